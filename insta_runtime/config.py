@@ -1,0 +1,97 @@
+"""Every knob of the avatar, with unit, bounds and meaning.
+
+Plain frozen dataclasses, so that the runtime needs no configuration library; `telepresence.config` reads
+them from TOML, refuses unknown keys and checks the bounds declared here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def setting(
+    default: Any,
+    meaning: str,
+    *,
+    unit: str = "",
+    ge: float | None = None,
+    le: float | None = None,
+    choices: tuple[str, ...] = (),
+) -> Any:
+    """A dataclass field that documents itself: default, meaning, unit, inclusive bounds, allowed words."""
+    return field(default=default, metadata={"meaning": meaning, "unit": unit, "ge": ge, "le": le, "choices": choices})
+
+
+@dataclass(frozen=True)
+class WarpConfig:
+    """Posed <-> canonical: how a sample finds its triangle and rides with it."""
+
+    cell: float = setting(0.010, "edge of a cell of the candidate grid", unit="m", ge=0.002, le=0.05)
+    candidates: int = setting(16, "triangles that a cell offers to its samples", ge=4, le=64)
+    band: float = setting(
+        0.06, "distance from the posed surface beyond which nothing is sampled", unit="m", ge=0.005, le=0.2
+    )
+    canonical_jaw: float = setting(
+        0.35, "how far the canonical mouth stands open (jawOpen, or x 0.6 rad)", ge=0.0, le=1.0
+    )
+
+
+@dataclass(frozen=True)
+class FieldConfig:
+    """The radiance field in canonical space: hash grid and MLPs."""
+
+    levels: int = setting(12, "levels of the hash grid", ge=1, le=24)
+    features: int = setting(2, "features a level", ge=1, le=8)
+    log2_entries: int = setting(17, "log2 of the table size of a level", ge=8, le=24)
+    base: int = setting(16, "resolution of the coarsest level across the canonical box", ge=2, le=128)
+    finest: int = setting(512, "resolution of the finest level across the canonical box", ge=4, le=8192)
+    hidden: int = setting(64, "width of the hidden layers", ge=8, le=256)
+    conditioning: int = setting(16, "width of the expression code", ge=0, le=128)
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How a ray is sampled."""
+
+    step: float = setting(0.004, "distance between samples on a ray", unit="m", ge=0.0005, le=0.02)
+    max_samples: int = setting(32, "samples a ray at most; the nearest ones are kept", ge=4, le=1024)
+
+
+@dataclass(frozen=True)
+class OccupancyConfig:
+    """The canonical occupancy grid."""
+
+    resolution: int = setting(48, "cells along the longest side of the canonical box", ge=8, le=256)
+    interval: int = setting(16, "training steps between updates", ge=1, le=1000)
+    decay: float = setting(0.95, "how fast an old density fades at an update", ge=0.0, le=1.0)
+    threshold: float = setting(0.01, "opacity of one step above which a cell is occupied", ge=0.0, le=1.0)
+
+
+@dataclass(frozen=True)
+class LearnConfig:
+    """Losses, optimiser, replay."""
+
+    rays: int = setting(4096, "rays of a training step", ge=64, le=1 << 20)
+    frames: int = setting(4, "observations that share a training step", ge=1, le=64)
+    size: int = setting(512, "longest side of the pictures learned from", unit="px", ge=32, le=2048)
+    learning_rate: float = setting(1e-2, "Adam step size of the hash grid; the MLPs take a third", ge=1e-6, le=1.0)
+    final_rate: float = setting(0.1, "learning rate at the end of the schedule, as a part of the first", ge=0.0, le=1.0)
+    ema: float = setting(0.99, "decay of the averaged weights that are shown", ge=0.0, le=0.9999)
+    huber: float = setting(0.1, "colour error where the loss turns from quadratic to linear", ge=0.001, le=1.0)
+    mask_weight: float = setting(0.2, "weight of the opacity loss", ge=0.0, le=100.0)
+    depth_weight: float = setting(0.5, "weight of the depth prior of the head mesh", ge=0.0, le=100.0)
+    mouth_weight: float = setting(4.0, "weight of a pixel of the mouth", ge=1.0, le=100.0)
+    replay_mb: int = setting(1024, "memory for pictures to learn from", unit="MiB", ge=16, le=1 << 16)
+    seed: int = setting(0, "seed of every random choice", ge=0)
+
+
+@dataclass(frozen=True)
+class AvatarConfig:
+    """All of the above."""
+
+    warp: WarpConfig = field(default_factory=WarpConfig)
+    radiance: FieldConfig = field(default_factory=FieldConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    occupancy: OccupancyConfig = field(default_factory=OccupancyConfig)
+    learn: LearnConfig = field(default_factory=LearnConfig)

@@ -1,0 +1,58 @@
+"""What crosses the threads of the daemon: camera frames, tracked frames, pictures to show."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from insta_runtime.types import Bytes, Camera, HeadState, Observation
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What a source knows about its own picture (the synthetic actor): exact state, matte and camera.
+
+    ``alpha`` (H, W) uint8 is matte x neck ramp, at the picture's resolution.
+    """
+
+    state: HeadState
+    alpha: Bytes
+    camera: Camera
+
+
+@dataclass(frozen=True)
+class CameraFrame:
+    """A picture as it comes from a source: ``rgb`` (H, W, 3) uint8; ``t_capture_ns`` monotonic."""
+
+    frame_id: int
+    t_capture_ns: int
+    rgb: Bytes
+    truth: Truth | None = None
+
+
+@dataclass(frozen=True)
+class TrackedFrame:
+    """What tracking made of a camera frame.
+
+    ``observation`` is the cropped picture with matte, state and crop camera, or None while no face is
+    tracked (``lost``).  ``error_px`` is the reprojection error scaled to a longest side of 512 pixels;
+    ``mouth_open`` etc. live in the state.  ``crop_rgb`` is the cropped picture even when no face was found.
+    """
+
+    frame_id: int
+    t_capture_ns: int
+    crop_rgb: Bytes
+    observation: Observation | None
+    error_px: float | None = None
+
+
+@dataclass(frozen=True)
+class ShownFrame:
+    """A finished picture for viewers: ``rgb`` (H, W, 3) uint8, with the capture time it belongs to.
+
+    ``is_avatar`` tells an avatar picture from the coloured mesh or a card.
+    """
+
+    frame_id: int
+    t_capture_ns: int
+    rgb: Bytes
+    is_avatar: bool = False
