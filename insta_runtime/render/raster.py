@@ -1,0 +1,156 @@
+"""The mesh rasteriser: which triangle does each pixel see, where on it, and how far away.
+
+Plain torch on any device, without a loop over triangles.  A triangle is cut into the pixel rows it
+touches, a row into the pixels between the two edges that bound it; every such fragment competes for its
+pixel with its inverse depth.  Work and memory follow the number of fragments, not the number of triangles
+times the number of pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from insta_runtime.types import Camera
+
+NEAR = 0.01
+"""Distance in metres before which nothing is drawn: a triangle with a corner nearer than this is dropped."""
+
+_EDGE = 1e-5
+"""How far outside an edge (in barycentric units) a pixel centre still counts as inside, so that rounding
+leaves no hole between neighbours."""
+
+_MIN_AREA = 1e-8
+"""Twice the area in square pixels below which a triangle is a line."""
+
+
+@dataclass(frozen=True)
+class Raster:
+    """What a camera sees of a mesh, pixel by pixel.  Pixel (row, column) is sampled at its centre (+0.5).
+
+    Attributes:
+        triangle: (H, W) int64 index into ``faces`` of the nearest triangle, -1 where there is none.
+        barycentrics: (H, W, 3) float32, perspective-correct weights of its corners; zero where there is none.
+        depth: (H, W) float32 camera z in metres, infinite where there is none.
+        faces: (F, 3) int64, the triangles that were drawn.
+    """
+
+    triangle: torch.Tensor
+    barycentrics: torch.Tensor
+    depth: torch.Tensor
+    faces: torch.Tensor
+
+    @property
+    def mask(self) -> torch.Tensor:
+        """(H, W) bool: True where the mesh covers the pixel."""
+        return self.triangle >= 0
+
+    def interpolate(self, vertex_values: torch.Tensor) -> torch.Tensor:
+        """Values (V, C) at the vertices, carried to the pixels: (H, W, C), zero where there is no triangle.
+
+        Differentiable to ``vertex_values``.
+        """
+        pixels = self.mask.flatten().nonzero().squeeze(1)
+        corners = self.faces[self.triangle.flatten()[pixels]]
+        weights = self.barycentrics.flatten(0, 1)[pixels].to(vertex_values.dtype)
+        values = weights[:, 0, None] * vertex_values[corners[:, 0]]
+        values = values + weights[:, 1, None] * vertex_values[corners[:, 1]]
+        values = values + weights[:, 2, None] * vertex_values[corners[:, 2]]
+        height, width = self.triangle.shape
+        picture = values.new_zeros(height * width, vertex_values.shape[1])
+        return picture.index_copy(0, pixels, values).view(height, width, -1)
+
+
+@torch.no_grad()
+def rasterise(vertices_cam: torch.Tensor, faces: torch.Tensor, camera: Camera, *, cull: bool = False) -> Raster:
+    """Draw a mesh.  Not differentiable; deterministic.
+
+    Args:
+        vertices_cam: (V, 3) float32, camera space (OpenCV axes), metres.
+        faces: (F, 3) int64 on the same device.
+        camera: the view; its ``height`` and ``width`` are the size of the result.
+        cull: drop back faces: those whose corners run clockwise in the picture as one looks at it.
+
+    Of equally near triangles the one with the lowest index wins.  Triangles that are degenerate, outside the
+    picture, or have a corner nearer than ``NEAR`` are dropped (not clipped).
+    """
+    height, width, device = camera.height, camera.width, vertices_cam.device
+    z = vertices_cam[:, 2]
+    inverse_z = 1.0 / z.clamp_min(NEAR)
+    x = camera.fx * vertices_cam[:, 0] * inverse_z + camera.cx
+    y = camera.fy * vertices_cam[:, 1] * inverse_z + camera.cy
+    corner_x, corner_y, corner_w = x[faces], y[faces], inverse_z[faces]  # (F, 3)
+
+    # Barycentric weights 1 and 2 are affine in the offset from corner 0: b = gx * dx + gy * dy.
+    ax, ay = corner_x[:, 1] - corner_x[:, 0], corner_y[:, 1] - corner_y[:, 0]
+    bx, by = corner_x[:, 2] - corner_x[:, 0], corner_y[:, 2] - corner_y[:, 0]
+    area = ax * by - ay * bx
+    low_x, high_x = _pixel_range(corner_x, width)
+    low_y, high_y = _pixel_range(corner_y, height)
+    kept = (z[faces] > NEAR).all(1) & (high_x >= low_x) & (high_y >= low_y)
+    kept &= (area < -_MIN_AREA) if cull else (area.abs() > _MIN_AREA)
+    face = kept.nonzero().squeeze(1)
+    inverse_area = 1.0 / area[face]
+    gradient_x = torch.stack([by[face], -ay[face]], 1) * inverse_area[:, None]
+    gradient_y = torch.stack([-bx[face], ax[face]], 1) * inverse_area[:, None]
+    gradient_x = torch.cat([-gradient_x.sum(1, keepdim=True), gradient_x], 1)  # (K, 3)
+    gradient_y = torch.cat([-gradient_y.sum(1, keepdim=True), gradient_y], 1)
+    origin_x, origin_y, w = corner_x[face, 0], corner_y[face, 0], corner_w[face]
+    low_x, high_x, low_y, high_y = low_x[face], high_x[face], low_y[face], high_y[face]
+
+    # Rows: (triangle, pixel row) pairs, and the pixels of each row that lie inside all three edges.
+    of_face, step = _enumerate(high_y - low_y + 1)
+    row = low_y[of_face] + step
+    slope = gradient_x[of_face]  # (P, 3)
+    start = gradient_y[of_face] * (row + 0.5 - origin_y[of_face])[:, None]
+    start[:, 0] += 1.0
+    crossing = (-_EDGE - start) / slope + (origin_x[of_face] - 0.5)[:, None]
+    lowest = torch.where(slope > 0, crossing, -torch.inf).amax(1)
+    highest = torch.where(slope < 0, crossing, torch.inf).amin(1)
+    outside = ((slope == 0) & (start < -_EDGE)).any(1)
+    left = torch.maximum(lowest.clamp(-1.0, width).ceil().long(), low_x[of_face])
+    right = torch.minimum(highest.clamp(-1.0, width).floor().long(), high_x[of_face])
+    count = (right - left + 1).clamp_min(0).masked_fill(outside, 0)
+
+    # Fragments: every pixel keeps the largest inverse depth.  Positive floats order like their bits, so depth
+    # and triangle share one integer and one scatter decides both.
+    of_row, step = _enumerate(count)
+    w_slope = (slope * w[of_face]).sum(1)
+    w_start = (start * w[of_face]).sum(1) + w_slope * (left + 0.5 - origin_x[of_face])
+    fragment_w = (w_start[of_row] + w_slope[of_row] * step).clamp_min(1e-9).float()
+    pixel = (row * width + left)[of_row] + step
+    key = (fragment_w.view(torch.int32).long() << 32) + (0x7FFFFFFF - of_face)[of_row]
+    best = torch.full((height * width,), -1, dtype=torch.int64, device=device)
+    best.scatter_reduce_(0, pixel, key, "amax")
+
+    covered = (best >= 0).nonzero().squeeze(1)
+    winner = 0x7FFFFFFF - (best[covered] & 0x7FFFFFFF)
+    dx = (covered % width) + 0.5 - origin_x[winner]
+    dy = torch.div(covered, width, rounding_mode="floor") + 0.5 - origin_y[winner]
+    flat = gradient_x[winner] * dx[:, None] + gradient_y[winner] * dy[:, None]
+    flat[:, 0] += 1.0
+    weights = flat.clamp_min_(0.0) * w[winner]
+    total = weights.sum(1, keepdim=True)
+
+    triangle = torch.full((height * width,), -1, dtype=torch.int64, device=device)
+    triangle[covered] = face[winner]
+    barycentrics = torch.zeros(height * width, 3, device=device)
+    barycentrics[covered] = (weights / total).float()
+    depth = torch.full((height * width,), torch.inf, device=device)
+    depth[covered] = (flat.sum(1) / total.squeeze(1)).float()
+    return Raster(triangle.view(height, width), barycentrics.view(height, width, 3), depth.view(height, width), faces)
+
+
+def _pixel_range(corners: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """First and last of the ``size`` pixels whose centres lie between the corners (F, 3), along one axis."""
+    low = (corners.amin(1) - 0.5 - _EDGE).ceil().clamp(0, size)
+    high = (corners.amax(1) - 0.5 + _EDGE).floor().clamp(-1, size - 1)
+    return low.long(), high.long()
+
+
+def _enumerate(counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """For every i, ``counts[i]`` pairs (i, 0), (i, 1), ...: owner and step, both (sum of counts,) int64."""
+    owner = torch.repeat_interleave(counts)
+    first = counts.cumsum(0) - counts
+    return owner, torch.arange(len(owner), device=counts.device) - first[owner]
