@@ -1,0 +1,89 @@
+"""A Python client that drives the face of a running daemon over ZeroMQ.
+
+    from telepresence.client import ParameterClient
+
+    with ParameterClient("tcp://127.0.0.1:5577", head_sha256, "arkit52") as client:
+        client.send(expression=weights)          # (52,) in [0, 1]; all else keeps its value
+        client.send(state)                       # or a whole HeadState
+"""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from insta_runtime.types import HeadState
+from telepresence.drivers.message import VERSION, Basis, Parameters, encode
+
+
+class ParameterClient:
+    """Sends head states to the daemon that binds ``address``.
+
+    ``head_sha256`` is the hash of the head model that the parameters belong to (or its first 16 digits), as
+    `/status` names it under ``head``; the daemon refuses those of another head.  Sending never blocks: while
+    nobody listens, messages are dropped.
+    """
+
+    def __init__(self, address: str, head_sha256: str, basis: Basis) -> None:
+        import zmq
+
+        self.dropped = 0
+        self._head = head_sha256
+        self._basis = basis
+        self._seq = 0
+        self._socket = zmq.Context.instance().socket(zmq.PUSH)
+        self._socket.setsockopt(zmq.LINGER, 200)
+        # A queue of old expressions is worth nothing: keep a few and drop the rest.
+        self._socket.setsockopt(zmq.SNDHWM, 4)
+        self._socket.setsockopt(zmq.IMMEDIATE, 1)
+        self._socket.connect(address)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether a daemon was reached within ``timeout_s`` seconds."""
+        import zmq
+
+        return bool(self._socket.poll(int(timeout_s * 1000), zmq.POLLOUT))
+
+    def send(self, state: HeadState | None = None, *, t_capture_ns: int | None = None, **fields: ArrayLike) -> bool:
+        """Send a whole state, or only the given fields of one (names and shapes as in `HeadState`).
+
+        ``t_capture_ns`` is the monotonic time that the values belong to: now, unless given.  Returns False
+        if nobody took the message.  ValueError for a field that a head state does not have.
+        """
+        import zmq
+
+        values: dict[str, Any] = dict(fields) if state is None else {**state.arrays(), **fields}
+        if unknown := values.keys() - set(Parameters.__struct_fields__[5:]):
+            raise ValueError(f"a head state has no field {', '.join(sorted(unknown))}")
+        stamp = time.monotonic_ns() if t_capture_ns is None else t_capture_ns
+        parameters = Parameters(
+            v=VERSION,
+            seq=self._seq,
+            t_capture_ns=stamp,
+            head=self._head,
+            basis=self._basis,
+            **{name: np.asarray(value, dtype=np.float32).tolist() for name, value in values.items()},
+        )
+        self._seq += 1
+        try:
+            self._socket.send(encode(parameters), zmq.NOBLOCK)
+        except zmq.Again:
+            self.dropped += 1
+            return False
+        return True
+
+    def close(self) -> None:
+        """Close the socket, after at most 0.2 s for what is still on its way."""
+        self._socket.close()
+
+    def __enter__(self) -> ParameterClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,144 @@
+"""Parameters that arrive over ZeroMQ: a bound PULL socket, one thread, the newest state for who asks."""
+
+from __future__ import annotations
+
+import ipaddress
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from insta_runtime.errors import UserError
+from insta_runtime.types import HeadState
+from telepresence.drivers import message
+
+WIRE_LIMIT = 1 << 20
+"""ZeroMQ itself disconnects a peer that sends more bytes than this in one frame."""
+
+POLL_MS = 100
+SAME_CLOCK_NS = 1_000_000_000
+"""A capture time less than this before its arrival is taken to be on this machine's monotonic clock."""
+
+
+@dataclass(frozen=True)
+class Driven:
+    """A state that a message asked for, and when it arrived (``now_ns`` clock)."""
+
+    state: HeadState
+    seq: int
+    arrived_ns: int
+
+
+class ZeroMqDriver:
+    """Binds a PULL socket and keeps the newest state that valid messages add up to.
+
+    ``refused`` is called once for every message that is dropped, with one line that says why.  The thread
+    named "zmq" runs from `start` to `stop`.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        basis: str,
+        head_sha256: str,
+        expressions: int,
+        refused: Callable[[str], None],
+        allow_remote: bool = False,
+    ) -> None:
+        check_address(address, allow_remote)
+        self.address = address
+        self.received = 0
+        self.malformed = 0
+        self._basis = basis
+        self._head = head_sha256
+        self._state = HeadState.neutral(expressions)
+        self._refused = refused
+        self._newest: Driven | None = None
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Bind and listen.  UserError if the address cannot be bound."""
+        import zmq
+
+        socket = zmq.Context.instance().socket(zmq.PULL)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.MAXMSGSIZE, WIRE_LIMIT)
+        try:
+            socket.bind(self.address)
+        except zmq.ZMQError as error:
+            socket.close()
+            raise UserError(
+                f"cannot listen for parameters at {self.address}: {error}; choose another with --zmq"
+            ) from None
+        self.address = socket.getsockopt(zmq.LAST_ENDPOINT).rstrip(b"\0").decode()
+
+        def serve() -> None:
+            with socket:
+                while not self._stop.is_set():
+                    if socket.poll(POLL_MS):
+                        self._take(socket.recv_multipart(zmq.NOBLOCK))
+
+        self._thread = threading.Thread(target=serve, name="zmq", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Close the socket and wait for the thread."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def newest(self) -> Driven | None:
+        """The state after the newest valid message, or None before the first."""
+        return self._newest
+
+    def age(self, now_ns: int) -> float | None:
+        """Seconds since the newest valid message, or None before the first."""
+        newest = self._newest
+        return None if newest is None else (now_ns - newest.arrived_ns) / 1e9
+
+    def follow(self, state: HeadState) -> None:
+        """Let fields that no message has given yet start from ``state``: the tracker's, say."""
+        if self._newest is None:
+            self._state = state
+
+    def _take(self, frames: list[bytes]) -> None:
+        arrived = time.monotonic_ns()
+        try:
+            if len(frames) != 1:
+                raise UserError(f"malformed message: {len(frames)} frames, one is expected")
+            parameters = message.decode(frames[0])
+            state = message.apply(parameters, self._state, self._basis, self._head)
+        except UserError as error:
+            self.malformed += 1
+            self._refused(str(error))
+            return
+        local = 0 <= arrived - parameters.t_capture_ns < SAME_CLOCK_NS
+        self._state = state.at(parameters.t_capture_ns if local else arrived)
+        self.received += 1
+        self._newest = Driven(self._state, parameters.seq, arrived)
+
+
+def check_address(address: str, allow_remote: bool) -> None:
+    """UserError unless ``address`` is ipc or TCP on the loopback interface, or ``allow_remote`` was given."""
+    try:
+        parts = urlsplit(address)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        raise UserError(f"{address!r} is not a ZeroMQ address; write tcp://127.0.0.1:5577 or ipc:///path") from None
+    if parts.scheme == "ipc" and (parts.netloc or parts.path):
+        return
+    if parts.scheme != "tcp" or host is None or (port is None and not address.endswith(":*")):
+        raise UserError(f"{address!r} is not a ZeroMQ address; write tcp://127.0.0.1:5577 or ipc:///path")
+    if allow_remote or host == "localhost":
+        return
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise UserError(
+            f"{address} would let other machines move the face; bind to loopback, such as tcp://127.0.0.1:5577"
+        )

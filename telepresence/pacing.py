@@ -1,0 +1,47 @@
+"""How large to render and how much to train, from measured times: pure functions, no clocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+SIZES: Final = (64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512)
+"""Sides in pixels at which the avatar is rendered; the stream is 512 whatever this is."""
+
+SLOWER: Final = 1.15
+"""A picture that takes this many times its budget makes the next one smaller."""
+
+FASTER: Final = 0.8
+"""A larger picture is tried once it is predicted to take at most this part of the budget."""
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """The side at which to render (pixels) and the smoothed time of a picture of that side (ms)."""
+
+    side: int = 128
+    ms: float | None = None
+
+    def after(self, measured_ms: float, budget_ms: float) -> Resolution:
+        """The resolution for the next picture, after one of this side that took ``measured_ms``.
+
+        The time of a picture grows with its area; the gap between ``SLOWER`` and ``FASTER`` keeps the side
+        from swinging between two neighbours.
+        """
+        ms = measured_ms if self.ms is None else 0.7 * self.ms + 0.3 * measured_ms
+        index = SIZES.index(self.side)
+        if ms > SLOWER * budget_ms and index > 0:
+            return self._resized(SIZES[index - 1], ms)
+        if index + 1 < len(SIZES):
+            larger = self._resized(SIZES[index + 1], ms)
+            if larger.ms is not None and larger.ms <= FASTER * budget_ms:
+                return larger
+        return Resolution(self.side, ms)
+
+    def _resized(self, side: int, ms: float) -> Resolution:
+        return Resolution(side, ms * (side / self.side) ** 2)
+
+
+def training_pause(step_s: float, duty: float) -> float:
+    """Seconds to rest after a training step of ``step_s``, so that training takes ``duty`` of its thread's time."""
+    return step_s * (1.0 - duty) / duty
