@@ -1,0 +1,132 @@
+"""The MediaPipe model files: where they lie, where they come from, and that they are the right ones.
+
+A file is looked for in the folder given (``--models`` or ``TELEPRESENCE_MODELS``), then in the user's cache, and
+is else downloaded into the cache from the vendor's public address.  Whatever is used has a known SHA-256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+import tempfile
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from insta_runtime.errors import UserError
+
+VENDOR = "https://storage.googleapis.com/mediapipe-models/"
+SYSTEM_PACKAGES = "libegl1 libgles2 libgl1 libglib2.0-0 libxcb1"
+DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A model file by name, with its hash and, if the vendor publishes it, its address."""
+
+    name: str
+    sha256: str
+    address: str | None = None
+
+
+LANDMARKER = ModelFile(
+    "face_landmarker.task",
+    "64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff",
+    VENDOR + "face_landmarker/face_landmarker/float16/1/face_landmarker.task",
+)
+SEGMENTER = ModelFile(
+    "selfie_segmenter.tflite",
+    "191ac9529ae506ee0beefa6b2c945a172dab9d07d1e802a290a4e4038226658b",
+    VENDOR + "image_segmenter/selfie_segmenter/float16/1/selfie_segmenter.tflite",
+)
+SEGMENTER_SQUARE = ModelFile(
+    "selfie_segmentation.tflite",
+    "9ee168ec7c8f2a16c56fe8e1cfbc514974cbbb7e434051b455635f1bd1462f5c",
+)
+SEGMENTER_LANDSCAPE = ModelFile(
+    "selfie_segmentation_landscape.tflite",
+    "a77d03f4659b9f6b6c1f5106947bf40e99d7655094b6527f214ea7d451106edd",
+)
+
+
+def model_cache() -> Path:
+    """The folder in the user's cache where downloaded model files are kept."""
+    return Path(platformdirs.user_cache_dir("telepresence")) / "models"
+
+
+def landmarker_path(models: Path | None = None) -> Path:
+    """The face landmarker's file, downloaded if need be.  Raises UserError if there is none to be had."""
+    return _find((LANDMARKER,), models)
+
+
+def segmenter_path(models: Path | None = None, *, fast: bool = False) -> Path:
+    """The selfie segmenter's file; with ``fast`` the small landscape one if it lies there (as good on a face crop)."""
+    square = (SEGMENTER, SEGMENTER_SQUARE)
+    return _find((SEGMENTER_LANDSCAPE, *square) if fast else (*square, SEGMENTER_LANDSCAPE), models)
+
+
+def import_mediapipe() -> Any:
+    """The ``mediapipe`` module; UserError with the packages to install if it or a system library is missing."""
+    os.environ.setdefault("GLOG_minloglevel", "2")  # its start-up chatter is no message to the user
+    try:
+        return importlib.import_module("mediapipe")
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"tracking needs mediapipe ({error}): pip install mediapipe, or use --source synthetic"
+        ) from None
+    except (OSError, ImportError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"mediapipe cannot start ({reason}): install {SYSTEM_PACKAGES} (apt-get install), or use --source synthetic"
+        ) from None
+
+
+def _find(candidates: tuple[ModelFile, ...], models: Path | None) -> Path:
+    given = models or (Path(os.environ["TELEPRESENCE_MODELS"]) if os.environ.get("TELEPRESENCE_MODELS") else None)
+    if given is not None and not given.is_dir():
+        raise UserError(f"the folder of model files {given} does not exist: check --models or TELEPRESENCE_MODELS")
+    for folder in filter(None, (given, model_cache())):
+        for model in candidates:
+            path = folder / model.name
+            if path.is_file():
+                return _checked(path, model)
+    published = next(model for model in candidates if model.address is not None)
+    return _download(published, model_cache() / published.name)
+
+
+def _checked(path: Path, model: ModelFile) -> Path:
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+    if digest != model.sha256:
+        raise UserError(
+            f"{path} is not the expected {model.name} (its SHA-256 differs): delete it, a good one is fetched"
+        )
+    return path
+
+
+def _download(model: ModelFile, path: Path) -> Path:
+    assert model.address is not None
+    try:
+        with urllib.request.urlopen(model.address, timeout=DOWNLOAD_TIMEOUT) as answer:  # noqa: S310 (a constant https)
+            data: bytes = answer.read()
+    except (OSError, ValueError):
+        raise UserError(
+            f"{model.name} is missing and cannot be downloaded: put it from {model.address} at {path}, "
+            "or name its folder with --models; --source synthetic needs none"
+        ) from None
+    if hashlib.sha256(data).hexdigest() != model.sha256:
+        raise UserError(f"the {model.name} that was downloaded is damaged (its SHA-256 differs): try again")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as part:
+            part.write(data)
+        Path(part.name).replace(path)  # atomic: a reader never sees half a file
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}): name a folder with --models") from None
+    return path
