@@ -1,0 +1,40 @@
+"""Where pictures come from: ``synthetic``, ``webcam[:DEVICE]``, ``file:PATH``, ``browser``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from insta_runtime.errors import UserError
+from telepresence.frames import CameraFrame
+from telepresence.mailbox import Mailbox
+from telepresence.sources.source import Source
+
+__all__ = ["SPECS", "Source", "open_source"]
+
+SPECS = "synthetic, webcam, webcam:DEVICE, file:PATH or browser"
+
+
+def open_source(spec: str, *, browser: Mailbox[CameraFrame] | None = None) -> Source:
+    """The source that ``spec`` names.
+
+    ``browser`` is the mailbox that the ``browser`` source reads.  Only the chosen source is imported.  Raises
+    UserError if there is no such source, or if it cannot be opened.
+    """
+    kind, _, argument = spec.partition(":")
+    if kind == "synthetic" and not argument:
+        from telepresence.sources.synthetic import SyntheticSource
+
+        return SyntheticSource()
+    if kind == "webcam":
+        from telepresence.sources.webcam import WebcamSource
+
+        return WebcamSource(argument or None)
+    if kind == "file" and argument:
+        from telepresence.sources.video import VideoSource
+
+        return VideoSource(Path(argument).expanduser())
+    if kind == "browser" and not argument and browser is not None:
+        from telepresence.sources.browser import MailboxSource
+
+        return MailboxSource(browser)
+    raise UserError(f"no source is called {spec!r}; use {SPECS}")
