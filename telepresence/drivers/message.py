@@ -7,7 +7,6 @@ returned; what it refuses is a UserError of one line.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Annotated, Final, Literal
 
 import msgspec
@@ -95,9 +94,7 @@ def apply(parameters: Parameters, state: HeadState, basis: str, head_sha256: str
     moved = {name: _array(name, value) for name, value in fields.items() if value is not None}
     if "expression" in moved:
         if moved["expression"].shape != state.expression.shape:
-            raise UserError(
-                f"expression has {moved['expression'].size} weights, this head has {state.expression.size}"
-            )
+            raise UserError(f"expression has {moved['expression'].size} weights, this head has {state.expression.size}")
         low, high = (0.0, 1.0) if basis == "arkit52" else (-FLAME_WEIGHT, FLAME_WEIGHT)
         moved["expression"] = moved["expression"].clip(low, high)
     for name in {"jaw_pose", "neck_pose", "eye_pose"} & moved.keys():
@@ -110,7 +107,7 @@ def apply(parameters: Parameters, state: HeadState, basis: str, head_sha256: str
         x, y, z = moved["translation"]
         if not NEAREST_M <= z <= FARTHEST_M or max(abs(x), abs(y)) > FARTHEST_M:
             raise UserError("translation puts the head out of sight: metres, z forward of the camera")
-    return replace(state, **moved)
+    return HeadState(**(state.arrays() | moved), t_capture_ns=state.t_capture_ns)
 
 
 def _array(name: str, value: object) -> Float32:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from insta_runtime.errors import UserError
 from insta_runtime.types import HeadState
@@ -63,7 +63,7 @@ class ZeroMqDriver:
         """Bind and listen.  UserError if the address cannot be bound."""
         import zmq
 
-        socket = zmq.Context.instance().socket(zmq.PULL)
+        socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PULL)
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.MAXMSGSIZE, WIRE_LIMIT)
         try:
@@ -73,7 +73,7 @@ class ZeroMqDriver:
             raise UserError(
                 f"cannot listen for parameters at {self.address}: {error}; choose another with --zmq"
             ) from None
-        self.address = socket.getsockopt(zmq.LAST_ENDPOINT).rstrip(b"\0").decode()
+        self.address = socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
 
         def serve() -> None:
             with socket:
@@ -123,22 +123,18 @@ class ZeroMqDriver:
 
 def check_address(address: str, allow_remote: bool) -> None:
     """UserError unless ``address`` is ipc or TCP on the loopback interface, or ``allow_remote`` was given."""
-    try:
-        parts = urlsplit(address)
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        raise UserError(f"{address!r} is not a ZeroMQ address; write tcp://127.0.0.1:5577 or ipc:///path") from None
-    if parts.scheme == "ipc" and (parts.netloc or parts.path):
+    if re.fullmatch(r"ipc://.+", address):
         return
-    if parts.scheme != "tcp" or host is None or (port is None and not address.endswith(":*")):
+    tcp = re.fullmatch(r"tcp://(?:\[([0-9a-fA-F:]+)\]|([^/:\[\]]+)):(\d{1,5}|\*)", address)
+    if tcp is None:
         raise UserError(f"{address!r} is not a ZeroMQ address; write tcp://127.0.0.1:5577 or ipc:///path")
-    if allow_remote or host == "localhost":
+    if allow_remote or not _remote(tcp[1] or tcp[2]):
         return
+    raise UserError(f"{address} would let other machines move the face; bind to loopback, such as tcp://127.0.0.1:5577")
+
+
+def _remote(host: str) -> bool:
     try:
-        loopback = ipaddress.ip_address(host).is_loopback
+        return not ipaddress.ip_address(host).is_loopback
     except ValueError:
-        loopback = False
-    if not loopback:
-        raise UserError(
-            f"{address} would let other machines move the face; bind to loopback, such as tcp://127.0.0.1:5577"
-        )
+        return host != "localhost"
