@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from insta_runtime.errors import UserError
+from insta_runtime.head import load_head
 from insta_runtime.types import HeadState
 from telepresence.client import ParameterClient
 from telepresence.drivers import message
@@ -233,3 +234,9 @@ def test_whatever_is_accepted_is_a_sane_state(body: dict[str, Any]) -> None:
         assert array.shape == neutral.arrays()[name].shape
         assert np.isfinite(array).all()
     assert state.translation[2] > 0
+
+
+def test_the_document_lists_the_weights_in_the_order_of_the_open_head() -> None:
+    document = Path(__file__).parents[2] / "docs" / "protocols-zeromq.md"
+    names = document.read_text(encoding="utf-8").rpartition("arkit52\n")[2].replace(",", " ").split()
+    assert tuple(names) == load_head().expression_names
