@@ -20,6 +20,7 @@ import msgspec
 
 from insta_runtime.config import AvatarConfig, setting
 from insta_runtime.errors import UserError
+from telepresence.streaming.settings import StreamSettings
 
 Tree = dict[str, Any]
 
@@ -42,7 +43,7 @@ class RunConfig:
     )
     zmq: str = setting("tcp://127.0.0.1:5577", "address at which head parameters are received")
     show_camera: bool = setting(False, "show viewers the raw camera picture until the avatar is good enough")
-    render_fps: float = setting(30.0, "avatar pictures a second to aim at", unit="1/s", ge=1.0, le=240.0)
+    render_fps: float = setting(30.0, "avatar pictures a second to aim at", ge=1.0, le=240.0)
     train_share: float = setting(0.5, "part of the computing time that learning may take on a CPU", ge=0.0, le=1.0)
 
 
@@ -51,6 +52,7 @@ class Config:
     """Everything that can be configured."""
 
     run: RunConfig = field(default_factory=RunConfig)
+    stream: StreamSettings = field(default_factory=StreamSettings)
     avatar: AvatarConfig = field(default_factory=AvatarConfig)
 
 
@@ -116,10 +118,9 @@ def load_config(name_or_path: str | None, overrides: Sequence[str] = (), device:
         wanted = resolve_device(_check("run.device", wanted))
     for key, value in [*changes, ("run.device", wanted)]:
         _merge(tree, _nested(key, value))
-    try:
-        return msgspec.convert(tree, Config)
-    except msgspec.ValidationError as error:  # only a bug gets here: every key and value has been checked
-        raise UserError(f"configuration: {error}") from None
+    config = msgspec.convert(tree, Config)  # every key and value has been checked
+    config.stream.check()
+    return config
 
 
 @cache
@@ -175,7 +176,7 @@ def _parse_override(text: str) -> tuple[str, Any]:
     """``a.b=value`` with the value read as TOML where the knob is no text."""
     key, equals, raw = (part.strip() for part in text.partition("="))
     if not equals or not key:
-        raise UserError(f"--set takes key=value, got '{text}'")
+        raise UserError(f"--set takes key=value, got {text!r}")
     _known(key)
     value: Any = raw
     if _schema()[key].type is not str:
@@ -195,7 +196,7 @@ def _known(key: str, where: str = "") -> None:
     tails = [name for name in _schema() if last and name.rpartition(".")[2] == last]
     near = list(dict.fromkeys([*tails, *difflib.get_close_matches(key, _schema(), n=3, cutoff=0.5)]))[:3]
     hint = f"did you mean {' or '.join(near)}?" if near else f"groups are {', '.join(_groups())}"
-    raise UserError(f"{where}unknown setting '{key}': {hint}")
+    raise UserError(f"{where}unknown setting {key!r}: {hint}")
 
 
 def _groups() -> list[str]:

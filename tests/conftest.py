@@ -1,0 +1,101 @@
+"""What tests share: seeds, the folder of test material, a real browser."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+ROOT = Path(__file__).resolve().parent.parent
+
+CHROMIUM_FLAGS = (
+    "--no-sandbox",  # containers run as root
+    "--autoplay-policy=no-user-gesture-required",
+    # Media between two processes of a machine that may have no network but loopback:
+    "--allow-loopback-in-peer-connection",
+    "--disable-features=WebRtcHideLocalIpsWithMdns",
+)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep the avatars that tests learn out of the developer's data folder."""
+    os.environ["XDG_DATA_HOME"] = str(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Tests share the machine with a browser and a daemon."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeds() -> None:
+    import torch
+
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The root of the checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real clips and model files that is not part of the repository."""
+    folder = Path(os.environ.get("TELEPRESENCE_SHARED", ROOT.parent / "shared"))
+    if not (folder / "clips").is_dir():
+        pytest.skip(f"needs the test material in {folder} (TELEPRESENCE_SHARED)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def models(shared: Path) -> Path:
+    """MediaPipe's model files."""
+    return shared / "models"
+
+
+@pytest.fixture
+def launch_chromium() -> Iterator[Callable[..., Browser]]:
+    """Start Debian's Chromium, headless, with more flags if wanted: ``launch_chromium("--flag") -> Browser``.
+
+    Playwright's synchronous interface owns the event loop of the main thread while it runs: no async test may use it.
+    """
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("needs a browser: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with ExitStack() as stack:
+        playwright = stack.enter_context(sync_playwright())
+
+        def launch(*flags: str, **options: Any) -> Browser:
+            browser = playwright.chromium.launch(
+                executable_path=program, headless=True, args=[*CHROMIUM_FLAGS, *flags], **options
+            )
+            stack.callback(browser.close)
+            return browser
+
+        yield launch
+
+
+@pytest.fixture
+def chromium(launch_chromium: Callable[..., Browser]) -> Browser:
+    """A headless Chromium with an empty profile."""
+    return launch_chromium()
