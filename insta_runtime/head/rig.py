@@ -1,0 +1,140 @@
+"""Parameters to vertices: blendshapes, pose correctives, joints, linear blend skinning."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from insta_runtime.head.model import PARENTS, HeadModel
+from insta_runtime.types import HeadMesh, HeadState
+
+CANONICAL_JAW = 0.6  # radians that a jaw joint turns for an open canonical mouth, `jaw` = 1
+
+
+class Identity(NamedTuple):
+    """One person at rest: ``rest`` (V, 3) vertices and ``joints`` (5, 3), metres."""
+
+    rest: Tensor
+    joints: Tensor
+
+
+def rotation_matrix(axis_angle: Tensor) -> Tensor:
+    """Axis-angle (..., 3) in radians to matrices (..., 3, 3); smooth and differentiable at zero (Rodrigues)."""
+    angle = torch.sqrt((axis_angle * axis_angle).sum(-1) + 1e-20)[..., None, None]
+    x, y, z = axis_angle.unbind(-1)
+    zero = torch.zeros_like(x)
+    skew = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))
+    identity = torch.eye(3, dtype=axis_angle.dtype, device=axis_angle.device)
+    half = torch.sinc(angle / (2.0 * torch.pi))
+    return identity + torch.sinc(angle / torch.pi) * skew + 0.5 * half * half * (skew @ skew)
+
+
+class HeadRig:
+    """A head model on a device.  Everything is differentiable with respect to every parameter."""
+
+    def __init__(
+        self, model: HeadModel, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> None:
+        def tensor(array: NDArray[np.generic]) -> Tensor:
+            return torch.as_tensor(array, device=device, dtype=dtype)
+
+        self.model = model
+        self.faces = torch.as_tensor(model.faces, device=device)
+        self._template = tensor(model.template)
+        self._shape_dirs = tensor(model.shape_dirs).flatten(1)
+        self._joints = tensor(model.joints)
+        self._joint_shape_dirs = tensor(model.joint_shape_dirs).flatten(1)
+        self._skin_weights = tensor(model.skin_weights)
+        # All that is added to the identity before skinning, as one matrix: expression, eyelids, correctives.
+        dirs = [model.expression_dirs, model.eyelid_dirs]
+        if model.pose_dirs is not None:
+            dirs.append(model.pose_dirs)
+        self._motion_dirs = tensor(np.concatenate(dirs)).flatten(1)
+        self._last: tuple[bytes, Identity] | None = None
+
+    def identity(self, shape: Tensor) -> Identity:
+        """The person with the identity code ``shape`` (S,)."""
+        rest = self._template + (shape @ self._shape_dirs).view_as(self._template)
+        return Identity(rest, self._joints + (shape @ self._joint_shape_dirs).view_as(self._joints))
+
+    def vertices(
+        self,
+        shape: Tensor,
+        expression: Tensor,
+        jaw_pose: Tensor,
+        neck_pose: Tensor,
+        eye_pose: Tensor,
+        eyelids: Tensor,
+    ) -> Tensor:
+        """Posed vertices (B, V, 3) in head space, metres.
+
+        Args:
+            shape: (S,) identity code.
+            expression: (B, E) weights.
+            jaw_pose, neck_pose: (B, 3) axis-angle, radians.
+            eye_pose: (B, 2, 3) axis-angle of the left, then the right eye.
+            eyelids: (B, 2) closing of the left, then the right lid.
+        """
+        return self._posed(self.identity(shape), expression, jaw_pose, neck_pose, eye_pose, eyelids)
+
+    def pose(self, shape: NDArray[np.floating], state: HeadState) -> HeadMesh:
+        """The mesh of the person ``shape`` (S,) in ``state``, in head space; carries no gradient."""
+        arrays = (state.expression, state.jaw_pose, state.neck_pose, state.eye_pose, state.eyelids)
+        with torch.no_grad():
+            parameters = [self._tensor(array)[None] for array in arrays]
+            return HeadMesh(self._posed(self._identity_of(shape), *parameters)[0], self.faces)
+
+    def canonical(self, shape: NDArray[np.floating], jaw: float) -> HeadMesh:
+        """The neutral mesh with the mouth open by ``jaw`` in [0, 1]; carries no gradient."""
+        state = HeadState.neutral(len(self.model.expression_names))
+        if self.model.basis == "arkit52":
+            state.expression[self.model.expression_names.index("jawOpen")] = jaw
+        else:
+            state.jaw_pose[0] = CANONICAL_JAW * jaw
+        return self.pose(shape, state)
+
+    def _tensor(self, array: NDArray[np.floating]) -> Tensor:
+        return torch.as_tensor(array, device=self._template.device, dtype=self._template.dtype)
+
+    def _identity_of(self, shape: NDArray[np.floating]) -> Identity:
+        """`identity`, remembered for the person last asked for: it does not change from frame to frame."""
+        key = np.ascontiguousarray(shape).tobytes()
+        if self._last is None or self._last[0] != key:
+            self._last = key, self.identity(self._tensor(shape))
+        return self._last[1]
+
+    def _posed(
+        self,
+        identity: Identity,
+        expression: Tensor,
+        jaw_pose: Tensor,
+        neck_pose: Tensor,
+        eye_pose: Tensor,
+        eyelids: Tensor,
+    ) -> Tensor:
+        turns = rotation_matrix(torch.stack([neck_pose, jaw_pose, eye_pose[:, 0], eye_pose[:, 1]], 1))  # (B, 4, 3, 3)
+        weights = [expression, eyelids]
+        if self.model.pose_dirs is not None:
+            still = torch.eye(3, dtype=turns.dtype, device=turns.device)
+            weights.append((turns - still).flatten(1))
+        shaped = identity.rest + (torch.cat(weights, 1) @ self._motion_dirs).unflatten(1, (-1, 3))
+        linear, offset = self._joint_transforms(identity.joints, turns)
+        # Blend the joints' affine maps, then apply: (B, V, 3, 4) to (x, y, z, 1).
+        affine = torch.cat([linear, offset[..., None]], -1).flatten(2)  # (B, 5, 12)
+        blended = (self._skin_weights @ affine).unflatten(2, (3, 4))
+        return (blended[..., :3] @ shaped[..., None])[..., 0] + blended[..., 3]
+
+    def _joint_transforms(self, joints: Tensor, turns: Tensor) -> tuple[Tensor, Tensor]:
+        """World maps of the five joints: (B, 5, 3, 3) and (B, 5, 3), taking rest to posed points."""
+        still = torch.eye(3, dtype=turns.dtype, device=turns.device).expand(len(turns), 3, 3)
+        linear, offset = [still], [torch.zeros_like(turns[:, 0, 0])]
+        for joint in range(1, len(PARENTS)):
+            parent, turn = PARENTS[joint], turns[:, joint - 1]
+            about = joints[joint] - (turn @ joints[joint])  # turning about the joint: x -> turn x + about
+            linear.append(linear[parent] @ turn)
+            offset.append((linear[parent] @ about[..., None])[..., 0] + offset[parent])
+        return torch.stack(linear, 1), torch.stack(offset, 1)
