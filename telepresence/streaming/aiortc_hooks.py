@@ -1,0 +1,102 @@
+"""Everything that reaches into aiortc's and aioice's private parts, and nothing else does.
+
+aiortc hands a track no feedback about packets that were encoded elsewhere, holds every received picture back until
+the next one arrives, and offers no loopback address.  Each hook below changes one of these on one object (loopback:
+in one function of aioice), and `missing` says before the first call whether the names it needs are still there.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import aioice.ice
+import aiortc
+from aiortc import RTCPeerConnection, RTCRtpReceiver, RTCRtpSender
+from aiortc.jitterbuffer import JitterBuffer, JitterFrame
+from aiortc.rtp import RtpPacket
+
+VERSION = "1.16."
+JITTER_BUFFER = "_RTCRtpReceiver__jitter_buffer"
+
+
+def missing() -> list[str]:
+    """Names of aiortc and aioice that the hooks need and this installation lacks; empty when all is well."""
+    lacking = [] if aiortc.__version__.startswith(VERSION) else [f"aiortc {VERSION}*, found {aiortc.__version__}"]
+    for owner, name in (
+        (RTCRtpSender, "_send_keyframe"),
+        (RTCRtpSender, "_handle_rtcp_packet"),
+        (JitterBuffer, "_remove_frame"),
+        (JitterBuffer, "remove"),
+        (aioice.ice, "get_host_addresses"),
+    ):
+        if not callable(getattr(owner, name, None)):
+            lacking.append(f"{owner.__name__}.{name}")
+    if JITTER_BUFFER not in inspect.getsource(RTCRtpReceiver).replace("self.__", "_RTCRtpReceiver__"):
+        lacking.append(f"RTCRtpReceiver.{JITTER_BUFFER}")
+    return lacking
+
+
+def on_feedback(sender: RTCRtpSender, keyframe: Callable[[], None], heard: Callable[[], None]) -> None:
+    """Call ``keyframe`` when the peer asks ``sender`` for one (PLI, FIR), ``heard`` at every RTCP packet from it.
+
+    Both run on the event loop.  Retransmission and statistics go on as before.
+    """
+    handle = sender._handle_rtcp_packet
+
+    async def hearing(packet: Any) -> None:
+        heard()
+        await handle(packet)
+
+    vars(sender).update(_send_keyframe=keyframe, _handle_rtcp_packet=hearing)
+
+
+def release_on_marker(receiver: RTCRtpReceiver) -> None:
+    """Decode a received picture when its last packet is there, one frame interval earlier than aiortc does."""
+    setattr(receiver, JITTER_BUFFER, _MarkerJitterBuffer(capacity=512, is_video=True))
+
+
+class _MarkerJitterBuffer(JitterBuffer):
+    """Trusts the RTP marker bit, which ends a video frame (RFC 6184 and RFC 7741, section 4.1 and 4.2)."""
+
+    _packets: list[RtpPacket | None]
+    _origin: int
+
+    def _remove_frame(self, sequence_number: int) -> JitterFrame | None:
+        packets: list[RtpPacket] = []
+        for count in range(self._capacity):
+            packet = self._packets[(self._origin + count) % self._capacity]
+            if packet is None or (packets and packet.timestamp != packets[0].timestamp):
+                break
+            packets.append(packet)
+            if packet.marker:
+                data = b"".join(vars(p)["_data"] for p in packets)
+                self.remove(len(packets))
+                return JitterFrame(data=data, timestamp=packet.timestamp)
+        return super()._remove_frame(sequence_number)
+
+
+def offer_loopback() -> None:
+    """Let this process offer 127.0.0.1 to its peers, first: it is where they are, and maybe all that they have."""
+    original = aioice.ice.get_host_addresses
+    if getattr(original, "offers_loopback", False):
+        return
+
+    def addresses(use_ipv4: bool, use_ipv6: bool) -> list[str]:
+        return ["127.0.0.1"] * use_ipv4 + original(use_ipv4=use_ipv4, use_ipv6=use_ipv6)
+
+    vars(addresses)["offers_loopback"] = True
+    vars(aioice.ice)["get_host_addresses"] = addresses
+
+
+def quieten() -> None:
+    """Keep SDP and addresses of peers out of the log: both libraries write them there below WARNING."""
+    for name in ("aiortc", "aioice"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def connected(pc: RTCPeerConnection) -> bool:
+    """Whether media flows (public; here so that callers need not know aiortc's words for it)."""
+    return bool(pc.connectionState == "connected")

@@ -1,0 +1,71 @@
+"""A browser's camera: decoded pictures of an incoming track become camera frames."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import av
+import numpy as np
+from aiortc import MediaStreamTrack
+from aiortc.mediastreams import MediaStreamError
+
+from insta_runtime.types import Bytes
+from telepresence.frames import CameraFrame
+from telepresence.mailbox import Mailbox
+
+MAX_SIDE = 1280  # pixels; a larger picture is scaled down, so that a peer cannot fill the memory
+FIRST_S = 20.0  # the first picture must come within this time: permission, connection, keyframe
+SILENCE_S = 5.0  # a camera that sends nothing for so long is gone
+
+
+class CameraIntake:
+    """Drains one incoming video track into a mailbox, newest first, until it ends or falls silent."""
+
+    def __init__(self, track: MediaStreamTrack, mailbox: Mailbox[CameraFrame], began: Callable[[], None]) -> None:
+        self._track = track
+        self._mailbox = mailbox
+        self._began = began  # called at the first picture
+        self._newest: tuple[int, av.VideoFrame] | None = None
+        self._arrived = asyncio.Event()
+
+    async def run(self) -> None:
+        """Returns when the camera is gone.  aiortc queues without bound, so the queue is emptied at once."""
+        drain = asyncio.create_task(self._drain())
+        frame_id = 0
+        try:
+            while True:
+                if self._newest is None:
+                    self._arrived.clear()
+                    await asyncio.wait_for(self._arrived.wait(), SILENCE_S if frame_id else FIRST_S)
+                    if self._newest is None:
+                        return
+                (t_capture_ns, picture), self._newest = self._newest, None
+                rgb = await asyncio.to_thread(_rgb, picture)
+                if frame_id == 0:
+                    self._began()
+                self._mailbox.put(CameraFrame(frame_id, t_capture_ns, rgb))
+                frame_id += 1
+        except TimeoutError:
+            return
+        finally:
+            drain.cancel()
+
+    async def _drain(self) -> None:
+        try:
+            while True:
+                picture = await self._track.recv()
+                if isinstance(picture, av.VideoFrame):
+                    self._newest = (time.monotonic_ns(), picture)
+                    self._arrived.set()
+        except MediaStreamError:
+            self._newest = None
+            self._arrived.set()
+
+
+def _rgb(picture: av.VideoFrame) -> Bytes:
+    """(H, W, 3) uint8, the longest side at most MAX_SIDE."""
+    scale = min(1.0, MAX_SIDE / max(picture.width, picture.height))
+    width, height = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    return np.asarray(picture.to_ndarray(format="rgb24", width=width, height=height), dtype=np.uint8)

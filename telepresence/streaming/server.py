@@ -1,0 +1,170 @@
+"""The media server: pictures in, viewers and cameras over HTTP and WebRTC."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from insta_runtime.errors import UserError
+from telepresence.frames import CameraFrame, ShownFrame
+from telepresence.mailbox import Mailbox
+from telepresence.streaming.hub import EncoderHub
+from telepresence.streaming.settings import StreamSettings
+from telepresence.streaming.stats import StreamStats
+
+if TYPE_CHECKING:
+    from telepresence.streaming.peers import Peers
+
+log = logging.getLogger(__name__)
+
+START_S = 30.0
+STOP_S = 10.0
+
+
+@dataclass(frozen=True)
+class StreamHooks:
+    """What the server asks of, and tells, the daemon.  All are called on the network thread and must not block.
+
+    ``status`` gives what `GET /status` shows, ``metrics`` the Prometheus text of `GET /metrics`.  Pictures of a
+    browser's camera go into ``camera``; ``on_camera`` hears True at its first picture and False when it has ended.
+    """
+
+    status: Callable[[], Mapping[str, Any]] = dict
+    metrics: Callable[[], str] = str
+    camera: Mailbox[CameraFrame] = field(default_factory=lambda: Mailbox("browser camera"))
+    on_camera: Callable[[bool], None] = lambda _started: None
+
+
+class MediaServer:
+    """Streams the newest picture shown to every viewer, at the declared rate, and takes a browser's camera.
+
+    Two threads, ``network`` (asyncio, HTTP, WebRTC) and ``encode``, run from `start` to `stop`.
+    """
+
+    def __init__(self, settings: StreamSettings, hooks: StreamHooks) -> None:
+        """Raises UserError when the settings ask for what cannot be (a public address, an odd size)."""
+        settings.check()
+        self._settings = settings
+        self._hooks = hooks
+        self._hub = EncoderHub(settings)
+        self._peers: Peers | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopping: asyncio.Event | None = None
+        self._thread: threading.Thread | None = None
+        self._port = settings.port
+
+    def start(self) -> None:
+        """Listen; on return the page is there and `/whep` takes offers.  UserError when the port cannot be had."""
+        listener = self._listen()
+        self._port = listener.getsockname()[1]
+        self._hub.start()
+        ready: Future[None] = Future()
+        self._thread = threading.Thread(target=self._run, args=(listener, ready), name="network", daemon=True)
+        self._thread.start()
+        try:
+            ready.result(START_S)
+        except BaseException:
+            self.stop()
+            raise
+
+    @property
+    def address(self) -> str:
+        """What a user opens in a browser."""
+        host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
+        return f"http://{host}:{self._port}/"
+
+    @property
+    def viewers(self) -> int:
+        """How many peers are watching now."""
+        return self._peers.viewers if self._peers is not None else 0
+
+    def show(self, frame: ShownFrame) -> None:
+        """Make ``frame`` the picture that viewers see; any thread, never waits.  Other sizes are scaled (stretched)."""
+        self._hub.show(frame)
+
+    def stream_stats(self) -> StreamStats:
+        """Figures of the last two seconds; any thread."""
+        return self._hub.stats()
+
+    def stop(self) -> None:
+        """End every session and both threads; may be called twice, and after a failed start."""
+        if self._loop is not None and self._stopping is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._stopping.set)
+        if self._thread is not None:
+            self._thread.join(STOP_S)
+        self._hub.stop()
+
+    def _listen(self) -> socket.socket:
+        host, port = self._settings.host, self._settings.port
+        try:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            return socket.create_server((host, port), family=family, backlog=64)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise UserError(f"port {port} is taken by another program; choose a free one with --port") from error
+            reason = (error.strerror or str(error)).lower()
+            raise UserError(f"cannot listen on {host} port {port}: {reason}; choose another with --port") from error
+
+    def _run(self, listener: socket.socket, ready: Future[None]) -> None:
+        try:
+            asyncio.run(self._serve(listener, ready))
+        except BaseException as error:
+            if ready.done():
+                raise
+            ready.set_exception(error)
+
+    async def _serve(self, listener: socket.socket, ready: Future[None]) -> None:
+        from aiohttp.web import AppRunner, SockSite
+
+        from telepresence.streaming import aiortc_hooks, web
+        from telepresence.streaming.peers import Peers
+
+        aiortc_hooks.quieten()
+        shared = _can_share()
+        if shared:
+            aiortc_hooks.offer_loopback()
+        self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
+        self._peers = peers = Peers(
+            self._hub, self._settings.viewers, self._hooks.camera, self._hooks.on_camera, shared
+        )
+        app = web.application(peers, self._hooks.status, self._hooks.metrics, lambda: self._hub.alive)
+        runner = AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
+        await runner.setup()
+        watchdog = asyncio.create_task(peers.watchdog())
+        try:
+            await SockSite(runner, listener).start()
+            ready.set_result(None)
+            await self._stopping.wait()
+        finally:
+            watchdog.cancel()
+            await peers.close_all()
+            await runner.cleanup()
+
+
+def _can_share() -> bool:
+    """Whether one encode can serve all viewers: x264 works, and aiortc is the one that the hooks were made for."""
+    import av
+    import numpy as np
+
+    from telepresence.streaming import aiortc_hooks
+    from telepresence.streaming.encoder import H264Encoder, to_yuv420p
+
+    lacking = aiortc_hooks.missing()
+    try:
+        packet = H264Encoder(64, 30, 100_000, "ultrafast").encode(
+            to_yuv420p(np.zeros((64, 64, 3), np.uint8), 64), 0, True
+        )
+        if not packet.is_keyframe:
+            lacking.append("an x264 that makes keyframes on demand")
+    except (av.FFmpegError, ValueError) as error:
+        lacking.append(f"libx264 in PyAV ({error})")
+    if lacking:
+        log.warning("every viewer gets an encoder of its own, which costs more; missing: %s", ", ".join(lacking))
+    return not lacking
