@@ -21,7 +21,7 @@ from typing import Any
 
 from telepresence import __version__
 
-NEEDED = [
+NEEDED = (
     "torch",
     "numpy",
     "safetensors",
@@ -37,7 +37,7 @@ NEEDED = [
     "pillow",
     "mediapipe",
     "pygame-ce",
-]
+)
 
 SYSTEM_LIBRARIES = {  # what mediapipe and its OpenCV link, by Debian package
     "libEGL.so.1": "libegl1",
@@ -84,6 +84,9 @@ def doctor(*, models: Path | None = None) -> dict[str, Any]:
     )
     findings = [finding for probe in probes for finding in _guarded(probe)]
     table = Table.grid(padding=(0, 2))
+    table.add_column()
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for finding in findings:
         sign = {True: "[green]ok[/]", False: "[red]--[/]", None: "[yellow]  [/]"}[finding.ok]
         table.add_row(sign, finding.topic, _plain(finding.found))
