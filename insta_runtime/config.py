@@ -27,8 +27,8 @@ def setting(
 class WarpConfig:
     """Posed <-> canonical: how a sample finds its triangle and rides with it."""
 
-    cell: float = setting(0.010, "edge of a cell of the candidate grid", unit="m", ge=0.002, le=0.05)
-    candidates: int = setting(16, "triangles that a cell offers to its samples", ge=4, le=64)
+    cell: float = setting(0.008, "edge of a cell of the candidate grid", unit="m", ge=0.002, le=0.05)
+    candidates: int = setting(24, "triangles that a cell offers to its samples", ge=4, le=64)
     band: float = setting(
         0.06, "distance from the posed surface beyond which nothing is sampled", unit="m", ge=0.005, le=0.2
     )
@@ -47,7 +47,6 @@ class FieldConfig:
     base: int = setting(16, "resolution of the coarsest level across the canonical box", ge=2, le=128)
     finest: int = setting(512, "resolution of the finest level across the canonical box", ge=4, le=8192)
     hidden: int = setting(64, "width of the hidden layers", ge=8, le=256)
-    conditioning: int = setting(16, "width of the expression code", ge=0, le=128)
 
 
 @dataclass(frozen=True)
@@ -77,6 +76,7 @@ class LearnConfig:
     size: int = setting(512, "longest side of the pictures learned from", unit="px", ge=32, le=2048)
     learning_rate: float = setting(1e-2, "Adam step size of the hash grid; the MLPs take a third", ge=1e-6, le=1.0)
     final_rate: float = setting(0.1, "learning rate at the end of the schedule, as a part of the first", ge=0.0, le=1.0)
+    decay_steps: int = setting(4000, "steps of a live call over which the rate falls to its last value", ge=1)
     ema: float = setting(0.99, "decay of the averaged weights that are shown", ge=0.0, le=0.9999)
     huber: float = setting(0.1, "colour error where the loss turns from quadratic to linear", ge=0.001, le=1.0)
     mask_weight: float = setting(0.2, "weight of the opacity loss", ge=0.0, le=100.0)

@@ -1,0 +1,98 @@
+"""Multiresolution hash grid (Mueller et al. 2022, Instant NGP, section 3).
+
+Level l has resolution ``floor(base * growth^l)`` across the unit cube.  Where its lattice fits into the table it is
+stored densely, otherwise its corners are hashed.  Features are interpolated trilinearly.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from insta_runtime.config import FieldConfig
+
+PRIMES = (1, 2654435761, 805459861)
+
+
+class _Interpolate(torch.autograd.Function):
+    """``sum_c weight[n, c] * table[index[n, c]]``; differentiable with respect to the table alone."""
+
+    @staticmethod
+    def forward(ctx: Any, table: torch.Tensor, index: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(index, weight)
+        ctx.shape = table.shape
+        return nn.functional.embedding_bag(index, table, per_sample_weights=weight, mode="sum")
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        index, weight = ctx.saved_tensors
+        (gradient,) = gradients
+        table = torch.zeros(ctx.shape, dtype=gradient.dtype, device=gradient.device)
+        flat = index.reshape(-1)
+        # torch adds rows one by one on a CPU; pairs of features as complex scalars go three times as fast.
+        for first in range(0, ctx.shape[1], 2):
+            if first + 1 < ctx.shape[1]:
+                pair = gradient[:, None, first : first + 2] * weight[..., None]
+                column = torch.zeros(ctx.shape[0], dtype=gradient.dtype.to_complex(), device=gradient.device)
+                column.index_add_(0, flat, torch.view_as_complex(pair).reshape(-1))
+                table[:, first : first + 2] = torch.view_as_real(column)
+            else:
+                table[:, first].index_add_(0, flat, (gradient[:, None, first] * weight).reshape(-1))
+        return table, None, None
+
+
+class HashGrid(nn.Module):
+    """Encode points of the unit cube: (N, 3) in [0, 1] -> (N, levels * features).
+
+    Not differentiable with respect to the points.
+    """
+
+    def __init__(self, config: FieldConfig, generator: torch.Generator) -> None:
+        super().__init__()
+        self.levels, self.features = config.levels, config.features
+        growth = (config.finest / config.base) ** (1.0 / max(1, config.levels - 1))
+        entries = 1 << config.log2_entries
+        resolution = [math.floor(config.base * growth**level + 1e-6) for level in range(config.levels)]
+        self.dense = sum((r + 2) ** 3 <= entries for r in resolution)  # the coarse levels come first
+        sizes = [min((r + 2) ** 3, entries) for r in resolution]
+        offsets = [sum(sizes[:level]) for level in range(config.levels)]
+        table = torch.rand((sum(sizes), config.features), generator=generator) * 2e-4 - 1e-4
+        self.table = nn.Parameter(table)
+        self.entries = entries
+        stride = torch.tensor([[1, r + 2, (r + 2) ** 2] for r in resolution], dtype=torch.int32)
+        prime = torch.tensor(PRIMES, dtype=torch.int64).to(torch.int32)  # wraps: only the low bits count
+        stride[self.dense :] = prime
+        self.stride: torch.Tensor
+        self.offset: torch.Tensor
+        self.resolution: torch.Tensor
+        self.register_buffer("stride", stride, persistent=False)
+        self.register_buffer("offset", torch.tensor(offsets, dtype=torch.int32), persistent=False)
+        self.register_buffer("resolution", torch.tensor(resolution, dtype=torch.float32), persistent=False)
+
+    def forward(self, points: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            index, weight = self.corners(points)
+        features = _Interpolate.apply(self.table, index, weight)
+        return features.view(len(points), self.levels * self.features)
+
+    def corners(self, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Table rows and trilinear weights: int32 and float (N * levels, 8)."""
+        scaled = points.clamp(0.0, 1.0)[:, None, :] * self.resolution.to(points.dtype)[:, None]
+        cell = scaled.floor()
+        fraction = scaled - cell
+        low = cell.to(torch.int32)
+        near, far = low * self.stride, (low + 1) * self.stride
+        ends = torch.stack([near, far], dim=-1)  # (N, L, 3 axes, 2)
+        weights = torch.stack([1.0 - fraction, fraction], dim=-1)
+        x, y, z = ends.unbind(dim=2)
+        x, y, z = x[:, :, None, None, :], y[:, :, None, :, None], z[:, :, :, None, None]
+        d = self.dense
+        summed = x[:, :d] + y[:, :d] + z[:, :d]
+        hashed = (x[:, d:] ^ y[:, d:] ^ z[:, d:]) & (self.entries - 1)
+        index = torch.cat([summed, hashed], dim=1) + self.offset[:, None, None, None]
+        wx, wy, wz = weights.unbind(dim=2)
+        weight = wx[:, :, None, None, :] * wy[:, :, None, :, None] * wz[:, :, :, None, None]
+        return index.reshape(-1, 8), weight.reshape(-1, 8)

@@ -1,0 +1,132 @@
+"""The replay buffer: the observations that learning draws from, within a byte budget."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+
+import torch
+
+from insta_runtime.render.model import AvatarModel
+from insta_runtime.render.raster import rasterise
+from insta_runtime.render.rays import camera_vertices
+from insta_runtime.types import Camera, Observation
+from insta_runtime.warp.warp import PosedHead
+
+RECENT = 16  # the newest observations that the buffer never gives up
+BYTES_A_HEAD = 1 << 21  # what a posed head with its candidate grid takes, about
+
+
+def premultiplied(observation: Observation, size: int) -> tuple[torch.Tensor, Camera]:
+    """The picture at a longest side of ``size`` by area averaging, colour x matte.
+
+    Returns:
+        (h, w, 4) float in [0, 1], premultiplied RGBA, and its camera.  Pictures are never enlarged.
+    """
+    camera = observation.camera
+    scale = min(1.0, size / max(camera.width, camera.height))
+    width, height = max(1, round(camera.width * scale)), max(1, round(camera.height * scale))
+    alpha = torch.from_numpy(observation.alpha).float()[None] / 255.0
+    rgb = torch.from_numpy(observation.rgb).permute(2, 0, 1).float() / 255.0
+    picture = torch.cat([rgb * alpha, alpha])[None]
+    small = torch.nn.functional.interpolate(picture, (height, width), mode="area")[0]
+    return small.permute(1, 2, 0).contiguous(), camera.scaled(width, height)
+
+
+class Memory:
+    """One observation as learning needs it; the costly parts are made when it is first drawn.
+
+    Attributes:
+        rgba: (h * w, 4) uint8, premultiplied. camera: of that size.
+        code: (CODE_WIDTH,) expression code.
+    """
+
+    def __init__(self, model: AvatarModel, observation: Observation, size: int) -> None:
+        self.model, self.state = model, observation.state
+        self.frame_id = observation.frame_id
+        rgba, self.camera = premultiplied(observation, size)
+        self.rgba = (rgba.view(-1, 4) * 255.0 + 0.5).to(torch.uint8).to(model.device)
+        self.code = model.code_of(observation.state)
+        self._posed: PosedHead | None = None
+
+    def posed(self) -> PosedHead:
+        """The warp of this observation's state; the first call also shows its silhouette to the occupancy."""
+        if self._posed is None:
+            self._posed = self.model.pose(self.state)
+            self._look()
+        return self._posed
+
+    def _look(self) -> None:
+        """Rasterise the mesh once: depth prior, mouth, and the pixels worth drawing."""
+        assert self._posed is not None
+        model, camera = self.model, self.camera
+        vertices = camera_vertices(self._posed.vertices, self.state)
+        raster = rasterise(vertices, model.warp.canonical.faces, camera)
+        masks = torch.stack(
+            [
+                torch.as_tensor(model.head.masks[name], dtype=torch.float32, device=model.device)
+                for name in ("face", "mouth")
+            ],
+            dim=-1,
+        )
+        face, mouth = (raster.interpolate(masks) * raster.mask[..., None]).unbind(-1)
+        alpha = self.rgba[:, 3].float() / 255.0
+        skin = (face > 0.5).view(-1) & (alpha > 0.9)
+        self.depth = torch.where(skin, raster.depth.view(-1), 0.0).half()
+        self.mouth = (mouth > 0.3).view(-1)
+        picture = alpha.view(1, 1, camera.height, camera.width)
+        grown = torch.nn.functional.max_pool2d(picture, 5, stride=1, padding=2).view(-1) > 0.02
+        self.pixels = (grown | raster.mask.view(-1)).nonzero()[:, 0]
+        model.occupancy.carve(self._posed, self.state, camera, picture[0, 0])
+
+    @property
+    def bytes(self) -> int:
+        return int(self.rgba.numel()) * 2 + BYTES_A_HEAD
+
+
+class Replay:
+    """Observations to draw from.  `add` may be called from any thread, the rest belongs to the learner.
+
+    When the budget is spent, a random observation that is not among the newest `RECENT` makes room, so that
+    what is kept stays a fair sample of the whole past.
+    """
+
+    def __init__(self, model: AvatarModel, size: int, budget_mb: int, seed: int) -> None:
+        self.model, self.size, self.budget = model, size, budget_mb << 20
+        self.memories: list[Memory] = []
+        self._incoming: deque[Observation] = deque(maxlen=RECENT)
+        self._lock = threading.Lock()
+        self._generator = torch.Generator().manual_seed(seed)
+        self._order: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.memories)
+
+    def add(self, observation: Observation) -> None:
+        """Offer an observation; it is taken in at the next `draw`."""
+        with self._lock:
+            self._incoming.append(observation)
+
+    def take_in(self) -> None:
+        """Move offered observations into the buffer."""
+        with self._lock:
+            incoming = list(self._incoming)
+            self._incoming.clear()
+        for observation in incoming:
+            self.memories.append(Memory(self.model, observation, self.size))
+            while len(self.memories) > RECENT and sum(m.bytes for m in self.memories) > self.budget:
+                older = len(self.memories) - RECENT
+                del self.memories[int(torch.randint(older, (1,), generator=self._generator))]
+                self._order = []
+
+    def draw(self, count: int) -> list[Memory]:
+        """``count`` observations: one of the newest, the others from shuffled rounds through all of them."""
+        self.take_in()
+        total = len(self.memories)
+        newest = total - 1 - int(torch.randint(min(total, RECENT), (1,), generator=self._generator))
+        chosen = [newest]
+        while len(chosen) < min(count, total):
+            if not self._order:
+                self._order = torch.randperm(total, generator=self._generator).tolist()
+            chosen.append(self._order.pop())
+        return [self.memories[i] for i in chosen]

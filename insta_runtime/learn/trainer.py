@@ -1,0 +1,139 @@
+"""Learning: draw rays from replay, render them, step.  The same functions as display, now with gradients."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from insta_runtime.learn.losses import RayTargets, ray_loss
+from insta_runtime.learn.replay import Memory, Replay
+from insta_runtime.render.model import AvatarModel
+from insta_runtime.render.rays import pixel_rays
+from insta_runtime.render.renderer import Snapshot, take_snapshot
+from insta_runtime.render.sampling import RaySamples
+from insta_runtime.types import Observation
+
+MLP_RATE = 0.3  # the networks' learning rate as a part of the hash grid's
+CODE_JITTER = 0.05  # noise on expression codes, so that the field does not memorise frames by them
+FOCUS = 0.85  # part of the rays that go through the head; the others go anywhere
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one training step did: its number, loss, rays and samples.  ``loss`` is NaN for a skipped step."""
+
+    step: int
+    loss: float
+    rays: int
+    samples: int
+
+
+class Trainer:
+    """Trains a model from observations.  All but `add` belongs to one thread.
+
+    Attributes:
+        progress: where the learning rate stands between its first value (0) and its last (1); None lets the
+            number of steps decide (`LearnConfig.decay_steps`).
+    """
+
+    def __init__(self, model: AvatarModel) -> None:
+        config = model.config.learn
+        self.model, self.config = model, config
+        self.replay = Replay(model, config.size, config.replay_mb, config.seed)
+        self.steps = 0
+        self.progress: float | None = None
+        self._generator = torch.Generator().manual_seed(config.seed)
+        grid = list(model.field.grid.parameters())
+        networks = [*model.field.density_net.parameters(), *model.field.colour_net.parameters()]
+        self._optimiser = torch.optim.Adam(
+            [{"params": grid}, {"params": networks}], lr=config.learning_rate, betas=(0.9, 0.99), eps=1e-15, fused=True
+        )
+        self._averaged = {name: t.detach().clone() for name, t in model.field.state_dict().items()}
+
+    def add(self, observation: Observation) -> None:
+        """Offer an observation to learn from; safe from any thread, never waits."""
+        self.replay.add(observation)
+
+    def step(self) -> StepReport | None:
+        """One step of Adam on rays of a few observations; None while there is nothing to learn from."""
+        self.replay.take_in()
+        if len(self.replay) == 0:
+            return None
+        memories = self.replay.draw(self.config.frames)
+        rays, samples, loss = self._loss(memories)
+        value = float(loss)
+        self._optimiser.zero_grad(set_to_none=True)
+        if math.isfinite(value):
+            loss.backward()
+            self._set_rate()
+            self._optimiser.step()
+            self._average()
+        self.steps += 1
+        if self.steps % self._occupancy_interval() == 0:
+            self.update_occupancy()
+        return StepReport(self.steps, value, rays, samples)
+
+    def _occupancy_interval(self) -> int:
+        """Steps between updates of the occupancy grid: often at first, when most of space empties."""
+        return min(self.model.config.occupancy.interval, 4 + self.steps // 16)
+
+    def update_occupancy(self) -> None:
+        """Refresh the canonical occupancy with expression codes from replay."""
+        pick = torch.randint(len(self.replay), (64,), generator=self._generator).tolist()
+        codes = torch.stack([self.replay.memories[i].code for i in pick])
+        self.model.occupancy.update(self.model.field, codes, self._generator)
+
+    def snapshot(self) -> Snapshot:
+        """A copy of the averaged weights and the occupancy, for display or for saving."""
+        return take_snapshot(self.model, self._averaged)
+
+    def _loss(self, memories: list[Memory]) -> tuple[int, int, torch.Tensor]:
+        each = self.config.rays // len(memories)
+        device = self.model.device
+        packed, codes, targets = [], [], []
+        for memory in memories:
+            posed = memory.posed()
+            pixels = self._draw_pixels(memory, each)
+            rays = pixel_rays(memory.state, memory.camera, pixels)
+            samples = self.model.march(rays, posed, self._generator)
+            packed.append(samples)
+            noise = torch.randn(len(memory.code), generator=self._generator).to(device) * CODE_JITTER
+            codes.append((memory.code + noise).expand(len(samples.ray), -1))
+            x = (pixels % memory.camera.width + 0.5 - memory.camera.cx) / memory.camera.fx
+            y = (pixels // memory.camera.width + 0.5 - memory.camera.cy) / memory.camera.fy
+            slant = torch.sqrt(1.0 + x * x + y * y)
+            targets.append(
+                (memory.rgba[pixels].float() / 255.0, memory.depth[pixels].float() * slant, memory.mouth[pixels])
+            )
+        merged = RaySamples.join(packed, each)
+        count = each * len(memories)
+        seen = self.model.shade(merged, torch.cat(codes), count)
+        rgba, depth, mouth = (torch.cat(part) for part in zip(*targets, strict=True))
+        background = torch.rand((count, 3), generator=self._generator).to(device)
+        loss = ray_loss(seen, RayTargets(rgba, depth, mouth, background), self.config)
+        return count, len(merged.ray), loss
+
+    def _draw_pixels(self, memory: Memory, count: int) -> torch.Tensor:
+        focused = round(count * FOCUS) if len(memory.pixels) else 0
+        near = memory.pixels[
+            torch.randint(max(1, len(memory.pixels)), (focused,), generator=self._generator).to(self.model.device)
+        ]
+        anywhere = torch.randint(len(memory.rgba), (count - focused,), generator=self._generator)
+        return torch.cat([near, anywhere.to(self.model.device)])
+
+    def _set_rate(self) -> None:
+        progress = self.progress if self.progress is not None else min(1.0, self.steps / self.config.decay_steps)
+        warm = min(1.0, (self.steps + 1) / 20)
+        rate = self.config.learning_rate * self.config.final_rate**progress * warm
+        grid, networks = self._optimiser.param_groups
+        grid["lr"], networks["lr"] = rate, rate * MLP_RATE
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        # A young average must forget the random start faster than its decay says.
+        decay = min(self.config.ema, (1.0 + self.steps) / (10.0 + self.steps))
+        current = self.model.field.state_dict()
+        for name, average in self._averaged.items():
+            average.lerp_(current[name], 1.0 - decay)

@@ -1,0 +1,82 @@
+"""The head mesh with colours taken from the pictures: what is shown until the avatar is good enough."""
+
+from __future__ import annotations
+
+import torch
+
+from insta_runtime.head import HeadRig
+from insta_runtime.render.raster import rasterise
+from insta_runtime.render.rays import camera_vertices
+from insta_runtime.types import Camera, Float32, HeadState, Observation, RenderedFrame
+
+VISIBLE_DEPTH = 0.006  # metres behind the depth map where a vertex still counts as seen
+OBSERVE_SIZE = 192  # pictures are looked at at this size: vertices lie about 2 pixels apart there
+
+
+class ColouredMesh:
+    """Per-vertex mean of the colour and matte of every picture that showed the vertex.
+
+    Args:
+        rig: the head; shape: (S,) identity code.
+    """
+
+    def __init__(self, rig: HeadRig, shape: Float32) -> None:
+        self.rig, self.shape = rig, shape
+        rest = rig.canonical(shape, 0.0)
+        self.faces = rest.faces
+        vertices = len(rest.vertices)
+        self._sum = torch.zeros((vertices, 5), device=rest.vertices.device)  # r, g, b (x matte), matte, weight
+        corners = self.faces
+        edges = torch.cat([corners[:, [0, 1]], corners[:, [1, 2]], corners[:, [2, 0]]])
+        self._edges = torch.cat([edges, edges.flip(1)])
+        self._colours: torch.Tensor | None = None
+
+    def observe(self, observation: Observation) -> None:
+        """Take the colours of the vertices that ``observation`` shows."""
+        camera = observation.camera.scaled(OBSERVE_SIZE, OBSERVE_SIZE)
+        device = self._sum.device
+        vertices = camera_vertices(self.rig.pose(self.shape, observation.state).vertices, observation.state)
+        raster = rasterise(vertices, self.faces, camera)
+        x, y, z = vertices.unbind(-1)
+        u, v = x / z * camera.fx + camera.cx, y / z * camera.fy + camera.cy
+        inside = (z > 0.05) & (u >= 0) & (v >= 0) & (u < camera.width) & (v < camera.height)
+        column = u.long().clamp(0, camera.width - 1)
+        row = v.long().clamp(0, camera.height - 1)
+        visible = inside & (z <= raster.depth[row, column] + VISIBLE_DEPTH)
+        a, b, c = vertices[self.faces].unbind(1)
+        normal = torch.zeros_like(vertices).index_add_(
+            0, self.faces.reshape(-1), torch.linalg.cross(b - a, c - a).repeat_interleave(3, dim=0)
+        )
+        towards = -(torch.nn.functional.normalize(normal, dim=-1) * torch.nn.functional.normalize(vertices, dim=-1))
+        weight = visible * towards.sum(-1).clamp_min(0.0).square()
+        rgb = torch.as_tensor(observation.rgb, device=device).permute(2, 0, 1).float() / 255.0
+        alpha = torch.as_tensor(observation.alpha, device=device).float()[None] / 255.0
+        grid = torch.stack([2.0 * u / camera.width - 1.0, 2.0 * v / camera.height - 1.0], dim=-1)
+        picture = torch.cat([rgb * alpha, alpha])[None]
+        seen = torch.nn.functional.grid_sample(picture, grid[None, None], align_corners=False)[0, :, 0].T
+        self._sum += torch.cat([seen, torch.ones_like(weight[:, None])], dim=-1) * weight[:, None]
+        self._colours = None
+
+    def colours(self) -> torch.Tensor:
+        """(V, 4) premultiplied RGBA; what no picture showed takes over from its neighbours."""
+        if self._colours is None:
+            known = self._sum[:, 4] > 1e-3
+            value = torch.where(known[:, None], self._sum[:, :4] / self._sum[:, 4:].clamp_min(1e-6), 0.0)
+            filled = known.float()
+            start, end = self._edges.unbind(1)
+            for _ in range(40):
+                total = torch.zeros_like(value).index_add_(0, start, value[end] * filled[end, None])
+                count = torch.zeros_like(filled).index_add_(0, start, filled[end])
+                reached = ~known & (count > 0)
+                value = torch.where(reached[:, None], total / count.clamp_min(1.0)[:, None], value)
+                filled = (known | (count > 0)).float()
+            self._colours = value
+        return self._colours
+
+    @torch.no_grad()
+    def render(self, state: HeadState, camera: Camera, frame_id: int = 0) -> RenderedFrame:
+        """The coloured mesh in ``state`` as ``camera`` sees it: premultiplied RGBA."""
+        vertices = camera_vertices(self.rig.pose(self.shape, state).vertices, state)
+        raster = rasterise(vertices, self.faces, camera)
+        rgba = raster.interpolate(self.colours()) * raster.mask[..., None]
+        return RenderedFrame(frame_id, state.t_capture_ns, rgba.clamp(0.0, 1.0).float().cpu().numpy())

@@ -1,0 +1,61 @@
+"""The avatar as one thing: head, warp, field, occupancy, and how a ray sees them."""
+
+from __future__ import annotations
+
+import torch
+
+from insta_runtime.config import AvatarConfig
+from insta_runtime.field.conditioning import ExpressionCode, condition
+from insta_runtime.field.radiance import RadianceField
+from insta_runtime.head import HeadModel, HeadRig
+from insta_runtime.render.compositing import Composite, composite
+from insta_runtime.render.occupancy import FaceRegions, OccupancyGrid
+from insta_runtime.render.rays import Rays
+from insta_runtime.render.sampling import RaySamples, march
+from insta_runtime.types import Float32, HeadState
+from insta_runtime.warp.warp import HeadWarp, PosedHead
+
+
+class AvatarModel:
+    """Everything that a picture of the avatar is made from.
+
+    Args:
+        head: the head model; shape: (S,) identity code.
+        config: all knobs; device: where tensors live.
+        seed: of the field's initial weights.
+    """
+
+    def __init__(
+        self, head: HeadModel, shape: Float32, config: AvatarConfig, device: torch.device, seed: int = 0
+    ) -> None:
+        self.head, self.shape, self.config, self.device = head, shape, config, device
+        self.rig = HeadRig(head, device)
+        canonical = self.rig.canonical(shape, config.warp.canonical_jaw)
+
+        def mask(name: str) -> torch.Tensor:
+            return torch.as_tensor(head.masks[name], dtype=torch.float32, device=device)
+
+        masks = torch.stack([mask("mouth"), mask("eyes")], dim=-1)
+        self.warp = HeadWarp(canonical, masks, config.warp)
+        self.field = RadianceField(config.radiance, torch.Generator().manual_seed(seed)).to(device)
+        regions = FaceRegions(mask("face"), mask("mouth"))
+        self.occupancy = OccupancyGrid(self.warp, regions, config.occupancy, config.sampling.step)
+        self.code = ExpressionCode(head)
+
+    def pose(self, state: HeadState) -> PosedHead:
+        """The warp of one state."""
+        return self.warp.pose(self.rig.pose(self.shape, state).vertices)
+
+    def code_of(self, state: HeadState) -> torch.Tensor:
+        """The expression code (CODE_WIDTH,) of one state, on the device."""
+        return torch.as_tensor(self.code(state), device=self.device)
+
+    def march(self, rays: Rays, posed: PosedHead, generator: torch.Generator | None = None) -> RaySamples:
+        """Sample rays in one pose; no gradient flows through this."""
+        with torch.no_grad():
+            return march(rays, posed, self.occupancy, self.config.sampling, generator)
+
+    def shade(self, samples: RaySamples, codes: torch.Tensor, rays: int) -> Composite:
+        """Ask the field at ``samples`` and composite: ``codes`` (N, CODE_WIDTH), not yet faded, one a sample."""
+        density, colour = self.field(samples.position, samples.direction, condition(codes, samples.masks))
+        return composite(density, colour, samples.distance, samples.ray, rays, self.config.sampling.step)

@@ -1,0 +1,156 @@
+"""Which cells of canonical space hold anything, and where a pose carries them.
+
+The original keeps one grid in posed space, which clips unseen poses and grows to the union of all seen ones.  Here
+occupancy is canonical; the narrow band that rays march through is derived from it for each pose.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from insta_runtime.config import OccupancyConfig
+from insta_runtime.field.conditioning import CODE_WIDTH, condition
+from insta_runtime.field.radiance import RadianceField
+from insta_runtime.render.rays import camera_vertices
+from insta_runtime.types import Camera, HeadState
+from insta_runtime.warp.nearest import TriangleSoup
+from insta_runtime.warp.warp import SUBCELLS, HeadWarp, PosedHead, fade
+
+INSIDE_DEPTH = 0.015  # metres below the skin that may hold something
+SKIN_BAND = 0.02  # metres above the face that may hold something; elsewhere (hair) it is WarpConfig.band
+HULL_VOTES = 3  # pictures that must have shown a cell before the silhouette may rule it out
+HULL_SHARE = 0.15  # a cell is outside when fewer of the pictures that showed it had it in their matte
+UPDATE_CELLS = 16384
+
+
+@dataclass(frozen=True)
+class FaceRegions:
+    """Soft vertex regions of the head, (V,) float in [0, 1]: ``face`` is bare skin, ``mouth`` is hollow."""
+
+    face: torch.Tensor
+    mouth: torch.Tensor
+
+
+class OccupancyGrid:
+    """The canonical occupancy grid: a cube of ``resolution``^3 cells over the warp's box.
+
+    Only cells near the canonical surface are candidates at all.  Silhouettes of observations rule out candidates
+    (`carve`), the field's density decides about the rest (`update`).
+
+    Attributes:
+        cells: (C,) int64 flat indices of the candidate cells.
+        value: (C,) float32, decayed maximum of the opacity that one sampling step has there.
+        seen, inside: (C,) float32, pictures that showed the cell, and in whose matte it lay.
+    """
+
+    def __init__(self, warp: HeadWarp, regions: FaceRegions, config: OccupancyConfig, step: float) -> None:
+        self.warp, self.config, self.step = warp, config, step
+        box, resolution = warp.box, config.resolution
+        device = box.origin.device
+        everywhere = torch.arange(resolution**3, device=device)
+        soup = TriangleSoup(warp.canonical.vertices, warp.canonical.faces)
+        kept, triangles, masks = [], [], []
+        for chunk in everywhere.split(16384):
+            points = box.cell_centres(chunk, resolution)
+            nearest = warp.candidate_grid(soup, chunk, resolution).query(points)
+            corner = warp.canonical.faces[nearest.triangle]
+            b = nearest.barycentrics[:, :, None]
+            surface = (warp.canonical.vertices[corner] * b).sum(dim=1)
+            normal = warp.maps.frames[nearest.triangle][:, :, 2]
+            outside = ((points - surface) * normal).sum(-1) >= 0
+            face = (regions.face[corner] * nearest.barycentrics).sum(-1)
+            hollow = (regions.mouth[corner] * nearest.barycentrics).sum(-1) > 0.5
+            above = warp.config.band + (SKIN_BAND - warp.config.band) * face
+            below = torch.where(hollow, SKIN_BAND, INSIDE_DEPTH)
+            near = nearest.distance <= torch.where(outside, above, below)
+            kept.append(chunk[near])
+            triangles.append(nearest.triangle[near])
+            mask = (warp.masks[corner] * b).sum(dim=1) * fade(nearest.distance)[:, None]
+            masks.append(mask[near])
+        self.cells, self.triangle, self.masks = torch.cat(kept), torch.cat(triangles), torch.cat(masks)
+        self.value = torch.ones(len(self.cells), device=device)
+        self.seen = torch.zeros_like(self.value)
+        self.inside = torch.zeros_like(self.value)
+        self._publish()
+
+    @property
+    def occupied(self) -> torch.Tensor:
+        """(C,) bool: the candidate cells that rays must sample."""
+        outside = (self.seen >= HULL_VOTES) & (self.inside < HULL_SHARE * self.seen)
+        return (self.value > self.config.threshold) & ~outside
+
+    def _publish(self) -> None:
+        occupied = self.occupied
+        resolution = self.config.resolution
+        dense = torch.zeros(resolution**3, dtype=torch.bool, device=self.cells.device)
+        dense[self.cells[occupied]] = True
+        centres = self.warp.box.cell_centres(self.cells[occupied], resolution)
+        size = self.warp.box.side / resolution
+        steps = (torch.arange(SUBCELLS, device=centres.device) + 0.5) / SUBCELLS - 0.5
+        shift = torch.cartesian_prod(steps, steps, steps) * size
+        points = (centres[:, None] + shift).reshape(-1, 3)
+        triangle = self.triangle[occupied].repeat_interleave(len(shift))
+        self.dense, self._points, self._triangle = dense, points, triangle
+
+    def contains(self, points: torch.Tensor) -> torch.Tensor:
+        """(N,) bool: which canonical points (N, 3), metres, lie in occupied cells of the box."""
+        unit = self.warp.box.normalise(points)
+        within = ((unit >= 0.0) & (unit < 1.0)).all(dim=-1)
+        return self.dense[self.warp.box.cell_of(points, self.config.resolution)] & within
+
+    def posed(self, head: PosedHead) -> torch.Tensor:
+        """The cells of the posed grid that may hold something: (warp.resolution^3,) bool."""
+        return head.occupied_cells(self._points, self._triangle)
+
+    @torch.no_grad()
+    def carve(self, head: PosedHead, state: HeadState, camera: Camera, alpha: torch.Tensor) -> None:
+        """Count, for each candidate cell, whether one more picture's matte has it.
+
+        ``alpha`` (H, W) float in [0, 1] belongs to ``camera``; cells outside the picture are not counted.
+        """
+        centres = self.warp.box.cell_centres(self.cells, self.config.resolution)
+        x, y, z = camera_vertices(head.carry(centres, self.triangle), state).unbind(-1)
+        u = (x / z * camera.fx + camera.cx).floor()
+        v = (y / z * camera.fy + camera.cy).floor()
+        visible = (z > 0.05) & (u >= 0) & (v >= 0) & (u < camera.width) & (v < camera.height)
+        # A cell is larger than a pixel: its matte is the largest around its centre.
+        radius = max(1, round(0.5 * self.warp.box.side / self.config.resolution * camera.fx / float(z.median())))
+        grown = torch.nn.functional.max_pool2d(alpha[None, None], 2 * radius + 1, stride=1, padding=radius)[0, 0]
+        index = (v.clamp(0, camera.height - 1) * camera.width + u.clamp(0, camera.width - 1)).long()
+        self.seen += visible
+        self.inside += visible & (grown.reshape(-1)[index] > 0.1)
+
+    @torch.no_grad()
+    def update(self, field: RadianceField, codes: torch.Tensor, generator: torch.Generator) -> None:
+        """Look at the field's density at one random point of each of up to `UPDATE_CELLS` cells.
+
+        ``codes`` (K, CODE_WIDTH) are expression codes to draw from, so that an open mouth stays occupied.
+        """
+        device = self.cells.device
+        count = len(self.cells)
+        if count > UPDATE_CELLS:
+            chosen = torch.randint(count, (UPDATE_CELLS,), generator=generator).to(device)
+        else:
+            chosen = torch.arange(count, device=device)
+        resolution = self.config.resolution
+        jitter = torch.rand((len(chosen), 3), generator=generator).to(device) - 0.5
+        size = self.warp.box.side / resolution
+        points = self.warp.box.cell_centres(self.cells[chosen], resolution) + jitter * size
+        draw = torch.randint(len(codes), (len(chosen),), generator=generator).to(device)
+        assert codes.shape[1] == CODE_WIDTH
+        density, _ = field.density(self.warp.box.normalise(points), condition(codes[draw], self.masks[chosen]))
+        opacity = 1.0 - torch.exp(-density * self.step)
+        self.value[chosen] = torch.maximum(self.value[chosen] * self.config.decay, opacity)
+        self._publish()
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What must be saved with an avatar."""
+        return {"value": self.value, "seen": self.seen, "inside": self.inside}
+
+    def load(self, state: dict[str, torch.Tensor]) -> None:
+        """Take over a saved `state` of the same warp and configuration."""
+        for name, tensor in state.items():
+            getattr(self, name).copy_(tensor)
+        self._publish()

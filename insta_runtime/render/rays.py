@@ -1,0 +1,54 @@
+"""Camera rays in head space."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from insta_runtime.types import Camera, Float32, Float64, HeadState
+
+
+@dataclass(frozen=True)
+class Rays:
+    """R rays: ``origins`` (R, 3) metres and unit ``directions`` (R, 3), head space, torch float32."""
+
+    origins: torch.Tensor
+    directions: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.origins)
+
+
+def rotation_matrix(axis_angle: Float32) -> Float64:
+    """Rodrigues' formula: (3,) axis-angle in radians -> (3, 3) rotation, float64."""
+    vector = axis_angle.astype(np.float64)
+    angle = float(np.linalg.norm(vector))
+    x, y, z = vector
+    cross = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
+    if angle < 1e-8:
+        return np.eye(3) + cross
+    return np.eye(3) + np.sin(angle) / angle * cross + (1.0 - np.cos(angle)) / angle**2 * cross @ cross
+
+
+def pixel_rays(state: HeadState, camera: Camera, pixels: torch.Tensor) -> Rays:
+    """Rays through the centres of ``pixels`` (R,) int64, flat indices y * width + x, in the head's space.
+
+    The head's rigid motion goes into the camera: ``x_head = R^T (x_cam - t)``.
+    """
+    rotation = rotation_matrix(state.rotation)
+    eye = -rotation.T @ state.translation.astype(np.float64)
+    turn = torch.as_tensor(rotation, dtype=torch.float32, device=pixels.device)
+    x = (pixels % camera.width + 0.5 - camera.cx) / camera.fx
+    y = (pixels // camera.width + 0.5 - camera.cy) / camera.fy
+    directions = torch.nn.functional.normalize(torch.stack([x, y, torch.ones_like(x)], dim=-1), dim=-1) @ turn
+    origins = torch.as_tensor(eye, dtype=torch.float32, device=pixels.device).expand_as(directions)
+    return Rays(origins, directions)
+
+
+def camera_vertices(vertices: torch.Tensor, state: HeadState) -> torch.Tensor:
+    """Head space (V, 3) -> camera space (V, 3) by the state's rotation and translation."""
+    rotation = torch.as_tensor(rotation_matrix(state.rotation), dtype=vertices.dtype, device=vertices.device)
+    translation = torch.as_tensor(state.translation, dtype=vertices.dtype, device=vertices.device)
+    return vertices @ rotation.T + translation

@@ -1,0 +1,58 @@
+"""Pictures of an avatar, from a head state and a camera."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from insta_runtime.render.model import AvatarModel
+from insta_runtime.render.rays import pixel_rays
+from insta_runtime.types import Camera, HeadState, RenderedFrame
+
+Snapshot = dict[str, torch.Tensor]
+"""Weights as they travel from learning to display: the field's tensors and, under ``occupancy.``, the grid's."""
+
+RAYS_AT_ONCE = 1 << 16
+
+
+class Renderer:
+    """Renders snapshots of a model; owns its own copy of the weights, so that learning may go on meanwhile."""
+
+    def __init__(self, model: AvatarModel) -> None:
+        self.model = copy.copy(model)
+        self.model.field = copy.deepcopy(model.field).requires_grad_(False)
+        self.model.occupancy = copy.deepcopy(model.occupancy, {id(model.warp): model.warp})
+
+    def load(self, snapshot: Snapshot) -> None:
+        """Show this snapshot from now on."""
+        load_snapshot(self.model, snapshot)
+
+    @torch.no_grad()
+    def render(self, state: HeadState, camera: Camera, frame_id: int = 0) -> RenderedFrame:
+        """The avatar in ``state`` as ``camera`` sees it, over nothing: premultiplied RGBA."""
+        model = self.model
+        posed = model.pose(state)
+        code = model.code_of(state)
+        parts = []
+        pixels = torch.arange(camera.width * camera.height, device=model.device)
+        for chunk in pixels.split(RAYS_AT_ONCE):
+            samples = model.march(pixel_rays(state, camera, chunk), posed)
+            seen = model.shade(samples, code.expand(len(samples.ray), -1), len(chunk))
+            parts.append(torch.cat([seen.colour, seen.opacity[:, None]], dim=-1))
+        rgba = torch.cat(parts).view(camera.height, camera.width, 4).clamp(0.0, 1.0)
+        return RenderedFrame(frame_id, state.t_capture_ns, rgba.cpu().numpy())
+
+
+def take_snapshot(model: AvatarModel, weights: dict[str, torch.Tensor] | None = None) -> Snapshot:
+    """A copy of the model's state; ``weights`` (the averaged ones, say) in place of the field's own."""
+    source = model.field.state_dict() if weights is None else weights
+    snapshot = {name: tensor.detach().clone() for name, tensor in source.items()}
+    return snapshot | {f"occupancy.{name}": t.clone() for name, t in model.occupancy.state().items()}
+
+
+def load_snapshot(model: AvatarModel, snapshot: Snapshot) -> None:
+    """Put a snapshot into a model of the same configuration."""
+    prefix = "occupancy."
+    model.field.load_state_dict({k: v for k, v in snapshot.items() if not k.startswith(prefix)})
+    model.occupancy.load({k.removeprefix(prefix): v for k, v in snapshot.items() if k.startswith(prefix)})

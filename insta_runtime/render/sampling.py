@@ -1,0 +1,108 @@
+"""Samples on rays: march through the posed band, keep what is canonically occupied."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from insta_runtime.config import SamplingConfig
+from insta_runtime.render.occupancy import OccupancyGrid
+from insta_runtime.render.rays import Rays
+from insta_runtime.warp.warp import PosedHead
+
+
+@dataclass(frozen=True)
+class RaySamples:
+    """N packed samples of R rays, sorted by ray and, within a ray, front to back.
+
+    Attributes:
+        ray: (N,) int64, the ray that a sample belongs to.
+        distance: (N,) metres along the ray to the middle of the step.
+        position, direction: (N, 3) canonical, unit cube and unit vector.
+        masks: (N, 2) how much the mouth's and the eyes' code count.
+    """
+
+    ray: torch.Tensor
+    distance: torch.Tensor
+    position: torch.Tensor
+    direction: torch.Tensor
+    masks: torch.Tensor
+
+    @staticmethod
+    def join(parts: list[RaySamples], rays_each: int) -> RaySamples:
+        """Concatenate the samples of several bundles of ``rays_each`` rays; the rays are numbered through."""
+        return RaySamples(
+            torch.cat([part.ray + i * rays_each for i, part in enumerate(parts)]),
+            *(
+                torch.cat([getattr(part, name) for part in parts])
+                for name in ("distance", "position", "direction", "masks")
+            ),
+        )
+
+
+def march(
+    rays: Rays,
+    head: PosedHead,
+    occupancy: OccupancyGrid,
+    config: SamplingConfig,
+    generator: torch.Generator | None = None,
+) -> RaySamples:
+    """Sample rays every ``config.step`` metres where the avatar may be.
+
+    With a ``generator`` each ray starts at a random part of a step (training); without one, in the middle, so that
+    a still head renders a still picture.  Beyond ``config.max_samples`` the farthest samples of a ray are dropped.
+    """
+    box, resolution = head.warp.box, head.warp.resolution
+    device = rays.origins.device
+    cells = occupancy.posed(head)
+    head.prepare(cells)
+
+    # The slab test against the bounds of the band, not of the whole box.
+    index = cells.nonzero()[:, 0]
+    if len(index) == 0 or len(rays) == 0:
+        empty = torch.zeros((0, 3), device=device)
+        none = torch.zeros(0, dtype=torch.int64, device=device)
+        return RaySamples(none, empty[:, 0], empty, empty, empty[:, :2])
+    centres = box.cell_centres(index, resolution)
+    half = 0.5 * box.side / resolution
+    lower, upper = centres.amin(0) - half, centres.amax(0) + half
+    safe = torch.where(rays.directions.abs() < 1e-9, 1e-9, rays.directions)
+    t0, t1 = (lower - rays.origins) / safe, (upper - rays.origins) / safe
+    enter = torch.minimum(t0, t1).amax(dim=-1).clamp_min(0.05)
+    leave = torch.maximum(t0, t1).amin(dim=-1)
+    hits = (leave > enter).nonzero()[:, 0]
+    if len(hits) == 0:
+        empty = torch.zeros((0, 3), device=device)
+        return RaySamples(hits, empty[:, 0], empty, empty, empty[:, :2])
+
+    # Steps lie on a lattice around the eye, so that neighbouring rays sample alike.
+    first = (enter[hits] / config.step).floor()
+    count = int(((leave[hits] - enter[hits]).max() / config.step).ceil()) + 1
+    offset = (
+        torch.rand((len(hits), 1), generator=generator).to(device)
+        if generator is not None
+        else torch.full((len(hits), 1), 0.5, device=device)
+    )
+    t = (first[:, None] + torch.arange(count, device=device) + offset) * config.step
+    points = rays.origins[hits, None] + t[..., None] * rays.directions[hits, None]
+    occupied = cells[box.cell_of(points.reshape(-1, 3), resolution)].view(t.shape) & (t < leave[hits, None])
+    row, column = occupied.nonzero(as_tuple=True)
+    if len(row) == 0:
+        empty = torch.zeros((0, 3), device=device)
+        return RaySamples(row, empty[:, 0], empty, empty, empty[:, :2])
+
+    position = points[row, column]
+    samples = head.to_canonical(position, rays.directions[hits[row]])
+    kept = occupancy.contains(samples.position)
+    rank = torch.zeros_like(occupied, dtype=torch.int32)
+    rank[row, column] = kept.int()
+    kept &= rank.cumsum(dim=1)[row, column] <= config.max_samples
+    row, column = row[kept], column[kept]
+    return RaySamples(
+        hits[row],
+        t[row, column],
+        box.normalise(samples.position[kept]),
+        samples.direction[kept],
+        samples.masks[kept],
+    )

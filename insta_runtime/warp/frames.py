@@ -1,0 +1,68 @@
+"""Triangle frames: how a triangle of the posed mesh is carried to the canonical mesh.
+
+Per triangle k with corners (a, b, c) the frame is ``R = [tangent | bitangent | normal]`` and the length scale
+``s = sqrt(area)``.  The linear part of the map canonical <- posed is ``(s_C / s_D) R_C R_D^T`` (INSTA, section
+"deformation", with a length ratio where the paper has an area ratio).  `CanonicalMaps.average` averages it over the
+triangles around each vertex, so that a map interpolated over the surface has no seam at any edge.
+"""
+
+from __future__ import annotations
+
+import torch
+
+DEGENERATE_AREA = 1e-12  # m^2 (twice the area, squared root free); below it a triangle has no frame
+
+
+def triangle_frames(vertices: torch.Tensor, faces: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Orthonormal frames and areas of a mesh.
+
+    Args:
+        vertices: (V, 3) float, metres.
+        faces: (F, 3) int64.
+
+    Returns:
+        frames (F, 3, 3) with columns tangent (along the first edge), bitangent, normal (outward), right-handed;
+        areas (F,) in m^2.  A triangle without area gets the identity frame.
+    """
+    a, b, c = vertices[faces].unbind(1)
+    edge, other = b - a, c - a
+    normal = torch.linalg.cross(edge, other)
+    double_area = normal.norm(dim=-1)
+    tangent = torch.nn.functional.normalize(edge, dim=-1)
+    normal = torch.nn.functional.normalize(normal, dim=-1)
+    frames = torch.stack([tangent, torch.linalg.cross(normal, tangent), normal], dim=-1)
+    flat = double_area < DEGENERATE_AREA
+    identity = torch.eye(3, dtype=vertices.dtype, device=vertices.device)
+    return torch.where(flat[:, None, None], identity, frames), 0.5 * double_area
+
+
+class CanonicalMaps:
+    """The linear maps canonical <- posed of one mesh, for any pose.
+
+    Args:
+        canonical: (V, 3) float, vertices of the canonical mesh, metres.
+        faces: (F, 3) int64.
+    """
+
+    def __init__(self, canonical: torch.Tensor, faces: torch.Tensor) -> None:
+        self.faces = faces
+        self.frames, self.areas = triangle_frames(canonical, faces)
+        counts = torch.zeros(len(canonical), dtype=canonical.dtype, device=canonical.device)
+        corner = faces.reshape(-1)
+        self._weight = self.areas.repeat_interleave(3)
+        counts.index_add_(0, corner, self._weight)
+        self._total = counts.clamp_min(1e-20)
+
+    def triangle_maps(self, posed: torch.Tensor) -> torch.Tensor:
+        """Linear part of canonical <- posed for each triangle: (F, 3, 3), from ``posed`` (V, 3) vertices."""
+        frames, areas = triangle_frames(posed, self.faces)
+        # A triangle that is squashed in the pose (a closed lid) must not blow up what lies near it.
+        scale = (self.areas / areas.clamp_min(1e-14)).sqrt().clamp(0.5, 2.0)
+        return scale[:, None, None] * (self.frames @ frames.transpose(1, 2))
+
+    def average(self, triangle_maps: torch.Tensor) -> torch.Tensor:
+        """Triangle maps (F, 3, 3) averaged around each vertex, by canonical area: (V, 3, 3)."""
+        maps = triangle_maps.reshape(-1, 9).repeat_interleave(3, dim=0) * self._weight[:, None]
+        total = torch.zeros((len(self._total), 9), dtype=maps.dtype, device=maps.device)
+        total.index_add_(0, self.faces.reshape(-1), maps)
+        return (total / self._total[:, None]).reshape(-1, 3, 3)
