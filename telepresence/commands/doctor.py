@@ -64,7 +64,6 @@ def doctor(*, models: Path | None = None) -> dict[str, Any]:
     ``models`` is a folder to look for MediaPipe's model files in, before the user's cache.
     """
     from rich.console import Console
-    from rich.table import Table
 
     probes: tuple[Callable[[], Iterator[Finding]], ...] = (
         _system,
@@ -83,17 +82,12 @@ def doctor(*, models: Path | None = None) -> dict[str, Any]:
         _browser,
     )
     findings = [finding for probe in probes for finding in _guarded(probe)]
-    table = Table.grid(padding=(0, 2))
-    table.add_column()
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
+    console = Console(soft_wrap=True, highlight=False)  # addresses and paths stay whole, to be copied
     for finding in findings:
-        sign = {True: "[green]ok[/]", False: "[red]--[/]", None: "[yellow]  [/]"}[finding.ok]
-        table.add_row(sign, finding.topic, _plain(finding.found))
+        sign = {True: "[green]ok[/]", False: "[red]--[/]", None: "  "}[finding.ok]
+        console.print(f"{sign}  {finding.topic:<18} {_plain(finding.found)}")
         if finding.advice:
-            table.add_row("", "", f"[yellow]{_plain(finding.advice)}[/]")
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(table)
+            console.print(f"    {'':<18} [yellow]{_plain(finding.advice)}[/]")
     broken = [finding.topic for finding in findings if finding.ok is False]
     console.print(f"To mend: {', '.join(broken)}." if broken else "Nothing is missing that a call needs.")
     return {"version": __version__, "findings": [asdict(finding) for finding in findings]}
