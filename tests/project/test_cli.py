@@ -42,7 +42,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
         (["dance"], ["dance"]),
         (["fit"], ["SOURCE"]),
         (["fit", "x.mp4"], ["--out"]),
-        (["fit", "x.mp4", "--out", "a", "--seconds", "long"], ["--seconds", "long"]),
+        (["fit", "x.mp4", "--out", "a", "--seconds", "long"], ["--seconds", "number"]),
         (["fit", "synthetic", "--out", "a", "--config", "huge"], ["huge", "cpu", "default"]),
         (["fit", "synthetic", "--out", "a", "--config", "absent.toml"], ["absent.toml"]),
         (["fit", "synthetic", "--out", "a", "--set", "avatar.learn.ray=3"], ["avatar.learn.rays"]),
@@ -130,9 +130,11 @@ def test_ctrl_c_leaves_with_130_and_no_traceback(root: Path, tmp_path: Path) -> 
     pipe = tmp_path / "config.toml"
     os.mkfifo(pipe)  # keeps the command waiting for its configuration
     command = [sys.executable, "-m", "telepresence", "evaluate", "a", "b", "--config", str(pipe)]
-    with subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True) as process:
-        with pipe.open("w"):  # returns once the command reads
-            process.send_signal(signal.SIGINT)
-            _, text = process.communicate(timeout=60)
+    with (
+        subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True) as process,
+        pipe.open("w"),  # returns once the command reads
+    ):
+        process.send_signal(signal.SIGINT)
+        _, text = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in text
