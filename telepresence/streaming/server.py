@@ -95,11 +95,11 @@ class MediaServer:
 
     def stop(self) -> None:
         """End every session and both threads; may be called twice, and after a failed start."""
+        self._hub.stop()  # first: its sinks call into the loop
         if self._loop is not None and self._stopping is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._stopping.set)
         if self._thread is not None:
             self._thread.join(STOP_S)
-        self._hub.stop()
 
     def _listen(self) -> socket.socket:
         host, port = self._settings.host, self._settings.port

@@ -1,0 +1,177 @@
+"""The page and the stream in a real browser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from telepresence.streaming import MediaServer, StreamHooks, StreamSettings
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+VP8_VIEWER = """async () => {
+    const pc = new RTCPeerConnection({iceServers: []});
+    const video = Object.assign(document.createElement('video'), {muted: true, autoplay: true, id: 'vp8'});
+    document.body.append(video);
+    const transceiver = pc.addTransceiver('video', {direction: 'recvonly'});
+    const codecs = RTCRtpReceiver.getCapabilities('video').codecs;
+    transceiver.setCodecPreferences(codecs.filter(c => /VP8|rtx/.test(c.mimeType)));
+    pc.ontrack = e => video.srcObject = new MediaStream([e.track]);
+    await pc.setLocalDescription();
+    while (pc.iceGatheringState !== 'complete') await new Promise(r => setTimeout(r, 20));
+    const answer = await fetch('/whep', {
+        method: 'POST', headers: {'Content-Type': 'application/sdp'}, body: pc.localDescription.sdp});
+    await pc.setRemoteDescription({type: 'answer', sdp: await answer.text()});
+    for (let i = 0; i < 20; i++) await new Promise(r => video.requestVideoFrameCallback(r));
+    const stats = [...(await pc.getStats()).values()];
+    window.vp8 = pc;
+    return stats.find(s => s.id === stats.find(s => s.type === 'inbound-rtp').codecId).mimeType;
+}"""
+
+
+@pytest.mark.timeout(60)
+def test_page_shows_the_stream_in_h264(studio: Any, chromium: Browser) -> None:
+    studio.status |= {"state": "learning", "avatar_fps": 7.5, "psnr_db": 23.456, "latency_ms": 40.0, "viewers": 1}
+    page = chromium.new_page()
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(studio.server.address)
+    studio.watching(page)
+    assert page.evaluate("window.__stats.codec") == "video/H264"
+    picture = studio.grab(page)
+    assert picture.shape == (512, 512, 3)
+    assert studio.likeness(picture) > 30.0
+    assert studio.likeness(picture[:, ::-1]) < 20.0
+    assert studio.likeness(picture[..., ::-1]) < 20.0
+    studio.until(lambda: page.locator("#psnr").text_content() == "23.5")
+    assert page.locator("#state").text_content() == "learning"
+    assert page.locator("#veil").is_hidden()
+    assert studio.server.viewers == 1
+    assert complaints == []
+    page.close()
+    studio.until(lambda: studio.server.viewers == 0)
+
+
+@pytest.mark.timeout(60)
+def test_a_viewer_without_h264_gets_vp8(studio: Any, chromium: Browser) -> None:
+    page = chromium.new_page()
+    page.goto(studio.server.address)
+    assert page.evaluate(VP8_VIEWER) == "video/VP8"
+    studio.watching(page)  # the page's own H.264 goes on beside it
+    assert studio.likeness(studio.grab(page, "#vp8")) > 25.0
+    assert studio.likeness(studio.grab(page)) > 30.0
+
+
+@pytest.mark.timeout(60)
+def test_viewers_share_one_encode(studio: Any, chromium: Browser) -> None:
+    pages = [chromium.new_page() for _ in range(3)]
+    for page in pages:
+        page.goto(studio.server.address)
+    for page in pages:
+        studio.watching(page)
+        assert studio.likeness(studio.grab(page)) > 30.0
+    assert studio.server.viewers == 3
+    first, shown = studio.server.stream_stats(), [page.evaluate("window.__stats.frames") for page in pages]
+    pages.pop().close()
+    studio.until(lambda: studio.server.viewers == 2)
+    for page, frames in zip(pages, shown, strict=False):
+        studio.watching(page, frames + 30)
+    last = studio.server.stream_stats()
+    seen = min(page.evaluate("window.__stats.frames") for page in pages) - max(shown)
+    assert last.encoded - first.encoded < 3 * seen  # three encodes would make at least three times as many
+    assert last.keyframes <= 4  # the first, and one for each viewer at most
+
+
+@pytest.mark.timeout(90)
+def test_camera_of_the_browser_arrives_and_goes_back(
+    studio: Any, launch_chromium: Callable[..., Browser], camera_film: tuple[Path, list[np.ndarray]]
+) -> None:
+    film, pictures = camera_film
+    browser = launch_chromium(
+        "--use-fake-ui-for-media-stream",
+        "--use-fake-device-for-media-stream",
+        f"--use-file-for-fake-video-capture={film}",
+    )
+    page = browser.new_page()
+    page.goto(studio.server.address)
+    studio.watching(page, 5)
+    page.get_by_role("button", name="Use my camera").click()
+    frames = [studio.camera.get(20.0) for _ in range(20)]
+    assert studio.camera_events == [True]
+    assert [f.frame_id for f in frames] == sorted({f.frame_id for f in frames})
+    assert all(b.t_capture_ns > a.t_capture_ns for a, b in zip(frames, frames[1:], strict=False))
+    own = studio.until(lambda: page.evaluate("document.getElementById('own').videoWidth"))
+    assert own > 0
+    assert page.locator("#own").is_visible()
+    sent = frames[-1].rgb
+    assert sent.dtype == np.uint8
+    height, width = sent.shape[:2]
+    seen = max(studio.psnr(sent, resized(picture, width, height)) for picture in pictures)
+    assert seen > 20.0
+    studio.watching(page, page.evaluate("window.__stats.frames") + 10)  # the avatar is still there
+
+    page.get_by_role("button", name="Stop using my camera").click()
+    studio.until(lambda: studio.camera_events == [True, False])
+    assert page.locator("#own").is_hidden()
+    page.get_by_role("button", name="Use my camera").click()
+    studio.until(lambda: studio.camera_events == [True, False, True])
+
+
+@pytest.mark.timeout(60)
+def test_a_refused_camera_is_said_in_words(studio: Any, launch_chromium: Callable[..., Browser]) -> None:
+    page = launch_chromium("--deny-permission-prompts").new_page()
+    page.goto(studio.server.address)
+    page.get_by_role("button", name="Use my camera").click()
+    alert = page.get_by_role("alert")
+    alert.wait_for(timeout=10_000)
+    assert "camera" in alert.text_content()
+    assert page.get_by_role("button", name="Use my camera").is_enabled()
+
+
+@pytest.mark.timeout(90)
+def test_page_comes_back_with_the_daemon(studio: Any, chromium: Browser) -> None:
+    page = chromium.new_page()
+    page.goto(studio.server.address)
+    studio.watching(page, 5)
+    port = int(studio.server.address.rstrip("/").rsplit(":", 1)[1])
+    studio.server.stop()
+    studio.until(lambda: page.locator("#state").text_content() == "offline")
+    studio.until(lambda: page.locator("#veil").is_visible())
+    again = MediaServer(StreamSettings(port=port), StreamHooks(status=lambda: {"state": "live"}))
+    again.start()
+    try:
+        studio.until(lambda: page.locator("#state").text_content() == "live")
+        studio.until(lambda: again.viewers == 1)
+        page.locator("#veil").wait_for(state="hidden", timeout=20_000)
+    finally:
+        again.stop()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("width", [360, 1280])
+def test_layout_fits_phone_and_desktop(studio: Any, chromium: Browser, width: int) -> None:
+    page = chromium.new_page(viewport={"width": width, "height": 740})
+    page.goto(studio.server.address)
+    studio.watching(page, 5)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    button = page.get_by_role("button", name="Use my camera").bounding_box()
+    assert button["height"] >= 44  # a finger's width
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "camera"
+
+
+def resized(picture: np.ndarray, width: int, height: int) -> np.ndarray:
+    """The picture as Chromium's camera gives it: cropped to the aspect asked for, then scaled."""
+    from PIL import Image
+
+    h, w = picture.shape[:2]
+    crop_w, crop_h = min(w, round(h * width / height)), min(h, round(w * height / width))
+    left, top = (w - crop_w) // 2, (h - crop_h) // 2
+    window = Image.fromarray(picture[top : top + crop_h, left : left + crop_w])
+    return np.asarray(window.resize((width, height), Image.Resampling.BILINEAR))
