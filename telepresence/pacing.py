@@ -45,3 +45,19 @@ class Resolution:
 def training_pause(step_s: float, duty: float) -> float:
     """Seconds to rest after a training step of ``step_s``, so that training takes ``duty`` of its thread's time."""
     return step_s * (1.0 - duty) / duty
+
+
+@dataclass(frozen=True)
+class CpuShare:
+    """How the cores of a machine are shared: intra-op threads of rendering and training, and training's duty."""
+
+    render_threads: int
+    train_threads: int
+    duty: float
+
+    @staticmethod
+    def of(cores: int, train_share: float) -> CpuShare:
+        """Training gets ``train_share`` (0..1) of the cores, rendering what is left but one for all the rest."""
+        train = max(1, int(cores * train_share))
+        duty = min(1.0, max(train_share, 0.01) * cores / train)
+        return CpuShare(max(1, cores - train - 1), train, duty)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections import OrderedDict, deque
@@ -20,8 +19,6 @@ WINDOW_S: Final = 3.0
 
 MAX_ERRORS: Final = 8
 MAX_ERROR_CHARS: Final = 240
-
-Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
 
 class Rate:
@@ -142,21 +139,8 @@ class Telemetry:
         unread = {mailbox.name: mailbox.drops for mailbox in self._mailboxes}
         return unread | {name: n for name, n in self._event_totals.items() if name.endswith("_error")}
 
-    def metrics(self) -> bytes:
+    def metrics(self) -> str:
         """Everything, in Prometheus' text format."""
         from prometheus_client import generate_latest
 
-        return generate_latest(self._registry)
-
-
-def json_safe(value: object) -> Json:
-    """``value`` with what JSON cannot hold replaced: NaN and infinities by None, floats rounded to 3 digits."""
-    if isinstance(value, float):
-        return round(value, 3) if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(key): json_safe(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [json_safe(item) for item in value]
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    return str(value)
+        return generate_latest(self._registry).decode()

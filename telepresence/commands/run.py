@@ -1,0 +1,65 @@
+"""Start the daemon and keep it until it is told to stop."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from telepresence.config import Config
+
+
+def run(
+    *,
+    config: Config,
+    source: str | None,
+    avatar: Path | None,
+    head: Path | None,
+    models: Path | None,
+    track: bool,
+    preview: bool,
+    freeze: bool,
+) -> None:
+    """Run until SIGINT or SIGTERM, then save the avatar and return; a second signal ends the process at once.
+
+    ``source`` None takes the webcam if there is one, else the synthetic actor.  UserError if what was asked for
+    cannot be had; SystemExit(1) if the daemon had to stop by itself.
+    """
+    from rich.console import Console
+    from rich.logging import RichHandler
+
+    from telepresence.daemon import Daemon, Options, default_source
+
+    console = Console(soft_wrap=True, highlight=False)
+    handler = RichHandler(console=Console(stderr=True), show_path=False, show_level=False, markup=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    logging.getLogger("telepresence").setLevel(logging.INFO)
+
+    options = Options(source or default_source(), avatar, head, models, track, freeze)
+    daemon = Daemon(config, options)
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        if daemon.stopping.is_set():
+            os._exit(130)
+        daemon.stopping.set()
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        daemon.start(lambda address: console.print(f"telepresence is at [bold]{address}[/]"))
+        if not daemon.stopping.is_set():
+            console.print(f"source: {options.source}; avatar: {daemon.avatar_path}; Ctrl-C saves it and stops")
+        window = open_preview(daemon) if preview else None
+        daemon.stopping.wait()
+        if window is not None:
+            window.close()
+    finally:
+        daemon.stop()
+        for number, previous in before.items():
+            signal.signal(number, previous)
+    if daemon.failure is not None:
+        console.print(f"telepresence stopped: {daemon.failure}", markup=False)
+        raise SystemExit(1)

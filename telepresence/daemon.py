@@ -1,0 +1,444 @@
+"""The daemon: wires sources, tracking, drivers, learning, display and streaming, and owns their threads.
+
+    capture -> camera mailbox -> track -> pose ------------> render -> MediaServer (network, encode), preview
+                                   \\-> learner (replay) -> train -> weight exchange -^
+    zmq ------------------------------------------------------^
+
+`supervise` advances the session, swaps the person when a browser lends its camera, and names what stalls.
+Every thread is started and stopped here; what they exchange is frozen and goes through mailboxes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+from insta_runtime.avatar import Avatar
+
+from insta_runtime.errors import UserError
+from insta_runtime.head import load_head
+from telepresence.cards import card
+from telepresence.clock import Ratekeeper, now_ns
+from telepresence.config import Config
+from telepresence.display import Display, Scene
+from telepresence.drivers.arbiter import FRESH_S, Driver, choose
+from telepresence.drivers.zeromq import ZeroMqDriver
+from telepresence.frames import CameraFrame, ShownFrame
+from telepresence.learner import Learner
+from telepresence.mailbox import Mailbox
+from telepresence.pacing import CpuShare, training_pause
+from telepresence.person import Person, Pose
+from telepresence.session import AWAY, Facts, State
+from telepresence.sources import Source, open_source
+from telepresence.streaming import MediaServer, StreamHooks
+from telepresence.telemetry import Telemetry
+from telepresence.tracking.tracker import FaceTracker, Tracker, TruthTracker
+from telepresence.worker import Worker
+
+log = logging.getLogger("telepresence")
+
+RENDER_PART: Final = 0.6
+"""Part of the time between two pictures that rendering one may take; the rest is for everybody else."""
+SAVE_S: Final = 60.0
+"""Seconds between saves of the avatar."""
+NO_FACE_S: Final = 10.0
+"""Seconds without any face after which `/status` says so."""
+STALLED_S: Final = 20.0
+"""Seconds without a finished round after which a stage is said to have stalled."""
+READ_S: Final = 0.5
+TICK_S: Final = 0.1
+JOIN_S: Final = 10.0
+TRAIN_NICE: Final = 10
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asks of one run, besides the configuration."""
+
+    source: str
+    avatar: Path | None = None
+    head: Path | None = None
+    models: Path | None = None
+    track: bool = False
+    freeze: bool = False
+
+
+class Daemon:
+    """One running call.  `start`, wait on `stopping`, `stop`; `failure` says why it stopped by itself."""
+
+    def __init__(self, config: Config, options: Options) -> None:
+        run = config.run
+        self.config, self.options = config, options
+        self.stopping = threading.Event()
+        self.failure: str | None = None
+        self.telemetry = Telemetry()
+        self._share = CpuShare.of(os.cpu_count() or 1, run.train_share)
+        self._display = Display(config.stream.size, 1000.0 * RENDER_PART / run.render_fps)
+        self._camera: Mailbox[CameraFrame] = Mailbox("browser camera")
+        self._frames: Mailbox[tuple[Person, CameraFrame]] = Mailbox("camera")
+        self.shown: Mailbox[ShownFrame] = Mailbox("preview")
+        self._workers: dict[str, Worker] = {}
+        self._saved_at = time.monotonic()
+        self._driver: Driver = "tracker"
+        self._zmq: ZeroMqDriver | None = None
+        self._server: MediaServer | None = None
+        self._home: Person | None = None  # the one from --source
+        self._guest: Person | None = None  # the one before a browser's camera
+        self._current: Person | None = None
+        self._lent = self._refused = False
+        self._leaving: tuple[Person, float] | None = None
+
+    # ---- life
+
+    def start(self, announce: Callable[[str], None] = lambda _address: None) -> None:
+        """Open the camera, serve the page, start every thread.  ``announce`` gets the page's address.
+
+        Raises UserError if something that was asked for cannot be had; nothing is left running then.
+        """
+        try:
+            self._start(announce)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _start(self, announce: Callable[[str], None]) -> None:
+        run, options = self.config.run, self.options
+        self._head = load_head(options.head)
+        source = open_source(options.source, browser=self._camera)
+        self._zmq = ZeroMqDriver(
+            run.zmq,
+            basis=self._head.basis,
+            head_sha256=self._head.sha256,
+            expressions=len(self._head.expression_names),
+            refused=lambda text: self._note("zmq", text),
+        )
+        self._zmq.start()
+        hooks = StreamHooks(self.status, self.telemetry.metrics, self._camera, self._lend)
+        self._server = MediaServer(self.config.stream, hooks)
+        self._server.start()
+        self._show(ShownFrame(0, now_ns(), card("One moment", "The tracker is being started.", self._display.side)))
+        announce(self._server.address)
+        truth = options.source == "synthetic" and not options.track
+        self._home = self._current = self._person(options.source, source, self._tracker(truth), options.avatar)
+        self.telemetry.watch([self._frames, self._camera])
+        self._pace = Ratekeeper(run.render_fps)
+        self._begin("capture", self._capture)
+        self._begin("track", self._track)
+        self._begin("render", self._render, threads=self._share.render_threads)
+        self._begin("train", self._train, threads=self._share.train_threads, nice=TRAIN_NICE)
+        self._begin("supervise", self._supervise)
+
+    def stop(self) -> None:
+        """Stop every thread, save what was learned, release everything; may be called twice."""
+        self.stopping.set()
+        self._frames.close()
+        for worker in self._workers.values():
+            worker.stop.set()
+        stopped = [worker.join(JOIN_S) for worker in self._workers.values()]
+        if self._zmq is not None:
+            self._zmq.stop()
+        for person in (self._home, self._guest, self._leaving and self._leaving[0]):
+            if person is not None:
+                self._save(person)
+                if all(stopped):
+                    person.close()
+        self._home = self._guest = self._leaving = self._current = None
+        if self._server is not None:
+            self._server.stop()
+
+    def _begin(self, name: str, work: Callable[[], None], *, threads: int = 1, nice: int = 0) -> None:
+        self._workers[name] = worker = Worker(
+            name,
+            work,
+            setup=lambda: limit_torch_threads(threads),
+            failed=lambda stage, error: self._note(stage, f"{type(error).__name__}: {error}"),
+            fatal=self._die,
+            nice=nice,
+        )
+        worker.start()
+
+    def _die(self, stage: str, error: Exception) -> None:
+        self.failure = f"stage {stage} failed again and again: {type(error).__name__}: {error}"
+        self.stopping.set()
+
+    # ---- who is before the camera
+
+    def _person(self, name: str, source: Source, tracker: Tracker, avatar: Path | None) -> Person:
+        person = Person(
+            name,
+            source,
+            lambda: open_source(name, browser=self._camera),
+            tracker,
+            avatar or new_avatar_path(),
+            self._report_source,
+        )
+        if avatar is not None and avatar.exists():
+            person.learner = self._learner(Avatar.load(avatar, self._head, self.config.run.device), person.path)
+        return person
+
+    def _tracker(self, truth: bool) -> Tracker:
+        run = self.config.run
+        if truth:
+            return TruthTracker(self._head, size=run.size)
+        return FaceTracker(self._head, size=run.size, crop=run.crop, models=self.options.models)
+
+    def _learner(self, avatar: Avatar, path: Path) -> Learner:
+        return Learner(avatar, path, freeze=self.options.freeze or self.config.run.train_share == 0.0)
+
+    def _lend(self, started: bool) -> None:
+        """A browser began or ceased to lend its camera (called on the network thread)."""
+        self._lent = started
+
+    def _swap(self) -> None:
+        """Follow the browser's camera: a new person while it is lent, the one at home when it is taken back."""
+        if self._home is None or self.options.source == "browser":
+            return
+        if self._lent and self._guest is None and self._leaving is None and not self._refused:
+            try:
+                tracker = self._tracker(truth=False)
+            except UserError as error:
+                self._refused = True
+                self._note("browser camera", str(error))
+                return
+            source = open_source("browser", browser=self._camera)
+            self._guest = self._current = self._person("browser", source, tracker, None)
+            log.info("a browser lends its camera; its avatar will be %s", self._guest.path)
+        elif not self._lent:
+            if self._refused:
+                self._refused = False
+                self.telemetry.errors.clear("browser camera")
+            if self._guest is not None:
+                self._leaving = (self._guest, time.monotonic())
+                self._guest, self._current = None, self._home
+        self._see_off()
+
+    def _see_off(self) -> None:
+        """Save and close the person who left, once every thread has finished the round that may still use it."""
+        if self._leaving is None:
+            return
+        person, since = self._leaving
+        if all(self._workers[name].heartbeat > since for name in ("capture", "track", "render", "train")):
+            self._leaving = None
+            self._save(person)
+            person.close()
+
+    # ---- the threads' rounds
+
+    def _capture(self) -> None:
+        person = self._current
+        frame = person.read(READ_S) if person is not None else None
+        if person is not None and frame is not None:
+            self.telemetry.captured.tick()
+            self._frames.put((person, frame))
+
+    def _track(self) -> None:
+        item = self._frames.get(READ_S)
+        if item is None or item[0] is not self._current:
+            return
+        person, frame = item
+        began = time.perf_counter()
+        tracked = person.tracker.track(frame)
+        self.telemetry.stage("track", time.perf_counter() - began)
+        self.telemetry.tracked.tick()
+        observation = tracked.observation
+        if observation is not None:
+            person.pose = Pose(observation.state, observation.camera)
+            if self._zmq is not None:
+                self._zmq.follow(observation.state)
+            if person.learner is not None:
+                person.learner.offer(observation, time.monotonic())
+        person.tracked = tracked
+
+    def _render(self) -> None:
+        if not self._pace.wait(self.stopping):
+            return
+        began = time.perf_counter()
+        person = self._current
+        frame = self._display.picture(self._scene(person)) if person is not None else None
+        if frame is None:
+            return
+        self.telemetry.stage("render", time.perf_counter() - began)
+        self.telemetry.shown.tick()
+        if frame.is_avatar:
+            self.telemetry.avatar.tick()
+        self._show(frame)
+        self.telemetry.latency((now_ns() - frame.t_capture_ns) / 1e9)
+
+    def _train(self) -> None:
+        person = self._current
+        began = time.perf_counter()
+        learner = self._learning(person) if person is not None else None
+        if person is None or learner is None or not learner.work():
+            self.stopping.wait(0.05)
+            return
+        spent = time.perf_counter() - began
+        self.telemetry.stage("train", spent)
+        self.telemetry.trained.tick()
+        if time.monotonic() - self._saved_at > SAVE_S:
+            self._save(person)
+        self.stopping.wait(training_pause(spent, self._share.duty))
+
+    def _supervise(self) -> None:
+        if self.stopping.wait(TICK_S):
+            return
+        self._swap()
+        now = time.monotonic()
+        person = self._current
+        if person is not None:
+            before = person.session.state
+            person.session = person.session.advance(self._facts(person), now)
+            if person.session.state is not before:
+                log.info("%s -> %s", before, person.session.state)
+            self._watch_for_faces(person, now)
+        for worker in self._workers.values():
+            if worker.silent_for(now) > STALLED_S:
+                self._note(worker.name, f"no sign of life for {STALLED_S:.0f} s")
+                worker.heartbeat = now
+
+    # ---- what they ask of each other
+
+    def _learning(self, person: Person) -> Learner | None:
+        """The learner of ``person``, who gets a new avatar once it is known who that is."""
+        shape = person.tracker.shape
+        if person.learner is None and person.pose is not None and shape is not None:
+            config, device = self.config.avatar, self.config.run.device
+            avatar = Avatar.create(self._head, shape, person.pose.camera, config, device)
+            person.learner = self._learner(avatar, person.path)
+        return person.learner
+
+    def _facts(self, person: Person) -> Facts:
+        age = self._zmq.age(now_ns()) if self._zmq is not None else None
+        self._driver = choose(self.config.run.drive, age)
+        score = person.learner.score if person.learner is not None else None
+        return Facts(
+            face=person.face(now_ns()),
+            calibrated=person.learner is not None,
+            gain_db=score.gain_db if score is not None else None,
+            driven=person.learner is not None and self._driver == "zmq" and age is not None and age < FRESH_S,
+        )
+
+    def _scene(self, person: Person) -> Scene:
+        """What the picture of this moment depends on."""
+        session, learner, pose, tracked = person.session, person.learner, person.pose, person.tracked
+        state = pose.state if pose is not None else None
+        camera = pose.camera if pose is not None else None
+        if self._driver == "zmq" and self._zmq is not None:
+            driven = self._zmq.newest()
+            state = driven.state if driven is not None else state
+        if learner is not None and camera is None:
+            camera = learner.avatar.camera
+        absent = time.monotonic() - session.last_face if session.state in AWAY and session.last_face else 0.0
+        raw = tracked.crop_rgb if self.config.run.show_camera and tracked is not None else None
+        title, hint = self._missing(person)
+        return Scene(state, camera, learner, self._good(learner), absent, raw, title, hint)
+
+    def _good(self, learner: Learner | None) -> bool:
+        """Whether the avatar may be shown: it came from a file, or is at least as good as the coloured mesh."""
+        if learner is None:
+            return False
+        return learner.score.gain_db >= 0.0 if learner.score is not None else learner.avatar.steps > 0
+
+    def _missing(self, person: Person) -> tuple[str, str]:
+        """The words of the card: what there is no picture for."""
+        if person.trouble is not None:
+            return "No camera picture", person.trouble
+        if not person.seen:
+            if person.name == "browser":
+                return "Waiting for a camera", "Press “Use my camera” on the page."
+            return "Waiting for the camera", f"{person.name} has sent no picture yet."
+        if person.session.state is State.WAITING:
+            return "Waiting for a face", "Sit so that the camera sees your whole face."
+        return "Getting to know you", "Look into the camera and talk for a moment."
+
+    def _watch_for_faces(self, person: Person, now: float) -> None:
+        if person.session.state is not State.WAITING:
+            self.telemetry.errors.clear("face")
+        elif person.seen and now - person.began > NO_FACE_S:
+            person.began = now
+            self._note("face", f"no face was found in the pictures of {person.name} so far")
+
+    def _report_source(self, text: str | None) -> None:
+        if text is None:
+            self.telemetry.errors.clear("source")
+        else:
+            self.telemetry.error("source", text)
+
+    def _note(self, where: str, text: str) -> None:
+        """An error for `/status`, and for the log when it is new."""
+        if self.telemetry.error(where, text) == 1:
+            log.warning("%s: %s", where, text)
+
+    def _show(self, frame: ShownFrame) -> None:
+        if self._server is not None:
+            self._server.show(frame)
+        self.shown.put(frame)
+
+    def _save(self, person: Person) -> None:
+        self._saved_at = time.monotonic()
+        if person.learner is not None and person.learner.save():
+            log.info("avatar saved: %s", person.path)
+
+    # ---- what it says of itself
+
+    def status(self) -> dict[str, Any]:
+        """What `GET /status` shows; figures that are not known yet are None."""
+        person, server, telemetry = self._current, self._server, self.telemetry
+        learner = person.learner if person is not None else None
+        score = learner.score if learner is not None else None
+        stream = server.stream_stats() if server is not None else None
+        latency = stream.latency_ms if stream is not None and stream.latency_ms is not None else telemetry.latency_ms()
+        return {
+            "state": str(person.session.state if person is not None else State.WAITING),
+            "fps": stream.fps if stream is not None else 0.0,
+            "avatar_fps": round(telemetry.avatar.read(), 1),
+            "psnr_db": round(score.avatar_db, 2) if score is not None else None,
+            "mesh_psnr_db": round(score.mesh_db, 2) if score is not None else None,
+            "latency_ms": round(latency, 1) if latency is not None else None,
+            "viewers": server.viewers if server is not None else 0,
+            "driver": self._driver,
+            "drops": telemetry.drops(),
+            "errors": telemetry.errors.lines(),
+            "source": person.name if person is not None else self.options.source,
+            "camera_fps": round(telemetry.captured.read(), 1),
+            "tracked_fps": round(telemetry.tracked.read(), 1),
+            "steps": learner.trainer.steps if learner is not None else 0,
+            "steps_per_second": round(telemetry.trained.read(), 1),
+            "render_px": self._display.avatar.side,
+            "avatar": str(person.path) if person is not None else None,
+            "head": {"name": self._head.name, "sha256": self._head.sha256, "basis": self._head.basis},
+            "zmq": self._zmq.address if self._zmq is not None else None,
+            "seconds": round(time.monotonic() - telemetry.started, 1),
+        }
+
+
+def new_avatar_path() -> Path:
+    """Where an avatar goes that was given no place: the user's data folder, by date and time."""
+    from platformdirs import user_data_path
+
+    folder = user_data_path("telepresence") / "avatars"
+    path = folder / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    return path if not path.exists() else path.with_name(f"{path.name}_{os.getpid()}")
+
+
+def default_source() -> str:
+    """The webcam if there is one, else the synthetic actor."""
+    from telepresence.sources.webcam import default_webcam
+
+    return "webcam" if default_webcam() is not None else "synthetic"
+
+
+def limit_torch_threads(threads: int) -> None:
+    """Let torch use ``threads`` cores for the operations of this thread."""
+    import torch
+
+    # Torch keeps the number per thread, but a thread's first operation resets it to the process-wide one:
+    # asking for the number first takes that reset out of the way.
+    torch.get_num_threads()
+    torch.set_num_threads(threads)

@@ -1,0 +1,144 @@
+"""The picture of this moment: a card, the coloured mesh or the avatar, at the size that the machine can hold."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from telepresence.cards import backdrop, card
+from telepresence.frames import ShownFrame
+from telepresence.pacing import Resolution
+
+if TYPE_CHECKING:
+    from insta_runtime.types import Bytes, Camera, Float32, HeadState
+    from telepresence.learner import Learner
+
+HOLD_S: Final = 0.5
+"""A face that is gone keeps its last pose for so long ..."""
+RELAX_S: Final = 1.5
+"""... and eases to neutral in this time."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """All that the picture of one moment depends on.
+
+    ``state`` is what the face does, in ``camera``; None while there is no face to show.  ``absent_s`` is how long
+    the face has been gone.  ``good`` says that the avatar is good enough to show.  ``raw`` is the camera's
+    picture if viewers may see it.  ``title`` and ``hint`` are for the card that fills in for all of these.
+    """
+
+    state: HeadState | None
+    camera: Camera | None
+    learner: Learner | None
+    good: bool
+    absent_s: float
+    raw: Bytes | None
+    title: str
+    hint: str
+
+
+class Display:
+    """Makes pictures of ``side`` x ``side`` pixels within ``budget_ms`` each.  Belongs to the render thread."""
+
+    def __init__(self, side: int, budget_ms: float) -> None:
+        self.side, self.budget_ms = side, budget_ms
+        self.avatar, self.mesh = Resolution(), Resolution(256)
+        self._frame_id = 0
+        self._last: tuple[object, ...] | None = None
+
+    def picture(self, scene: Scene) -> ShownFrame | None:
+        """The picture of ``scene``, or None if it would be the same as the last one."""
+        learner = scene.learner
+        state, camera = scene.state, scene.camera
+        if state is not None and scene.absent_s > 0.0:
+            state = relaxed(state, scene.absent_s)
+        fresh = learner is not None and self._refresh(learner)
+        if learner is not None and state is not None and camera is not None and (scene.good or learner.mesh):
+            subject = (
+                learner,
+                scene.good,
+                scene.raw is None,
+                state.t_capture_ns,
+                min(scene.absent_s, HOLD_S + RELAX_S),
+            )
+            if not fresh and subject == self._last:
+                return None
+            self._last = subject
+            if scene.good or scene.raw is None:
+                return self._head(learner, state, camera, scene.good)
+        if scene.raw is not None:
+            self._last = None
+            return self._shown(time.monotonic_ns(), resized(scene.raw, self.side), False)
+        if (scene.title, scene.hint) == self._last:
+            return None
+        self._last = (scene.title, scene.hint)
+        return self._shown(time.monotonic_ns(), card(scene.title, scene.hint, self.side), False)
+
+    def _refresh(self, learner: Learner) -> bool:
+        snapshot = learner.exchange.take()
+        if snapshot is not None:
+            learner.display.load(snapshot)
+        return snapshot is not None
+
+    def _head(self, learner: Learner, state: HeadState, camera: Camera, good: bool) -> ShownFrame:
+        resolution = self.avatar if good else self.mesh
+        began = time.perf_counter()
+        view = camera.scaled(resolution.side, resolution.side)
+        if good:
+            frame = learner.display.render(state, view)
+        else:
+            assert learner.mesh is not None
+            frame = learner.mesh.render(state, view)
+        measured = resolution.after(1000.0 * (time.perf_counter() - began), self.budget_ms)
+        if good:
+            self.avatar = measured
+        else:
+            self.mesh = measured
+        picture = resized(frame.over(backdrop(resolution.side)), self.side)
+        return self._shown(state.t_capture_ns, picture, good)
+
+    def _shown(self, t_capture_ns: int, rgb: Bytes, is_avatar: bool) -> ShownFrame:
+        self._frame_id += 1
+        return ShownFrame(self._frame_id, t_capture_ns, rgb, is_avatar)
+
+
+def resized(rgb: Bytes, side: int) -> Bytes:
+    """``rgb`` (H, W, 3) uint8 at ``side`` x ``side``, bicubic."""
+    if rgb.shape[:2] == (side, side):
+        return rgb
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(rgb).resize((side, side), Image.Resampling.BICUBIC))
+
+
+def relaxed(state: HeadState, absent_s: float) -> HeadState:
+    """``state`` held for `HOLD_S`, then eased over `RELAX_S` to a neutral face that looks ahead from where it was."""
+    t = min(max((absent_s - HOLD_S) / RELAX_S, 0.0), 1.0)
+    if t == 0.0:
+        return state
+    weight = np.float32(t * t * (3.0 - 2.0 * t))
+    ahead = np.array([np.pi, 0.0, 0.0], dtype=np.float32)
+    start = _nearest_turn(state.rotation, ahead)
+    kept = np.float32(1.0) - weight
+    return replace(
+        state,
+        expression=state.expression * kept,
+        jaw_pose=state.jaw_pose * kept,
+        neck_pose=state.neck_pose * kept,
+        eye_pose=state.eye_pose * kept,
+        eyelids=state.eyelids * kept,
+        rotation=start + weight * (ahead - start),
+    )
+
+
+def _nearest_turn(rotation: Float32, target: Float32) -> Float32:
+    """The axis-angle vector of the same rotation that lies nearest to ``target``: near pi there are two."""
+    angle = float(np.linalg.norm(rotation))
+    if angle < 1e-6:
+        return rotation
+    other = rotation * np.float32(1.0 - 2.0 * np.pi / angle)
+    return min(rotation, other, key=lambda vector: float(np.linalg.norm(vector - target)))

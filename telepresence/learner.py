@@ -1,0 +1,155 @@
+"""What learns one person: the avatar's training, the coloured mesh, and the measurement that compares them.
+
+`offer` is called by the tracking thread; `work` and `save` belong to the training thread; the display reads
+`mesh`, `exchange` and `score`, which are replaced whole, never changed in place.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from statistics import fmean
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from insta_runtime.avatar import Avatar
+
+    from insta_runtime.render.coloured_mesh import ColouredMesh
+    from insta_runtime.types import Camera, Observation, RenderedFrame
+
+OFFER_S: Final = 0.2
+"""Seconds between pictures that are learned from: closer ones look alike and cost the same."""
+HOLD_BACK: Final = 8
+"""Every so many-th of them is kept from learning and measured on instead."""
+HELD_BACK: Final = 4
+"""How many of the newest held-back pictures the measurement takes."""
+PUBLISH_S: Final = 1.0
+EVALUATE_S: Final = 4.0
+COLOUR_S: Final = 1.0
+COLOUR_FIRST: Final = 10
+"""The mesh takes its colours from the first so many pictures at once, then from one every `COLOUR_S`."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """Mean PSNR (dB, head region) of the avatar and of the coloured mesh on held-back pictures, after ``steps``."""
+
+    avatar_db: float
+    mesh_db: float
+    steps: int
+
+    @property
+    def gain_db(self) -> float:
+        return self.avatar_db - self.mesh_db
+
+
+class Learner:
+    """Learns ``avatar`` from what it is offered, and measures how good it is; ``freeze`` only measures."""
+
+    def __init__(self, avatar: Avatar, path: Path, *, freeze: bool) -> None:
+        from insta_runtime.learn.trainer import Trainer
+        from insta_runtime.learn.weights import WeightExchange
+        from insta_runtime.render.coloured_mesh import ColouredMesh
+        from insta_runtime.render.renderer import Renderer
+
+        self.avatar, self.path, self.freeze = avatar, path, freeze
+        self.trainer = Trainer(avatar.model)
+        self.trainer.steps = avatar.steps
+        self.exchange = WeightExchange()
+        self.display = Renderer(avatar.model)
+        self.mesh: ColouredMesh | None = None
+        self.score: Score | None = None
+        self._judge = Renderer(avatar.model)
+        self._colours = ColouredMesh(avatar.model.rig, avatar.model.shape)
+        self._size = avatar.model.config.learn.size
+        self._lock = threading.Lock()
+        self._uncoloured: deque[Observation] = deque(maxlen=COLOUR_FIRST)
+        self._held_back: deque[Observation] = deque(maxlen=HELD_BACK)
+        self._offered = self._coloured = 0
+        self._last_offer = self._last_colour = self._last_publish = self._last_score = -math.inf
+        self._saved_steps = avatar.steps
+
+    def offer(self, observation: Observation, now: float) -> None:
+        """Take a tracked picture to learn from, unless one was taken just before."""
+        if now - self._last_offer < OFFER_S:
+            return
+        self._last_offer = now
+        self._offered += 1
+        with self._lock:
+            if self._offered % HOLD_BACK == 0:
+                self._held_back.append(observation)
+                return
+            if self._offered <= COLOUR_FIRST or now - self._last_colour >= COLOUR_S:
+                self._last_colour = now
+                self._uncoloured.append(observation)
+        if not self.freeze:
+            self.trainer.add(observation)
+
+    def work(self) -> bool:
+        """One round: colours, a training step, and whatever is due.  False if there was nothing to do."""
+        busy = self._colour()
+        if not self.freeze:
+            busy = self.trainer.step() is not None or busy
+            self._publish()
+        return self._measure() or busy
+
+    def save(self) -> bool:
+        """Write the avatar where it belongs, whole or not at all; False if nothing was learned since."""
+        if self.trainer.steps == self._saved_steps:
+            return False
+        self.avatar.update(self.trainer.snapshot(), self.trainer.steps)
+        self.avatar.save(self.path)
+        self._saved_steps = self.trainer.steps
+        return True
+
+    def _colour(self) -> bool:
+        with self._lock:
+            observation = self._uncoloured.popleft() if self._uncoloured else None
+        if observation is None:
+            return False
+        self._colours.observe(observation)
+        self._colours.colours()
+        # The copy's colours are never touched again: the display may use it while this one goes on.
+        self.mesh = copy.copy(self._colours)
+        return True
+
+    def _publish(self) -> None:
+        now = time.monotonic()
+        if self.trainer.steps and now - self._last_publish >= PUBLISH_S:
+            self._last_publish = now
+            self.exchange.publish(self.trainer.snapshot())
+
+    def _measure(self) -> bool:
+        now = time.monotonic()
+        with self._lock:
+            held_back = list(self._held_back)
+        if not held_back or self.mesh is None or now - self._last_score < EVALUATE_S:
+            return False
+        self._last_score = now
+        if not self.freeze:
+            self._judge.load(self.trainer.snapshot())
+        avatar_db = fmean(self._psnr(o, self._judge.render(o.state, self._camera(o))) for o in held_back)
+        mesh_db = fmean(self._psnr(o, self.mesh.render(o.state, self._camera(o))) for o in held_back)
+        if math.isfinite(avatar_db) and math.isfinite(mesh_db):
+            self.score = Score(avatar_db, mesh_db, self.trainer.steps)
+        return True
+
+    def _camera(self, observation: Observation) -> Camera:
+        return observation.camera.scaled(self._size, self._size)
+
+    def _psnr(self, observation: Observation, picture: RenderedFrame) -> float:
+        """Over white, in the head region, at the size that is learned."""
+        import torch
+
+        from insta_runtime.learn.metrics import head_mask, psnr, rendered_over_white
+        from insta_runtime.learn.replay import premultiplied
+
+        truth, _ = premultiplied(observation, self._size)
+        alpha = (truth[..., 3] * 255.0).to(torch.uint8).numpy()
+        return psnr(rendered_over_white(picture.rgba), truth[..., :3] + 1.0 - truth[..., 3:], head_mask(alpha))
