@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,3 +107,76 @@ def launch_chromium() -> Iterator[Callable[..., Browser]]:
 def chromium(launch_chromium: Callable[..., Browser]) -> Browser:
     """A headless Chromium with an empty profile."""
     return launch_chromium()
+
+
+@dataclass
+class RunningDaemon:
+    """``telepresence run`` in a process of its own, serving at ``address``; all that it prints goes to ``log``."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    address: str = ""
+
+    def output(self) -> str:
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+    def status(self) -> dict[str, Any]:
+        with urllib.request.urlopen(f"{self.address}/status", timeout=10) as answer:
+            found: dict[str, Any] = json.load(answer)
+        return found
+
+    def wait_until(self, condition: Callable[[dict[str, Any]], bool], seconds: float) -> dict[str, Any]:
+        """The first ``/status`` that fulfils ``condition``; fails with what was printed after ``seconds``."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            status = self.status()
+            if condition(status):
+                return status
+            time.sleep(0.2)
+        pytest.fail(f"not within {seconds} s: {self.status()}\n{self.output()}")
+
+    def stop(self) -> int:
+        """Ctrl-C; the exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+        return self.process.wait(timeout=30)
+
+
+@pytest.fixture
+def start_daemon(tmp_path: Path) -> Iterator[Callable[..., RunningDaemon]]:
+    """``start_daemon("--source", "synthetic")``: the daemon on a free port, once ``/healthz`` answers.
+
+    ``program`` replaces ``[python, -m, telepresence]``, ``cwd`` and ``env`` go to the process.
+    """
+    running: list[RunningDaemon] = []
+
+    def start(*arguments: str, program: tuple[str, ...] | None = None, **options: Any) -> RunningDaemon:
+        command = [*(program or (sys.executable, "-m", "telepresence")), "run", "--port", "0", *arguments]
+        log = tmp_path / f"daemon{len(running)}.log"
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, **{"cwd": ROOT, **options}
+            )
+        daemon = RunningDaemon(process, log)
+        running.append(daemon)
+        end = time.monotonic() + 90
+        while time.monotonic() < end and process.poll() is None:
+            found = re.search(r"http://127\.0\.0\.1:\d+", daemon.output())
+            if found:
+                daemon.address = found.group()
+                try:
+                    urllib.request.urlopen(f"{daemon.address}/healthz", timeout=10).close()
+                except OSError:
+                    pass
+                else:
+                    return daemon
+            time.sleep(0.1)
+        pytest.fail(f"the daemon does not serve:\n{daemon.output()}")
+
+    yield start
+    for daemon in running:
+        try:
+            daemon.stop()
+        except subprocess.TimeoutExpired:
+            daemon.process.kill()
+            daemon.process.wait()
