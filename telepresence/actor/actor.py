@@ -1,0 +1,320 @@
+"""The actor: a person who never lived, rendered from any head state for any camera."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from insta_runtime.head import HeadModel, HeadRig, load_head
+from insta_runtime.head.model import EYE_LEFT, EYE_RIGHT, SKIN, TEETH_LOWER, TEETH_UPPER, TONGUE
+from insta_runtime.head.rig import rotation_matrix
+from insta_runtime.render.raster import Raster, rasterise
+from insta_runtime.types import Bytes, Camera, Float32, HeadState
+from telepresence.actor.hair import grow_hair
+from telepresence.actor.light import Lighting, directions, visibility
+from telepresence.actor.skin import HAIR_COLOUR, paint_eye, paint_skin
+from telepresence.actor.stage import CLOTHES_COLOUR, clothes, paint_room
+from telepresence.actor.surface import linear, noise, ramp, sample, unroll, vertex_normals
+
+# Materials beyond the parts of the head model.
+_HAIR, _LASHES, _CLOTHES = 6, 7, 8
+
+NECK_RAMP = (-0.115, -0.070)
+"""Height at rest (metres) at which the alpha of the neck is 0, and from which it is 1."""
+
+_SKIN_WRAP = (0.42, 0.22, 0.14)
+_PLAIN_WRAP = (0.12, 0.12, 0.12)
+_SHADOW_DIRECTIONS = 64
+_SUPERSAMPLING = 2
+
+
+class Actor:
+    """A synthetic person with the geometry of the open head.
+
+    ``head`` the model, ``rig`` its rig, ``shape`` (S,) float32 the identity code of this person.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        """Build the person (about two seconds).  Equal seeds give equal people."""
+        self.head: HeadModel = load_head()
+        self.rig = HeadRig(self.head)
+        self.shape: Float32 = _identity(self.head, seed)
+        neutral = HeadState.neutral(len(self.head.expression_names))
+        self._rest = self.rig.pose(self.shape, neutral).vertices
+        self._joints = self.rig.identity(torch.from_numpy(self.shape)).joints
+        self._skin = paint_skin(self.head, self._rest, self._joints[3:5], seed)
+        self._eye = paint_eye(seed=seed)
+        self._room = paint_room()
+        outside = (
+            (self.head.vertex_group() == SKIN) & (self.head.masks["ears"] < 0.2) & (self.head.masks["mouth"] < 0.2)
+        )
+        self._hair = grow_hair(self._rest[torch.from_numpy(outside)], seed)
+        self._streaks = noise(torch.Generator().manual_seed(seed), 64, 48, 64, 24)[None]
+        self._lid_margin, self._lash_faces = _find_lid_margins(self.head, self._rest, self._joints[3:5])
+        self._clothes, clothes_faces = clothes()
+
+        head_count, hair_count = len(self._rest), len(self._hair.vertices)
+        lash_count = 2 * len(self._lid_margin)
+        self._faces = torch.cat(
+            [
+                self.rig.faces,
+                self._hair.faces + head_count,
+                self._lash_faces + head_count + hair_count,
+                clothes_faces + head_count + hair_count + lash_count,
+            ]
+        )
+        counts = torch.tensor([len(self._hair.faces), len(self._lash_faces), len(clothes_faces)])
+        self._material = torch.cat(
+            [
+                torch.from_numpy(self.head.face_group).long(),
+                torch.tensor([_HAIR, _LASHES, _CLOTHES]).repeat_interleave(counts),
+            ]
+        )
+        self._solid = (self._material < _HAIR) | (self._material == _CLOTHES)  # has an inside, never seen
+        self._towards = directions(_SHADOW_DIRECTIONS)
+        self._free = self._shadow_table()
+        # Clothes stand where the neck was; so does what their shading needs of the head's axes.
+        self._openness = self._free.mean(1).mul(1.9).clamp(0.0, 1.0)
+
+    @staticmethod
+    def camera(size: int) -> Camera:
+        """The camera of the actor's own pictures: ``size`` x ``size`` pixels, focal length 1.2 times that."""
+        return Camera(1.2 * size, 1.2 * size, size / 2, size / 2, size, size)
+
+    def render(self, state: HeadState, camera: Camera, background: bool = True) -> tuple[Bytes, Bytes]:
+        """Draw the actor in ``state`` as ``camera`` sees them.
+
+        Returns the picture (H, W, 3) uint8 with clothes and room (without ``background``: on black), and alpha
+        (H, W) uint8: the exact matte of head, hair and neck times the neck ramp.
+        """
+        with torch.no_grad():
+            fine = camera.scaled(camera.width * _SUPERSAMPLING, camera.height * _SUPERSAMPLING)
+            colour, cover, alpha = self._shade(state, fine)
+            colour = functional.avg_pool2d(colour, _SUPERSAMPLING)
+            cover = functional.avg_pool2d(cover, _SUPERSAMPLING)
+            alpha = functional.avg_pool2d(alpha, _SUPERSAMPLING)
+            if background:
+                room = functional.interpolate(
+                    self._room[None], (camera.height, camera.width), mode="bilinear", align_corners=False
+                )[0]
+                colour = colour + (1.0 - cover) * room
+            rgb = (colour.clamp(0.0, 1.0) * 255.0 + 0.5).byte().permute(1, 2, 0).contiguous()
+            return rgb.numpy(), (alpha[0] * 255.0 + 0.5).byte().numpy()
+
+    def _posed(self, state: HeadState) -> tuple[Tensor, Tensor, Tensor]:
+        """All vertices (N, 3) and unit normals (N, 3) in camera space, and the head's rotation (3, 3)."""
+        head = self.rig.pose(self.shape, state).vertices
+        normals = vertex_normals(head, self.rig.faces)
+        neck = rotation_matrix(torch.from_numpy(state.neck_pose))
+        hair = (self._hair.vertices - self._joints[1]) @ neck.T + self._joints[1]
+        root, outward = head[self._lid_margin], normals[self._lid_margin]
+        reach = torch.linspace(0, 1, len(root))  # lashes of unlike length
+        reach = 0.0042 + 0.0016 * torch.sin(reach * 170.0)
+        # Lashes leave the lid forwards and curl up; as the lid closes, they turn down with it.
+        tip = root + reach[:, None] * functional.normalize(outward + torch.tensor([0.0, 0.25, 0.9]), dim=1)
+        vertices = torch.cat([head, hair, root, tip])
+        normals = torch.cat([normals, self._hair.normal @ neck.T, outward, outward])
+        rotation = rotation_matrix(torch.from_numpy(state.rotation))
+        vertices, normals = vertices @ rotation.T, normals @ rotation.T
+        # Clothes hang from the neck and do not turn.
+        upright = torch.diag(torch.tensor([1.0, -1.0, -1.0]))
+        below = self._joints[0] + torch.tensor([0.0, 0.0, 0.02])
+        clothes_at = self._clothes @ upright.T + (rotation - upright) @ below
+        vertices = torch.cat([vertices, clothes_at]) + torch.from_numpy(state.translation)
+        first = len(vertices) - len(self._clothes)
+        knit = vertex_normals(vertices, self._faces[self._material == _CLOTHES])[first:]
+        return vertices, torch.cat([normals, knit]), rotation
+
+    def _shade(self, state: HeadState, camera: Camera) -> tuple[Tensor, Tensor, Tensor]:
+        """Screen colour (3, H, W), premultiplied; coverage (1, H, W); alpha (1, H, W).  One sample a pixel."""
+        vertices, normals, rotation = self._posed(state)
+        corners = vertices[self._faces]
+        outward = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+        visible = ~self._solid | ((outward * corners[:, 0]).sum(1) < 0.0)
+        drawn = visible.nonzero().squeeze(1)
+        raster = rasterise(vertices, self._faces[drawn], camera)
+        lighting = Lighting(rotation, self._towards)
+        shadows = lighting.shadows(self._free)
+        surface = torch.cat([self._coordinates(), normals, shadows, self._openness[:, None]], 1)
+
+        pixel = raster.mask.flatten().nonzero().squeeze(1)
+        triangle = raster.triangle.flatten()[pixel]
+        material = self._material[drawn[triangle]]
+        light = torch.zeros(len(pixel), 3)
+        alpha = torch.ones(len(pixel))
+        for number in material.unique().tolist():
+            which = (material == number).nonzero().squeeze(1)
+            fragment = _Fragments.of(raster, pixel[which], surface, camera)
+            light[which] = self._material_light(number, fragment, lighting, state, rotation)
+            if number == SKIN:
+                alpha[which] = ramp(fragment.coordinates[:, 1], *NECK_RAMP)
+            elif number == _CLOTHES:
+                alpha[which] = 0.0
+        size = camera.height * camera.width
+        screen = light.clamp(0.0, 4.0)
+        screen = (screen * (1.0 + screen * 0.12) / (1.0 + 0.30 * screen)).sqrt()  # bright light saturates gently
+        colour = torch.zeros(size, 3).index_copy_(0, pixel, screen).T.reshape(3, camera.height, camera.width)
+        flat = torch.zeros(size).index_copy_(0, pixel, alpha)
+        return colour, raster.mask[None].float(), flat.view(1, camera.height, camera.width)
+
+    def _coordinates(self) -> Tensor:
+        """What paint sticks to, (N, 3): rest position for the head and clothes, strand coordinates for hair."""
+        lashes = torch.zeros(2 * len(self._lid_margin), 3)
+        return torch.cat([self._rest, self._hair.strand, lashes, self._clothes])
+
+    def _material_light(
+        self, number: int, at: _Fragments, lighting: Lighting, state: HeadState, rotation: Tensor
+    ) -> Tensor:
+        """Light (N, 3) that the fragments of one material send to the camera."""
+        wrap = torch.tensor(_SKIN_WRAP if number in (SKIN, TONGUE) else _PLAIN_WRAP)
+        if number == SKIN:
+            paint = sample(self._skin, unroll(at.coordinates))
+            light = paint[:, :3] * lighting.diffuse(at.normal, at.shadow, at.openness, wrap)
+            shine = lighting.highlight(at.normal, at.view, at.shadow, 18.0) * 0.10
+            shine += lighting.highlight(at.normal, at.view, at.shadow, 60.0) * 0.10
+            return light + paint[:, 3:] * shine
+        if number in (EYE_LEFT, EYE_RIGHT):
+            return self._eye_light(number, at, lighting, state, rotation)
+        if number == _HAIR:
+            return self._hair_light(at, lighting, state, rotation)
+        if number == _CLOTHES:
+            knit = 1.0 + 0.10 * torch.sin(at.coordinates[:, 1:2] * 2200.0) * torch.sin(
+                torch.atan2(at.coordinates[:, :1], at.coordinates[:, 2:]) * 260.0
+            )
+            return CLOTHES_COLOUR * knit * lighting.diffuse(at.normal, at.shadow, at.openness, wrap)
+        colour = {
+            TEETH_UPPER: linear(226, 216, 198),
+            TEETH_LOWER: linear(216, 204, 184),
+            TONGUE: linear(186, 98, 96),
+            _LASHES: linear(30, 22, 20),
+        }[number]
+        light = colour * lighting.diffuse(at.normal, at.shadow, at.openness, wrap)
+        if number != _LASHES:
+            light = light + 0.18 * lighting.highlight(at.normal, at.view, at.shadow, 50.0) * at.openness[:, None]
+        return light
+
+    def _eye_light(self, number: int, at: _Fragments, lighting: Lighting, state: HeadState, rotation: Tensor) -> Tensor:
+        joint = self._joints[3 if number == EYE_LEFT else 4]
+        local = at.coordinates - joint
+        # A true sphere shines better than 140 triangles.
+        turn = rotation_matrix(torch.from_numpy(state.eye_pose[0 if number == EYE_LEFT else 1]))
+        neck = rotation_matrix(torch.from_numpy(state.neck_pose))
+        normal = functional.normalize(local, dim=1) @ (rotation @ neck @ turn).T
+        paint = sample(self._eye, local[:, :2] / 0.0165)
+        light = paint * lighting.diffuse(normal, at.shadow, at.openness, torch.tensor(_SKIN_WRAP))
+        return light + 0.9 * lighting.highlight(normal, at.view, at.shadow, 350.0)
+
+    def _hair_light(self, at: _Fragments, lighting: Lighting, state: HeadState, rotation: Tensor) -> Tensor:
+        turn = rotation @ rotation_matrix(torch.from_numpy(state.neck_pose))
+        first = len(self._rest)
+        frame = torch.cat([self._hair.tangent @ turn.T, self._hair.side @ turn.T], 1)
+        tangent, side = at.interpolate(frame, first).split(3, 1)
+        across, along, own = at.coordinates.unbind(1)
+        streak = sample(self._streaks, torch.stack([across * 0.9, 2.0 * own - 1.0], 1))[:, 0]
+        # A ribbon is a lock: round across, and a little darker where it comes out from under its neighbours.
+        normal = functional.normalize(at.normal + 0.65 * across[:, None] * side, dim=1)
+        tone = (0.80 + 0.45 * own + 0.22 * streak) * (0.62 + 0.38 * ramp(along, 0.0, 0.45))
+        warm = linear(112, 72, 44)
+        colour = HAIR_COLOUR + ramp(along, 0.5, 1.0)[:, None] * 0.35 * (warm - HAIR_COLOUR)
+        matt = lighting.diffuse(normal, at.shadow, at.openness, torch.tensor(_PLAIN_WRAP))
+        tilted = functional.normalize(tangent + (0.10 + 0.10 * streak)[:, None] * normal, dim=1)
+        shine = lighting.hair_highlight(tilted, at.view, at.shadow, 70.0) * 0.10
+        shine += lighting.hair_highlight(tangent, at.view, at.shadow, 14.0) * 0.22 * colour
+        return tone[:, None] * (colour * matt * 0.95 + shine * at.openness[:, None])
+
+    def _shadow_table(self) -> Tensor:
+        """(N, D) for all vertices: which directions are free at rest; inside mouth and eyes, when these move."""
+        hair, count = self._hair, len(self._rest)
+        worn = torch.cat([self._rest, hair.vertices, self._clothes])
+        faces = self._faces[self._material != _LASHES]
+        lashes = 2 * len(self._lid_margin)
+        faces = torch.where(faces >= count + len(hair.vertices), faces - lashes, faces)
+        free = visibility(worn, faces, self._towards)
+        state = HeadState.neutral(len(self.head.expression_names))
+        for name in ("jawOpen", "eyeBlinkLeft", "eyeBlinkRight"):
+            state.expression[self.head.expression_names.index(name)] = 0.7 if name == "jawOpen" else 1.0
+        moved = torch.cat([self.rig.pose(self.shape, state).vertices, hair.vertices])
+        opened = visibility(moved, self._faces[self._material <= _HAIR], self._towards)[:count]
+        hidden = torch.from_numpy(np.maximum(self.head.masks["mouth"], self.head.masks["eyes"]))
+        gain = ramp(opened.mean(1) - free[:count].mean(1), 0.02, 0.15) * ramp(hidden, 0.1, 0.5)
+        inner = torch.from_numpy(self.head.vertex_group() >= TEETH_UPPER)
+        gain = torch.where(inner, 1.0, gain)[:, None]
+        free[:count] += gain * (opened - free[:count])
+        split = count + len(hair.vertices)
+        margin = free[self._lid_margin]
+        return torch.cat([free[:split], margin, margin, free[split:]])
+
+
+@dataclass(frozen=True)
+class _Fragments:
+    """N pixels of one material: paint coordinates, unit normal and view in camera space, shadows, openness."""
+
+    coordinates: Tensor
+    normal: Tensor
+    shadow: Tensor
+    openness: Tensor
+    view: Tensor
+    _corners: Tensor
+    _weights: Tensor
+
+    @staticmethod
+    def of(raster: Raster, pixel: Tensor, surface: Tensor, camera: Camera) -> _Fragments:
+        """The ``pixel`` (N,) of ``raster`` with ``surface`` (V, 10) carried to them."""
+        corners = raster.faces[raster.triangle.flatten()[pixel]]
+        weights = raster.barycentrics.flatten(0, 1)[pixel]
+        coordinates, normal, shadow, openness = _carry(surface, corners, weights).split((3, 3, 3, 1), 1)
+        x = ((pixel % camera.width) + 0.5 - camera.cx) / camera.fx
+        y = (torch.div(pixel, camera.width, rounding_mode="floor") + 0.5 - camera.cy) / camera.fy
+        view = functional.normalize(torch.stack([-x, -y, -torch.ones_like(x)], 1), dim=1)
+        return _Fragments(
+            coordinates, functional.normalize(normal, dim=1), shadow, openness[:, 0], view, corners, weights
+        )
+
+    def interpolate(self, values: Tensor, first: int) -> Tensor:
+        """Values (M, C) of the vertices from number ``first`` on, carried to the pixels: (N, C)."""
+        return _carry(values, self._corners - first, self._weights)
+
+
+def _carry(values: Tensor, corners: Tensor, weights: Tensor) -> Tensor:
+    carried = weights[:, 0, None] * values[corners[:, 0]]
+    carried += weights[:, 1, None] * values[corners[:, 1]]
+    return carried.add_(weights[:, 2, None] * values[corners[:, 2]])
+
+
+def _identity(head: HeadModel, seed: int) -> Float32:
+    random = np.random.default_rng(seed)
+    return random.normal(0.0, 0.25, size=len(head.shape_dirs)).astype(np.float32)
+
+
+def _find_lid_margins(head: HeadModel, rest: Tensor, eyes: Tensor) -> tuple[Tensor, Tensor]:
+    """Vertices (M,) along the rims of the upper lids, and the faces (K, 3) of lashes on them.
+
+    Lash vertices are the M roots, then the M tips.  The rim is what the eye sees above itself: the skin just over
+    the highest eyeball pixel of each column of a picture from the front.
+    """
+    faces = torch.from_numpy(head.faces)
+    group = torch.from_numpy(head.face_group).long()
+    margin: list[int] = []
+    lashes: list[tuple[int, int]] = []
+    for number, eye in ((EYE_LEFT, eyes[0]), (EYE_RIGHT, eyes[1])):
+        size = 160
+        view = (rest - eye) * torch.tensor([1.0, -1.0, -1.0]) + torch.tensor([0.0, 0.0, 0.5])
+        raster = rasterise(view, faces, Camera(10.0 * size, 10.0 * size, size / 2, size / 2, size, size))
+        part = torch.where(raster.mask, group[raster.triangle], -1)
+        is_eye = part == number
+        columns = is_eye.any(0).nonzero().squeeze(1)
+        top = is_eye[:, columns].int().argmax(0)
+        corner = raster.triangle[(top - 1).clamp_min(0), columns]
+        nearest = raster.barycentrics[(top - 1).clamp_min(0), columns].argmax(1)
+        rim = faces[corner, nearest].tolist()
+        line = [v for i, v in enumerate(rim) if i == 0 or v != rim[i - 1]]
+        line = list(dict.fromkeys(line))
+        lashes += [(len(margin) + i, len(margin) + i + 1) for i in range(len(line) - 1)]
+        margin += line
+    count = len(margin)
+    triangles = [t for a, b in lashes for t in ((a, b, count + a), (b, count + b, count + a))]
+    return torch.tensor(margin), torch.tensor(triangles)

@@ -1,0 +1,109 @@
+"""Light: three lamps and the sky, the shadows they cast, and what surfaces make of them.
+
+Shadows come from a table made once: for every vertex, which of a set of directions around the head is free.
+The head turns under the lamps, so a lamp's shadow is the mean of the table about the lamp's direction.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from insta_runtime.render.raster import rasterise
+from insta_runtime.types import Camera
+
+_FAR = 20.0  # metres from which the head is looked at for shadows, so far that perspective does not matter
+
+# Lamps in camera space: the direction towards each, and its light.  Key (a window), fill, rim.
+_LAMPS = (
+    ((-0.55, -0.50, -0.75), (1.02, 0.97, 0.90)),
+    ((0.80, -0.10, -0.55), (0.20, 0.22, 0.26)),
+    ((0.62, -0.35, 0.62), (0.75, 0.80, 0.95)),
+)
+_SKY = (0.40, 0.41, 0.43)
+_GROUND = (0.20, 0.17, 0.15)
+
+
+def directions(count: int) -> Tensor:
+    """Unit vectors (count, 3), evenly spread over the sphere."""
+    k = torch.arange(count) + 0.5
+    y, turn = 1.0 - 2.0 * k / count, math.pi * (1.0 + math.sqrt(5.0)) * k
+    radius = (1.0 - y * y).sqrt()
+    return torch.stack([radius * turn.cos(), y, radius * turn.sin()], 1)
+
+
+def visibility(vertices: Tensor, faces: Tensor, towards: Tensor, size: int = 160, bias: float = 0.004) -> Tensor:
+    """Which directions are free: (V, D) float32 in [0, 1] for ``towards`` (D, 3), head space.
+
+    The mesh is seen from every direction; a vertex is free where nothing lies more than ``bias`` metres before it.
+    """
+    camera = Camera(_FAR / 0.36 * size, _FAR / 0.36 * size, size / 2, size / 2, size, size)
+    free = torch.empty(len(vertices), len(towards))
+    centre = vertices.mean(0)
+    for i, direction in enumerate(towards):
+        up = torch.tensor([0.0, 1.0, 0.0]) if abs(float(direction[1])) < 0.9 else torch.tensor([1.0, 0.0, 0.0])
+        right = functional.normalize(torch.linalg.cross(up, direction), dim=0)
+        frame = torch.stack([right, torch.linalg.cross(direction, right), -direction])
+        seen = (vertices - centre) @ frame.T + torch.tensor([0.0, 0.0, _FAR])
+        depth = rasterise(seen, faces, camera).depth
+        where = seen[:, :2] / seen[:, 2:] * (_FAR / 0.36 * 2.0)
+        open_at = torch.zeros(len(vertices))
+        for shift_x, shift_y in ((-1.0, -1.0), (1.0, -1.0), (-1.0, 1.0), (1.0, 1.0)):
+            at = where + torch.tensor([shift_x, shift_y]) / size
+            found = functional.grid_sample(
+                depth[None, None], at[None, None], mode="nearest", padding_mode="border", align_corners=False
+            )[0, 0, 0]
+            open_at += 0.25 * (seen[:, 2] < found + bias)
+        free[:, i] = open_at
+    return free
+
+
+class Lighting:
+    """The lamps as they fall on one posed head."""
+
+    def __init__(self, rotation: Tensor, towards: Tensor) -> None:
+        """``rotation`` (3, 3) head to camera; ``towards`` (D, 3) the directions of the shadow table."""
+        self.to_lamp = functional.normalize(torch.tensor([lamp[0] for lamp in _LAMPS]), dim=1)  # (3, 3)
+        self.colour = torch.tensor([lamp[1] for lamp in _LAMPS])
+        nearness = (self.to_lamp @ rotation) @ towards.T  # (3, D)
+        self.shadow_weights = torch.softmax(14.0 * nearness, dim=1)
+
+    def shadows(self, free: Tensor) -> Tensor:
+        """How much of each lamp reaches the vertices of a shadow table (V, D): (V, 3) in [0, 1]."""
+        lit = (free @ self.shadow_weights.T).clamp(0.0, 1.0)
+        return lit * lit * (3.0 - 2.0 * lit)
+
+    def diffuse(self, normal: Tensor, shadow: Tensor, openness: Tensor, wrap: Tensor) -> Tensor:
+        """Light (N, 3) that arrives at matt surfaces.
+
+        ``normal`` (N, 3) unit, camera space; ``shadow`` (N, 3) of each lamp; ``openness`` (N,) to the sky;
+        ``wrap`` (3,) how far red, green and blue creep around into the shade (skin lets red through).
+        """
+        sky = 0.5 - 0.5 * normal[:, 1:2]
+        light = (sky * torch.tensor(_SKY) + (1.0 - sky) * torch.tensor(_GROUND)) * openness[:, None]
+        for lamp in range(len(_LAMPS)):
+            facing = (normal @ self.to_lamp[lamp])[:, None]
+            light = light + ((facing + wrap) / (1.0 + wrap)).clamp_min_(0.0) * shadow[:, lamp, None] * self.colour[lamp]
+        return light
+
+    def highlight(self, normal: Tensor, view: Tensor, shadow: Tensor, sharpness: float) -> Tensor:
+        """Mirrored light (N, 3) of smooth surfaces (Blinn-Phong); ``view`` (N, 3) unit, towards the camera."""
+        light = torch.zeros_like(normal)
+        for lamp in range(len(_LAMPS)):
+            half = functional.normalize(view + self.to_lamp[lamp], dim=1)
+            shine = (normal * half).sum(1).clamp_min(0.0) ** sharpness * shadow[:, lamp]
+            light += shine[:, None] * self.colour[lamp]
+        return light
+
+    def hair_highlight(self, tangent: Tensor, view: Tensor, shadow: Tensor, sharpness: float) -> Tensor:
+        """Mirrored light (N, 3) of fibres along ``tangent`` (N, 3) (Kajiya and Kay 1989)."""
+        light = torch.zeros_like(tangent)
+        for lamp in range(len(_LAMPS)):
+            half = functional.normalize(view + self.to_lamp[lamp], dim=1)
+            along = (tangent * half).sum(1)
+            shine = (1.0 - along * along).clamp_min(0.0) ** (0.5 * sharpness) * shadow[:, lamp]
+            light += shine[:, None] * self.colour[lamp]
+        return light
