@@ -23,7 +23,7 @@ SIZE = 512
 
 
 def pattern(index: int) -> np.ndarray:
-    """(512, 512, 3) uint8: colour gradients that slide, coloured corners that tell left from right and red from blue."""
+    """(512, 512, 3) uint8: sliding colours, and corners that tell left from right and red from blue."""
     y, x = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32)
     phase = 2 * np.pi * (x + 3 * index) / SIZE
     picture = np.stack([128 + 80 * np.sin(phase), 60 + 120 * y / SIZE, 128 + 80 * np.cos(phase)], -1)

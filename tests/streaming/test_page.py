@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ VP8_VIEWER = """async () => {
 
 @pytest.mark.timeout(60)
 def test_page_shows_the_stream_in_h264(studio: Any, chromium: Browser) -> None:
+    studio.status["errors"] = ["zmq: <b>one</b> message dropped"]
     studio.status |= {"state": "learning", "avatar_fps": 7.5, "psnr_db": 23.456, "latency_ms": 40.0, "viewers": 1}
     page = chromium.new_page()
     complaints: list[str] = []
@@ -50,6 +52,7 @@ def test_page_shows_the_stream_in_h264(studio: Any, chromium: Browser) -> None:
     assert studio.likeness(picture[:, ::-1]) < 20.0
     assert studio.likeness(picture[..., ::-1]) < 20.0
     studio.until(lambda: page.locator("#psnr").text_content() == "23.5")
+    assert page.locator("#problems li").all_text_contents() == ["zmq: <b>one</b> message dropped"]
     assert page.locator("#state").text_content() == "learning"
     assert page.locator("#veil").is_hidden()
     assert studio.server.viewers == 1
@@ -105,7 +108,7 @@ def test_camera_of_the_browser_arrives_and_goes_back(
     frames = [studio.camera.get(20.0) for _ in range(20)]
     assert studio.camera_events == [True]
     assert [f.frame_id for f in frames] == sorted({f.frame_id for f in frames})
-    assert all(b.t_capture_ns > a.t_capture_ns for a, b in zip(frames, frames[1:], strict=False))
+    assert all(b.t_capture_ns > a.t_capture_ns for a, b in pairwise(frames))
     own = studio.until(lambda: page.evaluate("document.getElementById('own').videoWidth"))
     assert own > 0
     assert page.locator("#own").is_visible()
@@ -162,8 +165,11 @@ def test_layout_fits_phone_and_desktop(studio: Any, chromium: Browser, width: in
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     button = page.get_by_role("button", name="Use my camera").bounding_box()
     assert button["height"] >= 44  # a finger's width
-    page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.id") == "camera"
+    reached = set()
+    for _ in range(3):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.id"))
+    assert {"full", "camera"} <= reached
 
 
 def resized(picture: np.ndarray, width: int, height: int) -> np.ndarray:

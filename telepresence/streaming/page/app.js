@@ -257,12 +257,22 @@ function show(status) {
   number("avatar-fps", status.avatar_fps, status.avatar_fps < 10 ? 1 : 0);
   number("latency", status.latency_ms > 0 && received.fps ? status.latency_ms + received.delay : undefined, 0);
   number("viewers", status.viewers, 0);
+  list(Array.isArray(status.errors) ? status.errors : []);
   number("psnr", status.psnr_db, 1);
   if (Number.isFinite(status.psnr_db)) draw(status.psnr_db);
 }
 
 function number(id, value, digits) {
   $(id).textContent = Number.isFinite(value) ? value.toFixed(digits) : "–";
+}
+
+/** What the daemon dropped or could not do, behind a line that can be opened. */
+function list(problems) {
+  $("problems").hidden = problems.length === 0;
+  $("problems").querySelector("summary").textContent = problems.length === 1 ? "One problem so far" : `${problems.length} problems so far`;
+  $("problems").querySelector("ul").replaceChildren(
+    ...problems.map((text) => Object.assign(document.createElement("li"), { textContent: String(text) })),
+  );
 }
 
 /** The likeness over the last two minutes, as a line. */
