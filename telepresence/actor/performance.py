@@ -202,7 +202,8 @@ def axis_angle(matrix: Float64) -> Float64:
     sine = np.linalg.norm(quaternion[:3])
     if sine < 1e-12:
         return 2.0 * quaternion[:3]
-    return quaternion[:3] / sine * 2.0 * np.arctan2(sine, quaternion[3])
+    vector: Float64 = quaternion[:3] / sine * 2.0 * np.arctan2(sine, quaternion[3])
+    return vector
 
 
 def _about(axis: int, angle: float) -> Float64:
@@ -226,7 +227,8 @@ def _smooth(x: float) -> float:
 
 def _bump(offset: Float64, width: Float64) -> Float64:
     """A raised cosine of half width ``width``: 1 at 0, 0 from +-width on, with a smooth foot."""
-    return 0.5 + 0.5 * np.cos(np.pi * np.clip(np.abs(offset) / width, 0.0, 1.0))
+    bump: Float64 = 0.5 + 0.5 * np.cos(np.pi * np.clip(np.abs(offset) / width, 0.0, 1.0))
+    return bump
 
 
 def _blink(offset: Float64) -> Float64:
@@ -234,7 +236,8 @@ def _blink(offset: Float64) -> Float64:
     down = np.clip(offset / 0.08, 0.0, 1.0)
     up = np.clip((offset - 0.14) / 0.16, 0.0, 1.0)
     level = down - up
-    return level * level * (3.0 - 2.0 * level)
+    closing: Float64 = level * level * (3.0 - 2.0 * level)
+    return closing
 
 
 def _spread(random: np.random.Generator, shortest: float, longest: float) -> Float64:

@@ -63,7 +63,7 @@ def paint_room(size: int = 512, seed: int = 3) -> Tensor:
     box(0.02, 0.00, 0.20, 0.62, (0.93, 0.96, 0.98))  # a window
     box(0.105, 0.00, 0.120, 0.62, (0.70, 0.70, 0.68))
     box(0.02, 0.30, 0.20, 0.315, (0.70, 0.70, 0.68))
-    for i in range(14):  # a plant before it
+    for _ in range(14):  # a plant before it
         cx, cy, r = (float(v) for v in torch.rand(3, generator=generator))
         disc(0.05 + 0.16 * cx, 0.55 + 0.26 * cy, 0.018 + 0.030 * r, (0.20 + 0.1 * r, 0.36 + 0.1 * cy, 0.20), 0.85)
     for shelf in range(4):  # a book shelf
@@ -81,7 +81,7 @@ def paint_room(size: int = 512, seed: int = 3) -> Tensor:
             )
             box(left, top + 0.05 + 0.06 * h, min(left + 0.014 + 0.022 * w, 1.0), top + 0.195, palette[int(c * 4.999)])
             left += 0.016 + 0.026 * w
-    for i in range(9):  # lights
+    for _ in range(9):  # lights
         cx, cy, r = (float(v) for v in torch.rand(3, generator=generator))
         disc(0.30 + 0.36 * cx, 0.04 + 0.30 * cy, 0.008 + 0.010 * r, (1.0, 0.86, 0.62), 0.9)
     return _blur(wall.permute(2, 0, 1).clamp(0.0, 1.0), size / 42.0)

@@ -1,0 +1,105 @@
+"""The synthetic actor as a camera, and as a recorded clip; each picture knows its own truth."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from insta_runtime.types import Bytes
+from telepresence.actor.performance import PERIOD, Performance
+from telepresence.frames import CameraFrame, Truth
+
+if TYPE_CHECKING:
+    from telepresence.actor.actor import Actor
+
+
+class SyntheticSource:
+    """The actor, live, at ``size`` x ``size`` pixels.
+
+    Pictures are drawn at ``drawn`` pixels and enlarged, and kept: the performance repeats after
+    `performance.PERIOD` seconds, from when on it costs next to nothing.
+    """
+
+    def __init__(self, size: int = 512, *, drawn: int = 256, fps: float = 12.5, seed: int = 0) -> None:
+        from telepresence.actor.actor import Actor
+
+        self.name = "synthetic"
+        self.fps = fps
+        self._size = size
+        self._drawn = drawn
+        self._actor = Actor(seed)
+        self._performance = Performance(self._actor.head.expression_names, seed)
+        self._round = round(PERIOD * fps)  # pictures until the performance repeats
+        self._kept: dict[int, tuple[Bytes, Bytes]] = {}
+        self._start = time.monotonic()
+        self._last = -1
+
+    @property
+    def actor(self) -> Actor:
+        """Who is before the camera."""
+        return self._actor
+
+    def read(self, timeout: float) -> CameraFrame | None:
+        now = time.monotonic()
+        number = math.floor((now - self._start) * self.fps)
+        if number <= self._last:
+            number = self._last + 1
+            wait = self._start + number / self.fps - now
+            if wait > timeout:
+                time.sleep(timeout)
+                return None
+            time.sleep(wait)
+        self._last = number
+        return self._frame(number)
+
+    def _frame(self, number: int) -> CameraFrame:
+        state = self._performance((number % self._round) * PERIOD / self._round)
+        state = state.at(int((self._start + number / self.fps) * 1e9))
+        camera = self._actor.camera(self._size)
+        rgb, alpha = self._picture(number % self._round)
+        return CameraFrame(number, state.t_capture_ns, rgb, Truth(state, alpha, camera))
+
+    def _picture(self, number: int) -> tuple[Bytes, Bytes]:
+        """Picture and alpha of one moment of the performance, enlarged to the size asked for."""
+        if number not in self._kept:
+            state = self._performance(number * PERIOD / self._round)
+            self._kept[number] = self._actor.render(state, self._actor.camera(self._drawn))
+        rgb, alpha = self._kept[number]
+        return _enlarge(rgb, self._size), _enlarge(alpha[..., None], self._size)[..., 0]
+
+    def close(self) -> None:
+        self._kept.clear()
+
+
+def actor_take(
+    frames: int, fps: float = 12.5, size: int = 512, seed: int = 0, actor: Actor | None = None
+) -> Iterator[CameraFrame]:
+    """A clip of the actor: ``frames`` exact pictures of ``size`` x ``size`` with their truth, not paced.
+
+    Time stamps count from 0.  ``actor`` saves building the person again.
+    """
+    from telepresence.actor.actor import Actor
+
+    person = actor or Actor(seed)
+    performance = Performance(person.head.expression_names, seed)
+    camera = person.camera(size)
+    for number in range(frames):
+        state = performance(number / fps)
+        rgb, alpha = person.render(state, camera)
+        yield CameraFrame(number, state.t_capture_ns, rgb, Truth(state, alpha, camera))
+
+
+def _enlarge(picture: Bytes, size: int) -> Bytes:
+    """(H, W, C) uint8 to (size, size, C), smoothly."""
+    import torch
+    from torch.nn import functional
+
+    if picture.shape[0] == size:
+        return picture
+    channels_first = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None]
+    large = functional.interpolate(channels_first, (size, size), mode="bicubic", align_corners=False, antialias=True)
+    return np.ascontiguousarray(large[0].permute(1, 2, 0).numpy())
