@@ -1,0 +1,3 @@
+"""Where else the pictures go: a window on this machine."""
+
+from telepresence.outputs.preview import PreviewWindow as PreviewWindow
