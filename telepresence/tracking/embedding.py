@@ -32,7 +32,7 @@ SIZE = 640
 DISTANCE = 0.75  # metres from the camera to the middle of the face
 FOCAL = 1.5  # x SIZE
 GRAZING = 0.35  # cosine between surface and view below which a vote does not count
-MIN_VOTES = 20
+MIN_VOTES = 10
 MAX_SD = 0.004
 SEED = 4
 IDENTITIES = 6
@@ -102,7 +102,7 @@ def compute_embedding(
     for landmark in found:
         face[landmark], bary[landmark] = _nearest_on_surface(medians[landmark], surface, model.faces, skin)
 
-    keep = (sd < MAX_SD) & (face >= 0) & (np.maximum(counts, counts[twins]) > MIN_VOTES)
+    keep = (sd < MAX_SD) & (face >= 0) & (np.maximum(counts, counts[twins]) >= MIN_VOTES)
     keep[list(OVAL)] = False
     forced = np.array([*INNER_LIPS, *LIDS, *CHIN])
     keep[forced] = face[forced] >= 0
