@@ -1,0 +1,165 @@
+"""`telepresence track`: a video becomes a tracked folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from insta_runtime.errors import UserError
+from insta_runtime.head import HeadModel, load_head
+from insta_runtime.types import Bytes, Float32, Take
+from telepresence.config import Config
+from telepresence.frames import CameraFrame
+from telepresence.tracking.crop import CropPolicy, choose_crop
+from telepresence.tracking.folder import FolderWriter
+
+WRITERS = 2  # threads that compress pictures
+PENDING = 16  # pictures waiting for them at most
+MAX_FRAMES = 100_000
+
+
+def track(
+    video: str | Path, out: Path, *, config: Config, head: Path | None, models: Path | None, focal: float | None
+) -> dict[str, Any]:
+    """Track the face of ``video`` into the tracked folder ``out``; returns the figures of `docs/tracking.md`.
+
+    ``head`` is a FLAME file (None: the open head), ``models`` a folder of MediaPipe's files, ``focal`` in px.
+    Raises UserError for a video that cannot be read or shows no face, and for an ``out`` that is something else.
+    """
+    from telepresence.sources.video import video_frames
+    from telepresence.tracking.landmarks import FaceLandmarker
+    from telepresence.tracking.matting import Matter
+    from telepresence.tracking.recording import track_recording
+    from telepresence.tracking.state import trackable
+
+    path = Path(video)
+    size, policy = config.run.size, _policy(config.run.crop)
+    reader = video_frames(path)
+    with FolderWriter(out) as writer, Progress() as progress:
+        model = trackable(load_head(head), models)
+        times, faces = [], []
+        with FaceLandmarker(models, live=False) as landmarker:
+            for frame in progress.each("finding the face", reader, reader.count):
+                if len(times) == MAX_FRAMES:
+                    raise UserError(f"{path} has more than {MAX_FRAMES} pictures: cut it into shorter parts")
+                times.append(frame.t_capture_ns)
+                faces.append(landmarker.detect(frame.rgb))
+        recording = track_recording(model, faces, times, reader.width, reader.height, focal)
+        calibration = recording.calibration
+        seen = [
+            face for face, valid in zip(recording.faces, recording.valid, strict=True) if valid and face is not None
+        ]
+        crop = choose_crop(policy, seen, reader.width, reader.height, size)
+        camera = crop.camera(calibration.camera)
+        matter = Matter(model, calibration.shape, models, live=False)
+        try:
+            with _Compressor(writer) as compressor:
+                for frame in progress.each("cutting out", video_frames(path), len(times)):
+                    index = frame.frame_id
+                    face = recording.faces[index]
+                    alpha = np.zeros((size, size), np.uint8)
+                    if recording.valid[index] and face is not None:
+                        alpha = matter.alpha(frame.rgb, face, crop, camera, recording.states[index])
+                    compressor.add(index, crop.apply(frame.rgb), alpha)
+        finally:
+            matter.close()
+        figures = recording.figures()
+        take = Take(recording.states, recording.valid, calibration.shape, camera, crop.window, model.sha256, reader.fps)
+        facts = {
+            "source": path.name,
+            "crop_policy": policy,
+            "tracker": {"smoothing": "zero-phase gaussian, sigma 1 frame", **figures},
+            "calibration": calibration.to_json(),
+        }
+        writer.finish(take, head_name=model.name, head_file=head, facts=facts)
+    return {**figures, "video": path.name, "size": size, "crop": list(crop.window)}
+
+
+def track_truth(
+    frames: Iterable[CameraFrame], out: Path, *, head: HeadModel, shape: Float32, fps: float, size: int, source: str
+) -> dict[str, Any]:
+    """Write pictures that know their own state and matte (the synthetic actor's) as a tracked folder."""
+    states, camera = [], None
+    with FolderWriter(out) as writer:
+        with _Compressor(writer) as compressor:
+            for index, frame in enumerate(frames):
+                truth = frame.truth
+                assert truth is not None
+                camera = truth.camera.scaled(size, size)
+                states.append(truth.state.at(frame.t_capture_ns))
+                compressor.add(index, _resized(frame.rgb, size), _resized(truth.alpha, size))
+        assert camera is not None
+        valid = np.ones(len(states), np.bool_)
+        crop = (0.0, 0.0, float(size))
+        take = Take(tuple(states), valid, shape, camera, crop, head.sha256, fps)
+        facts = {"source": source, "crop_policy": "center", "tracker": {"smoothing": "none: exact states"}}
+        writer.finish(take, head_name=head.name, head_file=None, facts=facts)
+    return {"frames": len(states), "tracked": len(states)}
+
+
+class Progress:
+    """A progress bar with the time left, on standard error."""
+
+    def __enter__(self) -> Progress:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bars
+
+        columns = (TextColumn("{task.description:>17}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bars = Bars(*columns, console=Console(stderr=True))
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def each(self, title: str, frames: Iterable[CameraFrame], count: int) -> Iterator[CameraFrame]:
+        """Pass ``frames`` on and count them."""
+        task = self._bars.add_task(title, total=count)
+        done = 0
+        for frame in frames:
+            yield frame
+            done += 1
+            self._bars.update(task, completed=done, total=max(count, done))
+        self._bars.update(task, completed=done, total=done)
+
+
+class _Compressor:
+    """Compresses and writes pictures in threads, a bounded number of them waiting."""
+
+    def __init__(self, writer: FolderWriter) -> None:
+        self._writer = writer
+        self._pool = ThreadPoolExecutor(WRITERS, thread_name_prefix="write")
+        self._pending: list[Future[None]] = []
+
+    def __enter__(self) -> _Compressor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True)
+        for future in self._pending:
+            future.result()
+
+    def add(self, index: int, rgb: Bytes, alpha: Bytes) -> None:
+        if len(self._pending) >= PENDING:
+            self._pending.pop(0).result()
+        self._pending.append(self._pool.submit(self._writer.add, index, rgb, alpha))
+
+
+def _policy(word: str) -> CropPolicy:
+    for policy in ("auto", "head", "center"):
+        if word == policy:
+            return policy
+    raise UserError(f"--crop is auto, head or center, not {word!r}")
+
+
+def _resized(picture: Bytes, size: int) -> Bytes:
+    from PIL import Image
+
+    if picture.shape[:2] == (size, size):
+        return picture
+    return np.array(Image.fromarray(picture).resize((size, size), Image.Resampling.BILINEAR))

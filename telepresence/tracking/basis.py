@@ -1,0 +1,240 @@
+"""The head model as its landmarks see it: where they lie as a function of who it is and what the face does.
+
+The fit moves *units*: the expression components, followed by the two eyelids where the head has lid shapes of its
+own (FLAME).  Each unit has a prior (mean from the blendshape scores, weight), bounds, and a temporal weight.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from insta_runtime.errors import UserError
+from insta_runtime.head import HeadModel
+from insta_runtime.types import Float32, Float64
+
+PCA_COMPONENTS = 50  # of a statistical expression basis; the rest is below what landmarks can see
+SCORE_WEIGHT = 50.0  # of a blendshape score as the prior of its unit
+PCA_WEIGHT = 1.0  # of N(0, 1)
+TEMPORAL_WEIGHT, PCA_TEMPORAL_WEIGHT = 44.0, 4.0  # of staying where the unit was 1/30 s ago
+JAW_WEIGHT = np.array([100.0, 400.0, 400.0])  # of the jaw joint's angles, 1/rad^2
+JAW_PITCH = 0.42  # rad of jaw opening for a jawOpen score of 1
+JAW_JOINT = 2
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class UnitPriors:
+    """What is known about the U units before looking: (U,) arrays; ``names`` of the scores that are their means."""
+
+    names: tuple[str | None, ...]
+    weight: Float64
+    temporal: Float64
+    low: Float64
+    high: Float64
+
+    def mean(self, scores: dict[str, float]) -> Float64:
+        """(U,) the prior means from the blendshape scores of a picture."""
+        return np.array([scores.get(name, 0.0) if name else 0.0 for name in self.names])
+
+
+@dataclass(frozen=True)
+class LandmarkBasis:
+    """L landmarks of one identity, in head space (metres), as a function of U units and of the jaw joint.
+
+    With A and B affine in the units, a landmark lies at ``A + R(jaw) B``; B and ``jaw_centre`` are None for a head
+    that opens its mouth with units alone.  Both sums stand for the skinning of the three corners of the landmark's
+    triangle, so this is exact.
+
+    Attributes:
+        indices: (L,) which of MediaPipe's 478 landmarks.   weights: (L,) trust x importance (lids, lips).
+        base, turning: (L, 3).   directions, turning_directions: (3, L, U).
+        correctives, turning_correctives: (9, L, 3), times ``R(jaw) - 1``.
+        normals: (L, 3) outward, at rest.
+        shape_directions, turning_shape_directions: (3, L, S): what the identity code adds to A and B.
+    """
+
+    indices: Indices
+    weights: Float64
+    priors: UnitPriors
+    base: Float64
+    directions: Float64
+    normals: Float64
+    shape_directions: Float64
+    turning: Float64 | None = None
+    turning_directions: Float64 | None = None
+    turning_shape_directions: Float64 | None = None
+    correctives: Float64 | None = None
+    turning_correctives: Float64 | None = None
+
+    @property
+    def units(self) -> int:
+        return self.directions.shape[2]
+
+    @property
+    def has_jaw(self) -> bool:
+        return self.turning is not None
+
+    def with_identity(self, shape: Float32 | Float64, offsets: Float64 | float = 0.0) -> LandmarkBasis:
+        """The same landmarks on a person: identity code (S,), and a displacement (L, 3) of each landmark."""
+        base = self.base + (self.shape_directions @ shape).T + offsets
+        if self.turning is None:
+            return replace(self, base=base)
+        assert self.turning_shape_directions is not None
+        return replace(self, base=base, turning=self.turning + (self.turning_shape_directions @ shape).T)
+
+    def by_shape(self, jaw: Float64) -> Float64:
+        """(3, L, S): what the identity code moves while the jaw stands at ``jaw``."""
+        if self.turning_shape_directions is None:
+            return self.shape_directions
+        return self.shape_directions + np.einsum("ij,jls->ils", rotation(jaw), self.turning_shape_directions)
+
+    def points(self, units: Float64, jaw: Float64) -> Float64:
+        """(L, 3) landmarks."""
+        still = self.base + (self.directions @ units).T
+        if self.turning is None:
+            return still
+        assert self.turning_directions is not None
+        return self._turned(still, self.turning + (self.turning_directions @ units).T, jaw)
+
+    def jacobian(self, units: Float64, jaw: Float64) -> tuple[Float64, Float64, Float64 | None]:
+        """Landmarks (L, 3), their change with the units (3, L, U), and with the jaw angles (3, L, 3) or None."""
+        still = self.base + (self.directions @ units).T
+        if self.turning is None:
+            return still, self.directions, None
+        assert self.turning_directions is not None
+        turning = self.turning + (self.turning_directions @ units).T
+        points = self._turned(still, turning, jaw)
+        by_units = self.directions + np.einsum("ij,jlu->ilu", rotation(jaw), self.turning_directions)
+        step = 1e-5
+        by_jaw = [(self._turned(still, turning, jaw + step * axis) - points).T / step for axis in np.eye(3)]
+        return points, by_units, np.stack(by_jaw, axis=2)
+
+    def _turned(self, still: Float64, turning: Float64, jaw: Float64) -> Float64:
+        turn = rotation(jaw)
+        if self.correctives is not None and self.turning_correctives is not None:
+            feature = (turn - np.eye(3)).reshape(9)
+            still = still + np.tensordot(feature, self.correctives, 1)
+            turning = turning + np.tensordot(feature, self.turning_correctives, 1)
+        return still + turning @ turn.T
+
+
+def landmark_basis(head: HeadModel) -> LandmarkBasis:
+    """The landmarks of the mean identity of ``head``.  Raises UserError if it has no landmark embedding yet."""
+    embedding = head.embedding
+    if embedding is None:
+        raise UserError(f"the head model {head.name} has no landmark embedding: it cannot be tracked")
+    indices = np.flatnonzero(embedding.keep)
+    corners = head.faces[embedding.face[indices]]  # (L, 3)
+    parts = embedding.bary[indices].astype(np.float64)  # (L, 3)
+
+    def gather(values: NDArray[np.floating], weight: Float64 | None = None) -> Float64:
+        """(..., V, 3) at the vertices -> (..., L, 3) at the landmarks, each corner times its ``weight`` (V,)."""
+        share = parts if weight is None else parts * weight[corners]
+        return np.einsum("lc,...lcx->...lx", share, values[..., corners, :].astype(np.float64))
+
+    def lead(values: Float64) -> Float64:
+        """(N, L, 3) -> (3, L, N)"""
+        return np.ascontiguousarray(values.transpose(2, 1, 0))
+
+    is_pca = head.basis == "flame"
+    moves = head.expression_dirs[:PCA_COMPONENTS] if is_pca else head.expression_dirs
+    if is_pca:
+        moves = np.concatenate([moves, head.eyelid_dirs])
+    normals = gather(_vertex_normals(head.template, head.faces))
+    common = {
+        "indices": indices,
+        "weights": embedding.weight[indices].astype(np.float64),
+        "priors": _priors(head),
+        "normals": normals / np.linalg.norm(normals, axis=1, keepdims=True),
+    }
+    if not is_pca:
+        return LandmarkBasis(
+            base=gather(head.template),
+            directions=lead(gather(moves)),
+            shape_directions=lead(gather(head.shape_dirs)),
+            **common,
+        )
+    jaw = head.skin_weights[:, JAW_JOINT].astype(np.float64)
+    centre = head.joints[JAW_JOINT].astype(np.float64)
+    of_joint = gather(np.ones_like(head.template), jaw)  # (L, 3): how much of the landmark turns with the jaw
+    by_joint = head.joint_shape_dirs[:, JAW_JOINT, None, :] * of_joint  # (S, L, 3)
+    no_correctives = np.zeros((9, *head.template.shape))
+    correctives = no_correctives if head.pose_dirs is None else head.pose_dirs[9 * (JAW_JOINT - 1) : 9 * JAW_JOINT]
+    return LandmarkBasis(
+        base=gather(head.template, 1 - jaw) + of_joint * centre,
+        directions=lead(gather(moves, 1 - jaw)),
+        shape_directions=lead(gather(head.shape_dirs, 1 - jaw) + by_joint),
+        turning=gather(head.template, jaw) - of_joint * centre,
+        turning_directions=lead(gather(moves, jaw)),
+        turning_shape_directions=lead(gather(head.shape_dirs, jaw) - by_joint),
+        correctives=gather(correctives, 1 - jaw),
+        turning_correctives=gather(correctives, jaw),
+        **common,
+    )
+
+
+def rotation(axis_angle: NDArray[np.floating]) -> Float64:
+    """The (3, 3) rotation of an axis-angle vector (Rodrigues' formula)."""
+    x, y, z = (float(value) for value in axis_angle)
+    angle = math.sqrt(x * x + y * y + z * z)
+    cross = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
+    if angle < 1e-8:
+        return np.eye(3) + cross
+    return np.eye(3) + (math.sin(angle) / angle) * cross + ((1 - math.cos(angle)) / angle**2) * (cross @ cross)
+
+
+def axis_angle(matrix: Float64) -> Float64:
+    """The axis-angle vector of a (3, 3) rotation, its angle in [0, pi]; by way of the unit quaternion."""
+    m = matrix
+    trace = m[0, 0] + m[1, 1] + m[2, 2]
+    # The row of this matrix (four times the outer product of the quaternion) with the largest entry is the safest.
+    products = np.array(
+        [
+            [1 + trace, m[2, 1] - m[1, 2], m[0, 2] - m[2, 0], m[1, 0] - m[0, 1]],
+            [m[2, 1] - m[1, 2], 1 + 2 * m[0, 0] - trace, m[0, 1] + m[1, 0], m[0, 2] + m[2, 0]],
+            [m[0, 2] - m[2, 0], m[0, 1] + m[1, 0], 1 + 2 * m[1, 1] - trace, m[1, 2] + m[2, 1]],
+            [m[1, 0] - m[0, 1], m[0, 2] + m[2, 0], m[1, 2] + m[2, 1], 1 + 2 * m[2, 2] - trace],
+        ]
+    )
+    quaternion = products[int(np.argmax(np.diag(products)))]
+    quaternion = quaternion / np.linalg.norm(quaternion)
+    if quaternion[0] < 0:
+        quaternion = -quaternion
+    sine = float(np.linalg.norm(quaternion[1:]))
+    if sine < 1e-9:
+        return 2.0 * quaternion[1:]
+    return (2.0 * math.atan2(sine, float(quaternion[0])) / sine) * quaternion[1:]
+
+
+def _priors(head: HeadModel) -> UnitPriors:
+    if head.basis != "flame":
+        names = head.expression_names
+        # MediaPipe gives no score for the tongue, and no landmark lies on it: it rests.
+        high = np.array([0.0 if name == "tongueOut" else 1.0 for name in names])
+        units = len(names)
+        return UnitPriors(
+            tuple(names), np.full(units, SCORE_WEIGHT), np.full(units, TEMPORAL_WEIGHT), np.zeros(units), high
+        )
+    units = min(PCA_COMPONENTS, len(head.expression_dirs))
+    lids, pad = ("eyeBlinkLeft", "eyeBlinkRight"), np.ones(2)
+    return UnitPriors(
+        (*(None,) * units, *lids),
+        np.concatenate([np.full(units, PCA_WEIGHT), SCORE_WEIGHT * pad]),
+        np.concatenate([np.full(units, PCA_TEMPORAL_WEIGHT), TEMPORAL_WEIGHT * pad]),
+        np.concatenate([np.full(units, -3.0), 0.0 * pad]),
+        np.concatenate([np.full(units, 3.0), pad]),
+    )
+
+
+def _vertex_normals(vertices: Float32, faces: NDArray[np.int64]) -> Float64:
+    corners = vertices[faces].astype(np.float64)
+    of_face = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    normals = np.zeros(vertices.shape)
+    for corner in range(3):
+        np.add.at(normals, faces[:, corner], of_face)
+    return normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)

@@ -1,0 +1,99 @@
+"""The square window of the picture that is learned from: chosen once, then fixed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from insta_runtime.types import Bytes, Camera
+
+from .fit import Pinhole
+from .landmarks import FaceLandmarks
+
+CropPolicy = Literal["auto", "head", "center"]
+
+LARGE_FACE = 1 / 4  # part of the centred square that a face must fill for `auto` to take that square
+HEAD_SCALE = 2.2  # side of the square around a head, in sizes of the face's landmark box
+HEAD_MARGIN = 0.8  # what must be around the landmarks wherever the face moved to, in face sizes, both sides together
+HEAD_RISE = 0.12  # how far the middle of a head lies above the middle of its landmarks, in face sizes
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A square window of a picture: ``left, top, side`` in its pixels, shown as ``size`` x ``size`` pixels."""
+
+    left: float
+    top: float
+    side: float
+    size: int
+
+    @property
+    def window(self) -> tuple[float, float, float]:
+        return self.left, self.top, self.side
+
+    def camera(self, camera: Pinhole) -> Camera:
+        """The camera of the cropped picture."""
+        scale = self.size / self.side
+        focal = camera.focal * scale
+        return Camera(
+            focal, focal, (camera.cx - self.left) * scale, (camera.cy - self.top) * scale, self.size, self.size
+        )
+
+    def apply(self, rgb: Bytes) -> Bytes:
+        """The window of ``rgb`` (H, W, 3) uint8 as (size, size, 3); beyond the picture its edge is repeated."""
+        from PIL import Image
+
+        height, width = rgb.shape[:2]
+        right, bottom = self.left + self.side, self.top + self.side
+        pad = [
+            (max(0, -_down(self.top)), max(0, _up(bottom) - height)),
+            (max(0, -_down(self.left)), max(0, _up(right) - width)),
+        ]
+        if any(sum(sides) for sides in pad):
+            rgb = np.pad(rgb, [*pad, (0, 0)], mode="edge")
+        left, top = self.left + pad[1][0], self.top + pad[0][0]
+        if (left, top, self.side) == (0, 0, self.size) and rgb.shape[:2] == (self.size, self.size):
+            return np.ascontiguousarray(rgb)
+        box = (left, top, left + self.side, top + self.side)
+        picture = Image.fromarray(np.ascontiguousarray(rgb))
+        return np.array(picture.resize((self.size, self.size), Image.Resampling.BILINEAR, box=box))
+
+
+def choose_crop(policy: CropPolicy, faces: Sequence[FaceLandmarks], width: int, height: int, size: int) -> Crop:
+    """The crop for a performance in which ``faces`` were seen in pictures of ``width`` x ``height``.
+
+    ``center``: the largest centred square.  ``head``: a square around the head, inside the picture if it fits.
+    ``auto``: the centred square where the face is in it and at least a quarter of its side, else around the head.
+    """
+    side = float(min(width, height))
+    middle = Crop((width - side) / 2, (height - side) / 2, side, size)
+    if policy == "center" or not faces:
+        return middle
+    boxes = np.array([face.box for face in faces])
+    face_size = float(np.median([face.face_size for face in faces]))
+    # Nearly all of the time: a single wild detection must not decide.
+    left, top = np.percentile(boxes[:, :2], 2, axis=0)
+    right, bottom = np.percentile(boxes[:, 2:], 98, axis=0)
+    inside = left >= middle.left and right <= middle.left + side and top >= middle.top and bottom <= middle.top + side
+    if policy == "auto" and inside and face_size >= LARGE_FACE * side:
+        return middle
+    reach = max(right - left, bottom - top) + HEAD_MARGIN * face_size
+    side = min(side, max(HEAD_SCALE * face_size, reach))
+    centre_x, centre_y = (left + right) / 2, (top + bottom) / 2 - HEAD_RISE * face_size
+    return Crop(
+        float(np.clip(centre_x - side / 2, 0, width - side)),
+        float(np.clip(centre_y - side / 2, 0, height - side)),
+        side,
+        size,
+    )
+
+
+def _down(value: float) -> int:
+    return int(np.floor(value))
+
+
+def _up(value: float) -> int:
+    return int(np.ceil(value))

@@ -1,0 +1,240 @@
+"""The live tracker: pictures in, observations out.
+
+It looks for a face, watches it for a second or two to learn who it is (`calibrate`), then fits every picture.
+`TruthTracker` has the same interface for a source that knows its own states.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+
+from insta_runtime.head import HeadModel
+from insta_runtime.types import Bytes, Float32, HeadState, Observation
+from telepresence.frames import CameraFrame, TrackedFrame
+
+from .calibration import Calibration, calibrate
+from .crop import Crop, CropPolicy, choose_crop
+from .fit import REFERENCE_INTERVAL, HeadFit
+from .health import Health
+from .landmarks import FaceLandmarker, FaceLandmarks
+from .matting import Matter
+from .state import StateBuilder, trackable, with_gaze
+
+TrackerState = Literal["searching", "calibrating", "tracking", "lost"]
+
+CALIBRATION_SECONDS = 1.5
+CALIBRATION_FRAMES = 12  # at least
+MAX_INTERVAL = 0.25  # s without a picture after which the last fit is no start any more
+
+
+class Tracker(Protocol):
+    """What the daemon knows of a tracker.  ``track`` never raises for a picture, whatever is in it."""
+
+    @property
+    def state(self) -> TrackerState: ...
+
+    @property
+    def calibration(self) -> Calibration | None: ...
+
+    @property
+    def shape(self) -> Float32 | None: ...
+
+    def track(self, frame: CameraFrame) -> TrackedFrame: ...
+
+    def recalibrate(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class FaceTracker:
+    """Tracks one person, live, on one CPU core.  Use it from one thread; close it when done.
+
+    Args:
+        head: the head model; without a landmark embedding it gets one first (once, then cached: half a minute).
+        size: side of the square pictures that come out, px.
+        crop: how their window is chosen: ``auto``, ``head`` or ``center``.
+        focal: focal length of the camera in px, if it is known.
+        models: folder of MediaPipe's model files, if they are not to be downloaded.
+        calibration: of an earlier call by the same person before the same camera.
+
+    Raises UserError if the model files or mediapipe are not to be had.
+    """
+
+    def __init__(
+        self,
+        head: HeadModel,
+        *,
+        size: int = 512,
+        crop: CropPolicy = "auto",
+        focal: float | None = None,
+        models: Path | None = None,
+        calibration: Calibration | None = None,
+    ) -> None:
+        self.head = trackable(head, models)
+        self._size, self._policy, self._focal, self._models = size, crop, focal, models
+        self._landmarker = FaceLandmarker(models, live=True)
+        self._person: _Person | None = None
+        self._stored = calibration
+        self._seen: list[tuple[int, FaceLandmarks]] = []
+        self._shape = (0, 0)  # height, width of the pictures so far
+        self._lost = False
+
+    @property
+    def state(self) -> TrackerState:
+        """What it is doing: ``searching`` for a face, ``calibrating``, ``tracking``, or the face is ``lost``."""
+        if self._person is None:
+            return "calibrating" if self._seen else "searching"
+        return "lost" if self._lost else "tracking"
+
+    @property
+    def calibration(self) -> Calibration | None:
+        return self._person.calibration if self._person is not None else None
+
+    @property
+    def shape(self) -> Float32 | None:
+        """(S,) the identity code of the person, None until calibrated."""
+        return self._person.calibration.shape if self._person is not None else None
+
+    def track(self, frame: CameraFrame) -> TrackedFrame:
+        """Track one picture; ``observation`` is None while searching, calibrating or lost."""
+        height, width = frame.rgb.shape[:2]
+        if (height, width) != self._shape:  # another camera, or it was turned
+            self._shape = (height, width)
+            self.recalibrate()
+        face = self._landmarker.detect(frame.rgb)
+        if self._person is None:
+            self._get_to_know(frame, face)
+        if self._person is None:
+            crop = choose_crop(
+                "center" if face is None else self._policy, [face] if face else [], width, height, self._size
+            )
+            return TrackedFrame(frame.frame_id, frame.t_capture_ns, crop.apply(frame.rgb), None)
+        tracked = self._person.track(frame, face)
+        self._lost = tracked.observation is None
+        return tracked
+
+    def recalibrate(self) -> None:
+        """Forget the person: the next second or two are for getting to know whoever is there."""
+        if self._person is not None:
+            self._person.close()
+            self._stored = None
+        self._person = None
+        self._seen.clear()
+        self._lost = False
+
+    def close(self) -> None:
+        if self._person is not None:
+            self._person.close()
+        self._landmarker.close()
+
+    def _get_to_know(self, frame: CameraFrame, face: FaceLandmarks | None) -> None:
+        if face is None:
+            return
+        height, width = self._shape
+        self._seen.append((frame.t_capture_ns, face))
+        faces = [seen for _, seen in self._seen]
+        stored = self._stored
+        if stored is not None and (stored.width, stored.height, stored.head_sha256) == (
+            width,
+            height,
+            self.head.sha256,
+        ):
+            calibration = stored
+        elif len(faces) >= CALIBRATION_FRAMES and frame.t_capture_ns - self._seen[0][0] >= CALIBRATION_SECONDS * 1e9:
+            calibration = calibrate(self.head, faces, width, height, self._focal)
+            calibration = with_gaze(self.head, calibration, faces)
+        else:
+            return
+        crop = choose_crop(self._policy, faces, width, height, self._size)
+        self._person = _Person(self.head, calibration, crop, self._models)
+        self._seen.clear()
+
+
+class _Person:
+    """A calibrated person being followed."""
+
+    def __init__(self, head: HeadModel, calibration: Calibration, crop: Crop, models: Path | None) -> None:
+        self.calibration = calibration
+        self.crop = crop
+        self._fitter = calibration.fitter(head)
+        self._states = StateBuilder(head, calibration, self._fitter.basis)
+        self._health = Health(self._fitter.camera, calibration.error)
+        self._matter = Matter(head, calibration.shape, models, live=True)
+        self._camera = crop.camera(self._fitter.camera)
+        self._before: HeadFit | None = None
+        self._before_ns = 0
+
+    def track(self, frame: CameraFrame, face: FaceLandmarks | None) -> TrackedFrame:
+        crop_rgb = self.crop.apply(frame.rgb)
+        interval = (frame.t_capture_ns - self._before_ns) / 1e9
+        fit = None
+        if face is not None:
+            follows = self._before is not None and not self._health.lost and 0 < interval < MAX_INTERVAL
+            fit = self._fitter.fit(face, self._before if follows else None, interval or REFERENCE_INTERVAL)
+        good = self._health.judge(fit)
+        self._before, self._before_ns = fit, frame.t_capture_ns
+        observation = None
+        if good and fit is not None and face is not None:
+            state = self._states.build(fit, face, frame.t_capture_ns)
+            alpha = self._matter.alpha(frame.rgb, face, self.crop, self._camera, state)
+            observation = Observation(frame.frame_id, crop_rgb, alpha, self._camera, state)
+        return TrackedFrame(
+            frame.frame_id, frame.t_capture_ns, crop_rgb, observation, fit.error if fit is not None else None
+        )
+
+    def close(self) -> None:
+        self._matter.close()
+
+
+class TruthTracker:
+    """Passes on what the source knows (`CameraFrame.truth`): exact states and mattes, no model files, no MediaPipe."""
+
+    def __init__(self, head: HeadModel, shape: Float32, *, size: int = 512) -> None:
+        self.head = head
+        self._shape = shape
+        self._size = size
+        self._state: TrackerState = "searching"
+
+    @property
+    def state(self) -> TrackerState:
+        return self._state
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """None: there is nothing to calibrate."""
+        return None
+
+    @property
+    def shape(self) -> Float32:
+        return self._shape
+
+    def track(self, frame: CameraFrame) -> TrackedFrame:
+        """The whole picture at the size asked for, with the source's own state and matte."""
+        size = (self._size, self._size)
+        rgb = _resized(frame.rgb, size)
+        truth = frame.truth
+        if truth is None:
+            self._state = "searching" if self._state == "searching" else "lost"
+            return TrackedFrame(frame.frame_id, frame.t_capture_ns, rgb, None)
+        self._state = "tracking"
+        alpha = _resized(truth.alpha, size)
+        state: HeadState = truth.state.at(frame.t_capture_ns)
+        observation = Observation(frame.frame_id, rgb, alpha, truth.camera.scaled(*size), state)
+        return TrackedFrame(frame.frame_id, frame.t_capture_ns, rgb, observation, 0.0)
+
+    def recalibrate(self) -> None:
+        self._state = "searching"
+
+    def close(self) -> None:
+        self._state = "searching"
+
+
+def _resized(picture: Bytes, size: tuple[int, int]) -> Bytes:
+    from PIL import Image
+
+    if picture.shape[:2] == size:
+        return picture
+    return np.array(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
