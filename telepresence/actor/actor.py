@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ from telepresence.actor.hair import grow_hair
 from telepresence.actor.light import Lighting, directions, visibility
 from telepresence.actor.skin import HAIR_COLOUR, paint_eye, paint_skin
 from telepresence.actor.stage import CLOTHES_COLOUR, clothes, paint_room
-from telepresence.actor.surface import linear, noise, ramp, sample, unroll, vertex_normals
+from telepresence.actor.surface import blob, linear, noise, ramp, sample, unroll, vertex_normals
 
 # Materials beyond the parts of the head model.
 _HAIR, _LASHES, _CLOTHES = 6, 7, 8
@@ -28,8 +29,9 @@ NECK_RAMP = (-0.115, -0.070)
 
 _SKIN_WRAP = (0.42, 0.22, 0.14)
 _PLAIN_WRAP = (0.12, 0.12, 0.12)
-_SHADOW_DIRECTIONS = 64
+_SHADOW_DIRECTIONS = 48
 _SUPERSAMPLING = 2
+_FIRST_PERSON = 17  # the draw of seed 0: a friendly face
 
 
 class Actor:
@@ -57,11 +59,17 @@ class Actor:
         self._lid_margin, self._lash_faces = _find_lid_margins(self.head, self._rest, self._joints[3:5])
         self._clothes, clothes_faces = clothes()
 
+        # The rim of the head model spreads over the shoulders; clothes take its place.
+        template = torch.from_numpy(self.head.template)
+        spread = (template[:, 0] / 0.076) ** 2 + ((template[:, 2] + 0.018) / 0.070) ** 2
+        under_clothes = (template[:, 1] < -0.130) | ((template[:, 1] < -0.085) & (spread > 1.0))
+        in_sight = ~under_clothes[self.rig.faces].any(1)
+        worn = self.rig.faces[in_sight]
         head_count, hair_count = len(self._rest), len(self._hair.vertices)
         lash_count = 2 * len(self._lid_margin)
         self._faces = torch.cat(
             [
-                self.rig.faces,
+                worn,
                 self._hair.faces + head_count,
                 self._lash_faces + head_count + hair_count,
                 clothes_faces + head_count + hair_count + lash_count,
@@ -70,7 +78,7 @@ class Actor:
         counts = torch.tensor([len(self._hair.faces), len(self._lash_faces), len(clothes_faces)])
         self._material = torch.cat(
             [
-                torch.from_numpy(self.head.face_group).long(),
+                torch.from_numpy(self.head.face_group).long()[in_sight],
                 torch.tensor([_HAIR, _LASHES, _CLOTHES]).repeat_interleave(counts),
             ]
         )
@@ -113,7 +121,7 @@ class Actor:
         hair = (self._hair.vertices - self._joints[1]) @ neck.T + self._joints[1]
         root, outward = head[self._lid_margin], normals[self._lid_margin]
         reach = torch.linspace(0, 1, len(root))  # lashes of unlike length
-        reach = 0.0042 + 0.0016 * torch.sin(reach * 170.0)
+        reach = 0.0036 + 0.0010 * torch.sin(reach * 170.0)
         # Lashes leave the lid forwards and curl up; as the lid closes, they turn down with it.
         tip = root + reach[:, None] * functional.normalize(outward + torch.tensor([0.0, 0.25, 0.9]), dim=1)
         vertices = torch.cat([head, hair, root, tip])
@@ -134,7 +142,10 @@ class Actor:
         vertices, normals, rotation = self._posed(state)
         corners = vertices[self._faces]
         outward = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-        visible = ~self._solid | ((outward * corners[:, 0]).sum(1) < 0.0)
+        visible = (outward * corners[:, 0]).sum(1) < 0.0
+        # Thin things show both sides, but not from behind the head.
+        facing = (normals * vertices).sum(1) < 0.35 * vertices.norm(dim=1)
+        visible = torch.where(self._solid, visible, facing[self._faces[:, 0]])
         drawn = visible.nonzero().squeeze(1)
         raster = rasterise(vertices, self._faces[drawn], camera)
         lighting = Lighting(rotation, self._towards)
@@ -182,16 +193,20 @@ class Actor:
         if number == _HAIR:
             return self._hair_light(at, lighting, state, rotation)
         if number == _CLOTHES:
-            knit = 1.0 + 0.10 * torch.sin(at.coordinates[:, 1:2] * 2200.0) * torch.sin(
+            knit = 1.0 + 0.05 * torch.sin(at.coordinates[:, 1:2] * 2200.0) * torch.sin(
                 torch.atan2(at.coordinates[:, :1], at.coordinates[:, 2:]) * 260.0
             )
-            return CLOTHES_COLOUR * knit * lighting.diffuse(at.normal, at.shadow, at.openness, wrap)
-        colour = {
-            TEETH_UPPER: linear(226, 216, 198),
-            TEETH_LOWER: linear(216, 204, 184),
-            TONGUE: linear(186, 98, 96),
-            _LASHES: linear(30, 22, 20),
-        }[number]
+            under_chin = 1.0 - 0.45 * blob(at.coordinates, (0.0, -0.105, 0.03), (0.075, 0.055, 0.07))
+            light = CLOTHES_COLOUR * knit * lighting.diffuse(at.normal, at.shadow, at.openness, wrap)
+            return light * under_chin[:, None]
+        if number in (TEETH_UPPER, TEETH_LOWER):
+            x, y = at.coordinates[:, 0], at.coordinates[:, 1]
+            gaps = torch.cos(x * (math.pi / 0.0042)).abs() ** 14
+            gums = ramp(y, -0.0185, -0.0165) if number == TEETH_UPPER else ramp(y, -0.0330, -0.0350)
+            colour = linear(228, 219, 202) * (1.0 - 0.30 * gaps)[:, None]
+            colour = colour + gums[:, None] * (linear(192, 112, 108) - colour)
+        else:
+            colour = linear(30, 22, 20) if number == _LASHES else linear(186, 98, 96)
         light = colour * lighting.diffuse(at.normal, at.shadow, at.openness, wrap)
         if number != _LASHES:
             light = light + 0.18 * lighting.highlight(at.normal, at.view, at.shadow, 50.0) * at.openness[:, None]
@@ -228,25 +243,22 @@ class Actor:
 
     def _shadow_table(self) -> Tensor:
         """(N, D) for all vertices: which directions are free at rest; inside mouth and eyes, when these move."""
-        hair, count = self._hair, len(self._rest)
-        worn = torch.cat([self._rest, hair.vertices, self._clothes])
-        faces = self._faces[self._material != _LASHES]
-        lashes = 2 * len(self._lid_margin)
-        faces = torch.where(faces >= count + len(hair.vertices), faces - lashes, faces)
-        free = visibility(worn, faces, self._towards)
+        hair, count = self._hair.vertices, len(self._rest)
+        free = visibility(torch.cat([self._rest, hair]), self._faces[self._material <= _HAIR], self._towards)
         state = HeadState.neutral(len(self.head.expression_names))
         for name in ("jawOpen", "eyeBlinkLeft", "eyeBlinkRight"):
             state.expression[self.head.expression_names.index(name)] = 0.7 if name == "jawOpen" else 1.0
-        moved = torch.cat([self.rig.pose(self.shape, state).vertices, hair.vertices])
-        opened = visibility(moved, self._faces[self._material <= _HAIR], self._towards)[:count]
+        moved = self.rig.pose(self.shape, state).vertices
+        opened = visibility(moved, self._faces[self._material < _HAIR], self._towards)
         hidden = torch.from_numpy(np.maximum(self.head.masks["mouth"], self.head.masks["eyes"]))
         gain = ramp(opened.mean(1) - free[:count].mean(1), 0.02, 0.15) * ramp(hidden, 0.1, 0.5)
         inner = torch.from_numpy(self.head.vertex_group() >= TEETH_UPPER)
         gain = torch.where(inner, 1.0, gain)[:, None]
         free[:count] += gain * (opened - free[:count])
-        split = count + len(hair.vertices)
         margin = free[self._lid_margin]
-        return torch.cat([free[:split], margin, margin, free[split:]])
+        # Clothes lie in the open, but for the neck and chin above them.
+        facing = (self._towards[:, 1] < 0.85).float().expand(len(self._clothes), -1)
+        return torch.cat([free, margin, margin, facing])
 
 
 @dataclass(frozen=True)
@@ -286,7 +298,7 @@ def _carry(values: Tensor, corners: Tensor, weights: Tensor) -> Tensor:
 
 
 def _identity(head: HeadModel, seed: int) -> Float32:
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(_FIRST_PERSON + seed)
     return random.normal(0.0, 0.25, size=len(head.shape_dirs)).astype(np.float32)
 
 

@@ -16,7 +16,7 @@ _PART = 0.026  # x in metres of the parting, on the subject's left
 
 # The hairline: lowest height (metres) of the hair by the angle from the middle of the forehead (degrees).
 _HAIRLINE_ANGLE = (0.0, 20.0, 38.0, 50.0, 57.0, 62.0, 68.0, 98.0, 106.0, 120.0, 145.0, 180.0)
-_HAIRLINE_HEIGHT = (0.117, 0.119, 0.112, 0.092, 0.046, 0.044, 0.066, 0.064, 0.030, -0.012, -0.040, -0.046)
+_HAIRLINE_HEIGHT = (0.113, 0.116, 0.110, 0.090, 0.046, 0.042, 0.066, 0.064, 0.040, 0.005, -0.022, -0.026)
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,11 @@ class _Skull:
     def radius(self, direction: Tensor) -> Tensor:
         """Distance (N,) of the surface along unit directions (N, 3)."""
         weights = torch.softmax(500.0 * (direction @ self._direction.T), dim=1)
-        return weights @ self._radius
+        radius: Tensor = weights @ self._radius
+        return radius
 
 
-def grow_hair(points: Tensor, seed: int = 0, roots: int = 1500, segments: int = 7) -> Hair:
+def grow_hair(points: Tensor, seed: int = 0, roots: int = 2200, segments: int = 6) -> Hair:
     """Hair for a head whose outside, without ears, holds ``points`` (P, 3), metres, rest head space.
 
     ``roots`` points are spread over a whole sphere; those above the hairline become ribbons.
@@ -87,11 +88,11 @@ def grow_hair(points: Tensor, seed: int = 0, roots: int = 1500, segments: int = 
     front = ramp(direction[:, 2], 0.0, 0.7)
     root = centre + skull.radius(direction)[:, None] * direction
     edge = ramp(hairline(root), 0.0, 0.03)
-    length = (0.026 + 0.040 * top + 0.012 * front * top) * (0.55 + 0.45 * edge) * random(0.8, 1.2)
-    lift = (0.0045 + 0.0095 * top + 0.005 * top * front) * (0.45 + 0.55 * edge) * random(0.55, 1.2)
-    width = (0.0032 + 0.0022 * top) * (0.7 + 0.3 * edge) * random(0.8, 1.2)
-    swerve = torch.deg2rad(random(-16.0, 16.0))
-    wave, phase = random(0.1, 0.45), random(0.0, 2.0 * math.pi)
+    length = (0.024 + 0.052 * top + 0.016 * front * top) * (0.50 + 0.50 * edge) * random(0.8, 1.2)
+    lift = (0.0035 + 0.0095 * top + 0.007 * top * front) * (0.45 + 0.55 * edge) * random(0.5, 1.25)
+    width = (0.0020 + 0.0016 * top) * (0.7 + 0.3 * edge) * random(0.7, 1.3)
+    swerve = torch.deg2rad(random(-11.0, 11.0))
+    wave, phase = random(0.0, 0.28), random(0.0, 2.0 * math.pi)
 
     path, outward = [], []
     for step in range(segments + 1):
@@ -110,10 +111,10 @@ def grow_hair(points: Tensor, seed: int = 0, roots: int = 1500, segments: int = 
     normal = torch.stack(outward, 1)
     tangent = functional.normalize(torch.gradient(line, dim=1)[0], dim=2)
     side = functional.normalize(torch.linalg.cross(tangent, normal), dim=2)
-    roll = torch.deg2rad(random(-22.0, 22.0))[:, None, None]
+    roll = torch.deg2rad(random(-12.0, 12.0))[:, None, None]
     side = side * roll.cos() + torch.linalg.cross(tangent, side) * roll.sin()
-    s = torch.linspace(0.0, 1.0, segments + 1)
-    half = width[:, None] * (0.75 + 0.25 * (s * 4).clamp_max(1.0)) * (1.0 - 0.9 * s**2.5)
+    steps = torch.linspace(0.0, 1.0, segments + 1)
+    half = width[:, None] * (0.75 + 0.25 * (steps * 4.0).clamp_max(1.0)) * (1.0 - 0.92 * steps**2.5)
     edges = torch.stack([line - half[..., None] * side, line + half[..., None] * side], 2)  # (R, S + 1, 2, 3)
 
     count, rows = line.shape[:2]
@@ -121,7 +122,7 @@ def grow_hair(points: Tensor, seed: int = 0, roots: int = 1500, segments: int = 
     faces = torch.cat([corner[:, None] + torch.tensor([0, 1, 2]), corner[:, None] + torch.tensor([1, 3, 2])])
     own = torch.rand(count, 1, 1, generator=generator).expand(count, rows, 2)
     strand = torch.stack(
-        [torch.tensor([-1.0, 1.0]).expand(count, rows, 2), s[None, :, None].expand(count, rows, 2), own], -1
+        [torch.tensor([-1.0, 1.0]).expand(count, rows, 2), steps[None, :, None].expand(count, rows, 2), own], -1
     )
 
     def both(values: Tensor) -> Tensor:

@@ -19,12 +19,12 @@ _FAR = 20.0  # metres from which the head is looked at for shadows, so far that 
 
 # Lamps in camera space: the direction towards each, and its light.  Key (a window), fill, rim.
 _LAMPS = (
-    ((-0.55, -0.50, -0.75), (1.02, 0.97, 0.90)),
+    ((-0.55, -0.50, -0.75), (1.15, 1.08, 0.99)),
     ((0.80, -0.10, -0.55), (0.20, 0.22, 0.26)),
     ((0.62, -0.35, 0.62), (0.75, 0.80, 0.95)),
 )
-_SKY = (0.40, 0.41, 0.43)
-_GROUND = (0.20, 0.17, 0.15)
+_SKY = (0.36, 0.37, 0.40)
+_GROUND = (0.19, 0.16, 0.14)
 
 
 def directions(count: int) -> Tensor:

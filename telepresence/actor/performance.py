@@ -17,7 +17,7 @@ from insta_runtime.types import Float64, HeadState
 PERIOD = 24.0
 """Seconds after which the performance repeats."""
 
-DISTANCE = 0.60
+DISTANCE = 0.53
 """Metres between the camera and the head joint, on average."""
 
 _VISEMES: tuple[Mapping[str, float], ...] = (
@@ -49,6 +49,7 @@ class Performance:
         self._names = tuple(expression_names)
         self._index = {name: i for i, name in enumerate(self._names)}
         random = np.random.default_rng(seed)
+        self._rest = self._weights({"mouthSmile": 0.12, "eyeWide": 0.25})
         self._visemes = self._speech(random)
         self._gestures = self._plan_gestures(random)
         self._blinks = _spread(random, 2.2, 4.8)
@@ -58,6 +59,7 @@ class Performance:
     def __call__(self, seconds: float) -> HeadState:
         """The state at ``seconds`` (any number; stamped with it as the capture time)."""
         expression = np.zeros(len(self._names))
+        expression += self._rest
         for event_times, width, weights in (self._visemes, self._gestures):
             strength = _bump(_circular(seconds - event_times), width)
             expression += strength @ weights
@@ -176,7 +178,7 @@ class Performance:
         turn = _about(1, yaw) @ _about(0, pitch) @ _about(2, roll)
         rotation = axis_angle(np.diag([1.0, -1.0, -1.0]) @ turn)
         sway = [self._wave(row, (1, 2, 5), seconds) for row in (3, 4, 5)]
-        translation = np.array([0.0, 0.0, DISTANCE]) + np.array([0.018, 0.008, 0.025]) * sway
+        translation = np.array([0.0, 0.022, DISTANCE]) + np.array([0.018, 0.008, 0.025]) * sway
         return rotation.astype(np.float32), translation.astype(np.float32)
 
 

@@ -14,7 +14,7 @@ from insta_runtime.head.model import HeadModel
 from insta_runtime.render.raster import rasterise
 from insta_runtime.types import Camera
 from telepresence.actor.hair import hairline
-from telepresence.actor.surface import UV_HEIGHT, blob, linear, noise, ramp, unroll
+from telepresence.actor.surface import UV_HEIGHT, blob, linear, noise, ramp, sample, unroll
 
 WIDTH, HEIGHT = 1280, 960
 
@@ -27,12 +27,16 @@ def paint_skin(head: HeadModel, rest: Tensor, eyes: Tensor, seed: int = 0) -> Te
     ``rest`` (V, 3) vertices at rest, ``eyes`` (2, 3) centres of the eyeballs, metres.
     """
     generator = torch.Generator().manual_seed(seed)
-    names = ("lips", "eyes", "ears", "neck")
+    names = ("eyes", "ears", "neck")
     masks = torch.stack([torch.from_numpy(head.masks[name]) for name in names], 1)
     distance = torch.cdist(rest, eyes).amin(1, keepdim=True)
-    position, values = _unrolled(head, rest, torch.cat([masks, distance], 1))
-    lips, eyelids, ears, neck, to_eye = values.unbind(-1)
+    template = torch.from_numpy(head.template)
+    position, values = _unrolled(head, rest, torch.cat([template, masks, distance], 1))
+    where, (eyelids, ears, neck, to_eye) = position, values[..., 3:].unbind(-1)
+    # From here on `position` is that of the mean face: features keep to their places whoever the face belongs to.
+    position = torch.where(values[..., :3].abs().sum(-1, keepdim=True) > 0, values[..., :3], position)
     x, y, z = position.unbind(-1)
+    lips = _lips(position)
     mirrored = torch.stack([x.abs(), y, z], -1)
 
     def speckle(cells_y: int, cells_x: int) -> Tensor:
@@ -41,16 +45,16 @@ def paint_skin(head: HeadModel, rest: Tensor, eyes: Tensor, seed: int = 0) -> Te
     def tint(colour: Tensor, towards: Tensor, amount: Tensor) -> Tensor:
         return colour + amount[..., None] * (towards - colour)
 
-    eye_y, eye_x = float(eyes[0, 1]), float(eyes[0, 0])
+    eye_x, eye_y = float(head.joints[3, 0]), float(head.joints[3, 1])
     skin = linear(226, 178, 150).expand(HEIGHT, WIDTH, 3)
     ruddy, sallow, shade, beard = (
         linear(214, 134, 116), linear(232, 190, 150), linear(172, 122, 104), linear(150, 126, 116)
     )  # fmt: skip
-    flush = 0.55 * blob(mirrored, (0.043, 0.002, 0.085), (0.020, 0.018, 0.05))
-    flush += 0.55 * blob(position, (0.0, 0.004, 0.124), (0.015, 0.013, 0.02)) + 0.6 * ears
+    flush = 0.36 * blob(mirrored, (0.042, 0.004, 0.085), (0.026, 0.020, 0.06))
+    flush += 0.40 * blob(position, (0.0, 0.004, 0.124), (0.017, 0.014, 0.02)) + 0.5 * ears
     flush += 0.25 * blob(position, (0.0, -0.058, 0.104), (0.018, 0.012, 0.03))
     skin = tint(skin, sallow, 0.6 * blob(position, (0.0, 0.095, 0.095), (0.05, 0.025, 0.06)))
-    skin = tint(skin, ruddy, (flush * (1.0 + 0.25 * speckle(60, 90))).clamp(0.0, 1.0))
+    skin = tint(skin, ruddy, (flush * (1.0 + 0.18 * speckle(60, 90))).clamp(0.0, 1.0))
     under_eye = blob(mirrored, (eye_x - 0.004, eye_y - 0.016, 0.095), (0.013, 0.006, 0.03))
     skin = tint(skin, shade, 0.35 * under_eye + 0.30 * ramp(eyelids, 0.5, 1.0))
     jaw = ramp(y, -0.005, -0.035) * ramp(y, -0.10, -0.07) * ramp(z, 0.005, 0.04) * (1.0 - lips)
@@ -65,15 +69,15 @@ def paint_skin(head: HeadModel, rest: Tensor, eyes: Tensor, seed: int = 0) -> Te
         skin = tint(skin, linear(94, 60, 48), 0.85 * blob(position, mole, (0.0013, 0.0013, 0.01)))
 
     crease = 1.0 + 0.05 * speckle(40, WIDTH // 3)
-    lip = linear(192, 104, 98) * crease[..., None]
-    skin = tint(skin, lip, 0.85 * ramp(lips, 0.35, 0.75))
+    lip = linear(190, 112, 104) * crease[..., None]
+    skin = tint(skin, lip, 0.80 * ramp(lips, 0.15, 0.60))
     skin = tint(skin, linear(120, 76, 64), 0.75 * ramp(to_eye, 0.0192, 0.0172))  # the rims of the lids
-    skin = tint(skin, linear(62, 42, 32), _brows(position, eye_x, eye_y, generator))
+    skin = tint(skin, linear(62, 42, 32), _brows(position, eye_y, generator))
     strands = 0.5 + 0.5 * speckle(30, WIDTH // 2).tanh()
-    rooted = ramp(hairline(position) + 0.004 * speckle(60, 260), -0.004, 0.007)
+    rooted = ramp(hairline(where) + 0.0016 * speckle(120, 420), -0.002, 0.008)
     skin = tint(skin, HAIR_COLOUR * 0.55, rooted * (0.75 + 0.25 * strands))
 
-    gloss = 0.30 + 0.35 * blob(position, (0.0, 0.03, 0.12), (0.014, 0.035, 0.04)) + 0.25 * ramp(lips, 0.35, 0.75)
+    gloss = 0.30 + 0.35 * blob(position, (0.0, 0.03, 0.12), (0.014, 0.035, 0.04)) + 0.30 * ramp(lips, 0.15, 0.60)
     gloss += 0.20 * blob(position, (0.0, 0.095, 0.095), (0.04, 0.02, 0.06)) + 0.06 * speckle(HEIGHT // 3, WIDTH // 3)
     gloss = (gloss * (1.0 - rooted) * (1.0 - 0.4 * neck)).clamp(0.0, 1.0)
     return torch.cat([skin, gloss[..., None]], -1).clamp(0.0, 1.0).permute(2, 0, 1).contiguous()
@@ -109,17 +113,45 @@ def _unrolled(head: HeadModel, rest: Tensor, values: Tensor) -> tuple[Tensor, Te
     return position, found
 
 
-def _brows(position: Tensor, eye_x: float, eye_y: float, generator: torch.Generator) -> Tensor:
-    """Coverage (HEIGHT, WIDTH) of the brows: short strokes along an arch above each eye."""
-    x, y = position[..., 0], position[..., 1]
-    across = (x.abs() - (eye_x - 0.019)) / 0.043  # 0 at the inner end, 1 at the outer end
-    arch = eye_y + 0.0195 + 0.0065 * torch.sin(math.pi * (0.12 + 0.72 * across.clamp(0.0, 1.0))) - 0.004 * across**2
-    thick = 0.0047 * (1.0 - 0.62 * across.clamp(0.0, 1.0))
-    body = torch.exp(-(((y - arch) / thick) ** 2)) * ramp(across, -0.08, 0.12) * ramp(across, 1.05, 0.8)
-    # Strokes lean outwards: noise that is stretched along (1, 1) near the nose and along the arch further out.
-    fine = noise(generator, HEIGHT, WIDTH, HEIGHT // 6, WIDTH // 4)
-    lean = torch.where(x > 0, torch.roll(fine, 1, 1), torch.roll(fine, -1, 1)) + fine
-    brow: Tensor = ((body * (1.25 + 0.35 * lean)).clamp(0.0, 1.0) * 0.9) * (position[..., 2] > 0.03)
+def _lips(position: Tensor) -> Tensor:
+    """How much (...) a point of the mean face belongs to the red of the lips."""
+    x, y, z = position.unbind(-1)
+    t = (x / 0.0255).abs().clamp_max(1.0)
+    bow = 0.0020 * torch.exp(-((x / 0.0035) ** 2)) - 0.0012 * torch.exp(-(((x.abs() - 0.0065) / 0.004) ** 2))
+    upper = 0.0105 * (1.0 - t**1.7) - bow
+    lower = 0.0125 * (1.0 - t**2.2)
+    above = y + 0.0285
+    inside = torch.where(above > 0, 1.0 - above / (upper + 1e-4), 1.0 + above / (lower + 1e-4))
+    return (inside * 4.0).clamp(0.0, 1.0) * ramp(x.abs(), 0.0258, 0.0235) * (z > 0.06)
+
+
+def _brows(position: Tensor, eye_y: float, generator: torch.Generator, strokes: int = 260) -> Tensor:
+    """Coverage (HEIGHT, WIDTH) of the brows: hairs along an arch above each eye, on the mean face."""
+    height, width = 200, 280
+    left, right, low, high = 0.004, 0.066, eye_y + 0.004, eye_y + 0.044
+    ys = low + (high - low) * (torch.arange(height) + 0.5) / height
+    xs = left + (right - left) * (torch.arange(width) + 0.5) / width
+    pixel = torch.stack(torch.meshgrid(ys, xs, indexing="ij"), -1).flip(-1).reshape(-1, 1, 2)  # (x, y)
+    brow = torch.zeros(position.shape[:2])
+    x, y, z = position.unbind(-1)
+    at = torch.stack([(x.abs() - left) / (right - left), (y - low) / (high - low)], -1) * 2.0 - 1.0
+    for side in (1.0, -1.0):
+        t = torch.rand(strokes, generator=generator)  # 0 at the inner, 1 at the outer end
+        spread = torch.randn(strokes, generator=generator) * (0.0020 - 0.0013 * t)
+        arch = eye_y + 0.0195 + 0.0058 * torch.sin(math.pi * (0.05 + 0.80 * t)) - 0.0050 * t * t
+        root = torch.stack([0.0115 + 0.0425 * t, arch + spread], 1)
+        lean = torch.deg2rad(72.0 - 95.0 * t**0.8 + 10.0 * torch.randn(strokes, generator=generator))
+        lean = lean - 9.0 * math.pi * spread  # the lower hairs rise, the upper ones fall: they meet on a ridge
+        length = 0.0062 * (1.0 - 0.35 * t) * (0.8 + 0.4 * torch.rand(strokes, generator=generator))
+        along = torch.stack([lean.cos(), lean.sin()], 1)
+        offset = pixel - root
+        s = (offset * along).sum(-1).clamp(min=torch.zeros(strokes), max=length)
+        distance = (offset - s[..., None] * along).norm(dim=-1)
+        thickness = 0.00042 * (1.0 - 0.6 * s / length)
+        ink = 1.0 - (1.0 - 0.55 * torch.exp(-((distance / thickness) ** 2))).prod(1)
+        found = sample(ink.view(1, height, width), at.reshape(-1, 2)).view_as(x)
+        inside = (at.abs() < 1.0).all(-1) & (x * side > 0) & (z > 0.03)
+        brow = torch.where(inside, found, brow)
     return brow
 
 
