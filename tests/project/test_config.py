@@ -66,6 +66,8 @@ def test_a_file_builds_on_a_preset_and_overrides_come_last(tmp_path: Path) -> No
         ("avatar.learn.rays", ["key=value"]),
         ("=3", ["key=value"]),
         ("zzz=3", ["'zzz'"]),
+        ("stream.host=0.0.0.0", ["0.0.0.0", "127.0.0.1"]),
+        ("stream.size=333", ["333", "even"]),
     ],
 )
 def test_a_wrong_override_is_refused_in_one_line(override: str, words: list[str]) -> None:
