@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from insta_runtime.head.open_head import read_open_head
+from insta_runtime.head import load_head
+from insta_runtime.head.regions import ramp
 from telepresence.tracking.embedding import compute_embedding
 
 Array = NDArray[np.float64]
@@ -306,12 +307,6 @@ def smooth(mask: Array, faces: NDArray[np.int64], rounds: int) -> Array:
     return mask
 
 
-def ramp(x: Array, low: float, high: float) -> Array:
-    """Smoothstep from 0 at ``low`` to 1 at ``high`` (either may be the larger)."""
-    t = np.clip((x - low) / (high - low), 0.0, 1.0)
-    return t * t * (3.0 - 2.0 * t)
-
-
 def regions(
     wheel: Wheel,
     kept: NDArray[np.int64],
@@ -453,7 +448,7 @@ def main() -> None:
     arrays = bake(arguments.wheel)
     write(arguments.out, arrays)
     if arguments.landmarker is not None:
-        embedding = compute_embedding(read_open_head(arguments.out), arguments.landmarker)
+        embedding = compute_embedding(load_head(arguments.out), arguments.landmarker)
         arrays |= {f"landmark_{name}": array for name, array in embedding.arrays().items()}
         write(arguments.out, arrays)
     print(f"{arguments.out}: {arguments.out.stat().st_size / 1e6:.2f} MB")

@@ -1,8 +1,8 @@
 """Parametric heads: the open default head and FLAME files, posed by one rig."""
 
-from insta_runtime.head.embedding import LandmarkBasis, LandmarkEmbedding, landmark_basis
+from insta_runtime.head.embedding import LandmarkEmbedding
 from insta_runtime.head.load import load_head
 from insta_runtime.head.model import HeadModel
 from insta_runtime.head.rig import HeadRig
 
-__all__ = ["HeadModel", "HeadRig", "LandmarkBasis", "LandmarkEmbedding", "landmark_basis", "load_head"]
+__all__ = ["HeadModel", "HeadRig", "LandmarkEmbedding", "load_head"]

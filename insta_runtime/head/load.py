@@ -2,14 +2,67 @@
 
 from __future__ import annotations
 
+import hashlib
+import zipfile
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
+from insta_runtime.errors import UserError
+from insta_runtime.head.flame import flame_model
 from insta_runtime.head.model import HeadModel
-from insta_runtime.head.open_head import read_open_head
+from insta_runtime.head.open_head import OPEN_HEAD, open_head_model
+from insta_runtime.head.pickles import read_pickle
+
+LARGEST = 1 << 30  # bytes; FLAME has 50 million
 
 
 def load_head(path: Path | None = None) -> HeadModel:
-    """The head in ``path``: None for the open default head."""
-    if path is None:
-        return read_open_head()
-    raise NotImplementedError
+    """The head in ``path``: a FLAME ``.pkl`` or ``.npz``, or an open head; None for the open default head.
+
+    Raises UserError, in one line, if the file cannot be read, is no head model, or would run code.
+    """
+    path = OPEN_HEAD if path is None else path
+    try:
+        if path.stat().st_size > LARGEST:
+            raise UserError(f"{path} is too large to be a head model")
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read the head model {path}: {error.strerror or error}") from None
+    sha256 = hashlib.sha256(data).hexdigest()
+    if not data.startswith(b"PK"):
+        if path.suffix.lower() != ".pkl":
+            raise UserError(f"{path} is not a head model; give a FLAME .pkl or .npz file, or none for the open head")
+        model = flame_model(read_pickle(path), str(path), sha256)
+    else:
+        arrays = _read_npz(path, data)
+        model = (
+            open_head_model(arrays, str(path), sha256) if "meta" in arrays else flame_model(arrays, str(path), sha256)
+        )
+    _check(model, path)
+    return model
+
+
+def _read_npz(path: Path, data: bytes) -> dict[str, NDArray[np.generic]]:
+    try:
+        with np.load(BytesIO(data), allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError):
+        raise UserError(f"{path} is not a readable npz of plain arrays; give a FLAME .pkl or .npz file") from None
+
+
+def _check(model: HeadModel, path: Path) -> None:
+    """Refuse numbers that no head has: they would surface far from here."""
+    arrays = {"template": model.template, "joints": model.joints, "skin weights": model.skin_weights}
+    arrays |= {"shape directions": model.shape_dirs, "expression directions": model.expression_dirs}
+    if model.pose_dirs is not None:
+        arrays["pose directions"] = model.pose_dirs
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise UserError(f"{path} is not a usable head model: its {name} are not all finite")
+    if model.faces.min() < 0 or model.faces.max() >= len(model.template):
+        raise UserError(f"{path} is not a usable head model: its triangles name vertices that it lacks")
+    if np.abs(model.skin_weights.sum(1) - 1.0).max() > 1e-3:
+        raise UserError(f"{path} is not a usable head model: its skin weights do not sum to 1")

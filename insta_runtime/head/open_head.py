@@ -1,14 +1,15 @@
-"""Reader of the open head: the npz that `tools/bake_open_head.py` writes."""
+"""Reader of the open head: the arrays that `tools/bake_open_head.py` writes."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from insta_runtime.errors import UserError
 from insta_runtime.head.embedding import LandmarkEmbedding
 from insta_runtime.head.model import REGIONS, HeadModel
 from insta_runtime.types import Float32
@@ -16,39 +17,55 @@ from insta_runtime.types import Float32
 OPEN_HEAD = Path(__file__).parents[1] / "data" / "open_head.npz"
 
 
-def read_open_head(path: Path = OPEN_HEAD) -> HeadModel:
-    """The head in ``path``.  Raises ValueError, KeyError or OSError if it is not what the bake tool wrote."""
-    data = path.read_bytes()
-    with np.load(BytesIO(data), allow_pickle=False) as arrays:
-        stored = {name: arrays[name] for name in arrays.files}
-    meta = json.loads(str(stored["meta"]))
-    names = tuple(str(name) for name in stored["expression_names"])
+def open_head_model(arrays: dict[str, NDArray[Any]], name: str, sha256: str) -> HeadModel:
+    """The head in ``arrays``; directions come as float16 millimetres.  UserError if it is not an open head."""
+    try:
+        return _model(arrays, sha256)
+    except (KeyError, ValueError, TypeError, IndexError):
+        raise UserError(
+            f"{name} is not an open head of this version; give none to use the one that came along"
+        ) from None
 
-    def metres(name: str) -> Float32:
-        return stored[name].astype(np.float32) * np.float32(1e-3)
 
-    expression_dirs = metres("expression_dirs_mm")
+def _model(arrays: dict[str, NDArray[Any]], sha256: str) -> HeadModel:
+    meta = json.loads(str(arrays["meta"]))
+    names = tuple(str(name) for name in arrays["expression_names"])
+    faces = arrays["faces"].astype(np.int64)
+    count = len(arrays["template"])
+
+    def shaped(array: NDArray[Any], *shape: int) -> NDArray[Any]:
+        if array.shape != shape:
+            raise ValueError(f"{array.shape} where {shape} is due")
+        return array
+
+    def directions(name: str) -> Float32:
+        array = shaped(arrays[name], len(arrays[name]), count, 3)
+        return array.astype(np.float32) * np.float32(1e-3)
+
+    shape_dirs, expression_dirs = directions("shape_dirs_mm"), directions("expression_dirs_mm")
+    if len(names) != len(expression_dirs):
+        raise ValueError("an expression unit lacks its name")
     embedding = None
-    if "landmark_face" in stored:
+    if "landmark_face" in arrays:
         embedding = LandmarkEmbedding(
-            **{name: stored[f"landmark_{name}"] for name in ("face", "bary", "sd", "keep", "weight")}
+            **{name: arrays[f"landmark_{name}"] for name in ("face", "bary", "sd", "keep", "weight")}
         )
     return HeadModel(
-        name=meta["name"],
+        name=str(meta["name"]),
         basis="arkit52",
-        sha256=hashlib.sha256(data).hexdigest(),
-        licence=meta["licence"],
-        template=stored["template"],
-        shape_dirs=metres("shape_dirs_mm"),
+        sha256=sha256,
+        licence=str(meta["licence"]),
+        template=shaped(arrays["template"], count, 3).astype(np.float32),
+        shape_dirs=shape_dirs,
         expression_dirs=expression_dirs,
         expression_names=names,
         pose_dirs=None,
-        joints=stored["joints"],
-        joint_shape_dirs=stored["joint_shape_dirs"],
-        skin_weights=stored["skin_weights"],
+        joints=shaped(arrays["joints"], 5, 3).astype(np.float32),
+        joint_shape_dirs=shaped(arrays["joint_shape_dirs"], len(shape_dirs), 5, 3).astype(np.float32),
+        skin_weights=shaped(arrays["skin_weights"], count, 5).astype(np.float32),
         eyelid_dirs=expression_dirs[[names.index("eyeBlinkLeft"), names.index("eyeBlinkRight")]],
-        faces=stored["faces"].astype(np.int64),
-        face_group=stored["face_group"],
-        masks={name: stored[f"mask_{name}"].astype(np.float32) for name in REGIONS},
+        faces=shaped(faces, len(faces), 3),
+        face_group=shaped(arrays["face_group"], len(faces)).astype(np.int8),
+        masks={name: shaped(arrays[f"mask_{name}"], count).astype(np.float32) for name in REGIONS},
         embedding=embedding,
     )

@@ -30,7 +30,8 @@ def rotation_matrix(axis_angle: Tensor) -> Tensor:
     skew = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))
     identity = torch.eye(3, dtype=axis_angle.dtype, device=axis_angle.device)
     half = torch.sinc(angle / (2.0 * torch.pi))
-    return identity + torch.sinc(angle / torch.pi) * skew + 0.5 * half * half * (skew @ skew)
+    matrix: Tensor = identity + torch.sinc(angle / torch.pi) * skew + 0.5 * half * half * (skew @ skew)
+    return matrix
 
 
 class HeadRig:
@@ -126,7 +127,8 @@ class HeadRig:
         # Blend the joints' affine maps, then apply: (B, V, 3, 4) to (x, y, z, 1).
         affine = torch.cat([linear, offset[..., None]], -1).flatten(2)  # (B, 5, 12)
         blended = (self._skin_weights @ affine).unflatten(2, (3, 4))
-        return (blended[..., :3] @ shaped[..., None])[..., 0] + blended[..., 3]
+        vertices: Tensor = (blended[..., :3] @ shaped[..., None])[..., 0] + blended[..., 3]
+        return vertices
 
     def _joint_transforms(self, joints: Tensor, turns: Tensor) -> tuple[Tensor, Tensor]:
         """World maps of the five joints: (B, 5, 3, 3) and (B, 5, 3), taking rest to posed points."""

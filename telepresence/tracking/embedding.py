@@ -27,6 +27,8 @@ from insta_runtime.head.model import SKIN
 from insta_runtime.render.raster import Raster, rasterise
 from insta_runtime.types import Camera, Float32, Float64, HeadState
 
+from .models import import_mediapipe
+
 VERSION = 1  # of the procedure; part of the name of a cached result
 SIZE = 640
 DISTANCE = 0.75  # metres from the camera to the middle of the face
@@ -65,7 +67,7 @@ def embedding_for(
         embedding = compute_embedding(model, landmarker_path, progress)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{name}.{os.getpid()}.npz")
-    np.savez_compressed(partial, **embedding.arrays())
+    np.savez_compressed(partial, allow_pickle=False, **embedding.arrays())
     partial.replace(path)
     return embedding
 
@@ -99,7 +101,7 @@ def compute_embedding(
     face = np.full(LANDMARKS, -1, dtype=np.int32)
     bary = np.zeros((LANDMARKS, 3), dtype=np.float32)
     bary[:, 0] = 1.0
-    for landmark in found:
+    for landmark in found.tolist():
         face[landmark], bary[landmark] = _nearest_on_surface(medians[landmark], surface, model.faces, skin)
 
     keep = (sd < MAX_SD) & (face >= 0) & (np.maximum(counts, counts[twins]) >= MIN_VOTES)
@@ -130,11 +132,10 @@ class _Votes:
 
 def _votes(model: HeadModel, landmarker_path: Path, progress: Callable[[float], None]) -> list[_Votes]:
     """For each landmark, every place on the skin where a render put it."""
-    import mediapipe as mp
-    from mediapipe.tasks.python import BaseOptions, vision
-
+    mp = import_mediapipe()
+    vision = mp.tasks.vision
     options = vision.FaceLandmarkerOptions(
-        base_options=BaseOptions(model_asset_path=str(landmarker_path)), running_mode=vision.RunningMode.IMAGE
+        base_options=mp.tasks.BaseOptions(model_asset_path=str(landmarker_path)), running_mode=vision.RunningMode.IMAGE
     )
     rows: list[list[tuple[int, Float64, float]]] = [[] for _ in range(LANDMARKS)]
     inner = set(INNER_LIPS)
@@ -219,7 +220,7 @@ def _hits(
     """(landmark, face, barycentrics, cosine) where the rays of ``pixels`` (L, 2) meet the skin, not grazing."""
     column, row = np.floor(pixels).astype(np.int64).T
     inside = (column >= 0) & (column < camera.width) & (row >= 0) & (row < camera.height)
-    for landmark in np.flatnonzero(inside[:468]):  # what follows are the irises
+    for landmark in np.flatnonzero(inside[:468]).tolist():  # what follows are the irises
         face = int(triangle[row[landmark], column[landmark]])
         if face < 0 or model.face_group[face] != SKIN:
             continue
@@ -227,12 +228,12 @@ def _hits(
         ray = np.array([(u - camera.cx) / camera.fx, (v - camera.cy) / camera.fy, 1.0])
         corners = vertices[model.faces[face]]
         normal = np.cross(corners[1] - corners[0], corners[2] - corners[0])
-        cosine = -float(normal @ ray) / (np.linalg.norm(normal) * np.linalg.norm(ray) + 1e-12)
+        cosine = -float(normal @ ray / (np.linalg.norm(normal) * np.linalg.norm(ray) + 1e-12))
         if cosine < GRAZING:
             continue
         # The ray meets the triangle's plane where bary @ corners is parallel to it.
         bary = np.clip(np.linalg.solve(corners.T, ray), 0.0, None)
-        yield int(landmark), face, bary / bary.sum(), cosine
+        yield landmark, face, bary / bary.sum(), cosine
 
 
 def _geometric_median(points: Float64, weights: Float64) -> Float64:
