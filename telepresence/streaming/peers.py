@@ -105,11 +105,11 @@ class Peers:
             raise Taken("another camera is in use; stop it first")
         peer = self._admit(watches=False)
 
-        @peer.pc.on("track")  # type: ignore[untyped-decorator, unused-ignore]
         def on_track(track: MediaStreamTrack) -> None:
             if track.kind == "video":
                 peer.intake = asyncio.create_task(self._take_camera(peer, track))
 
+        peer.pc.on("track", on_track)
         async with self._answering(peer, offer):
             for transceiver in peer.pc.getTransceivers():
                 if self._shared and transceiver.kind == "video":

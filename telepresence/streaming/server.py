@@ -127,12 +127,11 @@ class MediaServer:
         from telepresence.streaming.peers import Peers
 
         aiortc_hooks.quieten()
-        shared = _can_share()
-        if shared:
+        if not aiortc_hooks.missing():
             aiortc_hooks.offer_loopback()
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
         self._peers = peers = Peers(
-            self._hub, self._settings.viewers, self._hooks.camera, self._hooks.on_camera, shared
+            self._hub, self._settings.viewers, self._hooks.camera, self._hooks.on_camera, _can_share()
         )
         app = web.application(peers, self._hooks.status, self._hooks.metrics, lambda: self._hub.alive)
         runner = AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)

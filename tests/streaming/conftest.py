@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,12 @@ def pattern(index: int) -> np.ndarray:
     picture[:96, -96:] = (40, 180, 60)
     picture[-96:, :96] = (40, 60, 200)
     return picture.astype(np.uint8)
+
+
+@cache
+def film() -> list[np.ndarray]:
+    """The pattern in motion; the last picture leads on to the first."""
+    return [pattern(8 * i) for i in range(64)]
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -70,7 +77,7 @@ class Studio:
         self.server.stop()
 
     def _feed(self) -> None:
-        loop = [pattern(8 * i) for i in range(0, 64)]
+        loop = film()
         index = 0
         while self._going:
             self.recent.append(loop[index % 64])
