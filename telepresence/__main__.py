@@ -1,6 +1,21 @@
-"""``python3 -m telepresence``."""
+"""``python3 -m telepresence``: the command from a checkout, with the environment of ``make setup`` if need be."""
 
-from telepresence.cli import main
+import os
+import sys
+from pathlib import Path
+
+
+def main() -> None:
+    """Run the command line; with an interpreter that lacks its packages, hand over to the checkout's own."""
+    try:
+        from telepresence.cli import main as command
+    except ModuleNotFoundError as error:
+        own = Path(__file__).resolve().parent.parent / ".venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
+        if own.exists() and Path(sys.prefix) != own.parent.parent:
+            os.execv(own, [str(own), "-m", "telepresence", *sys.argv[1:]])  # noqa: S606 - no shell is wanted
+        sys.exit(f"telepresence: {error.name} is not installed: run 'make setup', or see docs/install.md")
+    command()
+
 
 if __name__ == "__main__":
     main()

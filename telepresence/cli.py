@@ -68,6 +68,11 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
         return _complain(f"{error.format_message().rstrip('.')}; see 'telepresence --help'")
     except (KeyboardInterrupt, typer.Abort):
         return 130
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "telepresence", "insta_runtime"):
+            raise
+        return _complain(f"this needs the Python package {package}, which is not installed: see docs/install.md")
     except OSError as error:
         if error.filename is None:
             raise
