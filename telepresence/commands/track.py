@@ -31,7 +31,7 @@ def track(
     Raises UserError for a video that cannot be read or shows no face, and for an ``out`` that is something else.
     """
     from telepresence.sources.video import video_frames
-    from telepresence.tracking.landmarks import FaceLandmarker
+    from telepresence.tracking.landmarks import FaceLandmarker, FaceLandmarks
     from telepresence.tracking.matting import Matter
     from telepresence.tracking.recording import track_recording
     from telepresence.tracking.state import trackable
@@ -41,7 +41,8 @@ def track(
     reader = video_frames(path)
     with FolderWriter(out) as writer, Progress() as progress:
         model = trackable(load_head(head), models)
-        times, faces = [], []
+        times: list[int] = []
+        faces: list[FaceLandmarks | None] = []
         with FaceLandmarker(models, live=False) as landmarker:
             for frame in progress.each("finding the face", reader, reader.count):
                 if len(times) == MAX_FRAMES:

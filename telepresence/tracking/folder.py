@@ -51,7 +51,7 @@ class FolderWriter:
             raise UserError(f"{self.path} cannot be written ({error.strerror}): is the disk full?") from None
 
     def finish(self, take: Take, *, head_name: str, head_file: Path | None, facts: dict[str, Any]) -> None:
-        """Write the take and meta.json (``facts``: source, crop policy, tracker, calibration), and move all into place."""
+        """Write the take and meta.json (with ``facts`` on source, crop and tracker), and move all into place."""
         meta = {
             "format_version": FORMAT_VERSION,
             "head": {

@@ -6,7 +6,6 @@ crop around where it was last, and looked for in overlapping square tiles when i
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 
 from insta_runtime.types import Bytes, Float32
 
-from .models import import_mediapipe, landmarker_path
+from .models import import_mediapipe, landmarker_path, quietly
 
 LANDMARKS = 478
 SMALL_FACE = 0.15  # part of the longest side below which a face is followed in a crop
@@ -56,9 +55,8 @@ class FaceLandmarker:
     """
 
     def __init__(self, models: Path | None = None, *, live: bool) -> None:
-        mediapipe = import_mediapipe()
+        self._mediapipe = mediapipe = import_mediapipe()
         vision = mediapipe.tasks.vision
-        self._image = lambda rgb: mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=rgb)
         base = mediapipe.tasks.BaseOptions(model_asset_path=str(landmarker_path(models)))
 
         def landmarker(mode: Any) -> Any:
@@ -68,12 +66,15 @@ class FaceLandmarker:
                 )
             )
 
-        self._still = landmarker(vision.RunningMode.IMAGE)
-        self._video = landmarker(vision.RunningMode.VIDEO) if live else None
         self._clock_ms = 0  # VIDEO mode wants time stamps that grow; only their order matters
         self._last: FaceLandmarks | None = None
-        self._last_seen_small: FaceLandmarks | None = None
         self._since_tiles = TILE_INTERVAL
+        with quietly():
+            self._still = landmarker(vision.RunningMode.IMAGE)
+            self._video = landmarker(vision.RunningMode.VIDEO) if live else None
+            blank = np.zeros((64, 64, 3), np.uint8)
+            self._run(blank, 0, 0, follow=False)
+            self._run(blank, 0, 0, follow=live)
 
     def detect(self, rgb: Bytes) -> FaceLandmarks | None:
         """The face in ``rgb`` (H, W, 3) uint8, or None."""
@@ -130,7 +131,8 @@ class FaceLandmarker:
         return self._run(rgb[y0:y1, x0:x1], x0, y0, follow=False)
 
     def _run(self, rgb: Bytes, left: int, top: int, *, follow: bool) -> FaceLandmarks | None:
-        image = self._image(np.ascontiguousarray(rgb))
+        mediapipe = self._mediapipe
+        image = mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=np.ascontiguousarray(rgb))
         if follow and self._video is not None:
             self._clock_ms += 33
             result = self._video.detect_for_video(image, self._clock_ms)
@@ -140,7 +142,7 @@ class FaceLandmarker:
             return None
         height, width = rgb.shape[:2]
         raw = np.array([(p.x, p.y, p.z) for p in result.face_landmarks[0]], dtype=np.float32)
-        points = raw * np.float32([width, height, width]) + np.float32([left, top, 0])
+        points = raw * np.array([width, height, width], np.float32) + np.array([left, top, 0], np.float32)
         if points.shape != (LANDMARKS, 3) or not np.isfinite(points).all():
             return None
         scores = {category.category_name: float(category.score) for category in result.face_blendshapes[0]}
@@ -152,8 +154,3 @@ def _starts(length: int, side: float) -> list[float]:
     steps = max(0, int(np.ceil((length - side) / (side / 2) - 1e-6)))
     starts = np.linspace(0, length - side, steps + 1)
     return sorted(starts.tolist(), key=lambda start: abs(start + side / 2 - length / 2))
-
-
-def quietly(closable: Any) -> Any:
-    """``closable`` as a context that closes it."""
-    return contextlib.closing(closable)

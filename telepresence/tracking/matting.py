@@ -20,15 +20,16 @@ from insta_runtime.types import Bytes, Camera, Float32, HeadState
 
 from .crop import Crop
 from .landmarks import FaceLandmarks
-from .models import import_mediapipe, segmenter_path
+from .models import import_mediapipe, quietly, segmenter_path
 
 WINDOW = 2.6  # side of the window that is segmented, in face sizes
 WINDOW_SIZE = 256  # px that the segmenter looks at
 RAMP_SIZE = 96  # px of the height field
 CHIN = 152  # landmark
-RAMP_TOP, RAMP_BOTTOM = 0.010, 0.045  # m below the chin's height at rest: alpha 1 and 0
-LATERAL = (0.015, 0.045)  # m beside the mesh, below the chin: alpha 1 and 0
-FACE_WIDTH = 0.16  # m
+RAMP_TOP, RAMP_BOTTOM = 0.025, 0.055  # m below the chin: alpha 1 and 0
+TILT = 0.35  # m that the ramp rises for each metre behind the chin: collars stand higher at the nape
+BELOW = (0.0, 0.03)  # m above the chin: where hair beside the face turns into what lies beside the neck
+LATERAL = (0.010, 0.035)  # m beside the mesh, below the chin: alpha 1 and 0
 UPPER = 0.06  # m above the chin: higher triangles cannot hide the neck
 
 
@@ -36,18 +37,18 @@ class Matter:
     """Mattes the pictures of one person.  Close it when done."""
 
     def __init__(self, head: HeadModel, shape: Float32, models: Path | None = None, *, live: bool) -> None:
-        mediapipe = import_mediapipe()
+        self._mediapipe = mediapipe = import_mediapipe()
         vision = mediapipe.tasks.vision
-        self._image = lambda rgb: mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=rgb)
         base = mediapipe.tasks.BaseOptions(model_asset_path=str(segmenter_path(models, fast=live)))
-        self._segmenter = vision.ImageSegmenter.create_from_options(
-            vision.ImageSegmenterOptions(
-                base_options=base,
-                running_mode=vision.RunningMode.IMAGE,
-                output_confidence_masks=True,
-                output_category_mask=False,
-            )
+        options = vision.ImageSegmenterOptions(
+            base_options=base,
+            running_mode=vision.RunningMode.IMAGE,
+            output_confidence_masks=True,
+            output_category_mask=False,
         )
+        with quietly():
+            self._segmenter = vision.ImageSegmenter.create_from_options(options)
+            self._segment(np.zeros((WINDOW_SIZE, WINDOW_SIZE, 3), np.uint8))
         self.ramp = NeckRamp(head, shape)
 
     def alpha(self, rgb: Bytes, face: FaceLandmarks, crop: Crop, camera: Camera, state: HeadState) -> Bytes:
@@ -65,6 +66,13 @@ class Matter:
     def close(self) -> None:
         self._segmenter.close()
 
+    def _segment(self, window: Bytes) -> Float32:
+        """(WINDOW_SIZE, WINDOW_SIZE, 3) uint8 to the person's probability, same size."""
+        mediapipe = self._mediapipe
+        image = mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=np.ascontiguousarray(window))
+        mask = self._segmenter.segment(image).confidence_masks[0].numpy_view()  # (H, W, 1), gone with the image
+        return np.array(mask, dtype=np.float32).reshape(WINDOW_SIZE, WINDOW_SIZE)
+
     def _person(self, rgb: Bytes, face: FaceLandmarks, crop: Crop) -> Float32:
         """(size, size) float32 in [0, 1]: the component of the segmenter's matte that holds the face."""
         import cv2
@@ -76,8 +84,7 @@ class Matter:
         y = int(np.clip((top + bottom - side) / 2, 0, height - side))
         side = int(side)
         window = cv2.resize(rgb[y : y + side, x : x + side], (WINDOW_SIZE, WINDOW_SIZE), interpolation=cv2.INTER_AREA)
-        masks = self._segmenter.segment(self._image(window)).confidence_masks
-        matte = np.ascontiguousarray(masks[0].numpy_view(), dtype=np.float32).reshape(WINDOW_SIZE, WINDOW_SIZE)
+        matte = self._segment(window)
         _, labels = cv2.connectedComponents((matte > 0.1).astype(np.uint8))
         middle = (((left + right) / 2 - x) / side, ((top + bottom) / 2 - y) / side)
         column, row = (int(np.clip(part * WINDOW_SIZE, 0, WINDOW_SIZE - 1)) for part in middle)
@@ -99,9 +106,10 @@ class NeckRamp:
         self._rig = HeadRig(head)
         self._shape = shape
         rest = head.template + np.tensordot(shape, head.shape_dirs, 1)
-        chin = self._chin_height(head, rest)
-        self._height = torch.from_numpy((rest[:, 1:2] - chin).astype(np.float32))  # (V, 1) m above the chin
-        low = (rest[head.faces, 1] - chin).min(1) < UPPER
+        _, chin_y, chin_z = _landmark(head, rest, CHIN)
+        above = rest[:, 1] - chin_y
+        self._height = torch.from_numpy((above - TILT * (chin_z - rest[:, 2]))[:, None].astype(np.float32))  # (V, 1) m
+        low = above[head.faces].min(1) < UPPER
         self._faces = torch.from_numpy(head.faces[low & (head.face_group == 0)])
 
     def draw(self, state: HeadState, camera: Camera) -> Float32:
@@ -116,27 +124,31 @@ class NeckRamp:
             return np.ones((camera.height, camera.width), np.float32)
         field = raster.interpolate(self._height)[..., 0].numpy()
         covered = raster.mask.numpy()
-        # Beyond the mesh every pixel takes the height of the nearest pixel on it.
         distance, nearest = cv2.distanceTransformWithLabels(
             (~covered).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
         )
+        pixel_size = float(state.translation[2]) / camera.fx  # m
+        # Beyond the mesh a pixel takes the height of the nearest pixel on it, and goes on along the head's up axis.
+        rows, columns = np.indices(covered.shape, dtype=np.float32)
+        along_up = (columns * float(turn[0, 1]) + rows * float(turn[1, 1])) * pixel_size
         of_label = np.zeros(int(nearest.max()) + 1, np.float32)
-        of_label[nearest[covered]] = field[covered]
-        height = of_label[nearest]
-        metres = distance * (float(state.translation[2]) / camera.fx)
+        of_label[nearest[covered]] = (field - along_up)[covered]
+        height = of_label[nearest] + along_up
+        metres = distance * pixel_size
         down = _fade(-height, RAMP_TOP, RAMP_BOTTOM)
         # Beside the neck lie shoulders and collars; beside the cheeks hair, which stays.
         beside = _fade(metres, *LATERAL)
-        below = _fade(height, -RAMP_TOP, RAMP_TOP)
+        below = _fade(height, *BELOW)
         ramp = down * (1.0 - below * (1.0 - beside))
         return cv2.GaussianBlur(ramp, (0, 0), camera.height / 200).astype(np.float32)
 
-    @staticmethod
-    def _chin_height(head: HeadModel, rest: Float32) -> float:
-        embedding = head.embedding
-        assert embedding is not None
-        corners = rest[head.faces[embedding.face[CHIN]], 1]
-        return float(corners @ embedding.bary[CHIN])
+
+def _landmark(head: HeadModel, vertices: Float32, landmark: int) -> tuple[float, float, float]:
+    """Where ``landmark`` lies on ``vertices`` (V, 3)."""
+    assert head.embedding is not None
+    corners = vertices[head.faces[head.embedding.face[landmark]]]
+    x, y, z = (float(value) for value in head.embedding.bary[landmark] @ corners)
+    return x, y, z
 
 
 def _fade(value: NDArray[np.float32], one: float, zero: float) -> NDArray[np.float32]:

@@ -6,11 +6,15 @@ is else downloaded into the cache from the vendor's public address.  Whatever is
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import os
+import sys
 import tempfile
+import threading
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +26,8 @@ from insta_runtime.errors import UserError
 VENDOR = "https://storage.googleapis.com/mediapipe-models/"
 SYSTEM_PACKAGES = "libegl1 libgles2 libgl1 libglib2.0-0 libxcb1"
 DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer
+
+_QUIET = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,6 @@ def segmenter_path(models: Path | None = None, *, fast: bool = False) -> Path:
 
 def import_mediapipe() -> Any:
     """The ``mediapipe`` module; UserError with the packages to install if it or a system library is missing."""
-    os.environ.setdefault("GLOG_minloglevel", "2")  # its start-up chatter is no message to the user
     try:
         return importlib.import_module("mediapipe")
     except ModuleNotFoundError as error:
@@ -83,6 +88,23 @@ def import_mediapipe() -> Any:
         raise UserError(
             f"mediapipe cannot start ({reason}): install {SYSTEM_PACKAGES} (apt-get install), or use --source synthetic"
         ) from None
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Keep MediaPipe's native start-up chatter off standard error; it has no switch for that.
+
+    For the moment of creating a task and of its first picture: the whole process is silent meanwhile.
+    """
+    with _QUIET, Path(os.devnull).open("wb") as nowhere:
+        sys.stderr.flush()
+        kept = os.dup(2)
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def _find(candidates: tuple[ModelFile, ...], models: Path | None) -> Path:

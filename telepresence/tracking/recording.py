@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from insta_runtime.errors import UserError
 from insta_runtime.head import HeadModel
 from insta_runtime.types import Float64, HeadState
 
-from .basis import Indices
 from .calibration import Calibration, calibrate
 from .fit import HeadFit
 from .health import Health
@@ -31,8 +31,9 @@ STATIC_MOTION = 1.5  # px of a 512 picture from the frame before to the frame af
 class TrackedRecording:
     """What tracking made of N pictures.
 
-    states: N; where a face was not tracked the last one is held.   fits: N, None where no face was found.
-    faces: N, smoothed.   valid: (N,) whether the face was tracked.
+    states: N; where a face was not tracked the last one is held.
+    faces: N, smoothed, None where none was found.   valid: (N,) whether the face was tracked.
+    errors: (N,) px of a 512 picture.   projections: (N, L, 2) likewise.   fit_seconds: (N,) of the head fit alone.
     """
 
     calibration: Calibration
@@ -41,7 +42,7 @@ class TrackedRecording:
     errors: Float64
     projections: Float64
     fit_seconds: Float64
-    valid: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    valid: NDArray[np.bool_]
 
     def figures(self) -> dict[str, float | int]:
         """``frames, tracked, reprojection_px_median, fit_ms_median, jitter_px`` (docs/tracking.md)."""
@@ -106,8 +107,10 @@ def track_recording(
             projections[index] = fitter.project(fit) / fitter.camera.scale
         valid[index] = health.judge(fit)
         before = fit
-        keeps = valid[index] and fit is not None and face is not None
-        states.append(builder.build(fit, face, times_ns[index]) if keeps else None)
+        if valid[index] and fit is not None and face is not None:
+            states.append(builder.build(fit, face, times_ns[index]))
+        else:
+            states.append(None)
     return TrackedRecording(
         calibration,
         _held(states, times_ns, len(head.expression_names)),

@@ -19,6 +19,8 @@ from .gaze import Gaze, eye_pose
 from .landmarks import FaceLandmarks
 from .models import landmarker_path
 
+MAX_GAZE_BIAS = np.array([0.1, 0.2])  # rad of yaw, pitch; beyond it the person did look elsewhere
+
 
 class StateBuilder:
     """Makes the head states of one person."""
@@ -59,7 +61,8 @@ def with_gaze(head: HeadModel, calibration: Calibration, faces: Sequence[FaceLan
     states = StateBuilder(head, calibration, fitter.basis)
     step = max(1, len(faces) // 60)
     angles = [states.gaze(fitter.fit(face, None), face) for face in faces[::step]]
-    return replace(calibration, gaze=np.median(angles, axis=0).astype(np.float32))
+    usual = np.clip(np.median(angles, axis=0), -MAX_GAZE_BIAS, MAX_GAZE_BIAS)
+    return replace(calibration, gaze=usual.astype(np.float32))
 
 
 def trackable(head: HeadModel, models: Path | None) -> HeadModel:
