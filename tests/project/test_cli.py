@@ -138,3 +138,20 @@ def test_ctrl_c_leaves_with_130_and_no_traceback(root: Path, tmp_path: Path) -> 
         _, text = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in text
+
+
+def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "msgspec", None)
+    monkeypatch.delitem(sys.modules, "telepresence.config", raising=False)
+    assert run_command(["evaluate", "a", "b"]) == 2
+    text = capsys.readouterr().err
+    assert "msgspec" in text
+    assert text.count("\n") == 1
+
+
+def test_an_interpreter_without_packages_hands_over_to_the_environment_of_the_checkout(root: Path) -> None:
+    if not (root / ".venv" / "bin" / "python").exists():
+        pytest.skip("needs .venv: make setup")
+    bare = [sys.executable, "-S", "-m", "telepresence", "--version"]  # -S: no site-packages
+    done = subprocess.run(bare, cwd=root, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == f"telepresence {telepresence.__version__}", done.stderr
