@@ -6,8 +6,13 @@ them from TOML, refuses unknown keys and checks the bounds declared here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+import math
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, TypeVar
+
+from insta_runtime.errors import UserError
+
+T = TypeVar("T")
 
 
 def setting(
@@ -95,3 +100,40 @@ class AvatarConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     occupancy: OccupancyConfig = field(default_factory=OccupancyConfig)
     learn: LearnConfig = field(default_factory=LearnConfig)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as nested plain dicts, for a file."""
+    return {
+        f.name: to_dict(getattr(config, f.name)) if is_dataclass(f.default_factory) else getattr(config, f.name)
+        for f in fields(config)
+    }
+
+
+def from_dict(kind: type[T], values: Any) -> T:
+    """The configuration of type ``kind`` from nested plain dicts, as `to_dict` makes them.
+
+    Raises UserError for anything but the known keys with values of the right type within their bounds.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"{kind.__name__} must be a table")
+    known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
+    for name in values:
+        if name not in known:
+            raise UserError(f"{kind.__name__} has no setting {name!r}")
+    checked: dict[str, Any] = {}
+    for name, value in values.items():
+        nested = known[name].default_factory
+        if isinstance(nested, type):
+            checked[name] = from_dict(nested, value)
+            continue
+        default, bounds = known[name].default, known[name].metadata
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if isinstance(default, float) and number:
+            value = float(value)
+        if type(value) is not type(default):
+            raise UserError(f"{kind.__name__}.{name} must be a {type(default).__name__}, not {value!r}")
+        if number and not (bounds["ge"] or -math.inf) <= value <= (math.inf if bounds["le"] is None else bounds["le"]):
+            raise UserError(f"{kind.__name__}.{name} = {value!r} is out of bounds")
+        checked[name] = value
+    return kind(**checked)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 
@@ -59,7 +61,7 @@ def direction_basis(directions: torch.Tensor) -> torch.Tensor:
 
 def _mlp(widths: list[int], generator: torch.Generator) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for i, (inputs, outputs) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+    for i, (inputs, outputs) in enumerate(pairwise(widths)):
         linear = nn.Linear(inputs, outputs)
         with torch.no_grad():
             linear.weight.copy_(torch.randn((outputs, inputs), generator=generator) * (2.0 / inputs) ** 0.5)

@@ -63,7 +63,7 @@ class Trainer:
             return None
         memories = self.replay.draw(self.config.frames)
         rays, samples, loss = self._loss(memories)
-        value = float(loss)
+        value = float(loss.detach())
         self._optimiser.zero_grad(set_to_none=True)
         if math.isfinite(value):
             loss.backward()

@@ -13,6 +13,7 @@ import torch
 
 LEAF_DEPTH = 9  # 2^9 leaves: about 19 triangles each on a head of 9.5 k triangles
 LEAVES_A_CELL = 8
+TESTED = 6  # candidates, by the distance of their circumspheres' centres, that a point is really tested against
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class TriangleSoup:
         ab, ac = b - a, c - a
         d00, d01, d11 = (ab * ab).sum(-1), (ab * ac).sum(-1), (ac * ac).sum(-1)
         self.centre = (a + b + c) / 3.0
+        self.squared_radius = (a - self.centre).square().sum(-1)
         self.packed = torch.cat([a, ab, ac, d00[:, None], d01[:, None], d11[:, None]], dim=-1)
 
 
@@ -158,7 +160,7 @@ class CandidateGrid:
         reach = torch.cdist(centres, leaf_centre) - leaf_radius
         near = reach.topk(min(LEAVES_A_CELL, len(leaf_centre)), largest=False).indices
         pool = leaves.members[near].flatten(1)
-        squared = (soup.centre[pool] - centres[:, None]).square().sum(-1)
+        squared = (soup.centre[pool] - centres[:, None]).square().sum(-1) - soup.squared_radius[pool]
         best = squared.topk(min(count, pool.shape[1]), largest=False).indices
         self.candidates = pool.gather(1, best).int()
         self.row = torch.zeros(nx * ny * nz, dtype=torch.int32, device=device)
@@ -174,8 +176,13 @@ class CandidateGrid:
     def query(self, points: torch.Tensor) -> Nearest:
         """The nearest of the candidates for (N, 3) points that lie in wanted cells."""
         parts = []
-        for chunk in points.split(8192):  # small enough for the caches of a CPU
+        for chunk in points.split(4096):  # small enough for the caches of a CPU
             candidates = self.candidates[self.row[self.cell_of(chunk)]]
+            # The power distance to a ball around each triangle picks the few that are worth an exact test.
+            power = (self.soup.centre[candidates] - chunk[:, None]).square().sum(-1)
+            power -= self.soup.squared_radius[candidates]
+            few = power.topk(min(TESTED, candidates.shape[1]), largest=False).indices
+            candidates = candidates.gather(1, few)
             squared, v, w = _closest(chunk[:, None], self.soup.packed[candidates])
             best = squared.argmin(dim=1, keepdim=True)
             v, w = v.gather(1, best)[:, 0], w.gather(1, best)[:, 0]

@@ -1,0 +1,149 @@
+"""An avatar as it is saved: a directory with ``avatar.safetensors``.
+
+The tensors are the averaged weights, the occupancy and the identity; the file's metadata holds one JSON text,
+``header``, with everything else: format version, head, camera, configuration, calibration, training.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from insta_runtime.config import AvatarConfig, from_dict, to_dict
+from insta_runtime.errors import UserError
+from insta_runtime.head import HeadModel
+from insta_runtime.render.model import AvatarModel
+from insta_runtime.render.renderer import Snapshot, load_snapshot, take_snapshot
+from insta_runtime.types import Camera, Float32
+
+FORMAT_VERSION = 1
+FILE_NAME = "avatar.safetensors"
+MAX_HEADER = 1 << 20  # characters of JSON
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto``: the CUDA device if there is one, else the CPU.  UserError for ``cuda`` without a device."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("no CUDA device can be used: try --device cpu, and see what `telepresence doctor` says")
+    return torch.device(name)
+
+
+def avatar_file(path: Path) -> Path:
+    """The file of an avatar, from its directory or from the file itself."""
+    return path if path.suffix == ".safetensors" else path / FILE_NAME
+
+
+@dataclass
+class Avatar:
+    """One person's avatar: the model, the camera it was learned with, and what is known about its making.
+
+    Attributes:
+        camera: of the cropped pictures it was learned from.
+        calibration: the tracker's calibration of this person and camera, JSON-able; None for exact states.
+        seconds, steps: training so far.
+    """
+
+    model: AvatarModel
+    camera: Camera
+    calibration: dict[str, Any] | None = None
+    seconds: float = 0.0
+    steps: int = 0
+    _snapshot: Snapshot | None = None
+
+    @staticmethod
+    def create(
+        head: HeadModel, shape: Float32, camera: Camera, config: AvatarConfig, device: str | torch.device
+    ) -> Avatar:
+        """A new, untrained avatar of the person with identity code ``shape`` (S,)."""
+        target = choose_device(device) if isinstance(device, str) else device
+        return Avatar(AvatarModel(head, shape, config, target, config.learn.seed), camera)
+
+    def update(self, snapshot: Snapshot, steps: int, seconds: float | None = None) -> None:
+        """Take over what was learned; this is what `save` writes."""
+        self._snapshot, self.steps = snapshot, steps
+        self.seconds = self.seconds if seconds is None else seconds
+
+    def save(self, path: Path) -> None:
+        """Write the avatar into the directory ``path``, whole or not at all.
+
+        Raises UserError if it cannot be written.
+        """
+        from safetensors.torch import save
+
+        model = self.model
+        header = {
+            "version": FORMAT_VERSION,
+            "head": {"name": model.head.name, "basis": model.head.basis, "sha256": model.head.sha256},
+            "camera": {name: getattr(self.camera, name) for name in ("fx", "fy", "cx", "cy", "width", "height")},
+            "config": to_dict(model.config),
+            "calibration": self.calibration,
+            "seconds": self.seconds,
+            "steps": self.steps,
+        }
+        tensors = self._snapshot if self._snapshot is not None else take_snapshot(model)
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        tensors["shape"] = torch.from_numpy(model.shape.astype(np.float32))
+        target = avatar_file(path)
+        part = target.with_name(f".{target.name}.{os.getpid()}")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as file:
+                file.write(save(tensors, {"header": json.dumps(header)}))
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(target)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise UserError(f"the avatar cannot be written to {target}: {error.strerror}") from None
+
+    @staticmethod
+    def load(path: Path, head: HeadModel, device: str | torch.device) -> Avatar:
+        """Read an avatar that was learned with ``head``.
+
+        Raises UserError for a file that is absent, damaged, of another version or of another head.
+        """
+        file = avatar_file(path)
+        header, tensors = _read(file)
+        try:
+            if header["version"] != FORMAT_VERSION:
+                raise UserError(f"{file} has avatar format {header['version']}; this program reads {FORMAT_VERSION}")
+            if header["head"]["sha256"] != head.sha256:
+                name = str(header["head"]["name"])[:80]
+                raise UserError(f"{file} was learned with another head model ({name}): give that one with --head")
+            camera = Camera(**header["camera"])
+            config = from_dict(AvatarConfig, header["config"])
+            shape = tensors.pop("shape").float().numpy()
+            if shape.shape != (head.shape_dirs.shape[0],):
+                raise UserError(f"{file} is damaged: its identity does not fit the head model")
+            avatar = Avatar.create(head, shape, camera, config, device)
+            load_snapshot(avatar.model, tensors)
+            avatar.calibration = header["calibration"]
+            avatar.seconds, avatar.steps = float(header["seconds"]), int(header["steps"])
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise UserError(f"{file} is damaged or no avatar: {str(error).splitlines()[0][:120]}") from None
+        return avatar
+
+
+def _read(file: Path) -> tuple[dict[str, Any], Snapshot]:
+    from safetensors import SafetensorError, safe_open
+
+    if not file.is_file():
+        raise UserError(f"there is no avatar at {file}: `telepresence fit` makes one")
+    try:
+        with safe_open(file, "pt") as content:
+            text = (content.metadata() or {}).get("header", "")
+            tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 (not a dict)
+        header = json.loads(text) if len(text) <= MAX_HEADER else None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{file} is damaged or no avatar: {str(error).splitlines()[0][:120]}") from None
+    if not isinstance(header, dict) or not all(bool(t.isfinite().all()) for t in tensors.values()):
+        raise UserError(f"{file} is damaged or no avatar")
+    return header, tensors
