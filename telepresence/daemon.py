@@ -10,6 +10,7 @@ Every thread is started and stopped here; what they exchange is frozen and goes 
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import threading
@@ -17,28 +18,32 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
-from insta_runtime.avatar import Avatar
-
+from insta_runtime.avatar import Avatar, avatar_file
 from insta_runtime.errors import UserError
 from insta_runtime.head import load_head
 from telepresence.cards import card
 from telepresence.clock import Ratekeeper, now_ns
 from telepresence.config import Config
 from telepresence.display import Display, Scene
-from telepresence.drivers.arbiter import FRESH_S, Driver, choose
+from telepresence.drivers.arbiter import FRESH_S, Drive, Driver, choose
 from telepresence.drivers.zeromq import ZeroMqDriver
 from telepresence.frames import CameraFrame, ShownFrame
 from telepresence.learner import Learner
 from telepresence.mailbox import Mailbox
+from telepresence.outputs import PreviewWindow
 from telepresence.pacing import CpuShare, training_pause
 from telepresence.person import Person, Pose
 from telepresence.session import AWAY, Facts, State
 from telepresence.sources import Source, open_source
+from telepresence.sources.synthetic import SyntheticSource
 from telepresence.streaming import MediaServer, StreamHooks
 from telepresence.telemetry import Telemetry
+from telepresence.tracking.calibration import Calibration
+from telepresence.tracking.crop import CropPolicy
 from telepresence.tracking.tracker import FaceTracker, Tracker, TruthTracker
 from telepresence.worker import Worker
 
@@ -52,10 +57,12 @@ NO_FACE_S: Final = 10.0
 """Seconds without any face after which `/status` says so."""
 STALLED_S: Final = 20.0
 """Seconds without a finished round after which a stage is said to have stalled."""
+MOVE_S: Final = 0.1
+"""Without a new state the picture is looked after this often (seconds): faces that left ease to neutral."""
 READ_S: Final = 0.5
 TICK_S: Final = 0.1
 JOIN_S: Final = 10.0
-TRAIN_NICE: Final = 10
+TRAIN_NICE: Final = 5
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,7 @@ class Options:
     head: Path | None = None
     models: Path | None = None
     track: bool = False
+    preview: bool = False
     freeze: bool = False
 
 
@@ -83,7 +91,8 @@ class Daemon:
         self._display = Display(config.stream.size, 1000.0 * RENDER_PART / run.render_fps)
         self._camera: Mailbox[CameraFrame] = Mailbox("browser camera")
         self._frames: Mailbox[tuple[Person, CameraFrame]] = Mailbox("camera")
-        self.shown: Mailbox[ShownFrame] = Mailbox("preview")
+        self._preview = PreviewWindow(self.stopping.set) if options.preview else None
+        self._moved = threading.Event()  # there is a new state to show
         self._workers: dict[str, Worker] = {}
         self._saved_at = time.monotonic()
         self._driver: Driver = "tracker"
@@ -94,6 +103,11 @@ class Daemon:
         self._current: Person | None = None
         self._lent = self._refused = False
         self._leaving: tuple[Person, float] | None = None
+
+    @property
+    def avatar_path(self) -> Path | None:
+        """Where the avatar of the person at home is saved."""
+        return self._home.path if self._home is not None else None
 
     # ---- life
 
@@ -118,17 +132,19 @@ class Daemon:
             head_sha256=self._head.sha256,
             expressions=len(self._head.expression_names),
             refused=lambda text: self._note("zmq", text),
+            accepted=self._moved.set,
         )
         self._zmq.start()
         hooks = StreamHooks(self.status, self.telemetry.metrics, self._camera, self._lend)
         self._server = MediaServer(self.config.stream, hooks)
         self._server.start()
+        if self._preview is not None:
+            self._preview.start()
         self._show(ShownFrame(0, now_ns(), card("One moment", "The tracker is being started.", self._display.side)))
         announce(self._server.address)
-        truth = options.source == "synthetic" and not options.track
-        self._home = self._current = self._person(options.source, source, self._tracker(truth), options.avatar)
+        self._home = self._current = self._person(options.source, source, options.avatar or new_avatar_path())
         self.telemetry.watch([self._frames, self._camera])
-        self._pace = Ratekeeper(run.render_fps)
+        self._track_pace, self._render_pace = Ratekeeper(run.render_fps), Ratekeeper(run.render_fps)
         self._begin("capture", self._capture)
         self._begin("track", self._track)
         self._begin("render", self._render, threads=self._share.render_threads)
@@ -150,6 +166,8 @@ class Daemon:
                 if all(stopped):
                     person.close()
         self._home = self._guest = self._leaving = self._current = None
+        if self._preview is not None:
+            self._preview.stop()
         if self._server is not None:
             self._server.stop()
 
@@ -170,24 +188,34 @@ class Daemon:
 
     # ---- who is before the camera
 
-    def _person(self, name: str, source: Source, tracker: Tracker, avatar: Path | None) -> Person:
-        person = Person(
-            name,
-            source,
-            lambda: open_source(name, browser=self._camera),
-            tracker,
-            avatar or new_avatar_path(),
-            self._report_source,
-        )
-        if avatar is not None and avatar.exists():
-            person.learner = self._learner(Avatar.load(avatar, self._head, self.config.run.device), person.path)
+    def _person(self, name: str, source: Source, path: Path) -> Person:
+        """Whoever is before ``source``, with the avatar at ``path`` if there is one.  UserError without a tracker."""
+        avatar = None
+        if avatar_file(path).is_file():
+            avatar = Avatar.load(path, self._head, self.config.run.device)
+        elif path.exists() and not path.is_dir():
+            raise UserError(f"{path} is no avatar: name a folder, new or one that a call has saved")
+        tracker = self._tracker(source, avatar)
+        reopen = partial(open_source, name, browser=self._camera)
+        person = Person(name, source, reopen, tracker, path, self._report_source)
+        person.learner = self._learner(avatar, path) if avatar is not None else None
         return person
 
-    def _tracker(self, truth: bool) -> Tracker:
+    def _tracker(self, source: Source, avatar: Avatar | None) -> Tracker:
+        """The real tracker, or the actor's own knowledge of itself unless ``--track`` was given."""
         run = self.config.run
-        if truth:
-            return TruthTracker(self._head, size=run.size)
-        return FaceTracker(self._head, size=run.size, crop=run.crop, models=self.options.models)
+        if isinstance(source, SyntheticSource) and not self.options.track:
+            actor = source.actor
+            if actor.head.sha256 == self._head.sha256:
+                return TruthTracker(self._head, actor.shape, size=run.size)
+        known = avatar.calibration if avatar is not None else None
+        return FaceTracker(
+            self._head,
+            size=run.size,
+            crop=cast(CropPolicy, run.crop),
+            models=self.options.models,
+            calibration=Calibration.from_json(json.dumps(known)) if known is not None else None,
+        )
 
     def _learner(self, avatar: Avatar, path: Path) -> Learner:
         return Learner(avatar, path, freeze=self.options.freeze or self.config.run.train_share == 0.0)
@@ -201,14 +229,14 @@ class Daemon:
         if self._home is None or self.options.source == "browser":
             return
         if self._lent and self._guest is None and self._leaving is None and not self._refused:
+            source = open_source("browser", browser=self._camera)
             try:
-                tracker = self._tracker(truth=False)
+                self._guest = self._person("browser", source, new_avatar_path())
             except UserError as error:
                 self._refused = True
                 self._note("browser camera", str(error))
                 return
-            source = open_source("browser", browser=self._camera)
-            self._guest = self._current = self._person("browser", source, tracker, None)
+            self._current = self._guest
             log.info("a browser lends its camera; its avatar will be %s", self._guest.path)
         elif not self._lent:
             if self._refused:
@@ -239,6 +267,8 @@ class Daemon:
             self._frames.put((person, frame))
 
     def _track(self) -> None:
+        # States that no picture is made of are not worth their time.
+        self._track_pace.wait(self.stopping)
         item = self._frames.get(READ_S)
         if item is None or item[0] is not self._current:
             return
@@ -255,10 +285,12 @@ class Daemon:
             if person.learner is not None:
                 person.learner.offer(observation, time.monotonic())
         person.tracked = tracked
+        self._moved.set()
 
     def _render(self) -> None:
-        if not self._pace.wait(self.stopping):
-            return
+        self._render_pace.wait(self.stopping)
+        self._moved.wait(MOVE_S)
+        self._moved.clear()
         began = time.perf_counter()
         person = self._current
         frame = self._display.picture(self._scene(person)) if person is not None else None
@@ -310,15 +342,17 @@ class Daemon:
         if person.learner is None and person.pose is not None and shape is not None:
             config, device = self.config.avatar, self.config.run.device
             avatar = Avatar.create(self._head, shape, person.pose.camera, config, device)
+            if (calibration := person.tracker.calibration) is not None:
+                avatar.calibration = json.loads(calibration.to_json())
             person.learner = self._learner(avatar, person.path)
         return person.learner
 
     def _facts(self, person: Person) -> Facts:
         age = self._zmq.age(now_ns()) if self._zmq is not None else None
-        self._driver = choose(self.config.run.drive, age)
+        self._driver = choose(cast(Drive, self.config.run.drive), age)
         score = person.learner.score if person.learner is not None else None
         return Facts(
-            face=person.face(now_ns()),
+            face=person.face(),
             calibrated=person.learner is not None,
             gain_db=score.gain_db if score is not None else None,
             driven=person.learner is not None and self._driver == "zmq" and age is not None and age < FRESH_S,
@@ -378,12 +412,18 @@ class Daemon:
     def _show(self, frame: ShownFrame) -> None:
         if self._server is not None:
             self._server.show(frame)
-        self.shown.put(frame)
+        if self._preview is not None:
+            state = self._current.session.state if self._current is not None else State.WAITING
+            self._preview.show(frame, f"{state}  {self.telemetry.avatar.read():.0f} avatar pictures/s  {self._driver}")
 
     def _save(self, person: Person) -> None:
         self._saved_at = time.monotonic()
-        if person.learner is not None and person.learner.save():
-            log.info("avatar saved: %s", person.path)
+        try:
+            if person.learner is not None and person.learner.save():
+                log.info("avatar saved: %s", person.path)
+        except UserError as error:
+            self._note("avatar", str(error))
+            self.failure = self.failure or str(error)
 
     # ---- what it says of itself
 

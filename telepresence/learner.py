@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from insta_runtime.avatar import Avatar
-
     from insta_runtime.render.coloured_mesh import ColouredMesh
     from insta_runtime.types import Camera, Observation, RenderedFrame
 
@@ -31,7 +30,9 @@ HELD_BACK: Final = 4
 """How many of the newest held-back pictures the measurement takes."""
 PUBLISH_S: Final = 1.0
 EVALUATE_S: Final = 4.0
-COLOUR_S: Final = 1.0
+EVALUATE_PART: Final = 0.1
+"""Part of the time that measuring may take: a slow machine measures less often."""
+COLOUR_S: Final = 5.0
 COLOUR_FIRST: Final = 10
 """The mesh takes its colours from the first so many pictures at once, then from one every `COLOUR_S`."""
 
@@ -72,8 +73,10 @@ class Learner:
         self._uncoloured: deque[Observation] = deque(maxlen=COLOUR_FIRST)
         self._held_back: deque[Observation] = deque(maxlen=HELD_BACK)
         self._offered = self._coloured = 0
-        self._last_offer = self._last_colour = self._last_publish = self._last_score = -math.inf
+        self._last_offer = self._last_colour = self._last_publish = -math.inf
+        self._next_score = 0.0
         self._saved_steps = avatar.steps
+        self._seconds = avatar.seconds
 
     def offer(self, observation: Observation, now: float) -> None:
         """Take a tracked picture to learn from, unless one was taken just before."""
@@ -95,7 +98,9 @@ class Learner:
         """One round: colours, a training step, and whatever is due.  False if there was nothing to do."""
         busy = self._colour()
         if not self.freeze:
+            began = time.monotonic()
             busy = self.trainer.step() is not None or busy
+            self._seconds += time.monotonic() - began
             self._publish()
         return self._measure() or busy
 
@@ -103,7 +108,7 @@ class Learner:
         """Write the avatar where it belongs, whole or not at all; False if nothing was learned since."""
         if self.trainer.steps == self._saved_steps:
             return False
-        self.avatar.update(self.trainer.snapshot(), self.trainer.steps)
+        self.avatar.update(self.trainer.snapshot(), self.trainer.steps, self._seconds)
         self.avatar.save(self.path)
         self._saved_steps = self.trainer.steps
         return True
@@ -129,15 +134,16 @@ class Learner:
         now = time.monotonic()
         with self._lock:
             held_back = list(self._held_back)
-        if not held_back or self.mesh is None or now - self._last_score < EVALUATE_S:
+        if not held_back or self.mesh is None or now < self._next_score:
             return False
-        self._last_score = now
         if not self.freeze:
             self._judge.load(self.trainer.snapshot())
         avatar_db = fmean(self._psnr(o, self._judge.render(o.state, self._camera(o))) for o in held_back)
         mesh_db = fmean(self._psnr(o, self.mesh.render(o.state, self._camera(o))) for o in held_back)
         if math.isfinite(avatar_db) and math.isfinite(mesh_db):
             self.score = Score(avatar_db, mesh_db, self.trainer.steps)
+        done = time.monotonic()
+        self._next_score = done + max(EVALUATE_S, (done - now) / EVALUATE_PART)
         return True
 
     def _camera(self, observation: Observation) -> Camera:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from insta_runtime.errors import UserError
+from telepresence.clock import now_ns
 from telepresence.frames import CameraFrame, TrackedFrame
 from telepresence.learner import Learner
 from telepresence.session import Session
@@ -23,8 +24,8 @@ log = logging.getLogger("telepresence")
 
 RETRY_S: Final = 2.0
 """Seconds between attempts to open a camera that failed."""
-FRESH_NS: Final = 500_000_000
-"""A tracked frame older than this says nothing about now."""
+SILENT_NS: Final = 1_000_000_000
+"""A camera that gave no picture for so long gives none."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Person:
         self._source: Source | None = source
         self._reopen, self._report = reopen, report
         self._retry_at = 0.0
+        self._read_ns = 0
 
     def read(self, timeout: float) -> CameraFrame | None:
         """The next camera frame; a camera that fails is reported and opened again until it works."""
@@ -81,13 +83,19 @@ class Person:
         except UserError as error:
             self._lose(error)
             return None
-        self.seen = self.seen or frame is not None
+        if frame is not None:
+            self.seen = True
+            self._read_ns = now_ns()
         return frame
 
-    def face(self, now_ns: int) -> bool:
-        """Whether a face was seen just now."""
+    def face(self) -> bool:
+        """Whether a face is there, as far as is known.
+
+        The newest tracked frame decides, even while a busy tracker (it calibrates, say) has no newer one; but a
+        camera that gives no pictures shows no face.
+        """
         tracked = self.tracked
-        if tracked is None or now_ns - tracked.t_capture_ns > FRESH_NS:
+        if tracked is None or now_ns() - self._read_ns > SILENT_NS:
             return False
         return tracked.observation is not None or self.tracker.state == "calibrating"
 

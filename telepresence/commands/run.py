@@ -39,7 +39,7 @@ def run(
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.getLogger("telepresence").setLevel(logging.INFO)
 
-    options = Options(source or default_source(), avatar, head, models, track, freeze)
+    options = Options(source or default_source(), avatar, head, models, track, preview, freeze)
     daemon = Daemon(config, options)
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
@@ -52,10 +52,7 @@ def run(
         daemon.start(lambda address: console.print(f"telepresence is at [bold]{address}[/]"))
         if not daemon.stopping.is_set():
             console.print(f"source: {options.source}; avatar: {daemon.avatar_path}; Ctrl-C saves it and stops")
-        window = open_preview(daemon) if preview else None
         daemon.stopping.wait()
-        if window is not None:
-            window.close()
     finally:
         daemon.stop()
         for number, previous in before.items():

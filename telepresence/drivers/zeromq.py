@@ -33,8 +33,8 @@ class Driven:
 class ZeroMqDriver:
     """Binds a PULL socket and keeps the newest state that valid messages add up to.
 
-    ``refused`` is called once for every message that is dropped, with one line that says why.  The thread
-    named "zmq" runs from `start` to `stop`.
+    ``refused`` is called once for every message that is dropped, with one line that says why, ``accepted`` for
+    every other one.  The thread named "zmq" runs from `start` to `stop` and calls both.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class ZeroMqDriver:
         head_sha256: str,
         expressions: int,
         refused: Callable[[str], None],
+        accepted: Callable[[], None] = lambda: None,
         allow_remote: bool = False,
     ) -> None:
         check_address(address, allow_remote)
@@ -54,7 +55,7 @@ class ZeroMqDriver:
         self._basis = basis
         self._head = head_sha256
         self._state = HeadState.neutral(expressions)
-        self._refused = refused
+        self._refused, self._accepted = refused, accepted
         self._newest: Driven | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -119,6 +120,7 @@ class ZeroMqDriver:
         self._state = state.at(parameters.t_capture_ns if local else arrived)
         self.received += 1
         self._newest = Driven(self._state, parameters.seq, arrived)
+        self._accepted()
 
 
 def check_address(address: str, allow_remote: bool) -> None:
