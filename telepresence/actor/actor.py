@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from insta_runtime.head.rig import rotation_matrix
 from insta_runtime.render.raster import Raster, rasterise
 from insta_runtime.types import Bytes, Camera, Float32, HeadState
 from telepresence.actor.hair import grow_hair
+from telepresence.actor.lashes import Lashes
 from telepresence.actor.light import Lighting, directions, visibility
 from telepresence.actor.skin import HAIR_COLOUR, paint_eye, paint_skin
 from telepresence.actor.stage import CLOTHES_COLOUR, clothes, paint_room
@@ -56,7 +57,7 @@ class Actor:
         )
         self._hair = grow_hair(self._rest[torch.from_numpy(outside)], seed)
         self._streaks = noise(torch.Generator().manual_seed(seed), 64, 48, 64, 24)[None]
-        self._lid_margin, self._lash_faces = _find_lid_margins(self.head, self._rest, self._joints[3:5])
+        self._lashes = Lashes(self.head, self._rest, self._joints[3:5])
         self._clothes, clothes_faces = clothes()
 
         # The rim of the head model spreads over the shoulders; clothes take its place.
@@ -66,16 +67,16 @@ class Actor:
         in_sight = ~under_clothes[self.rig.faces].any(1)
         worn = self.rig.faces[in_sight]
         head_count, hair_count = len(self._rest), len(self._hair.vertices)
-        lash_count = 2 * len(self._lid_margin)
+        lash_count = len(self._lashes.parent)
         self._faces = torch.cat(
             [
                 worn,
                 self._hair.faces + head_count,
-                self._lash_faces + head_count + hair_count,
+                self._lashes.faces + head_count + hair_count,
                 clothes_faces + head_count + hair_count + lash_count,
             ]
         )
-        counts = torch.tensor([len(self._hair.faces), len(self._lash_faces), len(clothes_faces)])
+        counts = torch.tensor([len(self._hair.faces), len(self._lashes.faces), len(clothes_faces)])
         self._material = torch.cat(
             [
                 torch.from_numpy(self.head.face_group).long()[in_sight],
@@ -119,13 +120,8 @@ class Actor:
         normals = vertex_normals(head, self.rig.faces)
         neck = rotation_matrix(torch.from_numpy(state.neck_pose))
         hair = (self._hair.vertices - self._joints[1]) @ neck.T + self._joints[1]
-        root, outward = head[self._lid_margin], normals[self._lid_margin]
-        reach = torch.linspace(0, 1, len(root))  # lashes of unlike length
-        reach = 0.0036 + 0.0010 * torch.sin(reach * 170.0)
-        # Lashes leave the lid forwards and curl up; as the lid closes, they turn down with it.
-        tip = root + reach[:, None] * functional.normalize(outward + torch.tensor([0.0, 0.25, 0.9]), dim=1)
-        vertices = torch.cat([head, hair, root, tip])
-        normals = torch.cat([normals, self._hair.normal @ neck.T, outward, outward])
+        vertices = torch.cat([head, hair, self._lashes.place(head)])
+        normals = torch.cat([normals, self._hair.normal @ neck.T, normals[self._lashes.parent]])
         rotation = rotation_matrix(torch.from_numpy(state.rotation))
         vertices, normals = vertices @ rotation.T, normals @ rotation.T
         # Clothes hang from the neck and do not turn.
@@ -174,7 +170,7 @@ class Actor:
 
     def _coordinates(self) -> Tensor:
         """What paint sticks to, (N, 3): rest position for the head and clothes, strand coordinates for hair."""
-        lashes = torch.zeros(2 * len(self._lid_margin), 3)
+        lashes = torch.zeros(len(self._lashes.parent), 3)
         return torch.cat([self._rest, self._hair.strand, lashes, self._clothes])
 
     def _material_light(
@@ -205,6 +201,9 @@ class Actor:
             gums = ramp(y, -0.0185, -0.0165) if number == TEETH_UPPER else ramp(y, -0.0330, -0.0350)
             colour = linear(228, 219, 202) * (1.0 - 0.30 * gaps)[:, None]
             colour = colour + gums[:, None] * (linear(192, 112, 108) - colour)
+            # How much light the lips let in is not in the table; the front teeth get most of it.
+            let_in = 0.25 + 0.75 * ramp(at.coordinates[:, 2], 0.070, 0.095)
+            at = replace(at, openness=0.8 * let_in, shadow=0.6 * let_in[:, None].expand(-1, 3))
         else:
             colour = linear(30, 22, 20) if number == _LASHES else linear(186, 98, 96)
         light = colour * lighting.diffuse(at.normal, at.shadow, at.openness, wrap)
@@ -255,10 +254,9 @@ class Actor:
         inner = torch.from_numpy(self.head.vertex_group() >= TEETH_UPPER)
         gain = torch.where(inner, 1.0, gain)[:, None]
         free[:count] += gain * (opened - free[:count])
-        margin = free[self._lid_margin]
         # Clothes lie in the open, but for the neck and chin above them.
         facing = (self._towards[:, 1] < 0.85).float().expand(len(self._clothes), -1)
-        return torch.cat([free, margin, margin, facing])
+        return torch.cat([free, free[self._lashes.parent], facing])
 
 
 @dataclass(frozen=True)
@@ -300,33 +298,3 @@ def _carry(values: Tensor, corners: Tensor, weights: Tensor) -> Tensor:
 def _identity(head: HeadModel, seed: int) -> Float32:
     random = np.random.default_rng(_FIRST_PERSON + seed)
     return random.normal(0.0, 0.25, size=len(head.shape_dirs)).astype(np.float32)
-
-
-def _find_lid_margins(head: HeadModel, rest: Tensor, eyes: Tensor) -> tuple[Tensor, Tensor]:
-    """Vertices (M,) along the rims of the upper lids, and the faces (K, 3) of lashes on them.
-
-    Lash vertices are the M roots, then the M tips.  The rim is what the eye sees above itself: the skin just over
-    the highest eyeball pixel of each column of a picture from the front.
-    """
-    faces = torch.from_numpy(head.faces)
-    group = torch.from_numpy(head.face_group).long()
-    margin: list[int] = []
-    lashes: list[tuple[int, int]] = []
-    for number, eye in ((EYE_LEFT, eyes[0]), (EYE_RIGHT, eyes[1])):
-        size = 160
-        view = (rest - eye) * torch.tensor([1.0, -1.0, -1.0]) + torch.tensor([0.0, 0.0, 0.5])
-        raster = rasterise(view, faces, Camera(10.0 * size, 10.0 * size, size / 2, size / 2, size, size))
-        part = torch.where(raster.mask, group[raster.triangle], -1)
-        is_eye = part == number
-        columns = is_eye.any(0).nonzero().squeeze(1)
-        top = is_eye[:, columns].int().argmax(0)
-        corner = raster.triangle[(top - 1).clamp_min(0), columns]
-        nearest = raster.barycentrics[(top - 1).clamp_min(0), columns].argmax(1)
-        rim = faces[corner, nearest].tolist()
-        line = [v for i, v in enumerate(rim) if i == 0 or v != rim[i - 1]]
-        line = list(dict.fromkeys(line))
-        lashes += [(len(margin) + i, len(margin) + i + 1) for i in range(len(line) - 1)]
-        margin += line
-    count = len(margin)
-    triangles = [t for a, b in lashes for t in ((a, b, count + a), (b, count + b, count + a))]
-    return torch.tensor(margin), torch.tensor(triangles)

@@ -137,7 +137,7 @@ def _brows(position: Tensor, eye_y: float, generator: torch.Generator, strokes: 
     at = torch.stack([(x.abs() - left) / (right - left), (y - low) / (high - low)], -1) * 2.0 - 1.0
     for side in (1.0, -1.0):
         t = torch.rand(strokes, generator=generator)  # 0 at the inner, 1 at the outer end
-        spread = torch.randn(strokes, generator=generator) * (0.0020 - 0.0013 * t)
+        spread = torch.randn(strokes, generator=generator) * (0.0019 - 0.0012 * t) * (0.35 + 0.65 * ramp(t, 0.0, 0.2))
         arch = eye_y + 0.0195 + 0.0058 * torch.sin(math.pi * (0.05 + 0.80 * t)) - 0.0050 * t * t
         root = torch.stack([0.0115 + 0.0425 * t, arch + spread], 1)
         lean = torch.deg2rad(72.0 - 95.0 * t**0.8 + 10.0 * torch.randn(strokes, generator=generator))
