@@ -26,7 +26,7 @@ from .landmarks import LANDMARKS, FaceLandmarks
 FOCAL = 1.2  # x the longest side of the picture: focal length is practically unobservable from a face
 KEYFRAMES = 20
 IDENTITY_WEIGHT = 50.0 / 4  # a keyframe, for each component (unit variance)
-IDENTITY_ROUNDS = 12
+IDENTITY_ROUNDS = 6
 OFFSET_SD = 0.002  # m
 OFFSET_ROUNDS = 3
 FORMAT_VERSION = 1
@@ -192,7 +192,7 @@ def _identity_step(
         solved = np.linalg.solve(block, np.column_stack([cross, both.vector[free]]))
         matrix += both.matrix[mine:, mine:] - cross.T @ solved[:, :-1]
         vector += both.vector[mine:] - cross.T @ solved[:, -1]
-    return np.linalg.solve(matrix, vector)
+    return np.linalg.solve(matrix, vector).astype(np.float64)
 
 
 def _by_shape(fitter: HeadFitter, fit: HeadFit, own: Float64) -> Float64:
@@ -213,7 +213,7 @@ def _offset_step(
         trust = trust / fitter.basis.weights  # what is important to the pose is not for that surer of its place
         matrix += np.einsum("l,alk,alm->lkm", trust, in_head, in_head)
         vector += np.einsum("l,alk,al->lk", trust, in_head, residual)
-    return np.linalg.solve(matrix, vector[..., None])[..., 0]
+    return np.linalg.solve(matrix, vector[..., None])[..., 0].astype(np.float64)
 
 
 def _rounded(values: Float32) -> Any:

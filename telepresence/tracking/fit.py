@@ -131,7 +131,9 @@ class HeadFitter:
         jacobian = np.empty((2, len(points), columns))
         for axis, gradient in enumerate(gradients):
             rows = jacobian[axis]
-            rows[:, :3] = np.cross(turned, gradient)
+            rows[:, 0] = turned[:, 1] * gradient[:, 2] - turned[:, 2] * gradient[:, 1]  # turned x gradient
+            rows[:, 1] = turned[:, 2] * gradient[:, 0] - turned[:, 0] * gradient[:, 2]
+            rows[:, 2] = turned[:, 0] * gradient[:, 1] - turned[:, 1] * gradient[:, 0]
             rows[:, 3:6] = gradient
             in_head = gradient @ fit.rotation
             rows[:, POSE : POSE + basis.units] = _contract(in_head, by_units)

@@ -8,6 +8,7 @@ So a torso that does not move with the head is left out, at the same place of th
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,7 +67,7 @@ class Matter:
     def close(self) -> None:
         self._segmenter.close()
 
-    def _segment(self, window: Bytes) -> Float32:
+    def _segment(self, window: NDArray[Any]) -> Float32:
         """(WINDOW_SIZE, WINDOW_SIZE, 3) uint8 to the person's probability, same size."""
         mediapipe = self._mediapipe
         image = mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=np.ascontiguousarray(window))
