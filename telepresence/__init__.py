@@ -6,4 +6,4 @@ import os
 # and on a busy machine that takes six times the processor time.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from insta_runtime import __version__ as __version__  # noqa: E402
+from insta_runtime import __version__ as __version__
