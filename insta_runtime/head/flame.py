@@ -6,11 +6,13 @@ The file is the user's; FLAME's licences do not let others ship it.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from insta_runtime.errors import UserError
+from insta_runtime.head.check import check_numbers
 from insta_runtime.head.lids import eyelid_directions
 from insta_runtime.head.model import EYE_LEFT, EYE_RIGHT, PARENTS, SKIN, HeadModel
 from insta_runtime.head.regions import region_masks
@@ -30,7 +32,7 @@ LAYOUT: dict[str, tuple[int, ...]] = {
 LICENCE = "FLAME, from your own file: its licence (https://flame.is.tue.mpg.de) is between you and its authors."
 
 
-def flame_model(arrays: dict[str, NDArray[np.generic]], name: str, sha256: str) -> HeadModel:
+def flame_model(arrays: dict[str, NDArray[Any]], name: str, sha256: str) -> HeadModel:
     """The head in ``arrays``, named as in FLAME's files.  UserError if their layout is another."""
     for key, shape in LAYOUT.items():
         if key not in arrays:
@@ -40,7 +42,9 @@ def flame_model(arrays: dict[str, NDArray[np.generic]], name: str, sha256: str) 
     if tuple(arrays["kintree_table"][0, 1:]) != PARENTS[1:]:
         raise UserError(f"{name} is not a FLAME head: its joints are not root, neck, jaw and eyes")
 
-    def directions(array: NDArray[np.generic]) -> Float32:
+    check_numbers(name, {key: arrays[key] for key in LAYOUT}, arrays["f"], arrays["weights"], VERTICES)
+
+    def directions(array: NDArray[Any]) -> Float32:
         """(V, 3, N) -> (N, V, 3)"""
         return np.ascontiguousarray(array.transpose(2, 0, 1), dtype=np.float32)
 

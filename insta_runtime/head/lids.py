@@ -12,7 +12,7 @@ from insta_runtime.types import Float32
 MEET = 0.25  # where the lids meet, from the lower (0) to the upper (1) edge of the open eye
 STRIP = 0.2  # half width, in eyeball radii, of the strip in which the opening is measured
 SEARCH = 1.1  # radians above and below the horizon of the eye in which the lids lie
-FADE = 0.9  # radians beyond its edge over which a lid's skin comes to rest
+FADE = 0.6  # radians beyond its edge over which a lid's skin comes to rest
 CORNER = 1.25  # eyeball radii from the middle to where the opening ends
 
 

@@ -35,14 +35,10 @@ def load_head(path: Path | None = None) -> HeadModel:
     if not data.startswith(b"PK"):
         if path.suffix.lower() != ".pkl":
             raise UserError(f"{path} is not a head model; give a FLAME .pkl or .npz file, or none for the open head")
-        model = flame_model(read_pickle(path), str(path), sha256)
-    else:
-        arrays = _read_npz(path, data)
-        model = (
-            open_head_model(arrays, str(path), sha256) if "meta" in arrays else flame_model(arrays, str(path), sha256)
-        )
-    _check(model, path)
-    return model
+        return flame_model(read_pickle(path), str(path), sha256)
+    arrays = _read_npz(path, data)
+    read = open_head_model if "meta" in arrays else flame_model
+    return read(arrays, str(path), sha256)
 
 
 def _read_npz(path: Path, data: bytes) -> dict[str, NDArray[np.generic]]:
@@ -51,18 +47,3 @@ def _read_npz(path: Path, data: bytes) -> dict[str, NDArray[np.generic]]:
             return {name: stored[name] for name in stored.files}
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError):
         raise UserError(f"{path} is not a readable npz of plain arrays; give a FLAME .pkl or .npz file") from None
-
-
-def _check(model: HeadModel, path: Path) -> None:
-    """Refuse numbers that no head has: they would surface far from here."""
-    arrays = {"template": model.template, "joints": model.joints, "skin weights": model.skin_weights}
-    arrays |= {"shape directions": model.shape_dirs, "expression directions": model.expression_dirs}
-    if model.pose_dirs is not None:
-        arrays["pose directions"] = model.pose_dirs
-    for name, array in arrays.items():
-        if not np.isfinite(array).all():
-            raise UserError(f"{path} is not a usable head model: its {name} are not all finite")
-    if model.faces.min() < 0 or model.faces.max() >= len(model.template):
-        raise UserError(f"{path} is not a usable head model: its triangles name vertices that it lacks")
-    if np.abs(model.skin_weights.sum(1) - 1.0).max() > 1e-3:
-        raise UserError(f"{path} is not a usable head model: its skin weights do not sum to 1")

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from insta_runtime.errors import UserError
+from insta_runtime.head.check import check_numbers
 from insta_runtime.head.embedding import LandmarkEmbedding
 from insta_runtime.head.model import REGIONS, HeadModel
 from insta_runtime.types import Float32
@@ -20,11 +21,12 @@ OPEN_HEAD = Path(__file__).parents[1] / "data" / "open_head.npz"
 def open_head_model(arrays: dict[str, NDArray[Any]], name: str, sha256: str) -> HeadModel:
     """The head in ``arrays``; directions come as float16 millimetres.  UserError if it is not an open head."""
     try:
-        return _model(arrays, sha256)
+        model = _model(arrays, sha256)
     except (KeyError, ValueError, TypeError, IndexError):
-        raise UserError(
-            f"{name} is not an open head of this version; give none to use the one that came along"
-        ) from None
+        raise UserError(f"{name} is not an open head of this version; give none to use the built-in one") from None
+    numbers = {key: array for key, array in arrays.items() if array.dtype.kind == "f"}
+    check_numbers(name, numbers, model.faces, model.skin_weights, len(model.template))
+    return model
 
 
 def _model(arrays: dict[str, NDArray[Any]], sha256: str) -> HeadModel:

@@ -35,7 +35,12 @@ def flame_layout() -> dict[str, np.ndarray]:
     a, b, c = faces[split].T
     parents = np.stack([a, b, c], axis=1)
     faces = np.concatenate(
-        [np.delete(faces, split, 0), np.stack([a, b, centre], 1), np.stack([b, c, centre], 1), np.stack([c, a, centre], 1)]
+        [
+            np.delete(faces, split, 0),
+            np.stack([a, b, centre], 1),
+            np.stack([b, c, centre], 1),
+            np.stack([c, a, centre], 1),
+        ]
     )
 
     def remesh(values: np.ndarray) -> np.ndarray:
