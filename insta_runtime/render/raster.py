@@ -21,6 +21,9 @@ _EDGE = 1e-5
 """How far outside an edge (in barycentric units) a pixel centre still counts as inside, so that rounding
 leaves no hole between neighbours."""
 
+_LAST = 0x7FFFFFFF
+"""Triangles are ranked down from here, so that of equally near ones the first wins."""
+
 _MIN_AREA = 1e-8
 """Twice the area in square pixels below which a triangle is a line."""
 
@@ -52,11 +55,11 @@ class Raster:
         Differentiable to ``vertex_values``.
         """
         pixels = self.mask.flatten().nonzero().squeeze(1)
-        corners = self.faces[self.triangle.flatten()[pixels]]
-        weights = self.barycentrics.flatten(0, 1)[pixels].to(vertex_values.dtype)
-        values = weights[:, 0, None] * vertex_values[corners[:, 0]]
-        values = values + weights[:, 1, None] * vertex_values[corners[:, 1]]
-        values = values + weights[:, 2, None] * vertex_values[corners[:, 2]]
+        corners = self.faces.index_select(0, self.triangle.flatten().index_select(0, pixels))
+        weights = self.barycentrics.flatten(0, 1).index_select(0, pixels).to(vertex_values.dtype)
+        values = weights[:, 0, None] * vertex_values.index_select(0, corners[:, 0])
+        values = values + weights[:, 1, None] * vertex_values.index_select(0, corners[:, 1])
+        values = values + weights[:, 2, None] * vertex_values.index_select(0, corners[:, 2])
         height, width = self.triangle.shape
         picture = values.new_zeros(height * width, vertex_values.shape[1])
         return picture.index_copy(0, pixels, values).view(height, width, -1)
@@ -82,7 +85,6 @@ def rasterise(vertices_cam: torch.Tensor, faces: torch.Tensor, camera: Camera, *
     y = camera.fy * vertices_cam[:, 1] * inverse_z + camera.cy
     corner_x, corner_y, corner_w = x[faces], y[faces], inverse_z[faces]  # (F, 3)
 
-    # Barycentric weights 1 and 2 are affine in the offset from corner 0: b = gx * dx + gy * dy.
     ax, ay = corner_x[:, 1] - corner_x[:, 0], corner_y[:, 1] - corner_y[:, 0]
     bx, by = corner_x[:, 2] - corner_x[:, 0], corner_y[:, 2] - corner_y[:, 0]
     area = ax * by - ay * bx
@@ -91,46 +93,50 @@ def rasterise(vertices_cam: torch.Tensor, faces: torch.Tensor, camera: Camera, *
     kept = (z[faces] > NEAR).all(1) & (high_x >= low_x) & (high_y >= low_y)
     kept &= (area < -_MIN_AREA) if cull else (area.abs() > _MIN_AREA)
     face = kept.nonzero().squeeze(1)
-    inverse_area = 1.0 / area[face]
-    gradient_x = torch.stack([by[face], -ay[face]], 1) * inverse_area[:, None]
-    gradient_y = torch.stack([-bx[face], ax[face]], 1) * inverse_area[:, None]
-    gradient_x = torch.cat([-gradient_x.sum(1, keepdim=True), gradient_x], 1)  # (K, 3)
-    gradient_y = torch.cat([-gradient_y.sum(1, keepdim=True), gradient_y], 1)
-    origin_x, origin_y, w = corner_x[face, 0], corner_y[face, 0], corner_w[face]
-    low_x, high_x, low_y, high_y = low_x[face], high_x[face], low_y[face], high_y[face]
+
+    # Barycentric weights are affine in the offset from corner 0: (1, 0, 0) + gradient_x dx + gradient_y dy.  What
+    # the rows and pixels need of their triangle lies in one table, because one look-up costs much less than five.
+    gradient_x = torch.stack([ay - by, by, -ay], 1) / area[:, None]
+    gradient_y = torch.stack([bx - ax, -bx, ax], 1) / area[:, None]
+    origin = torch.stack([corner_x[:, 0], corner_y[:, 0]], 1)
+    bounds = torch.stack([low_x, high_x, low_y], 1)
+    table = torch.cat([gradient_x, gradient_y, corner_w, origin, bounds], 1).index_select(0, face)
 
     # Rows: (triangle, pixel row) pairs, and the pixels of each row that lie inside all three edges.
-    of_face, step = _enumerate(high_y - low_y + 1)
-    row = low_y[of_face] + step
-    slope = gradient_x[of_face]  # (P, 3)
-    start = gradient_y[of_face] * (row + 0.5 - origin_y[of_face])[:, None]
+    of_face, step = _enumerate((high_y - low_y + 1).index_select(0, face).long())
+    slope, gradient, w, origin, bounds = table.index_select(0, of_face).split((3, 3, 3, 2, 3), 1)
+    row = bounds[:, 2] + step
+    start = gradient * (row + 0.5 - origin[:, 1])[:, None]
     start[:, 0] += 1.0
-    crossing = (-_EDGE - start) / slope + (origin_x[of_face] - 0.5)[:, None]
+    crossing = (-_EDGE - start) / slope + (origin[:, :1] - 0.5)
     lowest = torch.where(slope > 0, crossing, -torch.inf).amax(1)
     highest = torch.where(slope < 0, crossing, torch.inf).amin(1)
     outside = ((slope == 0) & (start < -_EDGE)).any(1)
-    left = torch.maximum(lowest.clamp(-1.0, width).ceil().long(), low_x[of_face])
-    right = torch.minimum(highest.clamp(-1.0, width).floor().long(), high_x[of_face])
-    count = (right - left + 1).clamp_min(0).masked_fill(outside, 0)
+    left = torch.maximum(lowest.ceil(), bounds[:, 0])
+    right = torch.minimum(highest.floor(), bounds[:, 1])
+    count = (right - left + 1).clamp_min(0).masked_fill_(outside, 0).long()
 
     # Fragments: every pixel keeps the largest inverse depth.  Positive floats order like their bits, so depth
     # and triangle share one integer and one scatter decides both.
     of_row, step = _enumerate(count)
-    w_slope = (slope * w[of_face]).sum(1)
-    w_start = (start * w[of_face]).sum(1) + w_slope * (left + 0.5 - origin_x[of_face])
-    fragment_w = (w_start[of_row] + w_slope[of_row] * step).clamp_min(1e-9).float()
-    pixel = (row * width + left)[of_row] + step
-    key = (fragment_w.view(torch.int32).long() << 32) + (0x7FFFFFFF - of_face)[of_row]
+    w_slope = (slope * w).sum(1)
+    w_start = (start * w).sum(1) + w_slope * (left + 0.5 - origin[:, 0])
+    fragment = torch.stack([w_start, w_slope], 1).index_select(0, of_row)
+    fragment_w = (fragment[:, 0] + fragment[:, 1] * step).clamp_min_(1e-9).float()
+    pixel = (row.long() * width + left.long()).index_select(0, of_row) + step
+    rank = (_LAST - of_face).index_select(0, of_row)
+    key = (fragment_w.view(torch.int32).long() << 32) + rank
     best = torch.full((height * width,), -1, dtype=torch.int64, device=device)
     best.scatter_reduce_(0, pixel, key, "amax")
 
     covered = (best >= 0).nonzero().squeeze(1)
-    winner = 0x7FFFFFFF - (best[covered] & 0x7FFFFFFF)
-    dx = (covered % width) + 0.5 - origin_x[winner]
-    dy = torch.div(covered, width, rounding_mode="floor") + 0.5 - origin_y[winner]
-    flat = gradient_x[winner] * dx[:, None] + gradient_y[winner] * dy[:, None]
+    winner = _LAST - (best.index_select(0, covered) & _LAST)
+    slope, gradient, w, origin, _ = table.index_select(0, winner).split((3, 3, 3, 2, 3), 1)
+    dx = (covered % width) + 0.5 - origin[:, 0]
+    dy = torch.div(covered, width, rounding_mode="floor") + 0.5 - origin[:, 1]
+    flat = slope * dx[:, None] + gradient * dy[:, None]
     flat[:, 0] += 1.0
-    weights = flat.clamp_min_(0.0) * w[winner]
+    weights = flat.clamp_min_(0.0) * w
     total = weights.sum(1, keepdim=True)
 
     triangle = torch.full((height * width,), -1, dtype=torch.int64, device=device)
@@ -143,14 +149,17 @@ def rasterise(vertices_cam: torch.Tensor, faces: torch.Tensor, camera: Camera, *
 
 
 def _pixel_range(corners: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """First and last of the ``size`` pixels whose centres lie between the corners (F, 3), along one axis."""
+    """First and last of the ``size`` pixels whose centres lie between the corners (F, 3), along one axis.
+
+    Whole numbers, as floats.
+    """
     low = (corners.amin(1) - 0.5 - _EDGE).ceil().clamp(0, size)
     high = (corners.amax(1) - 0.5 + _EDGE).floor().clamp(-1, size - 1)
-    return low.long(), high.long()
+    return low, high
 
 
 def _enumerate(counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """For every i, ``counts[i]`` pairs (i, 0), (i, 1), ...: owner and step, both (sum of counts,) int64."""
     owner = torch.repeat_interleave(counts)
     first = counts.cumsum(0) - counts
-    return owner, torch.arange(len(owner), device=counts.device) - first[owner]
+    return owner, torch.arange(len(owner), device=counts.device) - first.index_select(0, owner)
