@@ -1,15 +1,20 @@
-"""When the next picture leaves: as soon as there is a new one, yet exactly the declared number a second."""
+"""When the next picture leaves: as soon as there is a new one, and the declared number a second."""
 
 from __future__ import annotations
+
+EARLY = 0.05  # part of a period by which a fresh picture may pull the windows forward
 
 
 class Pacer:
     """Divides time into windows of one frame period and grants one picture to each.
 
     Inside its window a picture leaves the moment a fresh one is there; if none comes, the newest is repeated at the
-    window's end.  So a source at the declared rate is never held back, whatever its phase and jitter, a slow one is
-    filled up, a fast one is thinned to its newest, and the average is the declared rate: what x264's rate control
-    and the viewers' jitter buffers assume.  Times are seconds of any monotonic clock.
+    window's end.  A fresh picture just before its window moves the windows forward to itself, so that they lock onto a
+    source that is a little faster than declared; otherwise each of its pictures would wait.  So a source at about the
+    declared rate is never held back, whatever its phase and jitter, a slow one is filled up, a fast one is thinned to
+    its newest, and the average stays within 5 % of the declared rate, which x264's rate control assumes.
+
+    Times are seconds of any monotonic clock.
     """
 
     def __init__(self, fps: float, now: float) -> None:
@@ -18,8 +23,9 @@ class Pacer:
 
     def wait(self, fresh: bool, now: float) -> float:
         """Seconds until the next picture may leave (0: now), given whether an unsent picture is there."""
-        return max(0.0, (self._opens if fresh else self._opens + self.period) - now)
+        due = self._opens - EARLY * self.period if fresh else self._opens + self.period
+        return max(0.0, due - now)
 
     def sent(self, now: float) -> None:
         """A picture left at ``now``.  After a stall of more than one window the lost ones are not made up for."""
-        self._opens = max(self._opens + self.period, now - self.period)
+        self._opens = max(min(now, self._opens) + self.period, now - self.period)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 
 WINDOW_S = 2.0
+STALL_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ class StreamMeter:
             _forget(self._issued, now)
             encodes = [e for e in self._encodes if e[0] >= now - WINDOW_S]
             latencies = [latency for _, _, latency, _ in encodes if latency is not None]
-            span = now - self._issued[0] if self._issued else 0.0
+            # Up to the last picture, so that the figure is exact; a stream that has stalled is slow nevertheless.
+            span = max(self._issued[-1], now - STALL_S) - self._issued[0] if self._issued else 0.0
             return StreamStats(
                 fps=round((len(self._issued) - 1) / span, 1) if span > 0 and len(self._issued) > 1 else 0.0,
                 latency_ms=round(1e3 * median(latencies), 1) if latencies else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import logging
@@ -9,6 +10,7 @@ import math
 import re
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -35,8 +37,6 @@ def ask(
 
 def offer(direction: str = "recvonly", candidates: int = 0) -> bytes:
     """An SDP offer made by aiortc, as a peer would send it."""
-    import asyncio
-
     from aiortc import RTCConfiguration, RTCPeerConnection
 
     async def make() -> str:
@@ -227,3 +227,17 @@ def test_start_and_stop_leave_no_thread_and_free_the_port() -> None:
     assert ask(second, "GET", "/healthz")[0] == 200
     second.stop()
     assert set(threading.enumerate()) <= before
+
+
+@pytest.mark.timeout(60)
+def test_the_documented_client_watches(studio: Any, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (root / "docs" / "protocols-http.md").read_text()
+    program = text.split("```python\n")[1].split("```")[0].replace("asyncio.run(watch())", "")
+    program = program.replace("range(100)", "range(10)")
+    space: dict[str, Any] = {}
+    exec(compile(program, "client", "exec"), space)
+    asyncio.run(space["watch"](studio.server.address.rstrip("/")))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 10
+    assert all(line.endswith(" 512 512") for line in lines)
+    studio.until(lambda: studio.server.viewers == 0)

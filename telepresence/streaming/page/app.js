@@ -142,7 +142,12 @@ async function measure() {
       viewer.end();
     }
     last = now;
-    window.__stats = { ...received, frames: now.framesDecoded ?? 0, codec: reports.find(({ id }) => id === now.codecId)?.mimeType };
+    window.__stats = {
+      ...received,
+      frames: now.framesDecoded ?? 0,
+      freezes: now.freezeCount ?? 0,
+      codec: reports.find(({ id }) => id === now.codecId)?.mimeType,
+    };
   }
 }
 
