@@ -79,14 +79,16 @@ class Actor:
         counts = torch.tensor([len(self._hair.faces), len(self._lashes.faces), len(clothes_faces)])
         self._material = torch.cat(
             [
-                torch.from_numpy(self.head.face_group).long()[in_sight],
-                torch.tensor([_HAIR, _LASHES, _CLOTHES]).repeat_interleave(counts),
+                torch.from_numpy(self.head.face_group)[in_sight],
+                torch.tensor([_HAIR, _LASHES, _CLOTHES], dtype=torch.int8).repeat_interleave(counts),
             ]
         )
+        # What paint sticks to: the place at rest, and along and across the strands of hair.
+        no_paint = torch.zeros(lash_count, 3)
+        self._coordinates = torch.cat([self._rest, self._hair.strand, no_paint, self._clothes])
         self._solid = (self._material < _HAIR) | (self._material == _CLOTHES)  # has an inside, never seen
         self._towards = directions(_SHADOW_DIRECTIONS)
         self._free = self._shadow_table()
-        # Clothes stand where the neck was; so does what their shading needs of the head's axes.
         self._openness = self._free.mean(1).mul(1.9).clamp(0.0, 1.0)
 
     @staticmethod
@@ -102,17 +104,15 @@ class Actor:
         """
         with torch.no_grad():
             fine = camera.scaled(camera.width * _SUPERSAMPLING, camera.height * _SUPERSAMPLING)
-            colour, cover, alpha = self._shade(state, fine)
-            colour = functional.avg_pool2d(colour, _SUPERSAMPLING)
-            cover = functional.avg_pool2d(cover, _SUPERSAMPLING)
-            alpha = functional.avg_pool2d(alpha, _SUPERSAMPLING)
+            samples = self._shade(state, fine).permute(2, 0, 1)[None]
+            picture = functional.avg_pool2d(samples, _SUPERSAMPLING)[0]
+            colour, cover, alpha = picture[:3], picture[3:4], picture[4]
             if background:
-                room = functional.interpolate(
-                    self._room[None], (camera.height, camera.width), mode="bilinear", align_corners=False
-                )[0]
+                size = (camera.height, camera.width)
+                room = functional.interpolate(self._room[None], size, mode="bilinear", align_corners=False)[0]
                 colour = colour + (1.0 - cover) * room
             rgb = (colour.clamp(0.0, 1.0) * 255.0 + 0.5).byte().permute(1, 2, 0).contiguous()
-            return rgb.numpy(), (alpha[0] * 255.0 + 0.5).byte().numpy()
+            return rgb.numpy(), (alpha * 255.0 + 0.5).byte().contiguous().numpy()
 
     def _posed(self, state: HeadState) -> tuple[Tensor, Tensor, Tensor]:
         """All vertices (N, 3) and unit normals (N, 3) in camera space, and the head's rotation (3, 3)."""
@@ -133,56 +133,45 @@ class Actor:
         knit = vertex_normals(vertices, self._faces[self._material == _CLOTHES])[first:]
         return vertices, torch.cat([normals, knit]), rotation
 
-    def _shade(self, state: HeadState, camera: Camera) -> tuple[Tensor, Tensor, Tensor]:
-        """Screen colour (3, H, W), premultiplied; coverage (1, H, W); alpha (1, H, W).  One sample a pixel."""
+    def _shade(self, state: HeadState, camera: Camera) -> Tensor:
+        """One sample a pixel: (H, W, 5) screen colour times coverage, coverage, alpha."""
         vertices, normals, rotation = self._posed(state)
-        corners = vertices[self._faces]
-        outward = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-        visible = (outward * corners[:, 0]).sum(1) < 0.0
+        a, b, c = (vertices.index_select(0, self._faces[:, i]) for i in range(3))
+        front = (torch.linalg.cross(b - a, c - a) * a).sum(1) < 0.0
         # Thin things show both sides, but not from behind the head.
-        facing = (normals * vertices).sum(1) < 0.35 * vertices.norm(dim=1)
-        visible = torch.where(self._solid, visible, facing[self._faces[:, 0]])
-        drawn = visible.nonzero().squeeze(1)
-        raster = rasterise(vertices, self._faces[drawn], camera)
+        near_side = (normals * vertices).sum(1) < 0.35 * vertices.norm(dim=1)
+        drawn = torch.where(self._solid, front, near_side[self._faces[:, 0]]).nonzero().squeeze(1)
+        raster = rasterise(vertices, self._faces.index_select(0, drawn), camera)
         lighting = Lighting(rotation, self._towards)
-        shadows = lighting.shadows(self._free)
-        surface = torch.cat([self._coordinates(), normals, shadows, self._openness[:, None]], 1)
+        surface = torch.cat([self._coordinates, normals, lighting.shadows(self._free), self._openness[:, None]], 1)
 
         pixel = raster.mask.flatten().nonzero().squeeze(1)
-        triangle = raster.triangle.flatten()[pixel]
-        material = self._material[drawn[triangle]]
-        light = torch.zeros(len(pixel), 3)
-        alpha = torch.ones(len(pixel))
-        for number in material.unique().tolist():
+        triangle = raster.triangle.flatten().index_select(0, pixel)
+        material = self._material.index_select(0, drawn).index_select(0, triangle)
+        picture = torch.zeros(camera.height * camera.width, 5)
+        for number in range(_CLOTHES + 1):
             which = (material == number).nonzero().squeeze(1)
-            fragment = _Fragments.of(raster, pixel[which], surface, camera)
-            light[which] = self._material_light(number, fragment, lighting, state, rotation)
+            if len(which) == 0:
+                continue
+            shown = pixel.index_select(0, which)
+            fragments = _Fragments.of(raster, shown, surface, camera)
+            light = self._material_light(number, fragments, lighting, state, rotation).clamp_(0.0, 4.0)
+            screen = (light * (1.0 + 0.12 * light) / (1.0 + 0.30 * light)).sqrt_()  # bright light saturates gently
+            alpha = torch.full((len(which), 1), 0.0 if number == _CLOTHES else 1.0)
             if number == SKIN:
-                alpha[which] = ramp(fragment.coordinates[:, 1], *NECK_RAMP)
-            elif number == _CLOTHES:
-                alpha[which] = 0.0
-        size = camera.height * camera.width
-        screen = light.clamp(0.0, 4.0)
-        screen = (screen * (1.0 + screen * 0.12) / (1.0 + 0.30 * screen)).sqrt()  # bright light saturates gently
-        colour = torch.zeros(size, 3).index_copy_(0, pixel, screen).T.reshape(3, camera.height, camera.width)
-        flat = torch.zeros(size).index_copy_(0, pixel, alpha)
-        return colour, raster.mask[None].float(), flat.view(1, camera.height, camera.width)
-
-    def _coordinates(self) -> Tensor:
-        """What paint sticks to, (N, 3): rest position for the head and clothes, strand coordinates for hair."""
-        lashes = torch.zeros(len(self._lashes.parent), 3)
-        return torch.cat([self._rest, self._hair.strand, lashes, self._clothes])
+                alpha = ramp(fragments.coordinates[:, 1:2], *NECK_RAMP)
+            picture.index_copy_(0, shown, torch.cat([screen, torch.ones(len(which), 1), alpha], 1))
+        return picture.view(camera.height, camera.width, 5)
 
     def _material_light(
         self, number: int, at: _Fragments, lighting: Lighting, state: HeadState, rotation: Tensor
     ) -> Tensor:
         """Light (N, 3) that the fragments of one material send to the camera."""
-        wrap = torch.tensor(_SKIN_WRAP if number in (SKIN, TONGUE) else _PLAIN_WRAP)
+        wrap = _SKIN_WRAP if number in (SKIN, TONGUE) else _PLAIN_WRAP
         if number == SKIN:
             paint = sample(self._skin, unroll(at.coordinates))
             light = paint[:, :3] * lighting.diffuse(at.normal, at.shadow, at.openness, wrap)
-            shine = lighting.highlight(at.normal, at.view, at.shadow, 18.0) * 0.10
-            shine += lighting.highlight(at.normal, at.view, at.shadow, 60.0) * 0.10
+            shine = lighting.highlight(at.normal, at.view, at.shadow, ((4, 0.10), (6, 0.10)))
             return light + paint[:, 3:] * shine
         if number in (EYE_LEFT, EYE_RIGHT):
             return self._eye_light(number, at, lighting, state, rotation)
@@ -208,7 +197,7 @@ class Actor:
             colour = linear(30, 22, 20) if number == _LASHES else linear(186, 98, 96)
         light = colour * lighting.diffuse(at.normal, at.shadow, at.openness, wrap)
         if number != _LASHES:
-            light = light + 0.18 * lighting.highlight(at.normal, at.view, at.shadow, 50.0) * at.openness[:, None]
+            light += lighting.highlight(at.normal, at.view, at.shadow, ((6, 0.18),)) * at.openness[:, None]
         return light
 
     def _eye_light(self, number: int, at: _Fragments, lighting: Lighting, state: HeadState, rotation: Tensor) -> Tensor:
@@ -219,8 +208,8 @@ class Actor:
         neck = rotation_matrix(torch.from_numpy(state.neck_pose))
         normal = functional.normalize(local, dim=1) @ (rotation @ neck @ turn).T
         paint = sample(self._eye, local[:, :2] / 0.0165)
-        light = paint * lighting.diffuse(normal, at.shadow, at.openness, torch.tensor(_SKIN_WRAP))
-        return light + 0.9 * lighting.highlight(normal, at.view, at.shadow, 350.0)
+        light = paint * lighting.diffuse(normal, at.shadow, at.openness, _SKIN_WRAP)
+        return light + lighting.highlight(normal, at.view, at.shadow.clamp_min(0.5), ((8, 1.3),))
 
     def _hair_light(self, at: _Fragments, lighting: Lighting, state: HeadState, rotation: Tensor) -> Tensor:
         turn = rotation @ rotation_matrix(torch.from_numpy(state.neck_pose))
@@ -234,10 +223,10 @@ class Actor:
         tone = (0.80 + 0.45 * own + 0.22 * streak) * (0.62 + 0.38 * ramp(along, 0.0, 0.45))
         warm = linear(112, 72, 44)
         colour = HAIR_COLOUR + ramp(along, 0.5, 1.0)[:, None] * 0.35 * (warm - HAIR_COLOUR)
-        matt = lighting.diffuse(normal, at.shadow, at.openness, torch.tensor(_PLAIN_WRAP))
+        matt = lighting.diffuse(normal, at.shadow, at.openness, _PLAIN_WRAP)
         tilted = functional.normalize(tangent + (0.10 + 0.10 * streak)[:, None] * normal, dim=1)
-        shine = lighting.hair_highlight(tilted, at.view, at.shadow, 70.0) * 0.10
-        shine += lighting.hair_highlight(tangent, at.view, at.shadow, 14.0) * 0.22 * colour
+        shine = lighting.hair_highlight(tilted, at.view, at.shadow, ((6, 0.10),))
+        shine += lighting.hair_highlight(tangent, at.view, at.shadow, ((4, 0.22),)) * colour
         return tone[:, None] * (colour * matt * 0.95 + shine * at.openness[:, None])
 
     def _shadow_table(self) -> Tensor:
@@ -274,8 +263,8 @@ class _Fragments:
     @staticmethod
     def of(raster: Raster, pixel: Tensor, surface: Tensor, camera: Camera) -> _Fragments:
         """The ``pixel`` (N,) of ``raster`` with ``surface`` (V, 10) carried to them."""
-        corners = raster.faces[raster.triangle.flatten()[pixel]]
-        weights = raster.barycentrics.flatten(0, 1)[pixel]
+        corners = raster.faces.index_select(0, raster.triangle.flatten().index_select(0, pixel))
+        weights = raster.barycentrics.flatten(0, 1).index_select(0, pixel)
         coordinates, normal, shadow, openness = _carry(surface, corners, weights).split((3, 3, 3, 1), 1)
         x = ((pixel % camera.width) + 0.5 - camera.cx) / camera.fx
         y = (torch.div(pixel, camera.width, rounding_mode="floor") + 0.5 - camera.cy) / camera.fy
@@ -290,9 +279,9 @@ class _Fragments:
 
 
 def _carry(values: Tensor, corners: Tensor, weights: Tensor) -> Tensor:
-    carried = weights[:, 0, None] * values[corners[:, 0]]
-    carried += weights[:, 1, None] * values[corners[:, 1]]
-    return carried.add_(weights[:, 2, None] * values[corners[:, 2]])
+    carried = weights[:, 0, None] * values.index_select(0, corners[:, 0])
+    carried.addcmul_(weights[:, 1, None], values.index_select(0, corners[:, 1]))
+    return carried.addcmul_(weights[:, 2, None], values.index_select(0, corners[:, 2]))
 
 
 def _identity(head: HeadModel, seed: int) -> Float32:

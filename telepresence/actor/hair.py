@@ -16,7 +16,7 @@ _PART = 0.026  # x in metres of the parting, on the subject's left
 
 # The hairline: lowest height (metres) of the hair by the angle from the middle of the forehead (degrees).
 _HAIRLINE_ANGLE = (0.0, 20.0, 38.0, 50.0, 57.0, 62.0, 68.0, 98.0, 106.0, 120.0, 145.0, 180.0)
-_HAIRLINE_HEIGHT = (0.113, 0.116, 0.110, 0.090, 0.046, 0.042, 0.066, 0.064, 0.040, 0.005, -0.022, -0.026)
+_HAIRLINE_HEIGHT = (0.104, 0.107, 0.101, 0.084, 0.046, 0.042, 0.066, 0.064, 0.040, 0.005, -0.022, -0.026)
 
 
 @dataclass(frozen=True)

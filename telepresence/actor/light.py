@@ -76,34 +76,48 @@ class Lighting:
         lit = (free @ self.shadow_weights.T).clamp(0.0, 1.0)
         return lit * lit * (3.0 - 2.0 * lit)
 
-    def diffuse(self, normal: Tensor, shadow: Tensor, openness: Tensor, wrap: Tensor) -> Tensor:
+    def diffuse(self, normal: Tensor, shadow: Tensor, openness: Tensor, wrap: tuple[float, float, float]) -> Tensor:
         """Light (N, 3) that arrives at matt surfaces.
 
         ``normal`` (N, 3) unit, camera space; ``shadow`` (N, 3) of each lamp; ``openness`` (N,) to the sky;
-        ``wrap`` (3,) how far red, green and blue creep around into the shade (skin lets red through).
+        ``wrap`` how far red, green and blue creep around into the shade (skin lets red through).
         """
-        sky = 0.5 - 0.5 * normal[:, 1:2]
-        light = (sky * torch.tensor(_SKY) + (1.0 - sky) * torch.tensor(_GROUND)) * openness[:, None]
-        for lamp in range(len(_LAMPS)):
-            facing = (normal @ self.to_lamp[lamp])[:, None]
-            light = light + ((facing + wrap) / (1.0 + wrap)).clamp_min_(0.0) * shadow[:, lamp, None] * self.colour[lamp]
+        facing = normal @ self.to_lamp.T
+        sky = (0.5 - 0.5 * normal[:, 1]) * openness
+        ground = openness - sky
+        light = torch.empty_like(normal)
+        for channel, reach in enumerate(wrap):
+            lit = (facing + reach).clamp_min_(0.0).mul_(shadow) @ (self.colour[:, channel] / (1.0 + reach))
+            light[:, channel] = lit.add_(sky, alpha=_SKY[channel]).add_(ground, alpha=_GROUND[channel])
         return light
 
-    def highlight(self, normal: Tensor, view: Tensor, shadow: Tensor, sharpness: float) -> Tensor:
-        """Mirrored light (N, 3) of smooth surfaces (Blinn-Phong); ``view`` (N, 3) unit, towards the camera."""
-        light = torch.zeros_like(normal)
-        for lamp in range(len(_LAMPS)):
-            half = functional.normalize(view + self.to_lamp[lamp], dim=1)
-            shine = (normal * half).sum(1).clamp_min(0.0) ** sharpness * shadow[:, lamp]
-            light += shine[:, None] * self.colour[lamp]
-        return light
+    def highlight(self, normal: Tensor, view: Tensor, shadow: Tensor, lobes: tuple[tuple[int, float], ...]) -> Tensor:
+        """Mirrored light (N, 3) of smooth surfaces (Blinn-Phong).
 
-    def hair_highlight(self, tangent: Tensor, view: Tensor, shadow: Tensor, sharpness: float) -> Tensor:
-        """Mirrored light (N, 3) of fibres along ``tangent`` (N, 3) (Kajiya and Kay 1989)."""
-        light = torch.zeros_like(tangent)
-        for lamp in range(len(_LAMPS)):
-            half = functional.normalize(view + self.to_lamp[lamp], dim=1)
-            along = (tangent * half).sum(1)
-            shine = (1.0 - along * along).clamp_min(0.0) ** (0.5 * sharpness) * shadow[:, lamp]
-            light += shine[:, None] * self.colour[lamp]
-        return light
+        ``view`` (N, 3) unit, towards the camera; ``lobes`` (sharpness, strength), where an exponent is 2 to the
+        power of its sharpness.
+        """
+        cosine = self._half_cosine(normal, view).clamp_min_(0.0)
+        return self._lobes(cosine, shadow, lobes)
+
+    def hair_highlight(
+        self, tangent: Tensor, view: Tensor, shadow: Tensor, lobes: tuple[tuple[int, float], ...]
+    ) -> Tensor:
+        """Mirrored light (N, 3) of fibres along ``tangent`` (N, 3) (Kajiya and Kay 1989); as `highlight`."""
+        cosine = self._half_cosine(tangent, view)
+        return self._lobes((1.0 - cosine * cosine).clamp_min_(0.0).sqrt_(), shadow, lobes)
+
+    def _half_cosine(self, axis: Tensor, view: Tensor) -> Tensor:
+        """Cosines (N, 3) between ``axis`` (N, 3) and the vectors half-way between the view and each lamp."""
+        along = axis @ self.to_lamp.T + (axis * view).sum(1, keepdim=True)
+        return along.div_((2.0 + 2.0 * (view @ self.to_lamp.T)).clamp_min_(1e-4).sqrt_())
+
+    def _lobes(self, base: Tensor, shadow: Tensor, lobes: tuple[tuple[int, float], ...]) -> Tensor:
+        shine = torch.zeros_like(base)
+        done = 0
+        for sharpness, strength in lobes:
+            for _ in range(sharpness - done):
+                base = base * base
+            done = sharpness
+            shine.add_(base, alpha=strength)
+        return shine.mul_(shadow) @ self.colour

@@ -14,6 +14,7 @@ CLOTHES_COLOUR = linear(52, 74, 92)
 
 # Sweater: rings from the collar down, (y, half width, half depth, z of the centre) in metres, rest head space.
 _RINGS = (
+    (-0.140, 0.066, 0.060, -0.018),
     (-0.100, 0.067, 0.061, -0.018),
     (-0.094, 0.071, 0.065, -0.018),
     (-0.096, 0.077, 0.071, -0.018),
