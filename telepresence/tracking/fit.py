@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from insta_runtime.types import Float32, Float64
+from insta_runtime.types import Float64
 
-from .basis import JAW_PITCH, JAW_WEIGHT, LandmarkBasis, axis_angle, rotation
+from .basis import JAW_PITCH, JAW_WEIGHT, LandmarkBasis, rotation
 from .landmarks import FaceLandmarks
 
 SIGMA = 2.5  # px of a picture whose longest side is 512: the noise of a landmark
@@ -66,7 +66,7 @@ def initial_fit(basis: LandmarkBasis, camera: Pinhole, face: FaceLandmarks) -> H
     MediaPipe's depth has the scale of its x, as in a weak perspective; the least-squares similarity is Umeyama's.
     """
     units = np.clip(basis.priors.mean(face.scores), basis.priors.low, basis.priors.high)
-    jaw = _jaw_prior(face)
+    jaw = _jaw_prior(basis, face)
     source, target = basis.points(units, jaw), face.points[basis.indices].astype(np.float64)
     source_mean, target_mean = source.mean(0), target.mean(0)
     left, stretch, right = np.linalg.svd((target - target_mean).T @ (source - source_mean))
@@ -100,7 +100,7 @@ class HeadFitter:
             if before is not None:
                 system.pull(POSE, temporal, anchor - fit.units)
             if self.basis.has_jaw:
-                system.pull(POSE + self.basis.units, JAW_WEIGHT, _jaw_prior(face) - fit.jaw)
+                system.pull(POSE + self.basis.units, JAW_WEIGHT, _jaw_prior(self.basis, face) - fit.jaw)
             fit = self.moved(fit, self._bounded_step(system, fit.units))
         return self.measured(fit, face)
 
@@ -202,31 +202,31 @@ class NormalEquations:
         self.matrix[index, index] += weight
         self.vector[index] += weight * towards
 
-    def solve_within(self, low: Float64, high: Float64, rounds: int = 4) -> Float64:
-        """The step that solves them in [low, high]: what leaves its bounds is held there, the rest solved again."""
-        held = high <= low
-        step = np.where(held, low, 0.0)
+    def solve_within(self, low: Float64, high: Float64, rounds: int = 6) -> Float64:
+        """The step that solves them in [low, high], by the primal-dual active set method.
+
+        A variable is held at a bound while it would go beyond, and let go once the others push it back inside.
+        """
+        diagonal = np.diag(self.matrix)
+        never = high <= low
+        at_low, at_high = never, np.zeros_like(never)
+        step = np.zeros_like(self.vector)
         for _ in range(rounds):
-            free = np.flatnonzero(~held)
-            fixed = np.flatnonzero(held)
-            matrix = self.matrix[np.ix_(free, free)]
-            vector = self.vector[free] - self.matrix[np.ix_(free, fixed)] @ step[fixed]
-            step[free] = np.linalg.solve(matrix, vector)
-            outside = ~held & ((step < low) | (step > high))
-            if not outside.any():
+            held = at_low | at_high
+            step = np.where(at_low, low, np.where(at_high, high, 0.0))
+            free, fixed = np.flatnonzero(~held), np.flatnonzero(held)
+            rest = self.vector[free] - self.matrix[np.ix_(free, fixed)] @ step[fixed]
+            step[free] = np.linalg.solve(self.matrix[np.ix_(free, free)], rest)
+            wanted = step + np.where(held, self.vector - self.matrix @ step, 0.0) / diagonal
+            now_low, now_high = never | (wanted < low), ~never & (wanted > high)
+            if (now_low == at_low).all() and (now_high == at_high).all():
                 break
-            step = np.clip(step, low, high)
-            held |= outside
+            at_low, at_high = now_low, now_high
         return np.clip(step, low, high)
 
 
-def axis_angle32(matrix: Float64) -> Float32:
-    """``axis_angle`` in float32, as states hold it."""
-    return axis_angle(matrix).astype(np.float32)
-
-
-def _jaw_prior(face: FaceLandmarks) -> Float64:
-    return np.array([JAW_PITCH * face.scores.get("jawOpen", 0.0), 0.0, 0.0])
+def _jaw_prior(basis: LandmarkBasis, face: FaceLandmarks) -> Float64:
+    return np.array([JAW_PITCH * face.scores.get("jawOpen", 0.0) if basis.has_jaw else 0.0, 0.0, 0.0])
 
 
 def _contract(gradient: Float64, directions: Float64) -> NDArray[np.float64]:
