@@ -109,6 +109,11 @@ class Daemon:
         """Where the avatar of the person at home is saved."""
         return self._home.path if self._home is not None else None
 
+    @property
+    def address(self) -> str | None:
+        """What a browser opens, once `start` has returned."""
+        return self._server.address if self._server is not None else None
+
     # ---- life
 
     def start(self, announce: Callable[[str], None] = lambda _address: None) -> None:
@@ -125,6 +130,8 @@ class Daemon:
     def _start(self, announce: Callable[[str], None]) -> None:
         run, options = self.config.run, self.options
         self._head = load_head(options.head)
+        path = options.avatar or new_avatar_path()
+        avatar = self._stored(path)
         source = open_source(options.source, browser=self._camera)
         self._zmq = ZeroMqDriver(
             run.zmq,
@@ -142,9 +149,9 @@ class Daemon:
             self._preview.start()
         self._show(ShownFrame(0, now_ns(), card("One moment", "The tracker is being started.", self._display.side)))
         announce(self._server.address)
-        self._home = self._current = self._person(options.source, source, options.avatar or new_avatar_path())
+        self._home = self._current = self._person(options.source, source, path, avatar)
         self.telemetry.watch([self._frames, self._camera])
-        self._track_pace, self._render_pace = Ratekeeper(run.render_fps), Ratekeeper(run.render_fps)
+        self._capture_pace, self._render_pace = Ratekeeper(run.render_fps), Ratekeeper(run.render_fps)
         self._begin("capture", self._capture)
         self._begin("track", self._track)
         self._begin("render", self._render, threads=self._share.render_threads)
@@ -188,13 +195,16 @@ class Daemon:
 
     # ---- who is before the camera
 
-    def _person(self, name: str, source: Source, path: Path) -> Person:
-        """Whoever is before ``source``, with the avatar at ``path`` if there is one.  UserError without a tracker."""
-        avatar = None
+    def _stored(self, path: Path) -> Avatar | None:
+        """The avatar at ``path``, None if there is none yet.  UserError if something else is there."""
         if avatar_file(path).is_file():
-            avatar = Avatar.load(path, self._head, self.config.run.device)
-        elif path.exists() and not path.is_dir():
+            return Avatar.load(path, self._head, self.config.run.device)
+        if path.exists() and not path.is_dir():
             raise UserError(f"{path} is no avatar: name a folder, new or one that a call has saved")
+        return None
+
+    def _person(self, name: str, source: Source, path: Path, avatar: Avatar | None) -> Person:
+        """Whoever is before ``source``; their avatar belongs at ``path``.  UserError if there is no tracker."""
         tracker = self._tracker(source, avatar)
         reopen = partial(open_source, name, browser=self._camera)
         person = Person(name, source, reopen, tracker, path, self._report_source)
@@ -231,7 +241,7 @@ class Daemon:
         if self._lent and self._guest is None and self._leaving is None and not self._refused:
             source = open_source("browser", browser=self._camera)
             try:
-                self._guest = self._person("browser", source, new_avatar_path())
+                self._guest = self._person("browser", source, new_avatar_path(), None)
             except UserError as error:
                 self._refused = True
                 self._note("browser camera", str(error))
@@ -260,6 +270,8 @@ class Daemon:
     # ---- the threads' rounds
 
     def _capture(self) -> None:
+        # Camera pictures that nothing is made of are not worth their time.
+        self._capture_pace.wait(self.stopping)
         person = self._current
         frame = person.read(READ_S) if person is not None else None
         if person is not None and frame is not None:
@@ -267,8 +279,6 @@ class Daemon:
             self._frames.put((person, frame))
 
     def _track(self) -> None:
-        # States that no picture is made of are not worth their time.
-        self._track_pace.wait(self.stopping)
         item = self._frames.get(READ_S)
         if item is None or item[0] is not self._current:
             return
