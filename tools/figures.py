@@ -184,8 +184,9 @@ def write_video(path: Path, frames: Iterator[np.ndarray]) -> None:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=FPS)
         stream.pix_fmt = "yuv420p"
-        for picture in frames:
-            stream.height, stream.width = picture.shape[:2]
+        for index, picture in enumerate(frames):
+            if index == 0:
+                stream.height, stream.width = picture.shape[:2]
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
 
