@@ -31,7 +31,6 @@ NECK_RAMP = (-0.115, -0.070)
 _SKIN_WRAP = (0.42, 0.22, 0.14)
 _PLAIN_WRAP = (0.12, 0.12, 0.12)
 _SHADOW_DIRECTIONS = 48
-_SUPERSAMPLING = 2
 _FIRST_PERSON = 17  # the draw of seed 0: a friendly face
 
 
@@ -96,16 +95,19 @@ class Actor:
         """The camera of the actor's own pictures: ``size`` x ``size`` pixels, focal length 1.2 times that."""
         return Camera(1.2 * size, 1.2 * size, size / 2, size / 2, size, size)
 
-    def render(self, state: HeadState, camera: Camera, background: bool = True) -> tuple[Bytes, Bytes]:
+    def render(
+        self, state: HeadState, camera: Camera, background: bool = True, *, samples: int = 2
+    ) -> tuple[Bytes, Bytes]:
         """Draw the actor in ``state`` as ``camera`` sees them.
 
         Returns the picture (H, W, 3) uint8 with clothes and room (without ``background``: on black), and alpha
-        (H, W) uint8: the exact matte of head, hair and neck times the neck ramp.
+        (H, W) uint8: the exact matte of head, hair and neck times the neck ramp.  Edges are smoothed with
+        ``samples`` x ``samples`` samples a pixel.
         """
         with torch.no_grad():
-            fine = camera.scaled(camera.width * _SUPERSAMPLING, camera.height * _SUPERSAMPLING)
-            samples = self._shade(state, fine).permute(2, 0, 1)[None]
-            picture = functional.avg_pool2d(samples, _SUPERSAMPLING)[0]
+            fine = camera.scaled(camera.width * samples, camera.height * samples)
+            shaded = self._shade(state, fine).permute(2, 0, 1)[None]
+            picture = functional.avg_pool2d(shaded, samples)[0]
             colour, cover, alpha = picture[:3], picture[3:4], picture[4]
             if background:
                 size = (camera.height, camera.width)

@@ -64,7 +64,7 @@ class _Skull:
         return radius
 
 
-def grow_hair(points: Tensor, seed: int = 0, roots: int = 2200, segments: int = 6) -> Hair:
+def grow_hair(points: Tensor, seed: int = 0, roots: int = 2200, segments: int = 5) -> Hair:
     """Hair for a head whose outside, without ears, holds ``points`` (P, 3), metres, rest head space.
 
     ``roots`` points are spread over a whole sphere; those above the hairline become ribbons.

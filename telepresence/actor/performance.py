@@ -126,7 +126,7 @@ class Performance:
             (9.0, 1.2, {"mouthSmile": 0.45, "cheekSquint": 0.30}),
             (16.8, 1.5, {**smile, "jawOpen": 0.15}),
             (22.6, 1.2, {"mouthSmile": 0.35, "mouthDimple": 0.3}),
-            (6.6, 0.8, {"jawOpen": 0.55, "mouthFunnel": 0.25, "browInnerUp": 0.6, "browOuterUp": 0.6, "eyeWide": 0.5}),
+            (6.6, 0.8, {"jawOpen": 0.40, "mouthFunnel": 0.25, "browInnerUp": 0.6, "browOuterUp": 0.6, "eyeWide": 0.5}),
             (12.2, 0.9, {"browDown": 0.7, "eyeSquint": 0.3, "noseSneer": 0.2, "mouthFrown": 0.2}),
             (19.9, 0.7, {"mouthPucker": 0.6, "browOuterUpLeft": 0.5}),
         ]

@@ -52,7 +52,9 @@ def paint_room(size: int = 512, seed: int = 3) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     axis = (torch.arange(size) + 0.5) / size
     y, x = torch.meshgrid(axis, axis, indexing="ij")
-    wall = torch.tensor([0.60, 0.59, 0.56]) * (1.06 - 0.30 * x - 0.12 * y)[..., None]
+    glow = torch.exp(-(((x - 0.55) / 0.35) ** 2 + ((y - 0.15) / 0.4) ** 2))[..., None]
+    wall = torch.tensor([0.56, 0.545, 0.52]) * (1.06 - 0.25 * x - 0.15 * y)[..., None]
+    wall = wall + glow * torch.tensor([0.16, 0.12, 0.05])
 
     def box(left: float, top: float, right: float, bottom: float, colour: tuple[float, float, float]) -> None:
         inside = (x > left) & (x < right) & (y > top) & (y < bottom)
@@ -83,9 +85,9 @@ def paint_room(size: int = 512, seed: int = 3) -> Tensor:
             )
             box(left, top + 0.05 + 0.06 * h, min(left + 0.014 + 0.022 * w, 1.0), top + 0.195, palette[int(c * 4.999)])
             left += 0.016 + 0.026 * w
-    for _ in range(9):  # lights
+    for _ in range(11):  # lights
         cx, cy, r = (float(v) for v in torch.rand(3, generator=generator))
-        disc(0.30 + 0.36 * cx, 0.04 + 0.30 * cy, 0.008 + 0.010 * r, (1.0, 0.86, 0.62), 0.9)
+        disc(0.26 + 0.42 * cx, 0.03 + 0.22 * cy, 0.015 + 0.012 * r, (1.5, 1.2, 0.75), 1.0)
     return _blur(wall.permute(2, 0, 1).clamp(0.0, 1.0), size / 42.0)
 
 
