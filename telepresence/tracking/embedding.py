@@ -9,6 +9,7 @@ spread says how far the landmark can be trusted (those of the face contour slide
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import struct
 import zipfile
@@ -29,12 +30,14 @@ from insta_runtime.types import Camera, Float32, Float64, HeadState
 
 from .models import import_mediapipe
 
-VERSION = 1  # of the procedure; part of the name of a cached result
+VERSION = 2  # of the procedure; part of the name of a cached result
 SIZE = 640
 DISTANCE = 0.75  # metres from the camera to the middle of the face
 FOCAL = 1.5  # x SIZE
 GRAZING = 0.35  # cosine between surface and view below which a vote does not count
 MIN_VOTES = 10
+SNAP = 5  # pixels that an inner-lip landmark may lie off the lip
+THROUGH = 0.012  # metres behind the lips at which a ray has fallen through them
 MAX_SD = 0.004
 SEED = 4
 IDENTITIES = 6
@@ -157,7 +160,7 @@ def _votes(model: HeadModel, landmarker_path: Path, progress: Callable[[float], 
                 if not result.face_landmarks:
                     continue
                 pixels = np.array([(p.x * SIZE, p.y * SIZE) for p in result.face_landmarks[0]])
-                hits = _hits(pixels, in_camera.numpy().astype(np.float64), model, raster.triangle.numpy(), camera)
+                hits = _hits(pixels, in_camera.numpy().astype(np.float64), model, raster, camera)
                 for landmark, face, bary, cosine in hits:
                     if mouth_open or landmark not in inner:
                         rows[landmark].append((face, bary, cosine))
@@ -215,16 +218,19 @@ def clay(vertices_cam: torch.Tensor, raster: Raster) -> NDArray[np.uint8]:
 
 
 def _hits(
-    pixels: Float64, vertices: Float64, model: HeadModel, triangle: NDArray[np.int64], camera: Camera
+    pixels: Float64, vertices: Float64, model: HeadModel, raster: Raster, camera: Camera
 ) -> Iterator[tuple[int, int, Float64, float]]:
     """(landmark, face, barycentrics, cosine) where the rays of ``pixels`` (L, 2) meet the skin, not grazing."""
-    column, row = np.floor(pixels).astype(np.int64).T
-    inside = (column >= 0) & (column < camera.width) & (row >= 0) & (row < camera.height)
-    for landmark in np.flatnonzero(inside[:468]).tolist():  # what follows are the irises
-        face = int(triangle[row[landmark], column[landmark]])
-        if face < 0 or model.face_group[face] != SKIN:
+    triangle, depth = raster.triangle.numpy(), raster.depth.numpy()
+    skin = (triangle >= 0) & (model.face_group[triangle] == SKIN)
+    inner = set(INNER_LIPS)
+    for landmark, (u, v) in enumerate(pixels[:468].tolist()):  # what follows are the irises
+        if landmark in inner:
+            u, v = _onto_lip(u, v, skin, depth)
+        column, row = math.floor(u), math.floor(v)
+        if not (0 <= column < camera.width and 0 <= row < camera.height and skin[row, column]):
             continue
-        u, v = pixels[landmark]
+        face = int(triangle[row, column])
         ray = np.array([(u - camera.cx) / camera.fx, (v - camera.cy) / camera.fy, 1.0])
         corners = vertices[model.faces[face]]
         normal = np.cross(corners[1] - corners[0], corners[2] - corners[0])
@@ -234,6 +240,22 @@ def _hits(
         # The ray meets the triangle's plane where bary @ corners is parallel to it.
         bary = np.clip(np.linalg.solve(corners.T, ray), 0.0, None)
         yield landmark, face, bary / bary.sum(), cosine
+
+
+def _onto_lip(u: float, v: float, skin: NDArray[np.bool_], depth: Float32) -> tuple[float, float]:
+    """The nearest place to (u, v) that shows a lip, not the mouth behind it; (-1, -1) if there is none near."""
+    top, left = max(0, math.floor(v) - 12), max(0, math.floor(u) - 12)
+    window = np.where(skin, depth, np.inf)[top : top + 25, left : left + 25]
+    if not np.isfinite(window).any():
+        return -1.0, -1.0
+    rows, columns = np.nonzero(window < window.min() + THROUGH)
+    away = np.hypot(columns + left + 0.5 - u, rows + top + 0.5 - v)
+    nearest = int(away.argmin())
+    if away[nearest] < math.sqrt(0.5):
+        return u, v  # it shows already
+    if away[nearest] > SNAP:
+        return -1.0, -1.0
+    return float(columns[nearest] + left + 0.5), float(rows[nearest] + top + 0.5)
 
 
 def _geometric_median(points: Float64, weights: Float64) -> Float64:
