@@ -47,7 +47,7 @@ class FieldConfig:
     """The radiance field in canonical space: hash grid and MLPs."""
 
     levels: int = setting(12, "levels of the hash grid", ge=1, le=24)
-    features: int = setting(2, "features a level", ge=1, le=8)
+    features: int = setting(2, "features a level, an even number", ge=2, le=8)
     log2_entries: int = setting(17, "log2 of the table size of a level", ge=8, le=24)
     base: int = setting(16, "resolution of the coarsest level across the canonical box", ge=2, le=128)
     finest: int = setting(512, "resolution of the finest level across the canonical box", ge=4, le=8192)

@@ -72,7 +72,8 @@ class Memory:
         face, mouth = (raster.interpolate(masks) * raster.mask[..., None]).unbind(-1)
         alpha = self.rgba[:, 3].float() / 255.0
         skin = (face > 0.5).view(-1) & (alpha > 0.9)
-        self.depth = torch.where(skin, raster.depth.view(-1), 0.0).half()
+        self.depth = raster.depth.view(-1)
+        self.skin = skin
         self.mouth = (mouth > 0.3).view(-1)
         picture = alpha.view(1, 1, camera.height, camera.width)
         grown = torch.nn.functional.max_pool2d(picture, 5, stride=1, padding=2).view(-1) > 0.02

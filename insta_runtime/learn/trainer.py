@@ -10,7 +10,7 @@ import torch
 from insta_runtime.learn.losses import RayTargets, ray_loss
 from insta_runtime.learn.replay import Memory, Replay
 from insta_runtime.render.model import AvatarModel
-from insta_runtime.render.rays import pixel_rays
+from insta_runtime.render.rays import pixel_rays, slant
 from insta_runtime.render.renderer import Snapshot, take_snapshot
 from insta_runtime.render.sampling import RaySamples
 from insta_runtime.types import Observation
@@ -96,17 +96,14 @@ class Trainer:
         for memory in memories:
             posed = memory.posed()
             pixels = self._draw_pixels(memory, each)
-            rays = pixel_rays(memory.state, memory.camera, pixels)
+            depth = memory.depth[pixels]
+            rays = pixel_rays(memory.state, memory.camera, pixels, depth)
             samples = self.model.march(rays, posed, self._generator)
             packed.append(samples)
             noise = torch.randn(len(memory.code), generator=self._generator).to(device) * CODE_JITTER
             codes.append((memory.code + noise).expand(len(samples.ray), -1))
-            x = (pixels % memory.camera.width + 0.5 - memory.camera.cx) / memory.camera.fx
-            y = (pixels // memory.camera.width + 0.5 - memory.camera.cy) / memory.camera.fy
-            slant = torch.sqrt(1.0 + x * x + y * y)
-            targets.append(
-                (memory.rgba[pixels].float() / 255.0, memory.depth[pixels].float() * slant, memory.mouth[pixels])
-            )
+            prior = torch.where(memory.skin[pixels], depth * slant(memory.camera, pixels), 0.0)
+            targets.append((memory.rgba[pixels].float() / 255.0, prior, memory.mouth[pixels]))
         merged = RaySamples.join(packed, each)
         count = each * len(memories)
         seen = self.model.shade(merged, torch.cat(codes), count)

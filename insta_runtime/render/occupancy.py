@@ -18,8 +18,8 @@ from insta_runtime.types import Camera, HeadState
 from insta_runtime.warp.nearest import TriangleSoup
 from insta_runtime.warp.warp import SUBCELLS, HeadWarp, PosedHead, fade
 
-INSIDE_DEPTH = 0.015  # metres below the skin that may hold something
-SKIN_BAND = 0.02  # metres above the face that may hold something; elsewhere (hair) it is WarpConfig.band
+INSIDE_DEPTH = 0.008  # metres below the skin that may hold something
+SKIN_BAND = 0.015  # metres above the face that may hold something; elsewhere (hair) it is WarpConfig.band
 HULL_VOTES = 3  # pictures that must have shown a cell before the silhouette may rule it out
 HULL_SHARE = 0.15  # a cell is outside when fewer of the pictures that showed it had it in their matte
 UPDATE_CELLS = 16384
@@ -70,7 +70,7 @@ class OccupancyGrid:
             mask = (warp.masks[corner] * b).sum(dim=1) * fade(nearest.distance)[:, None]
             masks.append(mask[near])
         self.cells, self.triangle, self.masks = torch.cat(kept), torch.cat(triangles), torch.cat(masks)
-        self.value = torch.ones(len(self.cells), device=device)
+        self.value = torch.full((len(self.cells),), 2.0 * config.threshold, device=device)
         self.seen = torch.zeros_like(self.value)
         self.inside = torch.zeros_like(self.value)
         self._publish()

@@ -9,13 +9,23 @@ import torch
 
 from insta_runtime.types import Camera, Float32, Float64, HeadState
 
+BEHIND_SURFACE = 0.025
+"""Metres behind the first surface of the head mesh where a ray ends: skin is opaque, lips may be wrongly closed."""
+
 
 @dataclass(frozen=True)
 class Rays:
-    """R rays: ``origins`` (R, 3) metres and unit ``directions`` (R, 3), head space, torch float32."""
+    """R rays in head space, torch float32.
+
+    Attributes:
+        origins: (R, 3) metres.
+        directions: (R, 3) unit.
+        far: (R,) metres along the ray beyond which nothing can be seen; inf where the ray misses the mesh.
+    """
 
     origins: torch.Tensor
     directions: torch.Tensor
+    far: torch.Tensor
 
     def __len__(self) -> int:
         return len(self.origins)
@@ -32,19 +42,28 @@ def rotation_matrix(axis_angle: Float32) -> Float64:
     return np.eye(3) + np.sin(angle) / angle * cross + (1.0 - np.cos(angle)) / angle**2 * cross @ cross
 
 
-def pixel_rays(state: HeadState, camera: Camera, pixels: torch.Tensor) -> Rays:
+def slant(camera: Camera, pixels: torch.Tensor) -> torch.Tensor:
+    """Distance along the ray of each of ``pixels`` (R,), flat y * width + x, at unit depth: (R,) >= 1."""
+    x = (pixels % camera.width + 0.5 - camera.cx) / camera.fx
+    y = (pixels // camera.width + 0.5 - camera.cy) / camera.fy
+    return torch.sqrt(1.0 + x * x + y * y)
+
+
+def pixel_rays(state: HeadState, camera: Camera, pixels: torch.Tensor, depth: torch.Tensor) -> Rays:
     """Rays through the centres of ``pixels`` (R,) int64, flat indices y * width + x, in the head's space.
 
-    The head's rigid motion goes into the camera: ``x_head = R^T (x_cam - t)``.
+    The head's rigid motion goes into the camera: ``x_head = R^T (x_cam - t)``.  ``depth`` (R,) is the depth (z) of
+    the posed head mesh at these pixels in metres, inf where there is none.
     """
     rotation = rotation_matrix(state.rotation)
     eye = -rotation.T @ state.translation.astype(np.float64)
     turn = torch.as_tensor(rotation, dtype=torch.float32, device=pixels.device)
     x = (pixels % camera.width + 0.5 - camera.cx) / camera.fx
     y = (pixels // camera.width + 0.5 - camera.cy) / camera.fy
-    directions = torch.nn.functional.normalize(torch.stack([x, y, torch.ones_like(x)], dim=-1), dim=-1) @ turn
+    length = slant(camera, pixels)
+    directions = torch.stack([x, y, torch.ones_like(x)], dim=-1) / length[:, None] @ turn
     origins = torch.as_tensor(eye, dtype=torch.float32, device=pixels.device).expand_as(directions)
-    return Rays(origins, directions)
+    return Rays(origins, directions, depth * length + BEHIND_SURFACE)
 
 
 def camera_vertices(vertices: torch.Tensor, state: HeadState) -> torch.Tensor:

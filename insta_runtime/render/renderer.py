@@ -7,7 +7,8 @@ import copy
 import torch
 
 from insta_runtime.render.model import AvatarModel
-from insta_runtime.render.rays import pixel_rays
+from insta_runtime.render.raster import rasterise
+from insta_runtime.render.rays import camera_vertices, pixel_rays
 from insta_runtime.types import Camera, HeadState, RenderedFrame
 
 Snapshot = dict[str, torch.Tensor]
@@ -35,9 +36,10 @@ class Renderer:
         posed = model.pose(state)
         code = model.code_of(state)
         parts = []
+        depth = rasterise(camera_vertices(posed.vertices, state), model.rig.faces, camera).depth.view(-1)
         pixels = torch.arange(camera.width * camera.height, device=model.device)
         for chunk in pixels.split(RAYS_AT_ONCE):
-            samples = model.march(pixel_rays(state, camera, chunk), posed)
+            samples = model.march(pixel_rays(state, camera, chunk, depth[chunk]), posed)
             seen = model.shade(samples, code.expand(len(samples.ray), -1), len(chunk))
             parts.append(torch.cat([seen.colour, seen.opacity[:, None]], dim=-1))
         rgba = torch.cat(parts).view(camera.height, camera.width, 4).clamp(0.0, 1.0)

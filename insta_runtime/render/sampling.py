@@ -70,7 +70,7 @@ def march(
     safe = torch.where(rays.directions.abs() < 1e-9, 1e-9, rays.directions)
     t0, t1 = (lower - rays.origins) / safe, (upper - rays.origins) / safe
     enter = torch.minimum(t0, t1).amax(dim=-1).clamp_min(0.05)
-    leave = torch.maximum(t0, t1).amin(dim=-1)
+    leave = torch.minimum(torch.maximum(t0, t1).amin(dim=-1), rays.far)
     hits = (leave > enter).nonzero()[:, 0]
     if len(hits) == 0:
         empty = torch.zeros((0, 3), device=device)

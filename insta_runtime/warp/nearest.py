@@ -13,7 +13,9 @@ import torch
 
 LEAF_DEPTH = 9  # 2^9 leaves: about 19 triangles each on a head of 9.5 k triangles
 LEAVES_A_CELL = 8
-TESTED = 6  # candidates, by the distance of their circumspheres' centres, that a point is really tested against
+WATCHED = 16  # nearest leaves of a cell: while none of them moves, its candidates stay
+MOVED = 0.0005  # metres by which a triangle's centre must move to count
+TESTED = 6  # candidates, by power distance, that a point is really tested against
 
 
 @dataclass(frozen=True)
@@ -32,36 +34,42 @@ class Nearest:
 
 
 class TriangleSoup:
-    """What point-triangle distances need of each triangle, packed: (F, 12)."""
+    """What point-triangle distances need of each triangle, a row a quantity: ``packed`` (12, F), ``balls`` (4, F).
+
+    ``packed`` rows: corner a, edges ab and ac, and their products ab.ab, ab.ac, ac.ac.  ``balls`` rows: centre
+    and squared radius of a ball that holds the corners.
+    """
 
     def __init__(self, vertices: torch.Tensor, faces: torch.Tensor) -> None:
         a, b, c = vertices[faces].unbind(1)
         ab, ac = b - a, c - a
         d00, d01, d11 = (ab * ab).sum(-1), (ab * ac).sum(-1), (ac * ac).sum(-1)
+        self.packed = torch.cat([a.T, ab.T, ac.T, d00[None], d01[None], d11[None]])
         self.centre = (a + b + c) / 3.0
-        self.squared_radius = (a - self.centre).square().sum(-1)
-        self.packed = torch.cat([a, ab, ac, d00[:, None], d01[:, None], d11[:, None]], dim=-1)
+        radius = torch.stack([a, b, c]).sub(self.centre).square().sum(-1).amax(0)
+        self.balls = torch.cat([self.centre.T, radius[None]])
 
 
 def _closest(points: torch.Tensor, packed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Squared distance to, and coordinates (v, w) on, a triangle: the best of its inside and its three edges.
 
-    ``points`` (..., 3) and ``packed`` (..., 12) broadcast; the nearest point is ``a + v ab + w ac``.
+    ``points`` (3, ...) and ``packed`` (12, ...) broadcast; the nearest point is ``a + v ab + w ac``.  Quantities
+    come first and points last, so that a CPU runs along contiguous memory.
     """
-    ap = points - packed[..., 0:3]
-    d20 = (ap * packed[..., 3:6]).sum(-1)
-    d21 = (ap * packed[..., 6:9]).sum(-1)
-    d00, d01, d11 = packed[..., 9], packed[..., 10], packed[..., 11]
-    app = (ap * ap).sum(-1)
+    ax, ay, az, bx, by, bz, cx, cy, cz, d00, d01, d11 = packed
+    px, py, pz = points[0] - ax, points[1] - ay, points[2] - az
+    d20 = px * bx + py * by + pz * bz
+    d21 = px * cx + py * cy + pz * cz
+    app = px * px + py * py + pz * pz
 
     tiny = 1e-20
     t_ab = (d20 / d00.clamp_min(tiny)).clamp(0.0, 1.0)
     t_ac = (d21 / d11.clamp_min(tiny)).clamp(0.0, 1.0)
     bc = (d00 + d11 - 2.0 * d01).clamp_min(tiny)
     t_bc = ((d21 - d20 + d00 - d01) / bc).clamp(0.0, 1.0)
+    u_bc = 1.0 - t_bc
     on_ab = t_ab * (t_ab * d00 - 2.0 * d20)
     on_ac = t_ac * (t_ac * d11 - 2.0 * d21)
-    u_bc = 1.0 - t_bc
     on_bc = u_bc * (u_bc * d00 + 2.0 * t_bc * d01 - 2.0 * d20) + t_bc * (t_bc * d11 - 2.0 * d21)
 
     determinant = d00 * d11 - d01 * d01
@@ -72,18 +80,15 @@ def _closest(points: torch.Tensor, packed: torch.Tensor) -> tuple[torch.Tensor, 
     on_face = v * (v * d00 + 2.0 * w * d01 - 2.0 * d20) + w * (w * d11 - 2.0 * d21)
 
     ab_first = on_ab <= on_ac
-    best = torch.where(ab_first, on_ab, on_ac)
-    best_v = torch.where(ab_first, t_ab, torch.zeros_like(t_ab))
-    best_w = torch.where(ab_first, torch.zeros_like(t_ac), t_ac)
+    best = torch.minimum(on_ab, on_ac)
     bc_first = on_bc < best
-    best = torch.where(inside, on_face, torch.where(bc_first, on_bc, best))
-    best_v = torch.where(inside, v, torch.where(bc_first, u_bc, best_v))
-    best_w = torch.where(inside, w, torch.where(bc_first, t_bc, best_w))
+    best = torch.where(inside, on_face, torch.minimum(best, on_bc))
+    best_v = torch.where(inside, v, torch.where(bc_first, u_bc, t_ab * ab_first))
+    best_w = torch.where(inside, w, torch.where(bc_first, t_bc, t_ac * ~ab_first))
     return (app + best).clamp_min(0.0), best_v, best_w
 
 
-def _gather(points: torch.Tensor, soup: TriangleSoup, triangle: torch.Tensor) -> Nearest:
-    squared, v, w = _closest(points, soup.packed[triangle])
+def _nearest(triangle: torch.Tensor, squared: torch.Tensor, v: torch.Tensor, w: torch.Tensor) -> Nearest:
     barycentrics = torch.stack([1.0 - v - w, v, w], dim=-1).clamp(0.0, 1.0)
     return Nearest(triangle, barycentrics, squared.sqrt())
 
@@ -96,8 +101,10 @@ def nearest_brute_force(points: torch.Tensor, vertices: torch.Tensor, faces: tor
         vertices: (V, 3); faces: (F, 3) int64.
     """
     soup = TriangleSoup(vertices, faces)
-    best = torch.cat([_closest(chunk[:, None], soup.packed)[0].argmin(dim=1) for chunk in points.split(256)])
-    return _gather(points, soup, best)
+    best = torch.cat(
+        [_closest(chunk.T[:, :, None], soup.packed[:, None])[0].argmin(dim=1) for chunk in points.split(256)]
+    )
+    return _nearest(best, *_closest(points.T, soup.packed[:, best]))
 
 
 class TriangleLeaves:
@@ -125,16 +132,17 @@ class TriangleLeaves:
 
 
 class CandidateGrid:
-    """Candidate triangles per voxel of a posed mesh.
+    """Candidate triangles per voxel of a mesh.
 
     Args:
-        soup: the posed triangles.
-        leaves: their grouping.
-        origin: (3,) metres, lower corner of the grid; cell: edge of a cell in metres; shape: cells along x, y, z.
-        wanted: (C,) int64 flat indices ((z * ny + y) * nx + x) of the cells that will be asked for.
+        soup: the triangles; leaves: their grouping.
+        origin: (3,) metres, lower corner of the cubic grid; cell: edge of a cell in metres; resolution: cells a side.
+        wanted: (C,) int64 flat indices ((z * n + y) * n + x) of the cells that will be asked for.
         count: candidates a cell.
+        still: the grid of the same leaves in another pose, and its soup.  Where nothing near a cell has moved
+            since, its candidates are taken over.
 
-    A point in a cell that was not wanted gets the candidates of the first wanted one: ask only for wanted cells.
+    A point in a cell that was not wanted gets the candidates of some other cell: ask only for wanted cells.
     """
 
     def __init__(
@@ -143,54 +151,71 @@ class CandidateGrid:
         leaves: TriangleLeaves,
         origin: torch.Tensor,
         cell: float,
-        shape: tuple[int, int, int],
+        resolution: int,
         wanted: torch.Tensor,
         count: int,
+        still: CandidateGrid | None = None,
     ) -> None:
-        self.soup, self.origin, self.cell, self.shape = soup, origin, cell, shape
-        nx, ny, nz = shape
-        device = origin.device
-        z, rest = wanted // (nx * ny), wanted % (nx * ny)
-        index = torch.stack([rest % nx, rest // nx, z], dim=-1)
-        centres = origin + (index + 0.5) * cell
+        self.soup, self.origin, self.cell, self.resolution = soup, origin, cell, resolution
+        self.row = torch.zeros(resolution**3, dtype=torch.int32, device=origin.device)
+        self.row[wanted] = torch.arange(len(wanted), dtype=torch.int32, device=origin.device)
+        if still is None:
+            parts = [self._choose(leaves, chunk, count) for chunk in wanted.split(16384)]
+            self.candidates = torch.cat([candidates for candidates, _ in parts])
+            self.near = torch.cat([near for _, near in parts])
+        else:
+            step = (soup.centre - still.soup.centre).norm(dim=-1)
+            moved = (step[leaves.members].amax(dim=1) > MOVED)[still.near].any(dim=1)
+            kept = still.row[wanted].long()
+            self.candidates = still.candidates[kept]
+            stale = moved[kept].nonzero()[:, 0]
+            if len(stale):
+                self.candidates[stale] = self._choose(leaves, wanted[stale], count)[0]
 
-        leaf_points = soup.centre[leaves.members]
+    def _choose(self, leaves: TriangleLeaves, cells: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Candidates (C, count) int32 of ``cells``, and the leaves (C, WATCHED) int32 that they could come from."""
+        n = self.resolution
+        index = torch.stack([cells % n, cells // n % n, cells // (n * n)], dim=-1)
+        centres = self.origin + (index + 0.5) * self.cell
+        leaf_points = self.soup.centre[leaves.members]
         leaf_centre = leaf_points.mean(dim=1)
         leaf_radius = (leaf_points - leaf_centre[:, None]).norm(dim=-1).amax(dim=1)
         reach = torch.cdist(centres, leaf_centre) - leaf_radius
-        near = reach.topk(min(LEAVES_A_CELL, len(leaf_centre)), largest=False).indices
-        pool = leaves.members[near].flatten(1)
-        squared = (soup.centre[pool] - centres[:, None]).square().sum(-1) - soup.squared_radius[pool]
-        best = squared.topk(min(count, pool.shape[1]), largest=False).indices
-        self.candidates = pool.gather(1, best).int()
-        self.row = torch.zeros(nx * ny * nz, dtype=torch.int32, device=device)
-        self.row[wanted] = torch.arange(len(wanted), dtype=torch.int32, device=device)
+        near = reach.topk(min(WATCHED, len(leaf_centre)), largest=False).indices
+        pool = leaves.members[near[:, :LEAVES_A_CELL]].flatten(1)
+        power = _power_distance(centres, self.soup, pool)
+        best = power.topk(min(count, pool.shape[1]), largest=False).indices
+        return pool.gather(1, best).int(), near.int()
 
     def cell_of(self, points: torch.Tensor) -> torch.Tensor:
         """Flat cell index of (N, 3) points, clamped into the grid: (N,) int64."""
-        nx, ny, nz = self.shape
-        index = ((points - self.origin) / self.cell).long()
-        x, y, z = index[:, 0].clamp(0, nx - 1), index[:, 1].clamp(0, ny - 1), index[:, 2].clamp(0, nz - 1)
-        return (z * ny + y) * nx + x
+        xyz = ((points - self.origin) / self.cell).long().clamp(0, self.resolution - 1)
+        return (xyz[:, 2] * self.resolution + xyz[:, 1]) * self.resolution + xyz[:, 0]
 
     def query(self, points: torch.Tensor) -> Nearest:
         """The nearest of the candidates for (N, 3) points that lie in wanted cells."""
         parts = []
         for chunk in points.split(4096):  # small enough for the caches of a CPU
             candidates = self.candidates[self.row[self.cell_of(chunk)]]
-            # The power distance to a ball around each triangle picks the few that are worth an exact test.
-            power = (self.soup.centre[candidates] - chunk[:, None]).square().sum(-1)
-            power -= self.soup.squared_radius[candidates]
-            few = power.topk(min(TESTED, candidates.shape[1]), largest=False).indices
-            candidates = candidates.gather(1, few)
-            squared, v, w = _closest(chunk[:, None], self.soup.packed[candidates])
-            best = squared.argmin(dim=1, keepdim=True)
-            v, w = v.gather(1, best)[:, 0], w.gather(1, best)[:, 0]
-            barycentrics = torch.stack([1.0 - v - w, v, w], dim=-1).clamp(0.0, 1.0)
-            distance = squared.gather(1, best)[:, 0].sqrt()
-            parts.append((candidates.gather(1, best)[:, 0].long(), barycentrics, distance))
+            power = _power_distance(chunk, self.soup, candidates)
+            few = power.topk(min(TESTED, candidates.shape[1]), largest=False, sorted=False).indices
+            few = candidates.gather(1, few).T.contiguous()
+            packed = self.soup.packed[:, few.view(-1)].view(12, *few.shape)
+            squared, v, w = _closest(chunk.T[:, None], packed)
+            best = squared.argmin(dim=0, keepdim=True)
+            parts.append(torch.stack([squared.gather(0, best)[0], v.gather(0, best)[0], w.gather(0, best)[0]]))
+            parts.append(few.gather(0, best))
         if not parts:
-            empty = points.new_zeros((0, 3))
-            return Nearest(torch.zeros(0, dtype=torch.int64, device=points.device), empty, empty[:, 0])
-        triangle, barycentrics, distance = (torch.cat(part) for part in zip(*parts, strict=True))
-        return Nearest(triangle, barycentrics, distance)
+            none = torch.zeros(0, dtype=torch.int64, device=points.device)
+            return Nearest(none, points.new_zeros((0, 3)), points.new_zeros(0))
+        return _nearest(torch.cat(parts[1::2], dim=1)[0].long(), *torch.cat(parts[0::2], dim=1))
+
+
+def _power_distance(points: torch.Tensor, soup: TriangleSoup, triangles: torch.Tensor) -> torch.Tensor:
+    """|p - centre|^2 - radius^2 of points (N, 3) to the balls of ``triangles`` (N, K): (N, K).
+
+    Cheap, and small for the few triangles that are worth an exact test, large ones included.
+    """
+    x, y, z, squared_radius = soup.balls[:, triangles.reshape(-1)].view(4, *triangles.shape)
+    px, py, pz = points.T[:, :, None]
+    return (x - px).square_() + (y - py).square_() + (z - pz).square_() - squared_radius

@@ -8,6 +8,7 @@ the vertex maps of `frames.CanonicalMaps`.  On the surface this is exact; off it
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -82,11 +83,20 @@ class HeadWarp:
         """The warp of one pose, from (V, 3) posed vertices in head space."""
         return PosedHead(self, vertices)
 
-    def candidate_grid(self, soup: TriangleSoup, wanted: torch.Tensor, resolution: int) -> CandidateGrid:
+    def candidate_grid(
+        self, soup: TriangleSoup, wanted: torch.Tensor, resolution: int, still: CandidateGrid | None = None
+    ) -> CandidateGrid:
         """Candidates for the ``wanted`` flat cells of a ``resolution``^3 grid over the box."""
         cell = self.box.side / resolution
-        shape = (resolution, resolution, resolution)
-        return CandidateGrid(soup, self.leaves, self.box.origin, cell, shape, wanted, self.config.candidates)
+        count = self.config.candidates
+        return CandidateGrid(soup, self.leaves, self.box.origin, cell, resolution, wanted, count, still)
+
+    @cached_property
+    def still(self) -> CandidateGrid:
+        """Candidates of the canonical mesh in every cell: what poses take over where nothing moved."""
+        soup = TriangleSoup(self.canonical.vertices, self.canonical.faces)
+        everywhere = torch.arange(self.resolution**3, device=self.box.origin.device)
+        return self.candidate_grid(soup, everywhere, self.resolution)
 
 
 class PosedHead:
@@ -121,7 +131,8 @@ class PosedHead:
         """Make candidates for the posed ``cells`` ((resolution^3,) bool) that samples will come from."""
         if self._covered is None or bool((cells & ~self._covered).any()):
             self._covered = cells
-            self._grid = self.warp.candidate_grid(self.soup, cells.nonzero()[:, 0], self.warp.resolution)
+            warp = self.warp
+            self._grid = warp.candidate_grid(self.soup, cells.nonzero()[:, 0], warp.resolution, warp.still)
 
     def to_canonical(self, points: torch.Tensor, directions: torch.Tensor) -> CanonicalSamples:
         """Carry posed samples to canonical space; `prepare` must have covered their cells.
