@@ -1,10 +1,10 @@
 """A Python client that drives the face of a running daemon over ZeroMQ.
 
-    from telepresence.client import ParameterClient
+from telepresence.client import ParameterClient
 
-    with ParameterClient("tcp://127.0.0.1:5577", head_sha256, "arkit52") as client:
-        client.send(expression=weights)          # (52,) in [0, 1]; all else keeps its value
-        client.send(state)                       # or a whole HeadState
+with ParameterClient("tcp://127.0.0.1:5577", head_sha256, "arkit52") as client:
+    client.send(expression=weights)          # (52,) in [0, 1]; all else keeps its value
+    client.send(state)                       # or a whole HeadState
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class ParameterClient:
         self._head = head_sha256
         self._basis = basis
         self._seq = 0
-        self._socket = zmq.Context.instance().socket(zmq.PUSH)
+        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PUSH)
         self._socket.setsockopt(zmq.LINGER, 200)
         # A queue of old expressions is worth nothing: keep a few and drop the rest.
         self._socket.setsockopt(zmq.SNDHWM, 4)

@@ -17,12 +17,11 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
 
-from insta_runtime.avatar import Avatar, avatar_file
+from insta_runtime.avatar import Avatar
 from insta_runtime.errors import UserError
 from insta_runtime.head import load_head
 from telepresence.cards import card
@@ -36,16 +35,15 @@ from telepresence.learner import Learner
 from telepresence.mailbox import Mailbox
 from telepresence.outputs import PreviewWindow
 from telepresence.pacing import CpuShare, training_pause
-from telepresence.person import Person, Pose
+from telepresence.person import Person, Pose, make_tracker, new_avatar_path, stored_avatar
 from telepresence.session import AWAY, Facts, State
 from telepresence.sources import Source, open_source
 from telepresence.sources.synthetic import SyntheticSource
 from telepresence.streaming import MediaServer, StreamHooks
 from telepresence.telemetry import Telemetry
-from telepresence.tracking.calibration import Calibration
 from telepresence.tracking.crop import CropPolicy
-from telepresence.tracking.tracker import FaceTracker, Tracker, TruthTracker
-from telepresence.worker import Worker
+from telepresence.tracking.tracker import Tracker
+from telepresence.worker import Worker, limit_torch_threads
 
 log = logging.getLogger("telepresence")
 
@@ -129,10 +127,14 @@ class Daemon:
 
     def _start(self, announce: Callable[[str], None]) -> None:
         run, options = self.config.run, self.options
+        limit_torch_threads(self._share.render_threads)
         self._head = load_head(options.head)
         path = options.avatar or new_avatar_path()
-        avatar = self._stored(path)
-        source = open_source(options.source, browser=self._camera)
+        avatar = stored_avatar(path, self._head, run.device)
+        # What may be missing is found out before anything is promised.  The actor is never missing, but takes
+        # some seconds to get dressed: the page is there before.
+        if options.source != "synthetic":
+            self._home = self._open_home(path, avatar)
         self._zmq = ZeroMqDriver(
             run.zmq,
             basis=self._head.basis,
@@ -147,9 +149,9 @@ class Daemon:
         self._server.start()
         if self._preview is not None:
             self._preview.start()
-        self._show(ShownFrame(0, now_ns(), card("One moment", "The tracker is being started.", self._display.side)))
+        self._show(ShownFrame(0, now_ns(), card("One moment", "The camera is being started.", self._display.side)))
         announce(self._server.address)
-        self._home = self._current = self._person(options.source, source, path, avatar)
+        self._home = self._current = self._home or self._open_home(path, avatar)
         self.telemetry.watch([self._frames, self._camera])
         self._capture_pace, self._render_pace = Ratekeeper(run.render_fps), Ratekeeper(run.render_fps)
         self._begin("capture", self._capture)
@@ -195,37 +197,27 @@ class Daemon:
 
     # ---- who is before the camera
 
-    def _stored(self, path: Path) -> Avatar | None:
-        """The avatar at ``path``, None if there is none yet.  UserError if something else is there."""
-        if avatar_file(path).is_file():
-            return Avatar.load(path, self._head, self.config.run.device)
-        if path.exists() and not path.is_dir():
-            raise UserError(f"{path} is no avatar: name a folder, new or one that a call has saved")
-        return None
+    def _open_home(self, path: Path, avatar: Avatar | None) -> Person:
+        name = self.options.source
+        return self._person(name, open_source(name, browser=self._camera), path, avatar)
 
     def _person(self, name: str, source: Source, path: Path, avatar: Avatar | None) -> Person:
-        """Whoever is before ``source``; their avatar belongs at ``path``.  UserError if there is no tracker."""
-        tracker = self._tracker(source, avatar)
-        reopen = partial(open_source, name, browser=self._camera)
-        person = Person(name, source, reopen, tracker, path, self._report_source)
+        """Whoever is before ``source``; their avatar belongs at ``path``.  UserError if they cannot be tracked."""
+        try:
+            tracker = self._tracker(source, avatar)
+        except UserError:
+            source.close()
+            raise
+        person = Person(
+            name, source, partial(open_source, name, browser=self._camera), tracker, path, self._report_source
+        )
         person.learner = self._learner(avatar, path) if avatar is not None else None
         return person
 
     def _tracker(self, source: Source, avatar: Avatar | None) -> Tracker:
-        """The real tracker, or the actor's own knowledge of itself unless ``--track`` was given."""
-        run = self.config.run
-        if isinstance(source, SyntheticSource) and not self.options.track:
-            actor = source.actor
-            if actor.head.sha256 == self._head.sha256:
-                return TruthTracker(self._head, actor.shape, size=run.size)
-        known = avatar.calibration if avatar is not None else None
-        return FaceTracker(
-            self._head,
-            size=run.size,
-            crop=cast(CropPolicy, run.crop),
-            models=self.options.models,
-            calibration=Calibration.from_json(json.dumps(known)) if known is not None else None,
-        )
+        run, options = self.config.run, self.options
+        actor = source.actor if isinstance(source, SyntheticSource) and not options.track else None
+        return make_tracker(self._head, actor, avatar, cast(CropPolicy, run.crop), run.size, options.models)
 
     def _learner(self, avatar: Avatar, path: Path) -> Learner:
         return Learner(avatar, path, freeze=self.options.freeze or self.config.run.train_share == 0.0)
@@ -466,29 +458,3 @@ class Daemon:
             "zmq": self._zmq.address if self._zmq is not None else None,
             "seconds": round(time.monotonic() - telemetry.started, 1),
         }
-
-
-def new_avatar_path() -> Path:
-    """Where an avatar goes that was given no place: the user's data folder, by date and time."""
-    from platformdirs import user_data_path
-
-    folder = user_data_path("telepresence") / "avatars"
-    path = folder / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    return path if not path.exists() else path.with_name(f"{path.name}_{os.getpid()}")
-
-
-def default_source() -> str:
-    """The webcam if there is one, else the synthetic actor."""
-    from telepresence.sources.webcam import default_webcam
-
-    return "webcam" if default_webcam() is not None else "synthetic"
-
-
-def limit_torch_threads(threads: int) -> None:
-    """Let torch use ``threads`` cores for the operations of this thread."""
-    import torch
-
-    # Torch keeps the number per thread, but a thread's first operation resets it to the process-wide one:
-    # asking for the number first takes that reset out of the way.
-    torch.get_num_threads()
-    torch.set_num_threads(threads)

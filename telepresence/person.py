@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -16,8 +19,12 @@ from telepresence.learner import Learner
 from telepresence.session import Session
 
 if TYPE_CHECKING:
+    from insta_runtime.avatar import Avatar
+    from insta_runtime.head import HeadModel
     from insta_runtime.types import Camera, HeadState
+    from telepresence.actor.actor import Actor
     from telepresence.sources import Source
+    from telepresence.tracking.crop import CropPolicy
     from telepresence.tracking.tracker import Tracker
 
 log = logging.getLogger("telepresence")
@@ -113,3 +120,41 @@ class Person:
             self._source.close()
             self._source = None
         self._retry_at = time.monotonic() + RETRY_S
+
+
+def new_avatar_path() -> Path:
+    """Where an avatar goes that was given no place: the user's data folder, by date and time."""
+    from platformdirs import user_data_path
+
+    folder = user_data_path("telepresence") / "avatars"
+    path = folder / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    return path if not path.exists() else path.with_name(f"{path.name}_{os.getpid()}")
+
+
+def stored_avatar(path: Path, head: HeadModel, device: str) -> Avatar | None:
+    """The avatar at ``path``, None if there is none yet.  UserError if something else is there."""
+    from insta_runtime.avatar import Avatar, avatar_file
+
+    if avatar_file(path).is_file():
+        return Avatar.load(path, head, device)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is no avatar: name a folder, new or one that a call has saved")
+    return None
+
+
+def make_tracker(
+    head: HeadModel, actor: Actor | None, avatar: Avatar | None, crop: CropPolicy, size: int, models: Path | None
+) -> Tracker:
+    """The real tracker, or the ``actor``'s own knowledge of itself if it has the same ``head``.
+
+    The tracker starts from the calibration that was saved with ``avatar``, if there is one.  UserError if
+    MediaPipe or its model files (in ``models``) are not to be had.
+    """
+    from telepresence.tracking.calibration import Calibration
+    from telepresence.tracking.tracker import FaceTracker, TruthTracker
+
+    if actor is not None and actor.head.sha256 == head.sha256:
+        return TruthTracker(head, actor.shape, size=size)
+    known = avatar.calibration if avatar is not None else None
+    calibration = Calibration.from_json(json.dumps(known)) if known is not None else None
+    return FaceTracker(head, size=size, crop=crop, models=models, calibration=calibration)

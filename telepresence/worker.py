@@ -85,3 +85,13 @@ class Worker:
                     return
                 self.stop.wait(BACKOFF_S[failures])
                 failures += 1
+
+
+def limit_torch_threads(threads: int) -> None:
+    """Let torch use ``threads`` cores for the operations of this thread."""
+    import torch
+
+    # Torch keeps the number per thread, but a thread's first operation resets it to the process-wide one:
+    # asking for the number first takes that reset out of the way.
+    torch.get_num_threads()
+    torch.set_num_threads(threads)

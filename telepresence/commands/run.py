@@ -32,7 +32,7 @@ def run(
     from rich.console import Console
     from rich.logging import RichHandler
 
-    from telepresence.daemon import Daemon, Options, default_source
+    from telepresence.daemon import Daemon, Options
 
     console = Console(soft_wrap=True, highlight=False)
     handler = RichHandler(console=Console(stderr=True), show_path=False, show_level=False, markup=False)
@@ -60,3 +60,10 @@ def run(
     if daemon.failure is not None:
         console.print(f"telepresence stopped: {daemon.failure}", markup=False)
         raise SystemExit(1)
+
+
+def default_source() -> str:
+    """The webcam if there is one, else the synthetic actor."""
+    from telepresence.sources.webcam import default_webcam
+
+    return "webcam" if default_webcam() is not None else "synthetic"
