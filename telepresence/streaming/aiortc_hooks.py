@@ -14,7 +14,7 @@ from typing import Any
 
 import aioice.ice
 import aiortc
-from aiortc import RTCPeerConnection, RTCRtpReceiver, RTCRtpSender
+from aiortc import RTCRtpReceiver, RTCRtpSender
 from aiortc.jitterbuffer import JitterBuffer, JitterFrame
 from aiortc.rtp import RtpPacket
 
@@ -95,8 +95,3 @@ def quieten() -> None:
     """Keep SDP and addresses of peers out of the log: both libraries write them there below WARNING."""
     for name in ("aiortc", "aioice"):
         logging.getLogger(name).setLevel(logging.WARNING)
-
-
-def connected(pc: RTCPeerConnection) -> bool:
-    """Whether media flows (public; here so that callers need not know aiortc's words for it)."""
-    return bool(pc.connectionState == "connected")

@@ -47,12 +47,16 @@ class Peer:
     heard: float = 0.0  # of the last RTCP packet; 0.0 while hearing is not possible
     intake: asyncio.Task[None] | None = None
 
+    @property
+    def connected(self) -> bool:
+        return bool(self.pc.connectionState == "connected")
+
     def hear(self) -> None:
         self.heard = time.monotonic()
 
     def gone(self, now: float) -> bool:
         """Whether this peer never came, or left without a word."""
-        if not aiortc_hooks.connected(self.pc):
+        if not self.connected:
             return now - self.since > CONNECT_S
         return self.heard > 0.0 and now - self.heard > VIEWER_SILENCE_S
 
@@ -78,7 +82,7 @@ class Peers:
 
     @property
     def viewers(self) -> int:
-        return sum(peer.watches and aiortc_hooks.connected(peer.pc) for peer in tuple(self._peers.values()))
+        return sum(peer.watches and peer.connected for peer in tuple(self._peers.values()))
 
     async def watch(self, offer: str) -> tuple[str, str]:
         """Answer a viewer: (session id, SDP answer).  Full at the limit, UserError for an offer that does not fit."""
@@ -163,9 +167,7 @@ class Peers:
         except Exception as error:  # aiortc's parser raises anything on a malformed offer
             await self.close(peer.id)
             log.info("an offer was refused (%s)", type(error).__name__)
-            raise UserError(
-                "the offer is not one that can be answered: no codec in common, or malformed SDP"
-            ) from error
+            raise UserError("the offer cannot be answered: no codec in common, or malformed SDP") from error
         except asyncio.CancelledError:
             await self.close(peer.id)
             raise

@@ -1,14 +1,15 @@
 // The page of the daemon: watches the avatar over WHEP, lends it the browser's camera over WHIP, shows its state.
 
+// What each state means, and what a person before the camera can do about it.
 const SENTENCES = {
-  connecting: "Looking for the daemon on this machine.",
-  offline: "The daemon does not answer. It may have been stopped; this page keeps trying.",
-  waiting: "Waiting for a face. Look into the camera.",
-  calibrating: "Getting to know the face. Look straight ahead and talk.",
-  learning: "Learning the face. The picture sharpens while you talk and turn your head.",
-  live: "This is the learned avatar, and it keeps getting better.",
-  lost: "The face is out of sight. It goes on as soon as it is back.",
-  idle: "Nobody is driving the avatar at the moment.",
+  connecting: ["Looking for the daemon on this machine."],
+  offline: ["The daemon does not answer. It may have been stopped; this page keeps trying."],
+  waiting: ["Waiting for a face.", "Look into the camera."],
+  calibrating: ["Getting to know the face.", "Look straight ahead and talk."],
+  learning: ["Learning the face: the picture is getting sharper.", "Talk and turn your head."],
+  live: ["This is the learned avatar, and it keeps getting better."],
+  lost: ["The face is out of sight. It goes on as soon as it is back."],
+  idle: ["Nobody is driving the avatar at the moment."],
 };
 
 const CAMERA_WORDS = {
@@ -221,9 +222,13 @@ function showCamera() {
   $("own").hidden = !camera;
   $("camera").textContent = camera ? "Stop using my camera" : "Use my camera";
   $("camera").setAttribute("aria-pressed", String(Boolean(camera)));
+  explain();
+}
+
+function explain() {
   $("note").textContent = camera
-    ? "The daemon sees your camera. Others see only the avatar."
-    : "Your camera stays on this machine. A new avatar begins with it.";
+    ? "The daemon sees your camera; viewers see what it makes of it."
+    : `${acted ? "A synthetic actor is before the camera. With yours a new avatar begins." : "A new avatar begins with it."} Your pictures stay on this machine.`;
 }
 
 function trouble(text) {
@@ -236,6 +241,7 @@ const sentence = (text) => `${text.charAt(0).toUpperCase()}${text.slice(1)}${/[.
 // ---- state
 
 const curve = [];
+let acted = false; // whether the synthetic actor is before the camera
 
 async function follow() {
   for (let misses = 0; ; await sleep(1000)) {
@@ -251,15 +257,16 @@ async function follow() {
 
 function show(status) {
   const state = status.state ?? "connecting";
-  if (document.body.dataset.state !== state || !$("state").dataset.shown) {
-    document.body.dataset.state = state;
-    $("state").textContent = state;
-    $("state").dataset.shown = "yes";
-    $("sentence").textContent = SENTENCES[state] ?? "";
-    document.title = state === "live" ? "Telepresence" : `Telepresence – ${state}`;
-  }
+  acted = status.source === "synthetic";
+  const [meaning, advice] = SENTENCES[state] ?? [""];
+  const words = advice && !acted ? `${meaning} ${advice}` : meaning;
+  if ($("sentence").textContent !== words) $("sentence").textContent = words; // else a screen reader would repeat it
+  $("state").textContent = state;
+  document.body.dataset.state = state;
+  document.title = state === "live" ? "Telepresence" : `Telepresence – ${state}`;
+  explain();
   number("fps", received.fps, 0);
-  number("avatar-fps", status.avatar_fps, status.avatar_fps < 10 ? 1 : 0);
+  number("avatar-fps", status.avatar_fps, status.avatar_fps > 0 && status.avatar_fps < 10 ? 1 : 0);
   number("latency", status.latency_ms > 0 && received.fps ? status.latency_ms + received.delay : undefined, 0);
   number("viewers", status.viewers, 0);
   list(Array.isArray(status.errors) ? status.errors : []);
