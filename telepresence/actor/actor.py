@@ -193,7 +193,7 @@ class Actor:
             colour = linear(228, 219, 202) * (1.0 - 0.30 * gaps)[:, None]
             colour = colour + gums[:, None] * (linear(192, 112, 108) - colour)
             # How much light the lips let in is not in the table; the front teeth get most of it.
-            let_in = 0.25 + 0.75 * ramp(at.coordinates[:, 2], 0.070, 0.095)
+            let_in = 0.03 + 0.97 * ramp(at.coordinates[:, 2], 0.060, 0.094)
             at = replace(at, openness=0.8 * let_in, shadow=0.6 * let_in[:, None].expand(-1, 3))
         else:
             colour = linear(30, 22, 20) if number == _LASHES else linear(186, 98, 96)

@@ -177,6 +177,9 @@ class Performance:
         pitch, yaw, roll = self._angles(seconds)
         turn = _about(1, yaw) @ _about(0, pitch) @ _about(2, roll)
         rotation = axis_angle(np.diag([1.0, -1.0, -1.0]) @ turn)
+        if rotation[0] < 0.0:
+            # Facing the camera is half a turn about x, where axis-angle would flip its sign: go on past it instead.
+            rotation *= 1.0 - 2.0 * np.pi / np.linalg.norm(rotation)
         sway = [self._wave(row, (1, 2, 5), seconds) for row in (3, 4, 5)]
         translation = np.array([0.0, 0.022, DISTANCE]) + np.array([0.018, 0.008, 0.025]) * sway
         return rotation.astype(np.float32), translation.astype(np.float32)

@@ -16,7 +16,7 @@ from insta_runtime.types import Camera
 from telepresence.actor.hair import hairline
 from telepresence.actor.surface import UV_HEIGHT, blob, linear, noise, ramp, sample, unroll
 
-WIDTH, HEIGHT = 1280, 960
+WIDTH, HEIGHT = 1024, 768
 
 HAIR_COLOUR = linear(74, 48, 34)
 
@@ -127,7 +127,7 @@ def _lips(position: Tensor) -> Tensor:
 
 def _brows(position: Tensor, eye_y: float, generator: torch.Generator, strokes: int = 260) -> Tensor:
     """Coverage (HEIGHT, WIDTH) of the brows: hairs along an arch above each eye, on the mean face."""
-    height, width = 200, 280
+    height, width = 120, 168
     left, right, low, high = 0.004, 0.066, eye_y + 0.004, eye_y + 0.044
     ys = low + (high - low) * (torch.arange(height) + 0.5) / height
     xs = left + (right - left) * (torch.arange(width) + 0.5) / width
