@@ -53,10 +53,12 @@ SAVE_S: Final = 60.0
 """Seconds between saves of the avatar."""
 NO_FACE_S: Final = 10.0
 """Seconds without any face after which `/status` says so."""
-STALLED_S: Final = 20.0
+STALLED_S: Final = 60.0
 """Seconds without a finished round after which a stage is said to have stalled."""
 MOVE_S: Final = 0.1
 """Without a new state the picture is looked after this often (seconds): faces that left ease to neutral."""
+RESUME_S: Final = 10.0
+"""A browser whose connection breaks gets its avatar back if it returns within so many seconds."""
 READ_S: Final = 0.5
 TICK_S: Final = 0.1
 JOIN_S: Final = 10.0
@@ -226,35 +228,37 @@ class Daemon:
         """A browser began or ceased to lend its camera (called on the network thread)."""
         self._lent = started
 
-    def _swap(self) -> None:
+    def _swap(self, now: float) -> None:
         """Follow the browser's camera: a new person while it is lent, the one at home when it is taken back."""
         if self._home is None or self.options.source == "browser":
             return
-        if self._lent and self._guest is None and self._leaving is None and not self._refused:
-            source = open_source("browser", browser=self._camera)
-            try:
-                self._guest = self._person("browser", source, new_avatar_path(), None)
-            except UserError as error:
-                self._refused = True
-                self._note("browser camera", str(error))
-                return
-            self._current = self._guest
-            log.info("a browser lends its camera; its avatar will be %s", self._guest.path)
-        elif not self._lent:
-            if self._refused:
-                self._refused = False
-                self.telemetry.errors.clear("browser camera")
-            if self._guest is not None:
-                self._leaving = (self._guest, time.monotonic())
-                self._guest, self._current = None, self._home
-        self._see_off()
+        if self._lent and self._guest is None and not self._refused:
+            self._guest = self._leaving[0] if self._leaving is not None else self._new_guest()
+            self._current, self._leaving = self._guest or self._home, None
+        elif not self._lent and self._guest is not None:
+            self._leaving = (self._guest, now)
+            self._guest, self._current = None, self._home
+        elif not self._lent and self._refused:
+            self._refused = False
+            self.telemetry.errors.clear("browser camera")
+        elif self._leaving is not None:
+            self._see_off(*self._leaving, now)
 
-    def _see_off(self) -> None:
-        """Save and close the person who left, once every thread has finished the round that may still use it."""
-        if self._leaving is None:
-            return
-        person, since = self._leaving
-        if all(self._workers[name].heartbeat > since for name in ("capture", "track", "render", "train")):
+    def _new_guest(self) -> Person | None:
+        source = open_source("browser", browser=self._camera)
+        try:
+            guest = self._person("browser", source, new_avatar_path(), None)
+        except UserError as error:
+            self._refused = True
+            self._note("browser camera", str(error))
+            return None
+        log.info("a browser lends its camera; its avatar will be %s", guest.path)
+        return guest
+
+    def _see_off(self, person: Person, since: float, now: float) -> None:
+        """Save and close the person who left, unless a broken connection brings them back within `RESUME_S`."""
+        rounds = (self._workers[name].heartbeat for name in ("capture", "track", "render", "train"))
+        if now - since > RESUME_S and min(rounds) > since:
             self._leaving = None
             self._save(person)
             person.close()
@@ -307,9 +311,13 @@ class Daemon:
 
     def _train(self) -> None:
         person = self._current
+        # With nobody there for long, nothing new is learned: let the machine rest.
+        if person is None or person.session.state is State.IDLE:
+            self.stopping.wait(READ_S)
+            return
         began = time.perf_counter()
-        learner = self._learning(person) if person is not None else None
-        if person is None or learner is None or not learner.work():
+        learner = self._learning(person)
+        if learner is None or not learner.work():
             self.stopping.wait(0.05)
             return
         spent = time.perf_counter() - began
@@ -322,8 +330,8 @@ class Daemon:
     def _supervise(self) -> None:
         if self.stopping.wait(TICK_S):
             return
-        self._swap()
         now = time.monotonic()
+        self._swap(now)
         person = self._current
         if person is not None:
             before = person.session.state

@@ -69,7 +69,9 @@ class Display:
                 return None
             self._last = subject
             if scene.good or scene.raw is None:
-                return self._head(learner, state, camera, scene.good)
+                # A face that is gone has no capture time that a latency could be counted from.
+                stamp = state.t_capture_ns if scene.absent_s == 0.0 else time.monotonic_ns()
+                return self._head(learner, state.at(stamp), camera, scene.good)
         if scene.raw is not None:
             self._last = None
             return self._shown(time.monotonic_ns(), resized(scene.raw, self.side), False)

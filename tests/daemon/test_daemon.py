@@ -183,10 +183,11 @@ def test_a_lent_camera_that_cannot_be_tracked_is_refused_and_the_call_goes_on(
 
 
 def test_a_lent_camera_is_a_new_person_and_the_actor_comes_back(
-    launch: Callable[..., Watched], shared: Path, models: Path, tmp_path: Path
+    launch: Callable[..., Watched], shared: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import av
 
+    monkeypatch.setattr("telepresence.daemon.RESUME_S", 0.5)
     daemon = launch(Options("synthetic", tmp_path / "avatar", models=models))
     eventually(daemon, lambda status: status["steps"] > 0)
     home = daemon.status()["avatar"]
