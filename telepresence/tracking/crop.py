@@ -23,16 +23,16 @@ HEAD_RISE = 0.12  # how far the middle of a head lies above the middle of its la
 
 @dataclass(frozen=True)
 class Crop:
-    """A square window of a picture: ``left, top, side`` in its pixels, shown as ``size`` x ``size`` pixels."""
+    """A square window of a picture: ``left, top, side`` in its whole pixels, shown as ``size`` x ``size`` pixels."""
 
-    left: float
-    top: float
-    side: float
+    left: int
+    top: int
+    side: int
     size: int
 
     @property
     def window(self) -> tuple[float, float, float]:
-        return self.left, self.top, self.side
+        return float(self.left), float(self.top), float(self.side)
 
     def camera(self, camera: Pinhole) -> Camera:
         """The camera of the cropped picture."""
@@ -44,22 +44,21 @@ class Crop:
 
     def apply(self, rgb: Bytes) -> Bytes:
         """The window of ``rgb`` (H, W, 3) uint8 as (size, size, 3); beyond the picture its edge is repeated."""
-        from PIL import Image
+        import cv2
 
         height, width = rgb.shape[:2]
         right, bottom = self.left + self.side, self.top + self.side
-        pad = [
-            (max(0, -_down(self.top)), max(0, _up(bottom) - height)),
-            (max(0, -_down(self.left)), max(0, _up(right) - width)),
-        ]
-        if any(sum(sides) for sides in pad):
-            rgb = np.pad(rgb, [*pad, (0, 0)], mode="edge")
-        left, top = self.left + pad[1][0], self.top + pad[0][0]
-        if (left, top, self.side) == (0, 0, self.size) and rgb.shape[:2] == (self.size, self.size):
-            return np.ascontiguousarray(rgb)
-        box = (left, top, left + self.side, top + self.side)
-        picture = Image.fromarray(np.ascontiguousarray(rgb))
-        return np.array(picture.resize((self.size, self.size), Image.Resampling.BILINEAR, box=box))
+        before = max(0, -self.top), max(0, -self.left)
+        after = max(0, bottom - height), max(0, right - width)
+        if any(before + after):
+            rgb = np.pad(rgb, [*zip(before, after, strict=True), (0, 0)], mode="edge")
+        top, left = self.top + before[0], self.left + before[1]
+        window = rgb[top : top + self.side, left : left + self.side]
+        if self.side == self.size:
+            return np.ascontiguousarray(window)
+        shrinks = self.side > self.size
+        way = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        return cv2.resize(window, (self.size, self.size), interpolation=way).astype(np.uint8, copy=False)
 
 
 def choose_crop(policy: CropPolicy, faces: Sequence[FaceLandmarks], width: int, height: int, size: int) -> Crop:
@@ -68,8 +67,8 @@ def choose_crop(policy: CropPolicy, faces: Sequence[FaceLandmarks], width: int, 
     ``center``: the largest centred square.  ``head``: a square around the head, inside the picture if it fits.
     ``auto``: the centred square where the face is in it and at least a quarter of its side, else around the head.
     """
-    side = float(min(width, height))
-    middle = Crop((width - side) / 2, (height - side) / 2, side, size)
+    side = min(width, height)
+    middle = Crop((width - side) // 2, (height - side) // 2, side, size)
     if policy == "center" or not faces:
         return middle
     boxes = np.array([face.box for face in faces])
@@ -81,19 +80,10 @@ def choose_crop(policy: CropPolicy, faces: Sequence[FaceLandmarks], width: int, 
     if policy == "auto" and inside and face_size >= LARGE_FACE * side:
         return middle
     reach = max(right - left, bottom - top) + HEAD_MARGIN * face_size
-    side = min(side, max(HEAD_SCALE * face_size, reach))
+    side = round(min(side, max(HEAD_SCALE * face_size, reach)))
     centre_x, centre_y = (left + right) / 2, (top + bottom) / 2 - HEAD_RISE * face_size
-    return Crop(
-        float(np.clip(centre_x - side / 2, 0, width - side)),
-        float(np.clip(centre_y - side / 2, 0, height - side)),
-        side,
-        size,
-    )
+    return Crop(_within(centre_x - side / 2, width - side), _within(centre_y - side / 2, height - side), side, size)
 
 
-def _down(value: float) -> int:
-    return int(np.floor(value))
-
-
-def _up(value: float) -> int:
-    return int(np.ceil(value))
+def _within(value: float, limit: int) -> int:
+    return round(min(max(value, 0.0), limit))

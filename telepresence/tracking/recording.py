@@ -33,7 +33,8 @@ class TrackedRecording:
 
     states: N; where a face was not tracked the last one is held.
     faces: N, smoothed, None where none was found.   valid: (N,) whether the face was tracked.
-    errors: (N,) px of a 512 picture.   projections: (N, L, 2) likewise.   fit_seconds: (N,) of the head fit alone.
+    errors: (N,) px of a 512 picture.   projections: (N, L, 2) likewise.
+    fit_seconds: (N,) processor time of the head fit alone.
     """
 
     calibration: Calibration
@@ -100,9 +101,9 @@ def track_recording(
         fit = None
         if face is not None:
             interval = (times_ns[index] - times_ns[index - 1]) / 1e9 if index else 1.0
-            start = time.perf_counter()
+            start = time.thread_time()
             fit = fitter.fit(face, None if health.lost else before, interval)
-            seconds[index] = time.perf_counter() - start
+            seconds[index] = time.thread_time() - start
             errors[index] = fit.error
             projections[index] = fitter.project(fit) / fitter.camera.scale
         valid[index] = health.judge(fit)
