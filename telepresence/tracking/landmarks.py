@@ -19,8 +19,9 @@ from .models import import_mediapipe, landmarker_path, quietly
 LANDMARKS = 478
 SMALL_FACE = 0.15  # part of the longest side below which a face is followed in a crop
 CROP_SCALE = 2.8  # side of that crop, in face sizes
-TILE_SCALES = (1.0, 2 / 3, 1 / 2, 1 / 3)  # tile sides, in shortest sides of the picture; stride is half a tile
-TILE_INTERVAL = 5  # pictures between two searches through all tiles
+TILE_SCALES = (1.0, 2 / 3, 1 / 2)  # tile sides, in shortest sides of the picture; stride is half a tile
+LIVE_TILES = 4  # tiles looked at in one picture, live; the search goes on in the next one
+TILE_INTERVAL = 5  # pictures between two searches through all tiles, in a recording
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ class FaceLandmarker:
 
         self._clock_ms = 0  # VIDEO mode wants time stamps that grow; only their order matters
         self._last: FaceLandmarks | None = None
-        self._since_tiles = TILE_INTERVAL
+        self._live = live
+        self._misses = 0  # pictures in a row without a face
         with quietly():
             self._still = landmarker(vision.RunningMode.IMAGE)
             self._video = landmarker(vision.RunningMode.VIDEO) if live else None
@@ -80,6 +82,7 @@ class FaceLandmarker:
         """The face in ``rgb`` (H, W, 3) uint8, or None."""
         face = self._follow_small(rgb) or self._whole(rgb) or self._search(rgb)
         self._last = face
+        self._misses = 0 if face is not None else self._misses + 1
         return face
 
     def close(self) -> None:
@@ -105,21 +108,18 @@ class FaceLandmarker:
         return self._run(rgb, 0, 0, follow=self._video is not None)
 
     def _search(self, rgb: Bytes) -> FaceLandmarks | None:
-        self._since_tiles += 1
-        if self._since_tiles <= TILE_INTERVAL:
+        tiles = _tiles(*rgb.shape[:2])
+        if self._live:
+            first = self._misses * LIVE_TILES % len(tiles)
+            tiles = tiles[first : first + LIVE_TILES]
+        elif self._misses % TILE_INTERVAL:
             return None
-        self._since_tiles = 0
-        height, width = rgb.shape[:2]
-        for scale in TILE_SCALES:
-            side = scale * min(height, width)
-            rows, columns = _starts(height, side), _starts(width, side)
-            for top in rows:
-                for left in columns:
-                    found = self._in_window(rgb, left, top, side)
-                    if found is not None:
-                        # The tile may cut the face: look again with the face in the middle.
-                        self._last = found
-                        return self._follow_small(rgb) or found
+        for left, top, side in tiles:
+            found = self._in_window(rgb, left, top, side)
+            if found is not None:
+                # The tile may cut the face: look again with the face in the middle.
+                self._last = found
+                return self._follow_small(rgb) or found
         return None
 
     def _in_window(self, rgb: Bytes, left: float, top: float, side: float) -> FaceLandmarks | None:
@@ -147,6 +147,15 @@ class FaceLandmarker:
             return None
         scores = {category.category_name: float(category.score) for category in result.face_blendshapes[0]}
         return FaceLandmarks(points, scores)
+
+
+def _tiles(height: int, width: int) -> list[tuple[float, float, float]]:
+    """(left, top, side) of overlapping squares that cover the picture, large ones first, from the middle outwards."""
+    tiles = []
+    for scale in TILE_SCALES:
+        side = scale * min(height, width)
+        tiles += [(left, top, side) for top in _starts(height, side) for left in _starts(width, side)]
+    return tiles
 
 
 def _starts(length: int, side: float) -> list[float]:
