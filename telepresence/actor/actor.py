@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -41,7 +42,7 @@ class Actor:
     """
 
     def __init__(self, seed: int = 0) -> None:
-        """Build the person (about two seconds).  Equal seeds give equal people."""
+        """Build the person (a few seconds).  Equal seeds give equal people."""
         self.head: HeadModel = load_head()
         self.rig = HeadRig(self.head)
         self.shape: Float32 = _identity(self.head, seed)
@@ -96,27 +97,37 @@ class Actor:
         return Camera(1.2 * size, 1.2 * size, size / 2, size / 2, size, size)
 
     def render(
-        self, state: HeadState, camera: Camera, background: bool = True, *, samples: int = 2
+        self,
+        state: HeadState,
+        camera: Camera,
+        background: bool = True,
+        *,
+        samples: int = 2,
+        room: NDArray[np.floating] | None = None,
     ) -> tuple[Bytes, Bytes]:
         """Draw the actor in ``state`` as ``camera`` sees them.
 
         Returns the picture (H, W, 3) uint8 with clothes and room (without ``background``: on black), and alpha
         (H, W) uint8: the exact matte of head, hair and neck times the neck ramp.  Edges are smoothed with
         ``samples`` x ``samples`` samples a pixel.
+
+        ``room`` (3, 3) turns lamps and clothes: a camera that has moved around the actor sees ``room @ R`` for
+        the head's rotation R, and the same light on every spot of the face.  (The blurred background stays.)
         """
         with torch.no_grad():
             fine = camera.scaled(camera.width * samples, camera.height * samples)
-            shaded = self._shade(state, fine).permute(2, 0, 1)[None]
+            turn = torch.eye(3) if room is None else torch.as_tensor(room, dtype=torch.float32)
+            shaded = self._shade(state, fine, turn).permute(2, 0, 1)[None]
             picture = functional.avg_pool2d(shaded, samples)[0]
             colour, cover, alpha = picture[:3], picture[3:4], picture[4]
             if background:
                 size = (camera.height, camera.width)
-                room = functional.interpolate(self._room[None], size, mode="bilinear", align_corners=False)[0]
-                colour = colour + (1.0 - cover) * room
+                behind = functional.interpolate(self._room[None], size, mode="bilinear", align_corners=False)[0]
+                colour = colour + (1.0 - cover) * behind
             rgb = (colour.clamp(0.0, 1.0) * 255.0 + 0.5).byte().permute(1, 2, 0).contiguous()
             return rgb.numpy(), (alpha * 255.0 + 0.5).byte().contiguous().numpy()
 
-    def _posed(self, state: HeadState) -> tuple[Tensor, Tensor, Tensor]:
+    def _posed(self, state: HeadState, room: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """All vertices (N, 3) and unit normals (N, 3) in camera space, and the head's rotation (3, 3)."""
         head = self.rig.pose(self.shape, state).vertices
         normals = vertex_normals(head, self.rig.faces)
@@ -127,7 +138,7 @@ class Actor:
         rotation = rotation_matrix(torch.from_numpy(state.rotation))
         vertices, normals = vertices @ rotation.T, normals @ rotation.T
         # Clothes hang from the neck and do not turn.
-        upright = torch.diag(torch.tensor([1.0, -1.0, -1.0]))
+        upright = room * torch.tensor([1.0, -1.0, -1.0])
         below = self._joints[0] + torch.tensor([0.0, 0.0, 0.02])
         clothes_at = self._clothes @ upright.T + (rotation - upright) @ below
         vertices = torch.cat([vertices, clothes_at]) + torch.from_numpy(state.translation)
@@ -135,16 +146,16 @@ class Actor:
         knit = vertex_normals(vertices, self._faces[self._material == _CLOTHES])[first:]
         return vertices, torch.cat([normals, knit]), rotation
 
-    def _shade(self, state: HeadState, camera: Camera) -> Tensor:
+    def _shade(self, state: HeadState, camera: Camera, room: Tensor) -> Tensor:
         """One sample a pixel: (H, W, 5) screen colour times coverage, coverage, alpha."""
-        vertices, normals, rotation = self._posed(state)
+        vertices, normals, rotation = self._posed(state, room)
         a, b, c = (vertices.index_select(0, self._faces[:, i]) for i in range(3))
         front = (torch.linalg.cross(b - a, c - a) * a).sum(1) < 0.0
         # Thin things show both sides, but not from behind the head.
         near_side = (normals * vertices).sum(1) < 0.35 * vertices.norm(dim=1)
         drawn = torch.where(self._solid, front, near_side[self._faces[:, 0]]).nonzero().squeeze(1)
         raster = rasterise(vertices, self._faces.index_select(0, drawn), camera)
-        lighting = Lighting(rotation, self._towards)
+        lighting = Lighting(rotation, self._towards, room)
         surface = torch.cat([self._coordinates, normals, lighting.shadows(self._free), self._openness[:, None]], 1)
 
         pixel = raster.mask.flatten().nonzero().squeeze(1)

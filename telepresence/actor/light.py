@@ -17,7 +17,8 @@ from insta_runtime.types import Camera
 
 _FAR = 20.0  # metres from which the head is looked at for shadows, so far that perspective does not matter
 
-# Lamps in camera space: the direction towards each, and its light.  Key (a window), fill, rim.
+# Lamps in the room (the axes of the actor's own camera): the direction towards each, and its light.
+# Key (a window), fill, rim.
 _LAMPS = (
     ((-0.55, -0.50, -0.75), (1.15, 1.08, 0.99)),
     ((0.80, -0.10, -0.55), (0.20, 0.22, 0.26)),
@@ -64,9 +65,12 @@ def visibility(vertices: Tensor, faces: Tensor, towards: Tensor, size: int = 160
 class Lighting:
     """The lamps as they fall on one posed head."""
 
-    def __init__(self, rotation: Tensor, towards: Tensor) -> None:
-        """``rotation`` (3, 3) head to camera; ``towards`` (D, 3) the directions of the shadow table."""
-        self.to_lamp = functional.normalize(torch.tensor([lamp[0] for lamp in _LAMPS]), dim=1)  # (3, 3)
+    def __init__(self, rotation: Tensor, towards: Tensor, room: Tensor) -> None:
+        """``rotation`` (3, 3) head to camera; ``towards`` (D, 3) the directions of the shadow table, head space;
+        ``room`` (3, 3) room to camera."""
+        lamps = functional.normalize(torch.tensor([lamp[0] for lamp in _LAMPS]), dim=1)
+        self.to_lamp = lamps @ room.T  # (3, 3), camera space
+        self.up = room @ torch.tensor([0.0, -1.0, 0.0])
         self.colour = torch.tensor([lamp[1] for lamp in _LAMPS])
         nearness = (self.to_lamp @ rotation) @ towards.T  # (3, D)
         self.shadow_weights = torch.softmax(14.0 * nearness, dim=1)
@@ -83,7 +87,7 @@ class Lighting:
         ``wrap`` how far red, green and blue creep around into the shade (skin lets red through).
         """
         facing = normal @ self.to_lamp.T
-        sky = (0.5 - 0.5 * normal[:, 1]) * openness
+        sky = (0.5 + 0.5 * (normal @ self.up)) * openness
         ground = openness - sky
         light = torch.empty_like(normal)
         for channel, reach in enumerate(wrap):
