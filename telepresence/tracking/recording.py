@@ -24,7 +24,7 @@ from .landmarks import FaceLandmarks
 from .smoothing import smooth
 from .state import StateBuilder, with_gaze
 
-STATIC_MOTION = 1.5  # px of a 512 picture from the frame before to the frame after: below it the face holds still
+STATIC_MOTION = 0.75  # px of a 512 picture from the frame before to the frame after: below it the face holds still
 
 
 @dataclass(frozen=True)
