@@ -36,7 +36,7 @@ from telepresence.mailbox import Mailbox
 from telepresence.outputs import PreviewWindow
 from telepresence.pacing import CpuShare, training_pause
 from telepresence.person import Person, Pose, make_tracker, new_avatar_path, stored_avatar
-from telepresence.session import AWAY, Facts, State
+from telepresence.session import AWAY, Facts, Session, State
 from telepresence.sources import Source, open_source
 from telepresence.sources.synthetic import SyntheticSource
 from telepresence.streaming import MediaServer, StreamHooks
@@ -133,10 +133,6 @@ class Daemon:
         self._head = load_head(options.head)
         path = options.avatar or new_avatar_path()
         avatar = stored_avatar(path, self._head, run.device)
-        # What may be missing is found out before anything is promised.  The actor is never missing, but takes
-        # some seconds to get dressed: the page is there before.
-        if options.source != "synthetic":
-            self._home = self._open_home(path, avatar)
         self._zmq = ZeroMqDriver(
             run.zmq,
             basis=self._head.basis,
@@ -146,6 +142,10 @@ class Daemon:
             accepted=self._moved.set,
         )
         self._zmq.start()
+        # What may be missing is found out before anything is promised.  The actor is never missing, but takes
+        # some seconds to get dressed: the page is there before.
+        if options.source != "synthetic":
+            self._home = self._open_home(path, avatar)
         hooks = StreamHooks(self.status, self.telemetry.metrics, self._camera, self._lend)
         self._server = MediaServer(self.config.stream, hooks)
         self._server.start()
@@ -381,13 +381,11 @@ class Daemon:
         absent = time.monotonic() - session.last_face if session.state in AWAY and session.last_face else 0.0
         raw = tracked.crop_rgb if self.config.run.show_camera and tracked is not None else None
         title, hint = self._missing(person)
-        return Scene(state, camera, learner, self._good(learner), absent, raw, title, hint)
+        return Scene(state, camera, learner, self._good(session, learner), absent, raw, title, hint)
 
-    def _good(self, learner: Learner | None) -> bool:
-        """Whether the avatar may be shown: it came from a file, or is at least as good as the coloured mesh."""
-        if learner is None:
-            return False
-        return learner.score.gain_db >= 0.0 if learner.score is not None else learner.avatar.steps > 0
+    def _good(self, session: Session, learner: Learner | None) -> bool:
+        """Whether the avatar is to be shown: it is live, or came from a file and was not measured yet."""
+        return session.live or (learner is not None and learner.score is None and learner.loaded)
 
     def _missing(self, person: Person) -> tuple[str, str]:
         """The words of the card: what there is no picture for."""

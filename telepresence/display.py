@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from insta_runtime.types import Bytes, Camera, Float32, HeadState
     from telepresence.learner import Learner
 
+MESH_SIDE: Final = 256
+"""Largest side at which the coloured mesh is rendered: its edges are hard, and enlarging softens them."""
 HOLD_S: Final = 0.5
 """A face that is gone keeps its last pose for so long ..."""
 RELAX_S: Final = 1.5
@@ -46,7 +48,7 @@ class Display:
 
     def __init__(self, side: int, budget_ms: float) -> None:
         self.side, self.budget_ms = side, budget_ms
-        self.avatar, self.mesh = Resolution(), Resolution(256)
+        self.avatar, self.mesh = Resolution(), Resolution(MESH_SIDE, largest=MESH_SIDE)
         self._frame_id = 0
         self._last: tuple[object, ...] | None = None
 

@@ -60,6 +60,7 @@ class Learner:
         from insta_runtime.render.renderer import Renderer
 
         self.avatar, self.path, self.freeze = avatar, path, freeze
+        self.loaded = avatar.steps > 0  # learned in an earlier call
         self.trainer = Trainer(avatar.model)
         self.trainer.steps = avatar.steps
         self.exchange = WeightExchange()

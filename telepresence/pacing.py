@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 SIZES: Final = (64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512)
@@ -17,10 +17,11 @@ FASTER: Final = 0.8
 
 @dataclass(frozen=True)
 class Resolution:
-    """The side at which to render (pixels) and the smoothed time of a picture of that side (ms)."""
+    """The side at which to render (pixels), the smoothed time of a picture of that side (ms), the largest side."""
 
     side: int = 128
     ms: float | None = None
+    largest: int = SIZES[-1]
 
     def after(self, measured_ms: float, budget_ms: float) -> Resolution:
         """The resolution for the next picture, after one of this side that took ``measured_ms``.
@@ -32,14 +33,14 @@ class Resolution:
         index = SIZES.index(self.side)
         if ms > SLOWER * budget_ms and index > 0:
             return self._resized(SIZES[index - 1], ms)
-        if index + 1 < len(SIZES):
+        if self.side < self.largest:
             larger = self._resized(SIZES[index + 1], ms)
             if larger.ms is not None and larger.ms <= FASTER * budget_ms:
                 return larger
-        return Resolution(self.side, ms)
+        return replace(self, ms=ms)
 
     def _resized(self, side: int, ms: float) -> Resolution:
-        return Resolution(side, ms * (side / self.side) ** 2)
+        return replace(self, side=side, ms=ms * (side / self.side) ** 2)
 
 
 def training_pause(step_s: float, duty: float) -> float:
