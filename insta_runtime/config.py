@@ -6,7 +6,6 @@ them from TOML, refuses unknown keys and checks the bounds declared here.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, TypeVar
 
@@ -122,6 +121,7 @@ def from_dict(kind: type[T], values: Any) -> T:
         if name not in known:
             raise UserError(f"{kind.__name__} has no setting {name!r}")
     checked: dict[str, Any] = {}
+    value: Any
     for name, value in values.items():
         nested = known[name].default_factory
         if isinstance(nested, type):
@@ -133,7 +133,8 @@ def from_dict(kind: type[T], values: Any) -> T:
             value = float(value)
         if type(value) is not type(default):
             raise UserError(f"{kind.__name__}.{name} must be a {type(default).__name__}, not {value!r}")
-        if number and not (bounds["ge"] or -math.inf) <= value <= (math.inf if bounds["le"] is None else bounds["le"]):
+        low, high = bounds["ge"], bounds["le"]
+        if number and not ((low is None or value >= low) and (high is None or value <= high)):
             raise UserError(f"{kind.__name__}.{name} = {value!r} is out of bounds")
         checked[name] = value
     return kind(**checked)

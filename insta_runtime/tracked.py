@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import UserError
+from .geometry import rotation_matrix
 from .types import Bytes, Camera, Float32, HeadState, Observation, Take
 
 if TYPE_CHECKING:
@@ -161,16 +162,6 @@ def load_frame(folder: TrackedFolder | Path, index: int, head: HeadRig) -> tuple
     vertices = head.pose(take.shape, state).vertices.detach().cpu().numpy()
     posed = vertices @ rotation_matrix(state.rotation).T + state.translation
     return folder.picture(index), folder.alpha(index), posed.astype(np.float32)
-
-
-def rotation_matrix(axis_angle: NDArray[np.floating]) -> Float32:
-    """The (3, 3) rotation of an axis-angle vector in radians (Rodrigues' formula)."""
-    x, y, z = (float(value) for value in axis_angle)
-    angle = float(np.sqrt(x * x + y * y + z * z))
-    cross = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
-    first = np.sinc(angle / np.pi)  # sin(a) / a
-    second = 0.5 * np.sinc(angle / (2 * np.pi)) ** 2  # (1 - cos(a)) / a^2
-    return (np.eye(3) + first * cross + second * (cross @ cross)).astype(np.float32)
 
 
 class _Malformed(Exception):

@@ -72,7 +72,7 @@ class HashGrid(nn.Module):
     def forward(self, points: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             index, weight = self.corners(points)
-        features = _Interpolate.apply(self.table, index, weight)
+        features: torch.Tensor = _Interpolate.apply(self.table, index, weight)  # type: ignore[no-untyped-call]
         by_level = features.view(self.levels, len(points), self.features)
         return by_level.transpose(0, 1).reshape(len(points), self.levels * self.features)
 

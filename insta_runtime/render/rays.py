@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from insta_runtime.types import Camera, Float32, Float64, HeadState
+from insta_runtime.geometry import rotation_matrix
+from insta_runtime.types import Camera, HeadState
 
 BEHIND_SURFACE = 0.025
 """Metres behind the first surface of the head mesh where a ray ends: skin is opaque, lips may be wrongly closed."""
@@ -29,17 +30,6 @@ class Rays:
 
     def __len__(self) -> int:
         return len(self.origins)
-
-
-def rotation_matrix(axis_angle: Float32) -> Float64:
-    """Rodrigues' formula: (3,) axis-angle in radians -> (3, 3) rotation, float64."""
-    vector = axis_angle.astype(np.float64)
-    angle = float(np.linalg.norm(vector))
-    x, y, z = vector
-    cross = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
-    if angle < 1e-8:
-        return np.eye(3) + cross
-    return np.eye(3) + np.sin(angle) / angle * cross + (1.0 - np.cos(angle)) / angle**2 * cross @ cross
 
 
 def slant(camera: Camera, pixels: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from insta_runtime.geometry import axis_angle
 from insta_runtime.types import Float64, HeadState
 
 PERIOD = 24.0
@@ -183,32 +184,6 @@ class Performance:
         sway = [self._wave(row, (1, 2, 5), seconds) for row in (3, 4, 5)]
         translation = np.array([0.0, 0.022, DISTANCE]) + np.array([0.018, 0.008, 0.025]) * sway
         return rotation.astype(np.float32), translation.astype(np.float32)
-
-
-def axis_angle(matrix: Float64) -> Float64:
-    """The axis-angle (3,) of a rotation matrix (3, 3), also near half a turn (through the unit quaternion)."""
-    # Shepperd: the largest of the four squared components is far from zero.
-    trace = np.trace(matrix)
-    squares = np.append(1.0 + 2.0 * np.diag(matrix) - trace, 1.0 + trace)
-    k = int(np.argmax(squares))
-    quaternion = np.empty(4)  # x, y, z, w
-    if k == 3:
-        quaternion[:3] = matrix[2, 1] - matrix[1, 2], matrix[0, 2] - matrix[2, 0], matrix[1, 0] - matrix[0, 1]
-        quaternion[3] = squares[3]
-    else:
-        i, j = (k + 1) % 3, (k + 2) % 3
-        quaternion[k] = squares[k]
-        quaternion[i] = matrix[i, k] + matrix[k, i]
-        quaternion[j] = matrix[j, k] + matrix[k, j]
-        quaternion[3] = matrix[j, i] - matrix[i, j]
-    quaternion /= np.linalg.norm(quaternion)
-    if quaternion[3] < 0.0:
-        quaternion = -quaternion
-    sine = np.linalg.norm(quaternion[:3])
-    if sine < 1e-12:
-        return 2.0 * quaternion[:3]
-    vector: Float64 = quaternion[:3] / sine * 2.0 * np.arctan2(sine, quaternion[3])
-    return vector
 
 
 def _about(axis: int, angle: float) -> Float64:

@@ -19,10 +19,10 @@ from insta_runtime.head import HeadModel, load_head
 from insta_runtime.learn.evaluation import Scores, score, split
 from insta_runtime.learn.trainer import Trainer
 from insta_runtime.render.coloured_mesh import ColouredMesh
-from insta_runtime.render.rays import rotation_matrix
 from insta_runtime.render.renderer import Renderer
 from insta_runtime.tracked import TrackedFolder
-from insta_runtime.types import Float32, HeadState, Observation
+from insta_runtime.types import Float32, Observation
+from telepresence.commands.orbit import turned, yaw, yaw_turn
 from telepresence.config import Config
 
 ACTOR_FRAMES = 320
@@ -184,44 +184,11 @@ def _synthetic(size: int, holdout: float) -> Recording:
     unseen = []
     for n, observation in enumerate(_spread([observations[i] for i in held], 2 * CURVE_PICTURES)):
         target = (outermost + math.radians(20.0)) * (1 if n % 2 else -1)
-        state = orbited(observation.state, target - yaw(observation.state))
-        rgb, alpha = actor.render(state, observation.camera)
+        turn = yaw_turn(target - yaw(observation.state))
+        state = turned(observation.state, turn)
+        rgb, alpha = actor.render(state, observation.camera, room=turn)
         unseen.append(Observation(observation.frame_id, rgb, alpha, observation.camera, state))
     return Recording("synthetic", actor.head, actor.shape, observations, unseen=tuple(unseen))
-
-
-def yaw(state: HeadState) -> float:
-    """Angle in radians by which the face is turned about the camera's vertical axis; 0 looks into the camera."""
-    forward = rotation_matrix(state.rotation)[:, 2]
-    return math.atan2(forward[0], -forward[2])
-
-
-def orbited(state: HeadState, angle: float) -> HeadState:
-    """``state`` turned by ``angle`` radians of `yaw`, as if the camera had moved around the head."""
-    cos, sin = math.cos(angle), math.sin(angle)
-    turn = np.array([[cos, 0.0, -sin], [0.0, 1.0, 0.0], [sin, 0.0, cos]])
-    return replace(state, rotation=axis_angle(turn @ rotation_matrix(state.rotation)))
-
-
-def axis_angle(rotation: np.ndarray[Any, np.dtype[np.float64]]) -> Float32:
-    """The axis-angle vector (3,) of a rotation matrix (3, 3), through its quaternion, stable up to half a turn."""
-    trace = np.trace(rotation)
-    squares = np.array([1.0 + trace, *(1.0 + 2.0 * np.diag(rotation) - trace)])
-    largest = int(np.argmax(squares))
-    w, x, y, z = range(4)
-    m = np.zeros((4, 4))
-    m[w, x] = m[x, w] = rotation[2, 1] - rotation[1, 2]
-    m[w, y] = m[y, w] = rotation[0, 2] - rotation[2, 0]
-    m[w, z] = m[z, w] = rotation[1, 0] - rotation[0, 1]
-    m[x, y] = m[y, x] = rotation[1, 0] + rotation[0, 1]
-    m[x, z] = m[z, x] = rotation[0, 2] + rotation[2, 0]
-    m[y, z] = m[z, y] = rotation[2, 1] + rotation[1, 2]
-    np.fill_diagonal(m, squares)
-    q = m[largest] / np.linalg.norm(m[largest])
-    length = float(np.linalg.norm(q[1:]))
-    if length < 1e-9:
-        return np.zeros(3, np.float32)
-    return (q[1:] / length * 2.0 * math.atan2(length, q[0])).astype(np.float32)
 
 
 def _spread(observations: Sequence[Observation], count: int) -> list[Observation]:

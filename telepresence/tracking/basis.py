@@ -6,13 +6,13 @@ own (FLAME).  Each unit has a prior (mean from the blendshape scores, weight), b
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from insta_runtime.errors import UserError
+from insta_runtime.geometry import rotation_matrix
 from insta_runtime.head import HeadModel
 from insta_runtime.types import Float32, Float64
 
@@ -91,7 +91,7 @@ class LandmarkBasis:
         """(3, L, S): what the identity code moves while the jaw stands at ``jaw``."""
         if self.turning_shape_directions is None:
             return self.shape_directions
-        return self.shape_directions + np.einsum("ij,jls->ils", rotation(jaw), self.turning_shape_directions)
+        return self.shape_directions + np.einsum("ij,jls->ils", rotation_matrix(jaw), self.turning_shape_directions)
 
     def points(self, units: Float64, jaw: Float64) -> Float64:
         """(L, 3) landmarks."""
@@ -109,13 +109,13 @@ class LandmarkBasis:
         assert self.turning_directions is not None
         turning = self.turning + (self.turning_directions @ units).T
         points = self._turned(still, turning, jaw)
-        by_units = self.directions + np.einsum("ij,jlu->ilu", rotation(jaw), self.turning_directions)
+        by_units = self.directions + np.einsum("ij,jlu->ilu", rotation_matrix(jaw), self.turning_directions)
         step = 1e-5
         by_jaw = [(self._turned(still, turning, jaw + step * axis) - points).T / step for axis in np.eye(3)]
         return points, by_units, np.stack(by_jaw, axis=2)
 
     def _turned(self, still: Float64, turning: Float64, jaw: Float64) -> Float64:
-        turn = rotation(jaw)
+        turn = rotation_matrix(jaw)
         if self.correctives is not None and self.turning_correctives is not None:
             feature = (turn - np.eye(3)).reshape(9)
             still = still + np.tensordot(feature, self.correctives, 1)
@@ -176,39 +176,6 @@ def landmark_basis(head: HeadModel) -> LandmarkBasis:
         turning_correctives=gather(correctives, jaw),
         **common,
     )
-
-
-def rotation(axis_angle: NDArray[np.floating]) -> Float64:
-    """The (3, 3) rotation of an axis-angle vector (Rodrigues' formula)."""
-    x, y, z = (float(value) for value in axis_angle)
-    angle = math.sqrt(x * x + y * y + z * z)
-    cross = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
-    if angle < 1e-8:
-        return np.eye(3) + cross
-    return np.eye(3) + (math.sin(angle) / angle) * cross + ((1 - math.cos(angle)) / angle**2) * (cross @ cross)
-
-
-def axis_angle(matrix: Float64) -> Float64:
-    """The axis-angle vector of a (3, 3) rotation, its angle in [0, pi]; by way of the unit quaternion."""
-    m = matrix
-    trace = m[0, 0] + m[1, 1] + m[2, 2]
-    # The row of this matrix (four times the outer product of the quaternion) with the largest entry is the safest.
-    products = np.array(
-        [
-            [1 + trace, m[2, 1] - m[1, 2], m[0, 2] - m[2, 0], m[1, 0] - m[0, 1]],
-            [m[2, 1] - m[1, 2], 1 + 2 * m[0, 0] - trace, m[0, 1] + m[1, 0], m[0, 2] + m[2, 0]],
-            [m[0, 2] - m[2, 0], m[0, 1] + m[1, 0], 1 + 2 * m[1, 1] - trace, m[1, 2] + m[2, 1]],
-            [m[1, 0] - m[0, 1], m[0, 2] + m[2, 0], m[1, 2] + m[2, 1], 1 + 2 * m[2, 2] - trace],
-        ]
-    )
-    quaternion = products[int(np.argmax(np.diag(products)))]
-    quaternion = quaternion / np.linalg.norm(quaternion)
-    if quaternion[0] < 0:
-        quaternion = -quaternion
-    sine = float(np.linalg.norm(quaternion[1:]))
-    if sine < 1e-9:
-        return 2.0 * quaternion[1:]
-    return (2.0 * math.atan2(sine, float(quaternion[0])) / sine) * quaternion[1:]
 
 
 def _priors(head: HeadModel) -> UnitPriors:

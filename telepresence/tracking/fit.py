@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from insta_runtime.geometry import rotation_matrix
 from insta_runtime.types import Float64
 
-from .basis import JAW_PITCH, JAW_WEIGHT, LandmarkBasis, rotation
+from .basis import JAW_PITCH, JAW_WEIGHT, LandmarkBasis
 from .landmarks import FaceLandmarks
 
 SIGMA = 2.5  # px of a picture whose longest side is 512: the noise of a landmark
@@ -151,7 +152,7 @@ class HeadFitter:
         """``fit`` after a step in (pose, units, jaw); units stay within their bounds."""
         units = self.basis.units
         return HeadFit(
-            rotation(step[:3]) @ fit.rotation,
+            rotation_matrix(step[:3]) @ fit.rotation,
             fit.translation + step[3:6],
             np.clip(fit.units + step[POSE : POSE + units], self.basis.priors.low, self.basis.priors.high),
             fit.jaw + step[POSE + units :] if self.basis.has_jaw else fit.jaw,

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from insta_runtime.geometry import rotation_matrix
 from insta_runtime.head import HeadModel, HeadRig
 from insta_runtime.render.raster import rasterise
-from insta_runtime.tracked import rotation_matrix
 from insta_runtime.types import Bytes, Camera, Float32, HeadState
 
 from .crop import Crop

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from insta_runtime.geometry import axis_angle
 from insta_runtime.head import HeadModel
 from insta_runtime.types import Float64, HeadState
 
-from .basis import LandmarkBasis, axis_angle
+from .basis import LandmarkBasis
 from .calibration import Calibration
 from .embedding import embedding_for
 from .fit import HeadFit

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch.nn import functional
 
+from insta_runtime.geometry import axis_angle
 from insta_runtime.head.rig import rotation_matrix
 from insta_runtime.render.raster import rasterise
 from insta_runtime.types import Camera
 from telepresence.actor.actor import NECK_RAMP, Actor
-from telepresence.actor.performance import Performance, axis_angle
+from telepresence.actor.performance import Performance
 
 SIZE = 160
 

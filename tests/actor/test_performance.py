@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from insta_runtime.geometry import axis_angle
 from insta_runtime.head import load_head
 from insta_runtime.head.rig import rotation_matrix
-from telepresence.actor.performance import DISTANCE, PERIOD, Performance, axis_angle
+from telepresence.actor.performance import DISTANCE, PERIOD, Performance
 
 NAMES = load_head().expression_names
 MOMENTS = np.arange(0.0, PERIOD, 0.05)

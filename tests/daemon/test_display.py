@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insta_runtime.tracked import rotation_matrix
+from insta_runtime.geometry import rotation_matrix
 from insta_runtime.types import HeadState
 from telepresence.display import HOLD_S, RELAX_S, Display, Scene, relaxed, resized
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
+from insta_runtime.geometry import rotation_matrix
 from insta_runtime.head import HeadModel, LandmarkEmbedding, load_head
-from telepresence.tracking.basis import LandmarkBasis, landmark_basis, rotation
+from telepresence.tracking.basis import LandmarkBasis, landmark_basis
 from telepresence.tracking.fit import HeadFit, HeadFitter, Pinhole
 from telepresence.tracking.landmarks import LANDMARKS, FaceLandmarks
 
@@ -32,7 +33,7 @@ class Sitter:
         """A random head pose and face."""
         units = np.clip(rng.normal(0.1, 0.25, self.basis.units), self.basis.priors.low, self.basis.priors.high)
         jaw = np.array([rng.uniform(0, 0.3), 0.0, 0.0]) if self.basis.has_jaw else np.zeros(3)
-        matrix = rotation(rng.uniform(-turn, turn, 3)) @ np.diag([1.0, -1.0, -1.0])
+        matrix = rotation_matrix(rng.uniform(-turn, turn, 3)) @ np.diag([1.0, -1.0, -1.0])
         place = np.array([*rng.uniform(-0.03, 0.03, 2), rng.uniform(0.4, 0.7)])
         return HeadFit(matrix, place, units, jaw, np.zeros((len(self.basis.indices), 2)), 0.0)
 

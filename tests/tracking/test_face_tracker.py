@@ -13,15 +13,16 @@ import torch
 from PIL import Image
 
 from insta_runtime.errors import UserError
+from insta_runtime.geometry import rotation_matrix
 from insta_runtime.head import HeadRig
 from insta_runtime.render.raster import rasterise
-from insta_runtime.tracked import TrackedFolder, rotation_matrix
+from insta_runtime.tracked import TrackedFolder
 from insta_runtime.types import Camera, HeadState
 from telepresence.commands.track import track
 from telepresence.config import Config
 from telepresence.frames import CameraFrame, Truth
 from telepresence.sources.video import video_frames
-from telepresence.tracking.basis import landmark_basis, rotation
+from telepresence.tracking.basis import landmark_basis
 from telepresence.tracking.calibration import calibrate
 from telepresence.tracking.embedding import clay
 from telepresence.tracking.fit import HeadFitter, Pinhole
@@ -153,7 +154,7 @@ def test_renders_of_the_head_are_tracked(open_head, models):
     found = []
     with FaceLandmarker(models, live=False) as landmarker:
         for yaw in yaws:
-            turn = np.diag([1.0, -1.0, -1.0]) @ rotation(np.array([0.0, yaw, 0.0]))
+            turn = np.diag([1.0, -1.0, -1.0]) @ rotation_matrix(np.array([0.0, yaw, 0.0]))
             posed = torch.from_numpy((vertices @ turn.T + [0.0, 0.02, 0.6]).astype(np.float32))
             face = landmarker.detect(clay(posed, rasterise(posed, rig.faces, camera)))
             assert face is not None

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from insta_runtime.geometry import rotation_matrix
 from insta_runtime.types import HeadState
-from telepresence.tracking.basis import rotation
 from telepresence.tracking.crop import Crop, choose_crop
 from telepresence.tracking.fit import Pinhole
 from telepresence.tracking.gaze import CORNERS, IRISES, RADIUS, Gaze, eye_pose
@@ -36,7 +36,7 @@ def test_gaze_comes_back_from_the_irises_it_makes(open_sitter, yaw, pitch):
     turns = eye_pose(np.array([[yaw, pitch]] * 2))
     face = open_sitter.face(pose, np.random.default_rng(0), noise=0.0)
     for eye in range(2):
-        look = rotation(turns[eye]) @ np.array([0.0, 0.0, RADIUS])
+        look = rotation_matrix(turns[eye]) @ np.array([0.0, 0.0, RADIUS])
         iris = pose.rotation @ (gaze.eyes[eye] + look) + pose.translation
         face.points[IRISES[eye], :2] = 614.4 * iris[:2] / iris[2] + 256
     face.scores.update(eyeBlinkLeft=0.0, eyeBlinkRight=0.0)
@@ -76,7 +76,7 @@ def test_a_jump_is_a_loss(open_sitter, turn):
     pose = replace(open_sitter.pose(np.random.default_rng(1), turn=0.1), error=1.0)
     health = Health(CAMERA, 1.0)
     assert health.judge(pose)
-    assert not health.judge(replace(pose, rotation=rotation(np.array(turn)) @ pose.rotation))
+    assert not health.judge(replace(pose, rotation=rotation_matrix(np.array(turn)) @ pose.rotation))
     health = Health(CAMERA, 1.0)
     assert health.judge(pose)
     assert not health.judge(replace(pose, translation=1.3 * pose.translation))

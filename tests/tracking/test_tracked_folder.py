@@ -16,8 +16,9 @@ import pytest
 from PIL import Image
 
 from insta_runtime.errors import UserError
+from insta_runtime.geometry import rotation_matrix
 from insta_runtime.head import HeadRig
-from insta_runtime.tracked import TrackedFolder, load_frame, read_take, rotation_matrix, write_take
+from insta_runtime.tracked import TrackedFolder, load_frame, read_take, write_take
 from insta_runtime.types import Camera, HeadState, Take
 from telepresence.commands.track import track_truth
 from telepresence.frames import CameraFrame, Truth

@@ -1,0 +1,29 @@
+"""Moving the camera around a head."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from insta_runtime.geometry import axis_angle, rotation_matrix
+from insta_runtime.types import Float64, HeadState
+
+
+def yaw(state: HeadState) -> float:
+    """Angle in radians by which the face is turned about the camera's vertical axis; 0 looks into the camera."""
+    forward = rotation_matrix(state.rotation)[:, 2]
+    return math.atan2(forward[0], -forward[2])
+
+
+def yaw_turn(angle: float) -> Float64:
+    """The (3, 3) rotation in camera space that adds ``angle`` radians to the `yaw` of a state."""
+    cos, sin = math.cos(angle), math.sin(angle)
+    return np.array([[cos, 0.0, -sin], [0.0, 1.0, 0.0], [sin, 0.0, cos]])
+
+
+def turned(state: HeadState, turn: Float64) -> HeadState:
+    """``state`` as a camera sees it that has moved around the head, so that ``turn`` (3, 3) comes on top."""
+    rotation = axis_angle(turn @ rotation_matrix(state.rotation))
+    return replace(state, rotation=rotation.astype(np.float32))

@@ -1,0 +1,127 @@
+"""`telepresence render`: a video of an avatar, driven by any take or on a turntable."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from insta_runtime.avatar import Avatar
+from insta_runtime.errors import UserError
+from insta_runtime.geometry import rotation_matrix
+from insta_runtime.head import load_head
+from insta_runtime.render.renderer import Renderer
+from insta_runtime.tracked import read_take
+from insta_runtime.types import Bytes, Camera, HeadState, Take
+from telepresence.commands.orbit import turned, yaw_turn
+from telepresence.config import Config
+
+ORBIT_S = 4.0  # seconds of one swing of the turntable, there and back
+FPS = 30.0
+FILLED = 0.6  # part of the picture's height that the head takes on the turntable
+BACKGROUND = np.ones(3, dtype=np.float32)
+
+
+def render(
+    *,
+    avatar: Path,
+    driver: Path | None,
+    out: Path | None,
+    frames: Path | None,
+    orbit: float | None,
+    size: int,
+    config: Config,
+    head: Path | None,
+) -> None:
+    """Render ``avatar`` over white at ``size`` x ``size`` pixels, into the video ``out`` or the folder ``frames``.
+
+    ``driver`` is a take or a tracked folder of anybody with the same kind of head; without one a neutral face is
+    shown.  ``orbit`` swings the camera by so many degrees to both sides.  Raises UserError.
+    """
+    loaded = Avatar.load(avatar, load_head(head), config.run.device)
+    if driver is None:
+        camera, states, fps = *_portrait(loaded), FPS
+    else:
+        take = read_take(driver)
+        camera, states, fps = take.camera, _states(take, loaded, driver), take.fps
+    if orbit is not None:
+        states = _orbited(states, math.radians(orbit), fps)
+    view = camera.scaled(size, size)
+    renderer = Renderer(loaded.model)
+    pictures = (renderer.render(state, view).over(BACKGROUND) for state in _progress(states))
+    if frames is not None:
+        _write_pictures(frames, pictures)
+    elif out is not None:
+        _write_video(out, pictures, fps, size)
+
+
+def _portrait(avatar: Avatar) -> tuple[Camera, list[HeadState]]:
+    """A camera that frames the head, and one swing of a neutral face."""
+    model = avatar.model
+    state = HeadState.neutral(len(model.head.expression_names))
+    face = model.warp.canonical.vertices.cpu().numpy()
+    centre, height = 0.5 * (face.min(0) + face.max(0)), float(np.ptp(face[:, 1]))
+    side = max(avatar.camera.width, avatar.camera.height)
+    camera = Camera(avatar.camera.fx, avatar.camera.fy, side / 2, side / 2, side, side)
+    distance = camera.fy * height / (FILLED * side)
+    translation = np.array([0.0, 0.0, distance]) - rotation_matrix(state.rotation) @ centre
+    return camera, [replace(state, translation=translation.astype(np.float32))] * round(ORBIT_S * FPS)
+
+
+def _states(take: Take, avatar: Avatar, path: Path) -> list[HeadState]:
+    states = [state for state, valid in zip(take.states, take.valid, strict=True) if valid]
+    expressions = len(avatar.model.head.expression_names)
+    if not states or len(states[0].expression) != expressions:
+        raise UserError(f"{path} does not fit the avatar: it needs states with {expressions} expression weights")
+    return states
+
+
+def _orbited(states: list[HeadState], angle: float, fps: float) -> list[HeadState]:
+    """The states seen by a camera that swings by ``angle`` radians around the head."""
+    return [
+        turned(state, yaw_turn(angle * math.sin(2.0 * math.pi * number / (ORBIT_S * fps))))
+        for number, state in enumerate(states)
+    ]
+
+
+def _progress(states: list[HeadState]) -> Iterator[HeadState]:
+    from rich.console import Console
+    from rich.progress import track
+
+    yield from track(states, "rendering", console=Console(stderr=True))
+
+
+def _write_pictures(folder: Path, pictures: Iterator[Bytes]) -> None:
+    from PIL import Image
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, picture in enumerate(pictures):
+            Image.fromarray(picture).save(folder / f"{number:06d}.png")
+    except OSError as error:
+        raise UserError(f"the pictures cannot be written to {folder}: {error.strerror or error}") from None
+
+
+def _write_video(path: Path, pictures: Iterator[Bytes], fps: float, size: int) -> None:
+    import av
+    from av.video.stream import VideoStream
+
+    if size % 2:
+        raise UserError(f"a video needs an even size, not {size}: try --size {size + 1}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with av.open(str(path), "w") as container:
+            rate = Fraction(fps).limit_denominator(1001)
+            stream = container.add_stream("libx264", rate=rate, options={"crf": "16"})
+            assert isinstance(stream, VideoStream)
+            stream.width = stream.height = size
+            stream.pix_fmt = "yuv420p"
+            for picture in pictures:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            container.mux(stream.encode(None))
+    except (OSError, av.FFmpegError, ValueError) as error:
+        raise UserError(f"the video cannot be written to {path}: {error} (does its name end in .mp4?)") from None
