@@ -118,7 +118,7 @@ class NeckRamp:
         import cv2
 
         vertices = self._rig.pose(self._shape, state).vertices
-        turn = torch.from_numpy(rotation_matrix(state.rotation))
+        turn = torch.from_numpy(rotation_matrix(state.rotation).astype(np.float32))
         posed = vertices @ turn.T + torch.from_numpy(state.translation)
         raster = rasterise(posed, self._faces, camera)
         if not bool(raster.mask.any()):
