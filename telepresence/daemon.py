@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from insta_runtime.avatar import Avatar
 from insta_runtime.errors import UserError
@@ -41,9 +41,11 @@ from telepresence.sources import Source, open_source
 from telepresence.sources.synthetic import SyntheticSource
 from telepresence.streaming import MediaServer, StreamHooks
 from telepresence.telemetry import Telemetry
-from telepresence.tracking.crop import CropPolicy
-from telepresence.tracking.tracker import Tracker
 from telepresence.worker import Worker, limit_torch_threads
+
+if TYPE_CHECKING:
+    from telepresence.tracking.crop import CropPolicy
+    from telepresence.tracking.tracker import Tracker
 
 log = logging.getLogger("telepresence")
 
@@ -187,11 +189,14 @@ class Daemon:
             name,
             work,
             setup=lambda: limit_torch_threads(threads),
-            failed=lambda stage, error: self._note(stage, f"{type(error).__name__}: {error}"),
+            failed=self._failed,
             fatal=self._die,
             nice=nice,
         )
         worker.start()
+
+    def _failed(self, stage: str, error: Exception) -> None:
+        self.telemetry.error(stage, f"{type(error).__name__}: {error}")
 
     def _die(self, stage: str, error: Exception) -> None:
         self.failure = f"stage {stage} failed again and again: {type(error).__name__}: {error}"
@@ -219,7 +224,7 @@ class Daemon:
     def _tracker(self, source: Source, avatar: Avatar | None) -> Tracker:
         run, options = self.config.run, self.options
         actor = source.actor if isinstance(source, SyntheticSource) and not options.track else None
-        return make_tracker(self._head, actor, avatar, cast(CropPolicy, run.crop), run.size, options.models)
+        return make_tracker(self._head, actor, avatar, cast("CropPolicy", run.crop), run.size, options.models)
 
     def _learner(self, avatar: Avatar, path: Path) -> Learner:
         return Learner(avatar, path, freeze=self.options.freeze or self.config.run.train_share == 0.0)

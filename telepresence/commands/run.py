@@ -30,13 +30,11 @@ def run(
     cannot be had; SystemExit(1) if the daemon had to stop by itself.
     """
     from rich.console import Console
-    from rich.logging import RichHandler
 
     from telepresence.daemon import Daemon, Options
 
     console = Console(soft_wrap=True, highlight=False)
-    handler = RichHandler(console=Console(stderr=True), show_path=False, show_level=False, markup=False)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("telepresence").setLevel(logging.INFO)
 
     options = Options(source or default_source(), avatar, head, models, track, preview, freeze)
