@@ -52,7 +52,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
         (["fit", "synthetic", "--out", "a", "--device", "tpu"], ["run.device", "tpu"]),
         (["track", "absent.mp4", "--out", "a"], ["absent.mp4"]),
         (["track", "absent.mp4", "--out", "a", "--crop", "middle"], ["run.crop", "middle"]),
-        (["evaluate", "absent", "gone"], ["absent"]),
+        (["evaluate", "absent", "absent"], ["absent"]),
         (["render", "absent", "--driver", "gone"], ["--out", "--frames"]),
         (["render", "absent", "--out", "v.mp4"], ["--driver", "--orbit"]),
         (["render", "absent", "--orbit", "30", "--frames", "f"], ["absent"]),
