@@ -210,7 +210,8 @@ class NormalEquations:
         """
         diagonal = np.diag(self.matrix)
         never = high <= low
-        at_low, at_high = never, np.zeros_like(never)
+        # Where a variable stands at its bound and is pushed outwards, it will most likely stay.
+        at_low, at_high = never | ((low >= 0.0) & (self.vector < 0.0)), (high <= 0.0) & (self.vector > 0.0) & ~never
         step = np.zeros_like(self.vector)
         for _ in range(rounds):
             held = at_low | at_high
