@@ -82,7 +82,9 @@ def _closest(points: torch.Tensor, packed: torch.Tensor) -> tuple[torch.Tensor, 
     ab_first = on_ab <= on_ac
     best = torch.minimum(on_ab, on_ac)
     bc_first = on_bc < best
-    best = torch.where(inside, on_face, torch.minimum(best, on_bc))
+    best = torch.minimum(best, on_bc)
+    inside &= on_face <= best  # else the triangle is a line, and (v, w) are rounding errors
+    best = torch.where(inside, on_face, best)
     best_v = torch.where(inside, v, torch.where(bc_first, u_bc, t_ab * ab_first))
     best_w = torch.where(inside, w, torch.where(bc_first, t_bc, t_ac * ~ab_first))
     return (app + best).clamp_min(0.0), best_v, best_w
