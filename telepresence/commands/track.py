@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,9 @@ def track(
     size, policy = config.run.size, _policy(config.run.crop)
     reader = video_frames(path)
     with FolderWriter(out) as writer, Progress() as progress:
-        model = trackable(load_head(head), models)
+        model = load_head(head)
+        if model.embedding is None:
+            model = trackable(model, models, progress.part("knowing the head"))
         times: list[int] = []
         faces: list[FaceLandmarks | None] = []
         with FaceLandmarker(models, live=False) as landmarker:
@@ -127,6 +129,11 @@ class Progress:
             done += 1
             self._bars.update(task, completed=done, total=max(count, done))
         self._bars.update(task, completed=done, total=done)
+
+    def part(self, title: str) -> Callable[[float], None]:
+        """A bar that is told which part of the work is done, in [0, 1]."""
+        task = self._bars.add_task(title, total=100)
+        return lambda part: self._bars.update(task, completed=round(100 * part))
 
 
 class _Compressor:

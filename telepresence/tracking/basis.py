@@ -91,7 +91,7 @@ class LandmarkBasis:
         """(3, L, S): what the identity code moves while the jaw stands at ``jaw``."""
         if self.turning_shape_directions is None:
             return self.shape_directions
-        return self.shape_directions + np.einsum("ij,jls->ils", rotation_matrix(jaw), self.turning_shape_directions)
+        return self.shape_directions + np.tensordot(rotation_matrix(jaw), self.turning_shape_directions, 1)
 
     def points(self, units: Float64, jaw: Float64) -> Float64:
         """(L, 3) landmarks."""
@@ -109,7 +109,7 @@ class LandmarkBasis:
         assert self.turning_directions is not None
         turning = self.turning + (self.turning_directions @ units).T
         points = self._turned(still, turning, jaw)
-        by_units = self.directions + np.einsum("ij,jlu->ilu", rotation_matrix(jaw), self.turning_directions)
+        by_units = self.directions + np.tensordot(rotation_matrix(jaw), self.turning_directions, 1)
         step = 1e-5
         by_jaw = [(self._turned(still, turning, jaw + step * axis) - points).T / step for axis in np.eye(3)]
         return points, by_units, np.stack(by_jaw, axis=2)

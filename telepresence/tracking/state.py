@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,8 +66,11 @@ def with_gaze(head: HeadModel, calibration: Calibration, faces: Sequence[FaceLan
     return replace(calibration, gaze=usual.astype(np.float32))
 
 
-def trackable(head: HeadModel, models: Path | None) -> HeadModel:
-    """``head`` with a landmark embedding; one that has none gets it now (half a minute, then cached)."""
+def trackable(head: HeadModel, models: Path | None, progress: Callable[[float], None] | None = None) -> HeadModel:
+    """``head`` with a landmark embedding; one that has none gets it now (a minute or two, then cached).
+
+    ``progress`` is called with the part done, in [0, 1].
+    """
     if head.embedding is not None:
         return head
-    return replace(head, embedding=embedding_for(head, landmarker_path(models)))
+    return replace(head, embedding=embedding_for(head, landmarker_path(models), progress))
