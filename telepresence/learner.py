@@ -29,6 +29,8 @@ HOLD_BACK: Final = 8
 HELD_BACK: Final = 4
 """How many of the newest held-back pictures the measurement takes."""
 PUBLISH_S: Final = 1.0
+FIRST_STEPS: Final = 8
+"""A new avatar is not worth measuring before so many steps."""
 EVALUATE_S: Final = 4.0
 EVALUATE_PART: Final = 0.1
 """Part of the time that measuring may take: a slow machine measures less often."""
@@ -135,7 +137,8 @@ class Learner:
         now = time.monotonic()
         with self._lock:
             held_back = list(self._held_back)
-        if not held_back or self.mesh is None or now < self._next_score:
+        young = not self.loaded and self.trainer.steps < FIRST_STEPS
+        if young or not held_back or self.mesh is None or now < self._next_score:
             return False
         if not self.freeze:
             self._judge.load(self.trainer.snapshot())

@@ -94,7 +94,7 @@ def test_a_call_from_the_first_card_to_a_saved_avatar(launch: Callable[..., Watc
     def learned(status: dict[str, Any]) -> bool:
         if status["state"] != states[-1]:
             states.append(State(status["state"]))
-        return status["steps"] >= 3 and status["psnr_db"] is not None
+        return status["steps"] >= 8 and status["psnr_db"] is not None
 
     status = eventually(daemon, learned)
     order = [State.WAITING, State.CALIBRATING, State.LEARNING, State.LIVE]
