@@ -52,6 +52,12 @@ class FieldConfig:
     finest: int = setting(512, "resolution of the finest level across the canonical box", ge=4, le=8192)
     hidden: int = setting(64, "width of the hidden layers", ge=8, le=256)
 
+    def __post_init__(self) -> None:
+        if self.features % 2:
+            raise UserError(f"features = {self.features} must be an even number")
+        if self.finest < self.base:
+            raise UserError(f"base = {self.base} must not be finer than finest = {self.finest}")
+
 
 @dataclass(frozen=True)
 class SamplingConfig:

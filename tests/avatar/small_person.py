@@ -27,7 +27,7 @@ SMALL = AvatarConfig(
     warp=WarpConfig(cell=0.025, candidates=24),
     radiance=FieldConfig(levels=4, features=2, log2_entries=12, base=8, finest=64, hidden=16),
     sampling=SamplingConfig(step=0.006, max_samples=24),
-    occupancy=OccupancyConfig(resolution=20),
+    occupancy=OccupancyConfig(resolution=32),
     learn=LearnConfig(rays=512, frames=2, size=48, replay_mb=64, decay_steps=100),
 )
 
