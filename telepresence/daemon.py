@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("telepresence")
 
-RENDER_PART: Final = 0.6
+RENDER_PART: Final = 0.8
 """Part of the time between two pictures that rendering one may take; the rest is for everybody else."""
 SAVE_S: Final = 60.0
 """Seconds between saves of the avatar."""

@@ -114,4 +114,3 @@ def test_the_actor_then_a_real_face_before_the_browsers_camera(
     back = daemon.wait_until(lambda status: status["source"] == "synthetic", 30)
     assert back["avatar"] == home["avatar"]
     assert back["steps"] >= home["steps"]
-    Image.fromarray(np.concatenate([actor, shown], axis=1)).save(tmp_path / "seen.png")
