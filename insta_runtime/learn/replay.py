@@ -88,8 +88,8 @@ class Memory:
 class Replay:
     """Observations to draw from.  `add` may be called from any thread, the rest belongs to the learner.
 
-    When the budget is spent, a random observation that is not among the newest `RECENT` makes room, so that
-    what is kept stays a fair sample of the whole past.
+    The newest `RECENT` are always kept.  Of all older ones, what the budget has room for is a fair sample: every
+    observation of the past is as likely to be in it as any other (Vitter 1985, algorithm R).
     """
 
     def __init__(self, model: AvatarModel, size: int, budget_mb: int, seed: int) -> None:
@@ -99,6 +99,7 @@ class Replay:
         self._lock = threading.Lock()
         self._generator = torch.Generator().manual_seed(seed)
         self._order: list[int] = []
+        self._taken = 0
 
     def __len__(self) -> int:
         return len(self.memories)
@@ -115,9 +116,12 @@ class Replay:
             self._incoming.clear()
         for observation in incoming:
             self.memories.append(Memory(self.model, observation, self.size))
+            self._taken += 1
             while len(self.memories) > RECENT and sum(m.bytes for m in self.memories) > self.budget:
-                older = len(self.memories) - RECENT
-                del self.memories[int(torch.randint(older, (1,), generator=self._generator))]
+                # The last of the older ones has just become one; it stays if the lot falls on another's place.
+                last = len(self.memories) - RECENT - 1
+                lot = int(torch.randint(self._taken - RECENT, (1,), generator=self._generator))
+                del self.memories[min(lot, last)]
                 self._order = []
 
     def draw(self, count: int) -> list[Memory]:
