@@ -7,7 +7,9 @@ The tensors are the averaged weights, the occupancy and the identity; the file's
 from __future__ import annotations
 
 import json
+import math
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import torch
 
 from insta_runtime.config import AvatarConfig, from_dict, to_dict
 from insta_runtime.errors import UserError
+from insta_runtime.field.hashgrid import level_rows
 from insta_runtime.head import HeadModel
 from insta_runtime.render.model import AvatarModel
 from insta_runtime.render.renderer import Snapshot, load_snapshot, take_snapshot
@@ -25,6 +28,7 @@ from insta_runtime.types import Camera, Float32
 FORMAT_VERSION = 1
 FILE_NAME = "avatar.safetensors"
 MAX_HEADER = 1 << 20  # characters of JSON
+MAX_SIDE = 1 << 14  # pixels of a picture
 
 
 def choose_device(name: str) -> torch.device:
@@ -101,8 +105,10 @@ class Avatar:
                 os.fsync(file.fileno())
             part.replace(target)
         except OSError as error:
-            part.unlink(missing_ok=True)
             raise UserError(f"the avatar cannot be written to {target}: {error.strerror}") from None
+        finally:
+            with suppress(OSError):
+                part.unlink()
 
     @staticmethod
     def load(path: Path, head: HeadModel, device: str | torch.device) -> Avatar:
@@ -112,23 +118,29 @@ class Avatar:
         """
         file = avatar_file(path)
         header, tensors = _read(file)
+        version, learned_with = header.get("version"), header.get("head")
+        if version != FORMAT_VERSION:
+            raise UserError(f"{file} has avatar format {_brief(version)}; this program reads {FORMAT_VERSION}")
+        if not isinstance(learned_with, dict) or learned_with.get("sha256") != head.sha256:
+            name = _brief(learned_with.get("name") if isinstance(learned_with, dict) else learned_with)
+            raise UserError(f"{file} was learned with another head model ({name}): give that one with --head")
+        target = choose_device(device) if isinstance(device, str) else device
         try:
-            if header["version"] != FORMAT_VERSION:
-                raise UserError(f"{file} has avatar format {header['version']}; this program reads {FORMAT_VERSION}")
-            if header["head"]["sha256"] != head.sha256:
-                name = str(header["head"]["name"])[:80]
-                raise UserError(f"{file} was learned with another head model ({name}): give that one with --head")
-            camera = Camera(**header["camera"])
             config = from_dict(AvatarConfig, header["config"])
-            shape = tensors.pop("shape").float().numpy()
+            shape = tensors.pop("shape").numpy()
             if shape.shape != (head.shape_dirs.shape[0],):
-                raise UserError(f"{file} is damaged: its identity does not fit the head model")
-            avatar = Avatar.create(head, shape, camera, config, device)
+                raise ValueError("its identity does not fit the head model")
+            # A wrong configuration may ask for more memory than there is: look before the field is made.
+            if sum(level_rows(config.radiance)) != len(tensors["grid.table"]):
+                raise ValueError("its hash grid does not fit its configuration")
+            avatar = Avatar.create(head, shape, _camera(header["camera"]), config, target)
             load_snapshot(avatar.model, tensors)
             avatar.calibration = header["calibration"]
+            if not isinstance(avatar.calibration, dict | None):
+                raise ValueError("its calibration is not a table")
             avatar.seconds, avatar.steps = float(header["seconds"]), int(header["steps"])
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-            raise UserError(f"{file} is damaged or no avatar: {str(error).splitlines()[0][:120]}") from None
+        except (UserError, KeyError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+            raise _damaged(file, error) from None
         return avatar
 
 
@@ -142,8 +154,30 @@ def _read(file: Path) -> tuple[dict[str, Any], Snapshot]:
             text = (content.metadata() or {}).get("header", "")
             tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 (not a dict)
         header = json.loads(text) if len(text) <= MAX_HEADER else None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{file} is damaged or no avatar: {str(error).splitlines()[0][:120]}") from None
-    if not isinstance(header, dict) or not all(bool(t.isfinite().all()) for t in tensors.values()):
-        raise UserError(f"{file} is damaged or no avatar")
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise _damaged(file, error) from None
+    if not isinstance(header, dict):
+        raise _damaged(file, "it has no header")
+    if not all(t.dtype == torch.float32 and bool(t.isfinite().all()) for t in tensors.values()):
+        raise _damaged(file, "it holds what are not finite 32-bit numbers")
     return header, tensors
+
+
+def _camera(values: Any) -> Camera:
+    """The camera of a header.  TypeError, ValueError or ArithmeticError if there can be none like it."""
+    camera = Camera(**values)
+    if any(type(side) is not int or not 1 <= side <= MAX_SIDE for side in (camera.width, camera.height)):
+        raise ValueError("its camera has no picture")
+    fx, fy, cx, cy = (float(number) for number in (camera.fx, camera.fy, camera.cx, camera.cy))
+    if not (all(map(math.isfinite, (fx, fy, cx, cy))) and fx > 0.0 and fy > 0.0):
+        raise ValueError("its camera has no focal length or centre")
+    return Camera(fx, fy, cx, cy, camera.width, camera.height)
+
+
+def _brief(value: object) -> str:
+    """What a file says, fit for a message: one line, not long."""
+    return " ".join(str(value).split())[:120]
+
+
+def _damaged(file: Path, reason: object) -> UserError:
+    return UserError(f"{file} is damaged or no avatar: {_brief(reason)}")

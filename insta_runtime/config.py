@@ -135,12 +135,12 @@ def from_dict(kind: type[T], values: Any) -> T:
             continue
         default, bounds = known[name].default, known[name].metadata
         number = isinstance(value, int | float) and not isinstance(value, bool)
+        low, high = bounds["ge"], bounds["le"]
+        if number and not ((low is None or value >= low) and (high is None or value <= high)):
+            raise UserError(f"{kind.__name__}.{name} = {value!r} is out of bounds")
         if isinstance(default, float) and number:
             value = float(value)
         if type(value) is not type(default):
             raise UserError(f"{kind.__name__}.{name} must be a {type(default).__name__}, not {value!r}")
-        low, high = bounds["ge"], bounds["le"]
-        if number and not ((low is None or value >= low) and (high is None or value <= high)):
-            raise UserError(f"{kind.__name__}.{name} = {value!r} is out of bounds")
         checked[name] = value
     return kind(**checked)

@@ -17,6 +17,17 @@ from insta_runtime.config import FieldConfig
 PRIMES = (1, 2654435761, 805459861)
 
 
+def level_resolutions(config: FieldConfig) -> list[int]:
+    """Cells across the unit cube, level by level."""
+    growth = (config.finest / config.base) ** (1.0 / max(1, config.levels - 1))
+    return [math.floor(config.base * growth**level + 1e-6) for level in range(config.levels)]
+
+
+def level_rows(config: FieldConfig) -> list[int]:
+    """Rows of the table that each level takes."""
+    return [min((r + 2) ** 3, 1 << config.log2_entries) for r in level_resolutions(config)]
+
+
 class _Interpolate(torch.autograd.Function):
     """``sum_c weight[c, n] * table[index[c, n]]``; differentiable with respect to the table alone."""
 
@@ -50,11 +61,10 @@ class HashGrid(nn.Module):
     def __init__(self, config: FieldConfig, generator: torch.Generator) -> None:
         super().__init__()
         self.levels, self.features = config.levels, config.features
-        growth = (config.finest / config.base) ** (1.0 / max(1, config.levels - 1))
         entries = 1 << config.log2_entries
-        resolution = [math.floor(config.base * growth**level + 1e-6) for level in range(config.levels)]
+        resolution = level_resolutions(config)
         self.dense = sum((r + 2) ** 3 <= entries for r in resolution)  # the coarse levels come first
-        sizes = [min((r + 2) ** 3, entries) for r in resolution]
+        sizes = level_rows(config)
         offsets = [sum(sizes[:level]) for level in range(config.levels)]
         table = torch.rand((sum(sizes), config.features), generator=generator) * 2e-4 - 1e-4
         self.table = nn.Parameter(table)

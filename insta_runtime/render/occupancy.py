@@ -150,7 +150,10 @@ class OccupancyGrid:
         return {"value": self.value, "seen": self.seen, "inside": self.inside}
 
     def load(self, state: dict[str, torch.Tensor]) -> None:
-        """Take over a saved `state` of the same warp and configuration."""
-        for name, tensor in state.items():
-            getattr(self, name).copy_(tensor)
+        """Take over a saved `state` of the same warp and configuration.  ValueError if it is of another one."""
+        own = self.state()
+        if {name: t.shape for name, t in state.items()} != {name: t.shape for name, t in own.items()}:
+            raise ValueError("the occupancy does not fit the configuration")
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
         self._publish()

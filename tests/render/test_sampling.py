@@ -96,7 +96,7 @@ def test_rays_that_miss_and_an_empty_avatar_give_no_samples(model: AvatarModel, 
     ended = Rays(rays.origins, rays.directions, torch.full_like(rays.far, 0.1))
     none = Rays(rays.origins[:0], rays.directions[:0], rays.far[:0])
     empty = small_model()
-    empty.occupancy.load({"value": torch.zeros_like(empty.occupancy.value)})
+    empty.occupancy.load(empty.occupancy.state() | {"value": torch.zeros_like(empty.occupancy.value)})
     for samples in (sample(model, away), sample(model, ended), sample(model, none), sample(empty, rays)):
         assert samples.ray.shape == samples.distance.shape == (0,)
         assert samples.position.shape == samples.direction.shape == (0, 3)

@@ -1,0 +1,235 @@
+"""The avatar's file: round trip, refusal of everything else, and no loss when writing fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from small_person import CPU, SMALL, camera, flame_head, neutral_shape, open_head, pose
+
+from insta_runtime.avatar import FILE_NAME, Avatar, choose_device
+from insta_runtime.errors import UserError
+from insta_runtime.render.renderer import Renderer
+
+Header = dict[str, Any]
+Tensors = dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def avatar() -> Avatar:
+    shape = neutral_shape(open_head())
+    shape[:3] = [0.5, -1.0, 1.5]
+    avatar = Avatar.create(open_head(), shape, camera(48), SMALL, CPU)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        avatar.model.field.grid.table.copy_(torch.rand(avatar.model.field.grid.table.shape, generator=generator))
+    avatar.model.occupancy.value[::3] = 0.0
+    avatar.model.occupancy.load(avatar.model.occupancy.state())
+    avatar.calibration, avatar.seconds, avatar.steps = {"offsets": [0.25, None, "x"]}, 12.5, 340
+    return avatar
+
+
+@pytest.fixture
+def saved(avatar: Avatar, tmp_path: Path) -> Path:
+    """The file of the saved avatar."""
+    avatar.save(tmp_path / "me")
+    return tmp_path / "me" / FILE_NAME
+
+
+def refused(path: Path) -> str:
+    """The one line with which ``path`` is refused."""
+    with pytest.raises(UserError) as caught:
+        Avatar.load(path, open_head(), CPU)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert len(text) < 600
+    return text
+
+
+def tamper(file: Path, change: Callable[[Header, Tensors], object]) -> None:
+    """Rewrite ``file`` with its header and tensors changed in place."""
+    with safe_open(file, "pt") as content:
+        header: Header = json.loads(content.metadata()["header"])
+        tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 (not a dict)
+    change(header, tensors)
+    save_file(tensors, file, {"header": json.dumps(header)})
+
+
+def test_round_trip_renders_the_same_picture(avatar: Avatar, saved: Path) -> None:
+    state = pose(open_head(), jaw=0.5, yaw=0.2)
+    truth = Renderer(avatar.model).render(state, camera(32)).rgba
+    assert truth[..., 3].max() > 0.1
+    for path in (saved, saved.parent):
+        loaded = Avatar.load(path, open_head(), "cpu")
+        np.testing.assert_array_equal(Renderer(loaded.model).render(state, camera(32)).rgba, truth)
+        np.testing.assert_array_equal(loaded.model.shape, avatar.model.shape)
+        assert loaded.model.config == SMALL
+        assert loaded.camera == camera(48)
+        assert loaded.calibration == avatar.calibration
+        assert (loaded.seconds, loaded.steps) == (12.5, 340)
+
+
+def test_saving_again_replaces_the_file_and_leaves_nothing_else(avatar: Avatar, saved: Path) -> None:
+    first = saved.read_bytes()
+    avatar.save(saved)
+    assert saved.read_bytes() == first
+    assert [path.name for path in saved.parent.iterdir()] == [FILE_NAME]
+
+
+def test_what_was_learned_last_is_saved(avatar: Avatar, saved: Path) -> None:
+    other = Avatar.load(saved, open_head(), CPU)
+    snapshot = {name: t.clone() for name, t in Renderer(other.model).model.field.state_dict().items()}
+    snapshot["grid.table"].fill_(0.125)
+    occupancy = {f"occupancy.{name}": t.clone() for name, t in other.model.occupancy.state().items()}
+    other.update(snapshot | occupancy, 341)
+    other.save(saved)
+    again = Avatar.load(saved, open_head(), CPU)
+    assert (again.model.field.grid.table == 0.125).all()
+    assert (again.steps, again.seconds) == (341, 12.5)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"hello, this is no avatar\n" * 20,
+        np.random.default_rng(0).bytes(4096),
+        struct.pack("<Q", 1 << 62) + b"{}",
+        struct.pack("<Q", 2) + b"{}",
+        struct.pack("<Q", 2) + b"[]",
+    ],
+    ids=["empty", "text", "random", "huge header", "no tensors", "no table"],
+)
+def test_a_file_that_is_no_avatar_is_refused(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / FILE_NAME
+    file.write_bytes(content)
+    assert str(file) in refused(file)
+
+
+def test_an_absent_avatar_is_refused_with_a_hint(tmp_path: Path) -> None:
+    assert "telepresence fit" in refused(tmp_path)
+    assert "telepresence fit" in refused(tmp_path / "nowhere" / FILE_NAME)
+    (tmp_path / FILE_NAME).mkdir()
+    refused(tmp_path)
+
+
+@pytest.mark.parametrize("part", [0.001, 0.1, 0.5, 0.999])
+def test_a_truncated_file_is_refused(saved: Path, part: float) -> None:
+    data = saved.read_bytes()
+    saved.write_bytes(data[: int(len(data) * part)])
+    refused(saved)
+
+
+def test_another_head_is_refused_by_name(saved: Path) -> None:
+    with pytest.raises(UserError, match=r"another head model.*open head.*--head"):
+        Avatar.load(saved, flame_head(), CPU)
+
+
+def nested(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+TAMPERED: dict[str, Callable[[Header, Tensors], object]] = {
+    "another version": lambda h, t: h.update(version=2),
+    "a version of many lines": lambda h, t: h.update(version="1\n2\n" * 99),
+    "no version": lambda h, t: h.pop("version"),
+    "a head of many lines": lambda h, t: h.update(head={"sha256": "0", "name": "a\nb" * 999}),
+    "no head": lambda h, t: h.update(head=None),
+    "unknown setting": lambda h, t: h["config"]["warp"].update(wings=2),
+    "unknown setting of many lines": lambda h, t: h["config"].update({"a\nb" * 999: 2}),
+    "long setting": lambda h, t: h["config"]["warp"].update(cell="x" * 9999),
+    "setting out of bounds": lambda h, t: h["config"]["learn"].update(rays=0),
+    "huge setting": lambda h, t: h["config"]["learn"].update(replay_mb=10**30),
+    "huge seed": lambda h, t: h["config"]["learn"].update(seed=10**30),
+    "another field": lambda h, t: h["config"]["radiance"].update(levels=3),
+    "huge field": lambda h, t: h["config"]["radiance"].update(levels=24, features=8, log2_entries=24),
+    "another occupancy": lambda h, t: h["config"]["occupancy"].update(resolution=16),
+    "no configuration": lambda h, t: h.update(config=None),
+    "camera of words": lambda h, t: h["camera"].update(fx="wide"),
+    "camera without focal length": lambda h, t: h["camera"].update(fx=0.0),
+    "infinite camera": lambda h, t: h["camera"].update(cx=float("inf")),
+    "camera with half a pixel": lambda h, t: h["camera"].update(width=48.5),
+    "huge camera": lambda h, t: h["camera"].update(width=10**9),
+    "camera without pixels": lambda h, t: h["camera"].update(height=0),
+    "unknown camera": lambda h, t: h["camera"].update(k1=0.1),
+    "no camera": lambda h, t: h.pop("camera"),
+    "endless training": lambda h, t: h.update(steps=float("inf")),
+    "steps of no number": lambda h, t: h.update(seconds=[]),
+    "calibration of words": lambda h, t: h.update(calibration="perfect"),
+    "no identity": lambda h, t: t.pop("shape"),
+    "another identity": lambda h, t: t.update(shape=torch.zeros(3)),
+    "no weights": lambda h, t: t.pop("grid.table"),
+    "an additional tensor": lambda h, t: t.update(extra=torch.zeros(3)),
+    "weights of another shape": lambda h, t: t.update({"grid.table": torch.zeros(3, 2)}),
+    "weights that are no numbers": lambda h, t: t["grid.table"][5].fill_(torch.nan),
+    "infinite weights": lambda h, t: t["density_net.0.weight"][0].fill_(torch.inf),
+    "weights beyond float32": lambda h, t: t.update({"grid.table": t["grid.table"].double().add(1e300)}),
+    "identity that is no number": lambda h, t: t["shape"].fill_(torch.nan),
+    "no occupancy": lambda h, t: t.pop("occupancy.value"),
+    "occupancy of another shape": lambda h, t: t.update({"occupancy.value": torch.zeros(1)}),
+    "other cells": lambda h, t: t.update({"occupancy.cells": torch.full((4000,), 10**9)}),
+}
+
+
+@pytest.mark.parametrize("change", TAMPERED.values(), ids=TAMPERED.keys())
+def test_a_tampered_file_is_refused(saved: Path, change: Callable[[Header, Tensors], object]) -> None:
+    tamper(saved, change)
+    assert str(saved) in refused(saved)
+
+
+def test_a_header_that_is_no_json_object_is_refused(saved: Path) -> None:
+    with safe_open(saved, "pt") as content:
+        tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 (not a dict)
+    for text in ("", "{", "[]", "null", "[" * 200_000, '{"version": 1, "a": ' + "9" * 5000 + "}", " " * (1 << 21)):
+        save_file(tensors, saved, {"header": text})
+        refused(saved)
+    save_file(tensors, saved)
+    refused(saved)
+
+
+def test_an_unwritable_path_is_a_user_error(avatar: Avatar, tmp_path: Path) -> None:
+    file = tmp_path / "occupied"
+    file.write_text("a file where a folder is wanted")
+    for path in (file, file / "me", Path("/proc/nowhere")):
+        with pytest.raises(UserError, match="cannot be written") as caught:
+            avatar.save(path)
+        assert "\n" not in str(caught.value)
+    assert file.read_text() == "a file where a folder is wanted"
+
+
+@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_an_interrupted_save_leaves_the_old_file(
+    avatar: Avatar, saved: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException
+) -> None:
+    before = saved.read_bytes()
+    other = Avatar.load(saved, open_head(), CPU)
+    other.steps = 9999
+
+    def fail(descriptor: int) -> None:
+        raise failure
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises((UserError, KeyboardInterrupt)):
+        other.save(saved)
+    assert saved.read_bytes() == before
+    assert [path.name for path in saved.parent.iterdir()] == [FILE_NAME]
+
+
+def test_devices() -> None:
+    assert choose_device("cpu") == CPU
+    assert choose_device("auto").type in ("cpu", "cuda")
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="--device cpu"):
+            choose_device("cuda")
