@@ -6,6 +6,7 @@ states, mattes and colours are exact.
 
 from __future__ import annotations
 
+import copy
 import math
 import tempfile
 from functools import cache
@@ -110,6 +111,12 @@ def photograph(head: HeadModel, states: list[HeadState], size: int, colours: tor
 
 
 def small_model(head: HeadModel | None = None, config: AvatarConfig = SMALL, seed: int = 0) -> AvatarModel:
-    """An untrained model of the neutral person."""
-    head = head or open_head()
+    """An untrained model of the neutral person, free to be changed; what no model ever changes is shared."""
+    fresh = _fresh_model(head is not None and head.basis == "flame", config, seed)
+    return copy.deepcopy(fresh, {id(part): part for part in (fresh.head, fresh.rig, fresh.warp)})
+
+
+@cache
+def _fresh_model(flame: bool, config: AvatarConfig, seed: int) -> AvatarModel:
+    head = flame_head() if flame else open_head()
     return AvatarModel(head, neutral_shape(head), config, CPU, seed)

@@ -6,6 +6,7 @@ import json
 import os
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,11 @@ from safetensors.torch import save_file
 from small_person import CPU, SMALL, camera, flame_head, neutral_shape, open_head, pose
 
 from insta_runtime.avatar import FILE_NAME, Avatar, choose_device
+from insta_runtime.config import OccupancyConfig
 from insta_runtime.errors import UserError
 from insta_runtime.render.renderer import Renderer
+
+COARSE = replace(SMALL, occupancy=OccupancyConfig(resolution=16))
 
 Header = dict[str, Any]
 Tensors = dict[str, torch.Tensor]
@@ -28,7 +32,7 @@ Tensors = dict[str, torch.Tensor]
 def avatar() -> Avatar:
     shape = neutral_shape(open_head())
     shape[:3] = [0.5, -1.0, 1.5]
-    avatar = Avatar.create(open_head(), shape, camera(48), SMALL, CPU)
+    avatar = Avatar.create(open_head(), shape, camera(48), COARSE, CPU)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         avatar.model.field.grid.table.copy_(torch.rand(avatar.model.field.grid.table.shape, generator=generator))
@@ -72,7 +76,7 @@ def test_round_trip_renders_the_same_picture(avatar: Avatar, saved: Path) -> Non
         loaded = Avatar.load(path, open_head(), "cpu")
         np.testing.assert_array_equal(Renderer(loaded.model).render(state, camera(32)).rgba, truth)
         np.testing.assert_array_equal(loaded.model.shape, avatar.model.shape)
-        assert loaded.model.config == SMALL
+        assert loaded.model.config == COARSE
         assert loaded.camera == camera(48)
         assert loaded.calibration == avatar.calibration
         assert (loaded.seconds, loaded.steps) == (12.5, 340)
@@ -155,7 +159,7 @@ TAMPERED: dict[str, Callable[[Header, Tensors], object]] = {
     "huge seed": lambda h, t: h["config"]["learn"].update(seed=10**30),
     "another field": lambda h, t: h["config"]["radiance"].update(levels=3),
     "huge field": lambda h, t: h["config"]["radiance"].update(levels=24, features=8, log2_entries=24),
-    "another occupancy": lambda h, t: h["config"]["occupancy"].update(resolution=16),
+    "another occupancy": lambda h, t: h["config"]["occupancy"].update(resolution=12),
     "no configuration": lambda h, t: h.update(config=None),
     "camera of words": lambda h, t: h["camera"].update(fx="wide"),
     "camera without focal length": lambda h, t: h["camera"].update(fx=0.0),
