@@ -77,6 +77,17 @@ def test_the_same_seed_learns_the_same(pictures: list[Observation]) -> None:
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+def test_the_field_is_told_the_expression(pictures: list[Observation]) -> None:
+    (told, _), (untold, _) = learned(pictures, 1), learned(pictures, 1)
+    for memory in untold.replay.memories:
+        memory.code = torch.zeros_like(memory.code)
+    first, second = told.step(), untold.step()
+    assert first is not None
+    assert second is not None
+    assert first.samples == second.samples
+    assert first.loss != second.loss
+
+
 def test_a_snapshot_is_the_average_of_the_weights(pictures: list[Observation]) -> None:
     trainer, _ = learned(pictures, 3)
     snapshot, now = trainer.snapshot(), trainer.model.field.state_dict()

@@ -75,6 +75,34 @@ def test_carving_keeps_what_lies_in_the_silhouette(model: AvatarModel) -> None:
     assert not grid.occupied[(column > 24 + cell) & (column < 48)].any()
 
 
+@pytest.mark.parametrize(("pictures", "kept"), [(4, True), (12, False)])
+def test_a_matte_may_fail_now_and_then(model: AvatarModel, pictures: int, kept: bool) -> None:
+    """One matte has the head, the others lost it: in one of four pictures it is believed, in one of twelve not."""
+    look(model, torch.ones((48, 48)), 1)
+    look(model, torch.zeros((48, 48)), pictures - 1)
+    shown = model.occupancy.seen == pictures
+    assert shown.float().mean() > 0.9
+    assert (model.occupancy.occupied[shown] == kept).all()
+
+
+def test_a_mouth_that_some_expression_opens_stays_occupied(model: AvatarModel) -> None:
+    class Open:
+        """Dense where the code of the open jaw arrives."""
+
+        def density(self, points: torch.Tensor, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return 500.0 * codes[:, 0], codes
+
+    grid, codes = model.occupancy, torch.zeros((2, CODE_WIDTH))
+    codes[0, 0] = 1.0
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(40):
+        grid.update(Open(), codes, generator)
+    mouth = grid.masks[:, 0]
+    assert (mouth > 0.5).any()
+    assert grid.occupied[mouth > 0.5].float().mean() > 0.95
+    assert not grid.occupied[mouth == 0].any()
+
+
 def test_what_no_picture_shows_is_kept(model: AvatarModel) -> None:
     state = pose(open_head())
     aside = camera(48).cropped(1000.0, 0.0, 48, 48)

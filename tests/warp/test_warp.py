@@ -98,6 +98,28 @@ def test_close_points_stay_close_across_edges(model: AvatarModel) -> None:
     assert float(turn.quantile(0.95)) < 0.02
 
 
+def test_above_a_fold_space_has_no_seam() -> None:
+    """Two triangles that lie flat in the pose and meet at a right angle in canonical space."""
+    faces = torch.tensor([[0, 1, 2], [1, 0, 3]])
+    posed = torch.tensor([[0.0, 0, 0], [0, 0.06, 0], [-0.06, 0.03, 0], [0.06, 0.03, 0]])
+    folded = posed.clone()
+    folded[3] = torch.tensor([0.0, 0.03, -0.06])
+    warp = HeadWarp(HeadMesh(folded, faces), torch.zeros((4, 2)), SMALL.warp)
+    above = torch.tensor([[-1e-5, 0.03, 0.01], [1e-5, 0.03, 0.01]])
+    left, right = carried_back(warp.pose(posed), above).position
+    assert float((left - right).norm()) < 1e-4
+    edge = torch.tensor([0.0, 0.03, 0.0])
+    assert 0.005 < float((left - edge).norm()) < 0.011, "halfway round the fold, at about its height"
+
+
+def test_carry_scales_with_the_mesh(model: AvatarModel) -> None:
+    warp, shift = model.warp, torch.tensor([0.01, -0.02, 0.03])
+    head = warp.pose(1.3 * warp.canonical.vertices + shift)
+    triangle, _, points = surface_points(warp.canonical.vertices, warp.canonical.faces, 300)
+    points = points + 0.01 * warp.maps.frames[triangle][:, :, 2]
+    torch.testing.assert_close(head.carry(points, triangle), 1.3 * points + shift, atol=2e-5, rtol=0)
+
+
 def test_carry_undoes_to_canonical_near_the_surface(model: AvatarModel) -> None:
     warp, head = model.warp, model.pose(pose(open_head(), jaw=0.5))
     faces = warp.canonical.faces
