@@ -10,6 +10,7 @@ from insta_runtime.render.rays import camera_vertices
 from insta_runtime.types import Camera, Float32, HeadState, Observation, RenderedFrame
 
 VISIBLE_DEPTH = 0.006  # metres behind the depth map where a vertex still counts as seen
+RINGS = 20  # how far colours spread from what was seen; beyond lies the mean colour
 OBSERVE_SIZE = 192  # pictures are looked at at this size: vertices lie about 2 pixels apart there
 
 
@@ -58,18 +59,18 @@ class ColouredMesh:
         self._colours = None
 
     def colours(self) -> torch.Tensor:
-        """(V, 4) premultiplied RGBA; what no picture showed takes over from its neighbours."""
+        """(V, 4) premultiplied RGBA; what no picture showed takes over from its neighbours, or the mean."""
         if self._colours is None:
             known = self._sum[:, 4] > 1e-3
             value = torch.where(known[:, None], self._sum[:, :4] / self._sum[:, 4:].clamp_min(1e-6), 0.0)
-            filled = known.float()
+            mean = value.sum(0) / known.sum().clamp_min(1)
+            value = torch.cat([value, known[:, None]], dim=-1)
             start, end = self._edges.unbind(1)
-            for _ in range(40):
-                total = torch.zeros_like(value).index_add_(0, start, value[end] * filled[end, None])
-                count = torch.zeros_like(filled).index_add_(0, start, filled[end])
-                reached = ~known & (count > 0)
-                value = torch.where(reached[:, None], total / count.clamp_min(1.0)[:, None], value)
-                filled = (known | (count > 0)).float()
+            for _ in range(RINGS):
+                total = torch.zeros_like(value).index_add_(0, start, value[end])
+                reached = ~known & (total[:, 4] > 0)
+                value = torch.where(reached[:, None], total / total[:, 4:].clamp_min(1.0), value)
+            value = torch.where(value[:, 4:] > 0, value[:, :4], mean)
             self._colours = value
         return self._colours
 

@@ -36,7 +36,8 @@ class AvatarModel:
             return torch.as_tensor(head.masks[name], dtype=torch.float32, device=device)
 
         masks = torch.stack([mask("mouth"), mask("eyes")], dim=-1)
-        self.warp = HeadWarp(canonical, masks, config.warp)
+        neutral = self.rig.canonical(shape, 0.0).vertices
+        self.warp = HeadWarp(canonical, neutral, masks, config.warp)
         self.field = RadianceField(config.radiance, torch.Generator().manual_seed(seed)).to(device)
         regions = FaceRegions(mask("face"), mask("mouth"))
         self.occupancy = OccupancyGrid(self.warp, regions, config.occupancy, config.sampling.step)

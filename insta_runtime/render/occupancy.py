@@ -90,9 +90,7 @@ class OccupancyGrid:
         size = self.warp.box.side / resolution
         steps = (torch.arange(SUBCELLS, device=centres.device) + 0.5) / SUBCELLS - 0.5
         shift = torch.cartesian_prod(steps, steps, steps) * size
-        points = (centres[:, None] + shift).reshape(-1, 3)
-        triangle = self.triangle[occupied].repeat_interleave(len(shift))
-        self.dense, self._points, self._triangle = dense, points, triangle
+        self.dense, self._points, self._triangle = dense, centres[:, None] + shift, self.triangle[occupied]
 
     def contains(self, points: torch.Tensor) -> torch.Tensor:
         """(N,) bool: which canonical points (N, 3), metres, lie in occupied cells of the box."""
@@ -111,7 +109,7 @@ class OccupancyGrid:
         ``alpha`` (H, W) float in [0, 1] belongs to ``camera``; cells outside the picture are not counted.
         """
         centres = self.warp.box.cell_centres(self.cells, self.config.resolution)
-        x, y, z = camera_vertices(head.carry(centres, self.triangle), state).unbind(-1)
+        x, y, z = camera_vertices(head.carry(centres[:, None], self.triangle)[:, 0], state).unbind(-1)
         u = (x / z * camera.fx + camera.cx).floor()
         v = (y / z * camera.fy + camera.cy).floor()
         visible = (z > 0.05) & (u >= 0) & (v >= 0) & (u < camera.width) & (v < camera.height)

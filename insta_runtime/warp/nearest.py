@@ -13,8 +13,7 @@ import torch
 
 LEAF_DEPTH = 9  # 2^9 leaves: about 19 triangles each on a head of 9.5 k triangles
 LEAVES_A_CELL = 8
-WATCHED = 16  # nearest leaves of a cell: while none of them moves, its candidates stay
-MOVED = 0.0005  # metres by which a triangle's centre must move to count
+MOVED = 0.003  # metres: cells near triangles that moved less keep their candidates, which reach far enough
 TESTED = 6  # candidates, by power distance, that a point is really tested against
 
 
@@ -141,7 +140,7 @@ class CandidateGrid:
         origin: (3,) metres, lower corner of the cubic grid; cell: edge of a cell in metres; resolution: cells a side.
         wanted: (C,) int64 flat indices ((z * n + y) * n + x) of the cells that will be asked for.
         count: candidates a cell.
-        still: the grid of the same leaves in another pose, and its soup.  Where nothing near a cell has moved
+        still: the grid of the same leaves in another pose, and its soup.  Where nothing near a cell has moved much
             since, its candidates are taken over.
 
     A point in a cell that was not wanted gets the candidates of some other cell: ask only for wanted cells.
@@ -167,15 +166,15 @@ class CandidateGrid:
             self.near = torch.cat([near for _, near in parts])
         else:
             step = (soup.centre - still.soup.centre).norm(dim=-1)
-            moved = (step[leaves.members].amax(dim=1) > MOVED)[still.near].any(dim=1)
-            kept = still.row[wanted].long()
+            kept = still.row[wanted]
+            moved = (step[leaves.members].amax(dim=1) > MOVED)[still.near[kept]].any(dim=1)
             self.candidates = still.candidates[kept]
-            stale = moved[kept].nonzero()[:, 0]
+            stale = moved.nonzero()[:, 0]
             if len(stale):
                 self.candidates[stale] = self._choose(leaves, wanted[stale], count)[0]
 
     def _choose(self, leaves: TriangleLeaves, cells: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Candidates (C, count) int32 of ``cells``, and the leaves (C, WATCHED) int32 that they could come from."""
+        """Candidates (C, count) int32 of ``cells``, and the leaves (C, LEAVES_A_CELL) int32 that they come from."""
         n = self.resolution
         index = torch.stack([cells % n, cells // n % n, cells // (n * n)], dim=-1)
         centres = self.origin + (index + 0.5) * self.cell
@@ -183,8 +182,8 @@ class CandidateGrid:
         leaf_centre = leaf_points.mean(dim=1)
         leaf_radius = (leaf_points - leaf_centre[:, None]).norm(dim=-1).amax(dim=1)
         reach = torch.cdist(centres, leaf_centre) - leaf_radius
-        near = reach.topk(min(WATCHED, len(leaf_centre)), largest=False).indices
-        pool = leaves.members[near[:, :LEAVES_A_CELL]].flatten(1)
+        near = reach.topk(min(LEAVES_A_CELL, len(leaf_centre)), largest=False).indices
+        pool = leaves.members[near].flatten(1)
         power = _power_distance(centres, self.soup, pool)
         best = power.topk(min(count, pool.shape[1]), largest=False).indices
         return pool.gather(1, best).int(), near.int()

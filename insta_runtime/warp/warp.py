@@ -65,13 +65,21 @@ class HeadWarp:
 
     Args:
         canonical: the canonical mesh, head space.
+        neutral: (V, 3) vertices of the neutral face, which most poses resemble.
         masks: (V, 2) float in [0, 1], the vertices that follow the mouth's and the eyes' code.
         config: cell size, candidates, band.
         padding: metres around the canonical mesh that the volume covers (hair, ears, headphones).
     """
 
-    def __init__(self, canonical: HeadMesh, masks: torch.Tensor, config: WarpConfig, padding: float = 0.09) -> None:
-        self.config, self.canonical, self.masks = config, canonical, masks
+    def __init__(
+        self,
+        canonical: HeadMesh,
+        neutral: torch.Tensor,
+        masks: torch.Tensor,
+        config: WarpConfig,
+        padding: float = 0.09,
+    ) -> None:
+        self.config, self.canonical, self.neutral, self.masks = config, canonical, neutral, masks
         self.maps = CanonicalMaps(canonical.vertices, canonical.faces)
         self.leaves = TriangleLeaves(canonical.vertices, canonical.faces)
         lower, upper = canonical.vertices.amin(0) - padding, canonical.vertices.amax(0) + padding
@@ -93,8 +101,8 @@ class HeadWarp:
 
     @cached_property
     def still(self) -> CandidateGrid:
-        """Candidates of the canonical mesh in every cell: what poses take over where nothing moved."""
-        soup = TriangleSoup(self.canonical.vertices, self.canonical.faces)
+        """Candidates of the neutral face in every cell: what poses take over where nothing moved."""
+        soup = TriangleSoup(self.neutral, self.canonical.faces)
         everywhere = torch.arange(self.resolution**3, device=self.box.origin.device)
         return self.candidate_grid(soup, everywhere, self.resolution)
 
@@ -111,20 +119,23 @@ class PosedHead:
         self._covered: torch.Tensor | None = None
 
     def carry(self, points: torch.Tensor, triangle: torch.Tensor) -> torch.Tensor:
-        """Canonical points (N, 3) to the pose, each rigidly with its ``triangle`` (N,): (N, 3) metres."""
-        faces = self.warp.canonical.faces[triangle, 0]
+        """Canonical points to the pose, each rigidly with its triangle, metres.
+
+        ``points`` (N, K, 3) are K points that ride with each of ``triangle`` (N,).
+        """
+        corner = self.warp.canonical.faces[triangle, 0]
         linear = self.triangle_maps[triangle]
         # The map is a rotation times a scale s, so its inverse is its transpose over s^2.
-        squared_scale = linear.square().sum(dim=(1, 2)) / 3.0
-        offset = points - self.warp.canonical.vertices[faces]
-        turned = torch.einsum("nji,nj->ni", linear, offset) / squared_scale[:, None]
-        return self.vertices[faces] + turned
+        squared_scale = linear.square().sum(dim=(1, 2), keepdim=True) / 3.0
+        offset = points - self.warp.canonical.vertices[corner, None]
+        return torch.baddbmm(self.vertices[corner, None], offset, linear / squared_scale)
 
     def occupied_cells(self, points: torch.Tensor, triangle: torch.Tensor) -> torch.Tensor:
-        """Cells of the posed grid that carried canonical points reach: (resolution^3,) bool."""
+        """Cells of the posed grid that carried canonical points (N, K, 3) reach: (resolution^3,) bool."""
         resolution = self.warp.resolution
         cells = torch.zeros(resolution**3, dtype=torch.bool, device=points.device)
-        cells[self.warp.box.cell_of(self.carry(points, triangle), resolution)] = True
+        carried = self.carry(points, triangle).reshape(-1, 3)
+        cells[self.warp.box.cell_of(carried, resolution)] = True
         return cells
 
     def prepare(self, cells: torch.Tensor) -> None:

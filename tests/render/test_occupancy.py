@@ -67,7 +67,7 @@ def test_carving_keeps_what_lies_in_the_silhouette(model: AvatarModel) -> None:
     alpha[:, :24] = 1.0
     look(model, alpha)
     grid, state = model.occupancy, pose(open_head())
-    there = model.pose(state).carry(centres(grid), grid.triangle)
+    there = model.pose(state).carry(centres(grid)[:, None], grid.triangle)[:, 0]
     x, _, z = camera_vertices(there, state).unbind(-1)
     column = x / z * VIEW.fx + VIEW.cx
     assert grid.occupied[column < 24].all()

@@ -126,7 +126,7 @@ def test_taking_over_candidates_where_nothing_moved_changes_nothing() -> None:
     assert not torch.equal(taken.candidates, kept), "the jaw moves"
     torch.testing.assert_close(taken.query(points).distance, anew.query(points).distance, atol=1e-4, rtol=0)
 
-    rest = TriangleSoup(warp.canonical.vertices, faces)
+    rest = TriangleSoup(warp.neutral, faces)
     again = warp.candidate_grid(rest, wanted, warp.resolution, warp.still)
     assert torch.equal(again.candidates, warp.candidate_grid(rest, wanted, warp.resolution).candidates)
 

@@ -56,7 +56,7 @@ def test_a_part_that_moves_rigidly_is_carried_back_exactly() -> None:
     quads = torch.stack([corner, corner + 4, corner + 5, corner + 1], dim=1)
     one = torch.cat([quads[:, [0, 1, 2]], quads[:, [0, 2, 3]]])
     vertices, faces = torch.cat([low, low + torch.tensor([0.1, 0, 0])]), torch.cat([one, one + 16])
-    warp = HeadWarp(HeadMesh(vertices, faces), torch.zeros((32, 2)), small_model().config.warp)
+    warp = HeadWarp(HeadMesh(vertices, faces), vertices, torch.zeros((32, 2)), small_model().config.warp)
     turn, shift = rotation_matrix(torch.tensor([0.3, 0.5, -0.2])), torch.tensor([0.02, 0.01, 0.03])
     posed = torch.cat([vertices[:16], vertices[16:] @ turn.T + shift])
     canonical = torch.tensor([0.115, 0.015, 0.0]) + 0.008 * torch.rand((50, 3))
@@ -104,7 +104,7 @@ def test_above_a_fold_space_has_no_seam() -> None:
     posed = torch.tensor([[0.0, 0, 0], [0, 0.06, 0], [-0.06, 0.03, 0], [0.06, 0.03, 0]])
     folded = posed.clone()
     folded[3] = torch.tensor([0.0, 0.03, -0.06])
-    warp = HeadWarp(HeadMesh(folded, faces), torch.zeros((4, 2)), SMALL.warp)
+    warp = HeadWarp(HeadMesh(folded, faces), folded, torch.zeros((4, 2)), SMALL.warp)
     above = torch.tensor([[-1e-5, 0.03, 0.01], [1e-5, 0.03, 0.01]])
     left, right = carried_back(warp.pose(posed), above).position
     assert float((left - right).norm()) < 1e-4
@@ -117,7 +117,7 @@ def test_carry_scales_with_the_mesh(model: AvatarModel) -> None:
     head = warp.pose(1.3 * warp.canonical.vertices + shift)
     triangle, _, points = surface_points(warp.canonical.vertices, warp.canonical.faces, 300)
     points = points + 0.01 * warp.maps.frames[triangle][:, :, 2]
-    torch.testing.assert_close(head.carry(points, triangle), 1.3 * points + shift, atol=2e-5, rtol=0)
+    torch.testing.assert_close(head.carry(points[:, None], triangle)[:, 0], 1.3 * points + shift, atol=2e-5, rtol=0)
 
 
 def test_carry_undoes_to_canonical_near_the_surface(model: AvatarModel) -> None:
@@ -125,7 +125,7 @@ def test_carry_undoes_to_canonical_near_the_surface(model: AvatarModel) -> None:
     faces = warp.canonical.faces
     triangle, _, points = surface_points(warp.canonical.vertices, faces, 800)
     points = points + 0.001 * warp.maps.frames[triangle][:, :, 2]
-    there = head.carry(points, triangle)
+    there = head.carry(points[:, None], triangle)[:, 0]
     back = carried_back(head, there).position
     # `carry` moves with one triangle, the way back blends its neighbours: about a tenth of a cell of the occupancy.
     error = (back - points).norm(dim=-1)
@@ -137,7 +137,7 @@ def test_carry_moves_corners_with_their_mesh(model: AvatarModel) -> None:
     head = model.pose(pose(open_head(), jaw=0.7, smile=0.4))
     triangle = torch.arange(len(model.warp.canonical.faces))
     corner = model.warp.canonical.faces[:, 0]
-    there = head.carry(model.warp.canonical.vertices[corner], triangle)
+    there = head.carry(model.warp.canonical.vertices[corner][:, None], triangle)[:, 0]
     torch.testing.assert_close(there, head.vertices[corner], atol=1e-6, rtol=0)
 
 
