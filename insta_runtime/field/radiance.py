@@ -14,7 +14,7 @@ from insta_runtime.field.hashgrid import HashGrid
 GEOMETRY_FEATURES = 15  # what the density network hands to the colour network beside the density
 DIRECTION_FEATURES = 4
 MAX_LOG_DENSITY = 9.0  # exp(9) / m: opaque within half a millimetre; keeps exp and its gradient finite
-INITIAL_LOG_DENSITY = 2.0  # a thin haze at first, so that every region gets gradients
+INITIAL_LOG_DENSITY = 3.0  # a thin haze at first, so that every region gets gradients
 
 
 class RadianceField(nn.Module):
