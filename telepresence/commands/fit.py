@@ -95,7 +95,7 @@ def fit(
         "mesh_psnr_db": mesh_scores.psnr_db,
         "mesh_head_psnr_db": mesh_scores.head_psnr_db,
         "train_psnr_db": measure(_spread(learned, 3 * CURVE_PICTURES)).psnr_db,
-        "curve": [*curve, {"seconds": seconds, "psnr_db": scores.psnr_db}],
+        "curve": [*curve, {"seconds": seconds, "psnr_db": _finite(scores.psnr_db)}],
         "steps": trainer.steps,
         "seconds": seconds,
         "size": size,
@@ -156,14 +156,15 @@ def _tracked(path: Path, head: Path | None) -> Recording:
     if model.sha256 != folder.take.head_sha256:
         raise UserError(f"{path} was tracked with another head model than {model.name}: give that one with --head")
     observations = [folder.observation(int(i)) for i in folder.frames]
-    calibration = folder.meta.get("calibration")
-    return Recording(
-        path.name,
-        model,
-        folder.take.shape,
-        observations,
-        calibration if isinstance(calibration, dict) and len(json.dumps(calibration)) < 1 << 20 else None,
-    )
+    return Recording(path.name, model, folder.take.shape, observations, _calibration(folder))
+
+
+def _calibration(folder: TrackedFolder) -> dict[str, Any] | None:
+    """What tracking learned of person and camera, for the calls that go on with this avatar; None of exact states."""
+    from telepresence.tracking.calibration import Calibration
+
+    text = folder.meta.get("calibration")
+    return None if text is None else json.loads(Calibration.from_json(str(text)).to_json())
 
 
 def _synthetic(size: int, holdout: float) -> Recording:
