@@ -34,15 +34,13 @@ class TrackedFrame:
     """What tracking made of a camera frame.
 
     ``observation`` is the cropped picture with matte, state and crop camera, or None while no face is
-    tracked (``lost``).  ``error_px`` is the reprojection error scaled to a longest side of 512 pixels;
-    ``mouth_open`` etc. live in the state.  ``crop_rgb`` is the cropped picture even when no face was found.
+    tracked (``lost``).  ``crop_rgb`` is the cropped picture even when no face was found.
     """
 
     frame_id: int
     t_capture_ns: int
     crop_rgb: Bytes
     observation: Observation | None
-    error_px: float | None = None
 
 
 @dataclass(frozen=True)

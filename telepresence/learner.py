@@ -75,7 +75,7 @@ class Learner:
         self._lock = threading.Lock()
         self._uncoloured: deque[Observation] = deque(maxlen=COLOUR_FIRST)
         self._held_back: deque[Observation] = deque(maxlen=HELD_BACK)
-        self._offered = self._coloured = 0
+        self._offered = 0
         self._last_offer = self._last_colour = self._last_publish = -math.inf
         self._next_score = 0.0
         self._saved_steps = avatar.steps
@@ -157,9 +157,9 @@ class Learner:
         """Over white, in the head region, at the size that is learned."""
         import torch
 
-        from insta_runtime.learn.metrics import head_mask, psnr, rendered_over_white
+        from insta_runtime.learn.metrics import head_mask, over_white, psnr
         from insta_runtime.learn.replay import premultiplied
 
         truth, _ = premultiplied(observation, self._size)
         alpha = (truth[..., 3] * 255.0).to(torch.uint8).numpy()
-        return psnr(rendered_over_white(picture.rgba), truth[..., :3] + 1.0 - truth[..., 3:], head_mask(alpha))
+        return psnr(over_white(picture.rgba), over_white(truth), head_mask(alpha))

@@ -39,11 +39,6 @@ class Mailbox(Generic[T]):
             self._fresh = False
             return self._value
 
-    def latest(self) -> T | None:
-        """The newest value, read or not; never waits."""
-        with self._condition:
-            return self._value
-
     def close(self) -> None:
         with self._condition:
             self._closed = True

@@ -9,7 +9,7 @@ from statistics import fmean
 
 import torch
 
-from insta_runtime.learn.metrics import head_mask, psnr, rendered_over_white, ssim
+from insta_runtime.learn.metrics import head_mask, over_white, psnr, ssim
 from insta_runtime.learn.replay import premultiplied
 from insta_runtime.types import Camera, HeadState, Observation, RenderedFrame
 
@@ -41,8 +41,8 @@ def score(render: Render, observations: Sequence[Observation], size: int) -> Sco
     whole, similar, head = [], [], []
     for observation in observations:
         rgba, camera = premultiplied(observation, size)
-        truth = rgba[..., :3] + (1.0 - rgba[..., 3:])
-        picture = rendered_over_white(render(observation.state, camera).rgba)
+        truth = over_white(rgba)
+        picture = over_white(render(observation.state, camera).rgba)
         whole.append(psnr(picture, truth))
         similar.append(ssim(picture, truth))
         region = psnr(picture, truth, head_mask((rgba[..., 3] * 255.0).to(torch.uint8).numpy()))

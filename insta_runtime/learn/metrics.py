@@ -38,14 +38,8 @@ def ssim(picture: torch.Tensor, truth: torch.Tensor) -> float:
     return float((top / ((mean_a.square() + mean_b.square() + c1) * (var_a + var_b + c2))).mean())
 
 
-def over_white(rgb: Bytes, alpha: Bytes) -> torch.Tensor:
-    """The truth of the protocol: stored picture x stored alpha over white, (H, W, 3) float in [0, 1]."""
-    a = torch.as_tensor(alpha).float()[..., None] / 255.0
-    return torch.as_tensor(rgb).float() / 255.0 * a + (1.0 - a)
-
-
-def rendered_over_white(rgba: Float32) -> torch.Tensor:
-    """A rendered premultiplied (H, W, 4) picture over white, (H, W, 3) float in [0, 1]."""
+def over_white(rgba: Float32 | torch.Tensor) -> torch.Tensor:
+    """A premultiplied (H, W, 4) picture over white, (H, W, 3) float in [0, 1]."""
     picture = torch.as_tensor(rgba)
     return picture[..., :3] + (1.0 - picture[..., 3:])
 

@@ -181,9 +181,7 @@ class _Person:
             state = self._states.build(fit, face, frame.t_capture_ns)
             alpha = self._matter.alpha(frame.rgb, face, self.crop, self._camera, state)
             observation = Observation(frame.frame_id, crop_rgb, alpha, self._camera, state)
-        return TrackedFrame(
-            frame.frame_id, frame.t_capture_ns, crop_rgb, observation, fit.error if fit is not None else None
-        )
+        return TrackedFrame(frame.frame_id, frame.t_capture_ns, crop_rgb, observation)
 
     def close(self) -> None:
         self._matter.close()
@@ -223,7 +221,7 @@ class TruthTracker:
         alpha = _resized(truth.alpha, size)
         state: HeadState = truth.state.at(frame.t_capture_ns)
         observation = Observation(frame.frame_id, rgb, alpha, truth.camera.scaled(*size), state)
-        return TrackedFrame(frame.frame_id, frame.t_capture_ns, rgb, observation, 0.0)
+        return TrackedFrame(frame.frame_id, frame.t_capture_ns, rgb, observation)
 
     def recalibrate(self) -> None:
         self._state = "searching"

@@ -27,6 +27,13 @@ TINY = (
     "--set=avatar.occupancy.resolution=16",
 )
 
+WITHOUT_MEDIAPIPE = """
+import sys
+sys.modules.update(mediapipe=None, cv2=None)
+from telepresence.cli import main
+main()
+"""
+
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "telepresence", "run", "--port=0", *TINY, *arguments]
@@ -65,7 +72,9 @@ def test_parameters_from_other_machines_are_not_taken() -> None:
 
 
 def test_sigterm_saves_the_avatar_and_the_end_is_clean(start_daemon: Callable[..., Any], tmp_path: Path) -> None:
-    daemon = start_daemon("--source=synthetic", f"--avatar={tmp_path / 'avatar'}", *TINY)
+    """With the actor, who needs neither MediaPipe nor OpenCV: both are blocked."""
+    program = (sys.executable, "-c", WITHOUT_MEDIAPIPE)
+    daemon = start_daemon("--source=synthetic", f"--avatar={tmp_path / 'avatar'}", *TINY, program=program)
     daemon.wait_until(lambda status: status["steps"] >= 2, 120)
     daemon.process.send_signal(signal.SIGTERM)
     assert daemon.process.wait(timeout=60) == 0, daemon.output()
