@@ -160,7 +160,7 @@ def run(
 
 @app.command()
 def track(
-    video: Annotated[str, typer.Argument(metavar="VIDEO", help="A video of a face.")],
+    video: Annotated[str, typer.Argument(metavar="VIDEO", help="A video of a face, or the word [bold]synthetic[/].")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="The tracked folder to write (docs/formats.md).")],
     crop: CropOption = None,
     size: CropSizeOption = None,

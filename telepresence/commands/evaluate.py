@@ -12,6 +12,7 @@ from insta_runtime.head import load_head
 from insta_runtime.learn.evaluation import score, split
 from insta_runtime.render.renderer import Renderer
 from insta_runtime.tracked import TrackedFolder
+from insta_runtime.types import Camera, HeadState, RenderedFrame
 from telepresence.config import Config
 
 
@@ -21,6 +22,9 @@ def evaluate(*, avatar: Path, tracked: Path, size: int | None, holdout: float, c
     ``size`` is the side of the pictures in pixels; None takes the one that was learned.  Raises UserError for a
     folder or an avatar that cannot be used, or that do not share a head model.
     """
+    from rich.console import Console
+    from rich.progress import Progress
+
     folder = TrackedFolder.open(tracked)
     loaded = Avatar.load(avatar, load_head(folder.head_file), config.run.device)
     frames = folder.frames
@@ -29,7 +33,15 @@ def evaluate(*, avatar: Path, tracked: Path, size: int | None, holdout: float, c
         raise UserError(f"{tracked} has no frames to measure on: give a larger --holdout")
     side = size or loaded.model.config.learn.size
     observations = [folder.observation(int(frames[i])) for i in held]
-    scores = score(Renderer(loaded.model).render, observations, side)
+    renderer = Renderer(loaded.model)
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task("evaluating", total=len(observations))
+
+        def render(state: HeadState, camera: Camera) -> RenderedFrame:
+            bar.advance(task)
+            return renderer.render(state, camera)
+
+        scores = score(render, observations, side)
     figures = {
         "avatar": str(avatar),
         "tracked": tracked.name,

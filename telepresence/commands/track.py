@@ -20,6 +20,8 @@ from telepresence.tracking.folder import FolderWriter
 WRITERS = 2  # threads that compress pictures
 PENDING = 16  # pictures waiting for them at most
 MAX_FRAMES = 100_000
+ACTOR_FRAMES = 300
+ACTOR_FPS = 30.0
 
 
 def track(
@@ -28,8 +30,11 @@ def track(
     """Track the face of ``video`` into the tracked folder ``out``; returns the figures of `docs/tracking.md`.
 
     ``head`` is a FLAME file (None: the open head), ``models`` a folder of MediaPipe's files, ``focal`` in px.
-    Raises UserError for a video that cannot be read or shows no face, and for an ``out`` that is something else.
+    The word ``synthetic`` in place of a video writes ten seconds of the actor, with exact states and mattes.  Raises
+    UserError for a video that cannot be read or shows no face, and for an ``out`` that is something else.
     """
+    if video == "synthetic":
+        return _track_actor(out, config.run.size)
     from telepresence.sources.video import video_frames
     from telepresence.tracking.landmarks import FaceLandmarker, FaceLandmarks
     from telepresence.tracking.matting import Matter
@@ -86,15 +91,18 @@ def track_truth(
     frames: Iterable[CameraFrame], out: Path, *, head: HeadModel, shape: Float32, fps: float, size: int, source: str
 ) -> dict[str, Any]:
     """Write pictures that know their own state and matte (the synthetic actor's) as a tracked folder."""
+    from telepresence.tracking.tracker import TruthTracker
+
+    tracker = TruthTracker(head, shape, size=size)
     states, camera = [], None
     with FolderWriter(out) as writer:
         with _Compressor(writer) as compressor:
             for index, frame in enumerate(frames):
-                truth = frame.truth
-                assert truth is not None
-                camera = truth.camera.scaled(size, size)
-                states.append(truth.state.at(frame.t_capture_ns))
-                compressor.add(index, _resized(frame.rgb, size), _resized(truth.alpha, size))
+                seen = tracker.track(frame).observation
+                assert seen is not None
+                camera = seen.camera
+                states.append(seen.state)
+                compressor.add(index, seen.rgb, seen.alpha)
         assert camera is not None
         valid = np.ones(len(states), np.bool_)
         crop = (0.0, 0.0, float(size))
@@ -102,6 +110,18 @@ def track_truth(
         facts = {"source": source, "crop_policy": "center", "tracker": {"smoothing": "none: exact states"}}
         writer.finish(take, head_name=head.name, head_file=None, facts=facts)
     return {"frames": len(states), "tracked": len(states)}
+
+
+def _track_actor(out: Path, size: int) -> dict[str, Any]:
+    from telepresence.actor.actor import Actor
+    from telepresence.sources.synthetic import actor_take
+
+    actor = Actor()
+    with Progress() as progress:
+        frames = progress.each("acting", actor_take(ACTOR_FRAMES, ACTOR_FPS, size, actor=actor), ACTOR_FRAMES)
+        return track_truth(
+            frames, out, head=actor.head, shape=actor.shape, fps=ACTOR_FPS, size=size, source="synthetic"
+        )
 
 
 class Progress:
@@ -163,11 +183,3 @@ def _policy(word: str) -> CropPolicy:
         if word == policy:
             return policy
     raise UserError(f"--crop is auto, head or center, not {word!r}")
-
-
-def _resized(picture: Bytes, size: int) -> Bytes:
-    from PIL import Image
-
-    if picture.shape[:2] == (size, size):
-        return picture
-    return np.array(Image.fromarray(picture).resize((size, size), Image.Resampling.BILINEAR))

@@ -16,8 +16,10 @@ from PIL import Image
 from small_person import neutral_shape, open_head, paint, performance, photograph
 
 from insta_runtime.avatar import Avatar
+from insta_runtime.tracked import TrackedFolder
 from telepresence.cli import run_command
 from telepresence.commands import fit as fit_command
+from telepresence.commands import track as track_command
 from telepresence.commands.track import track_truth
 from telepresence.frames import CameraFrame, Truth
 from telepresence.tracking.calibration import Calibration
@@ -134,6 +136,15 @@ def test_the_actor_is_also_seen_from_where_nobody_looked(monkeypatch: pytest.Mon
     figures = json.loads(figures_file.read_text())
     assert figures.keys() >= {*ASKED, "device", "unseen_yaw20_psnr_db"}
     assert figures["unseen_yaw20_psnr_db"] > 0.0
+
+
+def test_the_actor_can_be_recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(track_command, "ACTOR_FRAMES", 2)
+    assert run_command(["track", "synthetic", "--out", str(tmp_path / "take"), "--size", "64"]) == 0
+    folder = TrackedFolder.open(tmp_path / "take")
+    assert folder.frames.tolist() == [0, 1]
+    assert folder.meta["source"] == "synthetic"
+    assert folder.alpha(1).max() == 255
 
 
 def test_too_few_pictures_are_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
