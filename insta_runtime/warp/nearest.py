@@ -14,6 +14,8 @@ import torch
 LEAF_DEPTH = 9  # 2^9 leaves: about 19 triangles each on a head of 9.5 k triangles
 LEAVES_A_CELL = 8
 MOVED = 0.003  # metres: cells near triangles that moved less keep their candidates, which reach far enough
+CPU_CHUNK = 4096  # points at once: what the caches of a CPU hold
+GPU_CHUNK = 1 << 18  # ... and what fills a GPU without taking more than half a gigabyte
 TESTED = 6  # candidates, by power distance, that a point is really tested against
 
 
@@ -196,7 +198,7 @@ class CandidateGrid:
     def query(self, points: torch.Tensor) -> Nearest:
         """The nearest of the candidates for (N, 3) points that lie in wanted cells."""
         parts = []
-        for chunk in points.split(4096):  # small enough for the caches of a CPU
+        for chunk in points.split(CPU_CHUNK if points.device.type == "cpu" else GPU_CHUNK):
             candidates = self.candidates[self.row[self.cell_of(chunk)]]
             power = _power_distance(chunk, self.soup, candidates)
             few = power.topk(min(TESTED, candidates.shape[1]), largest=False, sorted=False).indices
