@@ -88,15 +88,11 @@ def preset_names() -> list[str]:
 
 def resolve_device(name: str) -> str:
     """``cpu`` or ``cuda`` for ``auto | cpu | cuda``; UserError if CUDA is asked for and absent."""
-    if name == "cpu":
+    if name == "cpu":  # without waiting for torch
         return name
-    import torch
+    from insta_runtime.avatar import choose_device
 
-    if torch.cuda.is_available():
-        return "cuda"
-    if name == "cuda":
-        raise UserError("no CUDA device is usable here: leave --device away, or see 'telepresence doctor'")
-    return "cpu"
+    return choose_device(name).type
 
 
 def load_config(name_or_path: str | None, overrides: Sequence[str] = (), device: str = "auto") -> Config:

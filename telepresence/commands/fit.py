@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from insta_runtime.avatar import Avatar
+from insta_runtime.avatar import Avatar, avatar_file
 from insta_runtime.errors import UserError
 from insta_runtime.head import HeadModel, load_head
 from insta_runtime.learn.evaluation import Scores, score, split
@@ -201,7 +201,7 @@ def _spread(observations: Sequence[Observation], count: int) -> list[Observation
 def _writable(out: Path) -> None:
     """Find out before the work, not after it, that the result cannot be written."""
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        avatar_file(out).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"the avatar cannot be written to {out}: {error.strerror}") from None
 

@@ -112,9 +112,10 @@ def _with_calibration(folder: Path, text: object) -> None:
 
 def test_the_calibration_of_the_recording_travels_with_the_avatar(folder: Path, tmp_path: Path) -> None:
     _with_calibration(folder, _calibration().to_json())
-    arguments = ["fit", str(folder), "--out", str(tmp_path / "avatar"), "--seconds", "0", "--size", "32", *SMALL]
+    avatar = tmp_path / "people" / "me.safetensors"  # a file serves as well as a folder
+    arguments = ["fit", str(folder), "--out", str(avatar), "--seconds", "0", "--size", "32", *SMALL]
     assert run_command(arguments) == 0
-    stored = Avatar.load(tmp_path / "avatar", open_head(), "cpu").calibration
+    stored = Avatar.load(avatar, open_head(), "cpu").calibration
     assert stored is not None
     assert Calibration.from_json(json.dumps(stored)).focal == 800.0
 
