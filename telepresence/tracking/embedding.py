@@ -18,7 +18,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import platformdirs
 import torch
 from numpy.typing import NDArray
 
@@ -62,6 +61,8 @@ def embedding_for(
         return model.embedding
     landmarker = hashlib.sha256(landmarker_path.read_bytes()).hexdigest()
     name = f"{model.sha256[:20]}-{landmarker[:12]}-{VERSION}.npz"
+    import platformdirs
+
     path = Path(platformdirs.user_cache_dir("telepresence")) / "embeddings" / name
     try:
         with np.load(path, allow_pickle=False) as stored:

@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
 from insta_runtime.errors import UserError
 
 VENDOR = "https://storage.googleapis.com/mediapipe-models/"
@@ -61,6 +59,8 @@ SEGMENTER_LANDSCAPE = ModelFile(
 
 def model_cache() -> Path:
     """The folder in the user's cache where downloaded model files are kept."""
+    import platformdirs
+
     return Path(platformdirs.user_cache_dir("telepresence")) / "models"
 
 

@@ -40,7 +40,7 @@ ASKED = {"psnr_db", "ssim", "head_psnr_db", "mesh_head_psnr_db", "curve", "steps
 
 BLOCKED = """
 import sys
-for name in ("av", "aiortc", "aiohttp", "mediapipe", "cv2", "zmq", "pygame"):
+for name in ("av", "aiortc", "aiohttp", "mediapipe", "cv2", "zmq", "pygame", "platformdirs", "prometheus_client"):
     sys.modules[name] = None
 import torch
 from telepresence.cli import run_command
