@@ -113,21 +113,27 @@ class Calibration:
 
 
 def calibrate(
-    head: HeadModel, faces: Sequence[FaceLandmarks], width: int, height: int, focal: float | None = None
+    head: HeadModel,
+    faces: Sequence[FaceLandmarks],
+    width: int,
+    height: int,
+    focal: float | None = None,
+    known: Float32 | None = None,
 ) -> Calibration:
     """Calibrate from the faces found in pictures of ``width`` x ``height`` px.  Gaze is left at zero.
 
     The more the face moves and the more of it is seen, the better; one picture is enough to get something.
+    ``known`` (S,) is the identity code of a person who is known already, from another camera; it is kept.
     """
     assert faces
     basis = landmark_basis(head)
     focal = focal if focal is not None else FOCAL * max(width, height)
     camera = Pinhole.of_picture(width, height, focal)
     chosen = [faces[index] for index in keyframes(faces, basis)]
-    shape = np.zeros(len(head.shape_dirs))
-    fitter = HeadFitter(basis, camera)
+    shape = np.zeros(len(head.shape_dirs)) if known is None else known.astype(np.float64)
+    fitter = HeadFitter(basis.with_identity(shape), camera)
     fits = [fitter.fit(face, None) for face in chosen]
-    for _ in range(IDENTITY_ROUNDS):
+    for _ in range(IDENTITY_ROUNDS if known is None else 0):
         shape = shape + _identity_step(fitter, fits, chosen, shape)
         fitter = HeadFitter(basis.with_identity(shape), camera)
         fits = [_refit(fitter, fit, face) for fit, face in zip(fits, chosen, strict=True)]

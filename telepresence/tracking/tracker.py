@@ -137,14 +137,13 @@ class FaceTracker:
         self._seen.append((frame.t_capture_ns, face))
         faces = [seen for _, seen in self._seen]
         stored = self._stored
-        if stored is not None and (stored.width, stored.height, stored.head_sha256) == (
-            width,
-            height,
-            self.head.sha256,
-        ):
+        if stored is not None and stored.head_sha256 != self.head.sha256:
+            stored = None
+        if stored is not None and (stored.width, stored.height) == (width, height):
             calibration = stored
         elif len(faces) >= CALIBRATION_FRAMES and frame.t_capture_ns - self._seen[0][0] >= CALIBRATION_SECONDS * 1e9:
-            calibration = calibrate(self.head, faces, width, height, self._focal)
+            known = stored.shape if stored is not None else None
+            calibration = calibrate(self.head, faces, width, height, self._focal, known)
             calibration = with_gaze(self.head, calibration, faces)
         else:
             return

@@ -208,6 +208,13 @@ def test_a_lent_camera_is_a_new_person_and_the_actor_comes_back(
     assert Avatar.load(Path(guest), load_head(), "cpu").calibration is not None
 
 
+def test_the_actor_through_the_real_tracker(launch: Callable[..., Watched], models: Path, tmp_path: Path) -> None:
+    daemon = launch(Options("synthetic", tmp_path / "avatar", models=models, track=True))
+    eventually(daemon, lambda status: status["state"] in ("learning", "live") and status["steps"] > 0)
+    assert daemon._current is not None
+    assert daemon._current.tracker.calibration is not None
+
+
 def test_a_stage_that_keeps_failing_ends_the_call_with_the_avatar_saved(
     launch: Callable[..., Watched], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

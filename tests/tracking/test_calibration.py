@@ -46,6 +46,13 @@ def test_focal_length_is_what_was_given_or_the_default(open_head, faces, calibra
     assert calibrate(open_head, faces[:3], SIZE, SIZE, focal=900.0).focal == 900.0
 
 
+def test_a_known_person_keeps_the_identity_before_another_camera(open_head, faces, calibration):
+    again = calibrate(open_head, faces, SIZE, SIZE, focal=700.0, known=calibration.shape)
+    np.testing.assert_array_equal(again.shape, calibration.shape)
+    assert again.focal == 700.0
+    assert again.error < 1.5 * calibration.error
+
+
 def test_one_picture_is_enough_to_start(open_head, faces):
     calibration = calibrate(open_head, faces[:1], SIZE, SIZE)
     assert calibration.fitter(open_head).fit(faces[0], None).error < 1.0
