@@ -27,7 +27,8 @@ from telepresence.actor.performance import Performance
 from telepresence.commands.fit import ACTOR_FPS, ACTOR_FRAMES
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-SIDE = 200
+SIDE = 320  # of the whole picture
+WINDOW = (60, 24, 200, 236)  # left, top, width, height of what the strip shows of it
 MOMENTS = 7
 
 
@@ -40,7 +41,7 @@ def strip(avatar_path: Path) -> None:
     rows: list[list[np.ndarray]] = [[], []]
     for number in np.linspace(held[0], held[-1], MOMENTS).round().astype(int):
         state = performance(number / ACTOR_FPS)
-        camera = actor.camera(SIDE)
+        camera = actor.camera(SIDE).cropped(*WINDOW)
         rgb, alpha = actor.render(state, camera)
         matte = alpha[..., None] / 255.0
         rows[0].append((rgb * matte + 255.0 * (1.0 - matte)).astype(np.uint8))
