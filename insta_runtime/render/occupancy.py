@@ -88,7 +88,7 @@ class OccupancyGrid:
         dense[self.cells[occupied]] = True
         centres = self.warp.box.cell_centres(self.cells[occupied], resolution)
         size = self.warp.box.side / resolution
-        steps = (torch.arange(SUBCELLS, device=centres.device) + 0.5) / SUBCELLS - 0.5
+        steps = torch.linspace(-0.5, 0.5, SUBCELLS, device=centres.device)
         shift = torch.cartesian_prod(steps, steps, steps) * size
         self.dense, self._points, self._triangle = dense, centres[:, None] + shift, self.triangle[occupied]
 

@@ -17,7 +17,7 @@ from insta_runtime.types import HeadMesh
 from insta_runtime.warp.frames import CanonicalMaps
 from insta_runtime.warp.nearest import CandidateGrid, TriangleLeaves, TriangleSoup
 
-SUBCELLS = 2  # a canonical cell is carried to a pose by SUBCELLS^3 points, so that stretching leaves no holes
+SUBCELLS = 3  # a canonical cell is carried to a pose by SUBCELLS^3 points, its corners included: no holes, no clipping
 
 
 @dataclass(frozen=True)
