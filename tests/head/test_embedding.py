@@ -98,7 +98,7 @@ def test_baked_and_cached_embeddings_come_back(head, tmp_path, monkeypatch):
     landmarker.write_bytes(b"another")
     monkeypatch.setattr(tracking, "compute_embedding", lambda *_: head.embedding)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(tracking.platformdirs, "user_cache_dir", lambda *_: str(tmp_path))
+    monkeypatch.setattr("platformdirs.user_cache_dir", lambda *_: str(tmp_path))
     bare = replace(head, embedding=None)
     first = tracking.embedding_for(bare, landmarker)
     monkeypatch.setattr(tracking, "compute_embedding", lambda *_: pytest.fail("it was cached"))

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -134,6 +135,7 @@ def test_ctrl_c_leaves_with_130_and_no_traceback(root: Path, tmp_path: Path) -> 
         subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True) as process,
         pipe.open("w"),  # returns once the command reads
     ):
+        time.sleep(0.5)  # until it waits for the text, where an interrupt cannot be swallowed by a callback
         process.send_signal(signal.SIGINT)
         _, text = process.communicate(timeout=60)
     assert process.returncode == 130

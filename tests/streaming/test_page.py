@@ -54,7 +54,7 @@ def test_page_shows_the_stream_in_h264(studio: Any, chromium: Browser) -> None:
     studio.until(lambda: page.locator("#psnr").text_content() == "23.5")
     assert page.locator("#problems li").all_text_contents() == ["zmq: <b>one</b> message dropped"]
     assert page.locator("#state").text_content() == "learning"
-    assert page.locator("#veil").is_hidden()
+    studio.until(lambda: page.locator("#veil").is_hidden())
     assert studio.server.viewers == 1
     assert complaints == []
     page.close()
@@ -111,7 +111,7 @@ def test_camera_of_the_browser_arrives_and_goes_back(
     assert all(b.t_capture_ns > a.t_capture_ns for a, b in pairwise(frames))
     own = studio.until(lambda: page.evaluate("document.getElementById('own').videoWidth"))
     assert own > 0
-    assert page.locator("#own").is_visible()
+    studio.until(lambda: page.locator("#own").is_visible())
     sent = frames[-1].rgb
     assert sent.dtype == np.uint8
     height, width = sent.shape[:2]
@@ -121,7 +121,7 @@ def test_camera_of_the_browser_arrives_and_goes_back(
 
     page.get_by_role("button", name="Stop using my camera").click()
     studio.until(lambda: studio.camera_events == [True, False])
-    assert page.locator("#own").is_hidden()
+    studio.until(lambda: page.locator("#own").is_hidden())
     page.get_by_role("button", name="Use my camera").click()
     studio.until(lambda: studio.camera_events == [True, False, True])
 
