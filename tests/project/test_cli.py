@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import tomllib
 from pathlib import Path
 
@@ -127,15 +126,19 @@ def test_an_unknown_command_leaves_with_2(root: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
+def heed_interrupts() -> None:
+    """A shell starts what runs in the background, as a CI job may, with interrupts ignored: undo that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_leaves_with_130_and_no_traceback(root: Path, tmp_path: Path) -> None:
     pipe = tmp_path / "config.toml"
     os.mkfifo(pipe)  # keeps the command waiting for its configuration
     command = [sys.executable, "-m", "telepresence", "evaluate", "a", "b", "--config", str(pipe)]
     with (
-        subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True) as process,
+        subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts) as process,
         pipe.open("w"),  # returns once the command reads
     ):
-        time.sleep(0.5)  # until it waits for the text, where an interrupt cannot be swallowed by a callback
         process.send_signal(signal.SIGINT)
         _, text = process.communicate(timeout=60)
     assert process.returncode == 130
