@@ -291,6 +291,7 @@ def main() -> None:
     os.chdir(ROOT)
     SCRATCH.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    measured = commit()  # before the results themselves change the tree
     failed = []
     for name in wanted:
         needs_clips, measure = FIGURES[name]
@@ -304,7 +305,7 @@ def main() -> None:
             print(f"{name}: failed: {error}")
             failed.append(name)
             continue
-        results[name] = {"commit": commit(), "machine": machine(), **figures}
+        results[name] = {"commit": measured, "machine": machine(), **figures}
         RESULTS.write_text(json.dumps(results, indent=2) + "\n")
         print(json.dumps({key: value for key, value in figures.items() if key != "curve"}, indent=2), flush=True)
     if failed:
