@@ -125,9 +125,11 @@ class Replay:
                 self._order = []
 
     def draw(self, count: int) -> list[Memory]:
-        """``count`` observations: one of the newest, the others from shuffled rounds through all of them."""
+        """``count`` observations: one of the newest, the others from shuffled rounds through all; empty if none is here."""
         self.take_in()
         total = len(self.memories)
+        if total == 0:
+            return []
         newest = total - 1 - int(torch.randint(min(total, RECENT), (1,), generator=self._generator))
         chosen = [newest]
         while len(chosen) < min(count, total):

@@ -58,10 +58,9 @@ class Trainer:
 
     def step(self) -> StepReport | None:
         """One step of Adam on rays of a few observations; None while there is nothing to learn from."""
-        self.replay.take_in()
-        if len(self.replay) == 0:
-            return None
         memories = self.replay.draw(self.config.frames)
+        if not memories:
+            return None
         rays, samples, loss = self._loss(memories)
         value = float(loss.detach())
         self._optimiser.zero_grad(set_to_none=True)

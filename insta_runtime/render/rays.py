@@ -32,10 +32,16 @@ class Rays:
         return len(self.origins)
 
 
-def slant(camera: Camera, pixels: torch.Tensor) -> torch.Tensor:
-    """Distance along the ray of each of ``pixels`` (R,), flat y * width + x, at unit depth: (R,) >= 1."""
+def _at_unit_depth(camera: Camera, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where the rays of ``pixels`` (R,), flat y * width + x, cross the plane at unit depth: x and y, (R,) each."""
     x = (pixels % camera.width + 0.5 - camera.cx) / camera.fx
     y = (pixels // camera.width + 0.5 - camera.cy) / camera.fy
+    return x, y
+
+
+def slant(camera: Camera, pixels: torch.Tensor) -> torch.Tensor:
+    """Distance along the ray of each of ``pixels`` (R,), flat y * width + x, at unit depth: (R,) >= 1."""
+    x, y = _at_unit_depth(camera, pixels)
     return torch.sqrt(1.0 + x * x + y * y)
 
 
@@ -48,8 +54,7 @@ def pixel_rays(state: HeadState, camera: Camera, pixels: torch.Tensor, depth: to
     rotation = rotation_matrix(state.rotation)
     eye = -rotation.T @ state.translation.astype(np.float64)
     turn = torch.as_tensor(rotation, dtype=torch.float32, device=pixels.device)
-    x = (pixels % camera.width + 0.5 - camera.cx) / camera.fx
-    y = (pixels // camera.width + 0.5 - camera.cy) / camera.fy
+    x, y = _at_unit_depth(camera, pixels)
     length = slant(camera, pixels)
     directions = torch.stack([x, y, torch.ones_like(x)], dim=-1) / length[:, None] @ turn
     origins = torch.as_tensor(eye, dtype=torch.float32, device=pixels.device).expand_as(directions)
