@@ -125,7 +125,7 @@ class Replay:
                 self._order = []
 
     def draw(self, count: int) -> list[Memory]:
-        """``count`` observations: one of the newest, the others from shuffled rounds through all; empty if none is here."""
+        """``count`` observations: one of the newest, the others from shuffled rounds through all; or none."""
         self.take_in()
         total = len(self.memories)
         if total == 0:
