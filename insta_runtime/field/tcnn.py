@@ -1,0 +1,82 @@
+"""The radiance field built from tiny-cuda-nn (Mueller 2021), for who has `tinycudann` installed.
+
+The same architecture as `radiance.RadianceField` but for what tiny-cuda-nn does otherwise: its lattice is shifted by
+half a cell, its networks have no biases and compute in fp16.  Its weights fit no other back end.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from insta_runtime.errors import UserError
+from insta_runtime.field.conditioning import CODE_WIDTH
+from insta_runtime.field.radiance import (
+    DIRECTION_FEATURES,
+    GEOMETRY_FEATURES,
+    INITIAL_LOG_DENSITY,
+    MAX_LOG_DENSITY,
+    direction_basis,
+)
+
+if TYPE_CHECKING:
+    from insta_runtime.config import FieldConfig
+
+WIDTHS = (16, 32, 64, 128)  # of hidden layers that its fully fused networks know
+
+
+class TcnnField(nn.Module):
+    """Hash grid, density network and colour network on a CUDA device; `RadianceField`'s interface.
+
+    Raises UserError without tiny-cuda-nn or for a width that its networks do not have.
+    """
+
+    def __init__(self, config: FieldConfig, seed: int) -> None:
+        super().__init__()
+        try:
+            import tinycudann as tcnn
+        except (ImportError, OSError) as error:  # OSError: its import finds no GPU that it was built for
+            raise UserError(f"the tcnn back end needs tiny-cuda-nn, built for this GPU ({error})") from None
+        if config.hidden not in WIDTHS:
+            raise UserError(f"the tcnn back end has hidden layers of {WIDTHS}, not {config.hidden}")
+        growth = (config.finest / config.base) ** (1.0 / max(1, config.levels - 1))
+        grid = {
+            "otype": "HashGrid",
+            "n_levels": config.levels,
+            "n_features_per_level": config.features,
+            "log2_hashmap_size": config.log2_entries,
+            "base_resolution": config.base,
+            "per_level_scale": growth,
+        }
+        encoded = config.levels * config.features + CODE_WIDTH
+        self.grid = tcnn.Encoding(3, grid, seed=seed)
+        self.density_net = tcnn.Network(encoded, 1 + GEOMETRY_FEATURES, _network(config.hidden, 1), seed=seed + 1)
+        shaded = GEOMETRY_FEATURES + DIRECTION_FEATURES
+        self.colour_net = tcnn.Network(shaded, 3, _network(config.hidden, 2), seed=seed + 2)
+
+    def density(self, points: torch.Tensor, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `RadianceField.density`."""
+        encoded = torch.cat([self.grid(points.clamp(0.0, 1.0)).float(), codes], dim=-1)
+        raw = self.density_net(encoded).float()
+        density = (raw[:, 0] + INITIAL_LOG_DENSITY).clamp(max=MAX_LOG_DENSITY).exp()
+        return density, raw[:, 1:]
+
+    def forward(
+        self, points: torch.Tensor, directions: torch.Tensor, codes: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `RadianceField.forward`."""
+        density, features = self.density(points, codes)
+        colour = self.colour_net(torch.cat([features, direction_basis(directions)], dim=-1)).float()
+        return density, torch.sigmoid(colour)
+
+
+def _network(hidden: int, layers: int) -> dict[str, Any]:
+    return {
+        "otype": "FullyFusedMLP",
+        "activation": "ReLU",
+        "output_activation": "None",
+        "n_neurons": hidden,
+        "n_hidden_layers": layers,
+    }
