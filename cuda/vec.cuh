@@ -28,5 +28,13 @@ DEVICE vec3 transform_transposed(const float* m, vec3 v) {
                 m[2] * v.x + m[5] * v.y + m[8] * v.z};
 }
 
+// Four floats at once, from an address that 16 divides.
+struct alignas(16) vec4 {
+    float x, y, z, w;
+};
+
+DEVICE vec4 load4(const float* p) { return *reinterpret_cast<const vec4*>(p); }
+DEVICE void store4(float* p, float x, float y, float z, float w) { *reinterpret_cast<vec4*>(p) = vec4{x, y, z, w}; }
+
 DEVICE float clampf(float x, float low, float high) { return fminf(fmaxf(x, low), high); }
 DEVICE int clampi(int x, int low, int high) { return x < low ? low : x > high ? high : x; }

@@ -1,0 +1,38 @@
+// Surface points nearest to points given, for tests and measurements.
+#include "warp.cuh"
+
+// `points` (n, 3) in the pose `frame` -> triangle (n), barycentrics (n, 3), distance (n) in metres. A point outside
+// the marked cells gets triangle -1, zeros, and an infinite distance.
+KERNEL(128)
+nearest_query(const Head head, const Poses poses, int frame, const float* points, int n, int* triangle,
+              float* barycentrics, float* distance) {
+    EACH(i, n) {
+        const vec3 p = load3(points + 3 * i);
+        Nearest nearest{-1, 0.0f, 0.0f, vec3{0.0f, 0.0f, 0.0f}, 0.0f};
+        int row = 0;
+        if (cell_marked(head, poses, frame, p, &row)) nearest = nearest_to(head, poses, frame, row, p);
+        const bool found = nearest.triangle >= 0;
+        triangle[i] = nearest.triangle;
+        barycentrics[3 * i] = found ? clampf(1.0f - nearest.v - nearest.w, 0.0f, 1.0f) : 0.0f;
+        barycentrics[3 * i + 1] = nearest.v;
+        barycentrics[3 * i + 2] = nearest.w;
+        distance[i] = found ? nearest.distance : bits_to_float(0x7f800000u);
+    }
+}
+
+// The same points and directions (n, 3) carried to canonical space: position (n, 3) metres, turned (n, 3), masks (n, 2).
+// A point outside the marked cells stays where it is, with zero masks.
+KERNEL(128)
+carry_points(const Head head, const Poses poses, int frame, const float* points, const float* directions, int n,
+             float* position, float* turned, float* masks) {
+    EACH(i, n) {
+        const vec3 p = load3(points + 3 * i), d = load3(directions + 3 * i);
+        Carried carried{p, d, 0.0f, 0.0f, 0.0f, -1};
+        int row = 0;
+        if (cell_marked(head, poses, frame, p, &row)) carried = to_canonical(head, poses, frame, row, p, d);
+        store3(position + 3 * i, carried.position);
+        store3(turned + 3 * i, carried.direction);
+        masks[2 * i] = carried.mouth;
+        masks[2 * i + 1] = carried.eyes;
+    }
+}

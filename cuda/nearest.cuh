@@ -1,0 +1,98 @@
+// The triangle nearest to a point, among the candidates of the point's cell (insta_runtime/warp/nearest.py).
+//
+// A candidate is a word: the triangle in its lower half, above it as fp16, rounded down, how far the triangle is from
+// the cell's centre. Words ascend, so a row ends where no later candidate can be nearer: a triangle at distance d from
+// the centre is at least d - |p - centre| from p.
+#pragma once
+#include "layout.cuh"
+#include "vec.cuh"
+
+#define NO_CANDIDATE 0xffffffffu  // ends a row that has fewer than Head.candidates
+#define TRIANGLE_SIZE 12
+#define TINY_AREA 1e-20f  // as in nearest.py: below it products of edges are those of a line or a point
+
+// fp16 bits below 0x7c00 are those of a float, shifted, of a number 2^112 times as large.
+DEVICE uint pack_candidate(int triangle, float distance) {
+    uint bits = float_to_bits(fminf(distance, 60000.0f) * 1.925929944387236e-34f) >> 13;
+    return bits << 16 | uint(triangle);
+}
+DEVICE float candidate_distance(uint word) { return bits_to_float((word >> 3) & 0x0fffe000u) * 5.192296858534828e33f; }
+DEVICE int candidate_triangle(uint word) { return int(word & 0xffffu); }
+
+// What distances need of a triangle: corner a, edges ab and ac, and their products.
+struct Triangle {
+    vec3 a, ab, ac;
+    float d00, d01, d11;
+};
+
+DEVICE Triangle load_triangle(const float* triangle) {
+    vec4 r = load4(triangle), s = load4(triangle + 4), t = load4(triangle + 8);
+    return Triangle{vec3{r.x, r.y, r.z}, vec3{r.w, s.x, s.y}, vec3{s.z, s.w, t.x}, t.y, t.z, t.w};
+}
+
+// The nearest point of a triangle to a + p is a + v ab + w ac.
+struct OnTriangle {
+    float squared;  // |p - (v ab + w ac)|^2, to rounding errors of |p|^2
+    float v, w;
+};
+
+// The best of the inside and the three edges; a triangle without area is the longest of its edges.
+DEVICE OnTriangle closest_on_triangle(const Triangle& t, vec3 p) {
+    const float d00 = t.d00, d01 = t.d01, d11 = t.d11;
+    const float d20 = dot(p, t.ab), d21 = dot(p, t.ac);
+    const float t_ab = clampf(d20 / fmaxf(d00, TINY_AREA), 0.0f, 1.0f);
+    const float t_ac = clampf(d21 / fmaxf(d11, TINY_AREA), 0.0f, 1.0f);
+    const float t_bc = clampf((d21 - d20 + d00 - d01) / fmaxf(d00 + d11 - 2.0f * d01, TINY_AREA), 0.0f, 1.0f);
+    const float u_bc = 1.0f - t_bc;
+    const float on_ab = t_ab * (t_ab * d00 - 2.0f * d20);
+    const float on_ac = t_ac * (t_ac * d11 - 2.0f * d21);
+    const float on_bc =
+        u_bc * (u_bc * d00 + 2.0f * t_bc * d01 - 2.0f * d20) + t_bc * (t_bc * d11 - 2.0f * d21);
+
+    const float determinant = d00 * d11 - d01 * d01;
+    const float inverse = 1.0f / fmaxf(determinant, TINY_AREA);
+    const float v = (d11 * d20 - d01 * d21) * inverse;
+    const float w = (d00 * d21 - d01 * d20) * inverse;
+    const float on_face = v * (v * d00 + 2.0f * w * d01 - 2.0f * d20) + w * (w * d11 - 2.0f * d21);
+
+    const bool ab_first = on_ab <= on_ac;
+    const float leg = fminf(on_ab, on_ac);
+    const bool bc_first = on_bc < leg;
+    const float edge = fminf(leg, on_bc);
+    // On a line (v, w) are rounding errors; then the edges are better.
+    const bool inside = (v >= 0.0f) & (w >= 0.0f) & (v + w <= 1.0f) & (determinant > TINY_AREA) & (on_face <= edge);
+    OnTriangle found;
+    found.squared = fmaxf(dot(p, p) + (inside ? on_face : edge), 0.0f);
+    found.v = inside ? v : bc_first ? u_bc : ab_first ? t_ab : 0.0f;
+    found.w = inside ? w : bc_first ? t_bc : ab_first ? 0.0f : t_ac;
+    return found;
+}
+
+struct Nearest {
+    int triangle;    // -1 if the row has no candidate
+    float v, w;      // the nearest point is a + v ab + w ac
+    vec3 offset;     // from there to the point
+    float distance;  // metres
+};
+
+// The nearest of `count` candidates (a multiple of four) to p, whose cell's centre is `reach` metres away.
+DEVICE Nearest nearest_of(const uint* row, int count, const float* triangles, vec3 p, float reach) {
+    int best = -1;
+    OnTriangle found{3e38f, 0.0f, 0.0f};
+    for (int k = 0; k < count; ++k) {
+        const uint word = row[k];
+        if (word == NO_CANDIDATE) break;
+        const float least = candidate_distance(word) - reach;
+        if (least > 0.0f && least * least > found.squared) break;
+        const Triangle t = load_triangle(triangles + TRIANGLE_SIZE * candidate_triangle(word));
+        const OnTriangle on = closest_on_triangle(t, p - t.a);
+        if (on.squared < found.squared) found = on, best = candidate_triangle(word);
+    }
+    Nearest nearest{best, found.v, found.w, vec3{0.0f, 0.0f, 0.0f}, 3e38f};
+    if (best >= 0) {
+        const Triangle t = load_triangle(triangles + TRIANGLE_SIZE * best);
+        nearest.offset = p - t.a - found.v * t.ab - found.w * t.ac;
+        nearest.distance = length(nearest.offset);
+    }
+    return nearest;
+}

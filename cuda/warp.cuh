@@ -1,0 +1,91 @@
+// Posed space <-> canonical space (insta_runtime/warp/warp.py): a sample rides with the point of the head that is
+// nearest to it.
+#pragma once
+#include "nearest.cuh"
+
+#define FADE 0.02f  // metres from the surface over which the expression code fades
+#define RECORD_SIZE 16
+#define NO_DIRECTION 1e-12f  // a direction shorter than this is not made a unit vector
+
+struct Carried {
+    vec3 position;   // metres, canonical
+    vec3 direction;  // unit
+    float mouth, eyes;
+    float distance;  // metres to the posed surface
+    int triangle;    // -1 if there was no candidate; then nothing is carried and the masks are zero
+};
+
+DEVICE vec3 origin_of(const Head& head) { return vec3{head.origin_x, head.origin_y, head.origin_z}; }
+DEVICE vec3 unit_cube(const Head& head, vec3 p) { return (1.0f / head.side) * (p - origin_of(head)); }
+DEVICE bool in_unit_cube(vec3 u) {
+    return (u.x >= 0.0f) & (u.x < 1.0f) & (u.y >= 0.0f) & (u.y < 1.0f) & (u.z >= 0.0f) & (u.z < 1.0f);
+}
+
+// Index along one axis, clamped into a grid; rounds towards zero, so that a little below zero is cell zero.
+DEVICE int cell_along(float unit, int resolution) {
+    return int(clampf(unit * float(resolution), 0.0f, float(resolution) - 0.5f));
+}
+DEVICE int flat_cell(vec3 unit, int resolution) {
+    return (cell_along(unit.z, resolution) * resolution + cell_along(unit.y, resolution)) * resolution +
+           cell_along(unit.x, resolution);
+}
+DEVICE vec3 cell_centre(const Head& head, int cell, int resolution) {
+    const float size = head.side / float(resolution);
+    const int x = cell % resolution, y = cell / resolution % resolution, z = cell / (resolution * resolution);
+    return origin_of(head) + size * vec3{float(x) + 0.5f, float(y) + 0.5f, float(z) + 0.5f};
+}
+DEVICE bool bit_at(const uint* bits, int i) { return (bits[i >> 5] >> (i & 31)) & 1u; }
+
+// Whether p lies in a marked cell of the posed grid, and in which row its candidates are. Nothing outside the cube is
+// marked, nor is a cell that overflowed.
+DEVICE bool cell_marked(const Head& head, const Poses& poses, int frame, vec3 p, int* row) {
+    const vec3 unit = unit_cube(head, p);
+    if (!in_unit_cube(unit)) return false;
+    const int cell = flat_cell(unit, head.resolution);
+    if (!bit_at(poses.bits + (size_t)frame * poses.words, cell)) return false;
+    *row = poses.row[(size_t)frame * head.resolution * head.resolution * head.resolution + cell];
+    return *row >= 0;
+}
+
+// The surface point nearest to p, which lies in the cell of `row`.
+DEVICE Nearest nearest_to(const Head& head, const Poses& poses, int frame, int row, vec3 p) {
+    const size_t place = (size_t)frame * poses.capacity + row;
+    const vec3 centre = cell_centre(head, poses.cell[place], head.resolution);
+    return nearest_of(poses.candidates + place * head.candidates, head.candidates,
+                      poses.triangles + (size_t)frame * head.triangles * TRIANGLE_SIZE, p, length(p - centre));
+}
+
+// A point p (metres) of the cell of `row` and a direction d (unit) there, carried to canonical space.
+DEVICE Carried to_canonical(const Head& head, const Poses& poses, int frame, int row, vec3 p, vec3 d) {
+    const Nearest nearest = nearest_to(head, poses, frame, row, p);
+    if (nearest.triangle < 0) return Carried{p, d, 0.0f, 0.0f, 3e38f, -1};
+    const float weight[3] = {clampf(1.0f - nearest.v - nearest.w, 0.0f, 1.0f), nearest.v, nearest.w};
+    const float* records = poses.records + (size_t)frame * head.vertices * RECORD_SIZE;
+    const int* corner = head.faces + 3 * nearest.triangle;
+    float blend[RECORD_SIZE] = {};
+    UNROLL for (int i = 0; i < 3; ++i) {
+        const float* record = records + (size_t)corner[i] * RECORD_SIZE;
+        UNROLL for (int q = 0; q < RECORD_SIZE; q += 4) {
+            const vec4 part = load4(record + q);
+            blend[q] += weight[i] * part.x;
+            blend[q + 1] += weight[i] * part.y;
+            blend[q + 2] += weight[i] * part.z;
+            blend[q + 3] += weight[i] * part.w;
+        }
+    }
+    const vec3 turned = transform(blend, d);
+    const float faded = clampf(1.0f - nearest.distance * (1.0f / FADE), 0.0f, 1.0f);
+    Carried carried;
+    carried.position = load3(blend + 9) + transform(blend, nearest.offset);
+    carried.direction = (1.0f / fmaxf(length(turned), NO_DIRECTION)) * turned;
+    carried.mouth = faded * blend[12];
+    carried.eyes = faded * blend[13];
+    carried.distance = nearest.distance;
+    carried.triangle = nearest.triangle;
+    return carried;
+}
+
+// Whether the canonical cell at `unit` (in the unit cube) is occupied; nothing outside is.
+DEVICE bool occupied_at(const Space& space, vec3 unit) {
+    return in_unit_cube(unit) && bit_at(space.dense, flat_cell(unit, space.resolution));
+}
