@@ -84,6 +84,19 @@ struct Rays {
     int count;
 };
 
+// Pictures to learn from, in slots that never move. A picture fills the upper left corner of a square of `side` pixels.
+struct Memories {
+    const unsigned long long* pictures;  // (slots) address of (side, side, 4) bytes, premultiplied RGBA
+    const int* extent;   // (slots, 2) width and height of the picture
+    const float* states; // (slots, state_size), with the picture's own camera
+    const int* tiles;    // (slots, tiles_across^2) the tiles of 8 x 8 pixels worth drawing from, y * tiles_across + x
+    const int* drawable; // (slots) how many they are
+    const int* order;    // (slots) the slots in use, oldest first
+    int side;
+    int tiles_across;
+    int state_size;
+};
+
 // Packed samples. First the steps of every ray that lie in marked cells (a ray's steps are consecutive, front to back),
 // then those of them that are canonically occupied, as samples in any order.
 struct Samples {

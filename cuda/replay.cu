@@ -1,0 +1,128 @@
+// What a training step learns from: pictures of the replay, pixels of them, rays, and what the rays should see.
+//
+// Every choice is a hash of (seed, step, what it is for): nothing is stored, and a step can be repeated.
+#include "layout.cuh"
+#include "random.cuh"
+#include "vec.cuh"
+
+#define TILE 8
+#define NEAR 0.05f  // metres from the eye before which nothing is sampled
+
+// What a draw is for: the streams of random numbers within a step.
+enum Purpose { PICK_NEW, PICK_ANY, NOISE, TILE_OF, PIXEL, OFFSET, BACKGROUND = OFFSET + 1, PURPOSES = BACKGROUND + 3 };
+
+// The i-th of 0 ... n - 1 in an order that `key` shuffles: a bijection of the next power of two (multiplications by odd
+// numbers, exclusive ors, shifts to the right), walked until it falls below n.
+DEVICE int shuffled(uint i, uint n, uint key) {
+    uint mask = n - 1;
+    for (uint shift = 1; shift < 32; shift *= 2) mask |= mask >> shift;
+    do {
+        for (uint round = 0; round < 3; ++round) {
+            uint word = hash(key, round);
+            i = (i ^ word) & mask;
+            i = (i * (word | 1u)) & mask;
+            i ^= (i & mask) >> 3;
+            i = (i * 0x9e3779b1u + (word >> 7)) & mask;
+            i ^= i >> 5;
+        }
+    } while (i >= n);
+    return int(i);
+}
+
+// Which of `count` memories, oldest first, the frame `b` of `frames` shows in this step: the first one of the `recent`
+// newest, the others from shuffled rounds through all.
+DEVICE int draw_memory(uint seed, int step, int b, int frames, int count, int recent) {
+    if (b == 0) return count - 1 - below(hash(seed, step, PICK_NEW), count < recent ? count : recent);
+    uint drawn = uint(step) * uint(frames - 1) + uint(b - 1);
+    return shuffled(drawn % uint(count), uint(count), hash(seed, drawn / uint(count), PICK_ANY));
+}
+
+// Draws the step's frames. `inputs` is {step, memories, rays of a frame to draw}. slots (frames) and pose (frames) say
+// which memory a frame is and where its posed head lies: at the memory's own slot if `in_place`, else at the frame's
+// number, where `posed` (frames, state_size) takes its state. codes (poses, CODE_WIDTH) are the expression codes with
+// Gaussian noise of `jitter`, so that the field does not memorise frames by them.
+KERNEL(128) begin_step(const Memories memories, const int* inputs, uint seed, int frames, int recent, int in_place,
+                       float jitter, int* slots, int* pose, float* posed, float* codes) {
+    EACH(i, frames * memories.state_size) {
+        int size = memories.state_size, b = i / size, column = i % size, step = inputs[0];
+        int slot = memories.order[draw_memory(seed, step, b, frames, inputs[1], recent)];
+        int at = in_place ? slot : b, code = column - (size - CODE_WIDTH);
+        float value = memories.states[slot * size + column];
+        if (!in_place) posed[i] = value;
+        if (code >= 0) {
+            uint word = hash(hash(seed, step, NOISE), i);
+            codes[at * CODE_WIDTH + code] = value + jitter * gaussian(word, hash(word));
+        }
+        if (column == 0) slots[b] = slot, pose[b] = at;
+    }
+}
+
+// Soft regions (vertices, 2) of the head, at a point of a triangle.
+DEVICE void region_at(const Head& head, const Poses& poses, int pose, int triangle, vec3 point, const float* regions,
+                      float& face, float& mouth) {
+    const float* t = poses.triangles + ((size_t)pose * head.triangles + triangle) * 12;
+    vec3 offset = point - load3(t), ab = load3(t + 3), ac = load3(t + 6);
+    float along_b = dot(offset, ab), along_c = dot(offset, ac), d = t[9] * t[11] - t[10] * t[10];
+    float scale = d > 0.0f ? 1.0f / d : 0.0f;
+    float b = fmaxf(0.0f, (t[11] * along_b - t[10] * along_c) * scale);
+    float c = fmaxf(0.0f, (t[9] * along_c - t[10] * along_b) * scale);
+    float a = fmaxf(0.0f, 1.0f - b - c), total = 1.0f / (a + b + c);
+    const int* v = head.faces + triangle * 3;
+    face = (a * regions[v[0] * 2] + b * regions[v[1] * 2] + c * regions[v[2] * 2]) * total;
+    mouth = (a * regions[v[0] * 2 + 1] + b * regions[v[1] * 2 + 1] + c * regions[v[2] * 2 + 1]) * total;
+}
+
+// Draws rays.count / frames rays of each frame and what they should see. Of the inputs[2] rays that are wanted of a
+// frame the part `focus` goes through tiles worth drawing from; those that are not wanted, and those of a state that is
+// not finite, miss (far < near) and cost nothing: their targets are zero, as is what they will see over their background.
+//
+// depth, triangle (poses, side, side): z in metres and triangle of the posed mesh as each picture's camera sees it,
+// infinite and -1 where it does not. regions (vertices, 2): bare face, mouth. A ray ends `behind` metres after the mesh.
+// rgba (rays, 4) premultiplied, target (rays) metres along the ray to bare skin or 0 where there is no prior, weight
+// (rays) mouth_weight in the mouth, else 1, background (rays, 3) at random.
+KERNEL(128) draw_rays(const Head head, const Poses poses, const Memories memories, const Rays rays, const int* inputs,
+                      uint seed, int frames, const int* slots, const int* pose, const float* depth,
+                      const int* triangle, const float* regions, float focus, float behind, float mouth_weight,
+                      float* rgba, float* target, float* weight, float* background) {
+    EACH(r, rays.count) {
+        int each = rays.count / frames, b = r / each, k = r % each, wanted = inputs[2];
+        if (b >= frames) b = frames - 1, k = wanted;
+        int slot = slots[b], at = pose[b], across = memories.tiles_across, side = memories.side;
+        int width = memories.extent[slot * 2], height = memories.extent[slot * 2 + 1], tiles = memories.drawable[slot];
+        uint key = hash(hash(seed, inputs[0]), r) * PURPOSES, bits = hash(key + PIXEL);
+        int x, y;
+        if (tiles > 0 && k < int(float(wanted) * focus + 0.5f)) {
+            int tile = memories.tiles[slot * across * across + below(hash(key + TILE_OF), tiles)];
+            int left = tile % across * TILE, top = tile / across * TILE;
+            x = left + below(bits, width - left < TILE ? width - left : TILE);
+            y = top + below(hash(bits), height - top < TILE ? height - top : TILE);
+        } else {
+            x = below(bits, width), y = below(hash(bits), height);
+        }
+
+        const float* state = memories.states + slot * memories.state_size;
+        const float *turn = state + STATE_ROTATION(head.expressions), *lens = state + STATE_CAMERA(head.expressions);
+        vec3 towards = make_vec((float(x) + 0.5f - lens[2]) / lens[0], (float(y) + 0.5f - lens[3]) / lens[1], 1.0f);
+        float slant = length(towards);
+        vec3 direction = transform_transposed(turn, (1.0f / slant) * towards);
+        vec3 origin = -1.0f * transform_transposed(turn, load3(state + STATE_TRANSLATION(head.expressions)));
+        float distance = depth[((size_t)at * side + y) * side + x] * slant, far = distance + behind;
+        bool drawn = k < wanted && fabsf(dot(origin, origin) + dot(direction, direction)) < 1e30f;
+        store3(rays.origin + r * 4, drawn ? origin : make_vec(0.0f, 0.0f, 0.0f));
+        store3(rays.direction + r * 4, drawn ? direction : make_vec(0.0f, 0.0f, 1.0f));
+        rays.origin[r * 4 + 3] = NEAR;
+        rays.direction[r * 4 + 3] = drawn ? far : -1.0f;
+        rays.offset[r] = uniform(hash(key + OFFSET));
+        rays.frame[r] = at;
+
+        uint pixel = drawn ? ((const uint*)memories.pictures[slot])[y * side + x] : 0u;
+        for (int channel = 0; channel < 4; ++channel)
+            rgba[r * 4 + channel] = float(pixel >> (8 * channel) & 255u) * (1.0f / 255.0f);
+        for (int channel = 0; channel < 3; ++channel) background[r * 3 + channel] = uniform(hash(key + BACKGROUND + channel));
+        float face = 0.0f, mouth = 0.0f;
+        int hit = drawn ? triangle[((size_t)at * side + y) * side + x] : -1;
+        if (hit >= 0) region_at(head, poses, at, hit, origin + distance * direction, regions, face, mouth);
+        target[r] = face > 0.5f && rgba[r * 4 + 3] > 0.9f ? distance : 0.0f;
+        weight[r] = mouth > 0.3f ? mouth_weight : 1.0f;
+    }
+}
