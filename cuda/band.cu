@@ -1,0 +1,119 @@
+// The narrow band: which cells of the posed grid may hold something (insta_runtime/render/occupancy.py, `posed`).
+#include "warp.cuh"
+
+#define SUBCELLS 3  // a canonical cell is carried by SUBCELLS^3 points, its corners included
+
+// Bits, counts and bounds of an empty band. items: frames * words.
+KERNEL(256) clear_band(const Head head, const Poses poses) {
+    EACH(i, poses.frames * poses.words) {
+        poses.bits[i] = 0u;
+        if (i % poses.words) continue;
+        const int frame = i / poses.words;
+        poses.count[frame] = 0;
+        for (int axis = 0; axis < 3; ++axis) {
+            poses.bounds[6 * frame + axis] = head.resolution;
+            poses.bounds[6 * frame + 3 + axis] = -1;
+        }
+    }
+}
+
+// Marks every cell that an occupied canonical cell, carried rigidly with its triangle, reaches; what is carried out of
+// the cube marks the nearest cell at its face. items: frames * space.count.
+KERNEL(128) carry_cells(const Head head, const Poses poses, const Space space) {
+    EACH(i, poses.frames * space.count) {
+        const int frame = i / space.count, candidate = i % space.count;
+        if (!space.occupied[candidate]) continue;
+        const int triangle = space.triangle[candidate], corner = head.faces[3 * triangle];
+        const float* map = poses.maps + ((size_t)frame * head.triangles + triangle) * 9;
+        float m[9], squared = 0.0f;
+        UNROLL for (int q = 0; q < 9; ++q) m[q] = map[q], squared += m[q] * m[q];
+        // The map is a rotation times a scale s, so its inverse is its transpose over s^2. All in cells of the grid.
+        const float cells = float(head.resolution) / head.side, inverse = 3.0f / squared * cells;
+        const vec3 offset = cell_centre(head, space.cells[candidate], space.resolution) - load3(head.canonical + 3 * corner);
+        const vec3 start = load3(poses.vertices + ((size_t)frame * head.vertices + corner) * 3) - origin_of(head);
+        const vec3 centre = cells * start + inverse * transform_transposed(m, offset);
+        const float step = inverse * head.side / float(space.resolution) / float(SUBCELLS - 1);
+        const vec3 along_x = step * load3(m), along_y = step * load3(m + 3), along_z = step * load3(m + 6);
+        const float high = float(head.resolution) - 0.5f;
+        uint* bits = poses.bits + (size_t)frame * poses.words;
+        int last = -1;
+        for (int z = 0; z < SUBCELLS; ++z)
+            for (int y = 0; y < SUBCELLS; ++y)
+                for (int x = 0; x < SUBCELLS; ++x) {
+                    const float middle = 0.5f * float(SUBCELLS - 1);
+                    const vec3 p = centre + (float(x) - middle) * along_x + (float(y) - middle) * along_y +
+                                   (float(z) - middle) * along_z;
+                    const int cell = (int(clampf(p.z, 0.0f, high)) * head.resolution + int(clampf(p.y, 0.0f, high))) *
+                                         head.resolution +
+                                     int(clampf(p.x, 0.0f, high));
+                    if (cell == last) continue;
+                    last = cell;
+                    const uint bit = 1u << (cell & 31);
+                    uint* word = bits + (cell >> 5);
+                    // Most are set already; a stale look only costs the atomic.
+                    if (!(*(volatile const uint*)word & bit)) or_atomic(word, bit);
+                }
+    }
+}
+
+// Where each lane's part of a shared list begins; one atomic a packet.
+DEVICE void claim(int* count, const int (&wanted)[LANES], int (&start)[LANES]) {
+#if ON_GPU
+    int upto = wanted[0];
+    for (int d = 1; d < PACKET; d <<= 1) {
+        const int left = __shfl_up_sync(0xffffffffu, upto, d);
+        if (LANE >= d) upto += left;
+    }
+    int first = 0;
+    if (LANE == PACKET - 1 && upto) first = add_atomic(count, upto);
+    start[0] = __shfl_sync(0xffffffffu, first, PACKET - 1) + upto - wanted[0];
+#else
+    int total = 0;
+    for (int l = 0; l < LANES; ++l) start[l] = total, total += wanted[l];
+    const int first = total ? add_atomic(count, total) : 0;
+    for (int l = 0; l < LANES; ++l) start[l] += first;
+#endif
+}
+
+// row, cell, count and bounds of the marked cells. A cell beyond the capacity gets the row -1, and so counts as not
+// marked; `count` says how many there are in any case. items: 32 * frames * ceil(words / 32).
+KERNEL(128) list_cells(const Head head, const Poses poses) {
+    const int packets = (poses.words + PACKET - 1) / PACKET, n = head.resolution;
+    EACH_PACKET(p, poses.frames * packets) {
+        const int frame = p / packets, first = p % packets * PACKET;
+        uint bits[LANES];
+        int marked[LANES], start[LANES];
+        for (int l = 0; l < LANES; ++l) {
+            const int word = first + COLUMN(l);
+            bits[l] = word < poses.words ? poses.bits[(size_t)frame * poses.words + word] : 0u;
+            marked[l] = count_bits(bits[l]);
+        }
+        claim(poses.count + frame, marked, start);
+        float low[3][LANES], high[3][LANES];  // `high` negated
+        for (int l = 0; l < LANES; ++l) {
+            for (int axis = 0; axis < 3; ++axis) low[axis][l] = float(n), high[axis][l] = 1.0f;
+            int cell = (first + COLUMN(l)) * 32, row = start[l];
+            for (uint left = bits[l]; left; left >>= 1, ++cell) {
+                if (!(left & 1u)) continue;
+                const bool kept = row < poses.capacity;
+                poses.row[(size_t)frame * n * n * n + cell] = kept ? row : -1;
+                if (kept) poses.cell[(size_t)frame * poses.capacity + row] = cell;
+                ++row;
+                const int at[3] = {cell % n, cell / n % n, cell / (n * n)};
+                UNROLL for (int axis = 0; axis < 3; ++axis) {
+                    low[axis][l] = fminf(low[axis][l], float(at[axis]));
+                    high[axis][l] = fminf(high[axis][l], -float(at[axis]));
+                }
+            }
+        }
+        int* bounds = poses.bounds + 6 * frame;
+        for (int axis = 0; axis < 3; ++axis) {
+            const int lowest = int(min_lanes(low[axis])), highest = -int(min_lanes(high[axis]));
+            for (int l = 0; l < LANES; ++l) {
+                if (COLUMN(l) || highest < 0) continue;
+                min_atomic(bounds + axis, lowest);
+                max_atomic(bounds + 3 + axis, highest);
+            }
+        }
+    }
+}

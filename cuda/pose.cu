@@ -1,0 +1,103 @@
+// A head state to posed vertices: blendshapes, pose correctives, linear blend skinning (insta_runtime/head/rig.py).
+#include "layout.cuh"
+#include "vec.cuh"
+
+#define JOINTS 5
+#define TURNS 4          // neck, jaw, left eye, right eye: the joints 1 to 4
+#define LARGEST 1e4f     // a larger number is no weight and no angle
+
+// The turns and joints of one frame, which all its vertices share.
+struct Skeleton {
+    float turn[TURNS][9];
+    float joint[JOINTS][12];  // 3 x 4, row-major: rest to posed
+};
+
+// What is not a number, infinite, or absurd counts as zero: one bad number must not poison the picture.
+DEVICE float sound(float x) { return fabsf(x) <= LARGEST ? x : 0.0f; }
+
+// Axis-angle to a row-major matrix (Rodrigues), smooth at zero.
+DEVICE void rotation_matrix(const float* axis_angle, float* m) {
+    const float x = sound(axis_angle[0]), y = sound(axis_angle[1]), z = sound(axis_angle[2]);
+    const float angle = sqrtf(x * x + y * y + z * z + 1e-20f);
+    const float half = sinf(0.5f * angle) / (0.5f * angle);
+    const float s = sinf(angle) / angle, c = 0.5f * half * half;
+    m[0] = 1.0f - c * (y * y + z * z), m[1] = c * x * y - s * z, m[2] = c * x * z + s * y;
+    m[3] = c * x * y + s * z, m[4] = 1.0f - c * (x * x + z * z), m[5] = c * y * z - s * x;
+    m[6] = c * x * z - s * y, m[7] = c * y * z + s * x, m[8] = 1.0f - c * (x * x + y * y);
+}
+
+// A turn about `centre`, then the parent's affine map: a 3 x 4 matrix.
+DEVICE void turn_about(const float* parent, const float* turn, vec3 centre, float* m) {
+    const vec3 about = centre - transform(turn, centre);
+    for (int r = 0; r < 3; ++r) {
+        const float* p = parent + 4 * r;
+        for (int c = 0; c < 3; ++c) m[4 * r + c] = p[0] * turn[c] + p[1] * turn[3 + c] + p[2] * turn[6 + c];
+        m[4 * r + 3] = p[0] * about.x + p[1] * about.y + p[2] * about.z + p[3];
+    }
+}
+
+DEVICE void set_identity(float* m) {
+    for (int i = 0; i < 12; ++i) m[i] = i % 5 ? 0.0f : 1.0f;
+}
+
+// vertices (frames, vertices, 3) from the states. A state's number that is not finite counts as zero.
+// items: 32 * frames * ceil(vertices / 32).
+KERNEL(128) pose_vertices(const Head head, const Poses poses) {
+    const int packets = (head.vertices + PACKET - 1) / PACKET;
+    EACH_PACKET(p, poses.frames * packets) {
+        SCRATCH(Skeleton, skeleton, 128);
+        const int frame = p / packets, first = p % packets * PACKET;
+        const float* state = poses.states + (size_t)frame * poses.state_size;
+        const float* joints = head.joints;
+
+        WARP_SYNC();  // the skeleton of the packet before has been read
+        for (int l = 0; l < LANES; ++l) {
+            const int turn = COLUMN(l);
+            if (turn < TURNS) rotation_matrix(state + STATE_TURNS(head.expressions) + 3 * turn, skeleton.turn[turn]);
+        }
+        WARP_SYNC();
+        for (int l = 0; l < LANES; ++l) {
+            const int joint = COLUMN(l);
+            if (joint >= JOINTS) continue;
+            float root[12], neck[12];
+            set_identity(root);
+            turn_about(root, skeleton.turn[0], load3(joints + 3), neck);
+            if (joint > 1) turn_about(neck, skeleton.turn[joint - 1], load3(joints + 3 * joint), skeleton.joint[joint]);
+            if (joint <= 1)
+                for (int i = 0; i < 12; ++i) skeleton.joint[joint][i] = joint ? neck[i] : root[i];
+        }
+        WARP_SYNC();
+
+        // This lane's vertex, or on a CPU 32 of them, coordinate by coordinate along contiguous memory.
+        const int own = first + COLUMN(0);
+        if (own >= head.vertices) continue;
+        const int numbers = LANES == 1 ? 3 : 3 * (head.vertices - own < LANES ? head.vertices - own : LANES);
+        const size_t row = 3 * (size_t)head.vertices;
+        const int blendshapes = head.expressions + 2;
+        float shaped[3 * LANES];
+        SIMD for (int j = 0; j < numbers; ++j) shaped[j] = head.rest[3 * own + j];
+#pragma unroll 8
+        for (int k = 0; k < head.directions; ++k) {
+            const int corrective = k - blendshapes;
+            const float weight = corrective < 0 ? sound(state[k])
+                                                : skeleton.turn[corrective / 9][corrective % 9] -
+                                                      (corrective % 9 % 4 ? 0.0f : 1.0f);
+            if (!ON_GPU && weight == 0.0f) continue;  // most of a face rests most of the time
+            const float* direction = head.dirs + k * row + 3 * own;
+            SIMD for (int j = 0; j < numbers; ++j) shaped[j] += weight * direction[j];
+        }
+
+        float* out = poses.vertices + (size_t)frame * row;
+        for (int l = 0; l < numbers / 3; ++l) {
+            const float* weights = head.skin + (size_t)(own + l) * JOINTS;
+            float blended[12] = {};
+            UNROLL for (int joint = 0; joint < JOINTS; ++joint)
+                UNROLL for (int i = 0; i < 12; ++i) blended[i] += weights[joint] * skeleton.joint[joint][i];
+            const vec3 v = load3(shaped + 3 * l);
+            UNROLL for (int r = 0; r < 3; ++r) {
+                const float* m = blended + 4 * r;
+                out[3 * (own + l) + r] = m[0] * v.x + m[1] * v.y + m[2] * v.z + m[3];
+            }
+        }
+    }
+}
