@@ -15,6 +15,7 @@ from insta_runtime.render.renderer import Snapshot, take_snapshot
 from insta_runtime.render.sampling import RaySamples
 from insta_runtime.types import Observation
 
+BETA1, BETA2, EPSILON = 0.9, 0.99, 1e-15  # of Adam; a rare cell's gradient is tiny and must count all the same
 MLP_RATE = 0.3  # the networks' learning rate as a part of the hash grid's
 CODE_JITTER = 0.05  # noise on expression codes, so that the field does not memorise frames by them
 FOCUS = 0.85  # part of the rays that go through the head; the others go anywhere
@@ -48,7 +49,11 @@ class Trainer:
         grid = list(model.field.grid.parameters())
         networks = [*model.field.density_net.parameters(), *model.field.colour_net.parameters()]
         self._optimiser = torch.optim.Adam(
-            [{"params": grid}, {"params": networks}], lr=config.learning_rate, betas=(0.9, 0.99), eps=1e-15, fused=True
+            [{"params": grid}, {"params": networks}],
+            lr=config.learning_rate,
+            betas=(BETA1, BETA2),
+            eps=EPSILON,
+            fused=True,
         )
         self._averaged = {name: t.detach().clone() for name, t in model.field.state_dict().items()}
 

@@ -22,6 +22,8 @@ INSIDE_DEPTH = 0.008  # metres below the skin that may hold something
 SKIN_BAND = 0.015  # metres above the face that may hold something; elsewhere (hair) it is WarpConfig.band
 HULL_VOTES = 3  # pictures that must have shown a cell before the silhouette may rule it out
 HULL_SHARE = 0.15  # a cell is outside when fewer of the pictures that showed it had it in their matte
+HULL_ALPHA = 0.1  # opacity of a matte from which on it has what lies there
+HULL_NEAR = 0.05  # metres before the camera; what is nearer is not counted as shown
 UPDATE_CELLS = 16384
 
 
@@ -112,13 +114,14 @@ class OccupancyGrid:
         x, y, z = camera_vertices(head.carry(centres[:, None], self.triangle)[:, 0], state).unbind(-1)
         u = (x / z * camera.fx + camera.cx).floor()
         v = (y / z * camera.fy + camera.cy).floor()
-        visible = (z > 0.05) & (u >= 0) & (v >= 0) & (u < camera.width) & (v < camera.height)
-        # A cell is larger than a pixel: its matte is the largest around its centre.
-        radius = max(1, round(0.5 * self.warp.box.side / self.config.resolution * camera.fx / float(z.median())))
+        visible = (z > HULL_NEAR) & (u >= 0) & (v >= 0) & (u < camera.width) & (v < camera.height)
+        # A cell is larger than a pixel: its matte is the largest around its centre, as far as it reaches at the head.
+        depth = max(HULL_NEAR, float(state.translation[2]))
+        radius = max(1, round(0.5 * self.warp.box.side / self.config.resolution * camera.fx / depth))
         grown = torch.nn.functional.max_pool2d(alpha[None, None], 2 * radius + 1, stride=1, padding=radius)[0, 0]
         index = (v.clamp(0, camera.height - 1) * camera.width + u.clamp(0, camera.width - 1)).long()
         self.seen += visible
-        self.inside += visible & (grown.reshape(-1)[index] > 0.1)
+        self.inside += visible & (grown.reshape(-1)[index] > HULL_ALPHA)
 
     @torch.no_grad()
     def update(self, field: RadianceField, codes: torch.Tensor, generator: torch.Generator) -> None:

@@ -1,0 +1,55 @@
+// What the items of a packet before, or behind, each one add up to. All 32 lanes of a packet call together.
+#pragma once
+#include "platform.cuh"
+
+#if ON_GPU
+
+// before[l] = start + the sum of x over the lanes below l; the sum over all lanes and `start` is returned.
+DEVICE float sum_before(const float (&x)[LANES], float start, float (&before)[LANES]) {
+    float sum = x[0];
+    for (int d = 1; d < PACKET; d *= 2) {
+        float below = __shfl_up_sync(0xffffffffu, sum, d);
+        if (LANE >= d) sum += below;
+    }
+    float below = __shfl_up_sync(0xffffffffu, sum, 1);
+    before[0] = start + (LANE == 0 ? 0.0f : below);
+    return start + __shfl_sync(0xffffffffu, sum, PACKET - 1);
+}
+
+// The same over the lanes above.
+DEVICE float sum_behind(const float (&x)[LANES], float start, float (&behind)[LANES]) {
+    float sum = x[0];
+    for (int d = 1; d < PACKET; d *= 2) {
+        float above = __shfl_down_sync(0xffffffffu, sum, d);
+        if (LANE + d < PACKET) sum += above;
+    }
+    float above = __shfl_down_sync(0xffffffffu, sum, 1);
+    behind[0] = start + (LANE == PACKET - 1 ? 0.0f : above);
+    return start + __shfl_sync(0xffffffffu, sum, 0);
+}
+
+// before[l] = start + how many of the lanes below l are set; the count of all and `start` is returned.
+DEVICE int count_before(const bool (&x)[LANES], int start, int (&before)[LANES]) {
+    uint set = __ballot_sync(0xffffffffu, x[0]);
+    before[0] = start + count_bits(set & ((1u << LANE) - 1u));
+    return start + count_bits(set);
+}
+
+#else
+
+DEVICE float sum_before(const float (&x)[LANES], float start, float (&before)[LANES]) {
+    for (int l = 0; l < PACKET; ++l) before[l] = start, start += x[l];
+    return start;
+}
+
+DEVICE float sum_behind(const float (&x)[LANES], float start, float (&behind)[LANES]) {
+    for (int l = PACKET - 1; l >= 0; --l) behind[l] = start, start += x[l];
+    return start;
+}
+
+DEVICE int count_before(const bool (&x)[LANES], int start, int (&before)[LANES]) {
+    for (int l = 0; l < PACKET; ++l) before[l] = start, start += x[l];
+    return start;
+}
+
+#endif

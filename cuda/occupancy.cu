@@ -1,0 +1,130 @@
+// The canonical occupancy grid: what density and silhouettes say of its cells. Twin: render/occupancy.py.
+#include "field.cuh"
+#include "random.cuh"
+#include "warp.cuh"
+
+#define THREADS 128
+
+// Look at the field's density at one random point of each of up to `updates` cells, with a random expression code:
+// value = max(value * decay, opacity of one step). With more cells than `updates` one is drawn of each of as many equal
+// stretches of the list, so that none is drawn twice and results repeat bit for bit.
+//
+//   codes (progress[1], code_stride): rows that begin with an expression code; without any, nothing changes
+//   progress: {training steps so far, which seed the draw; how many codes}, in device memory
+//
+// A density that is not a number counts as none. Launch with items = min(updates, cells), rounded up to packets.
+KERNEL(THREADS) update_occupancy(const Space space, const FieldWeights weights, const float* codes, int code_stride,
+                                 const int* progress, int seed, int updates, float decay, float step_length) {
+    const int drawn = updates < space.count ? updates : space.count;
+    const int known = progress[1];
+    const uint draw = hash(uint(seed), uint(progress[0]));
+    const int packets = known > 0 ? (drawn + PACKET - 1) / PACKET : 0;
+    EACH_PACKET(packet, packets) {
+        SCRATCH(FieldScratch, scratch, THREADS);
+        int cell[LANES];
+        vec3 unit[LANES];
+        float mouth[LANES], eyes[LANES], density[LANES];
+        const float* code[LANES];
+        bool valid[LANES];
+        FOR_LANES(l) {
+            const int i = packet * PACKET + COLUMN(l);
+            valid[l] = i < drawn;
+            const int j = valid[l] ? i : drawn - 1;
+            const int from = int((long long)space.count * j / drawn), to = int((long long)space.count * (j + 1) / drawn);
+            cell[l] = from + below(hash(draw, uint(j), 0u), to - from);
+            const int flat = space.cells[cell[l]], n = space.resolution;
+            unit[l].x = (float(flat % n) + uniform(hash(draw, uint(j), 1u))) / float(n);
+            unit[l].y = (float(flat / n % n) + uniform(hash(draw, uint(j), 2u))) / float(n);
+            unit[l].z = (float(flat / (n * n)) + uniform(hash(draw, uint(j), 3u))) / float(n);
+            code[l] = codes + (long long)code_stride * below(hash(draw, uint(j), 4u), known);
+            mouth[l] = space.masks[2 * cell[l]];
+            eyes[l] = space.masks[2 * cell[l] + 1];
+        }
+        field_density(weights, scratch, unit, mouth, eyes, code, valid, density);
+        FOR_LANES(l) {
+            if (valid[l]) {
+                const float opacity = 1.0f - expf(-density[l] * step_length);
+                const float faded = space.value[cell[l]] * decay;
+                space.value[cell[l]] = opacity > faded ? opacity : faded;
+            }
+        }
+    }
+}
+
+// The first of ascending `cells` (count) that is not below `flat`.
+DEVICE int lower_bound(const int* cells, int count, int flat) {
+    int low = 0;
+    while (count > 0) {
+        const int half = count / 2;
+        if (cells[low + half] < flat) {
+            low += half + 1, count -= half + 1;
+        } else {
+            count = half;
+        }
+    }
+    return low;
+}
+
+// Space.occupied and Space.dense, of value, seen and inside: `OccupancyGrid.occupied`. A cell is occupied if a step in
+// it may be more opaque than `threshold`, and silhouettes do not rule it out. An item is a word of `dense`, so that
+// words without candidates are cleared too; Space.cells must ascend. Launch with items = resolution^3 / 32, rounded up.
+KERNEL(128) publish_occupancy(const Space space, float threshold) {
+    const int n = space.resolution, words = (n * n * n + 31) / 32;
+    EACH(word, words) {
+        uint bits = 0;
+        for (int i = lower_bound(space.cells, space.count, 32 * word); i < space.count; ++i) {
+            const int bit = space.cells[i] - 32 * word;
+            if (bit >= 32) break;
+            const float seen = space.seen[i];
+            const bool outside = seen >= float(HULL_VOTES) && space.inside[i] < HULL_SHARE * seen;
+            const bool occupied = space.value[i] > threshold && !outside;
+            space.occupied[i] = byte(occupied);
+            bits |= uint(occupied) << bit;
+        }
+        space.dense[word] = bits;
+    }
+}
+
+// Where pose `frame` carries a canonical point that rides rigidly with `triangle`: `PosedHead.carry`.
+DEVICE vec3 carry(const Head& head, const Poses& poses, int frame, int triangle, vec3 point) {
+    const long long k = (long long)frame * head.triangles + triangle;
+    const int corner = head.faces[3 * triangle];
+    const float* map = poses.maps + 9 * k;
+    // The map is a rotation times a scale s, so its inverse is its transpose over s^2.
+    float squares = 0.0f;
+    UNROLL for (int i = 0; i < 9; ++i) squares += map[i] * map[i];
+    const vec3 turned = transform_transposed(map, point - load3(head.canonical + 3 * corner));
+    return load3(poses.vertices + 3 * ((long long)frame * head.vertices + corner)) + (3.0f / squares) * turned;
+}
+
+// Count, for each candidate cell, whether one more picture's matte has it: `OccupancyGrid.carve`.
+//
+//   frame: which pose; the camera of its state belongs to a picture of width x height
+//   alpha (height, width): the matte, 255 is solid
+//
+// Cells outside the picture or not before the camera are not counted; with a state that is not finite, none is.
+// Launch with items = cells.
+KERNEL(128) carve_cells(const Head head, const Poses poses, const Space space, int frame, const byte* alpha, int width,
+                        int height) {
+    const float* state = poses.states + (long long)frame * poses.state_size;
+    const float* rotation = state + STATE_ROTATION(head.expressions);
+    const float* translation = state + STATE_TRANSLATION(head.expressions);
+    const float* camera = state + STATE_CAMERA(head.expressions);
+    // A cell is larger than a pixel: its matte is the largest around its centre, as far as it reaches at the head.
+    const float reach = 0.5f * head.side / float(space.resolution) * camera[0] / fmaxf(translation[2], HULL_NEAR);
+    const int radius = int(clampf(rintf(reach), 1.0f, float(width)));
+    EACH(i, space.count) {
+        const vec3 centre = cell_centre(head, space.cells[i], space.resolution);
+        const vec3 p = transform(rotation, carry(head, poses, frame, space.triangle[i], centre)) + load3(translation);
+        const float u = floorf(p.x / p.z * camera[0] + camera[2]), v = floorf(p.y / p.z * camera[1] + camera[3]);
+        if (!(p.z > HULL_NEAR && u >= 0.0f && v >= 0.0f && u < float(width) && v < float(height))) continue;
+        const int left = clampi(int(u) - radius, 0, width - 1), right = clampi(int(u) + radius, 0, width - 1);
+        const int bottom = clampi(int(v) + radius, 0, height - 1);
+        bool found = false;
+        for (int y = clampi(int(v) - radius, 0, height - 1); y <= bottom && !found; ++y) {
+            for (int x = left; x <= right; ++x) found = found || float(alpha[y * width + x]) > 255.0f * HULL_ALPHA;
+        }
+        space.seen[i] += 1.0f;
+        space.inside[i] += found ? 1.0f : 0.0f;
+    }
+}
