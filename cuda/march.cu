@@ -1,0 +1,132 @@
+// Packed samples of any rays: count, fit into what memory there is, list, warp (insta_runtime/render/sampling.py).
+//
+// Launch clear_samples, count_steps, fit_capacity, list_steps, warp_samples in this order. Steps and samples are listed
+// in an order that differs from run to run; the steps of a ray are always consecutive and front to back.
+#include "march.cuh"
+#include "places.cuh"
+
+KERNEL(128) clear_samples(const Samples samples) {
+    EACH(i, samples.max_steps + 1 > 4 ? samples.max_steps + 1 : 4) {
+        if (i < 4) samples.totals[i] = 0;
+        if (i <= samples.max_steps) samples.histogram[i] = 0;
+    }
+}
+
+DEVICE Ray stored_ray(const Rays& rays, int i) {
+    const vec4 origin = load4(rays.origin + 4 * i), direction = load4(rays.direction + 4 * i);
+    return Ray{{origin.x, origin.y, origin.z}, {direction.x, direction.y, direction.z}, origin.w, direction.w};
+}
+
+// samples.steps[i]: steps of ray i in marked cells, up to max_steps; and how many rays have how many.
+KERNEL(128) count_steps(const Head head, const Poses poses, const Rays rays, float step, const Samples samples) {
+    EACH(i, rays.count) {
+        const Ray ray = stored_ray(rays, i);
+        int count = 0;
+        if (ray.far > ray.near) {
+            int k = first_step(ray.near, step);
+            Step found;
+            while (count < samples.max_steps &&
+                   next_step(head, poses, rays.frame[i], ray, rays.offset[i], step, k, found))
+                ++count;
+        }
+        samples.steps[i] = count;
+        if (count > 0) add_atomic(samples.histogram + count, 1);
+    }
+}
+
+// Steps of all rays if none keeps more than `limit`.
+DEVICE int steps_within(const Samples& samples, int limit) {
+    int part[LANES], before[LANES];
+    for (int l = 0; l < LANES; ++l) {
+        part[l] = 0;
+        for (int n = 1 + COLUMN(l); n <= samples.max_steps; n += PACKET)
+            part[l] += samples.histogram[n] * (n < limit ? n : limit);
+    }
+    return sum_before(part, before);
+}
+
+// totals[3]: the most steps that every ray may keep so that all fit; totals[2]: how many are dropped by that, which are
+// the farthest ones of the longest rays. One packet.
+KERNEL(32) fit_capacity(const Samples samples) {
+    EACH_PACKET(p, 1) {
+        int low = 0, high = samples.max_steps;
+        while (low < high) {
+            const int middle = (low + high + 1) / 2;
+            if (steps_within(samples, middle) <= samples.capacity) low = middle;
+            else high = middle - 1;
+        }
+        samples.totals[2] = steps_within(samples, samples.max_steps) - steps_within(samples, low);
+        samples.totals[3] = low;
+    }
+}
+
+// The steps themselves: totals[0], first, steps (now as many as are kept), step_ray and step_t.
+KERNEL(128) list_steps(const Head head, const Poses poses, const Rays rays, float step, const Samples samples) {
+    const int limit = samples.totals[3];
+    EACH_PACKET(p, (rays.count + PACKET - 1) / PACKET) {
+        int count[LANES], first[LANES];
+        for (int l = 0; l < LANES; ++l) {
+            const int i = p * PACKET + COLUMN(l);
+            count[l] = i < rays.count ? samples.steps[i] : 0;
+            if (count[l] > limit) count[l] = limit;
+        }
+        take_places(samples.totals, count, first);
+        for (int l = 0; l < LANES; ++l) {
+            const int i = p * PACKET + COLUMN(l);
+            if (i >= rays.count) continue;
+            int taken = 0;
+            if (count[l] > 0) {
+                const Ray ray = stored_ray(rays, i);
+                int k = first_step(ray.near, step);
+                Step found;
+                while (taken < count[l] &&
+                       next_step(head, poses, rays.frame[i], ray, rays.offset[i], step, k, found)) {
+                    samples.step_ray[first[l] + taken] = i;
+                    samples.step_t[first[l] + taken] = found.t;
+                    ++taken;
+                }
+            }
+            // Two kernels may round alike points differently: a place that is left over belongs to no ray.
+            for (int rest = taken; rest < count[l]; ++rest) samples.step_ray[first[l] + rest] = -1;
+            samples.first[i] = first[l];
+            samples.steps[i] = taken;
+        }
+    }
+}
+
+// Carries every step to canonical space and makes a sample of those in occupied cells: totals[1], slot, and all that a
+// sample is.
+KERNEL(128) warp_samples(const Head head, const Poses poses, const Space space, const Rays rays, const Samples samples) {
+    const int steps = samples.totals[0];
+    EACH_PACKET(p, (steps + PACKET - 1) / PACKET) {
+        bool kept[LANES];
+        int slot[LANES];
+        vec3 unit[LANES];
+        Carried carried[LANES];
+        for (int l = 0; l < LANES; ++l) {
+            const int j = p * PACKET + COLUMN(l);
+            const int i = j < steps ? samples.step_ray[j] : -1;
+            kept[l] = false;
+            if (i < 0) continue;
+            const Ray ray = stored_ray(rays, i);
+            const vec3 position = ray.origin + samples.step_t[j] * ray.direction;
+            int row;
+            if (!cell_marked(head, poses, rays.frame[i], position, &row)) continue;
+            carried[l] = to_canonical(head, poses, rays.frame[i], row, position, ray.direction);
+            unit[l] = unit_cube(head, carried[l].position);
+            kept[l] = carried[l].triangle >= 0 && occupied_at(space, unit[l]);
+        }
+        take_places(samples.totals + 1, kept, slot);
+        for (int l = 0; l < LANES; ++l) {
+            const int j = p * PACKET + COLUMN(l);
+            if (j >= steps) continue;
+            samples.slot[j] = kept[l] ? slot[l] : -1;
+            if (!kept[l]) continue;
+            store3(samples.position + 3 * slot[l], unit[l]);
+            store3(samples.direction + 3 * slot[l], carried[l].direction);
+            samples.masks[2 * slot[l]] = carried[l].mouth;
+            samples.masks[2 * slot[l] + 1] = carried[l].eyes;
+            samples.frame[slot[l]] = rays.frame[samples.step_ray[j]];
+        }
+    }
+}

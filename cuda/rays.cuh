@@ -1,0 +1,70 @@
+// Camera rays in head space (insta_runtime/render/rays.py).
+//
+// Constants from Python: BEHIND_SURFACE, NEAR_LIMIT (metres).
+#pragma once
+#include "layout.cuh"
+#include "vec.cuh"
+
+#define FARTHEST 1e4f  // metres: whatever is farther away is out of sight, and lattice indices stay small
+
+struct Ray {
+    vec3 origin;
+    vec3 direction;  // unit
+    float near, far; // metres along the ray; far < near where it misses
+};
+
+DEVICE bool is_finite(vec3 v) { return (fabsf(v.x) < 3e38f) & (fabsf(v.y) < 3e38f) & (fabsf(v.z) < 3e38f); }
+
+// The ray through (x, y), pixels, of the camera of a state. `depth` is the depth (z) of the posed mesh there, infinity
+// where there is none: the ray ends a little behind it.
+DEVICE Ray pixel_ray(const float* state, int expressions, float x, float y, float depth) {
+    const float* rotation = state + STATE_ROTATION(expressions);
+    const float* camera = state + STATE_CAMERA(expressions);
+    const vec3 crossing = {(x - camera[2]) / camera[0], (y - camera[3]) / camera[1], 1.0f};
+    const float slant = length(crossing);
+    Ray ray;
+    ray.origin = transform_transposed(rotation, -1.0f * load3(state + STATE_TRANSLATION(expressions)));
+    ray.direction = transform_transposed(rotation, (1.0f / slant) * crossing);
+    ray.near = NEAR_LIMIT;
+    ray.far = depth * slant + BEHIND_SURFACE;
+    return ray;
+}
+
+DEVICE void cut(Ray& ray, float origin, float direction, float lower, float upper) {
+    const float safe = fabsf(direction) < 1e-9f ? 1e-9f : direction;
+    const float t0 = (lower - origin) / safe, t1 = (upper - origin) / safe;
+    ray.near = fmaxf(ray.near, fminf(t0, t1));
+    ray.far = fminf(ray.far, fmaxf(t0, t1));
+}
+
+// Shortens a ray to the box around the marked cells of a pose (6 bounds, in cells: lowest x, y, z, highest x, y, z).
+// It misses if no cell is marked, if the box is out of sight, and if any of its numbers is not finite.
+DEVICE void clip_to_band(Ray& ray, const Head& head, const int* bounds) {
+    const float cell = head.side / float(head.resolution);
+    cut(ray, ray.origin.x, ray.direction.x, head.origin_x + cell * float(bounds[0]),
+        head.origin_x + cell * (float(bounds[3]) + 1.0f));
+    cut(ray, ray.origin.y, ray.direction.y, head.origin_y + cell * float(bounds[1]),
+        head.origin_y + cell * (float(bounds[4]) + 1.0f));
+    cut(ray, ray.origin.z, ray.direction.z, head.origin_z + cell * float(bounds[2]),
+        head.origin_z + cell * (float(bounds[5]) + 1.0f));
+    const bool band = bounds[0] <= bounds[3];
+    if (!(band && ray.far > ray.near && ray.near < FARTHEST && is_finite(ray.origin) && is_finite(ray.direction))) {
+        ray = Ray{vec3{0.0f, 0.0f, 0.0f}, vec3{0.0f, 0.0f, 1.0f}, 1.0f, 0.0f};
+    }
+}
+
+// Pixels are taken in tiles of 8 x 4, a packet each, so that the lanes of a packet see neighbouring places.
+DEVICE int count_tiles(int width, int height) { return ((width + 7) / 8) * ((height + 3) / 4); }
+
+// The pixel y * width + x of an item of a tile; -1 beyond the picture.
+DEVICE int tiled_pixel(int tile, int column, int width, int height) {
+    const int across = (width + 7) / 8;
+    const int x = tile % across * 8 + (column & 7), y = tile / across * 4 + (column >> 3);
+    return x < width && y < height ? y * width + x : -1;
+}
+
+DEVICE Ray ray_of_pixel(const Head& head, const Poses& poses, int pixel, int width, float depth) {
+    Ray ray = pixel_ray(poses.states, head.expressions, float(pixel % width) + 0.5f, float(pixel / width) + 0.5f, depth);
+    clip_to_band(ray, head, poses.bounds);
+    return ray;
+}
