@@ -1,12 +1,10 @@
 // What a training step learns from: pictures of the replay, pixels of them, rays, and what the rays should see.
 //
 // Every choice is a hash of (seed, step, what it is for): nothing is stored, and a step can be repeated.
-#include "layout.cuh"
 #include "random.cuh"
-#include "vec.cuh"
+#include "rays.cuh"
 
 #define TILE 8
-#define NEAR 0.05f  // metres from the eye before which nothing is sampled
 
 // What a draw is for: the streams of random numbers within a step.
 enum Purpose { PICK_NEW, PICK_ANY, NOISE, TILE_OF, PIXEL, OFFSET, BACKGROUND = OFFSET + 1, PURPOSES = BACKGROUND + 3 };
@@ -77,12 +75,12 @@ DEVICE void region_at(const Head& head, const Poses& poses, int pose, int triang
 // not finite, miss (far < near) and cost nothing: their targets are zero, as is what they will see over their background.
 //
 // depth, triangle (poses, side, side): z in metres and triangle of the posed mesh as each picture's camera sees it,
-// infinite and -1 where it does not. regions (vertices, 2): bare face, mouth. A ray ends `behind` metres after the mesh.
+// infinite and -1 where it does not. regions (vertices, 2): bare face, mouth. Rays are cut to the pose's band.
 // rgba (rays, 4) premultiplied, target (rays) metres along the ray to bare skin or 0 where there is no prior, weight
 // (rays) mouth_weight in the mouth, else 1, background (rays, 3) at random.
 KERNEL(128) draw_rays(const Head head, const Poses poses, const Memories memories, const Rays rays, const int* inputs,
                       uint seed, int frames, const int* slots, const int* pose, const float* depth,
-                      const int* triangle, const float* regions, float focus, float behind, float mouth_weight,
+                      const int* triangle, const float* regions, float focus, float mouth_weight,
                       float* rgba, float* target, float* weight, float* background) {
     EACH(r, rays.count) {
         int each = rays.count / frames, b = r / each, k = r % each, wanted = inputs[2];
@@ -92,7 +90,7 @@ KERNEL(128) draw_rays(const Head head, const Poses poses, const Memories memorie
         uint key = hash(hash(seed, inputs[0]), r) * PURPOSES, bits = hash(key + PIXEL);
         int x, y;
         if (tiles > 0 && k < int(float(wanted) * focus + 0.5f)) {
-            int tile = memories.tiles[slot * across * across + below(hash(key + TILE_OF), tiles)];
+            int tile = ((const int*)memories.tiles[slot])[below(hash(key + TILE_OF), tiles)];
             int left = tile % across * TILE, top = tile / across * TILE;
             x = left + below(bits, width - left < TILE ? width - left : TILE);
             y = top + below(hash(bits), height - top < TILE ? height - top : TILE);
@@ -100,18 +98,17 @@ KERNEL(128) draw_rays(const Head head, const Poses poses, const Memories memorie
             x = below(bits, width), y = below(hash(bits), height);
         }
 
-        const float* state = memories.states + slot * memories.state_size;
-        const float *turn = state + STATE_ROTATION(head.expressions), *lens = state + STATE_CAMERA(head.expressions);
-        vec3 towards = make_vec((float(x) + 0.5f - lens[2]) / lens[0], (float(y) + 0.5f - lens[3]) / lens[1], 1.0f);
-        float slant = length(towards);
-        vec3 direction = transform_transposed(turn, (1.0f / slant) * towards);
-        vec3 origin = -1.0f * transform_transposed(turn, load3(state + STATE_TRANSLATION(head.expressions)));
-        float distance = depth[((size_t)at * side + y) * side + x] * slant, far = distance + behind;
-        bool drawn = k < wanted && fabsf(dot(origin, origin) + dot(direction, direction)) < 1e30f;
-        store3(rays.origin + r * 4, drawn ? origin : make_vec(0.0f, 0.0f, 0.0f));
-        store3(rays.direction + r * 4, drawn ? direction : make_vec(0.0f, 0.0f, 1.0f));
-        rays.origin[r * 4 + 3] = NEAR;
-        rays.direction[r * 4 + 3] = drawn ? far : -1.0f;
+        size_t seen = ((size_t)at * side + y) * side + x;
+        Ray ray = pixel_ray(memories.states + (size_t)slot * memories.state_size, head.expressions, float(x) + 0.5f,
+                            float(y) + 0.5f, depth[seen]);
+        float distance = ray.far - BEHIND_SURFACE;
+        vec3 point = ray.origin + distance * ray.direction;
+        bool drawn = k < wanted && is_finite(ray.origin) && is_finite(ray.direction);
+        clip_to_band(ray, head, poses.bounds + at * 6);
+        store3(rays.origin + r * 4, ray.origin);
+        store3(rays.direction + r * 4, ray.direction);
+        rays.origin[r * 4 + 3] = ray.near;
+        rays.direction[r * 4 + 3] = drawn ? ray.far : -1.0f;
         rays.offset[r] = uniform(hash(key + OFFSET));
         rays.frame[r] = at;
 
@@ -120,8 +117,8 @@ KERNEL(128) draw_rays(const Head head, const Poses poses, const Memories memorie
             rgba[r * 4 + channel] = float(pixel >> (8 * channel) & 255u) * (1.0f / 255.0f);
         for (int channel = 0; channel < 3; ++channel) background[r * 3 + channel] = uniform(hash(key + BACKGROUND + channel));
         float face = 0.0f, mouth = 0.0f;
-        int hit = drawn ? triangle[((size_t)at * side + y) * side + x] : -1;
-        if (hit >= 0) region_at(head, poses, at, hit, origin + distance * direction, regions, face, mouth);
+        int hit = drawn ? triangle[seen] : -1;
+        if (hit >= 0) region_at(head, poses, at, hit, point, regions, face, mouth);
         target[r] = face > 0.5f && rgba[r * 4 + 3] > 0.9f ? distance : 0.0f;
         weight[r] = mouth > 0.3f ? mouth_weight : 1.0f;
     }
