@@ -4,6 +4,8 @@
 #include "rays.cuh"
 #include "warp.cuh"
 
+#define MIDDLE 0.5f  // the offset of pictures: a still head gives a still one
+
 DEVICE float distance_at(int k, float offset, float step) { return (float(k) + offset) * step; }
 DEVICE int first_step(float near, float step) { return int(floorf(near / step)); }
 

@@ -1,12 +1,11 @@
-// Rays of every pixel of a picture. Constants from Python: as in rays.cuh, and MIDDLE: where in its step a sample of a
-// picture lies.
+// Rays of every pixel of a picture.
 #include "march.cuh"
 #include "places.cuh"
 
 // The rays of all pixels of pose 0, for the chain of march.cu. `depth` (height * width) is that of the posed mesh.
 KERNEL(128) camera_rays(const Head head, const Poses poses, const float* depth, const Rays rays, int width, int height) {
     EACH(i, width * height) {
-        const Ray ray = ray_of_pixel(head, poses, i, width, depth[i]);
+        const Ray ray = ray_of_pixel(head, poses, i, width, depth);
         store4(rays.origin + 4 * i, ray.origin.x, ray.origin.y, ray.origin.z, ray.near);
         store4(rays.direction + 4 * i, ray.direction.x, ray.direction.y, ray.direction.z, ray.far);
         rays.offset[i] = MIDDLE;
@@ -26,7 +25,7 @@ KERNEL(128) find_rays(const Head head, const Poses poses, const float* depth, in
             pixel[l] = tiled_pixel(tile, COLUMN(l), width, height);
             hit[l] = false;
             if (pixel[l] < 0) continue;
-            const Ray ray = ray_of_pixel(head, poses, pixel[l], width, depth[pixel[l]]);
+            const Ray ray = ray_of_pixel(head, poses, pixel[l], width, depth);
             int k = first_step(ray.near, step);
             Step found;
             while (next_step(head, poses, 0, ray, MIDDLE, step, k, found)) {

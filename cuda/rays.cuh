@@ -1,22 +1,21 @@
-// Camera rays in head space (insta_runtime/render/rays.py).
-//
-// Constants from Python: BEHIND_SURFACE, NEAR_LIMIT (metres).
+// Camera rays in head space (insta_runtime/render/rays.py). Constant from Python: BEHIND_SURFACE.
 #pragma once
 #include "layout.cuh"
 #include "vec.cuh"
 
-#define FARTHEST 1e4f  // metres: whatever is farther away is out of sight, and lattice indices stay small
+#define NEAREST 0.05f  // metres along a ray before which nothing is seen
+#define FARTHEST 1e4f  // ... and beyond which: lattice indices stay small
 
 struct Ray {
     vec3 origin;
     vec3 direction;  // unit
-    float near, far; // metres along the ray; far < near where it misses
+    float near, far;  // metres along the ray; far < near where it misses
 };
 
 DEVICE bool is_finite(vec3 v) { return (fabsf(v.x) < 3e38f) & (fabsf(v.y) < 3e38f) & (fabsf(v.z) < 3e38f); }
 
-// The ray through (x, y), pixels, of the camera of a state. `depth` is the depth (z) of the posed mesh there, infinity
-// where there is none: the ray ends a little behind it.
+// The ray through (x, y), pixels, of the camera of a state. It ends a little behind `depth`, the depth (z) of the posed
+// mesh there, which is infinite where there is none.
 DEVICE Ray pixel_ray(const float* state, int expressions, float x, float y, float depth) {
     const float* rotation = state + STATE_ROTATION(expressions);
     const float* camera = state + STATE_CAMERA(expressions);
@@ -25,7 +24,7 @@ DEVICE Ray pixel_ray(const float* state, int expressions, float x, float y, floa
     Ray ray;
     ray.origin = transform_transposed(rotation, -1.0f * load3(state + STATE_TRANSLATION(expressions)));
     ray.direction = transform_transposed(rotation, (1.0f / slant) * crossing);
-    ray.near = NEAR_LIMIT;
+    ray.near = NEAREST;
     ray.far = depth * slant + BEHIND_SURFACE;
     return ray;
 }
@@ -63,8 +62,10 @@ DEVICE int tiled_pixel(int tile, int column, int width, int height) {
     return x < width && y < height ? y * width + x : -1;
 }
 
-DEVICE Ray ray_of_pixel(const Head& head, const Poses& poses, int pixel, int width, float depth) {
-    Ray ray = pixel_ray(poses.states, head.expressions, float(pixel % width) + 0.5f, float(pixel / width) + 0.5f, depth);
+// The ray through the middle of a pixel of pose 0, as far as it may meet the avatar.
+DEVICE Ray ray_of_pixel(const Head& head, const Poses& poses, int pixel, int width, const float* depth) {
+    Ray ray = pixel_ray(poses.states, head.expressions, float(pixel % width) + 0.5f, float(pixel / width) + 0.5f,
+                        depth[pixel]);
     clip_to_band(ray, head, poses.bounds);
     return ray;
 }
