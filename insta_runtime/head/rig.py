@@ -49,12 +49,12 @@ class HeadRig:
         self._shape_dirs = tensor(model.shape_dirs).flatten(1)
         self._joints = tensor(model.joints)
         self._joint_shape_dirs = tensor(model.joint_shape_dirs).flatten(1)
-        self._skin_weights = tensor(model.skin_weights)
+        self.skin_weights = tensor(model.skin_weights)
         # All that is added to the identity before skinning, as one matrix: expression, eyelids, correctives.
         dirs = [model.expression_dirs, model.eyelid_dirs]
         if model.pose_dirs is not None:
             dirs.append(model.pose_dirs)
-        self._motion_dirs = tensor(np.concatenate(dirs)).flatten(1)
+        self.motion_dirs = tensor(np.concatenate(dirs)).flatten(1)
         self._last: tuple[bytes, Identity] | None = None
 
     def identity(self, shape: Tensor) -> Identity:
@@ -122,11 +122,11 @@ class HeadRig:
         if self.model.pose_dirs is not None:
             still = torch.eye(3, dtype=turns.dtype, device=turns.device)
             weights.append((turns - still).flatten(1))
-        shaped = identity.rest + (torch.cat(weights, 1) @ self._motion_dirs).unflatten(1, (-1, 3))
+        shaped = identity.rest + (torch.cat(weights, 1) @ self.motion_dirs).unflatten(1, (-1, 3))
         linear, offset = self._joint_transforms(identity.joints, turns)
         # Blend the joints' affine maps, then apply: (B, V, 3, 4) to (x, y, z, 1).
         affine = torch.cat([linear, offset[..., None]], -1).flatten(2)  # (B, 5, 12)
-        blended = (self._skin_weights @ affine).unflatten(2, (3, 4))
+        blended = (self.skin_weights @ affine).unflatten(2, (3, 4))
         vertices: Tensor = (blended[..., :3] @ shaped[..., None])[..., 0] + blended[..., 3]
         return vertices
 

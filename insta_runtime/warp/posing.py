@@ -1,0 +1,158 @@
+"""Head states to posed heads, by kernels: vertices, frames, the narrow band, its candidates, and depth.
+
+The kernels' twins are `HeadRig.pose`, `CanonicalMaps`, `OccupancyGrid.posed`, `CandidateGrid` and `rasterise`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Protocol
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+
+from insta_runtime.geometry import rotation_matrix
+from insta_runtime.head import HeadModel, HeadRig
+from insta_runtime.kernels import Kernels, Struct
+from insta_runtime.types import Camera, Float32, HeadState
+from insta_runtime.warp.warp import HeadWarp
+
+LARGEST = 1e4  # a number of a state that is larger, or not one, counts as zero
+BAND_SHARE = 0.3  # of all cells of the posed grid may be marked; a fitted head marks about a tenth
+
+_heads: WeakKeyDictionary[HeadWarp, Struct] = WeakKeyDictionary()
+
+
+class Person(Protocol):
+    """What of an avatar's model (`render.model.AvatarModel`) poses its head."""
+
+    head: HeadModel
+    shape: Float32
+    rig: HeadRig
+    warp: HeadWarp
+    code: Callable[[HeadState], Float32]
+
+
+def pack_state(model: Person, state: HeadState, camera: Camera) -> Float32:
+    """A state before a camera as a row of numbers (S,), as layout.cuh describes it.
+
+    Numbers that are not finite count as zero.
+    """
+    sound = {name: np.where(np.abs(a) <= LARGEST, a, 0.0).astype(np.float32) for name, a in state.arrays().items()}
+    state = replace(state, **sound)
+    rotation = rotation_matrix(state.rotation).astype(np.float32)
+    view = np.array([camera.fx, camera.fy, camera.cx, camera.cy], dtype=np.float32)
+    joints = [state.neck_pose, state.jaw_pose, state.eye_pose.ravel()]
+    parts = [state.expression, state.eyelids, *joints, rotation.ravel(), state.translation, view, model.code(state)]
+    return np.concatenate(parts)
+
+
+def head_struct(kernels: Kernels, model: Person) -> Struct:
+    """What kernels know of the model's person; made once, and shared by all that work on the model's device."""
+    known = _heads.get(model.warp)
+    if known is not None:
+        return known
+    warp, rig = model.warp, model.rig
+    identity = rig.identity(torch.as_tensor(model.shape, device=kernels.device))
+    faces = warp.canonical.faces
+    if len(faces) > 0xFFFF:
+        raise ValueError(f"kernels take heads of at most 65535 triangles, not {len(faces)}")
+    corner = faces.reshape(-1)
+    counts = torch.bincount(corner, minlength=len(identity.rest))
+    first = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    incident = corner.argsort(stable=True) // 3
+    x, y, z = (float(value) for value in warp.box.origin)
+    _heads[warp] = kernels.struct(
+        "Head",
+        rest=identity.rest.contiguous(),
+        joints=identity.joints.contiguous(),
+        dirs=rig.motion_dirs,
+        skin=rig.skin_weights,
+        faces=faces.int(),
+        first=first.int(),
+        incident=incident.int(),
+        canonical=warp.canonical.vertices.contiguous(),
+        canonical_frames=warp.maps.frames.contiguous(),
+        canonical_areas=warp.maps.areas.contiguous(),
+        masks=warp.masks.contiguous(),
+        members=warp.leaves.members.int(),
+        vertices=len(identity.rest),
+        triangles=len(faces),
+        expressions=len(model.head.expression_names),
+        directions=len(rig.motion_dirs),
+        leaves=len(warp.leaves.members),
+        leaf_size=warp.leaves.members.shape[1],
+        origin_x=x,
+        origin_y=y,
+        origin_z=z,
+        side=warp.box.side,
+        resolution=warp.resolution,
+        candidates=-(-warp.config.candidates // 4) * 4,
+    )
+    return _heads[warp]
+
+
+class PosedHeads:
+    """``frames`` posed heads of a model, in buffers that never move: running them allocates nothing.
+
+    Attributes:
+        states: (frames, S) float32 on the device, rows of `pack_state`: fill them, then `run`.
+        head, poses: the structs that kernels take.
+        capacity: marked cells a frame at most; ``count`` (frames,) int32 on the device says how many there would be.
+    """
+
+    def __init__(self, kernels: Kernels, model: Person, frames: int) -> None:
+        self.kernels, self.frames = kernels, frames
+        self.head = head_struct(kernels, model)
+        number = self.head.value
+        cells = number.resolution**3
+        vertices, triangles, leaves = number.vertices, number.triangles, number.leaves
+        self.capacity = math.ceil(BAND_SHARE * cells)
+        self._words = -(-cells // 32)
+        self._triangles, self._vertices, self._leaves, self._cells = triangles, vertices, leaves, cells
+
+        def floats(*shape: int) -> torch.Tensor:
+            return torch.zeros((frames, *shape), dtype=torch.float32, device=kernels.device)
+
+        def ints(*shape: int) -> torch.Tensor:
+            return torch.zeros((frames, *shape), dtype=torch.int32, device=kernels.device)
+
+        neutral = pack_state(model, HeadState.neutral(number.expressions), Camera(1.0, 1.0, 0.5, 0.5, 1, 1))
+        size = len(neutral)
+        self.states, self.vertices, self.count = floats(size), floats(vertices, 3), ints()
+        self.states[:] = torch.as_tensor(neutral)
+        self.poses = kernels.struct(
+            "Poses",
+            states=self.states,
+            vertices=self.vertices,
+            maps=floats(triangles, 9),
+            triangles=floats(triangles, 12),
+            records=floats(vertices, 16),
+            spheres=floats(leaves, 4),
+            bits=ints(self._words),
+            row=ints(cells),
+            cell=ints(self.capacity),
+            count=self.count,
+            bounds=ints(6),
+            candidates=ints(self.capacity, number.candidates),
+            state_size=size,
+            frames=frames,
+            words=self._words,
+            capacity=self.capacity,
+        )
+        self._drawn: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def run(self, space: Struct) -> None:
+        """Pose all heads in their ``states``, and derive their bands from the occupied cells of ``space``."""
+        frames, head, poses, launch = self.frames, self.head, self.poses, self.kernels.launch
+        launch("pose_vertices", head, poses, items=32 * frames * -(-self._vertices // 32))
+        launch("triangle_frames", head, poses, items=frames * self._triangles)
+        launch("vertex_records", head, poses, items=frames * self._vertices)
+        launch("leaf_spheres", head, poses, items=32 * frames * self._leaves)
+        launch("clear_band", head, poses, items=frames * self._words)
+        launch("carry_cells", head, poses, space, items=frames * space.value.count)
+        launch("list_cells", head, poses, items=32 * frames * -(-self._words // 32))
+        launch("choose_candidates", head, poses, items=32 * frames * self.capacity)
