@@ -17,17 +17,20 @@ RECENT = 16  # the newest observations that the buffer never gives up
 BYTES_A_HEAD = 1 << 21  # what a posed head with its candidate grid takes, about
 
 
-def premultiplied(observation: Observation, size: int) -> tuple[torch.Tensor, Camera]:
+def premultiplied(
+    observation: Observation, size: int, device: torch.device | None = None
+) -> tuple[torch.Tensor, Camera]:
     """The picture at a longest side of ``size`` by area averaging, colour x matte.
 
     Returns:
-        (h, w, 4) float in [0, 1], premultiplied RGBA, and its camera.  Pictures are never enlarged.
+        (h, w, 4) float in [0, 1], premultiplied RGBA, on ``device`` (the CPU), and its camera.  Pictures are never
+        enlarged.
     """
     camera = observation.camera
     scale = min(1.0, size / max(camera.width, camera.height))
     width, height = max(1, round(camera.width * scale)), max(1, round(camera.height * scale))
-    alpha = torch.from_numpy(observation.alpha).float()[None] / 255.0
-    rgb = torch.from_numpy(observation.rgb).permute(2, 0, 1).float() / 255.0
+    alpha = torch.from_numpy(observation.alpha).to(device).float()[None] / 255.0
+    rgb = torch.from_numpy(observation.rgb).to(device).permute(2, 0, 1).float() / 255.0
     picture = torch.cat([rgb * alpha, alpha])[None]
     small = torch.nn.functional.interpolate(picture, (height, width), mode="area")[0]
     return small.permute(1, 2, 0).contiguous(), camera.scaled(width, height)

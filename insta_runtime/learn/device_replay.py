@@ -1,0 +1,179 @@
+"""The replay buffer as kernels read it: pictures in slots that never move, on the device of the model."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from typing import Protocol
+
+import torch
+
+from insta_runtime.field.conditioning import CODE_WIDTH
+from insta_runtime.kernels import Kernels, Struct
+from insta_runtime.learn.replay import RECENT, premultiplied
+from insta_runtime.render.model import AvatarModel
+from insta_runtime.types import Observation
+from insta_runtime.warp.posing import pack_state
+
+TILE = 8  # pixels of the side of a tile (replay.cu)
+CHUNK = 16  # slots whose memory is allocated at once: a short call takes little
+
+
+class Viewer(Protocol):
+    """Who looks at each new picture of a replay."""
+
+    def slot_bytes(self, side: int) -> int:
+        """What the viewer keeps for each slot of pictures of this side, bytes."""
+
+    def prepare(self, side: int, slots: int) -> None:
+        """Called once, when the side is known and `DeviceReplay.memories` exist."""
+
+    def look(self, slot: int) -> None:
+        """Called with the slot of each new picture; gives the replay its tiles (`DeviceReplay.list_tiles`)."""
+
+
+class DeviceReplay:
+    """Observations to draw from.  `add` may be called from any thread, the rest belongs to the learner.
+
+    The newest `RECENT` are always kept; of all older ones a fair sample is, as in `learn.replay.Replay`.  The first
+    observation decides the side of the square that pictures are kept in; larger ones are scaled down to it.
+
+    Args:
+        size: longest side of the pictures, pixels. budget_mb: MiB that slots may take.
+        viewer: who looks at new pictures, if anybody.
+
+    Attributes:
+        order: the slots in use, oldest first. side: of the pictures, 0 before the first.
+        states: (slots, S) rows of `pack_state`, the camera being that of the picture.
+        memories: the struct that kernels take.
+    """
+
+    def __init__(
+        self,
+        model: AvatarModel,
+        kernels: Kernels,
+        size: int,
+        budget_mb: int,
+        seed: int,
+        viewer: Viewer | None = None,
+    ) -> None:
+        self.model, self.kernels, self.size, self.budget = model, kernels, size, budget_mb << 20
+        self.order: list[int] = []
+        self.frame_ids: dict[int, int] = {}
+        self.side = self.slots = 0
+        self.states: torch.Tensor
+        self.memories: Struct
+        self._viewer = viewer
+        self._incoming: deque[Observation] = deque(maxlen=RECENT)
+        self._lock = threading.Lock()
+        self._generator = torch.Generator().manual_seed(seed)
+        self._chunks: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._taken = 0
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def add(self, observation: Observation) -> None:
+        """Offer an observation; it is taken in at the next `take_in`."""
+        with self._lock:
+            self._incoming.append(observation)
+
+    def take_in(self) -> None:
+        """Move offered observations into the buffer."""
+        with self._lock:
+            incoming = list(self._incoming)
+            self._incoming.clear()
+        for observation in incoming:
+            self._take(observation)
+
+    def picture(self, slot: int) -> torch.Tensor:
+        """The picture of a slot, (height, width, 4) uint8, premultiplied RGBA: a view."""
+        width, height = self.extents[slot]
+        return self._chunks[slot // CHUNK][0][slot % CHUNK, :height, :width]
+
+    def list_tiles(self, slot: int, depth: torch.Tensor) -> None:
+        """Note which tiles are worth drawing from: those of the matte, a little grown, and of the mesh.
+
+        ``depth`` (side, side) is that of the posed mesh, infinite where there is none.
+        """
+        width, height = self.extents[slot]
+        alpha = self.picture(slot)[..., 3].float()[None, None] / 255.0
+        grown = torch.nn.functional.max_pool2d(alpha, 5, stride=1, padding=2) > 0.02
+        worth = torch.zeros((1, 1, self._across * TILE, self._across * TILE), device=depth.device)
+        worth[:, :, :height, :width] = (grown | depth[:height, :width].isfinite()).float()
+        flags = torch.nn.functional.max_pool2d(worth, TILE).flatten()
+        # Sorting lists the wanted ones first, in order and without asking how many they are.
+        tiles = self._chunks[slot // CHUNK][1][slot % CHUNK]
+        tiles.copy_(flags.argsort(descending=True, stable=True))
+        self._drawable[slot] = flags.sum()
+
+    def _take(self, observation: Observation) -> None:
+        rgba, camera = premultiplied(observation, min(self.size, self.side or self.size), self.model.device)
+        height, width = rgba.shape[:2]
+        if not self.side:
+            self._reserve(max(width, height))
+        slot = self._free_slot()
+        self.extents[slot] = (width, height)
+        self.frame_ids[slot] = observation.frame_id
+        self._extent[slot] = torch.tensor([width, height], dtype=torch.int32)
+        self.states[slot] = torch.from_numpy(pack_state(self.model, observation.state, camera))
+        self.picture(slot).copy_(rgba * 255.0 + 0.5)
+        if self._viewer:
+            self._viewer.look(slot)
+        self.order.append(slot)
+        self._taken += 1
+        self._order[: len(self.order)] = torch.tensor(self.order, dtype=torch.int32)
+
+    def _reserve(self, side: int) -> None:
+        device = self.model.device
+        self.side, self._across = side, math.ceil(side / TILE)
+        a_slot = side * side * 4 + self._across**2 * 4 + (self._viewer.slot_bytes(side) if self._viewer else 0)
+        self.slots = slots = max(RECENT, self.budget // a_slot)
+
+        def integers(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        self.states = torch.zeros((slots, _state_size(self.model)), device=device)
+        self.extents: dict[int, tuple[int, int]] = {}
+        self._extent, self._drawable, self._order = integers(slots, 2), integers(slots), integers(slots)
+        self._pictures, self._tiles = integers(slots, dtype=torch.int64), integers(slots, dtype=torch.int64)
+        self.memories = self.kernels.struct(
+            "Memories",
+            pictures=self._pictures,
+            extent=self._extent,
+            states=self.states,
+            tiles=self._tiles,
+            drawable=self._drawable,
+            order=self._order,
+            side=side,
+            tiles_across=self._across,
+            state_size=self.states.shape[1],
+        )
+        if self._viewer:
+            self._viewer.prepare(side, slots)
+
+    def _free_slot(self) -> int:
+        """A slot for one more picture; the lot decides which one goes if there is no room."""
+        if len(self.order) < self.slots:
+            slot = len(self.order)
+            if slot == len(self._chunks) * CHUNK:
+                self._grow()
+            return slot
+        # With the new one, the last of the older ones is number slots - RECENT; it stays if the lot falls on another.
+        lot = int(torch.randint(self._taken + 1 - RECENT, (1,), generator=self._generator))
+        return self.order.pop(min(lot, self.slots - RECENT))
+
+    def _grow(self) -> None:
+        first, device = len(self._chunks) * CHUNK, self.model.device
+        count = min(CHUNK, self.slots - first)
+        pictures = torch.zeros((count, self.side, self.side, 4), dtype=torch.uint8, device=device)
+        tiles = torch.zeros((count, self._across**2), dtype=torch.int32, device=device)
+        self._chunks.append((pictures, tiles))
+        for addresses, memory in ((self._pictures, pictures), (self._tiles, tiles)):
+            each = memory[0].numel() * memory.element_size()
+            addresses[first : first + count] = torch.tensor([memory.data_ptr() + i * each for i in range(count)])
+
+
+def _state_size(model: AvatarModel) -> int:
+    return len(model.head.expression_names) + 30 + CODE_WIDTH

@@ -1,0 +1,125 @@
+"""The replay of the kernels: keeps what its twin keeps, in slots that never move."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from small_person import CPU, camera, open_head, paint, performance, photograph, pose, small_model
+
+from insta_runtime.kernels import Kernels
+from insta_runtime.learn.device_replay import DeviceReplay
+from insta_runtime.learn.replay import RECENT, premultiplied
+from insta_runtime.render.model import AvatarModel
+from insta_runtime.types import Observation
+
+KERNELS = Kernels(CPU, {})
+
+
+def picture(frame_id: int, width: int = 8, height: int = 8) -> Observation:
+    rng = np.random.default_rng(frame_id)
+    rgb = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    alpha = rng.integers(0, 256, (height, width), dtype=np.uint8)
+    return Observation(frame_id, rgb, alpha, camera(width).cropped(0, 0, width, height), pose(open_head()))
+
+
+@pytest.fixture(scope="module")
+def model() -> AvatarModel:
+    return small_model()
+
+
+def filled(model: AvatarModel, count: int, room: int, seed: int = 0) -> DeviceReplay:
+    """A replay that has room for ``room`` small pictures, offered ``count`` one by one."""
+    replay = DeviceReplay(model, KERNELS, 8, 1, seed)
+    replay.budget = room * (8 * 8 * 4 + 4)
+    for i in range(count):
+        replay.add(picture(i))
+        replay.take_in()
+    return replay
+
+
+def kept(replay: DeviceReplay) -> list[int]:
+    return [replay.frame_ids[slot] for slot in replay.order]
+
+
+def test_the_budget_holds_and_the_newest_are_never_dropped(model: AvatarModel) -> None:
+    replay = filled(model, 120, 40)
+    assert len(replay) == 40
+    assert sorted(replay.order) == list(range(40)), "every slot is used, none twice"
+    assert kept(replay)[-RECENT:] == list(range(120 - RECENT, 120))
+    assert kept(replay) == sorted(kept(replay))
+    assert kept(filled(model, 40, 1)) == list(range(40 - RECENT, 40))
+
+
+def test_what_is_older_is_a_fair_sample_of_the_whole_past(model: AvatarModel) -> None:
+    older = [i for seed in range(12) for i in kept(filled(model, 120, 26, seed))[:-RECENT]]
+    quarters = np.histogram(older, bins=4, range=(0, 120 - RECENT))[0]
+    assert quarters.sum() == 120
+    assert quarters.min() >= 15, "30 each on average"
+
+
+def test_a_slot_holds_the_picture_that_it_should_and_none_moves(model: AvatarModel) -> None:
+    replay = filled(model, 3, 40)
+    first = replay._pictures[:3].tolist()
+    for i in range(3, 100):
+        replay.add(picture(i))
+        replay.take_in()
+    assert replay._pictures[:3].tolist() == first
+    for slot in replay.order:
+        rgba, _ = premultiplied(picture(replay.frame_ids[slot]), 8)
+        assert torch.equal(replay.picture(slot), (rgba * 255.0 + 0.5).to(torch.uint8))
+        assert replay._pictures[slot] == replay.picture(slot).data_ptr()
+    assert replay._order[: len(replay)].tolist() == replay.order
+
+
+def test_pictures_of_another_shape_or_size_fit_into_the_square_of_the_first(model: AvatarModel) -> None:
+    replay = DeviceReplay(model, KERNELS, 512, 1, 0)
+    for i, (width, height) in enumerate([(12, 8), (8, 12), (24, 24), (6, 5)]):
+        replay.add(picture(i, width, height))
+    replay.take_in()
+    assert replay.side == 12
+    assert [tuple(replay.picture(slot).shape) for slot in replay.order] == [
+        (8, 12, 4),
+        (12, 8, 4),
+        (12, 12, 4),
+        (5, 6, 4),
+    ]
+    assert replay._extent[:4].tolist() == [[12, 8], [8, 12], [12, 12], [6, 5]]
+    expressions = len(model.head.expression_names)
+    assert replay.states[2, expressions + 26].item() == pytest.approx(1.2 * 12), "the camera is scaled with the picture"
+
+
+def test_the_tiles_to_draw_from_hold_the_head_and_little_else(model: AvatarModel) -> None:
+    replay = DeviceReplay(model, KERNELS, 48, 64, 0)
+    replay.add(photograph(open_head(), performance(open_head(), 2)[1:], 44, paint(open_head()))[0])
+    replay.take_in()
+    depth = torch.full((44, 44), torch.inf)
+    depth[43, 43] = 0.5
+    replay.list_tiles(0, depth)
+    count = int(replay._drawable[0])
+    tiles = replay._chunks[0][1][0]
+    drawn = torch.zeros((6, 6), dtype=torch.bool)
+    drawn.view(-1)[tiles[:count].long()] = True
+    assert sorted(tiles.tolist()) == list(range(36))
+    assert tiles[:count].tolist() == sorted(tiles[:count].tolist())
+    assert drawn[5, 5], "the mesh counts, too"
+    assert count < 25
+    covered = drawn.repeat_interleave(8, 0).repeat_interleave(8, 1)[:44, :44]
+    assert covered[replay.picture(0)[..., 3] > 0].all()
+
+
+def test_offers_from_many_threads_arrive_and_an_idle_learner_holds_only_the_newest(model: AvatarModel) -> None:
+    replay = DeviceReplay(model, KERNELS, 8, 64, 0)
+    threads = [threading.Thread(target=replay.add, args=(picture(i),)) for i in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    replay.take_in()
+    assert sorted(kept(replay)) == list(range(10))
+    for i in range(100, 200):
+        replay.add(picture(i))
+    replay.take_in()
+    assert kept(replay)[10:] == list(range(200 - RECENT, 200))
