@@ -8,9 +8,13 @@
 //
 // A sample that is not finite makes its ray's result so, and with it the loss, which `adam_step` then heeds; other rays
 // and their gradients are as if it were not there.
+#include "fastmath.cuh"
 #include "lanes.cuh"
 #include "layout.cuh"
 #include "vec.cuh"
+
+// The part of light that passes an optical thickness. (fast_exp of what is not a number may be one.)
+DEVICE float transmittance(float thickness) { return thickness == thickness ? fast_exp(-thickness) : thickness; }
 
 // A step through empty space has slot -1 and no optical thickness, like a sample beyond the ray's max_samples.
 struct Stretch {
@@ -51,7 +55,7 @@ DEVICE void walk_on(const Samples& samples, const float* density, const float* c
         s.thickness[l] = s.kept[l] ? density[s.slot[l]] * step : 0.0f;
     }
     walk.passed = sum_before(s.thickness, walk.passed, s.passed);
-    FOR_LANES(l) { s.weight[l] = expf(-s.passed[l]) * (1.0f - expf(-s.thickness[l])); }
+    FOR_LANES(l) { s.weight[l] = transmittance(s.passed[l]) * (1.0f - transmittance(s.thickness[l])); }
     FOR_LANES(l) {
         if (s.kept[l]) {
             const float* c = colour + 3 * s.slot[l];
@@ -90,12 +94,15 @@ KERNEL(128) composite_rays(const Rays rays, const Samples samples, const float* 
     }
 }
 
-// Huber's loss of an error, and its derivative.
-DEVICE float huber_loss(float error, float delta) {
-    const float size = fabsf(error);
-    return size < delta ? 0.5f * size * size / delta : size - 0.5f * delta;
+// Whether a density stands at its upper bound, whichever exp it came through.
+DEVICE bool clamped(float density) { return density >= fast_exp(MAX_LOG_DENSITY) * (1.0f - 1.0e-4f); }
+
+// Huber's loss of an error in units of its width, and the derivative by the error. NaN stays NaN in the loss.
+DEVICE float huber_loss(float units) {
+    const float size = fabsf(units);
+    return size < 1.0f ? 0.5f * size * size : size - 0.5f;
 }
-DEVICE float huber_slope(float error, float delta) { return clampf(error / delta, -1.0f, 1.0f); }
+DEVICE float huber_slope(float units) { return clampf(units, -1.0f, 1.0f); }
 
 // The loss of what rays see, `learn.losses.ray_loss`, and its gradient.
 //
@@ -112,8 +119,8 @@ KERNEL(128) composite_loss(const Rays rays, const Samples samples, const float* 
                            float step, const float* target_rgba, const float* target_depth, const float* weight,
                            const float* background, float huber, float mask_weight, float depth_weight,
                            float* gradient, float* loss) {
-    const float rays_inverse = 1.0f / float(rays.count);
-    const float densest = expf(MAX_LOG_DENSITY) * (1.0f - 1.0e-4f);  // at the clamp, whichever exp it came through
+    const float share_of_ray = 1.0f / float(rays.count), scale = LOSS_SCALE * share_of_ray;
+    const float huber_inverse = 1.0f / huber;
     EACH_PACKET(r, rays.count) {
         const int first = samples.first[r], steps = samples.steps[r];
         Walk walk;
@@ -128,27 +135,26 @@ KERNEL(128) composite_loss(const Rays rays, const Samples samples, const float* 
         const float opacity = sum_lanes(walk.opacity), seen_distance = sum_lanes(walk.distance);
         const float seen[3] = {sum_lanes(walk.red), sum_lanes(walk.green), sum_lanes(walk.blue)};
 
-        // The loss of this ray, and its derivatives by colour, opacity and distance.
+        // The loss of this ray, and its derivatives by colour, opacity and distance, times LOSS_SCALE.
         const float* truth = target_rgba + 4 * r;
         const float* backdrop = background + 3 * r;
         const float off = opacity - truth[3];
-        float photometric = 0.0f, by_opacity = 2.0f * mask_weight * off, by_colour[3];
+        float photometric = 0.0f, by_opacity = 2.0f * mask_weight * off * scale, by_colour[3];
         UNROLL for (int c = 0; c < 3; ++c) {
-            const float error = seen[c] - truth[c] - off * backdrop[c];
-            photometric += huber_loss(error, huber);
-            by_colour[c] = huber_slope(error, huber) * weight[r] * (1.0f / 3.0f);
+            const float error = (seen[c] - truth[c] - off * backdrop[c]) * huber_inverse;
+            photometric += huber * huber_loss(error);
+            by_colour[c] = huber_slope(error) * weight[r] * (1.0f / 3.0f) * scale;
             by_opacity -= by_colour[c] * backdrop[c];
         }
         const float wrong = seen_distance - target_depth[r], slack = fabsf(wrong) - DEPTH_SLACK;
         const bool pulls = target_depth[r] > 0.0f && !(slack < 0.0f);
-        const float by_distance = pulls ? (wrong < 0.0f ? -depth_weight : depth_weight) : 0.0f;
+        const float by_distance = pulls ? (wrong < 0.0f ? -depth_weight : depth_weight) * scale : 0.0f;
         const float value =
             photometric * (1.0f / 3.0f) * weight[r] + mask_weight * off * off + (pulls ? depth_weight * slack : 0.0f);
         FOR_LANES(l) {
-            if (COLUMN(l) == 0) add_atomic(loss, value * rays_inverse);
+            if (COLUMN(l) == 0) add_atomic(loss, value * share_of_ray);
         }
 
-        const float scale = LOSS_SCALE * rays_inverse;
         float behind = 0.0f;  // sum of w g over the stretches behind
         for (int begin = (steps - 1) / PACKET * PACKET; begin >= 0 && steps > 0; begin -= PACKET) {
             int slot[LANES];
@@ -163,7 +169,7 @@ KERNEL(128) composite_loss(const Rays rays, const Samples samples, const float* 
                 left[l] = kept[l] ? passed : 0.0f;
             }
             FOR_LANES(l) {
-                const float before = expf(-left[l]), through = expf(-thickness[l]);
+                const float before = transmittance(left[l]), through = transmittance(thickness[l]);
                 left[l] = before * through;  // T behind the sample
                 share[l] = before * (1.0f - through);
             }
@@ -181,11 +187,11 @@ KERNEL(128) composite_loss(const Rays rays, const Samples samples, const float* 
                 if (slot[l] >= 0) {
                     float* g = gradient + 4 * slot[l];
                     const float* c = colour + 3 * slot[l];
-                    const bool free = kept[l] && !(density[slot[l]] >= densest);
-                    g[0] = free ? scale * thickness[l] * (left[l] * pull[l] - farther[l]) : 0.0f;
-                    g[1] = kept[l] ? scale * share[l] * by_colour[0] * c[0] * (1.0f - c[0]) : 0.0f;
-                    g[2] = kept[l] ? scale * share[l] * by_colour[1] * c[1] * (1.0f - c[1]) : 0.0f;
-                    g[3] = kept[l] ? scale * share[l] * by_colour[2] * c[2] * (1.0f - c[2]) : 0.0f;
+                    const bool free = kept[l] && !clamped(density[slot[l]]);
+                    g[0] = free ? thickness[l] * (left[l] * pull[l] - farther[l]) : 0.0f;
+                    g[1] = kept[l] ? share[l] * by_colour[0] * c[0] * (1.0f - c[0]) : 0.0f;
+                    g[2] = kept[l] ? share[l] * by_colour[1] * c[1] * (1.0f - c[1]) : 0.0f;
+                    g[3] = kept[l] ? share[l] * by_colour[2] * c[2] * (1.0f - c[2]) : 0.0f;
                 }
             }
         }

@@ -43,7 +43,7 @@ KERNEL(THREADS) update_occupancy(const Space space, const FieldWeights weights, 
         field_density(weights, scratch, unit, mouth, eyes, code, valid, density);
         FOR_LANES(l) {
             if (valid[l]) {
-                const float opacity = 1.0f - expf(-density[l] * step_length);
+                const float opacity = 1.0f - fast_exp(-density[l] * step_length);
                 const float faded = space.value[cell[l]] * decay;
                 space.value[cell[l]] = opacity > faded ? opacity : faded;
             }
