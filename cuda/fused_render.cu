@@ -77,9 +77,8 @@ DEVICE void advance(Walkers& w, const Head& head, const Poses& poses, const Spac
     }
 }
 
-// Draws the pixels that find_rays listed in `hits` into `rgba` (height * width, 4), premultiplied. counters: hits, rays
-// taken so far (zero before), and running totals of the rays that max_samples cut short and of samples. `packets` is how
-// many packets share the work, at least one a core.
+// Draws the pixels that find_rays listed in `hits` into `rgba` (height * width, 4), premultiplied. The counters are
+// those of begin_picture. `packets` is how many packets share the work: as many as the machine runs at a time, or more.
 KERNEL(THREADS) render_rays(const Head head, const Poses poses, const Space space, const FieldWeights weights,
                         const int* hits, int* counters, float step, int max_samples, int width, int packets,
                         float* rgba) {

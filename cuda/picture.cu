@@ -1,16 +1,16 @@
 // What leaves the device: a picture over its background as bytes, and weights that fade from one snapshot to the next.
 //
-// `rgba` (height * width, 4) is premultiplied, [0, 1]; the background is (3), or (height * width, 3) if `everywhere`.
-// YCbCr is that of BT.601 in limited range, what encoders and browsers take video without a tag for; pictures have even
-// sides, and a chroma sample is the mean of its 2 x 2 pixels.
+// `rgba` (height * width, 4) is premultiplied, the background (height * width, 3); both in [0, 1]. YCbCr is that of BT.601 in
+// limited range, what encoders and browsers take video without a tag for; pictures have even sides, and a chroma sample
+// is the mean of its 2 x 2 pixels. What is not a number becomes 0.
 #include "layout.cuh"
 #include "vec.cuh"
 
 DEVICE byte to_byte(float x) { return byte(int(x + 0.5f)); }
 
-DEVICE vec3 pixel_over(const float* rgba, const float* background, int everywhere, int i) {
+DEVICE vec3 pixel_over(const float* rgba, const float* background, int i) {
     const vec4 front = load4(rgba + 4 * i);
-    const vec3 behind = load3(background + (everywhere ? 3 * i : 0));
+    const vec3 behind = load3(background + 3 * i);
     const float passes = 1.0f - clampf(front.w, 0.0f, 1.0f);
     return vec3{clampf(clampf(front.x, 0.0f, 1.0f) + passes * behind.x, 0.0f, 1.0f),
                 clampf(clampf(front.y, 0.0f, 1.0f) + passes * behind.y, 0.0f, 1.0f),
@@ -29,9 +29,9 @@ KERNEL(128) write_rgba(const float* rgba, byte* out, int pixels) {
 }
 
 // (height * width, 3).
-KERNEL(128) write_rgb(const float* rgba, const float* background, int everywhere, byte* out, int pixels) {
+KERNEL(128) write_rgb(const float* rgba, const float* background, byte* out, int pixels) {
     EACH(i, pixels) {
-        const vec3 pixel = pixel_over(rgba, background, everywhere, i);
+        const vec3 pixel = pixel_over(rgba, background, i);
         out[3 * i] = to_byte(255.0f * pixel.x);
         out[3 * i + 1] = to_byte(255.0f * pixel.y);
         out[3 * i + 2] = to_byte(255.0f * pixel.z);
@@ -39,7 +39,7 @@ KERNEL(128) write_rgb(const float* rgba, const float* background, int everywhere
 }
 
 // Y (height, width), then Cb and Cr (height / 2, width / 2) one after the other (I420), or as pairs if `paired` (NV12).
-KERNEL(128) write_yuv(const float* rgba, const float* background, int everywhere, byte* out, int width, int height,
+KERNEL(128) write_yuv(const float* rgba, const float* background, byte* out, int width, int height,
                       int paired) {
     const int across = width / 2, quarter = across * (height / 2);
     byte* chroma = out + width * height;
@@ -48,7 +48,7 @@ KERNEL(128) write_yuv(const float* rgba, const float* background, int everywhere
         vec3 sum = {0.0f, 0.0f, 0.0f};
         for (int q = 0; q < 4; ++q) {
             const int j = corner + (q & 1) + (q >> 1) * width;
-            const vec3 pixel = pixel_over(rgba, background, everywhere, j);
+            const vec3 pixel = pixel_over(rgba, background, j);
             out[j] = to_byte(16.0f + 65.481f * pixel.x + 128.553f * pixel.y + 24.966f * pixel.z);
             sum = sum + pixel;
         }

@@ -13,9 +13,18 @@ KERNEL(128) camera_rays(const Head head, const Poses poses, const float* depth, 
     }
 }
 
+// Between posing and find_rays: counters (5) of a picture are hits, rays taken so far, rays that max_samples cut short,
+// samples, and marked cells for which there was no room.
+KERNEL(32) begin_picture(const Poses poses, int* counters) {
+    EACH(i, 5) {
+        const int dropped = poses.count[0] - poses.capacity;
+        counters[i] = i == 4 && dropped > 0 ? dropped : 0;
+    }
+}
+
 // Lists the pixels whose rays take a step in a marked cell, for fused_render.cu, and makes all others of `rgba`
 // (height * width, 4) empty. A row of `hits` (height * width, 4) is pixel, first and last step in marked cells, 0;
-// counters[0] counts them and must be zero before.
+// counters[0] counts them.
 KERNEL(128) find_rays(const Head head, const Poses poses, const float* depth, int width, int height, float step,
                       int* hits, int* counters, float* rgba) {
     EACH_PACKET(tile, count_tiles(width, height)) {
