@@ -23,11 +23,11 @@
 
 // Beyond this a gradient counts as not finite: its square would be.
 CONSTANT float LARGEST = 1.0e18f;
-// A first moment below this moves a parameter by less than 1e-15 of its rate, a second moment below that vanishes beside
-// EPSILON: they are held there, so that a CPU meets no subnormal numbers. Once the average has met the parameter they
-// are forgotten, and the parameter is at rest until its next gradient.
+// Below these a first moment moves a parameter by less than 1e-15 of its rate, and a second moment vanishes beside
+// EPSILON. The first is then forgotten. The second is held, so that a CPU meets no subnormal numbers, and forgotten once
+// the average has met the parameter too, which is then at rest until its next gradient.
 CONSTANT float SMALLEST_FIRST = 1.0e-30f;
-CONSTANT float SMALLEST_SECOND = 1.0e-37f;
+CONSTANT float SMALLEST_SECOND = 1.2e-38f;
 CONSTANT float MET = 1.0e-5f;  // of the parameter; storage in fp16 rounds by fifty times that
 
 #if ON_GPU
@@ -106,8 +106,8 @@ KERNEL(256) adam_step(float* parameters, float* gradients, float* first, float* 
             const float rate = i + k < table_size ? rate_table : rate_networks;
             p[k] -= rate * m[k] / (sqrtf(v[k]) * bias + EPSILON);
             a[k] += toward * (p[k] - a[k]);
-            const float least = fabsf(p[k] - a[k]) <= MET * fabsf(p[k]) ? 0.0f : SMALLEST_SECOND;
-            v[k] = v[k] < SMALLEST_SECOND ? least : v[k];
+            const bool rests = m[k] == 0.0f && fabsf(p[k] - a[k]) <= MET * fabsf(p[k]);
+            v[k] = v[k] >= SMALLEST_SECOND ? v[k] : rests ? 0.0f : SMALLEST_SECOND;
         }
         store_wide(first + i, left, m);
         store_wide(second + i, left, v);
