@@ -1,0 +1,410 @@
+"""Compilers of device code, and the cache of what they made.
+
+`HostCompiler` is the machine's C++ compiler, `NvrtcCompiler` NVIDIA's runtime compiler, called through ctypes.  Both
+turn a `Program` into one file; `build` takes it from the cache where it can.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import ctypes.util
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
+
+from insta_runtime.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+class KernelError(UserError):
+    """Device code cannot be compiled or loaded here; the text says why and what to do about it."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """One module: its name, the text of ``name.cu`` and of all that it includes, and -D options."""
+
+    name: str
+    files: Mapping[str, str]
+    defines: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one kernel takes of a GPU: registers a thread; bytes a thread of stack and of spilled registers, stored and
+    loaded; bytes a block of static shared memory."""
+
+    registers: int
+    stack: int
+    spilled: int
+    shared: int
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A compiled module: the loadable ``image``, the cache's file of it, seconds that compiling took, whether it came
+    from the cache, and what its kernels take of a GPU (nothing for a host)."""
+
+    module: str
+    image: bytes
+    path: Path
+    seconds: float
+    cached: bool
+    resources: dict[str, Resources]
+
+
+class Compiler(Protocol):
+    """What `build` needs: ``identity`` is everything besides the program that the result depends on."""
+
+    @property
+    def identity(self) -> str: ...
+
+    @property
+    def suffix(self) -> str: ...
+
+    def compile(self, program: Program) -> tuple[bytes, str]:
+        """The image and the compiler's log; KernelError if the program is refused."""
+
+
+class HostCompiler:
+    """The C++ compiler of this machine: ``CXX``, else the first of c++, g++, clang++; code for this very processor.
+
+    ``TELEPRESENCE_KERNEL_SANITIZE=1`` builds with AddressSanitizer and UndefinedBehaviorSanitizer, for tests.
+    """
+
+    suffix = ".so"
+
+    def __init__(self) -> None:
+        named = shlex.split(os.environ.get("CXX", ""))
+        found = next(filter(shutil.which, named[:1] or ("c++", "g++", "clang++")), None)
+        if found is None:
+            wanted = f"CXX names {named[0]!r}, which is not there" if named else "there is no C++ compiler"
+            raise KernelError(f"{wanted}: install g++ (Debian: apt-get install g++) or name one in CXX")
+        self.command = (str(shutil.which(found)), *named[1:])
+        self.version = _version(self.command)
+        loose = ("math-errno", "trapping-math", "signed-zeros")
+        fast = ("-O3", *(f"-fno-{name}" for name in loose), "-fassociative-math", "-freciprocal-math")
+        checked = ("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+        self.options = (
+            *("-std=c++17", "-march=native", "-fopenmp", "-fPIC", "-shared"),
+            *(checked if os.environ.get("TELEPRESENCE_KERNEL_SANITIZE") == "1" else fast),
+            *("-Wall", "-Wno-unknown-pragmas", "-Wno-unused-function"),
+        )
+
+    @property
+    def identity(self) -> str:
+        return repr((self.command, self.version, self.options, processor()))
+
+    def compile(self, program: Program) -> tuple[bytes, str]:
+        with tempfile.TemporaryDirectory(prefix="telepresence-") as name:
+            folder = Path(name)
+            for file, text in program.files.items():  # what the key was made of, not what lies there by now
+                (folder / file).write_text(text, encoding="utf-8")
+            target = folder / "module.so"
+            source = ("-x", "c++", f"{program.name}.cu", "-o", target.name)
+            command = [*self.command, *self.options, *program.defines, *source]
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)  # noqa: S603
+            if done.returncode != 0:
+                raise _refusal(program.name, Path(self.command[0]).name, done.stderr)
+            return target.read_bytes(), done.stderr
+
+
+class NvrtcCompiler:
+    """NVRTC for a card of compute capability ``(major, minor)``: code for the card, PTX if it is newer than NVRTC."""
+
+    def __init__(self, nvrtc: Nvrtc, capability: tuple[int, int]) -> None:
+        self.nvrtc = nvrtc
+        card = capability[0] * 10 + capability[1]
+        known = [architecture for architecture in nvrtc.architectures if architecture <= card]
+        if not known:
+            oldest = min(nvrtc.architectures)
+            raise KernelError(
+                f"NVRTC {nvrtc.version} knows no card of compute capability {card / 10}: it begins at {oldest / 10}; "
+                f"install torch of an earlier CUDA release"
+            )
+        newest = max(known)
+        self.binary = newest // 10 == capability[0]  # code runs on later cards of the same generation alone
+        self.architecture = f"{'sm' if self.binary else 'compute'}_{newest}"
+        self.options = ("--std=c++17", f"--gpu-architecture={self.architecture}", "-lineinfo", "--ptxas-options=-v")
+
+    @property
+    def suffix(self) -> str:
+        return ".cubin" if self.binary else ".ptx"
+
+    @property
+    def identity(self) -> str:
+        return repr((self.nvrtc.version, self.options))
+
+    def compile(self, program: Program) -> tuple[bytes, str]:
+        return self.nvrtc.compile(program, self.options, self.binary)
+
+
+class Nvrtc:
+    """The library libnvrtc: ``version`` such as "13.0", ``architectures`` it knows (75 is 7.5), ``path`` of the file.
+
+    KernelError if there is none.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path or _find_nvrtc()
+        try:
+            for builtins in sorted(self.path.parent.glob("*nvrtc-builtins*")):
+                if ".alt." not in builtins.name:
+                    ctypes.CDLL(str(builtins))  # loaded beforehand, it is found by name wherever it lies
+            self._library = ctypes.CDLL(str(self.path))
+        except OSError as error:
+            raise KernelError(f"NVRTC does not load: {error}") from None
+        self._library.nvrtcGetErrorString.restype = ctypes.c_char_p
+        major, minor = ctypes.c_int(), ctypes.c_int()
+        self._call("nvrtcVersion", ctypes.byref(major), ctypes.byref(minor))
+        self.version = f"{major.value}.{minor.value}"
+        count = ctypes.c_int()
+        self._call("nvrtcGetNumSupportedArchs", ctypes.byref(count))
+        numbers = (ctypes.c_int * count.value)()
+        self._call("nvrtcGetSupportedArchs", numbers)
+        self.architectures = tuple(numbers)
+
+    def compile(self, program: Program, options: tuple[str, ...], binary: bool) -> tuple[bytes, str]:
+        """Machine code (or PTX, unless ``binary``) and the log of ``program``."""
+        headers = [name for name in program.files if name != f"{program.name}.cu"]
+        arguments = _strings([*options, *program.defines])
+        handle = ctypes.c_void_p()
+        self._call(
+            "nvrtcCreateProgram",
+            ctypes.byref(handle),
+            ctypes.c_char_p(program.files[f"{program.name}.cu"].encode()),
+            ctypes.c_char_p(f"{program.name}.cu".encode()),
+            ctypes.c_int(len(headers)),
+            _strings([program.files[name] for name in headers]),
+            _strings(headers),
+        )
+        try:
+            status = self._library.nvrtcCompileProgram(handle, ctypes.c_int(len(arguments)), arguments)
+            text = self._output(handle, "nvrtcGetProgramLog").rstrip(b"\0").decode(errors="replace")
+            if status != 0:
+                raise _refusal(program.name, f"NVRTC {self.version}", text or self._message(status))
+            return self._output(handle, "nvrtcGetCUBIN" if binary else "nvrtcGetPTX"), text
+        finally:
+            self._call("nvrtcDestroyProgram", ctypes.byref(handle))
+
+    def _output(self, handle: ctypes.c_void_p, what: str) -> bytes:
+        size = ctypes.c_size_t()
+        self._call(f"{what}Size", handle, ctypes.byref(size))
+        buffer = ctypes.create_string_buffer(size.value)
+        self._call(what, handle, buffer)
+        return buffer.raw
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        status = getattr(self._library, name)(*arguments)
+        if status != 0:
+            raise KernelError(f"{name} of {self.path}: {self._message(status)}")
+
+    def _message(self, status: int) -> str:
+        return (self._library.nvrtcGetErrorString(ctypes.c_int(status)) or b"").decode()
+
+
+def build(program: Program, compiler: Compiler) -> Artifact:
+    """``program`` compiled, from the cache if it was compiled before.  KernelError if the compiler refuses it."""
+    found = find(program, compiler)
+    if found is not None:
+        return found
+    start = time.monotonic()
+    image, text = compiler.compile(program)
+    seconds = time.monotonic() - start
+    resources = read_resources(text)
+    facts = {"seconds": seconds, "resources": {name: asdict(value) for name, value in resources.items()}}
+    path = _write(_path(program, compiler), image, facts)
+    return Artifact(program.name, image, path, seconds, False, resources)
+
+
+def find(program: Program, compiler: Compiler) -> Artifact | None:
+    """``program`` as it lies in the cache, None if it was not compiled yet or its file is damaged."""
+    path = _path(program, compiler)
+    places = [path, *(folder / path.name for folder in _refuges)]
+    return next((found for place in places if (found := _read(program.name, place))), None)
+
+
+def cache_folder() -> Path:
+    """Where compiled device code is kept: ``TELEPRESENCE_KERNEL_CACHE``, else in the user's cache."""
+    if named := os.environ.get("TELEPRESENCE_KERNEL_CACHE"):
+        return Path(named)
+    if sys.platform == "win32" and (local := os.environ.get("LOCALAPPDATA")):
+        return Path(local) / "telepresence" / "kernels"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "telepresence" / "kernels"
+
+
+def read_resources(text: str) -> dict[str, Resources]:
+    """What ptxas said about each kernel of a module; empty for the log of a host's compiler."""
+    found = {}
+    for part in text.split("Compiling entry function ")[1:]:
+
+        def number(pattern: str, part: str = part) -> int:
+            return sum(map(int, re.findall(pattern, part)))
+
+        found[part.split("'")[1]] = Resources(
+            registers=number(r"Used (\d+) registers"),
+            stack=number(r"(\d+) bytes stack frame"),
+            spilled=number(r"(\d+) bytes spill"),
+            shared=number(r"(\d+) bytes smem"),
+        )
+    return found
+
+
+@cache
+def processor() -> str:
+    """The model and the features of this machine's processor, as far as the system tells them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    wanted = ("model name", "flags", "Features", "CPU part")
+    return "\n".join([platform.machine(), *sorted({line for line in lines if line.startswith(wanted)})])
+
+
+# A file of the cache is the image, JSON of what is known about it, the JSON's length, and the digest of all before.
+# What loads the image ignores the rest.
+_DIGEST = hashlib.sha256().digest_size
+
+
+def _path(program: Program, compiler: Compiler) -> Path:
+    key = repr((compiler.identity, program.defines, sorted(program.files.items())))
+    digest = hashlib.sha256(key.encode()).hexdigest()[:32]
+    return cache_folder() / f"{program.name}-{digest}{compiler.suffix}"
+
+
+def _read(module: str, path: Path) -> Artifact | None:
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    body = data[:-_DIGEST]
+    if hashlib.sha256(body).digest() != data[-_DIGEST:]:
+        log.warning("the compiled %s in %s is damaged: it is compiled anew", module, path.parent)
+        return None
+    end = len(body) - 4 - int.from_bytes(body[-4:], "little")
+    facts = json.loads(body[end:-4])
+    resources = {name: Resources(**values) for name, values in facts["resources"].items()}
+    return Artifact(module, body[:end], path, facts["seconds"], True, resources)
+
+
+def _write(path: Path, image: bytes, facts: Mapping[str, Any]) -> Path:
+    """Keep an image; the file's path, in a temporary folder if the cache takes nothing."""
+    text = json.dumps(facts).encode()
+    body = image + text + len(text).to_bytes(4, "little")
+    data = body + hashlib.sha256(body).digest()
+    try:
+        return _replace(path, data)
+    except OSError as error:
+        _complain(str(path.parent), str(error.strerror or error))
+    try:
+        return _replace(_refuge() / path.name, data)
+    except OSError as error:
+        advice = "name a folder in TELEPRESENCE_KERNEL_CACHE"
+        raise KernelError(f"compiled kernels can be kept nowhere: {error}; {advice}") from None
+
+
+def _replace(path: Path, data: bytes) -> Path:
+    """Write a whole file or none, whoever else writes it at the same time."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".part-", delete=False) as part:
+        try:
+            part.write(data)
+            part.close()
+            Path(part.name).replace(path)
+        except OSError:
+            Path(part.name).unlink(missing_ok=True)
+            raise
+    return path
+
+
+@cache
+def _complain(folder: str, reason: str) -> None:
+    log.warning(
+        "compiled kernels cannot be kept in %s (%s): they are compiled anew in every process; "
+        "name a folder in TELEPRESENCE_KERNEL_CACHE",
+        folder,
+        reason,
+    )
+
+
+_refuges: list[Path] = []  # this process's own temporary folder, once the cache took nothing
+_refuge_lock = threading.Lock()
+
+
+def _refuge() -> Path:
+    with _refuge_lock:
+        if not _refuges:
+            _refuges.append(Path(tempfile.mkdtemp(prefix="telepresence-kernels-")))
+            atexit.register(shutil.rmtree, _refuges[0], ignore_errors=True)
+        return _refuges[0]
+
+
+def _refusal(module: str, compiler: str, text: str) -> KernelError:
+    """One line: what the compiler saw first.  All that it said is a note of the error."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    first = next((line for line in lines if "error" in line), lines[0] if lines else "no message")
+    error = KernelError(f"{compiler} cannot compile {module}.cu: {first}")
+    error.add_note(text)
+    return error
+
+
+@cache
+def _version(command: tuple[str, ...]) -> str:
+    """The first line of what a compiler says about itself."""
+    try:
+        done = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=20, check=True)  # noqa: S603
+    except (OSError, subprocess.SubprocessError) as error:
+        raise KernelError(f"the C++ compiler {command[0]} does not run: {error}") from None
+    return done.stdout.partition("\n")[0]
+
+
+def _strings(texts: list[str]) -> ctypes.Array[ctypes.c_char_p]:
+    return (ctypes.c_char_p * len(texts))(*(text.encode() for text in texts))
+
+
+def _find_nvrtc() -> Path:
+    """The library's file: from NVIDIA's Python packages, which torch brings, else from an installed CUDA toolkit."""
+    import torch
+
+    files = (path for folder in _nvrtc_folders() for path in sorted(folder.glob(_NVRTC_PATTERN)))
+    found = [path for path in files if ".alt." not in path.name]
+    if not found and (system := ctypes.util.find_library("nvrtc")):
+        found = [Path(system)]
+    if not found:
+        raise KernelError("there is no NVRTC: pip install nvidia-cuda-nvrtc of torch's CUDA release")
+    release = (torch.version.cuda or "").partition(".")[0]
+    fitting = [path for path in found if re.search(rf"(so\.|64_){release}", path.name)]
+    return (fitting or found)[0]
+
+
+_NVRTC_PATTERN = "nvrtc64_*.dll" if sys.platform == "win32" else "libnvrtc.so.[0-9]*"
+
+
+def _nvrtc_folders() -> Iterator[Path]:
+    packages = importlib.util.find_spec("nvidia")
+    for root in (packages.submodule_search_locations or ()) if packages else ():
+        for name in ("cu[0-9]*", "cuda_nvrtc"):
+            for package in sorted(Path(root).glob(name), reverse=True):
+                yield from (package / "lib", package / "bin" / "x86_64", package / "bin")
+    for variable in ("CUDA_PATH", "CUDA_HOME"):
+        if toolkit := os.environ.get(variable):
+            yield from (Path(toolkit) / "lib64", Path(toolkit) / "bin")
+    yield Path("/usr/local/cuda/lib64")
