@@ -12,7 +12,7 @@
 //   codes (progress[1], code_stride): rows that begin with an expression code; without any, nothing changes
 //   progress: {training steps so far, which seed the draw; how many codes}, in device memory
 //
-// A density that is not a number counts as none. Launch with items = min(updates, cells), rounded up to packets.
+// Launch with items = min(updates, cells), rounded up to packets.
 KERNEL(THREADS) update_occupancy(const Space space, const FieldWeights weights, const float* codes, int code_stride,
                                  const int* progress, int seed, int updates, float decay, float step_length) {
     const int drawn = updates < space.count ? updates : space.count;
@@ -102,7 +102,7 @@ DEVICE vec3 carry(const Head& head, const Poses& poses, int frame, int triangle,
 //   frame: which pose; the camera of its state belongs to a picture of width x height
 //   alpha (height, width): the matte, 255 is solid
 //
-// Cells outside the picture or not before the camera are not counted; with a state that is not finite, none is.
+// Cells outside the picture or not before the camera are not counted; with NaN in a state, none is.
 // Launch with items = cells.
 KERNEL(128) carve_cells(const Head head, const Poses poses, const Space space, int frame, const byte* alpha, int width,
                         int height) {
