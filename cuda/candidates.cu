@@ -1,0 +1,312 @@
+// Which triangles a marked cell offers to the points in it (insta_runtime/warp/nearest.py, CandidateGrid).
+//
+// A triangle is left out only if it cannot be the nearest to any point of the cell. With c the cell's centre, d and u
+// the distance and the direction from triangle to c, and m the triangle nearest to c: distance to a triangle is a convex
+// function, so d(c + x) >= d(c) + u . x, while m's is at most |c + x - q| <= d_m + u_m . x + |x|^2 / (2 d_m). Where more
+// are left than a row can hold, each octant of the cell picks those nearest to its middle.
+#include "lanes.cuh"
+#include "warp.cuh"
+
+#define THREADS 128
+#if ON_GPU
+#define EDGE 1  // a packet does one cell ...
+#define POOL 512
+#else
+#define EDGE 2  // ... or a block of 2^3, whose cells share a pool
+#define POOL 2048
+#endif
+#define LEAF_MASK 1023u  // a leaf's index fits into the last bits of a rough distance
+#define POOL_MASK 2047u  // and so does a place in the pool
+#define FAR 1e30f
+#define SHRINK 0.7f      // of the search when it finds more triangles than the pool holds
+
+// Up to 32 triangles, a row a number of nearest.cuh's twelve.
+struct Tile {
+    float row[TRIANGLE_SIZE][LANES];
+};
+
+struct Pool {
+    unsigned short triangle[POOL];
+    float distance[POOL];             // from the cell's centre
+    float x[POOL], y[POOL], z[POOL];  // the centre, seen from the triangle's nearest point
+#if !ON_GPU
+    Tile tile[POOL / PACKET];  // gathered once for all cells of a block
+#endif
+    uint chosen[64];
+};
+
+DEVICE int lowest_bit(uint bits) {
+#if ON_GPU
+    return __ffs(int(bits)) - 1;
+#else
+    return __builtin_ctz(bits);
+#endif
+}
+
+DEVICE uint bits_of_lanes(const bool (&x)[LANES]) {
+#if ON_GPU
+    return __ballot_sync(0xffffffffu, x[0]);
+#else
+    uint bits = 0u;
+    for (int l = 0; l < PACKET; ++l) bits |= uint(x[l]) << l;
+    return bits;
+#endif
+}
+
+// A positive number whose last bits are an index: the least of many says which one it is.
+DEVICE float keyed(float value, uint mask, int index) {
+    return bits_to_float((float_to_bits(value) & ~mask) | (uint(index) & mask));
+}
+DEVICE int key_of(float value, uint mask) { return int(float_to_bits(value) & mask); }
+
+DEVICE void load_tile(Tile& tile, const float* triangles, const int (&id)[LANES]) {
+    for (int l = 0; l < LANES; ++l) {
+        const Triangle t = load_triangle(triangles + TRIANGLE_SIZE * id[l]);
+        const float numbers[TRIANGLE_SIZE] = {t.a.x,  t.a.y,  t.a.z,  t.ab.x, t.ab.y, t.ab.z,
+                                              t.ac.x, t.ac.y, t.ac.z, t.d00,  t.d01,  t.d11};
+        UNROLL for (int q = 0; q < TRIANGLE_SIZE; ++q) tile.row[q][l] = numbers[q];
+    }
+}
+
+struct Measured {
+    float distance[LANES], x[LANES], y[LANES], z[LANES];
+};
+
+DEVICE void measure(const Tile& tile, vec3 p, Measured& m) {
+    FOR_LANES(l) {
+        const Triangle t{vec3{tile.row[0][l], tile.row[1][l], tile.row[2][l]},
+                         vec3{tile.row[3][l], tile.row[4][l], tile.row[5][l]},
+                         vec3{tile.row[6][l], tile.row[7][l], tile.row[8][l]},
+                         tile.row[9][l], tile.row[10][l], tile.row[11][l]};
+        const vec3 from = p - t.a;
+        const OnTriangle on = closest_on_triangle(t, from);
+        const vec3 offset = from - on.v * t.ab - on.w * t.ac;
+        m.distance[l] = length(offset);
+        m.x[l] = offset.x, m.y[l] = offset.y, m.z[l] = offset.z;
+    }
+}
+
+// The members `first` ... of a leaf; the last one of a short leaf is repeated and valid only once.
+DEVICE void members_of(const Head& head, int leaf, int first, int (&id)[LANES], bool (&valid)[LANES]) {
+    const int* members = head.members + (size_t)leaf * head.leaf_size;
+    for (int l = 0; l < LANES; ++l) {
+        const int m = first + COLUMN(l), within = m < head.leaf_size ? m : head.leaf_size - 1;
+        id[l] = members[within];
+        valid[l] = m < head.leaf_size && (m == 0 || id[l] != members[m - 1]);
+    }
+}
+
+// Fills the pool with every triangle that may be nearest to a point within `half` metres of `centre`: how many.
+DEVICE int fill_pool(Pool& pool, const Head& head, const float* triangles, const float* spheres, vec3 centre, float half) {
+    // The leaf whose middle is nearest bounds the distance.
+    float least[LANES];
+    for (int l = 0; l < LANES; ++l) least[l] = FAR;
+    for (int base = 0; base < head.leaves; base += PACKET) {
+        FOR_LANES(l) {
+            const int leaf = base + COLUMN(l) < head.leaves ? base + COLUMN(l) : head.leaves - 1;
+            const float* s = spheres + 4 * leaf;
+            least[l] = fminf(least[l], keyed(length(centre - load3(s)), LEAF_MASK, leaf));
+        }
+    }
+    const int seed = key_of(min_lanes(least), LEAF_MASK);
+    float bound[LANES];  // distances seen; every one bounds the least distance from above
+    for (int l = 0; l < LANES; ++l) bound[l] = FAR;
+    for (int first = 0; first < head.leaf_size; first += PACKET) {
+        int id[LANES];
+        bool valid[LANES];
+        Tile tile;
+        Measured m;
+        members_of(head, seed, first, id, valid);
+        load_tile(tile, triangles, id);
+        measure(tile, centre, m);
+        FOR_LANES(l) bound[l] = fminf(bound[l], m.distance[l]);
+    }
+
+    for (float slack = 2.0f * half;; slack *= SHRINK) {
+        const float start = min_lanes(bound);
+        for (int l = 0; l < LANES; ++l) bound[l] = start;
+        int count = 0;
+        for (int base = 0; base < head.leaves; base += PACKET) {
+            bool wanted[LANES];
+            FOR_LANES(l) {
+                const int leaf = base + COLUMN(l) < head.leaves ? base + COLUMN(l) : head.leaves - 1;
+                const float* s = spheres + 4 * leaf;
+                wanted[l] = (length(centre - load3(s)) - s[3] <= start + slack) & (base + COLUMN(l) < head.leaves);
+            }
+            for (uint left = bits_of_lanes(wanted); left; left &= left - 1u) {
+                for (int first = 0; first < head.leaf_size; first += PACKET) {
+                    int id[LANES], place[LANES];
+                    bool valid[LANES];
+                    Tile tile;
+                    Measured m;
+                    members_of(head, base + lowest_bit(left), first, id, valid);
+                    load_tile(tile, triangles, id);
+                    measure(tile, centre, m);
+                    FOR_LANES(l) {
+                        bound[l] = fminf(bound[l], m.distance[l]);
+                        valid[l] = valid[l] & (m.distance[l] <= bound[l] + slack);
+                    }
+                    count = count_before(valid, count, place);
+                    for (int l = 0; l < LANES; ++l)
+                        if (valid[l] && place[l] < POOL) pool.triangle[place[l]] = (unsigned short)id[l];
+                }
+            }
+        }
+        if (count <= POOL) {
+            WARP_SYNC();
+            return count;
+        }
+    }
+}
+
+// The row of one cell from a pool of `count` triangles; changes the pool's distances, not its triangles.
+DEVICE void write_row(Pool& pool, int count, const Head& head, const float* triangles, vec3 centre, uint* row) {
+    const float edge = head.side / float(head.resolution), half = 0.8660254f * edge;
+    float least[LANES];
+    for (int l = 0; l < LANES; ++l) least[l] = FAR;
+    for (int base = 0; base < count; base += PACKET) {
+        Measured m;
+#if ON_GPU
+        int id[LANES];
+        Tile tile;
+        id[0] = pool.triangle[base + LANE < count ? base + LANE : 0];
+        load_tile(tile, triangles, id);
+        measure(tile, centre, m);
+#else
+        measure(pool.tile[base / PACKET], centre, m);
+#endif
+        FOR_LANES(l) {
+            const int i = base + COLUMN(l);
+            pool.distance[i] = m.distance[l];
+            pool.x[i] = m.x[l], pool.y[i] = m.y[l], pool.z[i] = m.z[l];
+            least[l] = fminf(least[l], keyed(i < count ? m.distance[l] : FAR, POOL_MASK, i));
+        }
+    }
+    WARP_SYNC();
+
+    // Leave out what cannot be nearest, closing the ranks.
+    const int nearest = key_of(min_lanes(least), POOL_MASK);
+    const float d_m = pool.distance[nearest], inverse = 1.0f / fmaxf(d_m, 1e-9f);
+    const vec3 u_m{inverse * pool.x[nearest], inverse * pool.y[nearest], inverse * pool.z[nearest]};
+    const float curved = 0.5f * half * half * inverse;
+    int kept = 0;
+    WARP_SYNC();
+    for (int base = 0; base < count; base += PACKET) {
+        bool may[LANES];
+        int place[LANES];
+        float d[LANES], x[LANES], y[LANES], z[LANES];
+        int id[LANES];
+        FOR_LANES(l) {
+            const int i = base + COLUMN(l) < count ? base + COLUMN(l) : count - 1;
+            d[l] = pool.distance[i], x[l] = pool.x[i], y[l] = pool.y[i], z[l] = pool.z[i];
+            id[l] = pool.triangle[i];
+            const float inverse = 1.0f / fmaxf(d[l], 1e-9f);
+            const float turn = fabsf(inverse * x[l] - u_m.x) + fabsf(inverse * y[l] - u_m.y) + fabsf(inverse * z[l] - u_m.z);
+            may[l] = (base + COLUMN(l) < count) & (d[l] <= d_m + 2.0f * half) &
+                     (d[l] - d_m - curved <= 0.5f * edge * turn + 1e-6f);
+        }
+        kept = count_before(may, kept, place);
+        WARP_SYNC();  // all have read before the ranks close
+        for (int l = 0; l < LANES; ++l)
+            if (may[l]) {
+                const int i = place[l];
+                pool.x[i] = x[l], pool.y[i] = y[l], pool.z[i] = z[l];
+                pool.distance[i] = bits_to_float(pack_candidate(id[l], d[l]));
+            }
+        WARP_SYNC();
+    }
+
+    const int capacity = head.candidates < 64 ? head.candidates : 64;
+    int chosen = 0;
+    if (kept <= capacity) {
+        for (int base = 0; base < kept; base += PACKET)
+            for (int l = 0; l < LANES; ++l)
+                if (base + COLUMN(l) < kept) pool.chosen[base + COLUMN(l)] = float_to_bits(pool.distance[base + COLUMN(l)]);
+        chosen = kept;
+    } else {
+        for (int octant = 0; octant < 8; ++octant) {
+            const float quarter = 0.25f * edge;
+            const vec3 o{octant & 1 ? quarter : -quarter, octant & 2 ? quarter : -quarter, octant & 4 ? quarter : -quarter};
+            for (const int upto = capacity * (octant + 1) / 8; chosen < upto; ++chosen) {
+                for (int l = 0; l < LANES; ++l) least[l] = FAR;
+                for (int base = 0; base < kept; base += PACKET) {
+                    FOR_LANES(l) {
+                        const int i = base + COLUMN(l) < kept ? base + COLUMN(l) : kept - 1;
+                        const float x = pool.x[i] + o.x, y = pool.y[i] + o.y, z = pool.z[i] + o.z;
+                        least[l] = fminf(least[l], keyed(fminf(x * x + y * y + z * z, FAR), POOL_MASK, i));
+                    }
+                }
+                const int best = key_of(min_lanes(least), POOL_MASK);
+                WARP_SYNC();
+                for (int l = 0; l < LANES; ++l)
+                    if (COLUMN(l) == 0) {
+                        pool.chosen[chosen] = float_to_bits(pool.distance[best]);
+                        pool.x[best] = 3e18f;  // taken
+                    }
+                WARP_SYNC();
+            }
+        }
+    }
+    WARP_SYNC();
+    for (int base = 0; base < head.candidates; base += PACKET) {
+        FOR_LANES(l) {
+            const int i = base + COLUMN(l);
+            const uint word = i < chosen ? pool.chosen[i] : 0u;
+            int rank = 0;
+            for (int j = 0; j < chosen; ++j) rank += pool.chosen[j] < word;
+            if (i < chosen) row[rank] = word;
+            else if (i < head.candidates) row[i] = NO_CANDIDATE;
+        }
+    }
+    WARP_SYNC();
+}
+
+// candidates (frames, capacity, head.candidates) of the marked cells, from the posed triangles and the leaves' spheres.
+// items: 32 * frames * capacity.
+KERNEL(THREADS) choose_candidates(const Head head, const Poses poses) {
+#if ON_GPU
+    EACH_PACKET(p, poses.frames * poses.capacity) {
+        SCRATCH(Pool, pool, THREADS);
+        const int frame = p / poses.capacity, row = p % poses.capacity;
+        if (row >= poses.count[frame]) continue;
+        const float* triangles = poses.triangles + (size_t)frame * head.triangles * TRIANGLE_SIZE;
+        const float* spheres = poses.spheres + (size_t)frame * head.leaves * 4;
+        const vec3 centre = cell_centre(head, poses.cell[(size_t)p], head.resolution);
+        const float half = 0.8660254f * head.side / float(head.resolution);
+        const int count = fill_pool(pool, head, triangles, spheres, centre, half);
+        write_row(pool, count, head, triangles, centre, poses.candidates + (size_t)p * head.candidates);
+    }
+#else
+    const int n = head.resolution, blocks = (n + EDGE - 1) / EDGE;
+    EACH_PACKET(p, poses.frames * blocks * blocks * blocks) {
+        const int frame = p / (blocks * blocks * blocks), block = p % (blocks * blocks * blocks);
+        const int at[3] = {block % blocks * EDGE, block / blocks % blocks * EDGE, block / (blocks * blocks) * EDGE};
+        int rows[EDGE * EDGE * EDGE], cells = 0;
+        for (int i = 0; i < EDGE * EDGE * EDGE; ++i) {
+            const int x = at[0] + i % EDGE, y = at[1] + i / EDGE % EDGE, z = at[2] + i / (EDGE * EDGE);
+            if (x >= n || y >= n || z >= n) continue;
+            const int cell = (z * n + y) * n + x;
+            if (!bit_at(poses.bits + (size_t)frame * poses.words, cell)) continue;
+            const int row = poses.row[(size_t)frame * n * n * n + cell];
+            if (row >= 0) rows[cells++] = row;
+        }
+        if (cells == 0) continue;
+        Pool pool;
+        const float* triangles = poses.triangles + (size_t)frame * head.triangles * TRIANGLE_SIZE;
+        const float* spheres = poses.spheres + (size_t)frame * head.leaves * 4;
+        const float size = head.side / float(n);
+        const vec3 middle = origin_of(head) + size * vec3{at[0] + 0.5f * EDGE, at[1] + 0.5f * EDGE, at[2] + 0.5f * EDGE};
+        const int count = fill_pool(pool, head, triangles, spheres, middle, 0.8660254f * EDGE * size);
+        for (int base = 0; base < count; base += PACKET) {
+            int id[LANES];
+            for (int l = 0; l < LANES; ++l) id[l] = pool.triangle[base + l < count ? base + l : 0];
+            load_tile(pool.tile[base / PACKET], triangles, id);
+        }
+        for (int i = 0; i < cells; ++i) {
+            const size_t place = (size_t)frame * poses.capacity + rows[i];
+            const vec3 centre = cell_centre(head, poses.cell[place], n);
+            write_row(pool, count, head, triangles, centre, poses.candidates + place * head.candidates);
+        }
+    }
+#endif
+}
