@@ -1,0 +1,161 @@
+"""One batch of training rays on the device: drawn, marched, shaded, and led back to gradients of the field."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+from insta_runtime.field.packed import PackedField
+from insta_runtime.kernels import Call, Kernels, Struct
+from insta_runtime.learn.device_replay import DeviceReplay
+from insta_runtime.learn.posed_frames import GraphFrames, HostFrames
+from insta_runtime.learn.trainer import FOCUS
+from insta_runtime.warp.posing import head_struct
+
+if TYPE_CHECKING:
+    from insta_runtime.render.model import AvatarModel
+
+STEPS_A_RAY = 64  # memory for so many steps in the band, of each ray on average; beyond it the farthest are dropped
+
+
+class RayBatch:
+    """Buffers of a batch, and the calls that fill them, in order.
+
+    Args:
+        count: rays. frames: drawn pictures that share them. slots, pose: of `begin_step`, (frames,) int32.
+        counters: its inputs. gradients: flat, of all parameters; the calls add to them. loss: (1,), added to.
+
+    Attributes:
+        totals: (4,) int32 steps, samples, steps that found no room, steps that a ray may keep.
+        calls: what a step launches between posing and Adam.
+    """
+
+    def __init__(
+        self,
+        model: AvatarModel,
+        kernels: Kernels,
+        field: PackedField,
+        replay: DeviceReplay,
+        posed: GraphFrames | HostFrames,
+        space: Struct,
+        *,
+        count: int,
+        frames: int,
+        slots: torch.Tensor,
+        pose: torch.Tensor,
+        counters: torch.Tensor,
+        gradients: torch.Tensor,
+        loss: torch.Tensor,
+    ) -> None:
+        config, sampling, device = model.config.learn, model.config.sampling, model.device
+        max_steps = math.ceil(math.sqrt(3.0) * model.warp.box.side / sampling.step) + 1
+        capacity = count * min(max_steps, STEPS_A_RAY)
+
+        def floats(*shape: int) -> torch.Tensor:
+            return torch.empty(shape, device=device)
+
+        def ints(*shape: int) -> torch.Tensor:
+            return torch.empty(shape, dtype=torch.int32, device=device)
+
+        self.totals = ints(4)
+        self.rays = rays = kernels.struct(
+            "Rays",
+            origin=floats(count, 4),
+            direction=floats(count, 4),
+            offset=floats(count),
+            frame=ints(count),
+            count=count,
+        )
+        self.samples = samples = kernels.struct(
+            "Samples",
+            first=ints(count),
+            steps=ints(count),
+            step_ray=ints(capacity),
+            step_t=floats(capacity),
+            slot=ints(capacity),
+            position=floats(capacity, 3),
+            direction=floats(capacity, 3),
+            masks=floats(capacity, 2),
+            frame=ints(capacity),
+            totals=self.totals,
+            histogram=ints(max_steps + 1),
+            capacity=capacity,
+            max_steps=max_steps,
+            max_samples=sampling.max_samples,
+        )
+        masks = [
+            torch.as_tensor(model.head.masks[name], dtype=torch.float32, device=device) for name in ("face", "mouth")
+        ]
+        regions = torch.stack(masks, dim=-1).contiguous()
+        rgba, depth, weight, background = floats(count, 4), floats(count), floats(count), floats(count, 3)
+        density, colour, gradient = floats(capacity), floats(capacity, 3), floats(capacity, 4)
+        radiance = model.config.radiance
+        encoded = torch.empty((capacity, radiance.levels * radiance.features), dtype=kernels.storage, device=device)
+        encoded_gradients = torch.empty_like(encoded)
+        table_size = field.table_size
+        codes, stride = posed.codes, posed.codes.shape[1]
+        head, bind, step = head_struct(kernels, model), kernels.bind, sampling.step
+        packets = 32 * -(-capacity // 32)
+        self.calls: list[Call] = [
+            bind(
+                "draw_rays",
+                head,
+                posed.poses,
+                replay.memories,
+                rays,
+                counters,
+                config.seed & 0x7FFFFFFF,
+                frames,
+                slots,
+                pose,
+                posed.depth,
+                posed.triangle,
+                regions,
+                FOCUS,
+                config.mouth_weight,
+                rgba,
+                depth,
+                weight,
+                background,
+                items=count,
+            ),
+            bind("clear_samples", samples, items=max_steps + 1),
+            bind("count_steps", head, posed.poses, rays, step, samples, items=count),
+            bind("fit_capacity", samples, items=32),
+            bind("list_steps", head, posed.poses, rays, step, samples, items=count),
+            bind("warp_samples", head, posed.poses, space, rays, samples, items=capacity),
+            bind("field_samples", field.weights, samples, codes, stride, density, colour, encoded, items=packets),
+            bind(
+                "composite_loss",
+                rays,
+                samples,
+                density,
+                colour,
+                step,
+                rgba,
+                depth,
+                weight,
+                background,
+                config.huber,
+                config.mask_weight,
+                config.depth_weight,
+                gradient,
+                loss,
+                items=32 * count,
+            ),
+            bind(
+                "field_backward",
+                field.weights,
+                samples,
+                codes,
+                stride,
+                encoded,
+                gradient,
+                gradients[table_size:],
+                encoded_gradients,
+                items=packets,
+            ),
+            bind("grid_backward", samples, encoded_gradients, gradients[:table_size], items=packets),
+        ]
