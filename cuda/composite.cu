@@ -3,8 +3,8 @@
 //
 //   w_i = T_i (1 - exp(-tau_i)),  T_i = exp(-sum of tau_j over the j in front of i),  tau_i = density_i step
 //
-// A packet is one ray: its lanes take 32 consecutive steps, front to back, so that reads of slots and samples are
-// coalesced and no ray waits for a longer one. Launch with items = 32 * rays.count.
+// A packet is one ray, and its lanes are consecutive steps of it, so that reads of slots and samples are coalesced and no
+// ray waits for a longer one. Launch with items = 32 * rays.count.
 //
 // A sample that is not finite makes its ray's result so, and with it the loss, which `adam_step` then heeds; other rays
 // and their gradients are as if it were not there.
@@ -16,14 +16,62 @@
 // The part of light that passes an optical thickness. (fast_exp of what is not a number may be one.)
 DEVICE float transmittance(float thickness) { return thickness == thickness ? fast_exp(-thickness) : thickness; }
 
-// A step through empty space has slot -1 and no optical thickness, like a sample beyond the ray's max_samples.
+// Up to 32 samples of a ray, front to back.
 struct Stretch {
-    int slot[LANES];         // the sample of a step
-    bool kept[LANES];        // it is among the ray's first max_samples
-    float thickness[LANES];  // tau
+    int slot[LANES];         // where a sample lies, -1 if the lane has none
+    float t[LANES];          // metres along the ray
+    int kept[LANES];         // the slot, -1 if the sample is not among the ray's first max_samples
+    float thickness[LANES];  // tau, 0 if not kept, as the colours
     float passed[LANES];     // optical thickness in front of it
-    float weight[LANES];     // w
+    float red[LANES], green[LANES], blue[LANES];
 };
+
+// The samples of the next 32 steps (on a CPU: the next 32 samples) from step `at` on, which advances; steps end at `end`.
+DEVICE void take_ahead(const Samples& samples, int& at, int end, Stretch& s) {
+#if ON_GPU
+    const int i = at + LANE;
+    s.slot[0] = i < end ? samples.slot[i] : -1;
+    s.t[0] = s.slot[0] >= 0 ? samples.step_t[i] : 0.0f;
+    at += PACKET;
+#else
+    const int* slots = samples.slot;
+    const float* ts = samples.step_t;
+    int n = 0, i = at;
+    for (; i < end && n < PACKET; ++i) s.slot[n] = slots[i], s.t[n] = ts[i], n += slots[i] >= 0;
+    for (int l = n; l < PACKET; ++l) s.slot[l] = -1, s.t[l] = 0.0f;
+    at = i;
+#endif
+}
+
+// The same backwards, from the step before `at` on; steps begin at `begin`.
+DEVICE void take_back(const Samples& samples, int& at, int begin, Stretch& s) {
+    at -= PACKET;
+#if ON_GPU
+    const int i = at + LANE;
+    s.slot[0] = i >= begin ? samples.slot[i] : -1;
+    s.t[0] = s.slot[0] >= 0 ? samples.step_t[i] : 0.0f;
+#else
+    const int* slots = samples.slot;
+    const float* ts = samples.step_t;
+    int n = PACKET, i = at + PACKET;
+    while (i > begin && n > 0) --i, s.slot[n - 1] = slots[i], s.t[n - 1] = ts[i], n -= slots[i] >= 0;
+    for (int l = 0; l < n; ++l) s.slot[l] = -1, s.t[l] = 0.0f;
+    at = i;
+#endif
+}
+
+// Density and colour of the kept ones.
+DEVICE void load_samples(const float* density, const float* colour, float step, Stretch& s) {
+    FOR_LANES(l) {
+        const bool kept = s.kept[l] >= 0;
+        const int i = kept ? s.kept[l] : 0;  // any that is there, so that a CPU loads without branches
+        const float sigma = density[i], red = colour[3 * i], green = colour[3 * i + 1], blue = colour[3 * i + 2];
+        s.thickness[l] = kept ? sigma * step : 0.0f;
+        s.red[l] = kept ? red : 0.0f;
+        s.green[l] = kept ? green : 0.0f;
+        s.blue[l] = kept ? blue : 0.0f;
+    }
+}
 
 // Front-to-back state of a ray.
 struct Walk {
@@ -40,31 +88,25 @@ DEVICE void begin_walk(Walk& walk) {
     }
 }
 
-// The next 32 steps, of which the first is number `step_index` of all rays' steps and `left` belong to this ray.
-DEVICE void walk_on(const Samples& samples, const float* density, const float* colour, float step, int step_index,
-                    int left, Walk& walk, Stretch& s) {
+// One stretch on, from step `at`.
+DEVICE void walk_on(const Samples& samples, const float* density, const float* colour, float step, int& at, int end,
+                    Walk& walk, Stretch& s) {
     bool found[LANES];
     int rank[LANES];
-    FOR_LANES(l) {
-        s.slot[l] = COLUMN(l) < left ? samples.slot[step_index + COLUMN(l)] : -1;
-        found[l] = s.slot[l] >= 0;
-    }
+    take_ahead(samples, at, end, s);
+    FOR_LANES(l) { found[l] = s.slot[l] >= 0; }
     walk.found = count_before(found, walk.found, rank);
-    FOR_LANES(l) {
-        s.kept[l] = found[l] && rank[l] < samples.max_samples;
-        s.thickness[l] = s.kept[l] ? density[s.slot[l]] * step : 0.0f;
-    }
+    FOR_LANES(l) { s.kept[l] = rank[l] < samples.max_samples ? s.slot[l] : -1; }
+    load_samples(density, colour, step, s);
     walk.passed = sum_before(s.thickness, walk.passed, s.passed);
-    FOR_LANES(l) { s.weight[l] = transmittance(s.passed[l]) * (1.0f - transmittance(s.thickness[l])); }
     FOR_LANES(l) {
-        if (s.kept[l]) {
-            const float* c = colour + 3 * s.slot[l];
-            walk.red[l] += s.weight[l] * c[0];
-            walk.green[l] += s.weight[l] * c[1];
-            walk.blue[l] += s.weight[l] * c[2];
-            walk.opacity[l] += s.weight[l];
-            walk.distance[l] += s.weight[l] * samples.step_t[step_index + COLUMN(l)];
-        }
+        const float weight = transmittance(s.passed[l]) * (1.0f - transmittance(s.thickness[l]));
+        const float share = s.kept[l] >= 0 ? weight : 0.0f;
+        walk.red[l] += share * s.red[l];
+        walk.green[l] += share * s.green[l];
+        walk.blue[l] += share * s.blue[l];
+        walk.opacity[l] += share;
+        walk.distance[l] += share * s.t[l];
     }
 }
 
@@ -75,12 +117,12 @@ KERNEL(128) composite_rays(const Rays rays, const Samples samples, const float* 
                            float step, float stop, float* rgba, float* distance) {
     const float opaque = stop > 0.0f ? -logf(stop) : 3.0e38f;
     EACH_PACKET(r, rays.count) {
-        const int first = samples.first[r], steps = samples.steps[r];
+        const int begin = samples.first[r], end = begin + samples.steps[r];
         Walk walk;
         Stretch stretch;
         begin_walk(walk);
-        for (int begin = 0; begin < steps; begin += PACKET) {
-            walk_on(samples, density, colour, step, first + begin, steps - begin, walk, stretch);
+        for (int at = begin; at < end;) {
+            walk_on(samples, density, colour, step, at, end, walk, stretch);
             if (walk.found >= samples.max_samples || walk.passed > opaque) break;
         }
         const float red = sum_lanes(walk.red), green = sum_lanes(walk.green), blue = sum_lanes(walk.blue);
@@ -93,9 +135,6 @@ KERNEL(128) composite_rays(const Rays rays, const Samples samples, const float* 
         }
     }
 }
-
-// Whether a density stands at its upper bound, whichever exp it came through.
-DEVICE bool clamped(float density) { return density >= fast_exp(MAX_LOG_DENSITY) * (1.0f - 1.0e-4f); }
 
 // Huber's loss of an error in units of its width, and the derivative by the error. NaN stays NaN in the loss.
 DEVICE float huber_loss(float units) {
@@ -121,17 +160,20 @@ KERNEL(128) composite_loss(const Rays rays, const Samples samples, const float* 
                            float* gradient, float* loss) {
     const float share_of_ray = 1.0f / float(rays.count), scale = LOSS_SCALE * share_of_ray;
     const float huber_inverse = 1.0f / huber;
+    // Of a density at its upper bound, whichever exp it came through.
+    const float densest = fast_exp(MAX_LOG_DENSITY) * (1.0f - 1.0e-4f) * step;
     EACH_PACKET(r, rays.count) {
-        const int first = samples.first[r], steps = samples.steps[r];
+        const int begin = samples.first[r], end = begin + samples.steps[r];
         Walk walk;
-        Stretch stretch;
+        Stretch s;
         begin_walk(walk);
-        for (int begin = 0; begin < steps; begin += PACKET) {
-            walk_on(samples, density, colour, step, first + begin, steps - begin, walk, stretch);
+        for (int at = begin; at < end;) {
+            walk_on(samples, density, colour, step, at, end, walk, s);
             FOR_LANES(l) {
-                if (stretch.slot[l] >= 0) gradient[4 * stretch.slot[l]] = stretch.kept[l] ? stretch.passed[l] : -1.0f;
+                if (s.slot[l] >= 0) gradient[4 * s.slot[l]] = s.kept[l] >= 0 ? s.passed[l] : -1.0f;
             }
         }
+        WARP_SYNC();  // lanes may meet other samples on the way back
         const float opacity = sum_lanes(walk.opacity), seen_distance = sum_lanes(walk.distance);
         const float seen[3] = {sum_lanes(walk.red), sum_lanes(walk.green), sum_lanes(walk.blue)};
 
@@ -156,42 +198,35 @@ KERNEL(128) composite_loss(const Rays rays, const Samples samples, const float* 
         }
 
         float behind = 0.0f;  // sum of w g over the stretches behind
-        for (int begin = (steps - 1) / PACKET * PACKET; begin >= 0 && steps > 0; begin -= PACKET) {
-            int slot[LANES];
-            bool kept[LANES];
-            float thickness[LANES], left[LANES], share[LANES], pull[LANES], part[LANES], farther[LANES];
+        for (int at = end; at > begin;) {
+            float left[LANES], share[LANES], pull[LANES], part[LANES], farther[LANES];
+            take_back(samples, at, begin, s);
             FOR_LANES(l) {
-                const int i = begin + COLUMN(l);
-                slot[l] = i < steps ? samples.slot[first + i] : -1;
-                const float passed = slot[l] >= 0 ? gradient[4 * slot[l]] : -1.0f;
-                kept[l] = !(passed < 0.0f);
-                thickness[l] = kept[l] ? density[slot[l]] * step : 0.0f;
-                left[l] = kept[l] ? passed : 0.0f;
+                s.passed[l] = s.slot[l] >= 0 ? gradient[4 * s.slot[l]] : -1.0f;
+                s.kept[l] = s.passed[l] < 0.0f ? -1 : s.slot[l];
             }
+            load_samples(density, colour, step, s);
             FOR_LANES(l) {
-                const float before = transmittance(left[l]), through = transmittance(thickness[l]);
+                const float before = transmittance(s.passed[l]), through = transmittance(s.thickness[l]);
                 left[l] = before * through;  // T behind the sample
                 share[l] = before * (1.0f - through);
-            }
-            FOR_LANES(l) {
-                part[l] = 0.0f, pull[l] = 0.0f;
-                if (kept[l]) {
-                    const float* c = colour + 3 * slot[l];
-                    pull[l] = by_colour[0] * c[0] + by_colour[1] * c[1] + by_colour[2] * c[2] + by_opacity +
-                              by_distance * samples.step_t[first + begin + COLUMN(l)];
-                    part[l] = share[l] * pull[l];
-                }
+                pull[l] = by_colour[0] * s.red[l] + by_colour[1] * s.green[l] + by_colour[2] * s.blue[l] + by_opacity +
+                          by_distance * s.t[l];
+                part[l] = s.kept[l] >= 0 ? share[l] * pull[l] : 0.0f;
             }
             behind = sum_behind(part, behind, farther);
             FOR_LANES(l) {
-                if (slot[l] >= 0) {
-                    float* g = gradient + 4 * slot[l];
-                    const float* c = colour + 3 * slot[l];
-                    const bool free = kept[l] && !clamped(density[slot[l]]);
-                    g[0] = free ? thickness[l] * (left[l] * pull[l] - farther[l]) : 0.0f;
-                    g[1] = kept[l] ? share[l] * by_colour[0] * c[0] * (1.0f - c[0]) : 0.0f;
-                    g[2] = kept[l] ? share[l] * by_colour[1] * c[1] * (1.0f - c[1]) : 0.0f;
-                    g[3] = kept[l] ? share[l] * by_colour[2] * c[2] * (1.0f - c[2]) : 0.0f;
+                const bool free = s.kept[l] >= 0 && !(s.thickness[l] >= densest);
+                left[l] = free ? s.thickness[l] * (left[l] * pull[l] - farther[l]) : 0.0f;
+                // Colours that are not kept are zero, and with them their slopes.
+                s.red[l] = share[l] * by_colour[0] * s.red[l] * (1.0f - s.red[l]);
+                s.green[l] = share[l] * by_colour[1] * s.green[l] * (1.0f - s.green[l]);
+                s.blue[l] = share[l] * by_colour[2] * s.blue[l] * (1.0f - s.blue[l]);
+            }
+            FOR_LANES(l) {
+                if (s.slot[l] >= 0) {
+                    float* g = gradient + 4 * s.slot[l];
+                    g[0] = left[l], g[1] = s.red[l], g[2] = s.green[l], g[3] = s.blue[l];
                 }
             }
         }
