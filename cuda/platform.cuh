@@ -101,6 +101,12 @@ typedef float storage_t;
 #define SIMD _Pragma("omp simd")
 #define WARP_SYNC()
 
+// The C library's keep a loop from being vectorised. If x is not a number these give y, as a GPU's do.
+DEVICE float lesser_of(float x, float y) { return x < y ? x : y; }
+DEVICE float greater_of(float x, float y) { return x > y ? x : y; }
+#define fminf lesser_of
+#define fmaxf greater_of
+
 DEVICE float load(const storage_t* p) { return *p; }
 DEVICE void store(storage_t* p, float value) { *p = value; }
 
