@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 from collections import deque
@@ -41,7 +42,7 @@ class DeviceReplay:
 
     Args:
         size: longest side of the pictures, pixels. budget_mb: MiB that slots may take.
-        viewer: who looks at new pictures, if anybody.
+        viewer: who looks at new pictures, if anybody. stream: of a GPU, to take in on; kernels read on it, too.
 
     Attributes:
         order: the slots in use, oldest first. side: of the pictures, 0 before the first.
@@ -57,6 +58,7 @@ class DeviceReplay:
         budget_mb: int,
         seed: int,
         viewer: Viewer | None = None,
+        stream: torch.cuda.Stream | None = None,
     ) -> None:
         self.model, self.kernels, self.size, self.budget = model, kernels, size, budget_mb << 20
         self.order: list[int] = []
@@ -64,7 +66,7 @@ class DeviceReplay:
         self.side = self.slots = 0
         self.states: torch.Tensor
         self.memories: Struct
-        self._viewer = viewer
+        self._viewer, self._stream = viewer, stream
         self._incoming: deque[Observation] = deque(maxlen=RECENT)
         self._lock = threading.Lock()
         self._generator = torch.Generator().manual_seed(seed)
@@ -84,8 +86,9 @@ class DeviceReplay:
         with self._lock:
             incoming = list(self._incoming)
             self._incoming.clear()
-        for observation in incoming:
-            self._take(observation)
+        with contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
+            for observation in incoming:
+                self._take(observation)
 
     def picture(self, slot: int) -> torch.Tensor:
         """The picture of a slot, (height, width, 4) uint8, premultiplied RGBA: a view."""

@@ -66,13 +66,16 @@ class NativeTrainer:
         self._gradients, self._first, self._second = (torch.zeros_like(self._parameters) for _ in range(3))
         self._inputs = _Inputs(device)
         self._space = space_struct(kernels, model.occupancy)
-        self.replay = DeviceReplay(model, kernels, config.size, config.replay_mb, config.seed, self)
+        self.replay = DeviceReplay(model, kernels, config.size, config.replay_mb, config.seed, self, self._stream)
         self._publish = kernels.bind(
             "publish_occupancy",
             self._space,
             model.config.occupancy.threshold,
             items=len(self._space.tensors["dense"]),  # type: ignore[arg-type]
         )
+        self._head = head_struct(kernels, model)
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(device))
         with self._on_stream():
             self._publish()
 
@@ -85,10 +88,10 @@ class NativeTrainer:
 
         On a GPU it is queued, behind at most `AHEAD` - 1 others.
         """
+        self.replay.take_in()
+        if not len(self.replay):
+            return None
         with self._on_stream():
-            self.replay.take_in()
-            if not len(self.replay):
-                return None
             self._inputs.send(self._controls(), [self.steps, len(self.replay), self._wanted])
             self._graph()
             self._figures.note(self._wanted / self._each)
@@ -201,13 +204,12 @@ class NativeTrainer:
         self._figures = _Figures(self._inputs.control, self._batch.totals, self._stream)
 
     def look(self, slot: int) -> None:
-        kernels = self.kernels
         poses, number, depth = self._posed.look(slot)
         self.replay.list_tiles(slot, depth)
         alpha = self.replay.picture(slot)[..., 3].contiguous()
         height, width = alpha.shape
-        head, cells = head_struct(kernels, self.model), len(self.model.occupancy.cells)
-        kernels.launch("carve_cells", head, poses, self._space, number, alpha, width, height, items=cells)
+        cells = len(self.model.occupancy.cells)
+        self.kernels.launch("carve_cells", self._head, poses, self._space, number, alpha, width, height, items=cells)
 
     def _launch_step(self) -> None:
         self._begin()
