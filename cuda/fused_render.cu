@@ -9,7 +9,6 @@
 #include "places.cuh"
 
 #define THREADS 128
-#define EARLY_STOP 1e-3f  // a ray that lets less light pass ends: half of what a byte can tell
 #if ON_GPU
 #define FULL 26  // lanes with a sample before the field is asked: more would let them wait for the slowest
 #else
@@ -77,11 +76,11 @@ DEVICE void advance(Walkers& w, const Head& head, const Poses& poses, const Spac
     }
 }
 
-// Draws the pixels that find_rays listed in `hits` into `rgba` (height * width, 4), premultiplied. The counters are
-// those of begin_picture. `packets` is how many packets share the work: as many as the machine runs at a time, or more.
+// Draws the pixels that find_rays listed in `hits` into `rgba` (height * width, 4), premultiplied. A ray ends
+// where its transmittance falls below `stop`. The counters are those of begin_picture. `packets` is how many packets share the work: as many as the machine runs at a time, or more.
 KERNEL(THREADS) render_rays(const Head head, const Poses poses, const Space space, const FieldWeights weights,
-                        const int* hits, int* counters, float step, int max_samples, int width, int packets,
-                        float* rgba) {
+                        const int* hits, int* counters, float step, float stop, int max_samples, int width,
+                            int packets, float* rgba) {
     EACH_PACKET(p, packets) {
         SCRATCH(FieldScratch, scratch, THREADS);
         const float* code[LANES];
@@ -116,7 +115,7 @@ KERNEL(THREADS) render_rays(const Head head, const Poses poses, const Space spac
                 w.seen[l] = w.seen[l] + (w.left[l] * (1.0f - passes)) * colour[l];
                 w.left[l] *= passes;
                 w.samples[l] += 1;
-                const bool opaque = w.left[l] < EARLY_STOP;
+                const bool opaque = w.left[l] < stop;
                 cut[l] = !opaque && w.samples[l] >= max_samples;
                 if (opaque || cut[l]) finish(w, l, rgba);
             }

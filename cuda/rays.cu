@@ -13,10 +13,10 @@ KERNEL(128) camera_rays(const Head head, const Poses poses, const float* depth, 
     }
 }
 
-// Between posing and find_rays: counters (5) of a picture are hits, rays taken so far, rays that max_samples cut short,
-// samples, and marked cells for which there was no room.
+// Between posing and find_rays. Counters (6) of a picture: hits, hits taken so far, rays that max_samples cut short,
+// samples, marked cells for which there was no room; and steps for which there was none, in the unfused chain.
 KERNEL(32) begin_picture(const Poses poses, int* counters) {
-    EACH(i, 5) {
+    EACH(i, 6) {
         const int dropped = poses.count[0] - poses.capacity;
         counters[i] = i == 4 && dropped > 0 ? dropped : 0;
     }

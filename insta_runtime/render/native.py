@@ -1,0 +1,270 @@
+"""Pictures of an avatar by native kernels, from a head state to bytes in host memory.
+
+On a GPU a picture is one replay of a CUDA graph on a stream of high priority; nothing is allocated and nobody waits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+from insta_runtime.field.packed import PackedField, flatten
+from insta_runtime.kernels import Kernels, Struct
+from insta_runtime.render.canvas import COUNTERS, STEPS_A_PIXEL, Canvas, Format, Slot, picture_shape
+from insta_runtime.render.model import AvatarModel
+from insta_runtime.render.renderer import Snapshot
+from insta_runtime.types import Bytes, Camera, Float32, HeadState, RenderedFrame
+from insta_runtime.warp.posing import PosedHeads, pack_state
+
+FADE_PICTURES: Final = 8
+"""Over so many pictures one snapshot fades into the next."""
+SIZES: Final = 8
+"""Picture sizes whose buffers are kept."""
+
+
+@dataclass(frozen=True)
+class PinnedPicture:
+    """A picture on its way to host memory, which later ones reuse: it stands until `canvas.RING` more were asked for.
+
+    Attributes:
+        format: ``rgba`` (H, W, 4) premultiplied, over nothing; ``rgb`` (H, W, 3), ``i420`` and ``nv12`` (3 H / 2, W),
+            over the background.  YCbCr is that of BT.601 in limited range.
+    """
+
+    format: Format
+    frame_id: int
+    t_capture_ns: int
+    _bytes: Bytes
+    _arrived: torch.cuda.Event | None
+
+    @property
+    def ready(self) -> bool:
+        """Whether `wait` would return at once."""
+        return self._arrived is None or self._arrived.query()
+
+    def wait(self) -> Bytes:
+        """The picture itself, uint8."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._bytes
+
+
+@dataclass(frozen=True)
+class RenderCounters:
+    """Sums over ``pictures`` pictures.
+
+    Attributes:
+        rays: that met the avatar's band; samples: at which the field was asked.
+        rays_cut: that ``sampling.max_samples`` ended before they were opaque; their farthest samples are missing.
+        cells_dropped: cells of the posed band for which there was no room: they look empty.
+        steps_dropped: for want of capacity in the unfused chain, the farthest first.
+    """
+
+    pictures: int = 0
+    rays: int = 0
+    samples: int = 0
+    rays_cut: int = 0
+    cells_dropped: int = 0
+    steps_dropped: int = 0
+
+
+class NativeRenderer:
+    """Renders snapshots of a model; owns its own copy of the weights.  Belongs to one thread.
+
+    Has the interface of `renderer.Renderer`, and `frame`, which gives bytes and does not wait for them.
+
+    Args:
+        model: gives the person, the configuration, and the first weights.
+        kernels: compiled for the model's field and device.
+        fused: one pass over the rays; else the chain of kernels that learning uses, which proves it.
+        capacity: steps in marked cells that the unfused chain has memory for.
+    """
+
+    def __init__(
+        self, model: AvatarModel, kernels: Kernels, *, fused: bool = True, capacity: int | None = None
+    ) -> None:
+        self.model, self.kernels, self.fused, self._capacity = model, kernels, fused, capacity
+        device = kernels.device
+        self._stream = torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
+        with self._on_stream(after=[]):
+            self._heads = PosedHeads(kernels, model, 1)
+            self._field = PackedField(kernels, model.config.radiance)
+            self._target = flatten(model.field.state_dict()).to(device, copy=True)
+            self._shown = self._target.clone()
+            self._grid = {name: tensor.clone() for name, tensor in model.occupancy.state().items()}
+            cells = model.config.occupancy.resolution**3
+            self._occupied = torch.zeros(len(model.occupancy.cells), dtype=torch.uint8, device=device)
+            self._dense = torch.zeros(-(-cells // 32), dtype=torch.int32, device=device)
+            self._space = _space(kernels, model, self._grid, self._occupied, self._dense)
+            self._settle()
+        self._drawn = False  # whether `frame` has shown anything that could fade
+        self._canvases: dict[tuple[int, int], Canvas] = {}
+        self._totals = dict.fromkeys(("pictures", *COUNTERS), 0)
+
+    def load(self, snapshot: Snapshot) -> None:
+        """Show this snapshot from now on; `frame` fades into it.
+
+        Pictures that are under way still show what they were asked with.  ValueError if the snapshot is of another
+        configuration.
+        """
+        prefix = "occupancy."
+        weights = {name: tensor for name, tensor in snapshot.items() if not name.startswith(prefix)}
+        grid = {n.removeprefix(prefix): tensor for n, tensor in snapshot.items() if n.startswith(prefix)}
+        if {n: t.shape for n, t in grid.items()} != {n: t.shape for n, t in self._grid.items()}:
+            raise ValueError("the occupancy does not fit the configuration")
+        with self._on_stream(after=list(snapshot.values())):
+            vector = flatten(weights)
+            if vector.shape != self._target.shape:
+                raise ValueError("the weights do not fit the configuration")
+            self._target.copy_(vector)
+            for name, tensor in grid.items():
+                self._grid[name].copy_(tensor)
+            if not self._drawn:
+                self._settle()
+                return
+            # While one fades into the other, all that either of them occupies is sampled.
+            before = self._occupied.clone(), self._dense.clone()
+            self._publish()
+            self._occupied |= before[0]
+            self._dense |= before[1]
+        self._fading = FADE_PICTURES
+
+    def render(self, state: HeadState, camera: Camera, frame_id: int = 0) -> RenderedFrame:
+        """The avatar in ``state`` as ``camera`` sees it, over nothing: premultiplied RGBA.
+
+        Shows the newest snapshot, no fade, and waits for the picture.
+        """
+        canvas = self._canvas(camera)
+        row = torch.from_numpy(pack_state(self.model, state, camera))
+        with self._on_stream():
+            if self._fading:
+                self._settle()
+            self._heads.states.copy_(row[None])
+            canvas.draw(None)
+            rgba = canvas.rgba.clamp(0.0, 1.0).view(camera.height, camera.width, 4).cpu().numpy()
+        return RenderedFrame(frame_id, state.t_capture_ns, rgba)
+
+    def frame(
+        self,
+        state: HeadState,
+        camera: Camera,
+        format: Format = "i420",
+        background: Float32 | None = None,
+        frame_id: int = 0,
+    ) -> PinnedPicture:
+        """The avatar in ``state`` as ``camera`` sees it, as bytes.
+
+        ``background`` (H, W, 3) or (3,) in [0, 1] is uploaded if it is another array than the last; None is black.
+        Waits only while `canvas.RING` pictures are under way.  ValueError for ``i420`` or ``nv12`` with an odd side.
+        """
+        shape = picture_shape(format, camera.width, camera.height)
+        size = math.prod(shape)
+        canvas = self._canvas(camera)
+        slot = canvas.next_slot()
+        self._collect(slot)
+        slot.row[0] = torch.from_numpy(pack_state(self.model, state, camera))
+        with self._on_stream():
+            self._fade()
+            canvas.set_background(background)
+            self._heads.states.copy_(slot.row, non_blocking=True)
+            canvas.draw(format)
+            slot.picture[:size].copy_(canvas.bytes[:size], non_blocking=True)
+            slot.counters.copy_(canvas.counters, non_blocking=True)
+            if slot.arrived is not None:
+                slot.arrived.record()
+        slot.used = self._drawn = True
+        return PinnedPicture(
+            format, frame_id, state.t_capture_ns, slot.picture[:size].view(shape).numpy(), slot.arrived
+        )
+
+    def counters(self) -> RenderCounters:
+        """What `frame` has counted so far in the pictures that have arrived.  Waits for nothing."""
+        for canvas in self._canvases.values():
+            for slot in canvas.slots:
+                if slot.used and (slot.arrived is None or slot.arrived.query()):
+                    self._collect(slot)
+        totals = dict(self._totals)
+        del totals["taken"]
+        return RenderCounters(**totals)
+
+    def _collect(self, slot: Slot) -> None:
+        """Add the counters of a picture, once; waits for it if it is under way."""
+        if not slot.used:
+            return
+        if slot.arrived is not None:
+            slot.arrived.synchronize()
+        for name, number in zip(("pictures", *COUNTERS), (1, *slot.counters.tolist()), strict=True):
+            self._totals[name] += number
+        slot.used = False
+
+    @contextmanager
+    def _on_stream(self, after: list[torch.Tensor] | None = None) -> Iterator[None]:
+        """Run on the renderer's stream, once the caller's stream has come here if it made ``after``."""
+        if self._stream is None:
+            yield
+            return
+        if after is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(self.kernels.device))
+            for tensor in after:
+                if tensor.is_cuda:
+                    tensor.record_stream(self._stream)
+        with torch.cuda.stream(self._stream):
+            yield
+
+    def _canvas(self, camera: Camera) -> Canvas:
+        size = camera.width, camera.height
+        if size not in self._canvases:
+            if len(self._canvases) == SIZES:
+                for slot in self._canvases.pop(next(iter(self._canvases))).slots:
+                    self._collect(slot)
+            capacity = self._capacity or STEPS_A_PIXEL * size[0] * size[1]
+            parts = self.kernels, self._heads, self._space, self._field, self.model.config.sampling
+            with self._on_stream():
+                self._canvases[size] = Canvas(*parts, size, self._stream, None if self.fused else capacity)
+        return self._canvases[size]
+
+    def _publish(self) -> None:
+        threshold = self.model.config.occupancy.threshold
+        self.kernels.launch("publish_occupancy", self._space, threshold, items=len(self._dense))
+
+    def _settle(self) -> None:
+        """Show the target as it is."""
+        self._shown.copy_(self._target)
+        self._field.load(self._shown)
+        self._publish()
+        self._fading = 0
+
+    def _fade(self) -> None:
+        """One picture nearer to the target."""
+        if not self._fading:
+            return
+        if self._fading == 1:
+            self._settle()
+            return
+        count = len(self._shown)
+        self.kernels.launch("cross_fade", self._shown, self._target, 1.0 / self._fading, count, items=count)
+        self._field.load(self._shown)
+        self._fading -= 1
+
+
+def _space(
+    kernels: Kernels, model: AvatarModel, grid: dict[str, torch.Tensor], occupied: torch.Tensor, dense: torch.Tensor
+) -> Struct:
+    """The model's candidate cells with the renderer's own state of them."""
+    occupancy = model.occupancy
+    return kernels.struct(
+        "Space",
+        cells=occupancy.cells.int(),
+        triangle=occupancy.triangle.int(),
+        masks=occupancy.masks.contiguous(),
+        occupied=occupied,
+        dense=dense,
+        count=len(occupancy.cells),
+        resolution=model.config.occupancy.resolution,
+        **grid,
+    )
