@@ -283,6 +283,41 @@ def send(
 
 
 @app.command()
+def bench(
+    avatar: AvatarArgument,
+    tracked: Annotated[Path, typer.Argument(metavar="TRACKED", help="A tracked folder of the same person.")],
+    seconds: Annotated[
+        float, typer.Option(metavar="S", min=0.1, max=3600.0, help="Of training alone, and of display beside it.")
+    ] = 10.0,
+    frames: Annotated[
+        int | None, typer.Option(metavar="N", min=2, max=1_000_000, help="Pictures to time; 10000 on a GPU.")
+    ] = None,
+    size: Annotated[int, typer.Option(metavar="PIXELS", min=32, max=2048, help="Side of the pictures.")] = 512,
+    backend: Annotated[str, typer.Option(metavar="auto|cuda|host|torch|tcnn", help="Who computes.")] = "auto",
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="PART", help="Measure this part alone (docs/performance.md); repeatable.")
+    ] = None,
+    device: DeviceOption = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Measure this machine: pictures, training, each kernel, and what they are compared with."""
+    settings = _configure(None, None, device)
+    from telepresence.commands.bench import bench as command
+
+    figures = command(
+        avatar=avatar,
+        tracked=tracked,
+        backend=backend,
+        size=size,
+        frames=frames,
+        seconds=seconds,
+        only=only or (),
+        config=settings,
+    )
+    _write_json(json_file, figures)
+
+
+@app.command()
 def doctor(models: ModelsOption = None, json_file: JsonOption = None) -> None:
     """Say what this machine has, what is missing, and what to do about it."""
     from telepresence.commands.doctor import doctor as command

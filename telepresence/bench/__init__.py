@@ -1,0 +1,1 @@
+"""How `telepresence bench` and the tools measure: time, memory, stages, display beside training, other libraries."""
