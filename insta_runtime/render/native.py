@@ -94,7 +94,7 @@ class NativeRenderer:
         with self._on_stream(after=[]):
             self._heads = PosedHeads(kernels, model, 1)
             self._field = PackedField(kernels, model.config.radiance)
-            self._target = flatten(model.field.state_dict()).to(device, copy=True)
+            self._target = flatten(model.field.state_dict(), model.config.radiance)
             self._shown = self._target.clone()
             self._grid = {name: tensor.clone() for name, tensor in model.occupancy.state().items()}
             cells = model.config.occupancy.resolution**3
@@ -118,10 +118,7 @@ class NativeRenderer:
         if {n: t.shape for n, t in grid.items()} != {n: t.shape for n, t in self._grid.items()}:
             raise ValueError("the occupancy does not fit the configuration")
         with self._on_stream(after=list(snapshot.values())):
-            vector = flatten(weights)
-            if vector.shape != self._target.shape:
-                raise ValueError("the weights do not fit the configuration")
-            self._target.copy_(vector)
+            self._target.copy_(flatten(weights, self.model.config.radiance))
             for name, tensor in grid.items():
                 self._grid[name].copy_(tensor)
             if not self._drawn:
