@@ -295,7 +295,8 @@ def bench(
     size: Annotated[int, typer.Option(metavar="PIXELS", min=32, max=2048, help="Side of the pictures.")] = 512,
     backend: Annotated[str, typer.Option(metavar="auto|cuda|host|torch|tcnn", help="Who computes.")] = "auto",
     only: Annotated[
-        list[str] | None, typer.Option(metavar="PART", help="Measure this part alone (docs/performance.md); repeatable.")
+        list[str] | None,
+        typer.Option(metavar="PART", help="Measure only this (docs/performance.md); repeatable."),
     ] = None,
     device: DeviceOption = None,
     json_file: JsonOption = None,

@@ -23,7 +23,7 @@ _RED = np.array([112.0, -93.786, -18.214], dtype=np.float32) / 255.0
 
 
 def drawing(renderer: AnyRenderer, camera: Camera) -> Callable[[HeadState], Bytes]:
-    """``draw(state)``: the whole frame over white as I420, (3/2 * height, width) uint8 in host memory, when it is there."""
+    """``draw(state)``: the whole frame over white as I420, (3/2 * H, W) uint8 in host memory, when it is there."""
     from insta_runtime.render.renderer import Renderer
 
     if isinstance(renderer, Renderer):

@@ -7,27 +7,19 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
+from telepresence.bench.frame import drawing
 from telepresence.bench.timing import cycled, finish
 
 if TYPE_CHECKING:
     import torch
 
-    from insta_runtime.learn.trainer import StepReport
-    from insta_runtime.render.renderer import Snapshot
-    from insta_runtime.types import HeadState
+    from insta_runtime.backends import AnyRenderer, AnyTrainer
+    from insta_runtime.types import Camera, HeadState
 
 PUBLISH_S = 1.0
 """Learning hands its weights to the display so often, as in a call."""
-
-
-class Learns(Protocol):
-    """A trainer of any back end."""
-
-    def step(self) -> StepReport | None: ...
-
-    def snapshot(self) -> Snapshot: ...
 
 
 @dataclass
@@ -62,7 +54,7 @@ def show(
     fps: float,
     seconds: float,
     refresh: Callable[[], object] = lambda: None,
-    watch: Callable[[Shown], object] = lambda shown: None,
+    watch: Callable[[Shown], object] | None = None,
 ) -> Shown:
     """Draw ``states`` at ``fps`` for ``seconds``, or as fast as it goes if that is slower.
 
@@ -85,11 +77,14 @@ def show(
         draw(state)
         shown.ms.append(1000.0 * (time.perf_counter() - start))
         due += 1.0 / fps
-        watch(shown)
+        if watch is not None:
+            watch(shown)
     return shown
 
 
-def learn(trainer: Learns, stop: Callable[[], bool], device: torch.device, publish: Callable[[], object]) -> Learned:
+def learn(
+    trainer: AnyTrainer, stop: Callable[[], bool], device: torch.device, publish: Callable[[], object]
+) -> Learned:
     """Train on the current stream until ``stop()``, publishing now and then."""
     learned = Learned()
     began = published = time.perf_counter()
@@ -107,7 +102,7 @@ def learn(trainer: Learns, stop: Callable[[], bool], device: torch.device, publi
     return learned
 
 
-def learn_alone(trainer: Learns, seconds: float, device: torch.device) -> Learned:
+def learn_alone(trainer: AnyTrainer, seconds: float, device: torch.device) -> Learned:
     """Train for ``seconds`` with nothing beside it."""
     end = time.perf_counter() + seconds
     with _stream(device, low=True):
@@ -115,7 +110,7 @@ def learn_alone(trainer: Learns, seconds: float, device: torch.device) -> Learne
 
 
 @contextmanager
-def learning(trainer: Learns, device: torch.device, publish: Callable[[], object]) -> Iterator[Learned]:
+def learning(trainer: AnyTrainer, device: torch.device, publish: Callable[[], object]) -> Iterator[Learned]:
     """Training in a thread and on a stream of its own; what is yielded is filled in at the end.
 
     What goes wrong in the thread is raised at the end.
@@ -141,9 +136,32 @@ def learning(trainer: Learns, device: torch.device, publish: Callable[[], object
         raise errors[0]
 
 
-def display_stream(device: torch.device) -> AbstractContextManager[object]:
-    """What the display computes within: a stream that goes first where work competes."""
-    return _stream(device, low=False)
+def display_while_training(
+    renderer: AnyRenderer,
+    trainer: AnyTrainer,
+    states: Sequence[HeadState],
+    camera: Camera,
+    fps: float,
+    seconds: float,
+    device: torch.device,
+    watch: Callable[[Shown], object] | None = None,
+) -> tuple[Shown, Learned]:
+    """Both at once, the weights going from one to the other as in a call."""
+    from insta_runtime.learn.weights import WeightExchange
+
+    exchange = WeightExchange()
+
+    def refresh() -> None:
+        snapshot = exchange.take()
+        if snapshot is not None:
+            renderer.load(snapshot)
+
+    with _stream(device, low=False):
+        draw = drawing(renderer, camera)
+        draw(states[0])
+        with learning(trainer, device, lambda: exchange.publish(trainer.snapshot())) as beside:
+            shown = show(draw, states, fps, seconds, refresh, watch)
+    return shown, beside
 
 
 def _stream(device: torch.device, *, low: bool) -> AbstractContextManager[object]:

@@ -32,7 +32,7 @@ def gsplat_ms(model: AvatarModel, states: list[HeadState], camera: Camera, secon
 
         def draw(cloud: tuple[torch.Tensor, ...]) -> None:
             with torch.no_grad():
-                rasterization(*cloud, view, matrix, camera.width, camera.height, packed=False)  # noqa: B023
+                rasterization(*cloud, view, matrix, camera.width, camera.height, packed=False)
 
         result[str(count)] = batch_ms(draw, clouds, device, seconds)
     return result

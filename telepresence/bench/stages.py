@@ -24,7 +24,7 @@ Stages = dict[str, float]
 
 
 class StageClock:
-    """Times stages that may run several times a round, each to the end of the device's work; names them to profilers."""
+    """Times stages that may run several times a round, each to the end of the device's work; profilers see them."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

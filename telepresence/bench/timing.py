@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -63,7 +63,7 @@ def batch_ms(work: Callable[[T], object], inputs: Sequence[T], device: torch.dev
     for value in inputs:
         work(value)
     finish(device)
-    times = []
+    times: list[float] = []
     end = time.perf_counter() + seconds
     while not times or (time.perf_counter() < end and len(times) < 1000):
         if device.type == "cuda":
@@ -82,7 +82,7 @@ def batch_ms(work: Callable[[T], object], inputs: Sequence[T], device: torch.dev
     return median(times)
 
 
-def cycled(values: Sequence[T], count: int) -> Iterable[T]:
+def cycled(values: Sequence[T], count: int) -> Iterator[T]:
     """``count`` values, there and back again: a take that goes on without a jump."""
     path = [*range(len(values)), *range(len(values) - 2, 0, -1)]
     return (values[path[i % len(path)]] for i in range(count))
@@ -142,7 +142,7 @@ def device_name(device: torch.device) -> str:
 
 
 def rounded(value: object, digits: int = 4) -> object:
-    """Numbers anywhere in nested dicts and lists to ``digits`` significant ones, for a file; not finite becomes null."""
+    """Numbers anywhere in nested dicts and lists to ``digits`` significant ones, for a file; not finite is null."""
     if isinstance(value, dict):
         return {key: rounded(inner, digits) for key, inner in value.items()}
     if isinstance(value, list | tuple):

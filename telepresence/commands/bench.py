@@ -141,32 +141,25 @@ def _train(run: Bench) -> None:
     """The step, its pace alone and beside the display, what the display feels of it, and memory."""
     import torch
 
-    from insta_runtime.learn.weights import WeightExchange
-    from telepresence.bench.frame import drawing
-    from telepresence.bench.pace import display_stream, learn_alone, learning, show
+    _measure_training(run, _trainer(run))
+    if run.on_gpu:
+        torch.cuda.empty_cache()
+
+
+def _measure_training(run: Bench, trainer: AnyTrainer) -> None:
+    from telepresence.bench.pace import display_while_training, learn_alone
     from telepresence.bench.subject import REPLAY_FRAMES, fill
     from telepresence.bench.timing import used_memory_gb
 
     subject, device = run.subject, run.subject.device
-    trainer = _trainer(run)
     held = fill(trainer, subject, REPLAY_FRAMES if run.backend.kind == "cuda" else 16)
     steps = 500 if run.native and run.on_gpu else 10
     times = timed_ms(lambda _: trainer.step(), range(2 * steps), device, warm=steps)
     alone = learn_alone(trainer, run.seconds, device)
-
-    exchange = WeightExchange()
-    with display_stream(device):
-        renderer = _renderer(run)
-        draw = drawing(renderer, subject.camera)
-        draw(subject.states[0])
-
-        def refresh() -> None:
-            snapshot = exchange.take()
-            if snapshot is not None:
-                renderer.load(snapshot)
-
-        with learning(trainer, device, lambda: exchange.publish(trainer.snapshot())) as beside:
-            shown = show(draw, subject.states, DISPLAY_FPS, run.seconds, refresh)
+    renderer = _renderer(run)
+    shown, beside = display_while_training(
+        renderer, trainer, subject.states, subject.camera, DISPLAY_FPS, run.seconds, device
+    )
     memory, counted = used_memory_gb(device)
     run.figures.update(
         step_ms=spread(times),
@@ -188,9 +181,6 @@ def _train(run: Bench) -> None:
     )
     if memory is None:
         run.notes["memory_gb"] = "this system does not say what a process takes"
-    del trainer, renderer, draw
-    if run.on_gpu:
-        torch.cuda.empty_cache()
 
 
 def _stages(run: Bench) -> None:
@@ -223,12 +213,12 @@ def _field(run: Bench) -> None:
     from telepresence.bench.field import field_gpts, points_of, tcnn_field, torch_field
 
     device, seconds = run.subject.device, min(1.0, run.seconds)
-    rates = {"points": points_of(device), "torch": field_gpts(torch_field(device), device, seconds)}
+    own = field_gpts(torch_field(device), device, seconds)
+    rates: dict[str, Any] = {"points": points_of(device), "torch": own}
     if run.on_gpu:
         rates["tinycudann"] = run.attempt("tinycudann", lambda: field_gpts(tcnn_field(), device, seconds))
     else:
         run.notes["tinycudann"] = "needs a GPU"
-    own = rates["torch"]
     run.figures.update(field_inference_gpts=own["inference"], field_training_gpts=own["training"], field_gpts=rates)
 
 
@@ -356,8 +346,8 @@ def _print(figures: dict[str, Any]) -> None:
     from rich.table import Table
 
     console = Console()
-    head = f"{figures['device']} · {figures['backend']} · {figures['size']} × {figures['size']} px · {figures['commit']}"
-    table = Table(title=head, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    title = " · ".join((figures["device"], figures["backend"], f"{figures['size']} px", str(figures["commit"])))
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     table.add_column("what")
     for column in ("median", "p95", "p99"):
         table.add_column(column, justify="right")
@@ -390,7 +380,7 @@ _ROWS = {
     "field_training_gpts": "field, forward and backward",
     "nearest_triangle_gqps": "nearest triangle, billion queries a second",
     "first_frame_s": "first frame, s: warm, cold",
-    "host_frame_ms": "128 × 128 px on two threads, ms",
+    "host_frame_ms": "128 px on two threads of the processor, ms",
     "memory_gb": "memory, GB",
 }
 
@@ -402,4 +392,4 @@ def _cells(value: Any) -> list[str]:
 
 
 def _number(value: Any) -> str:
-    return "–" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
