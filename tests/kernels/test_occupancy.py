@@ -164,7 +164,7 @@ def drawn(grid: OccupancyGrid, step: int, updates: int, codes: int) -> tuple[tor
 
 def update(kernels: Kernels, model: AvatarModel, codes: torch.Tensor, step: int, known: int, updates: int) -> None:
     field = PackedField(kernels, SMALL.radiance)
-    field.load(flatten(model.field.state_dict()))
+    field.load(flatten(model.field.state_dict(), SMALL.radiance))
     progress = torch.tensor([step, known], dtype=torch.int32, device=kernels.device)
     grid = model.occupancy
     kernels.launch(
