@@ -7,7 +7,7 @@
 #define TILE 8
 
 // What a draw is for: the streams of random numbers within a step.
-enum Purpose { PICK_NEW, PICK_ANY, NOISE, TILE_OF, PIXEL, OFFSET, BACKGROUND = OFFSET + 1, PURPOSES = BACKGROUND + 3 };
+enum Purpose { PICK_NEW, PICK_ANY, NOISE, TILE_OF, PIXEL, JITTER, BACKGROUND, PURPOSES = BACKGROUND + 3 };
 
 // The i-th of 0 ... n - 1 in an order that `key` shuffles: a bijection of the next power of two (multiplications by odd
 // numbers, exclusive ors, shifts to the right), walked until it falls below n.
@@ -109,7 +109,7 @@ KERNEL(128) draw_rays(const Head head, const Poses poses, const Memories memorie
         store3(rays.direction + r * 4, ray.direction);
         rays.origin[r * 4 + 3] = ray.near;
         rays.direction[r * 4 + 3] = drawn ? ray.far : -1.0f;
-        rays.offset[r] = uniform(hash(key + OFFSET));
+        rays.offset[r] = uniform(hash(key + JITTER));
         rays.frame[r] = at;
 
         uint pixel = drawn ? ((const uint*)memories.pictures[slot])[y * side + x] : 0u;

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from insta_runtime.field.packed import PackedField, flatten, unflatten
+from insta_runtime.field.packed import PackedField, flatten, table_size, unflatten
 from insta_runtime.kernels import Graph, Kernels, Struct
 from insta_runtime.learn.device_replay import DeviceReplay
 from insta_runtime.learn.posed_frames import GraphFrames, HostFrames, host_bytes
 from insta_runtime.learn.ray_batch import RayBatch
 from insta_runtime.learn.replay import RECENT
-from insta_runtime.learn.trainer import CODE_JITTER, MLP_RATE, StepReport
+from insta_runtime.learn.trainer import BETA1, BETA2, CODE_JITTER, MLP_RATE, StepReport
 from insta_runtime.render.occupancy import UPDATE_CELLS, OccupancyGrid
 from insta_runtime.render.renderer import Snapshot, take_snapshot
 from insta_runtime.types import Observation
@@ -30,7 +30,6 @@ from insta_runtime.warp.posing import head_struct
 if TYPE_CHECKING:
     from insta_runtime.render.model import AvatarModel
 
-BETAS = (0.9, 0.99)
 LEAST_PART = 1 / 8  # of the rays that learning keeps, however busy the display is
 AHEAD = 2  # steps that may be queued on a GPU; more would only delay the display and new weights
 FIGURES_EVERY = 8  # steps between looks at the loss on a GPU
@@ -60,7 +59,7 @@ class NativeTrainer:
         self._each = max(1, config.rays // config.frames)
         self._wanted = self._each
         self.field = PackedField(kernels, model.config.radiance)
-        self._parameters = flatten(model.field.state_dict())
+        self._parameters = flatten(model.field.state_dict(), model.config.radiance)
         self.field.load(self._parameters)
         self._averaged = self._parameters.clone()
         self._gradients, self._first, self._second = (torch.zeros_like(self._parameters) for _ in range(3))
@@ -170,7 +169,7 @@ class NativeTrainer:
             gradients=self._gradients,
             loss=self._inputs.loss,
         )
-        size, table_size = len(self._parameters), self.field.table_size
+        size = len(self._parameters)
         self._adam = kernels.bind(
             "adam_step",
             self._parameters,
@@ -178,8 +177,8 @@ class NativeTrainer:
             self._first,
             self._second,
             self._averaged,
-            self.field.table_copy,
-            table_size,
+            None if self._stream is None else self.field.table,
+            table_size(model.config.radiance),
             size,
             self._inputs.control,
             items=-(-size // 4),
@@ -217,7 +216,7 @@ class NativeTrainer:
         for call in self._batch.calls:
             call()
         self._adam()
-        self.field.pack()
+        self.field.pack(self._parameters)
 
     def _launch_update(self) -> None:
         self._look_at_cells()
@@ -234,7 +233,7 @@ class NativeTrainer:
         rate = config.learning_rate * config.final_rate**progress * min(1.0, (steps + 1) / 20)
         # A young average must forget the random start faster than its decay says.
         decay = min(config.ema, (1.0 + steps) / (10.0 + steps))
-        return [rate, rate * MLP_RATE, 1.0 - BETAS[0] ** update, math.sqrt(1.0 - BETAS[1] ** update), decay]
+        return [rate, rate * MLP_RATE, 1.0 - BETA1**update, math.sqrt(1.0 - BETA2**update), decay]
 
     def _on_stream(self) -> contextlib.AbstractContextManager[object]:
         return contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream)

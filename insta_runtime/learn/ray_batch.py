@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from insta_runtime.field.packed import PackedField
+from insta_runtime.field.packed import PackedField, table_size
 from insta_runtime.kernels import Call, Kernels, Struct
 from insta_runtime.learn.device_replay import DeviceReplay
 from insta_runtime.learn.posed_frames import GraphFrames, HostFrames
@@ -94,7 +94,7 @@ class RayBatch:
         radiance = model.config.radiance
         encoded = torch.empty((capacity, radiance.levels * radiance.features), dtype=kernels.storage, device=device)
         encoded_gradients = torch.empty_like(encoded)
-        table_size = field.table_size
+        split = table_size(radiance)
         codes, stride = posed.codes, posed.codes.shape[1]
         head, bind, step = head_struct(kernels, model), kernels.bind, sampling.step
         packets = 32 * -(-capacity // 32)
@@ -153,9 +153,9 @@ class RayBatch:
                 stride,
                 encoded,
                 gradient,
-                gradients[table_size:],
+                gradients[split:],
                 encoded_gradients,
                 items=packets,
             ),
-            bind("grid_backward", samples, encoded_gradients, gradients[:table_size], items=packets),
+            bind("grid_backward", samples, encoded_gradients, gradients[:split], items=packets),
         ]

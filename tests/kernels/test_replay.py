@@ -59,7 +59,7 @@ class Scene:
 
 @pytest.fixture
 def scene(device: torch.device) -> Scene:
-    constants = {"CODE_WIDTH": CODE_WIDTH, "BEHIND_SURFACE": BEHIND_SURFACE, "NEAR_LIMIT": 0.05}
+    constants = {"CODE_WIDTH": CODE_WIDTH, "BEHIND_SURFACE": BEHIND_SURFACE}
     kernels = Kernels(device, constants)
     model = AvatarModel(open_head(), neutral_shape(open_head()), SMALL, device)
     states = performance(open_head(), FRAMES)

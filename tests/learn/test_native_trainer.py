@@ -10,12 +10,12 @@ import torch
 from small_person import CPU, SMALL, camera, flame_head, neutral_shape, open_head, paint, performance, photograph
 
 from insta_runtime.config import AvatarConfig
-from insta_runtime.field.packed import field_constants
+from insta_runtime.constants import avatar_constants
 from insta_runtime.head import HeadModel
 from insta_runtime.kernels import Kernels
 from insta_runtime.learn.evaluation import Scores, score
-from insta_runtime.learn.native import BETAS, NativeTrainer
-from insta_runtime.learn.trainer import MLP_RATE, StepReport, Trainer
+from insta_runtime.learn.native import NativeTrainer
+from insta_runtime.learn.trainer import BETA1, BETA2, MLP_RATE, StepReport, Trainer
 from insta_runtime.render.model import AvatarModel
 from insta_runtime.render.renderer import Renderer
 from insta_runtime.types import Observation
@@ -41,7 +41,7 @@ def model_on(device: torch.device, config: AvatarConfig = SMALL, head: HeadModel
 
 
 def native(device: torch.device, config: AvatarConfig = SMALL, head: HeadModel | None = None) -> NativeTrainer:
-    return NativeTrainer(model_on(device, config, head), Kernels(device, field_constants(config.radiance)))
+    return NativeTrainer(model_on(device, config, head), Kernels(device, avatar_constants(config.radiance)))
 
 
 def learned(
@@ -201,5 +201,5 @@ def test_the_learning_rate_warms_up_then_falls_with_steps_or_with_given_progress
         table, networks, first, second, decay = trainer._controls()
         assert [table, networks] == pytest.approx([group["lr"] for group in twin._optimiser.param_groups])
         assert networks == pytest.approx(MLP_RATE * table)
-        assert (first, second) == pytest.approx((1.0 - BETAS[0], (1.0 - BETAS[1]) ** 0.5)), "its own first update"
+        assert (first, second) == pytest.approx((1.0 - BETA1, (1.0 - BETA2) ** 0.5)), "its own first update"
         assert decay == pytest.approx(min(config.learn.ema, (1 + steps) / (10 + steps)))
