@@ -72,19 +72,25 @@ struct Measured {
     float distance[LANES], x[LANES], y[LANES], z[LANES];
 };
 
-DEVICE void measure(const Tile& tile, vec3 p, Measured& m) {
-    FOR_LANES(l) {
-        const Triangle t{vec3{tile.row[0][l], tile.row[1][l], tile.row[2][l]},
-                         vec3{tile.row[3][l], tile.row[4][l], tile.row[5][l]},
-                         vec3{tile.row[6][l], tile.row[7][l], tile.row[8][l]},
-                         tile.row[9][l], tile.row[10][l], tile.row[11][l]};
-        const vec3 from = p - t.a;
-        const OnTriangle on = closest_on_triangle(t, from);
-        const vec3 offset = from - on.v * t.ab - on.w * t.ac;
-        m.distance[l] = length(offset);
-        m.x[l] = offset.x, m.y[l] = offset.y, m.z[l] = offset.z;
-    }
+DEVICE void measure_one(const Tile& tile, vec3 p, int l, Measured& m) {
+    const Triangle t{vec3{tile.row[0][l], tile.row[1][l], tile.row[2][l]},
+                     vec3{tile.row[3][l], tile.row[4][l], tile.row[5][l]},
+                     vec3{tile.row[6][l], tile.row[7][l], tile.row[8][l]},
+                     tile.row[9][l], tile.row[10][l], tile.row[11][l]};
+    const vec3 from = p - t.a;
+    const OnTriangle on = closest_on_triangle(t, from);
+    const vec3 offset = from - on.v * t.ab - on.w * t.ac;
+    m.distance[l] = length(offset);
+    m.x[l] = offset.x, m.y[l] = offset.y, m.z[l] = offset.z;
 }
+
+DEVICE void measure(const Tile& tile, vec3 p, Measured& m) {
+    FOR_LANES(l) measure_one(tile, p, l, m);  // a struct within this loop would keep a compiler from vectorising it
+}
+
+// How far the middle of a leaf's sphere is, and how near its triangles may be.
+DEVICE float to_middle(const float* spheres, int leaf, vec3 p) { return length(p - load3(spheres + 4 * leaf)); }
+DEVICE float to_sphere(const float* spheres, int leaf, vec3 p) { return to_middle(spheres, leaf, p) - spheres[4 * leaf + 3]; }
 
 // The members `first` ... of a leaf; the last one of a short leaf is repeated and valid only once.
 DEVICE void members_of(const Head& head, int leaf, int first, int (&id)[LANES], bool (&valid)[LANES]) {
@@ -99,13 +105,13 @@ DEVICE void members_of(const Head& head, int leaf, int first, int (&id)[LANES], 
 // Fills the pool with every triangle that may be nearest to a point within `half` metres of `centre`: how many.
 DEVICE int fill_pool(Pool& pool, const Head& head, const float* triangles, const float* spheres, vec3 centre, float half) {
     // The leaf whose middle is nearest bounds the distance.
+    const int leaves = head.leaves;
     float least[LANES];
     for (int l = 0; l < LANES; ++l) least[l] = FAR;
-    for (int base = 0; base < head.leaves; base += PACKET) {
+    for (int base = 0; base < leaves; base += PACKET) {
         FOR_LANES(l) {
-            const int leaf = base + COLUMN(l) < head.leaves ? base + COLUMN(l) : head.leaves - 1;
-            const float* s = spheres + 4 * leaf;
-            least[l] = fminf(least[l], keyed(length(centre - load3(s)), LEAF_MASK, leaf));
+            const int leaf = base + COLUMN(l) < leaves ? base + COLUMN(l) : leaves - 1;
+            least[l] = fminf(least[l], keyed(to_middle(spheres, leaf, centre), LEAF_MASK, leaf));
         }
     }
     const int seed = key_of(min_lanes(least), LEAF_MASK);
@@ -126,12 +132,11 @@ DEVICE int fill_pool(Pool& pool, const Head& head, const float* triangles, const
         const float start = min_lanes(bound);
         for (int l = 0; l < LANES; ++l) bound[l] = start;
         int count = 0;
-        for (int base = 0; base < head.leaves; base += PACKET) {
+        for (int base = 0; base < leaves; base += PACKET) {
             bool wanted[LANES];
             FOR_LANES(l) {
-                const int leaf = base + COLUMN(l) < head.leaves ? base + COLUMN(l) : head.leaves - 1;
-                const float* s = spheres + 4 * leaf;
-                wanted[l] = (length(centre - load3(s)) - s[3] <= start + slack) & (base + COLUMN(l) < head.leaves);
+                const int leaf = base + COLUMN(l);
+                wanted[l] = (to_sphere(spheres, leaf < leaves ? leaf : leaves - 1, centre) <= start + slack) & (leaf < leaves);
             }
             for (uint left = bits_of_lanes(wanted); left; left &= left - 1u) {
                 for (int first = 0; first < head.leaf_size; first += PACKET) {
