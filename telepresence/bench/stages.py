@@ -123,24 +123,34 @@ class TimedKernels(Kernels):
         return Call(timed, arguments)
 
 
-def host_stages(subject: Subject, kernels: Kernels, rounds: int) -> tuple[Stages, Stages]:
-    """Milliseconds of the CPU in each of ``rounds`` pictures, and in each of as many steps, by module of ``cuda/``."""
-    from insta_runtime.learn.native import NativeTrainer
+def host_stages(
+    model: AvatarModel, kernels: Kernels, states: Sequence[HeadState], camera: Camera, rounds: int
+) -> Stages:
+    """Milliseconds of the CPU in each of ``rounds`` pictures, by module of ``cuda/``."""
     from insta_runtime.render.native import NativeRenderer
 
-    clocks = TimedKernels(kernels), TimedKernels(kernels)
-    draw = drawing(NativeRenderer(subject.model, clocks[0]), subject.camera)
-    trainer = NativeTrainer(subject.untouched_model(), clocks[1])
+    clock = TimedKernels(kernels)
+    draw = drawing(NativeRenderer(model, clock), camera)
+    draw(states[0])
+    clock.ms.clear()
+    for state in cycled(states, rounds):
+        draw(state)
+    return {name: ms / rounds for name, ms in clock.ms.items()}
+
+
+def host_step_stages(subject: Subject, kernels: Kernels, rounds: int) -> Stages:
+    """Milliseconds of the CPU in each of ``rounds`` training steps, by module of ``cuda/``."""
+    from insta_runtime.learn.native import NativeTrainer
+
+    clock = TimedKernels(kernels)
+    trainer = NativeTrainer(subject.untouched_model(), clock)
     fill(trainer, subject, 16)
-    states = cycled(subject.states, rounds + 1)
-    result = []
-    for clock, work in ((clocks[0], lambda: draw(next(states))), (clocks[1], trainer.step)):
-        work()
-        clock.ms.clear()
-        for _ in range(rounds):
-            work()
-        result.append({name: ms / rounds for name, ms in clock.ms.items()})
-    return result[0], result[1]
+    for _ in range(rounds):
+        trainer.step()
+    clock.ms.clear()
+    for _ in range(rounds):
+        trainer.step()
+    return {name: ms / rounds for name, ms in clock.ms.items()}
 
 
 def device_stages(work: Callable[[], object], kernels: Kernels, rounds: int) -> Stages:

@@ -186,7 +186,7 @@ def _measure_training(run: Bench, trainer: AnyTrainer) -> None:
 def _stages(run: Bench) -> None:
     """Where the time goes: of the back end by kernels, of the torch twin by stages."""
     from telepresence.bench.frame import drawing
-    from telepresence.bench.stages import device_stages, host_stages, torch_frame_stages
+    from telepresence.bench.stages import device_stages, host_stages, host_step_stages, torch_frame_stages
     from telepresence.bench.subject import fill
 
     subject, kernels = run.subject, run.backend.kernels
@@ -202,7 +202,8 @@ def _stages(run: Bench) -> None:
         frame = device_stages(lambda: draw(next(states)), kernels, 100)
         step = device_stages(trainer.step, kernels, 100)
     else:
-        frame, step = host_stages(subject, kernels, 20)
+        frame = host_stages(subject.model, kernels, subject.states, subject.camera, 20)
+        step = host_step_stages(subject, kernels, 20)
     run.figures.update(stages_ms=frame, step_stages_ms=step)
     if not frame:
         run.notes["stages_ms"] = "the driver keeps no record of kernels here"
