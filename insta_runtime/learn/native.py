@@ -75,7 +75,7 @@ class NativeTrainer:
         self._head = head_struct(kernels, model)
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream(device))
-        with self._on_stream():
+        with self.on_stream():
             self._publish()
 
     def add(self, observation: Observation) -> None:
@@ -90,7 +90,7 @@ class NativeTrainer:
         self.replay.take_in()
         if not len(self.replay):
             return None
-        with self._on_stream():
+        with self.on_stream():
             self._inputs.send(self._controls(), [self.steps, len(self.replay), self._wanted])
             self._graph()
             self._figures.note(self._wanted / self._each)
@@ -103,7 +103,7 @@ class NativeTrainer:
 
     def update_occupancy(self) -> None:
         """Refresh the canonical occupancy with expression codes from replay."""
-        with self._on_stream():
+        with self.on_stream():
             self._occupancy_graph()
         self._posed.expire()
 
@@ -123,6 +123,13 @@ class NativeTrainer:
         snapshot = take_snapshot(self.model, unflatten(self._averaged, self.model.config.radiance))
         self._stream.wait_stream(current)
         return snapshot
+
+    def on_stream(self) -> contextlib.AbstractContextManager[object]:
+        """Makes the stream of training the caller's current one; on a CPU nothing.
+
+        Take and publish snapshots within, so that no stream that the display uses waits for a step.
+        """
+        return contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
     # What the replay tells its viewer.
 
@@ -203,6 +210,13 @@ class NativeTrainer:
         self._figures = _Figures(self._inputs.control, self._batch.totals, self._stream)
 
     def look(self, slot: int) -> None:
+        if isinstance(self._posed, HostFrames):
+            self._posed.forget(slot)
+        else:
+            self._show(slot)
+
+    def _show(self, slot: int) -> None:
+        """Find out where a picture's head is: its tiles, and which cells its silhouette rules out."""
         poses, number, depth = self._posed.look(slot)
         self.replay.list_tiles(slot, depth)
         alpha = self.replay.picture(slot)[..., 3].contiguous()
@@ -212,6 +226,8 @@ class NativeTrainer:
 
     def _launch_step(self) -> None:
         self._begin()
+        for slot in self._posed.unseen(self._drawn):
+            self._show(slot)
         self._posed.pose(self._drawn)
         for call in self._batch.calls:
             call()
@@ -234,9 +250,6 @@ class NativeTrainer:
         # A young average must forget the random start faster than its decay says.
         decay = min(config.ema, (1.0 + steps) / (10.0 + steps))
         return [rate, rate * MLP_RATE, 1.0 - BETA1**update, math.sqrt(1.0 - BETA2**update), decay]
-
-    def _on_stream(self) -> contextlib.AbstractContextManager[object]:
-        return contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
 
 def space_struct(kernels: Kernels, occupancy: OccupancyGrid) -> Struct:

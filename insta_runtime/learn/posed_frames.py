@@ -7,6 +7,7 @@ rest of a step.
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,8 +21,9 @@ from insta_runtime.warp.posing import PosedHeads
 if TYPE_CHECKING:
     from insta_runtime.render.model import AvatarModel
 
-STALE = 4  # updates of the occupancy after which a kept band is made anew: cells that fill again must not be missed
-FILLED = 0.25  # of the candidates' memory is touched, about: a tenth of all cells is marked, BAND_SHARE could be
+STALE = 16  # updates of the occupancy after which a kept band is marked anew
+CHANGED = 0.1  # ... or earlier, when so large a part of the occupied cells has gone
+TOUCHED = 0.12  # of the cells of the posed grid are marked, about: only their candidates take memory
 
 
 class GraphFrames:
@@ -49,6 +51,10 @@ class GraphFrames:
         self._heads.run(self._space)
         self._heads.draw(self._side, self._side)
 
+    def unseen(self, slots: torch.Tensor) -> list[int]:  # noqa: ARG002
+        """Those of the drawn pictures that have not been looked at: none, `look` follows as soon as they come."""
+        return []
+
     def look(self, slot: int) -> tuple[Struct, int, torch.Tensor]:
         """Pose one picture: poses, its number among them, and the depth (side, side) of its mesh."""
         self._one.states.copy_(self._replay.states[slot : slot + 1])
@@ -61,67 +67,96 @@ class GraphFrames:
 
 
 class HostFrames:
-    """The same for a CPU: every picture keeps its posed head, whose band is made anew now and then."""
+    """The same for a CPU: pictures are posed when they are first drawn, and keep their posed heads.
+
+    Candidates are what costs.  They stay, and only the band is marked anew from time to time as space empties; a cell
+    that had none when they were chosen counts as empty in this picture, until so many fill again that all is redone.
+    """
 
     in_place = True
 
     def __init__(self, model: AvatarModel, kernels: Kernels, replay: DeviceReplay, space: Struct, side: int) -> None:
-        self._replay, self._space, self._side = replay, space, side
+        self._replay, self._space, self._side, self._kernels = replay, space, side, kernels
         self._one = PosedHeads(kernels, model, 1)
         slots = replay.slots
-        self._all = {
+        self._all: dict[str, Any] = {
             name: _untouched((slots, *value.shape[1:]), value.dtype) if isinstance(value, torch.Tensor) else value
             for name, value in self._one.poses.tensors.items()
         }
         self._all["states"], self._all["frames"] = replay.states, slots
-        self._kernels = kernels
         self.states = torch.zeros_like(replay.states[:1])  # not used: poses lie where their pictures do
         self.poses = kernels.struct("Poses", **self._all)
         self.depth = _untouched((slots, side, side), torch.float32)
         self.triangle = _untouched((slots, side, side), torch.int32)
         self.codes = _untouched((slots, CODE_WIDTH), torch.float32)
         self._heads: dict[int, PosedHeads] = {}
-        self._age: dict[int, int] = {}
+        self._known: dict[int, _Known] = {}
         self._epoch = 0
+        self.expire()
+
+    def unseen(self, slots: torch.Tensor) -> list[int]:
+        """Those of the drawn pictures that have not been looked at."""
+        return sorted(set(slots.tolist()) - self._known.keys())
+
+    def forget(self, slot: int) -> None:
+        """Another picture has come into the slot."""
+        self._known.pop(slot, None)
 
     def pose(self, slots: torch.Tensor) -> None:
-        """Make the bands of those drawn pictures ``slots`` (frames,) anew that are no longer right."""
+        """See to it that the bands of the drawn pictures ``slots`` (frames,) are right."""
         for slot in set(slots.tolist()):
-            if self._epoch - self._age[slot] >= STALE:
-                self._heads[slot].run(self._space)
-                self._age[slot] = self._epoch
+            known = self._known[slot]
+            if self._occupied > (1.0 + CHANGED) * known.chosen:
+                self._choose(slot)
+            elif self._occupied < (1.0 - CHANGED) * known.marked or self._epoch - known.epoch >= STALE:
+                self._all["bits"][slot].zero_()
+                head = self._heads[slot]
+                self._kernels.launch(
+                    "carry_cells", head.head, head.poses, self._space, items=len(self._space.tensors["cells"])
+                )
+                self._known[slot] = _Known(known.chosen, self._occupied, self._epoch)
 
     def look(self, slot: int) -> tuple[Struct, int, torch.Tensor]:
         """Pose a new picture: poses, its number among them, and the depth (side, side) of its mesh."""
         if slot not in self._heads:
             self._heads[slot] = self._view(slot)
-        head = self._heads[slot]
-        head.run(self._space)
-        depth, triangle = head.draw(self._side, self._side)
+        self._choose(slot)
+        depth, triangle = self._heads[slot].draw(self._side, self._side)
         self.depth[slot], self.triangle[slot] = depth[0], triangle[0]
-        self._age[slot] = self._epoch
         return self.poses, slot, self.depth[slot]
 
     def expire(self) -> None:
         """The occupancy has changed."""
         self._epoch += 1
+        self._occupied = int(self._space.tensors["occupied"].sum())
+
+    def _choose(self, slot: int) -> None:
+        self._all["row"][slot] = -1  # no candidates, for cells that are marked later
+        self._heads[slot].run(self._space)
+        self._known[slot] = _Known(self._occupied, self._occupied, self._epoch)
 
     def _view(self, slot: int) -> PosedHeads:
         """The posed head of one slot, as if it were alone."""
         view = copy.copy(self._one)
-        own: dict[str, Any] = {
-            name: value[slot : slot + 1] if isinstance(value, torch.Tensor) else value
-            for name, value in self._all.items()
-        }
+        own = {n: v[slot : slot + 1] if isinstance(v, torch.Tensor) else v for n, v in self._all.items()}
         view.poses = self._kernels.struct("Poses", **own | {"frames": 1})
         return view
+
+
+@dataclass(frozen=True)
+class _Known:
+    """Occupied cells when a head's candidates were chosen, and when its band was marked, in which epoch."""
+
+    chosen: int
+    marked: int
+    epoch: int
 
 
 def host_bytes(model: AvatarModel, side: int) -> int:
     """What `HostFrames` keeps for one picture, about."""
     warp, cells = model.warp, model.warp.resolution**3
     faces, vertices = len(warp.canonical.faces), len(warp.canonical.vertices)
-    marked = round(0.3 * FILLED * cells)
+    marked = round(TOUCHED * cells)
     return side * side * 8 + faces * 84 + vertices * 76 + cells * 4 + marked * 4 * (warp.config.candidates + 1)
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from insta_runtime.render.model import AvatarModel
 
 STEPS_A_RAY = 64  # memory for so many steps in the band, of each ray on average; beyond it the farthest are dropped
+BACKWARD_THREADS = 512  # of a processor for the backward pass, each block of which ends with sums over all networks
 
 
 class RayBatch:
@@ -155,7 +156,11 @@ class RayBatch:
                 gradient,
                 gradients[split:],
                 encoded_gradients,
-                items=packets,
+                items=BACKWARD_THREADS * _processors(device),
             ),
             bind("grid_backward", samples, encoded_gradients, gradients[:split], items=packets),
         ]
+
+
+def _processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
