@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -41,7 +41,9 @@ def pack_state(model: Person, state: HeadState, camera: Camera) -> Float32:
 
     Numbers that are not finite count as zero.
     """
-    sound = {name: np.where(np.abs(a) <= LARGEST, a, 0.0).astype(np.float32) for name, a in state.arrays().items()}
+    sound: dict[str, Any] = {
+        name: np.where(np.abs(a) <= LARGEST, a, np.float32(0)) for name, a in state.arrays().items()
+    }
     state = replace(state, **sound)
     rotation = rotation_matrix(state.rotation).astype(np.float32)
     view = np.array([camera.fx, camera.fy, camera.cx, camera.cy], dtype=np.float32)
@@ -143,7 +145,7 @@ class PosedHeads:
             words=self._words,
             capacity=self.capacity,
         )
-        self._drawn: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
+        self._drawn: dict[tuple[int, int], tuple[torch.Tensor, ...]] = {}
 
     def run(self, space: Struct) -> None:
         """Pose all heads in their ``states``, and derive their bands from the occupied cells of ``space``."""
@@ -156,3 +158,30 @@ class PosedHeads:
         launch("carry_cells", head, poses, space, items=frames * space.value.count)
         launch("list_cells", head, poses, items=32 * frames * -(-self._words // 32))
         launch("choose_candidates", head, poses, items=32 * frames * self.capacity)
+
+    def rasterise(self, width: int, height: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the camera of each pose sees of its mesh, in a picture of this size; call `run` before.
+
+        Returns:
+            depth (frames, height, width) float32: z in metres, infinite where there is nothing;
+            triangle (frames, height, width) int32: -1 there.  The next call with this size overwrites both.
+        """
+        size = width, height
+        if size not in self._drawn:
+            shape, device = (self.frames, height, width), self.kernels.device
+            types = torch.int64, torch.float32, torch.int32
+            self._drawn[size] = tuple(torch.empty(shape, dtype=dtype, device=device) for dtype in types)
+        keys, depth, triangle = self._drawn[size]
+        launch, pixels = self.kernels.launch, self.frames * height * width
+        launch("clear_pixels", keys, pixels, items=pixels)
+        launch(
+            "draw_triangles",
+            self.head,
+            self.poses,
+            width,
+            height,
+            keys,
+            items=32 * self.frames * -(-self._triangles // 32),
+        )
+        launch("resolve_pixels", self.head, self.poses, width, height, keys, depth, triangle, None, items=pixels)
+        return depth, triangle

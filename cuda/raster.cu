@@ -1,0 +1,137 @@
+// What each pose's own camera sees of its mesh (insta_runtime/render/raster.py): z buffer and triangles, by the same
+// rules. Of the fragments of a pixel the nearest wins, of equally near ones that of the first triangle: a minimum over
+// keys, so the order in which triangles are drawn does not matter.
+#include "layout.cuh"
+#include "vec.cuh"
+
+#define NEAR 0.01f       // metres: a triangle with a corner nearer than this is dropped
+#define EDGE 1e-5f       // barycentric units outside an edge that still count as inside
+#define LEAST_AREA 1e-8f  // twice the area in square pixels below which a triangle is a line
+#define FARTHEST_W 1e-9f  // least inverse depth
+#define SMALL 128        // pixels of a bounding rectangle that one thread walks alone
+#define NOTHING 0xffffffffffffffffull
+
+typedef unsigned long long key_t64;
+
+// A triangle in the picture: barycentrics are (1, 0, 0) + across dx + down dy from corner 0.
+struct Drawn {
+    float x, y;
+    vec3 across, down;
+    vec3 w;  // inverse depths of the corners
+    int left, right, top, bottom;
+};
+
+DEVICE int first_pixel(float a, float b, float c, int size) {
+    return int(clampf(ceilf(fminf(fminf(a, b), c) - 0.5f - EDGE), 0.0f, float(size)));
+}
+DEVICE int last_pixel(float a, float b, float c, int size) {
+    return int(clampf(floorf(fmaxf(fmaxf(a, b), c) - 0.5f + EDGE), -1.0f, float(size) - 1.0f));
+}
+
+// Whether any of a triangle is drawn.
+DEVICE bool project(const Head& head, const Poses& poses, int frame, int triangle, int width, int height, Drawn& drawn) {
+    const float* state = poses.states + (size_t)frame * poses.state_size;
+    const float* rotation = state + STATE_ROTATION(head.expressions);
+    const vec3 translation = load3(state + STATE_TRANSLATION(head.expressions));
+    const float* camera = state + STATE_CAMERA(head.expressions);
+    const float* vertices = poses.vertices + (size_t)frame * head.vertices * 3;
+    const int* corner = head.faces + 3 * triangle;
+    float x[3], y[3], w[3];
+    bool before = true;
+    UNROLL for (int i = 0; i < 3; ++i) {
+        const vec3 p = transform(rotation, load3(vertices + 3 * corner[i])) + translation;
+        before = before && p.z > NEAR;
+        w[i] = 1.0f / fmaxf(p.z, NEAR);
+        x[i] = camera[0] * p.x * w[i] + camera[2];
+        y[i] = camera[1] * p.y * w[i] + camera[3];
+    }
+    const float ax = x[1] - x[0], ay = y[1] - y[0], bx = x[2] - x[0], by = y[2] - y[0];
+    const float area = ax * by - ay * bx;
+    if (!(before && fabsf(area) > LEAST_AREA && fabsf(area) < 1e30f)) return false;
+    const float inverse = 1.0f / area;
+    drawn.x = x[0], drawn.y = y[0];
+    drawn.across = inverse * vec3{ay - by, by, -ay};
+    drawn.down = inverse * vec3{bx - ax, -bx, ax};
+    drawn.w = vec3{w[0], w[1], w[2]};
+    drawn.left = first_pixel(x[0], x[1], x[2], width), drawn.right = last_pixel(x[0], x[1], x[2], width);
+    drawn.top = first_pixel(y[0], y[1], y[2], height), drawn.bottom = last_pixel(y[0], y[1], y[2], height);
+    return drawn.right >= drawn.left && drawn.bottom >= drawn.top;
+}
+
+DEVICE vec3 barycentrics_at(const Drawn& drawn, int column, int row) {
+    const float dx = float(column) + 0.5f - drawn.x, dy = float(row) + 0.5f - drawn.y;
+    return vec3{1.0f, 0.0f, 0.0f} + dx * drawn.across + dy * drawn.down;
+}
+
+DEVICE void draw_pixel(const Drawn& drawn, int triangle, int column, int row, key_t64* place) {
+    const vec3 b = barycentrics_at(drawn, column, row);
+    if (!(fminf(fminf(b.x, b.y), b.z) >= -EDGE)) return;
+    const float w = fmaxf(dot(b, drawn.w), FARTHEST_W);
+    const key_t64 key = key_t64(0xffffffffu - float_to_bits(w)) << 32 | uint(triangle);  // near ones are small
+    if (key < *(volatile const key_t64*)place) min_atomic(place, key);
+}
+
+// items: n = frames * width * height.
+KERNEL(256) clear_pixels(unsigned long long* keys, int n) {
+    EACH(i, n) keys[i] = NOTHING;
+}
+
+// A lane draws a small triangle alone; large ones are shared by the packet. items: 32 * frames * ceil(triangles / 32).
+KERNEL(128) draw_triangles(const Head head, const Poses poses, int width, int height, unsigned long long* keys) {
+    const int packets = (head.triangles + PACKET - 1) / PACKET;
+    EACH_PACKET(p, poses.frames * packets) {
+        const int frame = p / packets, first = p % packets * PACKET;
+        key_t64* picture = keys + (size_t)frame * width * height;
+        [[maybe_unused]] uint large = 0u;
+        for (int l = 0; l < LANES; ++l) {
+            const int triangle = first + COLUMN(l);
+            Drawn drawn;
+            if (triangle >= head.triangles || !project(head, poses, frame, triangle, width, height, drawn)) continue;
+            if (ON_GPU && (drawn.right - drawn.left + 1) * (drawn.bottom - drawn.top + 1) > SMALL) {
+                large = 1u;
+                continue;
+            }
+            for (int row = drawn.top; row <= drawn.bottom; ++row)
+                for (int column = drawn.left; column <= drawn.right; ++column)
+                    draw_pixel(drawn, triangle, column, row, picture + (size_t)row * width + column);
+        }
+#if ON_GPU
+        large = __ballot_sync(0xffffffffu, large != 0u);
+        for (; large; large &= large - 1u) {
+            const int triangle = first + __ffs(int(large)) - 1;
+            Drawn drawn;
+            project(head, poses, frame, triangle, width, height, drawn);
+            const int columns = drawn.right - drawn.left + 1, area = columns * (drawn.bottom - drawn.top + 1);
+            for (int i = LANE; i < area; i += PACKET) {
+                const int row = drawn.top + i / columns, column = drawn.left + i % columns;
+                draw_pixel(drawn, triangle, column, row, picture + (size_t)row * width + column);
+            }
+        }
+#endif
+    }
+}
+
+// depth (frames, height, width): z in metres, infinite where there is nothing. triangle (the same): -1 there.
+// barycentrics (frames, height, width, 3), perspective-correct, zero there; null for none.
+// items: frames * height * width.
+KERNEL(128)
+resolve_pixels(const Head head, const Poses poses, int width, int height, const unsigned long long* keys, float* depth,
+               int* triangle, float* barycentrics) {
+    EACH(i, poses.frames * height * width) {
+        const key_t64 key = keys[i];
+        const int frame = i / (height * width), pixel = i % (height * width);
+        float z = bits_to_float(0x7f800000u);
+        vec3 weights{0.0f, 0.0f, 0.0f};
+        triangle[i] = key == NOTHING ? -1 : int(key & 0xffffffffu);
+        Drawn drawn;
+        if (key != NOTHING && project(head, poses, frame, triangle[i], width, height, drawn)) {
+            const vec3 b = barycentrics_at(drawn, pixel % width, pixel / width);
+            const vec3 flat{fmaxf(b.x, 0.0f), fmaxf(b.y, 0.0f), fmaxf(b.z, 0.0f)};
+            const float inverse = 1.0f / dot(flat, drawn.w);
+            z = (flat.x + flat.y + flat.z) * inverse;
+            weights = inverse * vec3{flat.x * drawn.w.x, flat.y * drawn.w.y, flat.z * drawn.w.z};
+        }
+        depth[i] = z;
+        if (barycentrics) store3(barycentrics + 3 * (size_t)i, weights);
+    }
+}
