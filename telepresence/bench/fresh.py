@@ -88,7 +88,14 @@ def _host(subject: Any, backend: str) -> dict[str, Any]:
     model, device = subject.model, subject.device
     chosen = choose_backend(backend, model)
     figures: dict[str, Any] = {"backend": chosen.kind}
-    pairs = [("", make_renderer(model, chosen), make_trainer(subject.untouched_model(), chosen), 40)]
+    pairs = [
+        (
+            "",
+            make_renderer(model, chosen),
+            make_trainer(subject.untouched_model(), chosen),
+            8 if chosen.kind == "torch" else 40,
+        )
+    ]
     if chosen.kind != "torch":
         pairs.append(("torch_", Renderer(model), Trainer(subject.untouched_model()), 8))
     for prefix, renderer, trainer, count in pairs:
