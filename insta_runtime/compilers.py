@@ -72,7 +72,8 @@ class Artifact:
 
 
 class Compiler(Protocol):
-    """What `build` needs: ``identity`` is everything besides the program that the result depends on."""
+    """What `build` needs: ``identity`` is everything besides the program that the result depends on, ``str()`` a name
+    for people."""
 
     @property
     def identity(self) -> str: ...
@@ -109,6 +110,9 @@ class HostCompiler:
             *("-Wall", "-Wno-unknown-pragmas", "-Wno-unused-function"),
         )
 
+    def __str__(self) -> str:
+        return self.version
+
     @property
     def identity(self) -> str:
         return repr((self.command, self.version, self.options, processor()))
@@ -144,6 +148,9 @@ class NvrtcCompiler:
         self.binary = newest // 10 == capability[0]  # code runs on later cards of the same generation alone
         self.architecture = f"{'sm' if self.binary else 'compute'}_{newest}"
         self.options = ("--std=c++17", f"--gpu-architecture={self.architecture}", "-lineinfo", "--ptxas-options=-v")
+
+    def __str__(self) -> str:
+        return f"NVRTC {self.nvrtc.version} for {self.architecture}"
 
     @property
     def suffix(self) -> str:

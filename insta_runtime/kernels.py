@@ -234,7 +234,7 @@ class Kernels:
     def prepare(self, modules: Iterable[str] | None = None) -> None:
         """Compile and load ``modules``, all by default, several at once.  KernelError if one cannot be."""
         names = list(modules) if modules is not None else self.sources.modules
-        self._compiler  # noqa: B018 - one line about a missing compiler, not one of every module
+        self.compiler  # noqa: B018 - one line about a missing compiler, not one of every module
         with ThreadPoolExecutor(max_workers=max(1, min(len(names), os.cpu_count() or 1))) as pool:
             artifacts = list(pool.map(self._build, names))
         for artifact in artifacts:
@@ -247,7 +247,7 @@ class Kernels:
 
     def compiled(self) -> dict[str, Artifact | None]:
         """Every module as the cache has it, None if it is yet to be compiled.  Compiles and loads nothing."""
-        return {name: find(self._program(name), self._compiler) for name in self.sources.modules}
+        return {name: find(self._program(name), self.compiler) for name in self.sources.modules}
 
     def range(self, name: str) -> contextlib.AbstractContextManager[None]:
         """Mark a stage for NVIDIA's profilers if ``TELEPRESENCE_NVTX=1``; else free."""
@@ -258,7 +258,8 @@ class Kernels:
         return self.device.type == "cuda" and os.environ.get("TELEPRESENCE_NVTX") == "1"
 
     @cached_property
-    def _compiler(self) -> Compiler:
+    def compiler(self) -> Compiler:
+        """What compiles for this device; KernelError if there is nothing."""
         if self.device.type == "cuda":
             return NvrtcCompiler(Nvrtc(), torch.cuda.get_device_capability(self.device))
         return HostCompiler()
@@ -271,7 +272,7 @@ class Kernels:
         return self.sources.program(module, self.constants)
 
     def _build(self, module: str) -> Artifact:
-        return build(self._program(module), self._compiler)
+        return build(self._program(module), self.compiler)
 
     def _load(self, artifact: Artifact) -> _Module:
         with self._lock:

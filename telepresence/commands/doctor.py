@@ -70,7 +70,7 @@ def doctor(*, models: Path | None = None) -> dict[str, Any]:
         _packages,
         _torch,
         _gpu,
-        _compiler,
+        _kernels,
         _head,
         _codec,
         _camera,
@@ -180,9 +180,38 @@ def _driver() -> str | None:
     return answer.stdout.strip().splitlines()[0] if answer.returncode == 0 and answer.stdout.strip() else None
 
 
-def _compiler() -> Iterator[Finding]:
-    found = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
-    yield Finding("C++ compiler", found or "absent: it is optional", ok=True if found else None)
+def _kernels() -> Iterator[Finding]:
+    """Whether the native back ends can compile here, and what they have compiled.  Compiles nothing."""
+    import torch
+
+    from insta_runtime.compilers import cache_folder
+    from insta_runtime.constants import avatar_constants
+    from insta_runtime.errors import UserError
+    from insta_runtime.kernels import Kernels
+    from telepresence.config import load_config
+
+    for device, topic in (("cpu", "host kernels"), ("cuda", "cuda kernels")):
+        if device == "cuda" and not torch.cuda.is_available():
+            yield Finding(topic, "not used: there is no GPU", ok=None)
+            continue
+        field = load_config("default" if device == "cuda" else "cpu").avatar.radiance
+        try:
+            kernels = Kernels(torch.device(device), avatar_constants(field))
+            modules, compiler = kernels.compiled(), kernels.compiler
+        except UserError as error:
+            yield Finding(topic, f"plain torch is used: {error}", ok=None)
+            continue
+        done = [artifact for artifact in modules.values() if artifact]
+        seconds = sum(artifact.seconds for artifact in done)
+        state = (
+            f"{len(done)} of {len(modules)} modules compiled, in {seconds:.0f} s" if done else "compiled at first use"
+        )
+        yield Finding(topic, f"{compiler}; {state}")
+    writable = _writable(cache_folder())
+    advice = (
+        "" if writable else "kernels are compiled anew in every process: name a folder in TELEPRESENCE_KERNEL_CACHE"
+    )
+    yield Finding("kernel cache", str(cache_folder()), ok=writable, advice=advice)
 
 
 def _head() -> Iterator[Finding]:
@@ -276,10 +305,15 @@ def _folders() -> Iterator[Finding]:
     import platformdirs
 
     folder = Path(platformdirs.user_data_dir("telepresence"))
-    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    writable = os.access(existing, os.W_OK)
+    writable = _writable(folder)
     advice = "" if writable else "name a place for the avatar: run --avatar DIR"
     yield Finding("avatars", str(folder), ok=writable, advice=advice)
+
+
+def _writable(folder: Path) -> bool:
+    """Whether files can be kept in ``folder``, which need not exist yet."""
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    return existing.is_dir() and os.access(existing, os.W_OK)
 
 
 def _port() -> Iterator[Finding]:

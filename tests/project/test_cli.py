@@ -103,10 +103,14 @@ def test_doctor_survives_a_broken_machine(
     broken.write_text("#!/bin/sh\nexit 9\n")
     broken.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("XDG_DATA_HOME", "/proc/nowhere")
+    monkeypatch.setenv("TELEPRESENCE_KERNEL_CACHE", str(broken / "cache"))
     (tmp_path / "face_landmarker.task").write_bytes(b"not a model")
     findings = {finding["topic"]: finding for finding in doctor(models=tmp_path)["findings"]}
-    assert findings["C++ compiler"]["ok"] is None
+    assert findings["host kernels"]["ok"] is None
+    assert "there is no C++ compiler" in findings["host kernels"]["found"]
+    assert findings["kernel cache"]["ok"] is False
     assert findings["face landmarks"]["ok"] is False
     assert findings["for the tests"]["advice"]
     assert "To mend" in capsys.readouterr().out
