@@ -89,11 +89,12 @@ struct Memories {
     const unsigned long long* pictures;  // (slots) address of (side, side, 4) bytes, premultiplied RGBA
     const int* extent;   // (slots, 2) width and height of the picture
     const float* states; // (slots, state_size), with the picture's own camera
-    const unsigned long long* tiles;  // (slots) address of (tiles_across^2) ints: tiles of 8 x 8 pixels that are worth
+    const unsigned long long* tiles;  // (slots) address of (tiles_across^2) ints: tiles of tile^2 pixels that are worth
                                       // drawing from, y * tiles_across + x
     const int* drawable; // (slots) how many they are
     const int* order;    // (slots) the slots in use, oldest first
     int side;
+    int tile;
     int tiles_across;
     int state_size;
 };

@@ -4,8 +4,6 @@
 #include "random.cuh"
 #include "rays.cuh"
 
-#define TILE 8
-
 // What a draw is for: the streams of random numbers within a step.
 enum Purpose { PICK_NEW, PICK_ANY, NOISE, TILE_OF, PIXEL, JITTER, BACKGROUND, PURPOSES = BACKGROUND + 3 };
 
@@ -91,9 +89,9 @@ KERNEL(128) draw_rays(const Head head, const Poses poses, const Memories memorie
         int x, y;
         if (tiles > 0 && k < int(float(wanted) * focus + 0.5f)) {
             int tile = ((const int*)memories.tiles[slot])[below(hash(key + TILE_OF), tiles)];
-            int left = tile % across * TILE, top = tile / across * TILE;
-            x = left + below(bits, width - left < TILE ? width - left : TILE);
-            y = top + below(hash(bits), height - top < TILE ? height - top : TILE);
+            int size = memories.tile, left = tile % across * size, top = tile / across * size;
+            x = left + below(bits, width - left < size ? width - left : size);
+            y = top + below(hash(bits), height - top < size ? height - top : size);
         } else {
             x = below(bits, width), y = below(hash(bits), height);
         }

@@ -17,7 +17,7 @@ from insta_runtime.render.model import AvatarModel
 from insta_runtime.types import Observation
 from insta_runtime.warp.posing import pack_state
 
-TILE = 8  # pixels of the side of a tile (replay.cu)
+TILES = 64  # across a picture at most: their lists stay short, and at small sizes a tile is a pixel
 CHUNK = 16  # slots whose memory is allocated at once: a short call takes little
 
 
@@ -103,9 +103,10 @@ class DeviceReplay:
         width, height = self.extents[slot]
         alpha = self.picture(slot)[..., 3].float()[None, None] / 255.0
         grown = torch.nn.functional.max_pool2d(alpha, 5, stride=1, padding=2) > 0.02
-        worth = torch.zeros((1, 1, self._across * TILE, self._across * TILE), device=depth.device)
+        padded = self._across * self._tile
+        worth = torch.zeros((1, 1, padded, padded), device=depth.device)
         worth[:, :, :height, :width] = (grown | depth[:height, :width].isfinite()).float()
-        flags = torch.nn.functional.max_pool2d(worth, TILE).flatten()
+        flags = torch.nn.functional.max_pool2d(worth, self._tile).flatten()
         # Sorting lists the wanted ones first, in order and without asking how many they are.
         tiles = self._chunks[slot // CHUNK][1][slot % CHUNK]
         tiles.copy_(flags.argsort(descending=True, stable=True))
@@ -130,7 +131,8 @@ class DeviceReplay:
 
     def _reserve(self, side: int) -> None:
         device = self.model.device
-        self.side, self._across = side, math.ceil(side / TILE)
+        self.side, self._tile = side, math.ceil(side / TILES)
+        self._across = math.ceil(side / self._tile)
         a_slot = side * side * 4 + self._across**2 * 4 + (self._viewer.slot_bytes(side) if self._viewer else 0)
         self.slots = slots = max(RECENT, self.budget // a_slot)
 
@@ -150,6 +152,7 @@ class DeviceReplay:
             drawable=self._drawable,
             order=self._order,
             side=side,
+            tile=self._tile,
             tiles_across=self._across,
             state_size=self.states.shape[1],
         )

@@ -43,13 +43,13 @@ class GraphFrames:
         self._replay, self._space, self._side = replay, space, side
         self._heads, self._one = PosedHeads(kernels, model, frames), PosedHeads(kernels, model, 1)
         self.states, self.poses = self._heads.states, self._heads.poses
-        self.depth, self.triangle = self._heads.draw(side, side)
+        self.depth, self.triangle = self._heads.rasterise(side, side)
         self.codes = torch.zeros((frames, CODE_WIDTH), device=model.device)
 
     def pose(self, slots: torch.Tensor) -> None:  # noqa: ARG002 (their states have been drawn)
         """Pose the drawn pictures ``slots`` (frames,)."""
         self._heads.run(self._space)
-        self._heads.draw(self._side, self._side)
+        self._heads.rasterise(self._side, self._side)
 
     def unseen(self, slots: torch.Tensor) -> list[int]:  # noqa: ARG002
         """Those of the drawn pictures that have not been looked at: none, `look` follows as soon as they come."""
@@ -59,7 +59,7 @@ class GraphFrames:
         """Pose one picture: poses, its number among them, and the depth (side, side) of its mesh."""
         self._one.states.copy_(self._replay.states[slot : slot + 1])
         self._one.run(self._space)
-        depth, _ = self._one.draw(self._side, self._side)
+        depth, _ = self._one.rasterise(self._side, self._side)
         return self._one.poses, 0, depth[0]
 
     def expire(self) -> None:
@@ -111,9 +111,7 @@ class HostFrames:
             elif self._occupied < (1.0 - CHANGED) * known.marked or self._epoch - known.epoch >= STALE:
                 self._all["bits"][slot].zero_()
                 head = self._heads[slot]
-                self._kernels.launch(
-                    "carry_cells", head.head, head.poses, self._space, items=len(self._space.tensors["cells"])
-                )
+                self._kernels.launch("carry_cells", head.head, head.poses, self._space, items=self._space.value.count)
                 self._known[slot] = _Known(known.chosen, self._occupied, self._epoch)
 
     def look(self, slot: int) -> tuple[Struct, int, torch.Tensor]:
@@ -121,14 +119,16 @@ class HostFrames:
         if slot not in self._heads:
             self._heads[slot] = self._view(slot)
         self._choose(slot)
-        depth, triangle = self._heads[slot].draw(self._side, self._side)
+        depth, triangle = self._heads[slot].rasterise(self._side, self._side)
         self.depth[slot], self.triangle[slot] = depth[0], triangle[0]
         return self.poses, slot, self.depth[slot]
 
     def expire(self) -> None:
         """The occupancy has changed."""
         self._epoch += 1
-        self._occupied = int(self._space.tensors["occupied"].sum())
+        occupied = self._space.tensors["occupied"]
+        assert isinstance(occupied, torch.Tensor)
+        self._occupied = int(occupied.sum())
 
     def _choose(self, slot: int) -> None:
         self._all["row"][slot] = -1  # no candidates, for cells that are marked later

@@ -158,7 +158,7 @@ class RayBatch:
                 encoded_gradients,
                 items=BACKWARD_THREADS * _processors(device),
             ),
-            bind("grid_backward", samples, encoded_gradients, gradients[:split], items=packets),
+            bind("grid_backward", samples, encoded_gradients, gradients[:split], items=2 * radiance.levels * capacity),
         ]
 
 

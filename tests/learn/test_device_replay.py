@@ -33,7 +33,7 @@ def model() -> AvatarModel:
 def filled(model: AvatarModel, count: int, room: int, seed: int = 0) -> DeviceReplay:
     """A replay that has room for ``room`` small pictures, offered ``count`` one by one."""
     replay = DeviceReplay(model, KERNELS, 8, 1, seed)
-    replay.budget = room * (8 * 8 * 4 + 4)
+    replay.budget = room * (8 * 8 * 4 + 8 * 8 * 4)
     for i in range(count):
         replay.add(picture(i))
         replay.take_in()
@@ -91,22 +91,23 @@ def test_pictures_of_another_shape_or_size_fit_into_the_square_of_the_first(mode
     assert replay.states[2, expressions + 26].item() == pytest.approx(1.2 * 12), "the camera is scaled with the picture"
 
 
-def test_the_tiles_to_draw_from_hold_the_head_and_little_else(model: AvatarModel) -> None:
-    replay = DeviceReplay(model, KERNELS, 48, 64, 0)
-    replay.add(photograph(open_head(), performance(open_head(), 2)[1:], 44, paint(open_head()))[0])
+@pytest.mark.parametrize(("side", "tile"), [(44, 1), (101, 2)])
+def test_the_tiles_to_draw_from_hold_the_head_and_little_else(model: AvatarModel, side: int, tile: int) -> None:
+    replay = DeviceReplay(model, KERNELS, 128, 64, 0)
+    replay.add(photograph(open_head(), performance(open_head(), 2)[1:], side, paint(open_head()))[0])
     replay.take_in()
-    depth = torch.full((44, 44), torch.inf)
-    depth[43, 43] = 0.5
+    depth = torch.full((side, side), torch.inf)
+    depth[side - 1, side - 1] = 0.5
     replay.list_tiles(0, depth)
-    count = int(replay._drawable[0])
+    across, count = -(-side // tile), int(replay._drawable[0])
     tiles = replay._chunks[0][1][0]
-    drawn = torch.zeros((6, 6), dtype=torch.bool)
+    drawn = torch.zeros((across, across), dtype=torch.bool)
     drawn.view(-1)[tiles[:count].long()] = True
-    assert sorted(tiles.tolist()) == list(range(36))
+    assert sorted(tiles.tolist()) == list(range(across**2))
     assert tiles[:count].tolist() == sorted(tiles[:count].tolist())
-    assert drawn[5, 5], "the mesh counts, too"
-    assert count < 25
-    covered = drawn.repeat_interleave(8, 0).repeat_interleave(8, 1)[:44, :44]
+    assert drawn[-1, -1], "the mesh counts, too"
+    assert count < 0.5 * across**2
+    covered = drawn.repeat_interleave(tile, 0).repeat_interleave(tile, 1)[:side, :side]
     assert covered[replay.picture(0)[..., 3] > 0].all()
 
 
