@@ -5,6 +5,12 @@
 #include "field.cuh"
 
 #if ON_GPU
+// Where a lane's pair of a sample lies; null beyond the last level.
+DEVICE uint* encoded_place(const storage_t* encoded, int capacity, int sample, int pair) {
+    const int level = 4 * (pair / ROW_PAIRS) + (LANE & 3);
+    if (level >= LEVELS) return nullptr;
+    return (uint*)encoded + (size_t(level) * capacity + sample) * ROW_PAIRS + pair % ROW_PAIRS;
+}
 #else
 
 // What a packet needs of its samples. Lanes beyond the last sample are not valid and hold zeros.
@@ -34,6 +40,31 @@ KERNEL(128) field_samples(const FieldWeights weights, const Samples samples, con
                           float* density, float* colour, storage_t* encoded) {
     const int count = samples.totals[1];
 #if ON_GPU
+    EACH_PACKET(p, (count + PACKET - 1) / PACKET) {
+        const int own = p * PACKET + LANE;
+        const bool valid[LANES] = {own < count};
+        const int i = valid[0] ? own : count - 1;
+        const vec3 unit[LANES] = {load3(samples.position + 3 * i)};
+        const vec3 direction[LANES] = {load3(samples.direction + 3 * i)};
+        const float mouth[LANES] = {samples.masks[2 * i]}, eyes[LANES] = {samples.masks[2 * i + 1]};
+        const float* const code[LANES] = {codes + size_t(samples.frame[i]) * code_stride};
+        uint x[2 * INPUT_TILES][4], geometry[4][4];
+        float own_density[LANES];
+        vec3 own_colour[LANES];
+        field_inputs(weights, unit, mouth, eyes, code, valid, x);
+        if (encoded)
+            UNROLL
+            for (int s = 0; s < 4; ++s) {
+                const int sample = p * PACKET + 8 * s + LANE / 4;
+                if (sample >= count) continue;
+                UNROLL
+                for (int k = 0; k < GRID_PAIRS; ++k)
+                    if (uint* place = encoded_place(encoded, samples.capacity, sample, k)) *place = x[k][s];
+            }
+        field_outputs(weights, x, geometry, own_density);
+        field_colours(weights, direction, valid, geometry, own_colour);
+        if (valid[0]) density[own] = own_density[0], store3(colour + 3 * own, own_colour[0]);
+    }
 #else
     EACH_PACKET(p, (count + PACKET - 1) / PACKET) {
         FieldScratch scratch;
@@ -56,6 +87,9 @@ KERNEL(128) field_samples(const FieldWeights weights, const Samples samples, con
 }
 
 #if ON_GPU
+CONSTANT int staged_pairs = 2 * INPUT_TILES > HIDDEN_PAIRS ? 2 * INPUT_TILES : HIDDEN_PAIRS;
+CONSTANT int staged_inputs = 8 * (staged_pairs > 4 ? staged_pairs : 4) + 8;
+CONSTANT int staged_outputs = HIDDEN + 8;
 #else
 struct FieldGradients {
     LayerGradient<INPUTS, HIDDEN> layer_1;
@@ -99,6 +133,91 @@ KERNEL(256) field_backward(const FieldWeights weights, const Samples samples, co
                            storage_t* encoded_gradients) {
     const int count = samples.totals[1];
 #if ON_GPU
+    __shared__ __align__(16) storage_t inputs[TILE][staged_inputs];
+    __shared__ __align__(16) storage_t outputs[TILE][staged_outputs];
+    const int tiles = (count + TILE - 1) / TILE, t = LANE & 3;
+    const uint* networks = (const uint*)weights.networks;
+    WeightSums<HIDDEN_TILES, GRID_PAIRS + CODE_PAIRS> sums_1 = {};
+    WeightSums<1, HIDDEN_PAIRS> sums_2 = {};
+    WeightSums<HIDDEN_TILES, 3> sums_3 = {};
+    WeightSums<HIDDEN_TILES, HIDDEN_PAIRS> sums_4 = {};
+    WeightSums<1, HIDDEN_PAIRS> sums_5 = {};
+    for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+        // The forward pass again; samples beyond the last one are zeros and pull at nothing.
+        uint x[2 * INPUT_TILES][2] = {}, hidden[HIDDEN_PAIRS][2], geometry[4][2] = {};
+        uint hidden_1[HIDDEN_PAIRS][2], hidden_2[HIDDEN_PAIRS][2], pull_colour[2][2] = {};
+        float raw[2], pull_density[2] = {};
+        UNROLL
+        for (int s = 0; s < 2; ++s) {
+            const int i = tile * TILE + int(threadIdx.x) / PACKET * 16 + 8 * s + LANE / 4;
+            if (i >= count) continue;
+            UNROLL
+            for (int k = 0; k < GRID_PAIRS; ++k)
+                if (const uint* place = encoded_place(encoded, samples.capacity, i, k)) x[k][s] = load_pair(place);
+            const float* code = codes + size_t(samples.frame[i]) * code_stride;
+            UNROLL
+            for (int k = 0; k < CODE_PAIRS; ++k)
+                x[GRID_PAIRS + k][s] = code_pair(code, k, samples.masks[2 * i], samples.masks[2 * i + 1], true);
+            geometry[2][s] = direction_pair(load3(samples.direction + 3 * i));
+            const float* pull = gradient + 4 * size_t(i);
+            pull_density[s] = pull[0];
+            if (t == 0) pull_colour[0][s] = pack_pair(pull[1], pull[2]);
+            if (t == 1) pull_colour[0][s] = pack_pair(pull[3], 0.0f);
+        }
+        density_network<1>(weights, x, hidden, geometry, raw);
+        relu_layer<2, HIDDEN_PAIRS, 1>(networks + forward_3, weights.biases + packed_bias_3, geometry, hidden_1);
+        relu_layer<HIDDEN_TILES, HIDDEN_PAIRS, 1>(networks + forward_4, weights.biases + packed_bias_4, hidden_1,
+                                                  hidden_2);
+        // Layer by layer back. Who writes to shared memory waits until all have read what was there.
+        stage(inputs, hidden_2), stage(outputs, pull_colour);
+        __syncthreads();
+        add_weights(sums_5, inputs, outputs);
+        uint pull_2[HIDDEN_PAIRS][2], pull_1[HIDDEN_PAIRS][2], pull_hidden[HIDDEN_PAIRS][2], pull_raw[2][2];
+        relu_backward<1, HIDDEN_PAIRS, 1>(networks + backward_5, pull_colour, hidden_2, pull_2);
+        __syncthreads();
+        stage(inputs, hidden_1), stage(outputs, pull_2);
+        __syncthreads();
+        add_weights(sums_4, inputs, outputs);
+        relu_backward<HIDDEN_TILES, HIDDEN_PAIRS, 1>(networks + backward_4, pull_2, hidden_1, pull_1);
+        __syncthreads();
+        stage(inputs, geometry), stage(outputs, pull_1);
+        __syncthreads();
+        add_weights(sums_3, inputs, outputs);
+        layer<HIDDEN_TILES, 2, 1>(networks + backward_3, nullptr, pull_1, [&](int p, int, const float (&c)[4]) {
+            UNROLL
+            for (int s = 0; s < 2; ++s) {
+                const bool free = !(raw[s] + INITIAL_LOG_DENSITY > MAX_LOG_DENSITY);
+                const bool is_density = p == 0 && t == 0;
+                pull_raw[p][s] = pack_pair(is_density ? (free ? pull_density[s] : 0.0f) : c[2 * s], c[2 * s + 1]);
+            }
+        });
+        __syncthreads();
+        stage(inputs, hidden), stage(outputs, pull_raw);
+        __syncthreads();
+        add_weights(sums_2, inputs, outputs);
+        relu_backward<1, HIDDEN_PAIRS, 1>(networks + backward_2, pull_raw, hidden, pull_hidden);
+        __syncthreads();
+        stage(inputs, x), stage(outputs, pull_hidden);
+        __syncthreads();
+        add_weights(sums_1, inputs, outputs);
+        layer<HIDDEN_TILES, GRID_PAIRS, 1>(
+            networks + backward_1, nullptr, pull_hidden, [&](int k, int, const float (&c)[4]) {
+                UNROLL
+                for (int s = 0; s < 2; ++s) {
+                    const int i = tile * TILE + int(threadIdx.x) / PACKET * 16 + 8 * s + LANE / 4;
+                    uint* place = i < count ? encoded_place(encoded_gradients, samples.capacity, i, k) : nullptr;
+                    if (place) *place = pack_pair(c[2 * s], c[2 * s + 1]);
+                }
+            });
+        __syncthreads();
+    }
+    if (int(blockIdx.x) >= tiles) return;
+    float* g = network_gradients;
+    flush_weights<HIDDEN, INPUTS>(sums_1, g + weight_1, g + bias_1, input_column);
+    flush_weights<RAW, HIDDEN>(sums_2, g + weight_2, g + bias_2, plain_column);
+    flush_weights<HIDDEN, COLOUR_INPUTS>(sums_3, g + weight_3, g + bias_3, colour_column);
+    flush_weights<HIDDEN, HIDDEN>(sums_4, g + weight_4, g + bias_4, plain_column);
+    flush_weights<3, HIDDEN>(sums_5, g + weight_5, g + bias_5, plain_column);
 #else
     const int packets = (count + PACKET - 1) / PACKET;
 #pragma omp parallel
@@ -142,4 +261,40 @@ KERNEL(256) field_backward(const FieldWeights weights, const Samples samples, co
 }
 
 #if ON_GPU
+// The networks, in the order of the flat vector, as tensor cores take them. Items: packed words and biases.
+KERNEL(256) pack_networks(const float* networks, storage_t* packed, float* biases) {
+    EACH(i, packed_words + packed_biases) {
+        const float* n = networks;
+        uint* word = (uint*)packed + i;
+        if (i < forward_2) {
+            *word = pack_forward<INPUT_TILES>(i - forward_1, n + weight_1, INPUTS, HIDDEN, input_column);
+        } else if (i < forward_3) {
+            *word = pack_forward<HIDDEN_TILES>(i - forward_2, n + weight_2, HIDDEN, RAW, plain_column);
+        } else if (i < forward_4) {
+            *word = pack_forward<2>(i - forward_3, n + weight_3, COLOUR_INPUTS, HIDDEN, colour_column);
+        } else if (i < forward_5) {
+            *word = pack_forward<HIDDEN_TILES>(i - forward_4, n + weight_4, HIDDEN, HIDDEN, plain_column);
+        } else if (i < backward_5) {
+            *word = pack_forward<HIDDEN_TILES>(i - forward_5, n + weight_5, HIDDEN, 3, plain_column);
+        } else if (i < backward_4) {
+            *word = pack_backward<1>(i - backward_5, n + weight_5, HIDDEN, 3, plain_column);
+        } else if (i < backward_3) {
+            *word = pack_backward<HIDDEN_TILES>(i - backward_4, n + weight_4, HIDDEN, HIDDEN, plain_column);
+        } else if (i < backward_2) {
+            *word = pack_backward<HIDDEN_TILES>(i - backward_3, n + weight_3, COLOUR_INPUTS, HIDDEN, colour_column);
+        } else if (i < backward_1) {
+            *word = pack_backward<1>(i - backward_2, n + weight_2, HIDDEN, RAW, plain_column);
+        } else if (i < packed_words) {
+            *word = pack_backward<HIDDEN_TILES>(i - backward_1, n + weight_1, INPUTS, HIDDEN, input_column);
+        } else {
+            const int b = i - packed_words;
+            biases[b] = b < packed_bias_2   ? n[bias_1 + b - packed_bias_1]
+                        : b < packed_bias_3 ? n[bias_2 + b - packed_bias_2]
+                        : b < packed_bias_4 ? n[bias_3 + b - packed_bias_3]
+                        : b < packed_bias_5 ? n[bias_4 + b - packed_bias_4]
+                        : b < packed_bias_5 + 3 ? n[bias_5 + b - packed_bias_5]
+                                                : 0.0f;
+        }
+    }
+}
 #endif

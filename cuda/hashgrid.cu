@@ -2,11 +2,35 @@
 #include "hashgrid.cuh"
 #include "layout.cuh"
 
-// Adds to table_gradients (rows, FEATURES) what field_backward left. Items: LEVELS * 2 * capacity. On a CPU a thread
+// Adds to table_gradients (rows, FEATURES) what field_backward left. Items: 2 * capacity. On a CPU a thread
 // owns a level, so nothing is atomic and the sums repeat bit for bit; on a GPU they do not.
 KERNEL(256) grid_backward(const Samples samples, const storage_t* encoded_gradients, float* table_gradients) {
     const int count = samples.totals[1];
 #if ON_GPU
+    // All samples of a level before the next one, so that few megabytes are hot; two lanes share a sample, as in encode.
+    for (int level = 0; level < LEVELS; ++level) {
+        const LevelShape shape = level_shape(level);
+        const uint* gradients = (const uint*)encoded_gradients + size_t(level) * samples.capacity * ROW_PAIRS;
+        EACH(i, 2 * count) {
+            const int sample = i / 2;
+            float pull[FEATURES];
+            bool any = false;
+            UNROLL
+            for (int j = 0; j < ROW_PAIRS; ++j) {
+                const uint pair = load_pair(gradients + size_t(sample) * ROW_PAIRS + j);
+                pull[2 * j] = low_of(pair), pull[2 * j + 1] = high_of(pair);
+                any = any || (pair & 0x7fff7fffu);
+            }
+            if (!any) continue;
+            const float* position = samples.position + 3 * size_t(sample);
+            const float point[3] = {clamp_unit(position[0]), clamp_unit(position[1]), clamp_unit(position[2])};
+            uint row[4];
+            float weight[4];
+            half_corners(shape, point, i & 1, row, weight);
+            UNROLL
+            for (int c = 0; c < 4; ++c) add_row(table_gradients, row[c], weight[c], pull);
+        }
+    }
 #else
 #pragma omp parallel for schedule(dynamic, 1)
     for (int back = 0; back < LEVELS; ++back) {

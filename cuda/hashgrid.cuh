@@ -1,5 +1,6 @@
 // The multiresolution hash grid of field/hashgrid.py: where a point's corners lie, and the features between them.
 #pragma once
+#include "mma.cuh"
 #include "platform.cuh"
 #include "vec.cuh"
 
@@ -25,6 +26,122 @@ DEVICE float clamp_unit(float x) {
 }
 
 #if ON_GPU
+
+// A lane (g, t) = (lane / 4, lane % 4) holds the features of points g, g + 8, .. at levels t, t + 4, ..: as pairs of
+// fp16, in just the places where tensor cores want them (mma.cuh). It fetches them together with its neighbour: each
+// takes one end along x of both their levels' cells. The two ends lie side by side in memory, seven times of eight in
+// one sector, so a warp asks for them at once.
+#define GROUPS ((LEVELS + 3) / 4)
+#define ROW_PAIRS (FEATURES / 2)
+#define GRID_PAIRS (GROUPS * ROW_PAIRS)
+
+// Feature of a lane's pair number `pair`, or -1 beyond the last level; `e` is 0 or 1.
+DEVICE int grid_column(int pair, int t, int e) {
+    const int level = 4 * (pair / ROW_PAIRS) + t;
+    return level < LEVELS ? level * FEATURES + pair % ROW_PAIRS * 2 + e : -1;
+}
+
+struct LevelShape {
+    float resolution;
+    uint offset, stride_y, stride_z;
+    bool dense, exists;
+};
+DEVICE LevelShape level_shape(int level) {
+    const int known = level < LEVELS ? level : LEVELS - 1;
+    return LevelShape{float(level_resolution[known]), uint(level_offset[known]), stride_y(known), stride_z(known),
+                      known < DENSE_LEVELS, level < LEVELS};
+}
+DEVICE LevelShape choose(bool second, LevelShape a, LevelShape b) {
+    return LevelShape{second ? b.resolution : a.resolution, second ? b.offset : a.offset,
+                      second ? b.stride_y : a.stride_y,     second ? b.stride_z : a.stride_z,
+                      second ? b.dense : a.dense,           second ? b.exists : a.exists};
+}
+// Rows and weights of the four corners at one end (0 or 1) along x of a point's cell. The point is in the unit cube.
+DEVICE void half_corners(const LevelShape& shape, const float (&point)[3], bool end, uint (&row)[4],
+                         float (&weight)[4]) {
+    const float x = point[0] * shape.resolution, y = point[1] * shape.resolution, z = point[2] * shape.resolution;
+    const int ix = int(x), iy = int(y), iz = int(z);
+    const float fx = x - float(ix), fy = y - float(iy), fz = z - float(iz);
+    const float wx = end ? fx : 1.0f - fx, near_z = wx * (1.0f - fz), far_z = wx * fz;
+    const uint x0 = uint(ix) + (end ? 1u : 0u), y0 = uint(iy) * shape.stride_y, z0 = uint(iz) * shape.stride_z;
+    UNROLL
+    for (int c = 0; c < 4; ++c) {
+        const uint b = c & 1 ? y0 + shape.stride_y : y0, d = c & 2 ? z0 + shape.stride_z : z0;
+        row[c] = shape.offset + (shape.dense ? x0 + b + d : (x0 ^ b ^ d) & uint(ENTRIES - 1));
+        weight[c] = (c & 1 ? fy : 1.0f - fy) * (c & 2 ? far_z : near_z);
+    }
+}
+DEVICE void load_row(const storage_t* table, uint row, uint (&pairs)[ROW_PAIRS]) {
+    const uint* p = (const uint*)table + row * size_t(ROW_PAIRS);
+    if constexpr (ROW_PAIRS % 2 == 0) {
+        UNROLL
+        for (int j = 0; j < ROW_PAIRS; j += 2) {
+            const Pairs2 two = load_pairs(p + j);
+            pairs[j] = two.x, pairs[j + 1] = two.y;
+        }
+    } else {
+        UNROLL
+        for (int j = 0; j < ROW_PAIRS; ++j) pairs[j] = load_pair(p + j);
+    }
+}
+// Pairs of the lane's four points (in the unit cube); zero where a point is not valid, which is the same for a quad.
+DEVICE void encode(const storage_t* table, const float (&point)[4][3], const bool (&valid)[4],
+                   uint (&pairs)[GRID_PAIRS][4]) {
+    const bool odd = LANE & 1, upper = LANE & 2;
+    UNROLL
+    for (int group = 0; group < GROUPS; ++group) {
+        const LevelShape shape[2] = {choose(upper, level_shape(4 * group), level_shape(4 * group + 2)),
+                                     choose(upper, level_shape(4 * group + 1), level_shape(4 * group + 3))};
+        UNROLL
+        for (int first = 0; first < 4; first += 2) {  // two points: sixteen loads under way
+            uint rows[2][2][4][ROW_PAIRS] = {};
+            float weight[2][2][4];
+            UNROLL
+            for (int s = 0; s < 2; ++s)
+                UNROLL
+                for (int i = 0; i < 2; ++i) {
+                    uint row[4];
+                    half_corners(shape[i], point[first + s], odd, row, weight[s][i]);
+                    UNROLL
+                    for (int c = 0; c < 4; ++c)
+                        if (valid[first + s] && shape[i].exists) load_row(table, row[c], rows[s][i][c]);
+                }
+            UNROLL
+            for (int s = 0; s < 2; ++s)
+                UNROLL
+                for (int j = 0; j < ROW_PAIRS; ++j) {
+                    float low[2] = {}, high[2] = {};
+                    UNROLL
+                    for (int i = 0; i < 2; ++i)
+                        UNROLL
+                        for (int c = 0; c < 4; ++c) {
+                            low[i] += weight[s][i][c] * low_of(rows[s][i][c][j]);
+                            high[i] += weight[s][i][c] * high_of(rows[s][i][c][j]);
+                        }
+                    const float sent_low = __shfl_xor_sync(0xffffffffu, odd ? low[0] : low[1], 1);
+                    const float sent_high = __shfl_xor_sync(0xffffffffu, odd ? high[0] : high[1], 1);
+                    pairs[group * ROW_PAIRS + j][first + s] =
+                        pack_pair((odd ? low[1] : low[0]) + sent_low, (odd ? high[1] : high[0]) + sent_high);
+                }
+        }
+    }
+}
+
+// row += weight * pull, for good once the kernel has ended.
+DEVICE void add_row(float* table_gradients, uint row, float weight, const float (&pull)[FEATURES]) {
+    float* p = table_gradients + row * size_t(FEATURES);
+#if __CUDA_ARCH__ >= 900
+    UNROLL
+    for (int f = 0; f < FEATURES; f += 2)
+        asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(p + f), "f"(weight * pull[f]),
+                     "f"(weight * pull[f + 1])
+                     : "memory");
+#else
+    UNROLL
+    for (int f = 0; f < FEATURES; ++f) atomicAdd(p + f, weight * pull[f]);
+#endif
+}
+
 #else
 
 // Rows of the table and trilinear weights of the eight corners around each of 32 points.

@@ -1,8 +1,148 @@
 // Layers of a small network over a packet of 32 samples.
 #pragma once
+#include "mma.cuh"
 #include "platform.cuh"
 
 #if ON_GPU
+
+// A warp holds 16 M samples: a lane (g, t) has, of samples g, g + 8, .., the neurons 8 p + 2 t and the next one as pair
+// [p][sample] (mma.cuh). What a layer gives is again of this form, so values never leave registers. Weights come as
+// fragments of 32 lanes times two pairs, first along the inputs, then along the outputs.
+#define FRAGMENT 64
+
+// Calls emit(p, m, c) with the sums c of outputs 8 p + .. of samples 16 m + ... `bias` may be null.
+template <int INPUT_TILES_, int OUTPUT_PAIRS, int M, typename Emit>
+DEVICE void layer(const uint* fragments, const float* bias, const uint (&x)[2 * INPUT_TILES_][2 * M], Emit emit) {
+    UNROLL
+    for (int p = 0; p < OUTPUT_PAIRS; ++p) {
+        float c[M][4];
+        const float b0 = bias ? bias[8 * p + 2 * (LANE & 3)] : 0.0f, b1 = bias ? bias[8 * p + 2 * (LANE & 3) + 1] : 0.0f;
+        UNROLL
+        for (int m = 0; m < M; ++m) c[m][0] = c[m][2] = b0, c[m][1] = c[m][3] = b1;
+        UNROLL
+        for (int k = 0; k < INPUT_TILES_; ++k) {
+            const Pairs2 b = load_pairs(fragments + (p * INPUT_TILES_ + k) * FRAGMENT + 2 * LANE);
+            UNROLL
+            for (int m = 0; m < M; ++m)
+                multiply_add(c[m], x[2 * k][2 * m], x[2 * k][2 * m + 1], x[2 * k + 1][2 * m], x[2 * k + 1][2 * m + 1],
+                             b.x, b.y);
+        }
+        UNROLL
+        for (int m = 0; m < M; ++m) emit(p, m, c[m]);
+    }
+}
+// ... and max(0, .) after it.
+template <int INPUT_TILES_, int OUTPUT_PAIRS, int M>
+DEVICE void relu_layer(const uint* fragments, const float* bias, const uint (&x)[2 * INPUT_TILES_][2 * M],
+                       uint (&y)[OUTPUT_PAIRS][2 * M]) {
+    layer<INPUT_TILES_, OUTPUT_PAIRS, M>(fragments, bias, x, [&](int p, int m, const float (&c)[4]) {
+        y[p][2 * m] = pack_pair(fmaxf(c[0], 0.0f), fmaxf(c[1], 0.0f));
+        y[p][2 * m + 1] = pack_pair(fmaxf(c[2], 0.0f), fmaxf(c[3], 0.0f));
+    });
+}
+// Gradients of the inputs from those of the outputs, where the inputs `x` came out of max(0, .).
+template <int OUTPUT_TILES, int INPUT_PAIRS, int M>
+DEVICE void relu_backward(const uint* fragments, const uint (&dy)[2 * OUTPUT_TILES][2 * M],
+                          const uint (&x)[INPUT_PAIRS][2 * M], uint (&dx)[INPUT_PAIRS][2 * M]) {
+    layer<OUTPUT_TILES, INPUT_PAIRS, M>(fragments, nullptr, dy, [&](int p, int m, const float (&c)[4]) {
+        UNROLL
+        for (int h = 0; h < 2; ++h) {
+            const uint on = x[p][2 * m + h];
+            dx[p][2 * m + h] =
+                pack_pair(on & 0x00007fffu ? c[2 * h] : 0.0f, on & 0x7fff0000u ? c[2 * h + 1] : 0.0f);
+        }
+    });
+}
+
+// Gradients of weights: a block of 8 warps with 16 samples each puts a layer's inputs and the gradients of its outputs
+// into shared memory, then each warp sums some 16 x 8 pieces of their product over all 128 samples.
+#define TILE 128
+#define TILE_WARPS 8
+
+// `STRIDE` fp16 a row: 16 bytes more than a multiple of 32, so that eight rows lie in different banks.
+template <int PAIRS, int STRIDE>
+DEVICE void stage(storage_t (*tile)[STRIDE], const uint (&x)[PAIRS][2]) {
+    const int row = int(threadIdx.x) / PACKET * 16 + LANE / 4;
+    UNROLL
+    for (int p = 0; p < PAIRS; ++p) {
+        *(uint*)&tile[row][8 * p + 2 * (LANE & 3)] = x[p][0];
+        *(uint*)&tile[row + 8][8 * p + 2 * (LANE & 3)] = x[p][1];
+    }
+}
+// The pieces of a warp: piece number w + 8 j is of outputs 16 (piece / (PAIRS + 1)) + .. and of inputs
+// 8 (piece % (PAIRS + 1)) + ..; the inputs after the last ones are ones, which gives the biases.
+template <int OUTPUT_TILES, int PAIRS>
+struct WeightSums {
+    static constexpr int PIECES = OUTPUT_TILES * (PAIRS + 1), OWN = (PIECES + TILE_WARPS - 1) / TILE_WARPS;
+    float sum[OWN][4];
+};
+template <int OUTPUT_TILES, int PAIRS, int XS, int YS>
+DEVICE void add_weights(WeightSums<OUTPUT_TILES, PAIRS>& sums, const storage_t (*x)[XS], const storage_t (*dy)[YS]) {
+    typedef WeightSums<OUTPUT_TILES, PAIRS> Sums;
+    UNROLL
+    for (int j = 0; j < Sums::OWN; ++j) {
+        const int piece = int(threadIdx.x) / PACKET + TILE_WARPS * j;
+        if (piece >= Sums::PIECES) continue;  // the whole warp
+        const int o = piece / (PAIRS + 1), p = piece % (PAIRS + 1);
+        UNROLL
+        for (int k = 0; k < TILE; k += 16) {
+            uint a[4], b[2] = {0x3c003c00u, 0x3c003c00u};  // ones
+            load_transposed(&dy[k + (LANE >> 4) * 8 + (LANE & 7)][16 * o + (LANE >> 3 & 1) * 8], a);
+            if (p < PAIRS) load_transposed(&x[k + (LANE & 15)][8 * p], b);
+            multiply_add(sums.sum[j], a[0], a[1], a[2], a[3], b[0], b[1]);
+        }
+    }
+}
+// To a torch layer's gradients. `column(pair, t, e)` is the input that a lane's pair holds, -1 if none. Null: no bias.
+template <int OUTPUTS, int INPUTS_, int OUTPUT_TILES, int PAIRS, typename Column>
+DEVICE void flush_weights(const WeightSums<OUTPUT_TILES, PAIRS>& sums, float* weight, float* bias, Column column) {
+    typedef WeightSums<OUTPUT_TILES, PAIRS> Sums;
+    UNROLL
+    for (int j = 0; j < Sums::OWN; ++j) {
+        const int piece = int(threadIdx.x) / PACKET + TILE_WARPS * j;
+        if (piece >= Sums::PIECES) continue;
+        const int p = piece % (PAIRS + 1), t = LANE & 3;
+        UNROLL
+        for (int i = 0; i < 4; ++i) {
+            const int o = piece / (PAIRS + 1) * 16 + LANE / 4 + (i >> 1) * 8;
+            if (o >= OUTPUTS) continue;
+            if (p < PAIRS) {
+                const int k = column(p, t, i & 1);
+                if (k >= 0) add_atomic(weight + o * INPUTS_ + k, sums.sum[j][i]);
+            } else if (bias && t == 0 && (i & 1) == 0) {
+                add_atomic(bias + o, sums.sum[j][i]);
+            }
+        }
+    }
+}
+
+// One word of packed weights: which pair of fp16, from a torch layer's weights. Forward, samples times W^T:
+template <int INPUT_TILES_, typename Column>
+DEVICE uint pack_forward(int word, const float* weight, int inputs, int outputs, Column column) {
+    const int fragment = word / FRAGMENT, lane = word % FRAGMENT / 2, o = fragment / INPUT_TILES_ * 8 + lane / 4;
+    float value[2];
+    UNROLL
+    for (int e = 0; e < 2; ++e) {
+        const int k = column(fragment % INPUT_TILES_ * 2 + word % 2, lane % 4, e);
+        value[e] = o < outputs && k >= 0 ? weight[o * inputs + k] : 0.0f;
+    }
+    return pack_pair(value[0], value[1]);
+}
+// ... and backward, gradients times W.
+template <int OUTPUT_TILES, typename Column>
+DEVICE uint pack_backward(int word, const float* weight, int inputs, int outputs, Column column) {
+    const int fragment = word / FRAGMENT, lane = word % FRAGMENT / 2;
+    const int k = column(fragment / OUTPUT_TILES, lane / 4 >> 1, lane / 4 & 1);
+    float value[2];
+    UNROLL
+    for (int e = 0; e < 2; ++e) {
+        const int o = 8 * (fragment % OUTPUT_TILES * 2 + word % 2) + 2 * (lane % 4) + e;
+        value[e] = o < outputs && k >= 0 ? weight[o * inputs + k] : 0.0f;
+    }
+    return pack_pair(value[0], value[1]);
+}
+DEVICE int plain_column(int pair, int t, int e) { return 8 * pair + 2 * t + e; }
+
 #else
 
 // Values are [neuron][sample]; weights lie as torch has them, (outputs, inputs). Vectors of 16 are spelled out because

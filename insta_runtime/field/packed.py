@@ -1,4 +1,4 @@
-"""The radiance field as device code reads it: constants, the flat vector of parameters, and weights packed for kernels."""
+"""The radiance field as device code reads it: constants, the flat vector of parameters, packed weights."""
 
 from __future__ import annotations
 

@@ -71,8 +71,7 @@ class Case:
             "field_backward", self.packed.weights, self.samples, self.codes, self.codes.shape[1], encoded,
             gradient * LOSS_SCALE, networks, pulls, items=512,
         )  # fmt: skip
-        items = 2 * self.config.levels * self.capacity
-        self.kernels.launch("grid_backward", self.samples, pulls, table, items=items)
+        self.kernels.launch("grid_backward", self.samples, pulls, table, items=2 * self.capacity)
         return sums / LOSS_SCALE
 
 
@@ -126,7 +125,8 @@ def test_samples_agree(device: torch.device, name: str, count: int, capacity: in
         true_density, true_colour = expected(case)
     torch.testing.assert_close(density[:count].log(), true_density.log(), **VALUES[device.type])
     torch.testing.assert_close(colour[:count], true_colour, **VALUES[device.type])
-    assert (density[count:] == POISON).all() and (colour[count:] == POISON).all()
+    assert (density[count:] == POISON).all()
+    assert (colour[count:] == POISON).all()
     written = (encoded != POISON).sum()
     assert written == count * case.config.levels * case.config.features
 
