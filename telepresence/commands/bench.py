@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -127,13 +127,17 @@ def _with_progress(run: Bench, parts: Sequence[str]) -> None:
 
 def _frame(run: Bench) -> None:
     """The whole frame, on as many different pictures as were asked for."""
+    from insta_runtime.render.native import NativeRenderer
     from telepresence.bench.frame import drawing, scene
 
     subject = run.subject
-    draw = drawing(_renderer(run), subject.camera)
+    renderer = _renderer(run)
+    draw = drawing(renderer, subject.camera)
     warm = max(2, min(20, run.frames // 4))
     times = timed_ms(draw, cycled(subject.states, run.frames + warm), subject.device, warm)
     run.figures.update(frame_ms=spread(times), frames=len(times))
+    if isinstance(renderer, NativeRenderer):
+        run.figures["counters"] = asdict(renderer.counters())
     run.figures["scene"] = scene(subject.model, subject.states[:: max(1, len(subject.states) // 8)], subject.camera)
 
 
@@ -236,6 +240,13 @@ def _nearest(run: Bench) -> None:
     run.figures.update(nearest_triangle_gqps=rates.get("native", rates["torch"]), nearest_gqps=rates)
 
 
+def _ceilings(run: Bench) -> None:
+    """What the device can do at most."""
+    from telepresence.bench.ceilings import ceilings
+
+    run.figures["ceilings"] = ceilings(run.subject.device, min(0.5, run.seconds))
+
+
 def _torch(run: Bench) -> None:
     """The torch twins of frame and step on the same device, and how many times as fast the back end is."""
     from insta_runtime.learn.trainer import Trainer
@@ -310,6 +321,7 @@ PARTS: dict[str, tuple[str, Callable[[Bench], None]]] = {
     "nearest": ("nearest triangles", _nearest),
     "torch": ("the torch twins", _torch),
     "gsplat": ("gsplat", _gsplat),
+    "ceilings": ("what the device can do at most", _ceilings),
     "host": ("the processor alone", _host),
     "start": ("cold starts", _start),
 }
@@ -360,15 +372,9 @@ def _print(figures: dict[str, Any]) -> None:
         if value is not None or remark:
             table.add_row(name, *shown[:3], f"[dim]{remark}[/]")
     console.print(table)
-    for title, key in (("the torch twins", "torch"), ("the processor alone", "host"), ("in a picture", "scene")):
-        if isinstance(figures.get(key), dict):
-            parts = [f"{name.replace('_', ' ')} {_number(value)}" for name, value in figures[key].items()]
-            console.print(f"[bold]{title}[/]: {', '.join(parts)}")
-    titles = ("stages", "stages_ms"), ("stages of a step", "step_stages_ms"), ("the torch twin's", "torch_stages_ms")
-    for title, key in titles:
-        if figures.get(key):
-            parts = [f"{name} {_number(value)}" for name, value in figures[key].items()]
-            console.print(f"[bold]{title}[/], ms: {', '.join(parts)}")
+    for key, name in _LINES.items():
+        if isinstance(figures.get(key), dict) and figures[key]:
+            console.print(f"[bold]{name}[/]: " + ", ".join(f"{k} {_number(v)}" for k, v in figures[key].items()))
 
 
 _ROWS = {
@@ -383,6 +389,17 @@ _ROWS = {
     "first_frame_s": "first frame, s: warm, cold",
     "host_frame_ms": "128 px on two threads of the processor, ms",
     "memory_gb": "memory, GB",
+}
+_LINES = {
+    "scene": "in a picture",
+    "training": "training",
+    "torch": "the torch twins",
+    "host": "the processor alone",
+    "stages_ms": "stages of a frame, ms",
+    "step_stages_ms": "stages of a step, ms",
+    "torch_stages_ms": "stages of the torch twin's frame, ms",
+    "gsplat_ms": "gsplat's rasteriser, ms by Gaussians",
+    "ceilings": "the device at most",
 }
 
 
