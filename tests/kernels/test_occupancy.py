@@ -10,11 +10,12 @@ import pytest
 import torch
 from small_person import SMALL, camera, neutral_shape, open_head, pose
 
+from insta_runtime.constants import avatar_constants
 from insta_runtime.field.conditioning import CODE_WIDTH, condition
-from insta_runtime.field.packed import PackedField, field_constants, flatten
+from insta_runtime.field.packed import PackedField, flatten
 from insta_runtime.kernels import Kernels, Struct
 from insta_runtime.render.model import AvatarModel
-from insta_runtime.render.occupancy import HULL_ALPHA, HULL_NEAR, HULL_SHARE, HULL_VOTES, OccupancyGrid
+from insta_runtime.render.occupancy import OccupancyGrid
 from insta_runtime.types import Camera, HeadState
 from insta_runtime.warp.posing import PosedHeads, pack_state
 
@@ -36,8 +37,7 @@ def model(device: torch.device) -> AvatarModel:
 
 @pytest.fixture
 def kernels(device: torch.device) -> Kernels:
-    hull = {"HULL_VOTES": HULL_VOTES, "HULL_SHARE": HULL_SHARE, "HULL_ALPHA": HULL_ALPHA, "HULL_NEAR": HULL_NEAR}
-    return Kernels(device, {**field_constants(SMALL.radiance), **hull})
+    return Kernels(device, avatar_constants(SMALL.radiance))
 
 
 def space_of(kernels: Kernels, grid: OccupancyGrid) -> Struct:
