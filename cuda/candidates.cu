@@ -18,6 +18,7 @@
 #define LEAF_MASK 1023u  // a leaf's index fits into the last bits of a rough distance
 #define POOL_MASK 2047u  // and so does a place in the pool
 #define FAR 1e30f
+#define NO_KEY 0x7f000000  // more than any
 #define SHRINK 0.7f      // of the search when it finds more triangles than the pool holds
 
 // Up to 32 triangles, a row a number of nearest.cuh's twelve.
@@ -43,6 +44,13 @@ DEVICE int lowest_bit(uint bits) {
 #endif
 }
 
+// The lanes whose bit is set.
+#if ON_GPU
+#define FOR_SET(l, bits) for (int l = 0; l < int((bits) >> LANE & 1u); ++l)
+#else
+#define FOR_SET(l, bits) for (uint left_ = (bits), l = 0; left_ && (l = uint(__builtin_ctz(left_)), true); left_ &= left_ - 1u)
+#endif
+
 DEVICE uint bits_of_lanes(const bool (&x)[LANES]) {
 #if ON_GPU
     return __ballot_sync(0xffffffffu, x[0]);
@@ -53,11 +61,26 @@ DEVICE uint bits_of_lanes(const bool (&x)[LANES]) {
 #endif
 }
 
-// A positive number whose last bits are an index: the least of many says which one it is.
-DEVICE float keyed(float value, uint mask, int index) {
-    return bits_to_float((float_to_bits(value) & ~mask) | (uint(index) & mask));
+// The bits of a positive number, which order like the number, the last ones replaced by an index: the least of many
+// says which one it is.
+DEVICE int keyed(float value, uint mask, int index) { return int((float_to_bits(value) & ~mask) | (uint(index) & mask)); }
+
+// The index that the least key of a packet holds.
+DEVICE int least_of(const int (&key)[LANES], uint mask) {
+#if ON_GPU && __CUDA_ARCH__ >= 800
+    return __reduce_min_sync(0xffffffffu, key[0]) & int(mask);
+#elif ON_GPU
+    int least = key[0];
+    for (int d = 16; d; d >>= 1) least = min(least, __shfl_xor_sync(0xffffffffu, least, d));
+    return least & int(mask);
+#else
+    int least = key[0];
+    for (int l = 1; l < LANES; ++l) least = key[l] < least ? key[l] : least;
+    return least & int(mask);
+#endif
 }
-DEVICE int key_of(float value, uint mask) { return int(float_to_bits(value) & mask); }
+
+DEVICE int lesser(int a, int b) { return a < b ? a : b; }
 
 DEVICE void load_tile(Tile& tile, const float* triangles, const int (&id)[LANES]) {
     for (int l = 0; l < LANES; ++l) {
@@ -106,15 +129,15 @@ DEVICE void members_of(const Head& head, int leaf, int first, int (&id)[LANES], 
 DEVICE int fill_pool(Pool& pool, const Head& head, const float* triangles, const float* spheres, vec3 centre, float half) {
     // The leaf whose middle is nearest bounds the distance.
     const int leaves = head.leaves;
-    float least[LANES];
-    for (int l = 0; l < LANES; ++l) least[l] = FAR;
+    int least[LANES];
+    for (int l = 0; l < LANES; ++l) least[l] = NO_KEY;
     for (int base = 0; base < leaves; base += PACKET) {
         FOR_LANES(l) {
             const int leaf = base + COLUMN(l) < leaves ? base + COLUMN(l) : leaves - 1;
-            least[l] = fminf(least[l], keyed(to_middle(spheres, leaf, centre), LEAF_MASK, leaf));
+            least[l] = lesser(least[l], keyed(to_middle(spheres, leaf, centre), LEAF_MASK, leaf));
         }
     }
-    const int seed = key_of(min_lanes(least), LEAF_MASK);
+    const int seed = least_of(least, LEAF_MASK);
     float bound[LANES];  // distances seen; every one bounds the least distance from above
     for (int l = 0; l < LANES; ++l) bound[l] = FAR;
     for (int first = 0; first < head.leaf_size; first += PACKET) {
@@ -152,8 +175,9 @@ DEVICE int fill_pool(Pool& pool, const Head& head, const float* triangles, const
                         valid[l] = valid[l] & (m.distance[l] <= bound[l] + slack);
                     }
                     count = count_before(valid, count, place);
-                    for (int l = 0; l < LANES; ++l)
-                        if (valid[l] && place[l] < POOL) pool.triangle[place[l]] = (unsigned short)id[l];
+                    FOR_SET(l, bits_of_lanes(valid)) {
+                        if (place[l] < POOL) pool.triangle[place[l]] = (unsigned short)id[l];
+                    }
                 }
             }
         }
@@ -167,8 +191,8 @@ DEVICE int fill_pool(Pool& pool, const Head& head, const float* triangles, const
 // The row of one cell from a pool of `count` triangles; changes the pool's distances, not its triangles.
 DEVICE void write_row(Pool& pool, int count, const Head& head, const float* triangles, vec3 centre, uint* row) {
     const float edge = head.side / float(head.resolution), half = 0.8660254f * edge;
-    float least[LANES];
-    for (int l = 0; l < LANES; ++l) least[l] = FAR;
+    int least[LANES];
+    for (int l = 0; l < LANES; ++l) least[l] = NO_KEY;
     for (int base = 0; base < count; base += PACKET) {
         Measured m;
 #if ON_GPU
@@ -184,13 +208,13 @@ DEVICE void write_row(Pool& pool, int count, const Head& head, const float* tria
             const int i = base + COLUMN(l);
             pool.distance[i] = m.distance[l];
             pool.x[i] = m.x[l], pool.y[i] = m.y[l], pool.z[i] = m.z[l];
-            least[l] = fminf(least[l], keyed(i < count ? m.distance[l] : FAR, POOL_MASK, i));
+            least[l] = lesser(least[l], keyed(i < count ? m.distance[l] : FAR, POOL_MASK, i));
         }
     }
     WARP_SYNC();
 
     // Leave out what cannot be nearest, closing the ranks.
-    const int nearest = key_of(min_lanes(least), POOL_MASK);
+    const int nearest = least_of(least, POOL_MASK);
     const float d_m = pool.distance[nearest], inverse = 1.0f / fmaxf(d_m, 1e-9f);
     const vec3 u_m{inverse * pool.x[nearest], inverse * pool.y[nearest], inverse * pool.z[nearest]};
     const float curved = 0.5f * half * half * inverse;
@@ -200,24 +224,21 @@ DEVICE void write_row(Pool& pool, int count, const Head& head, const float* tria
         bool may[LANES];
         int place[LANES];
         float d[LANES], x[LANES], y[LANES], z[LANES];
-        int id[LANES];
         FOR_LANES(l) {
-            const int i = base + COLUMN(l) < count ? base + COLUMN(l) : count - 1;
+            const int i = base + COLUMN(l);
             d[l] = pool.distance[i], x[l] = pool.x[i], y[l] = pool.y[i], z[l] = pool.z[i];
-            id[l] = pool.triangle[i];
             const float inverse = 1.0f / fmaxf(d[l], 1e-9f);
             const float turn = fabsf(inverse * x[l] - u_m.x) + fabsf(inverse * y[l] - u_m.y) + fabsf(inverse * z[l] - u_m.z);
-            may[l] = (base + COLUMN(l) < count) & (d[l] <= d_m + 2.0f * half) &
-                     (d[l] - d_m - curved <= 0.5f * edge * turn + 1e-6f);
+            may[l] = (i < count) & (d[l] <= d_m + 2.0f * half) & (d[l] - d_m - curved <= 0.5f * edge * turn + 1e-6f);
         }
+        const uint left = bits_of_lanes(may);
         kept = count_before(may, kept, place);
         WARP_SYNC();  // all have read before the ranks close
-        for (int l = 0; l < LANES; ++l)
-            if (may[l]) {
-                const int i = place[l];
-                pool.x[i] = x[l], pool.y[i] = y[l], pool.z[i] = z[l];
-                pool.distance[i] = bits_to_float(pack_candidate(id[l], d[l]));
-            }
+        FOR_SET(l, left) {
+            const int i = place[l];
+            pool.distance[i] = bits_to_float(pack_candidate(pool.triangle[base + COLUMN(l)], d[l]));
+            pool.x[i] = x[l], pool.y[i] = y[l], pool.z[i] = z[l];
+        }
         WARP_SYNC();
     }
 
@@ -233,15 +254,16 @@ DEVICE void write_row(Pool& pool, int count, const Head& head, const float* tria
             const float quarter = 0.25f * edge;
             const vec3 o{octant & 1 ? quarter : -quarter, octant & 2 ? quarter : -quarter, octant & 4 ? quarter : -quarter};
             for (const int upto = capacity * (octant + 1) / 8; chosen < upto; ++chosen) {
-                for (int l = 0; l < LANES; ++l) least[l] = FAR;
+                for (int l = 0; l < LANES; ++l) least[l] = NO_KEY;
                 for (int base = 0; base < kept; base += PACKET) {
                     FOR_LANES(l) {
-                        const int i = base + COLUMN(l) < kept ? base + COLUMN(l) : kept - 1;
+                        const int i = base + COLUMN(l);
                         const float x = pool.x[i] + o.x, y = pool.y[i] + o.y, z = pool.z[i] + o.z;
-                        least[l] = fminf(least[l], keyed(fminf(x * x + y * y + z * z, FAR), POOL_MASK, i));
+                        const float squared = i < kept ? fminf(x * x + y * y + z * z, FAR) : FAR;
+                        least[l] = lesser(least[l], keyed(squared, POOL_MASK, i));
                     }
                 }
-                const int best = key_of(min_lanes(least), POOL_MASK);
+                const int best = least_of(least, POOL_MASK);
                 WARP_SYNC();
                 for (int l = 0; l < LANES; ++l)
                     if (COLUMN(l) == 0) {
