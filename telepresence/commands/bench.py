@@ -28,6 +28,8 @@ KEYS = (
 )
 """What every answer has; null, with a reason under ``notes``, where it could not be measured."""
 
+LEFT_OUT = "left out: not among --only"
+
 
 @dataclass
 class Bench:
@@ -104,7 +106,7 @@ def bench(
     _with_progress(run, chosen_parts)
     for key in KEYS:
         if run.figures.setdefault(key, None) is None and key not in run.notes:
-            run.notes[key] = f"not measured: only {', '.join(chosen_parts)}"
+            run.notes[key] = LEFT_OUT
     figures: dict[str, Any] = rounded({**{key: run.figures[key] for key in KEYS}, **run.figures, "notes": run.notes})  # type: ignore[assignment]
     _print(figures)
     return figures
@@ -369,7 +371,7 @@ def _print(figures: dict[str, Any]) -> None:
         value = figures.get(key)
         shown = [*_cells(value)] + [""] * 3
         remark = figures["notes"].get(key, "")
-        if value is not None or remark:
+        if value is not None or remark not in ("", LEFT_OUT):
             table.add_row(name, *shown[:3], f"[dim]{remark}[/]")
     console.print(table)
     for key, name in _LINES.items():
