@@ -46,6 +46,7 @@ def field_constants(config: FieldConfig) -> dict[str, Constant]:
         "INITIAL_LOG_DENSITY": INITIAL_LOG_DENSITY,
         "LOSS_SCALE": LOSS_SCALE,
         "PACKED_SIZE": _packed_size(config),
+        "GRID_MLP_PACKED_SIZE": grid_mlp_packed_size(config),
     }
 
 
@@ -164,3 +165,10 @@ def _packed_size(config: FieldConfig) -> int:
     forward = _input_registers(config) // 2 * hidden + hidden + 2 * hidden + hidden // 2 * hidden + hidden // 2
     backward = hidden + hidden // 2 * hidden + hidden + hidden + hidden // 2 * grid
     return 128 * (forward + backward)
+
+
+def grid_mlp_packed_size(config: FieldConfig) -> int:
+    """fp16 numbers of the packed network of cuda/grid_mlp.cu."""
+    hidden, grid = config.hidden // 8, -(-config.levels // 4) * (config.features // 2)
+    forward = -(-grid // 2) * hidden + hidden // 2 * hidden + hidden
+    return 128 * (forward + hidden + hidden // 2 * hidden + hidden // 2 * grid)
