@@ -132,7 +132,7 @@ class Canvas:
             launch("write_yuv", *planes, items=pixels // 4)
 
     def _depth(self) -> torch.Tensor:
-        return self.heads.draw(self.width, self.height)[0]
+        return self.heads.rasterise(self.width, self.height)[0]
 
     def _fused(self) -> Callable[[], None]:
         kernels, head, poses, step = self.kernels, self.heads.head, self.heads.poses, self.config.step
