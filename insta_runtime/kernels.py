@@ -338,9 +338,6 @@ class _HostModule:
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
-        # Read by OpenMP as the first library is loaded: threads that wait between loops must not take the processor
-        # from the rest of the program, nor from each other.  A step of learning takes ten times as long if they do.
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         try:
             self._library = ctypes.CDLL(str(artifact.path))
         except OSError as error:
