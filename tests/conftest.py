@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as `telepresence` does; numpy reads it when it is imported
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # likewise; read when torch is imported
 
 import numpy as np
 import pytest
