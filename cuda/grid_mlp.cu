@@ -198,9 +198,10 @@ KERNEL(128) grid_mlp_outputs(const FieldWeights weights, const storage_t* encode
 CONSTANT int staged_pairs = 2 * INPUT_TILES > HIDDEN_PAIRS ? 2 * INPUT_TILES : HIDDEN_PAIRS;
 #endif
 
-// From the outputs' gradients (n, 16): adds to network_gradients and sets encoded_gradients, for grid_backward.
+// From the outputs' gradients (n, 16): adds to network_gradients and sets encoded_gradients, for grid_backward; both
+// times LOSS_SCALE.
 // Items: any multiple of 256; few are better.
-KERNEL(256) grid_mlp_backward(const FieldWeights weights, const storage_t* encoded, const storage_t* gradient,
+KERNEL(256) grid_mlp_backward(const FieldWeights weights, const storage_t* encoded, const float* gradient,
                               float* network_gradients, storage_t* encoded_gradients, int n) {
 #if ON_GPU
     __shared__ __align__(16) storage_t inputs[TILE][8 * staged_pairs + 8];
@@ -221,8 +222,10 @@ KERNEL(256) grid_mlp_backward(const FieldWeights weights, const storage_t* encod
             for (int k = 0; k < GRID_PAIRS; ++k)
                 if (const uint* place = encoded_place(encoded, n, i, k)) x[k][s] = load_pair(place);
             UNROLL
-            for (int p = 0; p < 2; ++p)
-                pull_out[p][s] = load_pair((const uint*)(gradient + size_t(i) * OUTPUTS + 8 * p + 2 * (LANE & 3)));
+            for (int p = 0; p < 2; ++p) {
+                const float* pull = gradient + size_t(i) * OUTPUTS + 8 * p + 2 * (LANE & 3);
+                pull_out[p][s] = pack_pair(LOSS_SCALE * pull[0], LOSS_SCALE * pull[1]);
+            }
         }
         relu_layer<INPUT_TILES, HIDDEN_PAIRS, 1>(networks + forward_1, nullptr, x, hidden_1);
         relu_layer<HIDDEN_TILES, HIDDEN_PAIRS, 1>(networks + forward_2, nullptr, hidden_1, hidden_2);
@@ -266,7 +269,8 @@ KERNEL(256) grid_mlp_backward(const FieldWeights weights, const storage_t* encod
         for (int k = 0; k < ENCODED; ++k)
             std::memcpy(values.input[k], encoded + size_t(k) * n + first, sizeof(float) * size);
         for (int k = 0; k < OUTPUTS; ++k)
-            for (int l = 0; l < PACKET; ++l) pulls.out[k][l] = l < size ? gradient[size_t(first + l) * OUTPUTS + k] : 0.0f;
+            for (int l = 0; l < PACKET; ++l)
+                pulls.out[k][l] = l < size ? LOSS_SCALE * gradient[size_t(first + l) * OUTPUTS + k] : 0.0f;
         run_network(weights.networks, values);
         layer_weights(values.hidden_2, pulls.out, sums_3);
         layer_inputs<HIDDEN, OUTPUTS>(weights.networks + weight_3, pulls.out, pulls.hidden_2);
