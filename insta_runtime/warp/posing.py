@@ -33,7 +33,10 @@ class Person(Protocol):
     shape: Float32
     rig: HeadRig
     warp: HeadWarp
-    code: Callable[[HeadState], Float32]
+
+    @property
+    def code(self) -> Callable[[HeadState], Float32]:
+        """Turns a state into its expression code."""
 
 
 def pack_state(model: Person, state: HeadState, camera: Camera) -> Float32:
