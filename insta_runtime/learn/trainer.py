@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass
 
@@ -88,6 +89,10 @@ class Trainer:
         pick = torch.randint(len(self.replay), (64,), generator=self._generator).tolist()
         codes = torch.stack([self.replay.memories[i].code for i in pick])
         self.model.occupancy.update(self.model.field, codes, self._generator)
+
+    def on_stream(self) -> contextlib.AbstractContextManager[object]:
+        """As `NativeTrainer.on_stream`; plain torch runs on the caller's current stream."""
+        return contextlib.nullcontext()
 
     def snapshot(self) -> Snapshot:
         """A copy of the averaged weights and the occupancy, for display or for saving."""
