@@ -21,7 +21,10 @@ from insta_runtime.render.renderer import Renderer, take_snapshot
 from insta_runtime.types import Camera, Float32, HeadState
 
 STATE, VIEW = pose(open_head(), jaw=0.4, yaw=0.2), camera(48)
-HALF = {"cpu": 45.0, "cuda": 38.0}  # dB: samples at the borders of cells and triangles differ; a GPU's weights are fp16
+# dB.  Samples at the borders of cells and triangles differ, which counts most where all samples of a ray do; a GPU's
+# weights are fp16.
+ALIKE = {"cpu": 38.0, "cuda": 36.0}
+SOLID = {"cpu": 45.0, "cuda": 38.0}
 
 
 @cache
@@ -67,7 +70,7 @@ def test_pictures_are_those_of_the_twin(device: torch.device, fused: bool, opaqu
         assert truth.rgba[..., 3].max() > 0.4
         assert (ours.frame_id, ours.t_capture_ns, ours.rgba.dtype) == (3, state.t_capture_ns, np.float32)
         assert ours.rgba.shape == truth.rgba.shape
-        assert psnr(ours.rgba, truth.rgba) > HALF[device.type]
+        assert psnr(ours.rgba, truth.rgba) > (SOLID if opaque else ALIKE)[device.type]
         assert (ours.rgba[..., :3] <= ours.rgba[..., 3:] + 1e-5).all(), "premultiplied"
 
 
@@ -109,9 +112,9 @@ def test_a_state_that_is_no_number_still_gives_a_picture(device: torch.device, n
 def test_when_memory_is_short_no_hole_opens(device: torch.device) -> None:
     model = painted_model(device)
     full = renderer(model, fused=False).render(STATE, VIEW).rgba
-    skimped = renderer(model, fused=False, capacity=VIEW.width * VIEW.height * 6)
+    skimped = renderer(model, fused=False, capacity=VIEW.width * VIEW.height * 9)
     short = skimped.frame(STATE, VIEW, "rgba").wait() / 255.0
-    assert skimped.counters().steps_dropped > 100
+    assert skimped.counters().steps_dropped > 1000
     solid = full[..., 3] > 0.995
     assert solid.sum() > 200
     assert np.quantile(short[solid, 3], 0.01) > 0.9
@@ -123,7 +126,7 @@ def test_only_far_samples_are_missing_where_a_ray_has_too_many(device: torch.dev
     model = copy.copy(painted_model(device, opaque=False))
     model.config = config
     native = renderer(model)
-    assert psnr(native.render(STATE, VIEW).rgba, Renderer(model).render(STATE, VIEW).rgba) > HALF[device.type]
+    assert psnr(native.render(STATE, VIEW).rgba, Renderer(model).render(STATE, VIEW).rgba) > ALIKE[device.type]
     native.frame(STATE, VIEW).wait()
     assert native.counters().rays_cut > 100
     assert native.counters().samples <= 6 * native.counters().rays
