@@ -58,13 +58,14 @@ def growth(samples: list[float]) -> float | None:
     return statistics.median(samples[-quarter:]) - statistics.median(samples[quarter : 2 * quarter])
 
 
-def beside(subject: Subject, trainer: AnyTrainer, memory: Memory, done: threading.Event) -> None:
-    """Offer new pictures and look at memory until ``done``."""
+def beside(subject: Subject, trainer: AnyTrainer, memory: Memory, done: threading.Event, offer: bool) -> None:
+    """Look at memory, and ``offer`` new pictures, until ``done``."""
     observations = list(subject.observations(len(subject.folder.frames)))
     number, sampled = 0, 0.0
     while not done.wait(OFFER_S):
-        trainer.add(observations[number % len(observations)])
-        number += 1
+        if offer:
+            trainer.add(observations[number % len(observations)])
+            number += 1
         if time.perf_counter() - sampled >= SAMPLE_S:
             memory.sample(subject.device)
             sampled = time.perf_counter()
@@ -77,10 +78,11 @@ def soak(avatar: Path, tracked: Path, minutes: float, size: int, device: str, ba
     renderer = make_renderer(subject.model, chosen)
     trainer = make_trainer(subject.untouched_model(), chosen)
     held = fill(trainer, subject, fill_to)
+    full = held < fill_to  # only then do new pictures take the place of old ones, and no memory of their own
     for _ in range(20):  # what is allocated once is allocated now
         trainer.step()
     memory, done = Memory(), threading.Event()
-    thread = threading.Thread(target=beside, args=(subject, trainer, memory, done))
+    thread = threading.Thread(target=beside, args=(subject, trainer, memory, done, full))
     thread.start()
     try:
         shown, learned = display_while_training(
@@ -90,12 +92,13 @@ def soak(avatar: Path, tracked: Path, minutes: float, size: int, device: str, ba
         done.set()
         thread.join()
     settled = shown.ms[round(FPS) :] or shown.ms
-    figures = {
+    figures: dict[str, Any] = {
         "device": device_name(subject.device),
         "backend": chosen.kind,
         "size": size,
         "minutes": minutes,
         "replay_frames": held,
+        "new_pictures": full,
         "frames": len(shown.ms),
         "late_frames": shown.late,
         "frame_ms": spread(settled),
@@ -123,7 +126,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--backend", default="auto", choices=NAMES)
-    parser.add_argument("--replay", dest="fill_to", type=int, default=REPLAY_FRAMES, help="pictures to begin with")
+    parser.add_argument("--replay", dest="fill_to", type=int, default=2 * REPLAY_FRAMES, help="pictures to begin with")
     parser.add_argument("--json", type=Path)
     arguments = vars(parser.parse_args())
     target = arguments.pop("json")

@@ -15,6 +15,8 @@ from telepresence.bench.timing import batch_ms
 if TYPE_CHECKING:
     import torch
 
+    from insta_runtime.config import FieldConfig
+
 LEVELS, FEATURES, BASE, GROWTH, LOG2_ENTRIES, HIDDEN, OUTPUTS = 16, 2, 16, 1.447, 19, 64, 16
 GPU_POINTS, CPU_POINTS = 1 << 20, 1 << 14
 SETS = 4  # of points, drawn afresh; they take turns
@@ -51,24 +53,33 @@ def field_gpts(contestant: Contestant, device: torch.device, seconds: float) -> 
     return {"inference": count / inference / 1e6, "training": count / training / 1e6}
 
 
+def native_fields(device: torch.device) -> dict[str, Contestant]:
+    """Our kernels: in one pass over the points, and on a GPU also level by level first."""
+    import torch
+
+    from insta_runtime.field.grid_mlp import GridMlp
+    from insta_runtime.field.packed import table_size
+
+    config, generator = _config(), torch.Generator().manual_seed(0)
+    grid = GridMlp(config, device, points_of(device))
+    networks = [(HIDDEN, LEVELS * FEATURES), (HIDDEN, HIDDEN), (OUTPUTS, HIDDEN)]
+    weights = [torch.randn(shape, generator=generator).view(-1) * (2.0 / shape[1]) ** 0.5 for shape in networks]
+    grid.load(torch.randn(table_size(config), generator=generator) * 0.1, torch.cat(weights))
+    found = {"native": Contestant(grid.infer, grid.train, torch.float32)}
+    if device.type == "cuda":
+        found["native_by_levels"] = Contestant(grid.infer_by_levels, grid.train, torch.float32)
+    return found
+
+
 def torch_field(device: torch.device) -> Contestant:
     """The torch twins, composed."""
     import torch
     from torch import nn
 
-    from insta_runtime.config import FieldConfig
     from insta_runtime.field.hashgrid import HashGrid
 
-    config = FieldConfig(
-        levels=LEVELS,
-        features=FEATURES,
-        log2_entries=LOG2_ENTRIES,
-        base=BASE,
-        finest=round(BASE * GROWTH ** (LEVELS - 1)),
-        hidden=HIDDEN,
-    )
     network = nn.Sequential(
-        HashGrid(config, torch.Generator().manual_seed(0)),
+        HashGrid(_config(), torch.Generator().manual_seed(0)),
         nn.Linear(LEVELS * FEATURES, HIDDEN, bias=False),
         nn.ReLU(),
         nn.Linear(HIDDEN, HIDDEN, bias=False),
@@ -76,6 +87,13 @@ def torch_field(device: torch.device) -> Contestant:
         nn.Linear(HIDDEN, OUTPUTS, bias=False),
     ).to(device)
     return _module(network, torch.float32)
+
+
+def _config() -> FieldConfig:
+    from insta_runtime.config import FieldConfig
+
+    finest = round(BASE * GROWTH ** (LEVELS - 1))
+    return FieldConfig(LEVELS, FEATURES, LOG2_ENTRIES, BASE, finest, HIDDEN)
 
 
 def tcnn_field() -> Contestant:

@@ -59,11 +59,15 @@ class Subject:
 
 
 def fill(trainer: AnyTrainer, subject: Subject, count: int) -> int:
-    """Let a trainer take in ``count`` pictures; how many it holds then."""
+    """Let a trainer take in ``count`` pictures, or as many as it has room for; how many it holds then."""
+    held = 0
     for observation in subject.observations(count):
         trainer.add(observation)
         trainer.replay.take_in()
-    return len(trainer.replay)
+        if len(trainer.replay) == held:
+            break
+        held = len(trainer.replay)
+    return held
 
 
 def open_subject(avatar: Path, tracked: Path, size: int, device: str) -> Subject:
