@@ -32,7 +32,7 @@ class WarpConfig:
     """Posed <-> canonical: how a sample finds its triangle and rides with it."""
 
     cell: float = setting(0.008, "edge of a cell of the candidate grid", unit="m", ge=0.002, le=0.05)
-    candidates: int = setting(24, "triangles that a cell offers to its samples", ge=4, le=64)
+    candidates: int = setting(32, "triangles that a cell offers to its samples", ge=4, le=64)
     band: float = setting(
         0.06, "distance from the posed surface beyond which nothing is sampled", unit="m", ge=0.005, le=0.2
     )

@@ -1,0 +1,56 @@
+"""The warp of points and directions in device code, against `PosedHead.to_canonical` on the true nearest triangle."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from posed_person import DEFAULT, Posed, band_points, model_of, random_state, run
+
+from insta_runtime.warp.nearest import nearest_brute_force
+from insta_runtime.warp.warp import fade
+
+DISPLACED = 2e-5  # metres, of 95 % of the points: rounding; the finest cells of the field are 1 mm
+TURNED = 1e-4  # of a unit vector
+EDGES = 0.97  # share of points that must agree; the others ride with another triangle, or lie on a sharp edge
+
+
+def carry(posed: Posed, frame: int, points: torch.Tensor, directions: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    position, turned = torch.full_like(points, torch.nan), torch.full_like(points, torch.nan)
+    masks, heads = torch.full_like(points[:, :2].contiguous(), torch.nan), posed.heads
+    arguments = (heads.head, heads.poses, frame, points.contiguous(), directions, len(points), position, turned, masks)
+    heads.kernels.launch("carry_points", *arguments, items=len(points))
+    return position, turned, masks
+
+
+@pytest.mark.parametrize("seed", [21, 22])
+def test_points_go_where_the_true_nearest_triangle_takes_them(device: torch.device, seed: int) -> None:
+    model = model_of(device, DEFAULT)
+    posed = run(model, [random_state(model.head, seed)])
+    points = band_points(posed, 0, 700)
+    directions = torch.nn.functional.normalize(torch.randn_like(points), dim=-1)
+    position, turned, masks = carry(posed, 0, points, directions)
+
+    twin, warp = posed.twins()[0], model.warp
+    truth = nearest_brute_force(points, twin.vertices, model.rig.faces)
+    corner, b = model.rig.faces[truth.triangle], truth.barycentrics[:, :, None]
+    linear = (twin.vertex_maps[corner] * b[..., None]).sum(dim=1)
+    offset = points - (twin.vertices[corner] * b).sum(dim=1)
+    expected = (warp.canonical.vertices[corner] * b).sum(dim=1) + torch.einsum("nij,nj->ni", linear, offset)
+    direction = torch.nn.functional.normalize(torch.einsum("nij,nj->ni", linear, directions), dim=-1)
+    faded = (warp.masks[corner] * b).sum(dim=1) * fade(truth.distance)[:, None]
+
+    assert float(((position - expected).norm(dim=-1) < DISPLACED).float().mean()) > EDGES
+    assert float(((turned - direction).norm(dim=-1) < TURNED).float().mean()) > EDGES
+    assert float(((masks - faded).abs().amax(dim=-1) < TURNED).float().mean()) > EDGES
+    torch.testing.assert_close(turned.norm(dim=-1), torch.ones_like(turned[:, 0]))
+
+
+def test_unmarked_points_stay(device: torch.device) -> None:
+    model = model_of(device, DEFAULT)
+    posed = run(model, [random_state(model.head, 23)])
+    points = model.warp.box.origin - torch.rand((5, 3), device=device)
+    directions = torch.nn.functional.normalize(torch.randn_like(points), dim=-1)
+    position, turned, masks = carry(posed, 0, points, directions)
+    assert torch.equal(position, points)
+    assert torch.equal(turned, directions)
+    assert not masks.any()
