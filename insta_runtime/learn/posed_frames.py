@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from insta_runtime.render.model import AvatarModel
 
 STALE = 16  # updates of the occupancy after which a kept band is marked anew
-CHANGED = 0.1  # ... or earlier, when so large a part of the occupied cells has gone
+CHANGED = 0.1  # ... or earlier, when so large a part of the occupied cells has come or gone
 TOUCHED = 0.12  # of the cells of the posed grid are marked, about: only their candidates take memory
 
 
@@ -108,7 +108,7 @@ class HostFrames:
             known = self._known[slot]
             if self._occupied > (1.0 + CHANGED) * known.chosen:
                 self._choose(slot)
-            elif self._occupied < (1.0 - CHANGED) * known.marked or self._epoch - known.epoch >= STALE:
+            elif abs(self._occupied - known.marked) > CHANGED * known.marked or self._epoch - known.epoch >= STALE:
                 self._all["bits"][slot].zero_()
                 head = self._heads[slot]
                 self._kernels.launch("carry_cells", head.head, head.poses, self._space, items=self._space.value.count)

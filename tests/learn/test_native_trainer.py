@@ -15,10 +15,12 @@ from insta_runtime.head import HeadModel
 from insta_runtime.kernels import Kernels
 from insta_runtime.learn.evaluation import Scores, score
 from insta_runtime.learn.native import NativeTrainer
+from insta_runtime.learn.posed_frames import HostFrames
 from insta_runtime.learn.trainer import BETA1, BETA2, MLP_RATE, StepReport, Trainer
 from insta_runtime.render.model import AvatarModel
 from insta_runtime.render.renderer import Renderer
 from insta_runtime.types import Observation
+from insta_runtime.warp.posing import PosedHeads
 
 DEVICES = [CPU, pytest.param(torch.device("cuda"), marks=pytest.mark.gpu)]
 
@@ -198,3 +200,38 @@ def test_the_learning_rate_warms_up_then_falls_with_steps_or_with_given_progress
         assert networks == pytest.approx(MLP_RATE * table)
         assert (first, second) == pytest.approx((1.0 - BETA1, (1.0 - BETA2) ** 0.5)), "its own first update"
         assert decay == pytest.approx(min(config.learn.ema, (1 + steps) / (10 + steps)))
+
+
+def test_a_kept_pose_follows_the_occupancy(pictures: list[Observation]) -> None:
+    """A CPU marks the bands of posed heads anew when space has emptied, and poses anew when it has filled."""
+    trainer, _ = learned(native(CPU), pictures, 4)
+    assert isinstance(trainer, NativeTrainer)
+    assert isinstance(trainer._posed, HostFrames)
+    posed, occupancy = trainer._posed, trainer.model.occupancy
+    fresh = PosedHeads(trainer.kernels, trainer.model, 1)
+    seen = sorted(posed._known)
+    assert len(seen) > 2
+
+    def marked(share: float) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Bands of the pictures seen, each with those of a head posed just now, once ``share`` of space is occupied."""
+        occupancy.value.copy_(torch.rand(len(occupancy.value), generator=torch.Generator().manual_seed(1)) < share)
+        occupancy.seen.zero_()
+        trainer._publish()
+        posed.expire()
+        posed.pose(torch.tensor(seen, dtype=torch.int32))
+        pairs = []
+        for slot in seen:
+            fresh.states.copy_(trainer.replay.states[slot : slot + 1])
+            fresh.run(trainer._space)
+            bits, row = posed.poses.tensors["bits"], posed.poses.tensors["row"]
+            assert isinstance(bits, torch.Tensor)
+            assert isinstance(row, torch.Tensor)
+            cells = ((bits[slot][:, None] >> torch.arange(32)) & 1).flatten()[: row.shape[1]].bool()
+            assert (row[slot][cells] >= 0).all(), "with candidates"
+            pairs.append((bits[slot].clone(), fresh.poses.tensors["bits"][0].clone()))  # type: ignore[index, union-attr]
+        return pairs
+
+    few, many = marked(0.05), marked(0.9)
+    for kept, new in few + many:
+        assert torch.equal(kept, new)
+    assert (few[0][0] != many[0][0]).any()
