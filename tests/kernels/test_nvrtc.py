@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from insta_runtime.compilers import Nvrtc, NvrtcCompiler, Program, build, find, read_resources
+from insta_runtime.compilers import Nvrtc, NvrtcCompiler, Program, build, find
 from insta_runtime.constants import avatar_constants
 from insta_runtime.kernels import KernelError, read_sources
 from telepresence.config import load_config
@@ -17,6 +17,9 @@ PRESETS = ("default", "cpu")
 MOST_REGISTERS = 255  # what a thread can have
 MOST_SHARED = 48 * 1024  # bytes that a block has on every card
 MOST_SPILLED = 64  # bytes a thread, stored and loaded: a few, around a loop, stay in the first cache
+SPILLED = {  # where it is more, and why that is borne
+    ("field_backward", "sm_120"): 800,  # gradients of a whole layer stay in registers; fewer would mean a second pass
+}
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +30,7 @@ def nvrtc() -> Nvrtc:
         pytest.skip(str(error))
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("module", read_sources().modules)
 def test_a_module_fits_every_card(module: str, nvrtc: Nvrtc) -> None:
     sources = read_sources()
@@ -37,16 +41,15 @@ def test_a_module_fits_every_card(module: str, nvrtc: Nvrtc) -> None:
         compiler = NvrtcCompiler(nvrtc, capability)
         assert compiler.binary
         for program in programs.values():
-            image, text = compiler.compile(program)
-            assert image.startswith(b"\x7fELF")
-            resources = read_resources(text)
-            assert set(resources) == set(kernels)
-            for name, taken in resources.items():
+            artifact = build(program, compiler)  # from the cache if nothing has changed
+            assert artifact.image.startswith(b"\x7fELF")
+            assert set(artifact.resources) == set(kernels)
+            for name, taken in artifact.resources.items():
                 where = f"{name} for {compiler.architecture}: {taken}"
                 assert 0 < taken.registers <= MOST_REGISTERS, where
                 assert taken.registers * kernels[name].threads <= 65536, where
                 assert taken.shared <= MOST_SHARED, where
-                assert taken.spilled <= MOST_SPILLED, where
+                assert taken.spilled <= SPILLED.get((name, compiler.architecture), MOST_SPILLED), where
 
 
 SMALL = Program(
