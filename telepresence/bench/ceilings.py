@@ -42,7 +42,7 @@ def ceilings(device: torch.device, seconds: float) -> dict[str, float]:
     picture = torch.randint(255, (512 * 768,), dtype=torch.uint8, device=device)
     pinned = torch.empty_like(picture, device="cpu", pin_memory=True)
     to_host_ms = batch_ms(lambda _: pinned.copy_(picture, non_blocking=True), [None] * 8, device, seconds)
-    tiny, graph = torch.zeros(32, device=device), torch.cuda.CUDAGraph()
+    tiny, graph = torch.zeros(32, device=device).add_(1.0), torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         for _ in range(NODES):
             tiny.add_(1.0)

@@ -130,7 +130,7 @@ def _with_progress(run: Bench, parts: Sequence[str]) -> None:
 def _frame(run: Bench) -> None:
     """The whole frame, on as many different pictures as were asked for."""
     from insta_runtime.render.native import NativeRenderer
-    from telepresence.bench.frame import drawing, scene
+    from telepresence.bench.frame import drawing
 
     subject = run.subject
     renderer = _renderer(run)
@@ -140,16 +140,13 @@ def _frame(run: Bench) -> None:
     run.figures.update(frame_ms=spread(times), frames=len(times))
     if isinstance(renderer, NativeRenderer):
         run.figures["counters"] = asdict(renderer.counters())
-    run.figures["scene"] = scene(subject.model, subject.states[:: max(1, len(subject.states) // 8)], subject.camera)
 
 
 def _train(run: Bench) -> None:
     """The step, its pace alone and beside the display, what the display feels of it, and memory."""
-    import torch
-
+    _release(run)
     _measure_training(run, _trainer(run))
-    if run.on_gpu:
-        torch.cuda.empty_cache()
+    _release(run)
 
 
 def _measure_training(run: Bench, trainer: AnyTrainer) -> None:
@@ -187,6 +184,15 @@ def _measure_training(run: Bench, trainer: AnyTrainer) -> None:
     )
     if memory is None:
         run.notes["memory_gb"] = "this system does not say what a process takes"
+
+
+def _scene(run: Bench) -> None:
+    """How many rays and samples a picture has, and how much of space is occupied."""
+    from telepresence.bench.frame import scene
+
+    subject = run.subject
+    few = subject.states[:: max(1, len(subject.states) // 8)]
+    run.figures["scene"] = scene(subject.model, few, subject.camera)
 
 
 def _stages(run: Bench) -> None:
@@ -323,6 +329,7 @@ def _gsplat(run: Bench) -> None:
 PARTS: dict[str, tuple[str, Callable[[Bench], None]]] = {
     "frame": ("pictures", _frame),
     "train": ("training and display beside it", _train),
+    "scene": ("rays and samples", _scene),
     "stages": ("stages", _stages),
     "field": ("hash grid and network", _field),
     "nearest": ("nearest triangles", _nearest),
@@ -345,6 +352,14 @@ def _trainer(run: Bench) -> AnyTrainer:
     from insta_runtime.backends import make_trainer
 
     return make_trainer(run.subject.untouched_model(), run.backend)
+
+
+def _release(run: Bench) -> None:
+    """Give back what torch holds of a GPU without using it: loading an avatar and the twins take more than a call."""
+    import torch
+
+    if run.on_gpu:
+        torch.cuda.empty_cache()
 
 
 def _commit() -> str | None:
