@@ -21,9 +21,9 @@
 #define NO_KEY 0x7f000000  // more than any
 #define SHRINK 0.7f      // of the search when it finds more triangles than the pool holds
 
-// Up to 32 triangles, a row a number of nearest.cuh's twelve.
+// Up to 32 triangles, a row a number of nearest.cuh's twelve and of their inverses.
 struct Tile {
-    float row[TRIANGLE_SIZE][LANES];
+    float row[TRIANGLE_SIZE + 4][LANES];
 };
 
 struct Pool {
@@ -82,13 +82,31 @@ DEVICE int least_of(const int (&key)[LANES], uint mask) {
 
 DEVICE int lesser(int a, int b) { return a < b ? a : b; }
 
+DEVICE Triangle triangle_of(const Tile& tile, int l) {
+    return Triangle{vec3{tile.row[0][l], tile.row[1][l], tile.row[2][l]},
+                    vec3{tile.row[3][l], tile.row[4][l], tile.row[5][l]},
+                    vec3{tile.row[6][l], tile.row[7][l], tile.row[8][l]},
+                    tile.row[9][l],
+                    tile.row[10][l],
+                    tile.row[11][l]};
+}
+
+DEVICE void invert_one(Tile& tile, int l) {
+    const Inverses one_over = inverses_of(triangle_of(tile, l));
+    tile.row[12][l] = one_over.ab, tile.row[13][l] = one_over.ac;
+    tile.row[14][l] = one_over.bc, tile.row[15][l] = one_over.area;
+}
+
 DEVICE void load_tile(Tile& tile, const float* triangles, const int (&id)[LANES]) {
     for (int l = 0; l < LANES; ++l) {
-        const Triangle t = load_triangle(triangles + TRIANGLE_SIZE * id[l]);
-        const float numbers[TRIANGLE_SIZE] = {t.a.x,  t.a.y,  t.a.z,  t.ab.x, t.ab.y, t.ab.z,
-                                              t.ac.x, t.ac.y, t.ac.z, t.d00,  t.d01,  t.d11};
-        UNROLL for (int q = 0; q < TRIANGLE_SIZE; ++q) tile.row[q][l] = numbers[q];
+        const float* t = triangles + TRIANGLE_SIZE * id[l];
+        UNROLL for (int q = 0; q < TRIANGLE_SIZE; q += 4) {
+            const vec4 part = load4(t + q);
+            tile.row[q][l] = part.x, tile.row[q + 1][l] = part.y;
+            tile.row[q + 2][l] = part.z, tile.row[q + 3][l] = part.w;
+        }
     }
+    FOR_LANES(l) invert_one(tile, l);  // a struct within this loop would keep a compiler from vectorising it
 }
 
 struct Measured {
@@ -96,20 +114,16 @@ struct Measured {
 };
 
 DEVICE void measure_one(const Tile& tile, vec3 p, int l, Measured& m) {
-    const Triangle t{vec3{tile.row[0][l], tile.row[1][l], tile.row[2][l]},
-                     vec3{tile.row[3][l], tile.row[4][l], tile.row[5][l]},
-                     vec3{tile.row[6][l], tile.row[7][l], tile.row[8][l]},
-                     tile.row[9][l], tile.row[10][l], tile.row[11][l]};
+    const Triangle t = triangle_of(tile, l);
+    const Inverses one_over{tile.row[12][l], tile.row[13][l], tile.row[14][l], tile.row[15][l]};
     const vec3 from = p - t.a;
-    const OnTriangle on = closest_on_triangle(t, from);
+    const OnTriangle on = closest_on_triangle(t, one_over, from);
     const vec3 offset = from - on.v * t.ab - on.w * t.ac;
     m.distance[l] = length(offset);
     m.x[l] = offset.x, m.y[l] = offset.y, m.z[l] = offset.z;
 }
 
-DEVICE void measure(const Tile& tile, vec3 p, Measured& m) {
-    FOR_LANES(l) measure_one(tile, p, l, m);  // a struct within this loop would keep a compiler from vectorising it
-}
+DEVICE void measure(const Tile& tile, vec3 p, Measured& m) { FOR_LANES(l) measure_one(tile, p, l, m); }
 
 // How far the middle of a leaf's sphere is, and how near its triangles may be.
 DEVICE float to_middle(const float* spheres, int leaf, vec3 p) { return length(p - load3(spheres + 4 * leaf)); }
@@ -176,7 +190,10 @@ DEVICE int fill_pool(Pool& pool, const Head& head, const float* triangles, const
                     }
                     count = count_before(valid, count, place);
                     FOR_SET(l, bits_of_lanes(valid)) {
-                        if (place[l] < POOL) pool.triangle[place[l]] = (unsigned short)id[l];
+                        if (place[l] >= POOL) continue;
+                        pool.triangle[place[l]] = (unsigned short)id[l];
+                        pool.distance[place[l]] = m.distance[l];
+                        pool.x[place[l]] = m.x[l], pool.y[place[l]] = m.y[l], pool.z[place[l]] = m.z[l];
                     }
                 }
             }
@@ -188,33 +205,10 @@ DEVICE int fill_pool(Pool& pool, const Head& head, const float* triangles, const
     }
 }
 
-// The row of one cell from a pool of `count` triangles; changes the pool's distances, not its triangles.
-DEVICE void write_row(Pool& pool, int count, const Head& head, const float* triangles, vec3 centre, uint* row) {
-    const float edge = head.side / float(head.resolution), half = 0.8660254f * edge;
-    int least[LANES];
-    for (int l = 0; l < LANES; ++l) least[l] = NO_KEY;
-    for (int base = 0; base < count; base += PACKET) {
-        Measured m;
-#if ON_GPU
-        int id[LANES];
-        Tile tile;
-        id[0] = pool.triangle[base + LANE < count ? base + LANE : 0];
-        load_tile(tile, triangles, id);
-        measure(tile, centre, m);
-#else
-        measure(pool.tile[base / PACKET], centre, m);
-#endif
-        FOR_LANES(l) {
-            const int i = base + COLUMN(l);
-            pool.distance[i] = m.distance[l];
-            pool.x[i] = m.x[l], pool.y[i] = m.y[l], pool.z[i] = m.z[l];
-            least[l] = lesser(least[l], keyed(i < count ? m.distance[l] : FAR, POOL_MASK, i));
-        }
-    }
-    WARP_SYNC();
-
-    // Leave out what cannot be nearest, closing the ranks.
-    const int nearest = least_of(least, POOL_MASK);
+// Leaves out of a pool, whose distances are those from the centre of a cube of this edge, what cannot be nearest to a
+// point of the cube, and closes the ranks; in place of distances there are words then. How many are left.
+DEVICE int prune(Pool& pool, int count, int nearest, float edge) {
+    const float half = 0.8660254f * edge;
     const float d_m = pool.distance[nearest], inverse = 1.0f / fmaxf(d_m, 1e-9f);
     const vec3 u_m{inverse * pool.x[nearest], inverse * pool.y[nearest], inverse * pool.z[nearest]};
     const float curved = 0.5f * half * half * inverse;
@@ -241,7 +235,35 @@ DEVICE void write_row(Pool& pool, int count, const Head& head, const float* tria
         }
         WARP_SYNC();
     }
+    return kept;
+}
 
+// The row of one cell from a pool of `count` triangles; changes the pool's distances, not its triangles.
+DEVICE void write_row(Pool& pool, int count, const Head& head, const float* triangles, vec3 centre, uint* row) {
+    const float edge = head.side / float(head.resolution);
+    int least[LANES];
+    for (int l = 0; l < LANES; ++l) least[l] = NO_KEY;
+    for (int base = 0; base < count; base += PACKET) {
+        Measured m;
+#if ON_GPU
+        int id[LANES];
+        Tile tile;
+        id[0] = pool.triangle[base + LANE < count ? base + LANE : 0];
+        load_tile(tile, triangles, id);
+        measure(tile, centre, m);
+#else
+        measure(pool.tile[base / PACKET], centre, m);
+#endif
+        FOR_LANES(l) {
+            const int i = base + COLUMN(l);
+            pool.distance[i] = m.distance[l];
+            pool.x[i] = m.x[l], pool.y[i] = m.y[l], pool.z[i] = m.z[l];
+            least[l] = lesser(least[l], keyed(i < count ? m.distance[l] : FAR, POOL_MASK, i));
+        }
+    }
+    WARP_SYNC();
+
+    const int kept = prune(pool, count, least_of(least, POOL_MASK), edge);
     const int capacity = head.candidates < 64 ? head.candidates : 64;
     int chosen = 0;
     if (kept <= capacity) {
@@ -288,14 +310,16 @@ DEVICE void write_row(Pool& pool, int count, const Head& head, const float* tria
     WARP_SYNC();
 }
 
-// candidates (frames, capacity, head.candidates) of the marked cells, from the posed triangles and the leaves' spheres.
+// candidates (frames, capacity, head.candidates) of the marked cells, from the posed triangles and the leaves' spheres;
+// only of those whose bit is set in `wanted` (frames, words), unless it is null.
 // items: 32 * frames * capacity.
-KERNEL(THREADS) choose_candidates(const Head head, const Poses poses) {
+KERNEL(THREADS) choose_candidates(const Head head, const Poses poses, const uint* wanted) {
 #if ON_GPU
     EACH_PACKET(p, poses.frames * poses.capacity) {
         SCRATCH(Pool, pool, THREADS);
         const int frame = p / poses.capacity, row = p % poses.capacity;
         if (row >= poses.count[frame]) continue;
+        if (wanted && !bit_at(wanted + (size_t)frame * poses.words, poses.cell[p])) continue;
         const float* triangles = poses.triangles + (size_t)frame * head.triangles * TRIANGLE_SIZE;
         const float* spheres = poses.spheres + (size_t)frame * head.leaves * 4;
         const vec3 centre = cell_centre(head, poses.cell[(size_t)p], head.resolution);
@@ -313,7 +337,7 @@ KERNEL(THREADS) choose_candidates(const Head head, const Poses poses) {
             const int x = at[0] + i % EDGE, y = at[1] + i / EDGE % EDGE, z = at[2] + i / (EDGE * EDGE);
             if (x >= n || y >= n || z >= n) continue;
             const int cell = (z * n + y) * n + x;
-            if (!bit_at(poses.bits + (size_t)frame * poses.words, cell)) continue;
+            if (!bit_at((wanted ? wanted : poses.bits) + (size_t)frame * poses.words, cell)) continue;
             const int row = poses.row[(size_t)frame * n * n * n + cell];
             if (row >= 0) rows[cells++] = row;
         }
@@ -323,7 +347,12 @@ KERNEL(THREADS) choose_candidates(const Head head, const Poses poses) {
         const float* spheres = poses.spheres + (size_t)frame * head.leaves * 4;
         const float size = head.side / float(n);
         const vec3 middle = origin_of(head) + size * vec3{at[0] + 0.5f * EDGE, at[1] + 0.5f * EDGE, at[2] + 0.5f * EDGE};
-        const int count = fill_pool(pool, head, triangles, spheres, middle, 0.8660254f * EDGE * size);
+        int count = fill_pool(pool, head, triangles, spheres, middle, 0.8660254f * EDGE * size);
+        int nearest = 0;
+        for (int i = 1; i < count; ++i) nearest = pool.distance[i] < pool.distance[nearest] ? i : nearest;
+        count = prune(pool, count, nearest, EDGE * size);
+        for (int i = 0; i < count; ++i)
+            pool.triangle[i] = (unsigned short)candidate_triangle(float_to_bits(pool.distance[i]));
         for (int base = 0; base < count; base += PACKET) {
             int id[LANES];
             for (int l = 0; l < LANES; ++l) id[l] = pool.triangle[base + l < count ? base + l : 0];

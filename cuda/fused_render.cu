@@ -76,11 +76,14 @@ DEVICE void advance(Walkers& w, const Head& head, const Poses& poses, const Spac
     }
 }
 
-// Draws the pixels that find_rays listed in `hits` into `rgba` (height * width, 4), premultiplied. A ray ends
-// where its transmittance falls below `stop`. The counters are those of begin_picture. `packets` is how many packets share the work: as many as the machine runs at a time, or more.
-KERNEL(THREADS) render_rays(const Head head, const Poses poses, const Space space, const FieldWeights weights,
-                        const int* hits, int* counters, float step, float stop, int max_samples, int width,
-                            int packets, float* rgba) {
+// Draws the pixels that find_rays listed in `hits` into `rgba` (height * width, 4), premultiplied, from the cells that
+// it listed in `wanted`, which have candidates. A ray ends where its transmittance falls below `stop`. The counters are
+// those of begin_picture. `packets` is how many packets share the work: as many as the machine runs at a time, or more.
+KERNEL(THREADS) render_rays(const Head head, const Poses all, const Space space, const FieldWeights weights,
+                            const int* hits, int* counters, uint* wanted, float step, float stop, int max_samples,
+                            int width, int packets, float* rgba) {
+    Poses poses = all;
+    poses.bits = wanted;  // should a point be rounded into another cell than find_rays saw, the step is left out
     EACH_PACKET(p, packets) {
         SCRATCH(FieldScratch, scratch, THREADS);
         const float* code[LANES];

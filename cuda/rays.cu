@@ -15,18 +15,21 @@ KERNEL(128) camera_rays(const Head head, const Poses poses, const float* depth, 
 
 // Between posing and find_rays. Counters (6) of a picture: hits, hits taken so far, rays that max_samples cut short,
 // samples, marked cells for which there was no room; and steps for which there was none, in the unfused chain.
-KERNEL(32) begin_picture(const Poses poses, int* counters) {
-    EACH(i, 6) {
+// `wanted` (words): no cell yet.
+KERNEL(128) begin_picture(const Poses poses, int* counters, uint* wanted) {
+    EACH(i, poses.words) {
         const int dropped = poses.count[0] - poses.capacity;
-        counters[i] = i == 4 && dropped > 0 ? dropped : 0;
+        if (i < 6) counters[i] = i == 4 && dropped > 0 ? dropped : 0;
+        wanted[i] = 0u;
     }
 }
 
 // Lists the pixels whose rays take a step in a marked cell, for fused_render.cu, and makes all others of `rgba`
 // (height * width, 4) empty. A row of `hits` (height * width, 4) is pixel, first and last step in marked cells, 0;
 // counters[0] counts them.
+// `wanted` (words) gets a bit for each marked cell in which a ray takes a step: many are never seen.
 KERNEL(128) find_rays(const Head head, const Poses poses, const float* depth, int width, int height, float step,
-                      int* hits, int* counters, float* rgba) {
+                      int* hits, int* counters, uint* wanted, float* rgba) {
     EACH_PACKET(tile, count_tiles(width, height)) {
         int pixel[LANES], first[LANES], last[LANES], place[LANES];
         bool hit[LANES];
@@ -41,6 +44,9 @@ KERNEL(128) find_rays(const Head head, const Poses poses, const float* depth, in
                 if (!hit[l]) first[l] = k - 1;
                 last[l] = k - 1;
                 hit[l] = true;
+                const int cell = poses.cell[found.row];
+                const uint bit = 1u << (cell & 31);
+                if (!(wanted[cell >> 5] & bit)) or_atomic(wanted + (cell >> 5), bit);
             }
             if (!hit[l]) store4(rgba + 4 * pixel[l], 0.0f, 0.0f, 0.0f, 0.0f);
         }

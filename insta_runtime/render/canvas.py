@@ -68,6 +68,7 @@ class Canvas:
 
     Attributes:
         rgba: (H * W, 4) float32 premultiplied. bytes: (4 H W,) uint8. counters: int32, `COUNTERS`; on the device.
+        wanted: (words,) int32, a bit for each cell of the posed grid that a ray of the last picture needed.
         slots: the ring.
     """
 
@@ -88,7 +89,7 @@ class Canvas:
         self.pixels = self.width * self.height
         self.rgba, self.background = self._floats(self.pixels, 4), self._floats(self.pixels, 3)
         self.bytes = torch.zeros(4 * self.pixels, dtype=torch.uint8, device=kernels.device)
-        self.counters = self._ints(len(COUNTERS))
+        self.counters, self.wanted = self._ints(len(COUNTERS)), self._ints(heads.poses.value.words)
         self.slots = [Slot(heads.states.shape[1], self.pixels, stream is not None) for _ in range(RING)]
         self._turn = 0
         self._backdrop: Float32 | None = None
@@ -100,7 +101,7 @@ class Canvas:
         if kind not in self._graphs:
 
             def work() -> None:
-                self.heads.run(self.space)
+                self.heads.pose(self.space)
                 self._march()
                 self._write(kind)
 
@@ -144,19 +145,18 @@ class Canvas:
 
         def march() -> None:
             depth = self._depth()
-            kernels.launch("begin_picture", poses, self.counters, items=32)
-            size = self.width, self.height
-            kernels.launch(
-                "find_rays", head, poses, depth, *size, step, hits, self.counters, self.rgba, items=32 * tiles
-            )
+            kernels.launch("begin_picture", poses, self.counters, self.wanted, items=len(self.wanted))
+            view = depth, self.width, self.height
+            found = hits, self.counters, self.wanted
+            kernels.launch("find_rays", head, poses, *view, step, *found, self.rgba, items=32 * tiles)
+            self.heads.choose(self.wanted)
             kernels.launch(
                 "render_rays",
                 head,
                 poses,
                 self.space,
                 self.field.weights,
-                hits,
-                self.counters,
+                *found,
                 step,
                 EARLY_STOP,
                 self.config.max_samples,
@@ -188,7 +188,8 @@ class Canvas:
         def march() -> None:
             depth = self._depth()
             launch, field = kernels.launch, self.field.weights
-            launch("begin_picture", poses, self.counters, items=32)
+            launch("begin_picture", poses, self.counters, self.wanted, items=len(self.wanted))
+            self.heads.choose()
             launch("camera_rays", head, poses, depth, rays, self.width, self.height, items=count)
             packed.run()
             launch("field_samples", field, samples, codes, stride, density, colour, None, items=capacity)

@@ -152,6 +152,11 @@ class PosedHeads:
 
     def run(self, space: Struct) -> None:
         """Pose all heads in their ``states``, and derive their bands from the occupied cells of ``space``."""
+        self.pose(space)
+        self.choose()
+
+    def pose(self, space: Struct) -> None:
+        """`run` but for the candidates of the bands' cells."""
         frames, head, poses, launch = self.frames, self.head, self.poses, self.kernels.launch
         launch("pose_vertices", head, poses, items=32 * frames * -(-self._vertices // 32))
         launch("triangle_frames", head, poses, items=frames * self._triangles)
@@ -160,10 +165,14 @@ class PosedHeads:
         launch("clear_band", head, poses, items=frames * self._words)
         launch("carry_cells", head, poses, space, items=frames * space.value.count)
         launch("list_cells", head, poses, items=32 * frames * -(-self._words // 32))
-        launch("choose_candidates", head, poses, items=32 * frames * self.capacity)
+
+    def choose(self, wanted: torch.Tensor | None = None) -> None:
+        """Candidates of all cells of the bands, or of those whose bit is set in ``wanted`` (frames, words) int32."""
+        items = 32 * self.frames * self.capacity
+        self.kernels.launch("choose_candidates", self.head, self.poses, wanted, items=items)
 
     def rasterise(self, width: int, height: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the camera of each pose sees of its mesh, in a picture of this size; call `run` before.
+        """What the camera of each pose sees of its mesh, in a picture of this size; call `pose` before.
 
         Returns:
             depth (frames, height, width) float32: z in metres, infinite where there is nothing;

@@ -127,12 +127,9 @@ def test_degenerate_triangles(device: torch.device, kind: str) -> None:
         vertices[0, c] = 0.5 * (vertices[0, a] + vertices[0, b])
     else:
         vertices[0, c] = vertices[0, b] + 1e-6
-    for name, items in (
-        ("triangle_frames", len(faces)),
-        ("leaf_spheres", 32 * 512),
-        ("choose_candidates", 32 * heads.capacity),
-    ):
+    for name, items in (("triangle_frames", len(faces)), ("leaf_spheres", 32 * 512)):
         heads.kernels.launch(name, heads.head, heads.poses, items=items)
+    heads.choose()
     points = band_points(posed, 0, 600)
     truth = nearest_brute_force(points, vertices[0], faces)
     too_far = query(posed, 0, points).distance - truth.distance
