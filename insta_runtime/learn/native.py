@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from insta_runtime.render.model import AvatarModel
 
 LEAST_PART = 1 / 8  # of the rays that learning keeps, however busy the display is
-AHEAD = 2  # steps that may be queued on a GPU; more would only delay the display and new weights
+AHEAD = 2  # steps that may be under way on a GPU when Python goes on; more would only delay new weights
 FIGURES_EVERY = 8  # steps between looks at the loss on a GPU
 POLL_S = 1e-4
 
@@ -85,7 +85,7 @@ class NativeTrainer:
     def step(self) -> StepReport | None:
         """One step of Adam on rays of a few observations; None while there is nothing to learn from.
 
-        On a GPU it is queued, behind at most `AHEAD` - 1 others.
+        On a GPU it is queued, and returns when at most `AHEAD` steps are still to be done.
         """
         self.replay.take_in()
         if not len(self.replay):
@@ -318,7 +318,7 @@ class _Figures:
             self._due.append((self._stream.record_event(), number, part))
         self._noted += 1
         self._running.append(self._stream.record_event())
-        while len(self._running) >= (1 if first else AHEAD):
+        while len(self._running) > (0 if first else AHEAD):
             if self._running[0].query():
                 self._running.popleft()
             else:
