@@ -160,6 +160,7 @@ def device_stages(work: Callable[[], object], kernels: Kernels, rounds: int) -> 
     none.
     """
     import torch
+    from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
     work()
@@ -170,7 +171,9 @@ def device_stages(work: Callable[[], object], kernels: Kernels, rounds: int) -> 
         torch.cuda.synchronize(kernels.device)
     stages: dict[str, float] = defaultdict(float)
     for event in recorded.key_averages():
-        microseconds = float(getattr(event, "self_device_time_total", 0.0))
+        if event.device_type != DeviceType.CUDA:  # the host's calls, to which the same time is ascribed again
+            continue
+        microseconds = float(event.self_device_time_total)
         signature = kernels.sources.kernels.get(event.key)
         name = signature.module if signature else "copies" if event.key.startswith("Mem") else "torch"
         if microseconds > 0.0:
