@@ -160,7 +160,6 @@ def device_stages(work: Callable[[], object], kernels: Kernels, rounds: int) -> 
     none.
     """
     import torch
-    from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
     work()
@@ -171,7 +170,7 @@ def device_stages(work: Callable[[], object], kernels: Kernels, rounds: int) -> 
         torch.cuda.synchronize(kernels.device)
     stages: dict[str, float] = defaultdict(float)
     for event in recorded.key_averages():
-        if event.device_type != DeviceType.CUDA:  # the host's calls, to which the same time is ascribed again
+        if event.device_type.name != "CUDA":  # the host's calls, to which the same time is ascribed again
             continue
         microseconds = float(event.self_device_time_total)
         signature = kernels.sources.kernels.get(event.key)
