@@ -85,11 +85,74 @@ struct Nearest {
     float distance;  // metres
 };
 
+#if !ON_GPU
+#define BLOCK 8
+
+// OnTriangle.squared of a block of candidates; closest_on_triangle without branches, so that compilers make vectors of it.
+DEVICE void squared_distances(const uint* row, const float* triangles, vec3 point, float (&squared)[BLOCK]) {
+    const auto lesser = [](float a, float b) { return a < b ? a : b; };
+    const auto greater = [](float a, float b) { return a > b ? a : b; };
+    const auto share = [=](float x) { return lesser(greater(x, 0.0f), 1.0f); };
+    int first[BLOCK];  // gathers need an index: compilers would make a pointer of a choice
+    for (int j = 0; j < BLOCK; ++j)
+        first[j] = row[j] == NO_CANDIDATE ? 0 : TRIANGLE_SIZE * candidate_triangle(row[j]);
+#pragma omp simd
+    for (int j = 0; j < BLOCK; ++j) {
+        const int t = first[j];
+        const float d00 = triangles[t + 9], d01 = triangles[t + 10], d11 = triangles[t + 11];
+        const float x = point.x - triangles[t], y = point.y - triangles[t + 1], z = point.z - triangles[t + 2];
+        const float d20 = x * triangles[t + 3] + y * triangles[t + 4] + z * triangles[t + 5];
+        const float d21 = x * triangles[t + 6] + y * triangles[t + 7] + z * triangles[t + 8];
+        const float t_ab = share(d20 / greater(d00, TINY_AREA));
+        const float t_ac = share(d21 / greater(d11, TINY_AREA));
+        const float t_bc = share((d21 - d20 + d00 - d01) / greater(d00 + d11 - 2.0f * d01, TINY_AREA));
+        const float u_bc = 1.0f - t_bc;
+        const float on_ab = t_ab * (t_ab * d00 - 2.0f * d20);
+        const float on_ac = t_ac * (t_ac * d11 - 2.0f * d21);
+        const float on_bc =
+            u_bc * (u_bc * d00 + 2.0f * t_bc * d01 - 2.0f * d20) + t_bc * (t_bc * d11 - 2.0f * d21);
+        const float determinant = d00 * d11 - d01 * d01;
+        const float inverse = 1.0f / greater(determinant, TINY_AREA);
+        const float v = (d11 * d20 - d01 * d21) * inverse;
+        const float w = (d00 * d21 - d01 * d20) * inverse;
+        const float on_face = v * (v * d00 + 2.0f * w * d01 - 2.0f * d20) + w * (w * d11 - 2.0f * d21);
+        const float edge = lesser(lesser(on_ab, on_ac), on_bc);
+        const bool inside = (v >= 0.0f) & (w >= 0.0f) & (v + w <= 1.0f) & (determinant > TINY_AREA) & (on_face <= edge);
+        const float found = greater(x * x + y * y + z * z + (inside ? on_face : edge), 0.0f);
+        squared[j] = row[j] == NO_CANDIDATE ? 3e38f : found;
+    }
+}
+
+// Looks at whole blocks of a row as long as they may hold a nearer triangle: the best of them, -1 if there is none.
+// `k` becomes the first candidate that is left, `least` the squared distance of the best.
+DEVICE int nearest_in_blocks(const uint* row, int count, const float* triangles, vec3 p, float reach, int& k,
+                             float& least) {
+    int best = -1;
+    for (; k + BLOCK <= count; k += BLOCK) {
+        const float nearest = candidate_distance(row[k]) - reach;
+        if (row[k] == NO_CANDIDATE || (nearest > 0.0f && nearest * nearest > least)) return best;
+        float squared[BLOCK];
+        squared_distances(row + k, triangles, p, squared);
+        for (int j = 0; j < BLOCK; ++j)
+            if (squared[j] < least) least = squared[j], best = candidate_triangle(row[k + j]);
+    }
+    return best;
+}
+#endif
+
 // The nearest of `count` candidates (a multiple of four) to p, whose cell's centre is `reach` metres away.
 DEVICE Nearest nearest_of(const uint* row, int count, const float* triangles, vec3 p, float reach) {
     int best = -1;
     OnTriangle found{3e38f, 0.0f, 0.0f};
-    for (int k = 0; k < count; ++k) {
+    int k = 0;
+#if !ON_GPU
+    best = nearest_in_blocks(row, count, triangles, p, reach, k, found.squared);
+    if (best >= 0) {
+        const Triangle t = load_triangle(triangles + TRIANGLE_SIZE * best);
+        found = closest_on_triangle(t, inverses_of(t), p - t.a);
+    }
+#endif
+    for (; k < count; ++k) {
         const uint word = row[k];
         if (word == NO_CANDIDATE) break;
         const float least = candidate_distance(word) - reach;
