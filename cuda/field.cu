@@ -136,13 +136,13 @@ KERNEL(256) field_backward(const FieldWeights weights, const Samples samples, co
     __shared__ __align__(16) storage_t inputs[TILE][staged_inputs];
     __shared__ __align__(16) storage_t outputs[TILE][staged_outputs];
     const int tiles = (count + TILE - 1) / TILE, t = LANE & 3;
-    const uint* networks = (const uint*)weights.networks;
     WeightSums<HIDDEN_TILES, GRID_PAIRS + CODE_PAIRS> sums_1 = {};
     WeightSums<1, HIDDEN_PAIRS> sums_2 = {};
     WeightSums<HIDDEN_TILES, 3> sums_3 = {};
     WeightSums<HIDDEN_TILES, HIDDEN_PAIRS> sums_4 = {};
     WeightSums<1, HIDDEN_PAIRS> sums_5 = {};
     for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+        const uint* networks = within_loop((const uint*)weights.networks);
         // The forward pass again; samples beyond the last one are zeros and pull at nothing.
         uint x[2 * INPUT_TILES][2] = {}, hidden[HIDDEN_PAIRS][2], geometry[4][2] = {};
         uint hidden_1[HIDDEN_PAIRS][2], hidden_2[HIDDEN_PAIRS][2], pull_colour[2][2] = {};
@@ -164,7 +164,7 @@ KERNEL(256) field_backward(const FieldWeights weights, const Samples samples, co
             if (t == 0) pull_colour[0][s] = pack_pair(pull[1], pull[2]);
             if (t == 1) pull_colour[0][s] = pack_pair(pull[3], 0.0f);
         }
-        density_network<1>(weights, x, hidden, geometry, raw);
+        density_network<1>(networks, weights.biases, x, hidden, geometry, raw);
         relu_layer<2, HIDDEN_PAIRS, 1>(networks + forward_3, weights.biases + packed_bias_3, geometry, hidden_1);
         relu_layer<HIDDEN_TILES, HIDDEN_PAIRS, 1>(networks + forward_4, weights.biases + packed_bias_4, hidden_1,
                                                   hidden_2);

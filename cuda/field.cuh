@@ -78,12 +78,11 @@ DEVICE uint direction_pair(vec3 direction) {
 // Outputs of the density network as the colour network's inputs (the two pairs of the direction are left alone), and
 // its first output, in lanes with t = 0.
 template <int M>
-DEVICE void density_network(const FieldWeights& weights, const uint (&x)[2 * INPUT_TILES][2 * M],
+DEVICE void density_network(const uint* networks, const float* biases, const uint (&x)[2 * INPUT_TILES][2 * M],
                             uint (&hidden)[HIDDEN_PAIRS][2 * M], uint (&geometry)[4][2 * M], float (&raw)[2 * M]) {
-    const uint* networks = (const uint*)weights.networks;
     const bool first = (LANE & 3) == 0;
-    relu_layer<INPUT_TILES, HIDDEN_PAIRS, M>(networks + forward_1, weights.biases + packed_bias_1, x, hidden);
-    layer<HIDDEN_TILES, 2, M>(networks + forward_2, weights.biases + packed_bias_2, hidden,
+    relu_layer<INPUT_TILES, HIDDEN_PAIRS, M>(networks + forward_1, biases + packed_bias_1, x, hidden);
+    layer<HIDDEN_TILES, 2, M>(networks + forward_2, biases + packed_bias_2, hidden,
                               [&](int p, int m, const float (&c)[4]) {
                                   if (p == 0) raw[2 * m] = c[0], raw[2 * m + 1] = c[2];
                                   const bool skip = p == 0 && first;
@@ -135,7 +134,7 @@ DEVICE void field_outputs(const FieldWeights& weights, uint (&x)[2 * INPUT_TILES
                           float (&density)[LANES]) {
     uint hidden[HIDDEN_PAIRS][4];
     float raw[4];
-    density_network<2>(weights, x, hidden, geometry, raw);
+    density_network<2>((const uint*)weights.networks, weights.biases, x, hidden, geometry, raw);
     density[0] = fast_exp(log_density(to_own_lane(raw, 0)));
 }
 DEVICE void field_colours(const FieldWeights& weights, const vec3 (&direction)[LANES], const bool (&valid)[LANES],

@@ -207,11 +207,11 @@ KERNEL(256) grid_mlp_backward(const FieldWeights weights, const storage_t* encod
     __shared__ __align__(16) storage_t inputs[TILE][8 * staged_pairs + 8];
     __shared__ __align__(16) storage_t outputs[TILE][HIDDEN + 8];
     const int tiles = (n + TILE - 1) / TILE;
-    const uint* networks = (const uint*)weights.networks;
     WeightSums<HIDDEN_TILES, GRID_PAIRS> sums_1 = {};
     WeightSums<HIDDEN_TILES, HIDDEN_PAIRS> sums_2 = {};
     WeightSums<1, HIDDEN_PAIRS> sums_3 = {};
     for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+        const uint* networks = within_loop((const uint*)weights.networks);
         const int first = tile * TILE + int(threadIdx.x) / PACKET * 16 + LANE / 4;
         uint x[2 * INPUT_TILES][2] = {}, hidden_1[HIDDEN_PAIRS][2], hidden_2[HIDDEN_PAIRS][2], pull_out[2][2] = {};
         UNROLL

@@ -66,6 +66,11 @@ DEVICE Pairs2 load_pairs(const uint* p) {
     asm("ld.global.nc.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
     return v;
 }
+// Hides where `p` comes from, so that what it points to is not loaded before a loop and kept in registers all through.
+DEVICE const uint* within_loop(const uint* p) {
+    asm volatile("" : "+l"(p));
+    return p;
+}
 DEVICE uint load_pair(const uint* p) {
     uint v;
     asm("ld.global.nc.u32 %0, [%1];" : "=r"(v) : "l"(p));
