@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from insta_runtime.errors import UserError
+from telepresence.bench.timing import finish
 
 if TYPE_CHECKING:
     import torch
@@ -61,12 +62,14 @@ class Subject:
 def fill(trainer: AnyTrainer, subject: Subject, count: int) -> int:
     """Let a trainer take in ``count`` pictures, or as many as it has room for; how many it holds then."""
     held = 0
+    finish(subject.device)  # pictures are taken in on this thread's stream, steps run on the trainer's
     for observation in subject.observations(count):
         trainer.add(observation)
         trainer.replay.take_in()
         if len(trainer.replay) == held:
             break
         held = len(trainer.replay)
+    finish(subject.device)
     return held
 
 

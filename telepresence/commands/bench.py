@@ -205,7 +205,7 @@ def _stages(run: Bench) -> None:
     few = 10 if run.on_gpu else 3
     run.figures["torch_stages_ms"] = torch_frame_stages(subject.model, subject.states, subject.camera, few)
     if kernels is None:
-        run.notes["stages_ms"] = "the back end is torch itself"
+        run.notes["stages_ms"] = f"the {run.backend.kind} back end has no kernels of ours"
         return
     if run.on_gpu:
         trainer, draw = _trainer(run), drawing(_renderer(run), subject.camera)
@@ -228,15 +228,17 @@ def _field(run: Bench) -> None:
     device, seconds = run.subject.device, min(1.0, run.seconds)
     rates: dict[str, Any] = {}
     if run.native:
-        rates = {name: field_gpts(own, device, seconds) for name, own in native_fields(device).items()}
-    ours = list(rates.values())
+        rates = {name: field_gpts(field, device, seconds) for name, field in native_fields(device).items()}
+    own = list(rates.values())
     rates["torch"] = field_gpts(torch_field(device), device, seconds)
     if run.on_gpu:
         rates["tinycudann"] = run.attempt("tinycudann", lambda: field_gpts(tcnn_field(), device, seconds))
     else:
         run.notes["tinycudann"] = "needs a GPU"
+    if run.backend.kind == "tcnn" and rates["tinycudann"]:
+        own = [rates["tinycudann"]]
     for what in ("inference", "training"):
-        run.figures[f"field_{what}_gpts"] = max(rate[what] for rate in ours or [rates["torch"]])
+        run.figures[f"field_{what}_gpts"] = max(rate[what] for rate in own or [rates["torch"]])
     run.figures["field_gpts"] = {"points": points_of(device), **rates}
 
 
@@ -269,7 +271,7 @@ def _torch(run: Bench) -> None:
     from telepresence.bench.timing import median
 
     if not run.native:
-        run.notes["torch"] = "the back end is torch itself"
+        run.notes["torch"] = f"the {run.backend.kind} back end runs the twins themselves"
         return
     subject, device = run.subject, run.subject.device
     draw = drawing(Renderer(subject.model), subject.camera)
@@ -289,7 +291,7 @@ def _host(run: Bench) -> None:
     """A small picture and a step on two threads of the processor, in a process of its own."""
     from telepresence.bench.fresh import host_figures
 
-    name = "torch" if run.backend.kind == "torch" else "auto"
+    name = "auto" if run.native else "torch"
     found = run.attempt("host_frame_ms", lambda: host_figures(*run.paths, name))
     if found is None:
         return
