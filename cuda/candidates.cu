@@ -7,6 +7,10 @@
 #include "lanes.cuh"
 #include "warp.cuh"
 
+#if !ON_GPU
+#include <vector>
+#endif
+
 #define THREADS 128
 #if ON_GPU
 #define EDGE 1  // a packet does one cell ...
@@ -132,15 +136,37 @@ DEVICE float to_sphere(const float* spheres, int leaf, vec3 p) { return to_middl
 // The members `first` ... of a leaf; the last one of a short leaf is repeated and valid only once.
 DEVICE void members_of(const Head& head, int leaf, int first, int (&id)[LANES], bool (&valid)[LANES]) {
     const int* members = head.members + (size_t)leaf * head.leaf_size;
-    for (int l = 0; l < LANES; ++l) {
-        const int m = first + COLUMN(l), within = m < head.leaf_size ? m : head.leaf_size - 1;
-        id[l] = members[within];
-        valid[l] = m < head.leaf_size && (m == 0 || id[l] != members[m - 1]);
+    const int last = head.leaf_size - 1;
+    FOR_LANES(l) {
+        const int m = first + COLUMN(l);
+        id[l] = members[lesser(m, last)];
+        valid[l] = (m <= last) & ((m == 0) | (id[l] != members[lesser(m > 0 ? m - 1 : 0, last)]));
     }
 }
 
+// The leaves of one pose: a GPU gathers their triangles as it needs them, a CPU has done so for all beforehand.
+struct Leaves {
+    const float* triangles;
+    const float* spheres;
+    const Tile* tiles;  // (leaves, ceil(leaf_size / 32)), on a CPU
+};
+
+// Distances of the members `first` ... of a leaf.
+DEVICE void measure_leaf(const Head& head, const Leaves& leaves, int leaf, int first, vec3 p, int (&id)[LANES],
+                         bool (&valid)[LANES], Measured& m) {
+    members_of(head, leaf, first, id, valid);
+#if ON_GPU
+    Tile tile;
+    load_tile(tile, leaves.triangles, id);
+    measure(tile, p, m);
+#else
+    measure(leaves.tiles[leaf * ((head.leaf_size + PACKET - 1) / PACKET) + first / PACKET], p, m);
+#endif
+}
+
 // Fills the pool with every triangle that may be nearest to a point within `half` metres of `centre`: how many.
-DEVICE int fill_pool(Pool& pool, const Head& head, const float* triangles, const float* spheres, vec3 centre, float half) {
+DEVICE int fill_pool(Pool& pool, const Head& head, const Leaves& all, vec3 centre, float half) {
+    const float* spheres = all.spheres;
     // The leaf whose middle is nearest bounds the distance.
     const int leaves = head.leaves;
     int least[LANES];
@@ -157,11 +183,8 @@ DEVICE int fill_pool(Pool& pool, const Head& head, const float* triangles, const
     for (int first = 0; first < head.leaf_size; first += PACKET) {
         int id[LANES];
         bool valid[LANES];
-        Tile tile;
         Measured m;
-        members_of(head, seed, first, id, valid);
-        load_tile(tile, triangles, id);
-        measure(tile, centre, m);
+        measure_leaf(head, all, seed, first, centre, id, valid, m);
         FOR_LANES(l) bound[l] = fminf(bound[l], m.distance[l]);
     }
 
@@ -179,17 +202,15 @@ DEVICE int fill_pool(Pool& pool, const Head& head, const float* triangles, const
                 for (int first = 0; first < head.leaf_size; first += PACKET) {
                     int id[LANES], place[LANES];
                     bool valid[LANES];
-                    Tile tile;
                     Measured m;
-                    members_of(head, base + lowest_bit(left), first, id, valid);
-                    load_tile(tile, triangles, id);
-                    measure(tile, centre, m);
+                    measure_leaf(head, all, base + lowest_bit(left), first, centre, id, valid, m);
                     FOR_LANES(l) {
                         bound[l] = fminf(bound[l], m.distance[l]);
                         valid[l] = valid[l] & (m.distance[l] <= bound[l] + slack);
                     }
                     count = count_before(valid, count, place);
-                    FOR_SET(l, bits_of_lanes(valid)) {
+                    const uint found = bits_of_lanes(valid);  // once, by all lanes: the loop's end is looked at by some
+                    FOR_SET(l, found) {
                         if (place[l] >= POOL) continue;
                         pool.triangle[place[l]] = (unsigned short)id[l];
                         pool.distance[place[l]] = m.distance[l];
@@ -239,29 +260,25 @@ DEVICE int prune(Pool& pool, int count, int nearest, float edge) {
 }
 
 // The row of one cell from a pool of `count` triangles; changes the pool's distances, not its triangles.
-DEVICE void write_row(Pool& pool, int count, const Head& head, const float* triangles, vec3 centre, uint* row) {
+DEVICE void write_row(Pool& pool, int count, const Head& head, [[maybe_unused]] vec3 centre, uint* row) {
     const float edge = head.side / float(head.resolution);
     int least[LANES];
     for (int l = 0; l < LANES; ++l) least[l] = NO_KEY;
     for (int base = 0; base < count; base += PACKET) {
-        Measured m;
-#if ON_GPU
-        int id[LANES];
-        Tile tile;
-        id[0] = pool.triangle[base + LANE < count ? base + LANE : 0];
-        load_tile(tile, triangles, id);
-        measure(tile, centre, m);
-#else
+#if !ON_GPU
+        Measured m;  // the pool was filled for a whole block
         measure(pool.tile[base / PACKET], centre, m);
+        FOR_LANES(l) {
+            const int i = base + l;
+            pool.distance[i] = m.distance[l];
+            pool.x[i] = m.x[l], pool.y[i] = m.y[l], pool.z[i] = m.z[l];
+        }
 #endif
         FOR_LANES(l) {
             const int i = base + COLUMN(l);
-            pool.distance[i] = m.distance[l];
-            pool.x[i] = m.x[l], pool.y[i] = m.y[l], pool.z[i] = m.z[l];
-            least[l] = lesser(least[l], keyed(i < count ? m.distance[l] : FAR, POOL_MASK, i));
+            least[l] = lesser(least[l], keyed(i < count ? pool.distance[i] : FAR, POOL_MASK, i));
         }
     }
-    WARP_SYNC();
 
     const int kept = prune(pool, count, least_of(least, POOL_MASK), edge);
     const int capacity = head.candidates < 64 ? head.candidates : 64;
@@ -320,14 +337,24 @@ KERNEL(THREADS) choose_candidates(const Head head, const Poses poses, const uint
         const int frame = p / poses.capacity, row = p % poses.capacity;
         if (row >= poses.count[frame]) continue;
         if (wanted && !bit_at(wanted + (size_t)frame * poses.words, poses.cell[p])) continue;
-        const float* triangles = poses.triangles + (size_t)frame * head.triangles * TRIANGLE_SIZE;
-        const float* spheres = poses.spheres + (size_t)frame * head.leaves * 4;
+        const Leaves leaves{poses.triangles + (size_t)frame * head.triangles * TRIANGLE_SIZE,
+                            poses.spheres + (size_t)frame * head.leaves * 4, nullptr};
         const vec3 centre = cell_centre(head, poses.cell[(size_t)p], head.resolution);
         const float half = 0.8660254f * head.side / float(head.resolution);
-        const int count = fill_pool(pool, head, triangles, spheres, centre, half);
-        write_row(pool, count, head, triangles, centre, poses.candidates + (size_t)p * head.candidates);
+        const int count = fill_pool(pool, head, leaves, centre, half);
+        write_row(pool, count, head, centre, poses.candidates + (size_t)p * head.candidates);
     }
 #else
+    const int parts = (head.leaf_size + PACKET - 1) / PACKET, each = head.leaves * parts;
+    static thread_local std::vector<Tile> gathered;  // grows once
+    gathered.resize((size_t)poses.frames * each);
+    Tile* tiles = gathered.data();
+    EACH_PACKET(p, poses.frames * each) {
+        int id[LANES];
+        bool valid[LANES];
+        members_of(head, p % each / parts, p % parts * PACKET, id, valid);
+        load_tile(tiles[p], poses.triangles + (size_t)(p / each) * head.triangles * TRIANGLE_SIZE, id);
+    }
     const int n = head.resolution, blocks = (n + EDGE - 1) / EDGE;
     EACH_PACKET(p, poses.frames * blocks * blocks * blocks) {
         const int frame = p / (blocks * blocks * blocks), block = p % (blocks * blocks * blocks);
@@ -343,11 +370,11 @@ KERNEL(THREADS) choose_candidates(const Head head, const Poses poses, const uint
         }
         if (cells == 0) continue;
         Pool pool;
-        const float* triangles = poses.triangles + (size_t)frame * head.triangles * TRIANGLE_SIZE;
-        const float* spheres = poses.spheres + (size_t)frame * head.leaves * 4;
+        const Leaves leaves{poses.triangles + (size_t)frame * head.triangles * TRIANGLE_SIZE,
+                            poses.spheres + (size_t)frame * head.leaves * 4, tiles + (size_t)frame * each};
         const float size = head.side / float(n);
         const vec3 middle = origin_of(head) + size * vec3{at[0] + 0.5f * EDGE, at[1] + 0.5f * EDGE, at[2] + 0.5f * EDGE};
-        int count = fill_pool(pool, head, triangles, spheres, middle, 0.8660254f * EDGE * size);
+        int count = fill_pool(pool, head, leaves, middle, 0.8660254f * EDGE * size);
         int nearest = 0;
         for (int i = 1; i < count; ++i) nearest = pool.distance[i] < pool.distance[nearest] ? i : nearest;
         count = prune(pool, count, nearest, EDGE * size);
@@ -356,12 +383,12 @@ KERNEL(THREADS) choose_candidates(const Head head, const Poses poses, const uint
         for (int base = 0; base < count; base += PACKET) {
             int id[LANES];
             for (int l = 0; l < LANES; ++l) id[l] = pool.triangle[base + l < count ? base + l : 0];
-            load_tile(pool.tile[base / PACKET], triangles, id);
+            load_tile(pool.tile[base / PACKET], leaves.triangles, id);
         }
         for (int i = 0; i < cells; ++i) {
             const size_t place = (size_t)frame * poses.capacity + rows[i];
             const vec3 centre = cell_centre(head, poses.cell[place], n);
-            write_row(pool, count, head, triangles, centre, poses.candidates + place * head.candidates);
+            write_row(pool, count, head, centre, poses.candidates + place * head.candidates);
         }
     }
 #endif
