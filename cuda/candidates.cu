@@ -23,6 +23,7 @@
 #define POOL_MASK 2047u  // and so does a place in the pool
 #define FAR 1e30f
 #define NO_KEY 0x7f000000  // more than any
+#define LEAST_SLACK 1e-5f  // metres: a search is not made narrower than this
 #define SHRINK 0.7f      // of the search when it finds more triangles than the pool holds
 
 // Up to 32 triangles, a row a number of nearest.cuh's twelve and of their inverses.
@@ -219,9 +220,10 @@ DEVICE int fill_pool(Pool& pool, const Head& head, const Leaves& all, vec3 centr
                 }
             }
         }
-        if (count <= POOL) {
+        // Of a heap of triangles in one place no search finds fewer: then the first ones stand for all.
+        if (count <= POOL || slack < LEAST_SLACK) {
             WARP_SYNC();
-            return count;
+            return lesser(count, POOL);
         }
     }
 }
