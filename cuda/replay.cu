@@ -1,8 +1,8 @@
 // What a training step learns from: pictures of the replay, pixels of them, rays, and what the rays should see.
 //
 // Every choice is a hash of (seed, step, what it is for): nothing is stored, and a step can be repeated.
+#include "march.cuh"
 #include "random.cuh"
-#include "rays.cuh"
 
 // What a draw is for: the streams of random numbers within a step.
 enum Purpose { PICK_NEW, PICK_ANY, NOISE, TILE_OF, PIXEL, JITTER, BACKGROUND, PURPOSES = BACKGROUND + 3 };
@@ -119,5 +119,26 @@ KERNEL(128) draw_rays(const Head head, const Poses poses, const Memories memorie
         if (hit >= 0) region_at(head, poses, at, hit, point, regions, face, mouth);
         target[r] = face > 0.5f && rgba[r * 4 + 3] > 0.9f ? distance : 0.0f;
         weight[r] = mouth > 0.3f ? mouth_weight : 1.0f;
+    }
+}
+
+// Sets a bit of `wanted` (poses, words) for each marked cell in which a ray takes a step: only these need candidates.
+// Cells that `chosen` (the same, or null) has are left out.
+KERNEL(128) want_cells(const Head head, const Poses poses, const Rays rays, float step, const uint* chosen,
+                       uint* wanted) {
+    EACH(r, rays.count) {
+        const Ray ray = {load3(rays.origin + r * 4), load3(rays.direction + r * 4), rays.origin[r * 4 + 3],
+                         rays.direction[r * 4 + 3]};
+        if (!(ray.far > ray.near)) continue;
+        const int pose = rays.frame[r];
+        int k = first_step(ray.near, step);
+        Step found;
+        while (next_step(head, poses, pose, ray, rays.offset[r], step, k, found)) {
+            const int cell = poses.cell[(size_t)pose * poses.capacity + found.row];
+            const size_t word = (size_t)pose * poses.words + (cell >> 5);
+            const uint bit = 1u << (cell & 31);
+            if (chosen && (chosen[word] & bit)) continue;
+            if (!(wanted[word] & bit)) or_atomic(wanted + word, bit);
+        }
     }
 }

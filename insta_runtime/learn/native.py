@@ -229,6 +229,9 @@ class NativeTrainer:
         for slot in self._posed.unseen(self._drawn):
             self._show(slot)
         self._posed.pose(self._drawn)
+        self._batch.draw()
+        self._batch.want()
+        self._posed.choose(self._drawn)
         for call in self._batch.calls:
             call()
         self._adam()

@@ -1,7 +1,7 @@
 """The posed heads of a training step: made anew in each step on a GPU, kept with their pictures on a CPU.
 
-Posing a frame, with its band and candidates, takes a GPU a fraction of a millisecond and 2 MB, but a CPU as long as the
-rest of a step.
+Posing a frame, with its band and candidates, takes a GPU a fraction of a millisecond, but a CPU as long as the rest of
+a step.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class GraphFrames:
         in_place: whether a picture's pose is numbered by its slot, not by its place among the drawn ones.
         states: where the states of the drawn pictures go. codes: (poses, CODE_WIDTH) of the poses.
         poses, depth, triangle: what `draw_rays` reads.
+        wanted, chosen: (poses, words) int32, cells that the step's rays enter, and those that have candidates already.
     """
 
     in_place = False
@@ -45,11 +46,18 @@ class GraphFrames:
         self.states, self.poses = self._heads.states, self._heads.poses
         self.depth, self.triangle = self._heads.rasterise(side, side)
         self.codes = torch.zeros((frames, CODE_WIDTH), device=model.device)
+        self.wanted = torch.zeros((frames, self.poses.value.words), dtype=torch.int32, device=model.device)
+        self.chosen: torch.Tensor | None = None
 
     def pose(self, slots: torch.Tensor) -> None:  # noqa: ARG002 (their states have been drawn)
-        """Pose the drawn pictures ``slots`` (frames,)."""
-        self._heads.run(self._space)
+        """Pose the drawn pictures ``slots`` (frames,); no cell is wanted yet."""
+        self._heads.pose(self._space)
         self._heads.rasterise(self._side, self._side)
+        self.wanted.zero_()
+
+    def choose(self, slots: torch.Tensor) -> None:  # noqa: ARG002
+        """Choose candidates for the wanted cells of the drawn pictures."""
+        self._heads.choose(self.wanted)
 
     def unseen(self, slots: torch.Tensor) -> list[int]:  # noqa: ARG002
         """Those of the drawn pictures that have not been looked at: none, `look` follows as soon as they come."""
@@ -58,7 +66,7 @@ class GraphFrames:
     def look(self, slot: int) -> tuple[Struct, int, torch.Tensor]:
         """Pose one picture: poses, its number among them, and the depth (side, side) of its mesh."""
         self._one.states.copy_(self._replay.states[slot : slot + 1])
-        self._one.run(self._space)
+        self._one.pose(self._space)
         depth, _ = self._one.rasterise(self._side, self._side)
         return self._one.poses, 0, depth[0]
 
@@ -69,8 +77,8 @@ class GraphFrames:
 class HostFrames:
     """The same for a CPU: pictures are posed when they are first drawn, and keep their posed heads.
 
-    Candidates are what costs.  They stay, and only the band is marked anew from time to time as space empties; a cell
-    that had none when they were chosen counts as empty in this picture, until so many fill again that all is redone.
+    Candidates are what costs: each cell chooses them when a ray first enters it.  They stay, and only the band is
+    marked anew from time to time as space empties; where so much fills that it is larger than it was, all is redone.
     """
 
     in_place = True
@@ -89,6 +97,8 @@ class HostFrames:
         self.depth = _untouched((slots, side, side), torch.float32)
         self.triangle = _untouched((slots, side, side), torch.int32)
         self.codes = _untouched((slots, CODE_WIDTH), torch.float32)
+        words = self.poses.value.words
+        self.wanted, self.chosen = (_untouched((slots, words), torch.int32) for _ in range(2))
         self._heads: dict[int, PosedHeads] = {}
         self._known: dict[int, _Known] = {}
         self._epoch = 0
@@ -103,22 +113,29 @@ class HostFrames:
         self._known.pop(slot, None)
 
     def pose(self, slots: torch.Tensor) -> None:
-        """See to it that the bands of the drawn pictures ``slots`` (frames,) are right."""
+        """See to it that the bands of the drawn pictures ``slots`` (frames,) are right; no cell is wanted yet."""
         for slot in set(slots.tolist()):
+            self.wanted[slot] = 0
             known = self._known[slot]
-            if self._occupied > (1.0 + CHANGED) * known.chosen:
-                self._choose(slot)
+            if self._occupied > (1.0 + CHANGED) * known.posed:
+                self._pose(slot)
             elif abs(self._occupied - known.marked) > CHANGED * known.marked or self._epoch - known.epoch >= STALE:
                 self._all["bits"][slot].zero_()
                 head = self._heads[slot]
                 self._kernels.launch("carry_cells", head.head, head.poses, self._space, items=self._space.value.count)
-                self._known[slot] = _Known(known.chosen, self._occupied, self._epoch)
+                self._known[slot] = _Known(known.posed, self._occupied, self._epoch)
+
+    def choose(self, slots: torch.Tensor) -> None:
+        """Choose candidates for the wanted cells of the drawn pictures."""
+        for slot in set(slots.tolist()):
+            self._heads[slot].choose(self.wanted[slot : slot + 1])
+            self.chosen[slot] |= self.wanted[slot]
 
     def look(self, slot: int) -> tuple[Struct, int, torch.Tensor]:
         """Pose a new picture: poses, its number among them, and the depth (side, side) of its mesh."""
         if slot not in self._heads:
             self._heads[slot] = self._view(slot)
-        self._choose(slot)
+        self._pose(slot)
         depth, triangle = self._heads[slot].rasterise(self._side, self._side)
         self.depth[slot], self.triangle[slot] = depth[0], triangle[0]
         return self.poses, slot, self.depth[slot]
@@ -130,9 +147,10 @@ class HostFrames:
         assert isinstance(occupied, torch.Tensor)
         self._occupied = int(occupied.sum())
 
-    def _choose(self, slot: int) -> None:
-        self._all["row"][slot] = -1  # no candidates, for cells that are marked later
-        self._heads[slot].run(self._space)
+    def _pose(self, slot: int) -> None:
+        self._all["row"][slot] = -1  # no place for candidates, of cells that are marked later
+        self.chosen[slot] = 0
+        self._heads[slot].pose(self._space)
         self._known[slot] = _Known(self._occupied, self._occupied, self._epoch)
 
     def _view(self, slot: int) -> PosedHeads:
@@ -145,9 +163,9 @@ class HostFrames:
 
 @dataclass(frozen=True)
 class _Known:
-    """Occupied cells when a head's candidates were chosen, and when its band was marked, in which epoch."""
+    """Occupied cells when a head was posed, and when its band was last marked, in which epoch."""
 
-    chosen: int
+    posed: int
     marked: int
     epoch: int
 

@@ -30,7 +30,8 @@ class RayBatch:
 
     Attributes:
         totals: (4,) int32 steps, samples, steps that found no room, steps that a ray may keep.
-        calls: what a step launches between posing and Adam.
+        draw, want, calls: what a step launches between posing and Adam; between `want` and `calls`, the cells that the
+            rays enter choose their candidates.
     """
 
     def __init__(
@@ -99,29 +100,30 @@ class RayBatch:
         codes, stride = posed.codes, posed.codes.shape[1]
         head, bind, step = head_struct(kernels, model), kernels.bind, sampling.step
         packets = 32 * -(-capacity // 32)
+        self.draw: Call = bind(
+            "draw_rays",
+            head,
+            posed.poses,
+            replay.memories,
+            rays,
+            counters,
+            config.seed & 0x7FFFFFFF,
+            frames,
+            slots,
+            pose,
+            posed.depth,
+            posed.triangle,
+            regions,
+            FOCUS,
+            config.mouth_weight,
+            rgba,
+            depth,
+            weight,
+            background,
+            items=count,
+        )
+        self.want: Call = bind("want_cells", head, posed.poses, rays, step, posed.chosen, posed.wanted, items=count)
         self.calls: list[Call] = [
-            bind(
-                "draw_rays",
-                head,
-                posed.poses,
-                replay.memories,
-                rays,
-                counters,
-                config.seed & 0x7FFFFFFF,
-                frames,
-                slots,
-                pose,
-                posed.depth,
-                posed.triangle,
-                regions,
-                FOCUS,
-                config.mouth_weight,
-                rgba,
-                depth,
-                weight,
-                background,
-                items=count,
-            ),
             bind("clear_samples", samples, items=max_steps + 1),
             bind("count_steps", head, posed.poses, rays, step, samples, items=count),
             bind("fit_capacity", samples, items=32),

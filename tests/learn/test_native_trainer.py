@@ -227,7 +227,7 @@ def test_a_kept_pose_follows_the_occupancy(pictures: list[Observation]) -> None:
             assert isinstance(bits, torch.Tensor)
             assert isinstance(row, torch.Tensor)
             cells = ((bits[slot][:, None] >> torch.arange(32)) & 1).flatten()[: row.shape[1]].bool()
-            assert (row[slot][cells] >= 0).all(), "with candidates"
+            assert (row[slot][cells] >= 0).all(), "with a place for candidates"
             pairs.append((bits[slot].clone(), fresh.poses.tensors["bits"][0].clone()))  # type: ignore[index, union-attr]
         return pairs
 
