@@ -1,7 +1,8 @@
 // The narrow band: which cells of the posed grid may hold something (insta_runtime/render/occupancy.py, `posed`).
 #include "warp.cuh"
 
-#define SUBCELLS 3  // a canonical cell is carried by SUBCELLS^3 points, its corners included
+#define SUBCELLS 3  // a canonical cell is carried by 3^3 points: its middle, its corners, and what lies between
+#define POINTS (SUBCELLS * SUBCELLS * SUBCELLS)
 
 // Bits, counts and bounds of an empty band. items: frames * words.
 KERNEL(256) clear_band(const Head head, const Poses poses) {
@@ -34,25 +35,26 @@ KERNEL(128) carry_cells(const Head head, const Poses poses, const Space space) {
         const vec3 centre = cells * start + inverse * transform_transposed(m, offset);
         const float step = inverse * head.side / float(space.resolution) / float(SUBCELLS - 1);
         const vec3 along_x = step * load3(m), along_y = step * load3(m + 3), along_z = step * load3(m + 6);
-        const float high = float(head.resolution) - 0.5f;
+        const int resolution = head.resolution;
+        const float high = float(resolution) - 0.5f;
         uint* bits = poses.bits + (size_t)frame * poses.words;
-        int last = -1;
-        for (int z = 0; z < SUBCELLS; ++z)
-            for (int y = 0; y < SUBCELLS; ++y)
-                for (int x = 0; x < SUBCELLS; ++x) {
-                    const float middle = 0.5f * float(SUBCELLS - 1);
-                    const vec3 p = centre + (float(x) - middle) * along_x + (float(y) - middle) * along_y +
-                                   (float(z) - middle) * along_z;
-                    const int cell = (int(clampf(p.z, 0.0f, high)) * head.resolution + int(clampf(p.y, 0.0f, high))) *
-                                         head.resolution +
-                                     int(clampf(p.x, 0.0f, high));
-                    if (cell == last) continue;
-                    last = cell;
-                    const uint bit = 1u << (cell & 31);
-                    uint* word = bits + (cell >> 5);
-                    // Most are set already; a stale look only costs the atomic.
-                    if (!(*(volatile const uint*)word & bit)) or_atomic(word, bit);
-                }
+        int cell[POINTS];
+        UNROLL SIMD for (int i = 0; i < POINTS; ++i) {
+            const float x = float(i % SUBCELLS - 1), y = float(i / SUBCELLS % SUBCELLS - 1);
+            const float z = float(i / (SUBCELLS * SUBCELLS) - 1);
+            const float px = centre.x + x * along_x.x + y * along_y.x + z * along_z.x;
+            const float py = centre.y + x * along_x.y + y * along_y.y + z * along_z.y;
+            const float pz = centre.z + x * along_x.z + y * along_y.z + z * along_z.z;
+            cell[i] = (int(clampf(pz, 0.0f, high)) * resolution + int(clampf(py, 0.0f, high))) * resolution +
+                      int(clampf(px, 0.0f, high));
+        }
+        UNROLL for (int i = 0; i < POINTS; ++i) {
+            if (i && cell[i] == cell[i - 1]) continue;
+            const uint bit = 1u << (cell[i] & 31);
+            uint* word = bits + (cell[i] >> 5);
+            // Most are set already; a stale look only costs the atomic.
+            if (!(*(volatile const uint*)word & bit)) or_atomic(word, bit);
+        }
     }
 }
 
