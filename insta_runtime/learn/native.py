@@ -230,8 +230,7 @@ class NativeTrainer:
             self._show(slot)
         self._posed.pose(self._drawn)
         self._batch.draw()
-        self._batch.want()
-        self._posed.choose(self._drawn)
+        self._posed.choose(self._batch.rays)
         for call in self._batch.calls:
             call()
         self._adam()

@@ -33,7 +33,6 @@ class GraphFrames:
         in_place: whether a picture's pose is numbered by its slot, not by its place among the drawn ones.
         states: where the states of the drawn pictures go. codes: (poses, CODE_WIDTH) of the poses.
         poses, depth, triangle: what `draw_rays` reads.
-        wanted, chosen: (poses, words) int32, cells that the step's rays enter, and those that have candidates already.
     """
 
     in_place = False
@@ -46,18 +45,20 @@ class GraphFrames:
         self.states, self.poses = self._heads.states, self._heads.poses
         self.depth, self.triangle = self._heads.rasterise(side, side)
         self.codes = torch.zeros((frames, CODE_WIDTH), device=model.device)
-        self.wanted = torch.zeros((frames, self.poses.value.words), dtype=torch.int32, device=model.device)
-        self.chosen: torch.Tensor | None = None
+        self._wanted = torch.zeros((frames, self.poses.value.words), dtype=torch.int32, device=model.device)
+        self._kernels, self._step = kernels, model.config.sampling.step
 
     def pose(self, slots: torch.Tensor) -> None:  # noqa: ARG002 (their states have been drawn)
-        """Pose the drawn pictures ``slots`` (frames,); no cell is wanted yet."""
+        """Pose the drawn pictures ``slots`` (frames,): their bands, not yet the candidates."""
         self._heads.pose(self._space)
         self._heads.rasterise(self._side, self._side)
-        self.wanted.zero_()
 
-    def choose(self, slots: torch.Tensor) -> None:  # noqa: ARG002
-        """Choose candidates for the wanted cells of the drawn pictures."""
-        self._heads.choose(self.wanted)
+    def choose(self, rays: Struct) -> None:
+        """Choose candidates for the cells that the ``rays`` of the drawn pictures enter."""
+        self._wanted.zero_()
+        arguments = self._heads.head, self.poses, rays, self._step, self._wanted
+        self._kernels.launch("want_cells", *arguments, items=rays.value.count)
+        self._heads.choose(self._wanted)
 
     def unseen(self, slots: torch.Tensor) -> list[int]:  # noqa: ARG002
         """Those of the drawn pictures that have not been looked at: none, `look` follows as soon as they come."""
@@ -77,8 +78,8 @@ class GraphFrames:
 class HostFrames:
     """The same for a CPU: pictures are posed when they are first drawn, and keep their posed heads.
 
-    Candidates are what costs: each cell chooses them when a ray first enters it.  They stay, and only the band is
-    marked anew from time to time as space empties; where so much fills that it is larger than it was, all is redone.
+    Candidates are what costs.  They are chosen once, of the cells that rays of the picture enter; only these count as
+    marked.  As space empties the band is marked anew from time to time; when it outgrows what it was, all is redone.
     """
 
     in_place = True
@@ -97,8 +98,8 @@ class HostFrames:
         self.depth = _untouched((slots, side, side), torch.float32)
         self.triangle = _untouched((slots, side, side), torch.int32)
         self.codes = _untouched((slots, CODE_WIDTH), torch.float32)
-        words = self.poses.value.words
-        self.wanted, self.chosen = (_untouched((slots, words), torch.int32) for _ in range(2))
+        self._wanted = _untouched((slots, self.poses.value.words), torch.int32)
+        self._step = model.config.sampling.step
         self._heads: dict[int, PosedHeads] = {}
         self._known: dict[int, _Known] = {}
         self._epoch = 0
@@ -113,9 +114,8 @@ class HostFrames:
         self._known.pop(slot, None)
 
     def pose(self, slots: torch.Tensor) -> None:
-        """See to it that the bands of the drawn pictures ``slots`` (frames,) are right; no cell is wanted yet."""
+        """See to it that the bands of the drawn pictures ``slots`` (frames,) are right."""
         for slot in set(slots.tolist()):
-            self.wanted[slot] = 0
             known = self._known[slot]
             if self._occupied > (1.0 + CHANGED) * known.posed:
                 self._pose(slot)
@@ -123,21 +123,17 @@ class HostFrames:
                 self._all["bits"][slot].zero_()
                 head = self._heads[slot]
                 self._kernels.launch("carry_cells", head.head, head.poses, self._space, items=self._space.value.count)
+                self._all["bits"][slot] &= self._wanted[slot]
                 self._known[slot] = _Known(known.posed, self._occupied, self._epoch)
 
-    def choose(self, slots: torch.Tensor) -> None:
-        """Choose candidates for the wanted cells of the drawn pictures."""
-        for slot in set(slots.tolist()):
-            self._heads[slot].choose(self.wanted[slot : slot + 1])
-            self.chosen[slot] |= self.wanted[slot]
+    def choose(self, rays: Struct) -> None:
+        """Candidates have been chosen."""
 
     def look(self, slot: int) -> tuple[Struct, int, torch.Tensor]:
         """Pose a new picture: poses, its number among them, and the depth (side, side) of its mesh."""
         if slot not in self._heads:
             self._heads[slot] = self._view(slot)
         self._pose(slot)
-        depth, triangle = self._heads[slot].rasterise(self._side, self._side)
-        self.depth[slot], self.triangle[slot] = depth[0], triangle[0]
         return self.poses, slot, self.depth[slot]
 
     def expire(self) -> None:
@@ -148,9 +144,16 @@ class HostFrames:
         self._occupied = int(occupied.sum())
 
     def _pose(self, slot: int) -> None:
-        self._all["row"][slot] = -1  # no place for candidates, of cells that are marked later
-        self.chosen[slot] = 0
-        self._heads[slot].pose(self._space)
+        head, side, wanted = self._heads[slot], self._side, self._wanted[slot : slot + 1]
+        head.pose(self._space)
+        depth, triangle = head.rasterise(side, side)
+        self.depth[slot], self.triangle[slot] = depth[0], triangle[0]
+        wanted.zero_()
+        self._kernels.launch(
+            "want_view", head.head, head.poses, depth[0], side, side, self._step, wanted, items=side * side
+        )
+        head.choose(wanted)
+        self._all["bits"][slot] &= wanted[0]
         self._known[slot] = _Known(self._occupied, self._occupied, self._epoch)
 
     def _view(self, slot: int) -> PosedHeads:

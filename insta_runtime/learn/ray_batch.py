@@ -30,8 +30,7 @@ class RayBatch:
 
     Attributes:
         totals: (4,) int32 steps, samples, steps that found no room, steps that a ray may keep.
-        draw, want, calls: what a step launches between posing and Adam; between `want` and `calls`, the cells that the
-            rays enter choose their candidates.
+        draw, calls: what a step launches between posing and Adam; between them, cells choose their candidates.
     """
 
     def __init__(
@@ -122,7 +121,6 @@ class RayBatch:
             background,
             items=count,
         )
-        self.want: Call = bind("want_cells", head, posed.poses, rays, step, posed.chosen, posed.wanted, items=count)
         self.calls: list[Call] = [
             bind("clear_samples", samples, items=max_steps + 1),
             bind("count_steps", head, posed.poses, rays, step, samples, items=count),

@@ -213,7 +213,7 @@ def test_a_kept_pose_follows_the_occupancy(pictures: list[Observation]) -> None:
     assert len(seen) > 2
 
     def marked(share: float) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Bands of the pictures seen, each with those of a head posed just now, once ``share`` of space is occupied."""
+        """Bands of pictures, kept and made just now of the cells in view, once ``share`` of space is occupied."""
         occupancy.value.copy_(torch.rand(len(occupancy.value), generator=torch.Generator().manual_seed(1)) < share)
         occupancy.seen.zero_()
         trainer._publish()
@@ -222,13 +222,11 @@ def test_a_kept_pose_follows_the_occupancy(pictures: list[Observation]) -> None:
         pairs = []
         for slot in seen:
             fresh.states.copy_(trainer.replay.states[slot : slot + 1])
-            fresh.run(trainer._space)
-            bits, row = posed.poses.tensors["bits"], posed.poses.tensors["row"]
+            fresh.pose(trainer._space)
+            bits, whole = posed.poses.tensors["bits"], fresh.poses.tensors["bits"]
             assert isinstance(bits, torch.Tensor)
-            assert isinstance(row, torch.Tensor)
-            cells = ((bits[slot][:, None] >> torch.arange(32)) & 1).flatten()[: row.shape[1]].bool()
-            assert (row[slot][cells] >= 0).all(), "with a place for candidates"
-            pairs.append((bits[slot].clone(), fresh.poses.tensors["bits"][0].clone()))  # type: ignore[index, union-attr]
+            assert isinstance(whole, torch.Tensor)
+            pairs.append((bits[slot].clone(), whole[0] & posed._wanted[slot]))
         return pairs
 
     few, many = marked(0.05), marked(0.9)
