@@ -27,6 +27,7 @@ from insta_runtime.types import Camera, Float32
 
 FORMAT_VERSION = 1
 FILE_NAME = "avatar.safetensors"
+CELLS = "occupancy.cells"  # flat indices, as float32: exact, as there are fewer than 2^24
 MAX_HEADER = 1 << 20  # characters of JSON
 MAX_SIDE = 1 << 14  # pixels of a picture
 
@@ -95,6 +96,7 @@ class Avatar:
         tensors = self._snapshot if self._snapshot is not None else take_snapshot(model)
         tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         tensors["shape"] = torch.from_numpy(model.shape.astype(np.float32))
+        tensors[CELLS] = model.occupancy.cells.cpu().float()
         target = avatar_file(path)
         part = target.with_name(f".{target.name}.{os.getpid()}")
         try:
@@ -134,6 +136,7 @@ class Avatar:
             if sum(level_rows(config.radiance)) != len(tensors["grid.table"]):
                 raise ValueError("its hash grid does not fit its configuration")
             avatar = Avatar.create(head, shape, _camera(header["camera"]), config, target)
+            _place_cells(avatar.model, tensors)
             load_snapshot(avatar.model, tensors)
             avatar.calibration = header["calibration"]
             if not isinstance(avatar.calibration, dict | None):
@@ -142,6 +145,23 @@ class Avatar:
         except (UserError, KeyError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
             raise _damaged(file, error) from None
         return avatar
+
+
+def _place_cells(model: AvatarModel, tensors: Snapshot) -> None:
+    """Bring stored occupancy to the model's own cells: which ones lie near the head is rounded, by each machine anew.
+
+    ValueError if the stored cells are none of the model's grid.
+    """
+    stored = tensors.pop(CELLS)
+    count = model.config.occupancy.resolution**3
+    if not bool(((stored >= 0) & (stored < count)).all()):
+        raise ValueError("its occupancy does not fit its configuration")
+    cells, own = stored.long(), model.occupancy.cells.cpu()
+    for name, tensor in model.occupancy.state().items():
+        everywhere = torch.zeros(count)
+        everywhere[own] = tensor.cpu()
+        everywhere[cells] = tensors[f"occupancy.{name}"]
+        tensors[f"occupancy.{name}"] = everywhere[own]
 
 
 def _read(file: Path) -> tuple[dict[str, Any], Snapshot]:

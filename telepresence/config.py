@@ -30,6 +30,11 @@ class RunConfig:
     """What the commands do with the pictures: device, crop, who drives the face, how time is shared."""
 
     device: str = setting("auto", "where the avatar is learned and rendered", choices=("auto", "cpu", "cuda"))
+    backend: str = setting(
+        "auto",
+        "what computes it; auto: native kernels for the device (cuda, host), or torch where they cannot be had",
+        choices=("auto", "cuda", "host", "torch", "tcnn"),
+    )
     size: int = setting(512, "side of the square picture that is tracked and streamed", unit="px", ge=64, le=2048)
     crop: str = setting(
         "auto",

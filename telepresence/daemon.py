@@ -227,7 +227,8 @@ class Daemon:
         return make_tracker(self._head, actor, avatar, cast("CropPolicy", run.crop), run.size, options.models)
 
     def _learner(self, avatar: Avatar, path: Path) -> Learner:
-        return Learner(avatar, path, freeze=self.options.freeze or self.config.run.train_share == 0.0)
+        run = self.config.run
+        return Learner(avatar, path, freeze=self.options.freeze or run.train_share == 0.0, backend=run.backend)
 
     def _lend(self, started: bool) -> None:
         """A browser began or ceased to lend its camera (called on the network thread)."""

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import threading
 import time
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from insta_runtime.avatar import Avatar
     from insta_runtime.render.coloured_mesh import ColouredMesh
     from insta_runtime.types import Camera, Observation, RenderedFrame
+
+log = logging.getLogger("telepresence")
 
 OFFER_S: Final = 0.2
 """Seconds between pictures that are learned from: closer ones look alike and cost the same."""
@@ -53,23 +56,27 @@ class Score:
 
 
 class Learner:
-    """Learns ``avatar`` from what it is offered, and measures how good it is; ``freeze`` only measures."""
+    """Learns ``avatar`` from what it is offered, and measures how good it is; ``freeze`` only measures.
 
-    def __init__(self, avatar: Avatar, path: Path, *, freeze: bool) -> None:
-        from insta_runtime.learn.trainer import Trainer
+    ``backend`` is a name that `insta_runtime.backends.choose_backend` knows.
+    """
+
+    def __init__(self, avatar: Avatar, path: Path, *, freeze: bool, backend: str) -> None:
+        from insta_runtime.backends import choose_backend, make_renderer, make_trainer
         from insta_runtime.learn.weights import WeightExchange
         from insta_runtime.render.coloured_mesh import ColouredMesh
-        from insta_runtime.render.renderer import Renderer
 
         self.avatar, self.path, self.freeze = avatar, path, freeze
         self.loaded = avatar.steps > 0  # learned in an earlier call
-        self.trainer = Trainer(avatar.model)
+        self.backend = choose_backend(backend, avatar.model)
+        log.info("back end %s: %s", self.backend.kind, self.backend.reason)
+        self.trainer = make_trainer(avatar.model, self.backend)
         self.trainer.steps = avatar.steps
         self.exchange = WeightExchange()
-        self.display = Renderer(avatar.model)
+        self.display = make_renderer(avatar.model, self.backend)
         self.mesh: ColouredMesh | None = None
         self.score: Score | None = None
-        self._judge = Renderer(avatar.model)
+        self._judge = make_renderer(avatar.model, self.backend)
         self._colours = ColouredMesh(avatar.model.rig, avatar.model.shape)
         self._size = avatar.model.config.learn.size
         self._lock = threading.Lock()
@@ -131,7 +138,8 @@ class Learner:
         now = time.monotonic()
         if self.trainer.steps and now - self._last_publish >= PUBLISH_S:
             self._last_publish = now
-            self.exchange.publish(self.trainer.snapshot())
+            with self.trainer.on_stream():
+                self.exchange.publish(self.trainer.snapshot())
 
     def _measure(self) -> bool:
         now = time.monotonic()

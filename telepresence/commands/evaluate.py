@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from insta_runtime.avatar import Avatar
+from insta_runtime.backends import choose_backend, make_renderer
 from insta_runtime.errors import UserError
 from insta_runtime.head import load_head
 from insta_runtime.learn.evaluation import score, split
-from insta_runtime.render.renderer import Renderer
 from insta_runtime.tracked import TrackedFolder
 from insta_runtime.types import Camera, HeadState, RenderedFrame
 from telepresence.config import Config
@@ -33,7 +33,7 @@ def evaluate(*, avatar: Path, tracked: Path, size: int | None, holdout: float, c
         raise UserError(f"{tracked} has no frames to measure on: give a larger --holdout")
     side = size or loaded.model.config.learn.size
     observations = [folder.observation(int(frames[i])) for i in held]
-    renderer = Renderer(loaded.model)
+    renderer = make_renderer(loaded.model, choose_backend(config.run.backend, loaded.model))
     with Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task("evaluating", total=len(observations))
 

@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 
 from insta_runtime.avatar import Avatar, avatar_file
+from insta_runtime.backends import AnyTrainer, choose_backend, make_renderer, make_trainer
 from insta_runtime.errors import UserError
 from insta_runtime.head import HeadModel, load_head
 from insta_runtime.learn.evaluation import Scores, score, split
-from insta_runtime.learn.trainer import Trainer
 from insta_runtime.render.coloured_mesh import ColouredMesh
-from insta_runtime.render.renderer import Renderer
 from insta_runtime.tracked import TrackedFolder
 from insta_runtime.types import Float32, Observation
 from telepresence.commands.orbit import turned, yaw, yaw_turn
@@ -74,7 +73,8 @@ def fit(
         mesh.observe(observation)
     mesh_scores = score(mesh.render, kept_back, size)
 
-    trainer, display = Trainer(avatar.model), Renderer(avatar.model)
+    backend = choose_backend(config.run.backend, avatar.model)
+    trainer, display = make_trainer(avatar.model, backend), make_renderer(avatar.model, backend)
     for observation in learned:
         trainer.add(observation)
         trainer.replay.take_in()
@@ -102,6 +102,7 @@ def fit(
         "train_frames": len(learned),
         "holdout_frames": len(kept_back),
         "device": str(avatar.model.device),
+        "backend": backend.kind,
         "protocol": f"last {holdout:.3g} of the tracked pictures held out; over white; mean of PSNR per picture",
     }
     if recording.unseen:
@@ -109,7 +110,7 @@ def fit(
     return {key: _finite(value) for key, value in figures.items()}
 
 
-def _train(trainer: Trainer, seconds: float, measure: Any) -> list[dict[str, float | None]]:
+def _train(trainer: AnyTrainer, seconds: float, measure: Any) -> list[dict[str, float | None]]:
     """Train for ``seconds``; measuring does not count."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn

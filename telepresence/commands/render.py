@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from insta_runtime.avatar import Avatar
+from insta_runtime.backends import choose_backend, make_renderer
 from insta_runtime.errors import UserError
 from insta_runtime.geometry import rotation_matrix
 from insta_runtime.head import load_head
-from insta_runtime.render.renderer import Renderer
 from insta_runtime.tracked import read_take
 from insta_runtime.types import Bytes, Camera, HeadState, Take
 from telepresence.commands.orbit import turned, yaw_turn
@@ -51,7 +51,7 @@ def render(
     if orbit is not None:
         states = _orbited(states, math.radians(orbit), fps)
     view = camera.scaled(size, size)
-    renderer = Renderer(loaded.model)
+    renderer = make_renderer(loaded.model, choose_backend(config.run.backend, loaded.model))
     pictures = (renderer.render(state, view).over(BACKGROUND) for state in _progress(states))
     if frames is not None:
         _write_pictures(frames, pictures)
