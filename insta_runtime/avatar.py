@@ -150,17 +150,22 @@ class Avatar:
 def _place_cells(model: AvatarModel, tensors: Snapshot) -> None:
     """Bring stored occupancy to the model's own cells: which ones lie near the head is rounded, by each machine anew.
 
-    ValueError if the stored cells are none of the model's grid.
+    A cell that the file does not have keeps what the untrained model has there.  ValueError if the file's cells are not
+    ascending indices of the model's grid, or their values not as many.
     """
     stored = tensors.pop(CELLS)
-    count = model.config.occupancy.resolution**3
-    if not bool(((stored >= 0) & (stored < count)).all()):
-        raise ValueError("its occupancy does not fit its configuration")
     cells, own = stored.long(), model.occupancy.cells.cpu()
+    count = model.config.occupancy.resolution**3
+    sound = stored.dim() == 1 and bool((stored == cells).all() and (cells.diff() > 0).all())
+    if not sound or len(cells) == 0 or cells[0] < 0 or cells[-1] >= count:
+        raise ValueError("its occupancy does not fit its configuration")
     for name, tensor in model.occupancy.state().items():
+        values = tensors[f"occupancy.{name}"]
+        if values.shape != cells.shape:
+            raise ValueError("its occupancy has not as many values as cells")
         everywhere = torch.zeros(count)
         everywhere[own] = tensor.cpu()
-        everywhere[cells] = tensors[f"occupancy.{name}"]
+        everywhere[cells] = values
         tensors[f"occupancy.{name}"] = everywhere[own]
 
 

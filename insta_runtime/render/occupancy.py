@@ -51,10 +51,11 @@ class OccupancyGrid:
         self.warp, self.config, self.step = warp, config, step
         box, resolution = warp.box, config.resolution
         device = box.origin.device
-        everywhere = torch.arange(resolution**3, device=device)
         soup = TriangleSoup(warp.canonical.vertices, warp.canonical.faces)
+        reach = max(warp.config.band, SKIN_BAND, INSIDE_DEPTH)
         kept, triangles, masks = [], [], []
-        for chunk in everywhere.split(16384):
+        for part in torch.arange(resolution**3, device=device).split(16384):
+            chunk = part[warp.leaves.within(reach, box.cell_centres(part, resolution), soup)]
             points = box.cell_centres(chunk, resolution)
             nearest = warp.candidate_grid(soup, chunk, resolution).query(points)
             corner = warp.canonical.faces[nearest.triangle]

@@ -133,6 +133,17 @@ class TriangleLeaves:
         members = torch.stack([torch.cat([g, g[-1:].expand(size - len(g))]) for g in groups])
         self.members = members.to(vertices.device)
 
+    def within(self, reach: float, points: torch.Tensor, soup: TriangleSoup) -> torch.Tensor:
+        """Which ``points`` (N, 3) can lie within ``reach`` metres of the mesh: (N,) bool.
+
+        True for all that do, and for few others: a leaf counts as the sphere around it.
+        """
+        centres = soup.centre[self.members]
+        middle = centres.mean(dim=1)
+        radius = ((centres - middle[:, None]).norm(dim=-1) + soup.balls[3, self.members].sqrt()).amax(dim=1)
+        exact = "donot_use_mm_for_euclid_dist"
+        return (torch.cdist(points, middle, compute_mode=exact) - radius).amin(dim=1) <= reach
+
 
 class CandidateGrid:
     """Candidate triangles per voxel of a mesh.

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from small_person import CPU, SMALL, camera, flame_head, neutral_shape, open_head, pose
 
-from insta_runtime.avatar import FILE_NAME, Avatar, choose_device
+from insta_runtime.avatar import CELLS, FILE_NAME, Avatar, choose_device
 from insta_runtime.config import OccupancyConfig
 from insta_runtime.errors import UserError
 from insta_runtime.render.renderer import Renderer
@@ -183,7 +183,19 @@ TAMPERED: dict[str, Callable[[Header, Tensors], object]] = {
     "identity that is no number": lambda h, t: t["shape"].fill_(torch.nan),
     "no occupancy": lambda h, t: t.pop("occupancy.value"),
     "occupancy of another shape": lambda h, t: t.update({"occupancy.value": torch.zeros(1)}),
-    "other cells": lambda h, t: t.update({"occupancy.cells": torch.full((4000,), 10**9)}),
+    "no cells": lambda h, t: t.pop(CELLS),
+    "cells of whole numbers": lambda h, t: t.update({CELLS: t[CELLS].long()}),
+    "cells of no grid": lambda h, t: t[CELLS].add_(16**3),
+    "a negative cell": lambda h, t: t[CELLS][0].fill_(-1.0),
+    "half a cell": lambda h, t: t[CELLS].add_(0.5),
+    "a huge cell": lambda h, t: t[CELLS][-1].fill_(3e38),
+    "a cell that is no number": lambda h, t: t[CELLS][0].fill_(torch.nan),
+    "a cell twice": lambda h, t: t[CELLS][1].copy_(t[CELLS][0]),
+    "cells in disorder": lambda h, t: t.update({CELLS: t[CELLS].flip(0)}),
+    "cells in a table": lambda h, t: t.update({CELLS: t[CELLS][:, None]}),
+    "more cells than values": lambda h, t: t.update({"occupancy.seen": t["occupancy.seen"][1:]}),
+    "a value for all cells": lambda h, t: t.update({"occupancy.value": torch.zeros(())}),
+    "no cell": lambda h, t: t.update({name: t[name][:0] for name in list(t) if name.startswith("occupancy.")}),
 }
 
 
@@ -191,6 +203,28 @@ TAMPERED: dict[str, Callable[[Header, Tensors], object]] = {
 def test_a_tampered_file_is_refused(saved: Path, change: Callable[[Header, Tensors], object]) -> None:
     tamper(saved, change)
     assert str(saved) in refused(saved)
+
+
+def test_cells_of_a_machine_that_rounds_otherwise(avatar: Avatar, saved: Path) -> None:
+    """What both have keeps its values; a cell that the file lacks is as in a new avatar; one too many is left out."""
+    lacking = torch.tensor([0, 7, 100])
+    own, untouched = avatar.model.occupancy, 2.0 * COARSE.occupancy.threshold
+    few = torch.ones(len(own.cells), dtype=torch.bool).index_fill(0, lacking, False)
+    too_many = torch.tensor([cell for cell in range(16**3) if cell not in set(own.cells.tolist())][::50])
+
+    def elsewhere(header: Header, tensors: Tensors) -> None:
+        stored = {name: tensors[name][few] for name in tensors if name.startswith("occupancy.")}
+        order = torch.cat([stored[CELLS], too_many]).argsort()
+        for name, values in stored.items():
+            added = too_many.float() if name == CELLS else torch.full((len(too_many),), 5.0)
+            tensors[name] = torch.cat([values, added])[order]
+
+    tamper(saved, elsewhere)
+    loaded = Avatar.load(saved, open_head(), CPU).model.occupancy
+    for name, truth in own.state().items():
+        assert torch.equal(loaded.state()[name][few], truth[few]), name
+        assert (loaded.state()[name][lacking] == (untouched if name == "value" else 0.0)).all(), name
+    assert loaded.occupied[lacking].all()
 
 
 def test_a_header_that_is_no_json_object_is_refused(saved: Path) -> None:
