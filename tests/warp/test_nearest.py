@@ -158,7 +158,7 @@ def test_within_misses_no_point_and_rules_most_of_space_out() -> None:
     head = small_model().rig.canonical(small_model().shape, 0.0)
     soup, reach = TriangleSoup(head.vertices, head.faces), 0.02
     middle, side = head.vertices.mean(dim=0), 0.6
-    points = middle + side * (torch.rand((300, 3), generator=torch.Generator().manual_seed(0)) - 0.5)
+    points = middle + side * (torch.rand((1000, 3), generator=torch.Generator().manual_seed(0)) - 0.5)
     found = TriangleLeaves(head.vertices, head.faces).within(reach, points, soup)
     near = nearest_brute_force(points, head.vertices, head.faces).distance <= reach
     assert found[near].all()
