@@ -89,9 +89,9 @@ struct Memories {
     const unsigned long long* pictures;  // (slots) address of (side, side, 4) bytes, premultiplied RGBA
     const int* extent;   // (slots, 2) width and height of the picture
     const float* states; // (slots, state_size), with the picture's own camera
-    const unsigned long long* tiles;  // (slots) address of (tiles_across^2) ints: tiles of tile^2 pixels that are worth
-                                      // drawing from, y * tiles_across + x
-    const int* drawable; // (slots) how many they are
+    const unsigned long long* tiles;  // (slots) address of (tiles_across^2) ints: tiles of tile^2 pixels, those of the
+                                      // head first, then those around it, y * tiles_across + x
+    const int* drawable; // (slots, 2) how many are of the head, and around it
     const int* order;    // (slots) the slots in use, oldest first
     int side;
     int tile;
@@ -116,6 +116,20 @@ struct Samples {
     int capacity;
     int max_steps;     // steps a ray at most; the farthest are dropped
     int max_samples;   // samples a ray at most; the farthest are dropped
+};
+
+// The rays of a picture that meet the avatar, in bundles of 32 neighbours, and their samples. A bundle's rays walk side by
+// side; in each round every one of them takes a step, and those that come upon something have a sample. A bundle's
+// samples are consecutive, round after round, and in a round in the order of the rays.
+struct Bundles {
+    int* rays;       // (pixels, 4) pixel, first and last step in a marked cell, how many such steps
+    int* spans;      // (ceil(pixels / 32), 2) where a bundle's samples and rounds begin, how many samples it has
+    uint* rounds;    // (capacity) by round, a bit for each of the bundle's rays that has a sample
+    float* samples;  // (capacity, 8) canonical position in the unit cube 3, unit direction 3, mouth, eyes
+    int* histogram;  // (max_steps + 1) rays by number of steps
+    int capacity;
+    int max_steps;    // steps a ray at most; the farthest are dropped
+    int max_samples;  // samples a ray at most; the farthest are dropped
 };
 
 // Weights of the field as kernels read them. storage_t is fp16 on a GPU, float on a CPU.

@@ -8,8 +8,14 @@
 #define EDGE 1e-5f       // barycentric units outside an edge that still count as inside
 #define LEAST_AREA 1e-8f  // twice the area in square pixels below which a triangle is a line
 #define FARTHEST_W 1e-9f  // least inverse depth
-#define SMALL 128        // pixels of a bounding rectangle that one thread walks alone
 #define NOTHING 0xffffffffffffffffull
+
+// Threads that draw a triangle.
+#if ON_GPU
+#define SHARE 8
+#else
+#define SHARE 1
+#endif
 
 typedef unsigned long long key_t64;
 
@@ -76,37 +82,23 @@ KERNEL(256) clear_pixels(unsigned long long* keys, int n) {
     EACH(i, n) keys[i] = NOTHING;
 }
 
-// A lane draws a small triangle alone; large ones are shared by the packet. items: 32 * frames * ceil(triangles / 32).
+// Neighbouring threads share a triangle, for most cover a few pixels and some many. items: 8 * frames * triangles.
 KERNEL(128) draw_triangles(const Head head, const Poses poses, int width, int height, unsigned long long* keys) {
-    const int packets = (head.triangles + PACKET - 1) / PACKET;
-    EACH_PACKET(p, poses.frames * packets) {
-        const int frame = p / packets, first = p % packets * PACKET;
+    EACH(i, poses.frames * head.triangles * SHARE) {
+        const int part = i % SHARE, triangle = i / SHARE % head.triangles, frame = i / SHARE / head.triangles;
+        Drawn drawn;
+        if (!project(head, poses, frame, triangle, width, height, drawn)) continue;
         key_t64* picture = keys + (size_t)frame * width * height;
-        [[maybe_unused]] uint large = 0u;
-        for (int l = 0; l < LANES; ++l) {
-            const int triangle = first + COLUMN(l);
-            Drawn drawn;
-            if (triangle >= head.triangles || !project(head, poses, frame, triangle, width, height, drawn)) continue;
-            if (ON_GPU && (drawn.right - drawn.left + 1) * (drawn.bottom - drawn.top + 1) > SMALL) {
-                large = 1u;
-                continue;
-            }
-            for (int row = drawn.top; row <= drawn.bottom; ++row)
-                for (int column = drawn.left; column <= drawn.right; ++column)
-                    draw_pixel(drawn, triangle, column, row, picture + (size_t)row * width + column);
-        }
+        const int columns = drawn.right - drawn.left + 1, rows = drawn.bottom - drawn.top + 1;
 #if ON_GPU
-        large = __ballot_sync(0xffffffffu, large != 0u);
-        for (; large; large &= large - 1u) {
-            const int triangle = first + __ffs(int(large)) - 1;
-            Drawn drawn;
-            project(head, poses, frame, triangle, width, height, drawn);
-            const int columns = drawn.right - drawn.left + 1, area = columns * (drawn.bottom - drawn.top + 1);
-            for (int i = LANE; i < area; i += PACKET) {
-                const int row = drawn.top + i / columns, column = drawn.left + i % columns;
-                draw_pixel(drawn, triangle, column, row, picture + (size_t)row * width + column);
-            }
+        for (int pixel = part; pixel < columns * rows; pixel += SHARE) {
+            const int row = drawn.top + pixel / columns, column = drawn.left + pixel % columns;
+            draw_pixel(drawn, triangle, column, row, picture + (size_t)row * width + column);
         }
+#else
+        for (int row = drawn.top + part; row < drawn.top + rows; ++row)
+            for (int column = drawn.left; column < drawn.left + columns; ++column)
+                draw_pixel(drawn, triangle, column, row, picture + (size_t)row * width + column);
 #endif
     }
 }
@@ -114,24 +106,23 @@ KERNEL(128) draw_triangles(const Head head, const Poses poses, int width, int he
 // depth (frames, height, width): z in metres, infinite where there is nothing. triangle (the same): -1 there.
 // barycentrics (frames, height, width, 3), perspective-correct, zero there; null for none.
 // items: frames * height * width.
-KERNEL(128)
+KERNEL(256)
 resolve_pixels(const Head head, const Poses poses, int width, int height, const unsigned long long* keys, float* depth,
                int* triangle, float* barycentrics) {
     EACH(i, poses.frames * height * width) {
         const key_t64 key = keys[i];
+        const bool found = key != NOTHING;
+        triangle[i] = found ? int(key & 0xffffffffu) : -1;
+        depth[i] = found ? 1.0f / bits_to_float(0xffffffffu - uint(key >> 32)) : bits_to_float(0x7f800000u);
+        if (!barycentrics) continue;
         const int frame = i / (height * width), pixel = i % (height * width);
-        float z = bits_to_float(0x7f800000u);
         vec3 weights{0.0f, 0.0f, 0.0f};
-        triangle[i] = key == NOTHING ? -1 : int(key & 0xffffffffu);
         Drawn drawn;
-        if (key != NOTHING && project(head, poses, frame, triangle[i], width, height, drawn)) {
+        if (found && project(head, poses, frame, triangle[i], width, height, drawn)) {
             const vec3 b = barycentrics_at(drawn, pixel % width, pixel / width);
             const vec3 flat{fmaxf(b.x, 0.0f), fmaxf(b.y, 0.0f), fmaxf(b.z, 0.0f)};
-            const float inverse = 1.0f / dot(flat, drawn.w);
-            z = (flat.x + flat.y + flat.z) * inverse;
-            weights = inverse * vec3{flat.x * drawn.w.x, flat.y * drawn.w.y, flat.z * drawn.w.z};
+            weights = (1.0f / dot(flat, drawn.w)) * vec3{flat.x * drawn.w.x, flat.y * drawn.w.y, flat.z * drawn.w.z};
         }
-        depth[i] = z;
-        if (barycentrics) store3(barycentrics + 3 * (size_t)i, weights);
+        store3(barycentrics + 3 * (size_t)i, weights);
     }
 }

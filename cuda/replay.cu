@@ -69,8 +69,9 @@ DEVICE void region_at(const Head& head, const Poses& poses, int pose, int triang
 }
 
 // Draws rays.count / frames rays of each frame and what they should see. Of the inputs[2] rays that are wanted of a
-// frame the part `focus` goes through tiles worth drawing from; those that are not wanted, and those of a state that is
-// not finite, miss (far < near) and cost nothing: their targets are zero, as is what they will see over their background.
+// frame the part `focus` goes through tiles of the head, the part `margin` through those around it; those that are not
+// wanted, and those of a state that is not finite, miss (far < near) and cost nothing: their targets are zero, as is
+// what they will see over their background.
 //
 // depth, triangle (poses, side, side): z in metres and triangle of the posed mesh as each picture's camera sees it,
 // infinite and -1 where it does not. regions (vertices, 2): bare face, mouth. Rays are cut to the pose's band.
@@ -78,17 +79,21 @@ DEVICE void region_at(const Head& head, const Poses& poses, int pose, int triang
 // (rays) mouth_weight in the mouth, else 1, background (rays, 3) at random.
 KERNEL(128) draw_rays(const Head head, const Poses poses, const Memories memories, const Rays rays, const int* inputs,
                       uint seed, int frames, const int* slots, const int* pose, const float* depth,
-                      const int* triangle, const float* regions, float focus, float mouth_weight,
-                      float* rgba, float* target, float* weight, float* background) {
+                      const int* triangle, const float* regions, float focus, float margin,
+                      float mouth_weight, float* rgba, float* target, float* weight, float* background) {
     EACH(r, rays.count) {
         int each = rays.count / frames, b = r / each, k = r % each, wanted = inputs[2];
         if (b >= frames) b = frames - 1, k = wanted;
         int slot = slots[b], at = pose[b], across = memories.tiles_across, side = memories.side;
-        int width = memories.extent[slot * 2], height = memories.extent[slot * 2 + 1], tiles = memories.drawable[slot];
+        int width = memories.extent[slot * 2], height = memories.extent[slot * 2 + 1];
+        int of_head = memories.drawable[slot * 2], around = memories.drawable[slot * 2 + 1];
         uint key = hash(hash(seed, inputs[0]), r) * PURPOSES, bits = hash(key + PIXEL);
-        int x, y;
-        if (tiles > 0 && k < int(float(wanted) * focus + 0.5f)) {
-            int tile = ((const int*)memories.tiles[slot])[below(hash(key + TILE_OF), tiles)];
+        bool focused = k < int(float(wanted) * focus + 0.5f);
+        bool beside = !focused && k < int(float(wanted) * (focus + margin) + 0.5f);
+        int tiles = focused ? of_head : beside ? around : 0, x, y;
+        if (tiles > 0) {
+            int place = (beside ? of_head : 0) + below(hash(key + TILE_OF), tiles);
+            int tile = ((const int*)memories.tiles[slot])[place];
             int size = memories.tile, left = tile % across * size, top = tile / across * size;
             x = left + below(bits, width - left < size ? width - left : size);
             y = top + below(hash(bits), height - top < size ? height - top : size);
@@ -122,26 +127,33 @@ KERNEL(128) draw_rays(const Head head, const Poses poses, const Memories memorie
     }
 }
 
-// Sets a bit of `wanted` (poses, words) for each marked cell in which the ray takes a step.
-DEVICE void want_along(const Head& head, const Poses& poses, int pose, const Ray& ray, float offset, float step,
-                       uint* wanted) {
+// Sets the bit of a cell. Most are set already; a stale look only costs the atomic.
+DEVICE void want(int cell, uint* words) {
+    uint* word = words + (cell >> 5);
+    const uint bit = 1u << (cell & 31);
+    if (!(*(volatile const uint*)word & bit)) or_atomic(word, bit);
+}
+
+// The same for each marked cell in which the ray of pose 0 takes a step.
+DEVICE void want_along(const Head& head, const Poses& poses, const Ray& ray, float offset, float step, uint* wanted) {
     if (!(ray.far > ray.near)) return;
     int k = first_step(ray.near, step);
     Step found;
-    while (next_step(head, poses, pose, ray, offset, step, k, found)) {
-        const int cell = poses.cell[(size_t)pose * poses.capacity + found.row];
-        uint* word = wanted + (size_t)pose * poses.words + (cell >> 5);
-        const uint bit = 1u << (cell & 31);
-        if (!(*word & bit)) or_atomic(word, bit);
-    }
+    while (next_step(head, poses, 0, ray, offset, step, k, found)) want(poses.cell[found.row], wanted);
 }
 
-// Of all rays that were drawn: only the cells that they enter need candidates.
-KERNEL(128) want_cells(const Head head, const Poses poses, const Rays rays, float step, uint* wanted) {
-    EACH(r, rays.count) {
-        const Ray ray = {load3(rays.origin + r * 4), load3(rays.direction + r * 4), rays.origin[r * 4 + 3],
-                         rays.direction[r * 4 + 3]};
-        want_along(head, poses, rays.frame[r], ray, rays.offset[r], step, wanted);
+// Sets a bit of `wanted` (poses, words) for each cell in which listed steps lie: only these need candidates.
+// items: capacity of samples.
+KERNEL(128) want_steps(const Head head, const Poses poses, const Rays rays, const Samples samples, uint* wanted) {
+    const int steps = samples.totals[0];
+    EACH(j, steps) {
+        const int i = samples.step_ray[j];
+        if (i < 0) continue;
+        const vec4 origin = load4(rays.origin + 4 * i), direction = load4(rays.direction + 4 * i);
+        const float t = samples.step_t[j];
+        const vec3 position = vec3{origin.x, origin.y, origin.z} + t * vec3{direction.x, direction.y, direction.z};
+        const vec3 unit = unit_cube(head, position);
+        if (in_unit_cube(unit)) want(flat_cell(unit, head.resolution), wanted + (size_t)rays.frame[i] * poses.words);
     }
 }
 
@@ -151,7 +163,7 @@ KERNEL(128) want_view(const Head head, const Poses poses, const float* depth, in
                       uint* wanted) {
     EACH(i, width * height) {
         const Ray ray = ray_of_pixel(head, poses, i, width, depth);
-        want_along(head, poses, 0, ray, 0.25f, step, wanted);
-        want_along(head, poses, 0, ray, 0.75f, step, wanted);
+        want_along(head, poses, ray, 0.25f, step, wanted);
+        want_along(head, poses, ray, 0.75f, step, wanted);
     }
 }

@@ -12,7 +12,7 @@ import torch
 
 from insta_runtime.field.conditioning import CODE_WIDTH
 from insta_runtime.kernels import Kernels, Struct
-from insta_runtime.learn.replay import RECENT, premultiplied
+from insta_runtime.learn.replay import MATTE, MATTE_GROWS, RECENT, grown, premultiplied, reach
 from insta_runtime.render.model import AvatarModel
 from insta_runtime.types import Observation
 from insta_runtime.warp.posing import pack_state
@@ -96,21 +96,25 @@ class DeviceReplay:
         return self._chunks[slot // CHUNK][0][slot % CHUNK, :height, :width]
 
     def list_tiles(self, slot: int, depth: torch.Tensor) -> None:
-        """Note which tiles are worth drawing from: those of the matte, a little grown, and of the mesh.
+        """Note which tiles are of the head and which are around it, as `learn.replay.Memory` does for pixels.
 
         ``depth`` (side, side) is that of the posed mesh, infinite where there is none.
         """
         width, height = self.extents[slot]
-        alpha = self.picture(slot)[..., 3].float()[None, None] / 255.0
-        grown = torch.nn.functional.max_pool2d(alpha, 5, stride=1, padding=2) > 0.02
         padded = self._across * self._tile
-        worth = torch.zeros((1, 1, padded, padded), device=depth.device)
-        worth[:, :, :height, :width] = (grown | depth[:height, :width].isfinite()).float()
-        flags = torch.nn.functional.max_pool2d(worth, self._tile).flatten()
-        # Sorting lists the wanted ones first, in order and without asking how many they are.
+        flags = torch.zeros((2, padded, padded), device=depth.device)
+        flags[0, :height, :width] = grown(self.picture(slot)[..., 3] > 255.0 * MATTE, MATTE_GROWS).float()
+        flags[1, :height, :width] = depth[:height, :width].isfinite().float()
+        matte, mesh = torch.nn.functional.max_pool2d(flags[None], self._tile)[0] > 0.0
+        near = grown(mesh, math.ceil(self._reach[slot] / self._tile))
+        near[math.ceil(height / self._tile) :] = False
+        near[:, math.ceil(width / self._tile) :] = False
+        head = mesh | (matte & near)
+        # Sorting lists those of the head first, then those around it, in order and without asking how many they are.
         tiles = self._chunks[slot // CHUNK][1][slot % CHUNK]
-        tiles.copy_(flags.argsort(descending=True, stable=True))
-        self._drawable[slot] = flags.sum()
+        ranks = (head.int() + near.int()).flatten()
+        tiles.copy_(ranks.argsort(descending=True, stable=True))
+        self._drawable[slot] = torch.stack([head.sum(), (near & ~head).sum()])
 
     def _take(self, observation: Observation) -> None:
         rgba, camera = premultiplied(observation, min(self.size, self.side or self.size), self.model.device)
@@ -120,6 +124,7 @@ class DeviceReplay:
         slot = self._free_slot()
         self.extents[slot] = (width, height)
         self.frame_ids[slot] = observation.frame_id
+        self._reach[slot] = reach(self.model, observation.state, camera)
         self._extent[slot] = torch.tensor([width, height], dtype=torch.int32)
         self.states[slot] = torch.from_numpy(pack_state(self.model, observation.state, camera))
         self.picture(slot).copy_(rgba * 255.0 + 0.5)
@@ -141,7 +146,8 @@ class DeviceReplay:
 
         self.states = torch.zeros((slots, _state_size(self.model)), device=device)
         self.extents: dict[int, tuple[int, int]] = {}
-        self._extent, self._drawable, self._order = integers(slots, 2), integers(slots), integers(slots)
+        self._reach: dict[int, int] = {}
+        self._extent, self._drawable, self._order = integers(slots, 2), integers(slots, 2), integers(slots)
         self._pictures, self._tiles = integers(slots, dtype=torch.int64), integers(slots, dtype=torch.int64)
         self.memories = self.kernels.struct(
             "Memories",

@@ -229,9 +229,10 @@ class NativeTrainer:
         for slot in self._posed.unseen(self._drawn):
             self._show(slot)
         self._posed.pose(self._drawn)
-        self._batch.draw()
-        self._posed.choose(self._batch.rays)
-        for call in self._batch.calls:
+        for call in self._batch.march:
+            call()
+        self._posed.choose(self._batch.rays, self._batch.samples)
+        for call in self._batch.shade:
             call()
         self._adam()
         self.field.pack(self._parameters)

@@ -46,18 +46,18 @@ class GraphFrames:
         self.depth, self.triangle = self._heads.rasterise(side, side)
         self.codes = torch.zeros((frames, CODE_WIDTH), device=model.device)
         self._wanted = torch.zeros((frames, self.poses.value.words), dtype=torch.int32, device=model.device)
-        self._kernels, self._step = kernels, model.config.sampling.step
+        self._kernels = kernels
 
     def pose(self, slots: torch.Tensor) -> None:  # noqa: ARG002 (their states have been drawn)
         """Pose the drawn pictures ``slots`` (frames,): their bands, not yet the candidates."""
         self._heads.pose(self._space)
         self._heads.rasterise(self._side, self._side)
 
-    def choose(self, rays: Struct) -> None:
-        """Choose candidates for the cells that the ``rays`` of the drawn pictures enter."""
+    def choose(self, rays: Struct, samples: Struct) -> None:
+        """Choose candidates for the cells in which the ``rays`` of the drawn pictures take their listed steps."""
         self._wanted.zero_()
-        arguments = self._heads.head, self.poses, rays, self._step, self._wanted
-        self._kernels.launch("want_cells", *arguments, items=rays.value.count)
+        arguments = self._heads.head, self.poses, rays, samples, self._wanted
+        self._kernels.launch("want_steps", *arguments, items=samples.value.capacity)
         self._heads.choose(self._wanted)
 
     def unseen(self, slots: torch.Tensor) -> list[int]:  # noqa: ARG002
@@ -126,7 +126,7 @@ class HostFrames:
                 self._all["bits"][slot] &= self._wanted[slot]
                 self._known[slot] = _Known(known.posed, self._occupied, self._epoch)
 
-    def choose(self, rays: Struct) -> None:
+    def choose(self, rays: Struct, samples: Struct) -> None:
         """Candidates have been chosen."""
 
     def look(self, slot: int) -> tuple[Struct, int, torch.Tensor]:

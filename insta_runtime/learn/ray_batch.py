@@ -11,7 +11,7 @@ from insta_runtime.field.packed import PackedField, table_size
 from insta_runtime.kernels import Call, Kernels, Struct
 from insta_runtime.learn.device_replay import DeviceReplay
 from insta_runtime.learn.posed_frames import GraphFrames, HostFrames
-from insta_runtime.learn.trainer import FOCUS
+from insta_runtime.learn.trainer import FOCUS, MARGIN
 from insta_runtime.warp.posing import head_struct
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ class RayBatch:
 
     Attributes:
         totals: (4,) int32 steps, samples, steps that found no room, steps that a ray may keep.
-        draw, calls: what a step launches between posing and Adam; between them, cells choose their candidates.
+        march, shade: what a step launches between posing and Adam; between them, the cells in which rays take steps
+            choose their candidates.
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class RayBatch:
         codes, stride = posed.codes, posed.codes.shape[1]
         head, bind, step = head_struct(kernels, model), kernels.bind, sampling.step
         packets = 32 * -(-capacity // 32)
-        self.draw: Call = bind(
+        draw = bind(
             "draw_rays",
             head,
             posed.poses,
@@ -114,6 +115,7 @@ class RayBatch:
             posed.triangle,
             regions,
             FOCUS,
+            MARGIN,
             config.mouth_weight,
             rgba,
             depth,
@@ -121,11 +123,14 @@ class RayBatch:
             background,
             items=count,
         )
-        self.calls: list[Call] = [
+        self.march: list[Call] = [
+            draw,
             bind("clear_samples", samples, items=max_steps + 1),
             bind("count_steps", head, posed.poses, rays, step, samples, items=count),
             bind("fit_capacity", samples, items=32),
             bind("list_steps", head, posed.poses, rays, step, samples, items=count),
+        ]
+        self.shade: list[Call] = [
             bind("warp_samples", head, posed.poses, space, rays, samples, items=capacity),
             bind("field_samples", field.weights, samples, codes, stride, density, colour, encoded, items=packets),
             bind(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 
@@ -10,10 +11,13 @@ import torch
 from insta_runtime.render.model import AvatarModel
 from insta_runtime.render.raster import rasterise
 from insta_runtime.render.rays import camera_vertices
-from insta_runtime.types import Camera, Observation
+from insta_runtime.types import Camera, HeadState, Observation
 from insta_runtime.warp.warp import PosedHead
 
 RECENT = 16  # the newest observations that the buffer never gives up
+MATTE = 0.02  # opacity from which on a pixel belongs to the person ...
+MATTE_GROWS = 2  # ... and so many pixels around it, for the matte may be a little too small
+NEAREST_PART = 0.1  # metres that parts of a head are nearer to the camera than its origin, about
 BYTES_A_HEAD = 1 << 21  # what a posed head with its candidate grid takes, about
 
 
@@ -36,12 +40,28 @@ def premultiplied(
     return small.permute(1, 2, 0).contiguous(), camera.scaled(width, height)
 
 
+def reach(model: AvatarModel, state: HeadState, camera: Camera) -> int:
+    """How far beside its mesh, pixels, a head may have anything at all: the projected width of the band."""
+    depth = max(NEAREST_PART, float(state.translation[2]) - NEAREST_PART)
+    pixels = model.warp.config.band * camera.fx / depth
+    return math.ceil(min(pixels, max(camera.width, camera.height) / 4)) if math.isfinite(pixels) else 0
+
+
+def grown(mask: torch.Tensor, radius: int) -> torch.Tensor:
+    """The mask (h, w), bool, and all that is at most ``radius`` pixels away along both axes."""
+    picture = mask.float()[None, None]
+    for kernel, padding in (((1, 2 * radius + 1), (0, radius)), ((2 * radius + 1, 1), (radius, 0))):
+        picture = torch.nn.functional.max_pool2d(picture, kernel, stride=1, padding=padding)
+    return picture[0, 0] > 0.0
+
+
 class Memory:
     """One observation as learning needs it; the costly parts are made when it is first drawn.
 
     Attributes:
         rgba: (h * w, 4) uint8, premultiplied. camera: of that size.
         code: (CODE_WIDTH,) expression code.
+        pixels: of the head, flat. margin: pixels around it in which the band may be seen.
     """
 
     def __init__(self, model: AvatarModel, observation: Observation, size: int) -> None:
@@ -78,10 +98,11 @@ class Memory:
         self.depth = raster.depth.view(-1)
         self.skin = skin
         self.mouth = (mouth > 0.3).view(-1)
-        picture = alpha.view(1, 1, camera.height, camera.width)
-        grown = torch.nn.functional.max_pool2d(picture, 5, stride=1, padding=2).view(-1) > 0.02
-        self.pixels = (grown | raster.mask.view(-1)).nonzero()[:, 0]
-        model.occupancy.carve(self._posed, self.state, camera, picture[0, 0])
+        picture = alpha.view(camera.height, camera.width)
+        near = grown(raster.mask, reach(model, self.state, camera))
+        head = raster.mask | (near & grown(picture > MATTE, MATTE_GROWS))
+        self.pixels, self.margin = (part.view(-1).nonzero()[:, 0] for part in (head, near & ~head))
+        model.occupancy.carve(self._posed, self.state, camera, picture)
 
     @property
     def bytes(self) -> int:

@@ -19,7 +19,8 @@ from insta_runtime.types import Observation
 BETA1, BETA2, EPSILON = 0.9, 0.99, 1e-15  # of Adam; a rare cell's gradient is tiny and must count all the same
 MLP_RATE = 0.3  # the networks' learning rate as a part of the hash grid's
 CODE_JITTER = 0.05  # noise on expression codes, so that the field does not memorise frames by them
-FOCUS = 0.85  # part of the rays that go through the head; the others go anywhere
+FOCUS = 0.7  # part of the rays that go through the head
+MARGIN = 0.2  # ... through what is around it, which must be learned to be empty; the others go anywhere
 
 
 @dataclass(frozen=True)
@@ -122,12 +123,14 @@ class Trainer:
         return count, len(merged.ray), loss
 
     def _draw_pixels(self, memory: Memory, count: int) -> torch.Tensor:
-        focused = round(count * FOCUS) if len(memory.pixels) else 0
-        near = memory.pixels[
-            torch.randint(max(1, len(memory.pixels)), (focused,), generator=self._generator).to(self.model.device)
-        ]
-        anywhere = torch.randint(len(memory.rgba), (count - focused,), generator=self._generator)
-        return torch.cat([near, anywhere.to(self.model.device)])
+        anywhere = torch.arange(len(memory.rgba), device=self.model.device)
+        parts, left = [], count
+        for pixels, share in ((memory.pixels, FOCUS), (memory.margin, MARGIN), (anywhere, 1.0)):
+            wanted = min(left, round(count * share)) if len(pixels) else 0
+            drawn = torch.randint(max(1, len(pixels)), (wanted,), generator=self._generator)
+            parts.append(pixels[drawn.to(self.model.device)])
+            left -= wanted
+        return torch.cat(parts)
 
     def _set_rate(self) -> None:
         progress = self.progress if self.progress is not None else min(1.0, self.steps / self.config.decay_steps)

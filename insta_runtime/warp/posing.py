@@ -21,6 +21,7 @@ from insta_runtime.types import Camera, Float32, HeadState
 from insta_runtime.warp.warp import HeadWarp
 
 LARGEST = 1e4  # a number of a state that is larger, or not one, counts as zero
+DRAWERS = 8  # threads that draw a triangle
 BAND_SHARE = 0.3  # of all cells of the posed grid may be marked; a fitted head marks about a tenth
 
 _heads: WeakKeyDictionary[HeadWarp, Struct] = WeakKeyDictionary()
@@ -193,7 +194,7 @@ class PosedHeads:
             width,
             height,
             keys,
-            items=32 * self.frames * -(-self._triangles // 32),
+            items=DRAWERS * self.frames * self._triangles,
         )
         launch("resolve_pixels", self.head, self.poses, width, height, keys, depth, triangle, None, items=pixels)
         return depth, triangle

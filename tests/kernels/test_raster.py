@@ -12,6 +12,7 @@ from small_person import camera
 from insta_runtime.render.raster import Raster, rasterise
 from insta_runtime.render.rays import camera_vertices
 from insta_runtime.types import Camera, HeadState
+from insta_runtime.warp.posing import DRAWERS
 
 BORDER = 5e-4  # share of pixels that may differ: their centres lie within rounding of an edge
 DEPTH = 1e-5  # metres at 0.6 m, where a triangle may stand on edge
@@ -27,7 +28,7 @@ def drawn(posed: Posed, view: Camera) -> tuple[torch.Tensor, torch.Tensor, torch
     barycentrics = torch.full((*shape, 3), torch.nan, device=device)
     launch, head, poses, size = heads.kernels.launch, heads.head, heads.poses, (view.width, view.height)
     launch("clear_pixels", keys, pixels, items=pixels)
-    launch("draw_triangles", head, poses, *size, keys, items=32 * heads.frames * -(-triangles // 32))
+    launch("draw_triangles", head, poses, *size, keys, items=DRAWERS * heads.frames * triangles)
     launch("resolve_pixels", head, poses, *size, keys, depth, triangle, barycentrics, items=pixels)
     return depth, triangle, barycentrics
 

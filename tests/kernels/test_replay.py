@@ -18,7 +18,7 @@ from insta_runtime.field.conditioning import CODE_WIDTH
 from insta_runtime.kernels import Kernels, Struct
 from insta_runtime.learn.device_replay import DeviceReplay
 from insta_runtime.learn.replay import RECENT
-from insta_runtime.learn.trainer import CODE_JITTER, FOCUS
+from insta_runtime.learn.trainer import CODE_JITTER, FOCUS, MARGIN
 from insta_runtime.render.model import AvatarModel
 from insta_runtime.render.raster import rasterise
 from insta_runtime.render.rays import BEHIND_SURFACE, camera_vertices, pixel_rays, slant
@@ -149,7 +149,9 @@ class Drawn:
         return (v.round() * camera.width + u.round()).long()
 
 
-def draw(scene: Scene, step: int = 5, wanted: int = EACH, seed: int = 3, focus: float = FOCUS) -> Drawn:
+def draw(
+    scene: Scene, step: int = 5, wanted: int = EACH, seed: int = 3, parts: tuple[float, float] = (FOCUS, MARGIN)
+) -> Drawn:
     count, device = FRAMES * EACH, scene.model.device
 
     def poisoned(*shape: int) -> torch.Tensor:
@@ -183,7 +185,7 @@ def draw(scene: Scene, step: int = 5, wanted: int = EACH, seed: int = 3, focus: 
         scene.depth,
         scene.triangle,
         scene.regions,
-        focus,
+        *parts,
         MOUTH_WEIGHT,
         out.rgba,
         out.target,
@@ -225,18 +227,23 @@ def test_rays_and_targets_are_the_twins_for_the_same_pixels(scene: Scene) -> Non
     assert out.frame.tolist() == [i // EACH for i in range(FRAMES * EACH)]
 
 
-def test_pixels_come_from_the_tiles_of_the_head_and_some_from_anywhere(scene: Scene) -> None:
-    out = draw(scene, focus=1.0)
+@pytest.mark.parametrize("part", [0, 1])
+def test_pixels_come_from_the_tiles_of_the_head_and_around_it(scene: Scene, part: int) -> None:
+    out = draw(scene, parts=(1.0 - part, float(part)))
     across = -(-SIZE // 2)
     for frame in range(FRAMES):
         pixels = out.pixels(scene, frame)
         tiles = (pixels // SIZE // 2 * across + pixels % SIZE // 2).unique().tolist()
-        count = int(scene.replay._drawable[frame])
-        worth = scene.replay._chunks[0][1][frame, :count].tolist()
+        sizes = scene.replay._drawable[frame].tolist()
+        first, count = sum(sizes[:part]), sizes[part]
+        worth = scene.replay._chunks[0][1][frame, first : first + count].tolist()
         assert set(tiles) <= set(worth)
         assert len(tiles) > 0.9 * len(worth), "all of them come up"
         assert len(pixels.unique()) > 0.6 * min(EACH, 4 * count), "and all of their pixels do"
-    everywhere = draw(scene, focus=0.0).pixels(scene, 0)
+
+
+def test_other_pixels_come_from_anywhere(scene: Scene) -> None:
+    everywhere = draw(scene, parts=(0.0, 0.0)).pixels(scene, 0)
     assert len(everywhere.unique()) > 0.1 * SIZE * SIZE
     rows = np.histogram((everywhere // SIZE).cpu(), bins=4, range=(0, SIZE))[0]
     assert rows.min() > EACH / 8, "EACH / 4 on average"

@@ -11,7 +11,7 @@ from small_person import CPU, camera, open_head, paint, performance, photograph,
 
 from insta_runtime.kernels import Kernels
 from insta_runtime.learn.device_replay import DeviceReplay
-from insta_runtime.learn.replay import RECENT, premultiplied
+from insta_runtime.learn.replay import RECENT, Memory, premultiplied
 from insta_runtime.render.model import AvatarModel
 from insta_runtime.types import Observation
 
@@ -94,21 +94,29 @@ def test_pictures_of_another_shape_or_size_fit_into_the_square_of_the_first(mode
 @pytest.mark.parametrize(("side", "tile"), [(44, 1), (101, 2)])
 def test_the_tiles_to_draw_from_hold_the_head_and_little_else(model: AvatarModel, side: int, tile: int) -> None:
     replay = DeviceReplay(model, KERNELS, 128, 64, 0)
-    replay.add(photograph(open_head(), performance(open_head(), 2)[1:], side, paint(open_head()))[0])
+    observation = photograph(open_head(), performance(open_head(), 2)[1:], side, paint(open_head()))[0]
+    replay.add(observation)
     replay.take_in()
-    depth = torch.full((side, side), torch.inf)
-    depth[side - 1, side - 1] = 0.5
+    twin = Memory(model, observation, 128)
+    twin.posed()
+    depth = twin.depth.view(side, side)
     replay.list_tiles(0, depth)
-    across, count = -(-side // tile), int(replay._drawable[0])
-    tiles = replay._chunks[0][1][0]
-    drawn = torch.zeros((across, across), dtype=torch.bool)
-    drawn.view(-1)[tiles[:count].long()] = True
+    across, tiles = -(-side // tile), replay._chunks[0][1][0]
+    head, around = replay._drawable[0].tolist()
     assert sorted(tiles.tolist()) == list(range(across**2))
-    assert tiles[:count].tolist() == sorted(tiles[:count].tolist())
-    assert drawn[-1, -1], "the mesh counts, too"
-    assert count < 0.5 * across**2
-    covered = drawn.repeat_interleave(tile, 0).repeat_interleave(tile, 1)[:side, :side]
-    assert covered[replay.picture(0)[..., 3] > 0].all()
+    assert head < 0.5 * across**2
+    assert 0.2 * head < around < 2.0 * head
+    for part, pixels in ((tiles[:head], twin.pixels), (tiles[head : head + around], twin.margin)):
+        assert part.tolist() == sorted(part.tolist())
+        drawn, wanted = torch.zeros(across**2, dtype=torch.bool), torch.zeros(side * side, dtype=torch.bool)
+        drawn[part.long()] = True
+        wanted[pixels] = True
+        covered = drawn.view(across, across).repeat_interleave(tile, 0).repeat_interleave(tile, 1)[:side, :side]
+        missed = wanted & ~covered.reshape(-1)
+        assert missed.sum() <= 0.1 * wanted.sum(), "tiles of both are the head's"
+        assert covered.sum() <= 1.3 * wanted.sum()
+        if tile == 1:
+            assert torch.equal(covered.reshape(-1), wanted)
 
 
 def test_offers_from_many_threads_arrive_and_an_idle_learner_holds_only_the_newest(model: AvatarModel) -> None:
