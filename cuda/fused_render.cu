@@ -1,130 +1,181 @@
-// The display path in one pass: march, warp, encode, networks, composite. Twins: render/sampling.py,
-// render/compositing.py; march.cu, field.cu and composite.cu do the same one after another.
+// The display path. Twins: render/sampling.py, render/compositing.py; march.cu, field.cu and composite.cu do the same step by
+// step. After find_rays (rays.cu): fit_bundles, carry_rays, render_rays.
 //
-// Each lane walks one ray of the list that find_rays made, to its next sample. When most lanes have one, the packet asks
-// the field for all of them at once; a lane whose ray has ended takes the next ray of the list. Nothing but the picture
-// is written, so no capacity can overflow. A ray's colour depends on no other ray: pictures repeat bit for bit.
+// carry_rays marches and warps, which branches and waits for memory, and so runs many packets at a time. render_rays
+// encodes, asks the networks and composites in one pass: a packet takes the samples of a bundle of 32 rays, 32 at a time
+// and all lanes in use whichever rays they are of, and hands what they show to the rays, a lane each. A ray's colour
+// depends on no other ray: pictures repeat bit for bit.
 #include "field.cuh"
+#include "fit.cuh"
 #include "march.cuh"
-#include "places.cuh"
 
-#define THREADS 128
-#if ON_GPU
-#define FULL 26  // lanes with a sample before the field is asked: more would let them wait for the slowest
-#else
-#define FULL PACKET
-#endif
+#define SAMPLE_SIZE 8
 
-// One ray a lane, and the sample that it stands at.
+// counters[5] and counters[6] from the histogram. One packet.
+KERNEL(32) fit_bundles(const Bundles bundles, int* counters) {
+    EACH_PACKET(p, 1) { fit_steps(bundles.histogram, bundles.max_steps, bundles.capacity, counters + 5); }
+}
+
+// One ray a lane, on its way through marked cells.
 struct Walkers {
-    int pixel[LANES];    // -1: this lane has no ray
-    bool ready[LANES];   // it stands at a sample that waits for the field
-    int k[LANES];        // the next step to look at
-    int samples[LANES];  // so far
     Ray ray[LANES];
-    float left[LANES];   // transmittance
-    vec3 seen[LANES];    // premultiplied colour
-    vec3 unit[LANES];
-    vec3 direction[LANES];
-    float mouth[LANES], eyes[LANES];
+    int k[LANES];     // the next step to look at
+    int left[LANES];  // steps that it may still take
+    int kept[LANES];  // samples so far
 };
 
-DEVICE void finish(Walkers& w, int l, float* rgba) {
-    store4(rgba + 4 * w.pixel[l], w.seen[l].x, w.seen[l].y, w.seen[l].z, 1.0f - w.left[l]);
-    w.pixel[l] = -1;
-}
-
-// Gives rays to lanes that have none; false if the list is at its end.
-DEVICE bool refill(Walkers& w, const Head& head, const Poses& poses, const int* hits, int* counters, float step,
-                   int width) {
-    bool idle[LANES], late[LANES];
-    int place[LANES];
-    const int count = counters[0];
-    for (int l = 0; l < LANES; ++l) idle[l] = w.pixel[l] < 0;
-    take_places(counters + 1, idle, place);
+DEVICE void begin_walk(Walkers& w, const Head& head, const Poses& poses, const Bundles& bundles, int bundle, int count,
+                       int limit, float step, int width) {
     for (int l = 0; l < LANES; ++l) {
-        late[l] = idle[l] && place[l] >= count;
-        if (!idle[l] || late[l]) continue;
-        const int* hit = hits + 4 * place[l];
-        w.pixel[l] = hit[0];
-        w.k[l] = hit[1];
-        w.samples[l] = 0;
-        w.ray[l] = pixel_ray(poses.states, head.expressions, float(hit[0] % width) + 0.5f,
-                             float(hit[0] / width) + 0.5f, 0.0f);
-        w.ray[l].far = distance_at(hit[2] + 1, MIDDLE, step);
-        w.left[l] = 1.0f;
-        w.seen[l] = vec3{0.0f, 0.0f, 0.0f};
-    }
-    return !any_lane(late);
-}
-
-// Walks every lane that has a ray but no sample on by one step in a marked cell.
-DEVICE void advance(Walkers& w, const Head& head, const Poses& poses, const Space& space, float step, float* rgba) {
-    for (int l = 0; l < LANES; ++l) {
-        if (w.pixel[l] < 0 || w.ready[l]) continue;
-        Step found;
-        if (!next_step(head, poses, 0, w.ray[l], MIDDLE, step, w.k[l], found)) {
-            finish(w, l, rgba);
-            continue;
-        }
-        const Carried carried = to_canonical(head, poses, 0, found.row, found.position, w.ray[l].direction);
-        w.unit[l] = unit_cube(head, carried.position);
-        w.ready[l] = carried.triangle >= 0 && occupied_at(space, w.unit[l]);
-        w.direction[l] = carried.direction;
-        w.mouth[l] = carried.mouth;
-        w.eyes[l] = carried.eyes;
+        const int i = bundle * PACKET + COLUMN(l);
+        w.left[l] = w.kept[l] = 0;
+        if (i >= count) continue;
+        const int* row = bundles.rays + 4 * i;
+        const int pixel = row[0];
+        w.k[l] = row[1];
+        w.left[l] = row[3] < limit ? row[3] : limit;
+        w.ray[l] = pixel_ray(poses.states, head.expressions, float(pixel % width) + 0.5f, float(pixel / width) + 0.5f, 0.0f);
+        w.ray[l].far = distance_at(row[2] + 1, MIDDLE, step);
     }
 }
 
-// Draws the pixels that find_rays listed in `hits` into `rgba` (height * width, 4), premultiplied, from the cells that
-// it listed in `wanted`, which have candidates. A ray ends where its transmittance falls below `stop`. The counters are
-// those of begin_picture. `packets` is how many packets share the work: as many as the machine runs at a time, or more.
-KERNEL(THREADS) render_rays(const Head head, const Poses all, const Space space, const FieldWeights weights,
-                            const int* hits, int* counters, uint* wanted, float step, float stop, int max_samples,
-                            int width, int packets, float* rgba) {
+// The samples of all bundles: spans, rounds, samples. `cells` (words) are the marked cells that have candidates; should a
+// point be rounded into another cell than find_rays saw, its step is left out. items: the pixels.
+KERNEL(64) carry_rays(const Head head, const Poses all, uint* cells, const Space space, const Bundles bundles,
+                      int* counters, float step, int width) {
     Poses poses = all;
-    poses.bits = wanted;  // should a point be rounded into another cell than find_rays saw, the step is left out
-    EACH_PACKET(p, packets) {
-        SCRATCH(FieldScratch, scratch, THREADS);
-        const float* code[LANES];
-        Walkers w = {};
+    poses.bits = cells;
+    const int count = counters[0], limit = counters[6];
+    EACH_PACKET(b, (count + PACKET - 1) / PACKET) {
+        Walkers w;
+        int before[LANES];
+        begin_walk(w, head, poses, bundles, b, count, limit, step, width);
+        const int base = take_block(counters + 1, sum_before(w.left, before));
+        int samples = 0, rounds = 0;
+        for (bool more = true; more;) {
+            bool walking[LANES], found[LANES];
+            int place[LANES];
+            Carried carried[LANES];
+            for (int l = 0; l < LANES; ++l) {
+                found[l] = false;
+                Step at;
+                walking[l] = w.left[l] > 0 && next_step(head, poses, 0, w.ray[l], MIDDLE, step, w.k[l], at);
+                if (!walking[l]) {
+                    w.left[l] = 0;
+                    continue;
+                }
+                carried[l] = to_canonical(head, poses, 0, at.row, at.position, w.ray[l].direction);
+                carried[l].position = unit_cube(head, carried[l].position);
+                found[l] = carried[l].triangle >= 0 && occupied_at(space, carried[l].position);
+                w.kept[l] += found[l];
+                w.left[l] = w.kept[l] < bundles.max_samples ? w.left[l] - 1 : 0;
+            }
+            more = any_lane(walking);
+            const uint round = bits_of(found);
+            samples = count_before(found, samples, place);
+            for (int l = 0; l < LANES; ++l) {
+                if (COLUMN(l) == 0 && round) bundles.rounds[base + rounds] = round;
+                if (!found[l]) continue;
+                float* sample = bundles.samples + SAMPLE_SIZE * size_t(base + place[l]);
+                const Carried& c = carried[l];
+                store4(sample, c.position.x, c.position.y, c.position.z, c.mouth);
+                store4(sample + 4, c.direction.x, c.direction.y, c.direction.z, c.eyes);
+            }
+            rounds += round != 0u;
+        }
         for (int l = 0; l < LANES; ++l) {
-            w.pixel[l] = -1;
+            if (COLUMN(l) != 0) continue;
+            bundles.spans[2 * b] = base;
+            bundles.spans[2 * b + 1] = samples;
+        }
+    }
+}
+
+// What the rays of a bundle have seen so far, a lane each.
+struct Views {
+    float passes[LANES];  // transmittance
+    float red[LANES], green[LANES], blue[LANES];  // premultiplied
+    int samples[LANES];
+};
+
+// Draws the pixels of the listed rays into `rgba` (height * width, 4), premultiplied. A ray ends where its transmittance
+// falls below `stop`. counters[2] and counters[3] are added to. items: the pixels.
+KERNEL(32) render_rays(const Head head, const Poses poses, const FieldWeights weights, const Bundles bundles,
+                       int* counters, float step, float stop, float* rgba) {
+    const int count = counters[0];
+    EACH_PACKET(b, (count + PACKET - 1) / PACKET) {
+        SCRATCH(FieldScratch, scratch, 32);
+        const int first = bundles.spans[2 * b], end = bundles.spans[2 * b + 1];
+        Views views;
+        const float* code[LANES];
+        bool clear[LANES];
+        for (int l = 0; l < LANES; ++l) {
+            views.passes[l] = 1.0f;
+            views.red[l] = views.green[l] = views.blue[l] = 0.0f;
+            views.samples[l] = 0;
             code[l] = poses.states + STATE_CODE(head.expressions);
         }
-        int samples = 0, cut_short = 0;
-        bool more = true;
-        for (;;) {
-            for (;;) {
-                if (more) more = refill(w, head, poses, hits, counters, step, width);
-                advance(w, head, poses, space, step, rgba);
-                bool walking[LANES];
-                for (int l = 0; l < LANES; ++l) walking[l] = !w.ready[l] && (more || w.pixel[l] >= 0);
-                if (count_lanes(w.ready) >= FULL || !any_lane(walking)) break;
-            }
-            const int ready = count_lanes(w.ready);
-            if (ready == 0) break;
-            samples += ready;
-
-            float density[LANES];
-            vec3 colour[LANES];
-            field_forward(weights, scratch, w.unit, w.direction, w.mouth, w.eyes, code, w.ready, density, colour);
-            bool cut[LANES];
+        int asked = 0;
+        const uint* round = bundles.rounds + first;
+        int begun = 0;  // the round's first sample
+        for (int at = 0; at < end; at += PACKET) {
+            vec3 unit[LANES], direction[LANES], colour[LANES];
+            float mouth[LANES], eyes[LANES], thickness[LANES];
+            bool valid[LANES];
             for (int l = 0; l < LANES; ++l) {
-                cut[l] = false;
-                if (!w.ready[l]) continue;
-                w.ready[l] = false;
-                const float passes = expf(-density[l] * step);
-                w.seen[l] = w.seen[l] + (w.left[l] * (1.0f - passes)) * colour[l];
-                w.left[l] *= passes;
-                w.samples[l] += 1;
-                const bool opaque = w.left[l] < stop;
-                cut[l] = !opaque && w.samples[l] >= max_samples;
-                if (opaque || cut[l]) finish(w, l, rgba);
+                const int i = at + COLUMN(l);
+                valid[l] = i < end;
+                const float* sample = bundles.samples + SAMPLE_SIZE * size_t(first + (valid[l] ? i : at));
+                const vec4 p = load4(sample), d = load4(sample + 4);
+                unit[l] = vec3{p.x, p.y, p.z}, direction[l] = vec3{d.x, d.y, d.z};
+                mouth[l] = p.w, eyes[l] = d.w;
             }
-            cut_short += count_lanes(cut);
+            field_forward(weights, scratch, unit, direction, mouth, eyes, code, valid, thickness, colour);
+            asked += end - at < PACKET ? end - at : PACKET;
+
+            float passes[LANES], red[LANES], green[LANES], blue[LANES];
+            FOR_LANES(l) {
+                passes[l] = fast_exp(-thickness[l] * step);
+                red[l] = colour[l].x, green[l] = colour[l].y, blue[l] = colour[l].z;
+            }
+            const int stand = at + PACKET < end ? at + PACKET : end;
+            while (begun < stand) {
+                const uint set = *round;
+                int source[LANES];
+                bool meant[LANES];
+                float passes_here[LANES], red_here[LANES], green_here[LANES], blue_here[LANES];
+                for (int l = 0; l < LANES; ++l) {
+                    const int i = begun - at + count_bits(set & ((1u << COLUMN(l)) - 1u));
+                    meant[l] = (set >> COLUMN(l) & 1u) && i >= 0 && i < PACKET && views.passes[l] >= stop;
+                    source[l] = i & (PACKET - 1);
+                }
+                take_from(passes, source, passes_here);
+                take_from(red, source, red_here);
+                take_from(green, source, green_here);
+                take_from(blue, source, blue_here);
+                FOR_LANES(l) {
+                    const float share = meant[l] ? views.passes[l] * (1.0f - passes_here[l]) : 0.0f;
+                    views.red[l] += share * red_here[l];
+                    views.green[l] += share * green_here[l];
+                    views.blue[l] += share * blue_here[l];
+                    views.passes[l] = meant[l] ? views.passes[l] * passes_here[l] : views.passes[l];
+                    views.samples[l] += meant[l];
+                }
+                if (begun + count_bits(set) > at + PACKET) break;  // the others come with the next packet
+                begun += count_bits(set);
+                ++round;
+            }
+            for (int l = 0; l < LANES; ++l) clear[l] = b * PACKET + COLUMN(l) < count && views.passes[l] >= stop;
+            if (!any_lane(clear)) break;
         }
-        take_block(counters + 2, cut_short);
-        take_block(counters + 3, samples);
+        bool cut[LANES];
+        for (int l = 0; l < LANES; ++l) {
+            const int i = b * PACKET + COLUMN(l);
+            cut[l] = i < count && views.samples[l] >= bundles.max_samples && views.passes[l] >= stop;
+            if (i < count)
+                store4(rgba + 4 * bundles.rays[4 * i], views.red[l], views.green[l], views.blue[l], 1.0f - views.passes[l]);
+        }
+        take_block(counters + 2, count_lanes(cut));
+        take_block(counters + 3, asked);
     }
 }

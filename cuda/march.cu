@@ -2,8 +2,8 @@
 //
 // Launch clear_samples, count_steps, fit_capacity, list_steps, warp_samples in this order. Steps and samples are listed
 // in an order that differs from run to run; the steps of a ray are always consecutive and front to back.
+#include "fit.cuh"
 #include "march.cuh"
-#include "places.cuh"
 
 KERNEL(128) clear_samples(const Samples samples) {
     EACH(i, samples.max_steps + 1 > 4 ? samples.max_steps + 1 : 4) {
@@ -34,30 +34,9 @@ KERNEL(128) count_steps(const Head head, const Poses poses, const Rays rays, flo
     }
 }
 
-// Steps of all rays if none keeps more than `limit`.
-DEVICE int steps_within(const Samples& samples, int limit) {
-    int part[LANES], before[LANES];
-    for (int l = 0; l < LANES; ++l) {
-        part[l] = 0;
-        for (int n = 1 + COLUMN(l); n <= samples.max_steps; n += PACKET)
-            part[l] += samples.histogram[n] * (n < limit ? n : limit);
-    }
-    return sum_before(part, before);
-}
-
-// totals[3]: the most steps that every ray may keep so that all fit; totals[2]: how many are dropped by that, which are
-// the farthest ones of the longest rays. One packet.
+// totals[2] and totals[3]: how many steps are dropped, and how many a ray may keep, so that all fit. One packet.
 KERNEL(32) fit_capacity(const Samples samples) {
-    EACH_PACKET(p, 1) {
-        int low = 0, high = samples.max_steps;
-        while (low < high) {
-            const int middle = (low + high + 1) / 2;
-            if (steps_within(samples, middle) <= samples.capacity) low = middle;
-            else high = middle - 1;
-        }
-        samples.totals[2] = steps_within(samples, samples.max_steps) - steps_within(samples, low);
-        samples.totals[3] = low;
-    }
+    EACH_PACKET(p, 1) { fit_steps(samples.histogram, samples.max_steps, samples.capacity, samples.totals + 2); }
 }
 
 // The steps themselves: totals[0], first, steps (now as many as are kept), step_ray and step_t.

@@ -22,6 +22,14 @@ DEVICE int take_block(int* counter, int count) {
     return __shfl_sync(0xffffffffu, base, 0);
 }
 
+// A bit for each lane.
+DEVICE uint bits_of(const bool (&x)[LANES]) { return __ballot_sync(0xffffffffu, x[0]); }
+
+// What the lane `source` (0 ... 31) holds.
+DEVICE void take_from(const float (&x)[LANES], const int (&source)[LANES], float (&taken)[LANES]) {
+    taken[0] = __shfl_sync(0xffffffffu, x[0], source[0]);
+}
+
 #else
 
 DEVICE int sum_before(const int (&x)[LANES], int (&before)[LANES]) {
@@ -31,6 +39,16 @@ DEVICE int sum_before(const int (&x)[LANES], int (&before)[LANES]) {
 }
 
 DEVICE int take_block(int* counter, int count) { return count > 0 ? add_atomic(counter, count) : 0; }
+
+DEVICE uint bits_of(const bool (&x)[LANES]) {
+    uint bits = 0u;
+    for (int l = 0; l < PACKET; ++l) bits |= uint(x[l]) << l;
+    return bits;
+}
+
+DEVICE void take_from(const float (&x)[LANES], const int (&source)[LANES], float (&taken)[LANES]) {
+    for (int l = 0; l < PACKET; ++l) taken[l] = x[source[l]];
+}
 
 #endif
 

@@ -13,48 +13,95 @@ KERNEL(128) camera_rays(const Head head, const Poses poses, const float* depth, 
     }
 }
 
-// Between posing and find_rays. Counters (6) of a picture: hits, hits taken so far, rays that max_samples cut short,
-// samples, marked cells for which there was no room; and steps for which there was none, in the unfused chain.
-// `wanted` (words): no cell yet.
-KERNEL(128) begin_picture(const Poses poses, int* counters, uint* wanted) {
-    EACH(i, poses.words) {
+// Between posing and find_rays: no ray, no cell. Counters (7) of a picture: rays that meet the avatar, steps that have
+// memory, rays that max_samples cut short, samples, marked cells for which there was no room; steps for which there was
+// none, and how many every ray may keep (fit.cuh). `wanted` (words). items: the words, or the histogram if that is longer.
+KERNEL(128) begin_picture(const Poses poses, const Bundles bundles, int* counters, uint* wanted) {
+    EACH(i, poses.words > bundles.max_steps ? poses.words : bundles.max_steps + 1) {
         const int dropped = poses.count[0] - poses.capacity;
-        if (i < 6) counters[i] = i == 4 && dropped > 0 ? dropped : 0;
-        wanted[i] = 0u;
+        if (i < 7) counters[i] = i == 4 && dropped > 0 ? dropped : 0;
+        if (i < poses.words) wanted[i] = 0u;
+        if (i <= bundles.max_steps) bundles.histogram[i] = 0;
     }
 }
 
-// Lists the pixels whose rays take a step in a marked cell, for fused_render.cu, and makes all others of `rgba`
-// (height * width, 4) empty. A row of `hits` (height * width, 4) is pixel, first and last step in marked cells, 0;
-// counters[0] counts them.
-// `wanted` (words) gets a bit for each marked cell in which a ray takes a step: many are never seen.
+// A ray in cells of the posed grid, moved so that the nearest whole number is the cell's index.
+struct CellWalk {
+    vec3 start, along;
+    int resolution;
+};
+
+DEVICE CellWalk walk_cells(const Head& head, const Ray& ray) {
+    const float cells = float(head.resolution) / head.side;
+    const vec3 half = {0.5f, 0.5f, 0.5f};
+    return CellWalk{cells * (ray.origin - origin_of(head)) - half, cells * ray.direction, head.resolution};
+}
+
+// The whole number nearest to a small x. A GPU adds four times as fast as it converts: a float of this size holds whole
+// numbers only, in its last bits. (A CPU's compiler would add in another order.)
+DEVICE int nearest_whole(float x) {
+#if ON_GPU
+    const float large = 12582912.0f;
+    return int(float_to_bits(x + large)) - int(float_to_bits(large));
+#else
+    return int(floorf(x + 0.5f));
+#endif
+}
+
+// The cell at distance t; -1 outside the grid.
+DEVICE int cell_after(const CellWalk& walk, float t) {
+    const int n = walk.resolution;
+    const int x = nearest_whole(walk.start.x + t * walk.along.x), y = nearest_whole(walk.start.y + t * walk.along.y);
+    const int z = nearest_whole(walk.start.z + t * walk.along.z);
+    const bool inside = (uint(x) < uint(n)) & (uint(y) < uint(n)) & (uint(z) < uint(n));
+    return inside ? (z * n + y) * n + x : -1;
+}
+
+#define AT_ONCE 4  // steps: their looks into memory do not wait for each other
+
+// Lists the pixels whose rays take a step in a marked cell in bundles.rays, counters[0] of them, counts how many rays
+// take how many steps, and makes all other pixels of `rgba` (height * width, 4) empty. `wanted` (words) gets a bit for
+// each marked cell in which a ray takes a step: many are never seen.
 KERNEL(128) find_rays(const Head head, const Poses poses, const float* depth, int width, int height, float step,
-                      int* hits, int* counters, uint* wanted, float* rgba) {
+                      const Bundles bundles, int* counters, uint* wanted, float* rgba) {
     EACH_PACKET(tile, count_tiles(width, height)) {
-        int pixel[LANES], first[LANES], last[LANES], place[LANES];
+        int pixel[LANES], first[LANES], last[LANES], steps[LANES], place[LANES];
         bool hit[LANES];
         for (int l = 0; l < LANES; ++l) {
             pixel[l] = tiled_pixel(tile, COLUMN(l), width, height);
             hit[l] = false;
             if (pixel[l] < 0) continue;
             const Ray ray = ray_of_pixel(head, poses, pixel[l], width, depth);
-            int k = first_step(ray.near, step);
-            Step found;
-            while (next_step(head, poses, 0, ray, MIDDLE, step, k, found)) {
-                if (!hit[l]) first[l] = k - 1;
-                last[l] = k - 1;
-                hit[l] = true;
-                const int cell = poses.cell[found.row];
-                const uint bit = 1u << (cell & 31);
-                if (!(wanted[cell >> 5] & bit)) or_atomic(wanted + (cell >> 5), bit);
+            const CellWalk walk = walk_cells(head, ray);
+            first[l] = last[l] = steps[l] = 0;
+            for (int k = first_step(ray.near, step); distance_at(k, MIDDLE, step) < ray.far; k += AT_ONCE) {
+                int cell[AT_ONCE];
+                bool marked[AT_ONCE];
+                UNROLL for (int j = 0; j < AT_ONCE; ++j) {
+                    const float t = distance_at(k + j, MIDDLE, step);
+                    cell[j] = t < ray.far ? cell_after(walk, t) : -1;
+                    marked[j] = cell[j] >= 0 && bit_at(poses.bits, cell[j]);
+                }
+                UNROLL for (int j = 0; j < AT_ONCE; ++j) {
+                    if (!marked[j]) continue;
+                    if (steps[l] == 0) first[l] = k + j;
+                    last[l] = k + j;
+                    ++steps[l];
+                    uint* word = wanted + (cell[j] >> 5);
+                    const uint bit = 1u << (cell[j] & 31);
+                    if (!(*word & bit)) or_atomic(word, bit);
+                }
             }
-            if (!hit[l]) store4(rgba + 4 * pixel[l], 0.0f, 0.0f, 0.0f, 0.0f);
+            hit[l] = steps[l] > 0;
+            if (steps[l] > bundles.max_steps) steps[l] = bundles.max_steps;
+            if (hit[l]) add_atomic(bundles.histogram + steps[l], 1);
+            else store4(rgba + 4 * pixel[l], 0.0f, 0.0f, 0.0f, 0.0f);
         }
         take_places(counters, hit, place);
         for (int l = 0; l < LANES; ++l) {
             if (!hit[l]) continue;
-            int* row = hits + 4 * place[l];
-            row[0] = pixel[l], row[1] = first[l], row[2] = last[l], row[3] = 0;
+            int* row = bundles.rays + 4 * place[l];
+            row[0] = pixel[l], row[1] = first[l], row[2] = last[l], row[3] = steps[l];
         }
     }
 }

@@ -12,7 +12,7 @@ from insta_runtime.config import SamplingConfig
 from insta_runtime.field.conditioning import CODE_WIDTH
 from insta_runtime.field.packed import PackedField
 from insta_runtime.kernels import Graph, Kernels, Struct
-from insta_runtime.render.packing import PackedSamples
+from insta_runtime.render.packing import PackedSamples, most_steps
 from insta_runtime.types import Float32
 from insta_runtime.warp.posing import PosedHeads
 
@@ -23,10 +23,8 @@ EARLY_STOP: Final = 1e-3
 RING: Final = 4
 """Pictures that may be under way or in use at a time."""
 STEPS_A_PIXEL: Final = 12
-"""Memory of the unfused chain: steps in marked cells, on average over all pixels."""
-HOST_PACKETS: Final = 256
-WARPS_A_PROCESSOR: Final = 32
-COUNTERS: Final = ("rays", "taken", "rays_cut", "samples", "cells_dropped", "steps_dropped")
+"""Memory: steps in marked cells, on average over all pixels."""
+COUNTERS: Final = ("rays", "steps", "rays_cut", "samples", "cells_dropped", "steps_dropped", "steps_a_ray")
 """What the kernels count of a picture, in the order of rays.cu."""
 
 
@@ -63,8 +61,8 @@ class Canvas:
     """Draws the pose in ``heads`` as ``width`` x ``height`` pixels, into buffers that never move.
 
     Args:
-        capacity: None for one pass over the rays (fused_render.cu); else the steps in marked cells that the chain of
-            march.cu, field.cu and composite.cu has memory for.
+        fused: the display path (fused_render.cu); else the chain of march.cu, field.cu and composite.cu, which proves it.
+        capacity: steps in marked cells that there is memory for.
 
     Attributes:
         rgba: (H * W, 4) float32 premultiplied. bytes: (4 H W,) uint8. counters: int32, `COUNTERS`; on the device.
@@ -81,7 +79,8 @@ class Canvas:
         config: SamplingConfig,
         size: tuple[int, int],
         stream: torch.cuda.Stream | None,
-        capacity: int | None,
+        fused: bool,
+        capacity: int,
     ) -> None:
         self.kernels, self.heads, self.space, self.field, self.config = kernels, heads, space, field, config
         self.width, self.height = size
@@ -93,7 +92,7 @@ class Canvas:
         self.slots = [Slot(heads.states.shape[1], self.pixels, stream is not None) for _ in range(RING)]
         self._turn = 0
         self._backdrop: Float32 | None = None
-        self._march = self._fused() if capacity is None else self._unfused(capacity)
+        self._march = self._fused() if fused else self._unfused()
         self._graphs: dict[Format | None, Graph] = {}
 
     def draw(self, kind: Format | None) -> None:
@@ -136,41 +135,42 @@ class Canvas:
         return self.heads.rasterise(self.width, self.height)[0]
 
     def _fused(self) -> Callable[[], None]:
-        kernels, head, poses, step = self.kernels, self.heads.head, self.heads.poses, self.config.step
-        hits = self._ints(self.pixels, 4)
-        packets = HOST_PACKETS
-        if kernels.device.type == "cuda":
-            packets = WARPS_A_PROCESSOR * torch.cuda.get_device_properties(kernels.device).multi_processor_count
+        launch, head, poses, step = self.kernels.launch, self.heads.head, self.heads.poses, self.config.step
+        pixels = self.pixels
+        bundles = self._bundles(self.capacity)
+        counters, wanted = self.counters, self.wanted
         tiles = -(-self.width // 8) * -(-self.height // 4)
 
         def march() -> None:
             depth = self._depth()
-            kernels.launch("begin_picture", poses, self.counters, self.wanted, items=len(self.wanted))
+            launch("begin_picture", poses, bundles, counters, wanted, items=len(wanted))
             view = depth, self.width, self.height
-            found = hits, self.counters, self.wanted
-            kernels.launch("find_rays", head, poses, *view, step, *found, self.rgba, items=32 * tiles)
-            self.heads.choose(self.wanted)
-            kernels.launch(
-                "render_rays",
-                head,
-                poses,
-                self.space,
-                self.field.weights,
-                *found,
-                step,
-                EARLY_STOP,
-                self.config.max_samples,
-                self.width,
-                packets,
-                self.rgba,
-                items=32 * packets,
-            )
+            launch("find_rays", head, poses, *view, step, bundles, counters, wanted, self.rgba, items=32 * tiles)
+            launch("fit_bundles", bundles, counters, items=32)
+            self.heads.choose(wanted)
+            launch("carry_rays", head, poses, wanted, self.space, bundles, counters, step, self.width, items=pixels)
+            weights = self.field.weights
+            launch("render_rays", head, poses, weights, bundles, counters, step, EARLY_STOP, self.rgba, items=pixels)
 
         return march
 
-    def _unfused(self, capacity: int) -> Callable[[], None]:
+    def _bundles(self, capacity: int) -> Struct:
+        pixels, most = self.pixels, most_steps(self.heads, self.config)
+        return self.kernels.struct(
+            "Bundles",
+            rays=self._ints(pixels, 4),
+            spans=self._ints(-(-pixels // 32), 2),
+            rounds=self._ints(capacity),
+            samples=self._floats(capacity, 8),
+            histogram=self._ints(most + 1),
+            capacity=capacity,
+            max_steps=most,
+            max_samples=self.config.max_samples,
+        )
+
+    def _unfused(self) -> Callable[[], None]:
         kernels, head, poses, step = self.kernels, self.heads.head, self.heads.poses, self.config.step
-        count = self.pixels
+        count, capacity = self.pixels, self.capacity
         rays = kernels.struct(
             "Rays",
             origin=self._floats(count, 4),
@@ -183,12 +183,13 @@ class Canvas:
         samples, totals = packed.samples, packed.totals
         density, colour, distance = self._floats(capacity), self._floats(capacity, 3), self._floats(count)
         stride = self.heads.states.shape[1]
+        none = self._bundles(1)
         codes = self.heads.states.view(-1)[stride - CODE_WIDTH :]  # the last numbers of a state
 
         def march() -> None:
             depth = self._depth()
             launch, field = kernels.launch, self.field.weights
-            launch("begin_picture", poses, self.counters, self.wanted, items=len(self.wanted))
+            launch("begin_picture", poses, none, self.counters, self.wanted, items=len(self.wanted))
             self.heads.choose()
             launch("camera_rays", head, poses, depth, rays, self.width, self.height, items=count)
             packed.run()

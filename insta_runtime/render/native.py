@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Final
 
 import torch
@@ -62,7 +62,7 @@ class RenderCounters:
         rays: that met the avatar's band; samples: at which the field was asked.
         rays_cut: that ``sampling.max_samples`` ended before they were opaque; their farthest samples are missing.
         cells_dropped: cells of the posed band for which there was no room: they look empty.
-        steps_dropped: for want of capacity in the unfused chain, the farthest first.
+        steps_dropped: in marked cells, for want of capacity, the farthest of the longest rays first.
     """
 
     pictures: int = 0
@@ -81,8 +81,8 @@ class NativeRenderer:
     Args:
         model: gives the person, the configuration, and the first weights.
         kernels: compiled for the model's field and device.
-        fused: one pass over the rays; else the chain of kernels that learning uses, which proves it.
-        capacity: steps in marked cells that the unfused chain has memory for.
+        fused: the display path; else the chain of kernels that learning uses, which proves it.
+        capacity: steps in marked cells that there is memory for; None for what pictures need by far.
     """
 
     def __init__(
@@ -185,9 +185,7 @@ class NativeRenderer:
             for slot in canvas.slots:
                 if slot.used and (slot.arrived is None or slot.arrived.query()):
                     self._collect(slot)
-        totals = dict(self._totals)
-        del totals["taken"]
-        return RenderCounters(**totals)
+        return RenderCounters(**{field.name: self._totals[field.name] for field in fields(RenderCounters)})
 
     def _collect(self, slot: Slot) -> None:
         """Add the counters of a picture, once; waits for it if it is under way."""
@@ -222,7 +220,7 @@ class NativeRenderer:
             capacity = self._capacity or STEPS_A_PIXEL * size[0] * size[1]
             parts = self.kernels, self._heads, self._space, self._field, self.model.config.sampling
             with self._on_stream():
-                self._canvases[size] = Canvas(*parts, size, self._stream, None if self.fused else capacity)
+                self._canvases[size] = Canvas(*parts, size, self._stream, self.fused, capacity)
         return self._canvases[size]
 
     def _publish(self) -> None:

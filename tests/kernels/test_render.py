@@ -109,10 +109,11 @@ def test_a_state_that_is_no_number_still_gives_a_picture(device: torch.device, n
     assert native.render(STATE, camera(32)).rgba.any()
 
 
-def test_when_memory_is_short_no_hole_opens(device: torch.device) -> None:
+@pytest.mark.parametrize("fused", [True, False])
+def test_when_memory_is_short_no_hole_opens(device: torch.device, fused: bool) -> None:
     model = painted_model(device)
-    full = renderer(model, fused=False).render(STATE, VIEW).rgba
-    skimped = renderer(model, fused=False, capacity=VIEW.width * VIEW.height * 9)
+    full = renderer(model, fused=fused).render(STATE, VIEW).rgba
+    skimped = renderer(model, fused=fused, capacity=VIEW.width * VIEW.height * 9)
     short = skimped.frame(STATE, VIEW, "rgba").wait() / 255.0
     assert skimped.counters().steps_dropped > 1000
     solid = full[..., 3] > 0.995
