@@ -13,14 +13,17 @@
 
 #define THREADS 128
 #if ON_GPU
-#define EDGE 1  // a packet does one cell ...
-#define POOL 512
+#define POOL 256  // a packet does one cell ...
 #else
-#define EDGE 2  // ... or a block of 2^3, whose cells share a pool
 #define POOL 2048
+#define EDGE 2    // ... or a block of 2^3, whose cells share a pool, and
+#define PARENT 4  // 4^3 share a list of leaves
 #endif
 #define LEAF_MASK 1023u  // a leaf's index fits into the last bits of a rough distance
+#define LANE_MASK 31u
 #define POOL_MASK 2047u  // and so does a place in the pool
+#define MOST_LEAVES 1024
+#define DIAGONAL 1.7320508f  // of a cube
 #define FAR 1e30f
 #define NO_KEY 0x7f000000  // more than any
 #define LEAST_SLACK 1e-5f  // metres: a search is not made narrower than this
@@ -29,6 +32,7 @@
 // Up to 32 triangles, a row a number of nearest.cuh's twelve and of their inverses.
 struct Tile {
     float row[TRIANGLE_SIZE + 4][LANES];
+    int id[LANES];  // -1: not to be looked at
 };
 
 struct Pool {
@@ -56,15 +60,18 @@ DEVICE int lowest_bit(uint bits) {
 #define FOR_SET(l, bits) for (uint left_ = (bits), l = 0; left_ && (l = uint(__builtin_ctz(left_)), true); left_ &= left_ - 1u)
 #endif
 
-DEVICE uint bits_of_lanes(const bool (&x)[LANES]) {
+DEVICE uint bits_of_lanes(const int (&set)[LANES]) {
 #if ON_GPU
-    return __ballot_sync(0xffffffffu, x[0]);
+    return __ballot_sync(0xffffffffu, set[0]);
 #else
     uint bits = 0u;
-    for (int l = 0; l < PACKET; ++l) bits |= uint(x[l]) << l;
+    for (int l = 0; l < PACKET; ++l) bits |= uint(set[l] != 0) << l;
     return bits;
 #endif
 }
+
+// How many lanes below one are set.
+DEVICE int rank_of(uint bits, int lane) { return count_bits(bits & ((1u << lane) - 1u)); }
 
 // The bits of a positive number, which order like the number, the last ones replaced by an index: the least of many
 // says which one it is.
@@ -85,6 +92,15 @@ DEVICE int least_of(const int (&key)[LANES], uint mask) {
 #endif
 }
 
+// What one lane has, for all.
+DEVICE float from_lane(const float (&x)[LANES], int lane) {
+#if ON_GPU
+    return __shfl_sync(0xffffffffu, x[0], lane);
+#else
+    return x[lane];
+#endif
+}
+
 DEVICE int lesser(int a, int b) { return a < b ? a : b; }
 
 DEVICE Triangle triangle_of(const Tile& tile, int l) {
@@ -102,9 +118,9 @@ DEVICE void invert_one(Tile& tile, int l) {
     tile.row[14][l] = one_over.bc, tile.row[15][l] = one_over.area;
 }
 
-DEVICE void load_tile(Tile& tile, const float* triangles, const int (&id)[LANES]) {
+DEVICE void load_tile(Tile& tile, const float* triangles) {
     for (int l = 0; l < LANES; ++l) {
-        const float* t = triangles + TRIANGLE_SIZE * id[l];
+        const float* t = triangles + TRIANGLE_SIZE * (tile.id[l] < 0 ? 0 : tile.id[l]);
         UNROLL for (int q = 0; q < TRIANGLE_SIZE; q += 4) {
             const vec4 part = load4(t + q);
             tile.row[q][l] = part.x, tile.row[q + 1][l] = part.y;
@@ -130,93 +146,143 @@ DEVICE void measure_one(const Tile& tile, vec3 p, int l, Measured& m) {
 
 DEVICE void measure(const Tile& tile, vec3 p, Measured& m) { FOR_LANES(l) measure_one(tile, p, l, m); }
 
-// How far the middle of a leaf's sphere is, and how near its triangles may be.
-DEVICE float to_middle(const float* spheres, int leaf, vec3 p) { return length(p - load3(spheres + 4 * leaf)); }
-DEVICE float to_sphere(const float* spheres, int leaf, vec3 p) { return to_middle(spheres, leaf, p) - spheres[4 * leaf + 3]; }
+// A triangle that is near, and so rules out others: its distance from the middle of a cube and the direction from it
+// to there, and how much nearer than by that direction alone it may come to a point of the cube.
+struct Rival {
+    float d, x, y, z, bent;
+};
 
-// The members `first` ... of a leaf; the last one of a short leaf is repeated and valid only once.
-DEVICE void members_of(const Head& head, int leaf, int first, int (&id)[LANES], bool (&valid)[LANES]) {
+DEVICE Rival rival_at(float d, vec3 offset, float edge) {
+    const float inverse = 1.0f / fmaxf(d, 1e-9f), half = 0.5f * DIAGONAL * edge;
+    return Rival{d, inverse * offset.x, inverse * offset.y, inverse * offset.z, 0.5f * half * half * inverse};
+}
+
+// Whether what lies `d` from the middle of a cube, in the direction of (x, y, z) from there, may be nearer than the
+// rival to a point of the cube.
+DEVICE bool may_win(const Rival& rival, float d, float inverse, float x, float y, float z, float edge) {
+    const float turn = fabsf(inverse * x - rival.x) + fabsf(inverse * y - rival.y) + fabsf(inverse * z - rival.z);
+    return d - rival.d - rival.bent <= 0.5f * edge * turn + 1e-6f;
+}
+
+// The members `first` ... of a leaf; the last one of a short leaf is repeated, and counts only once.
+DEVICE void members_of(const Head& head, int leaf, int first, int (&id)[LANES]) {
     const int* members = head.members + (size_t)leaf * head.leaf_size;
     const int last = head.leaf_size - 1;
     FOR_LANES(l) {
-        const int m = first + COLUMN(l);
-        id[l] = members[lesser(m, last)];
-        valid[l] = (m <= last) & ((m == 0) | (id[l] != members[lesser(m > 0 ? m - 1 : 0, last)]));
+        const int m = first + COLUMN(l), own = members[lesser(m, last)];
+        const bool repeated = (m > 0) & (own == members[lesser(m > 0 ? m - 1 : 0, last)]);
+        id[l] = (m > last) | repeated ? -1 : own;
     }
 }
 
-// The leaves of one pose: a GPU gathers their triangles as it needs them, a CPU has done so for all beforehand.
+// Leaves of one pose that may matter.
 struct Leaves {
     const float* triangles;
-    const float* spheres;
-    const Tile* tiles;  // (leaves, ceil(leaf_size / 32)), on a CPU
+    int count;
+#if ON_GPU
+    const float* spheres;  // all of them
+#else
+    const Tile* tiles;  // (head.leaves, parts): a CPU gathers all triangles once
+    int parts;
+    float x[MOST_LEAVES], y[MOST_LEAVES], z[MOST_LEAVES], radius[MOST_LEAVES];
+    int leaf[MOST_LEAVES];
+#endif
 };
 
-// Distances of the members `first` ... of a leaf.
-DEVICE void measure_leaf(const Head& head, const Leaves& leaves, int leaf, int first, vec3 p, int (&id)[LANES],
-                         bool (&valid)[LANES], Measured& m) {
-    members_of(head, leaf, first, id, valid);
+// The offset of a point from the middle of sphere i, and its radius.
+DEVICE vec4 from_sphere(const Leaves& leaves, int i, vec3 p) {
 #if ON_GPU
-    Tile tile;
-    load_tile(tile, leaves.triangles, id);
-    measure(tile, p, m);
+    const vec4 sphere = load4(leaves.spheres + 4 * i);
+    return vec4{p.x - sphere.x, p.y - sphere.y, p.z - sphere.z, sphere.w};
 #else
-    measure(leaves.tiles[leaf * ((head.leaf_size + PACKET - 1) / PACKET) + first / PACKET], p, m);
+    return vec4{p.x - leaves.x[i], p.y - leaves.y[i], p.z - leaves.z[i], leaves.radius[i]};
 #endif
 }
 
-// Fills the pool with every triangle that may be nearest to a point within `half` metres of `centre`: how many.
-DEVICE int fill_pool(Pool& pool, const Head& head, const Leaves& all, vec3 centre, float half) {
-    const float* spheres = all.spheres;
-    // The leaf whose middle is nearest bounds the distance.
-    const int leaves = head.leaves;
+// Distances of the members `first` ... of leaf i.
+DEVICE void measure_leaf(const Head& head, const Leaves& leaves, int i, int first, vec3 p, int (&id)[LANES], Measured& m) {
+#if ON_GPU
+    Tile tile;
+    members_of(head, i, first, tile.id);
+    load_tile(tile, leaves.triangles);
+    id[0] = tile.id[0];
+#else
+    const Tile& tile = leaves.tiles[leaves.leaf[i] * leaves.parts + first / PACKET];
+    for (int l = 0; l < LANES; ++l) id[l] = tile.id[l];
+#endif
+    measure(tile, p, m);
+}
+
+// The nearest triangle of the leaf whose middle is nearest to the cube's, which is seldom far from the nearest of all.
+DEVICE Rival nearby(const Head& head, const Leaves& leaves, vec3 centre, float edge) {
+    const int last = leaves.count - 1;
     int least[LANES];
     for (int l = 0; l < LANES; ++l) least[l] = NO_KEY;
-    for (int base = 0; base < leaves; base += PACKET) {
+    for (int base = 0; base < leaves.count; base += PACKET) {
         FOR_LANES(l) {
-            const int leaf = base + COLUMN(l) < leaves ? base + COLUMN(l) : leaves - 1;
-            least[l] = lesser(least[l], keyed(to_middle(spheres, leaf, centre), LEAF_MASK, leaf));
+            const int i = lesser(base + COLUMN(l), last);
+            const vec4 v = from_sphere(leaves, i, centre);
+            least[l] = lesser(least[l], keyed(v.x * v.x + v.y * v.y + v.z * v.z, LEAF_MASK, i));
         }
     }
-    const int seed = least_of(least, LEAF_MASK);
-    float bound[LANES];  // distances seen; every one bounds the least distance from above
-    for (int l = 0; l < LANES; ++l) bound[l] = FAR;
+    const int leaf = least_of(least, LEAF_MASK);
+    float d[LANES], x[LANES], y[LANES], z[LANES];
+    for (int l = 0; l < LANES; ++l) d[l] = FAR, x[l] = y[l] = z[l] = 0.0f;
     for (int first = 0; first < head.leaf_size; first += PACKET) {
         int id[LANES];
-        bool valid[LANES];
         Measured m;
-        measure_leaf(head, all, seed, first, centre, id, valid, m);
-        FOR_LANES(l) bound[l] = fminf(bound[l], m.distance[l]);
+        measure_leaf(head, leaves, leaf, first, centre, id, m);
+        FOR_LANES(l) {
+            const bool nearer = (m.distance[l] < d[l]) & (id[l] >= 0);
+            d[l] = nearer ? m.distance[l] : d[l];
+            x[l] = nearer ? m.x[l] : x[l], y[l] = nearer ? m.y[l] : y[l], z[l] = nearer ? m.z[l] : z[l];
+        }
     }
+    int key[LANES];
+    FOR_LANES(l) key[l] = keyed(d[l], LANE_MASK, COLUMN(l));
+    const int best = least_of(key, LANE_MASK);
+    return rival_at(from_lane(d, best), vec3{from_lane(x, best), from_lane(y, best), from_lane(z, best)}, edge);
+}
 
-    for (float slack = 2.0f * half;; slack *= SHRINK) {
-        const float start = min_lanes(bound);
-        for (int l = 0; l < LANES; ++l) bound[l] = start;
+// Which of the leaves `base` ... may hold what is nearest to a point of the cube at `centre`.
+DEVICE uint leaves_that_matter(const Leaves& leaves, int base, const Rival& rival, float slack, vec3 centre, float edge) {
+    int wanted[LANES];
+    FOR_LANES(l) {
+        const int i = base + COLUMN(l);
+        const vec4 v = from_sphere(leaves, lesser(i, leaves.count - 1), centre);
+        const float d = sqrtf(fmaxf(v.x * v.x + v.y * v.y + v.z * v.z, 1e-18f));
+        wanted[l] = (i < leaves.count) & (d - v.w <= rival.d + slack) &
+                    may_win(rival, d - v.w, 1.0f / d, v.x, v.y, v.z, edge);
+    }
+    return bits_of_lanes(wanted);
+}
+
+// Fills the pool with every triangle that may be nearest to a point of the cube at `centre`: how many.
+DEVICE int fill_pool(Pool& pool, const Head& head, const Leaves& leaves, vec3 centre, float edge) {
+    const Rival rival = nearby(head, leaves, centre, edge);
+    for (float slack = DIAGONAL * edge;; slack *= SHRINK) {
         int count = 0;
-        for (int base = 0; base < leaves; base += PACKET) {
-            bool wanted[LANES];
-            FOR_LANES(l) {
-                const int leaf = base + COLUMN(l);
-                wanted[l] = (to_sphere(spheres, leaf < leaves ? leaf : leaves - 1, centre) <= start + slack) & (leaf < leaves);
-            }
-            for (uint left = bits_of_lanes(wanted); left; left &= left - 1u) {
+        for (int base = 0; base < leaves.count; base += PACKET) {
+            const uint wanted = leaves_that_matter(leaves, base, rival, slack, centre, edge);
+            for (uint left = wanted; left; left &= left - 1u) {
                 for (int first = 0; first < head.leaf_size; first += PACKET) {
-                    int id[LANES], place[LANES];
-                    bool valid[LANES];
+                    int id[LANES], valid[LANES];
                     Measured m;
-                    measure_leaf(head, all, base + lowest_bit(left), first, centre, id, valid, m);
+                    measure_leaf(head, leaves, base + lowest_bit(left), first, centre, id, m);
                     FOR_LANES(l) {
-                        bound[l] = fminf(bound[l], m.distance[l]);
-                        valid[l] = valid[l] & (m.distance[l] <= bound[l] + slack);
+                        const float d = m.distance[l], inverse = 1.0f / fmaxf(d, 1e-9f);
+                        valid[l] = (id[l] >= 0) & (d <= rival.d + slack) &
+                                   may_win(rival, d, inverse, m.x[l], m.y[l], m.z[l], edge);
                     }
-                    count = count_before(valid, count, place);
                     const uint found = bits_of_lanes(valid);  // once, by all lanes: the loop's end is looked at by some
                     FOR_SET(l, found) {
-                        if (place[l] >= POOL) continue;
-                        pool.triangle[place[l]] = (unsigned short)id[l];
-                        pool.distance[place[l]] = m.distance[l];
-                        pool.x[place[l]] = m.x[l], pool.y[place[l]] = m.y[l], pool.z[place[l]] = m.z[l];
+                        const int place = count + rank_of(found, COLUMN(l));
+                        if (place >= POOL) continue;
+                        pool.triangle[place] = (unsigned short)id[l];
+                        pool.distance[place] = m.distance[l];
+                        pool.x[place] = m.x[l], pool.y[place] = m.y[l], pool.z[place] = m.z[l];
                     }
+                    count += count_bits(found);
                 }
             }
         }
@@ -231,31 +297,28 @@ DEVICE int fill_pool(Pool& pool, const Head& head, const Leaves& all, vec3 centr
 // Leaves out of a pool, whose distances are those from the centre of a cube of this edge, what cannot be nearest to a
 // point of the cube, and closes the ranks; in place of distances there are words then. How many are left.
 DEVICE int prune(Pool& pool, int count, int nearest, float edge) {
-    const float half = 0.8660254f * edge;
-    const float d_m = pool.distance[nearest], inverse = 1.0f / fmaxf(d_m, 1e-9f);
-    const vec3 u_m{inverse * pool.x[nearest], inverse * pool.y[nearest], inverse * pool.z[nearest]};
-    const float curved = 0.5f * half * half * inverse;
+    const Rival rival = rival_at(pool.distance[nearest], vec3{pool.x[nearest], pool.y[nearest], pool.z[nearest]}, edge);
     int kept = 0;
     WARP_SYNC();
     for (int base = 0; base < count; base += PACKET) {
-        bool may[LANES];
-        int place[LANES];
-        float d[LANES], x[LANES], y[LANES], z[LANES];
+        int may[LANES];
+        float word[LANES], x[LANES], y[LANES], z[LANES];
         FOR_LANES(l) {
             const int i = base + COLUMN(l);
-            d[l] = pool.distance[i], x[l] = pool.x[i], y[l] = pool.y[i], z[l] = pool.z[i];
-            const float inverse = 1.0f / fmaxf(d[l], 1e-9f);
-            const float turn = fabsf(inverse * x[l] - u_m.x) + fabsf(inverse * y[l] - u_m.y) + fabsf(inverse * z[l] - u_m.z);
-            may[l] = (i < count) & (d[l] <= d_m + 2.0f * half) & (d[l] - d_m - curved <= 0.5f * edge * turn + 1e-6f);
+            const float d = pool.distance[i];
+            x[l] = pool.x[i], y[l] = pool.y[i], z[l] = pool.z[i];
+            word[l] = bits_to_float(pack_candidate(pool.triangle[i], d));
+            may[l] = (i < count) & (d <= rival.d + DIAGONAL * edge) &
+                     may_win(rival, d, 1.0f / fmaxf(d, 1e-9f), x[l], y[l], z[l], edge);
         }
         const uint left = bits_of_lanes(may);
-        kept = count_before(may, kept, place);
         WARP_SYNC();  // all have read before the ranks close
         FOR_SET(l, left) {
-            const int i = place[l];
-            pool.distance[i] = bits_to_float(pack_candidate(pool.triangle[base + COLUMN(l)], d[l]));
+            const int i = kept + rank_of(left, COLUMN(l));
+            pool.distance[i] = word[l];
             pool.x[i] = x[l], pool.y[i] = y[l], pool.z[i] = z[l];
         }
+        kept += count_bits(left);
         WARP_SYNC();
     }
     return kept;
@@ -329,6 +392,69 @@ DEVICE void write_row(Pool& pool, int count, const Head& head, [[maybe_unused]] 
     WARP_SYNC();
 }
 
+#if !ON_GPU
+// All leaves of every frame, with their triangles gathered.
+DEVICE const std::vector<Leaves>& gather_leaves(const Head& head, const Poses& poses) {
+    static thread_local std::vector<Tile> tiles;  // these grow once
+    static thread_local std::vector<Leaves> all;
+    const int parts = (head.leaf_size + PACKET - 1) / PACKET, each = head.leaves * parts;
+    tiles.resize((size_t)poses.frames * each);
+    all.resize(poses.frames);
+    for (int frame = 0; frame < poses.frames; ++frame) {
+        Leaves& leaves = all[frame];
+        leaves.triangles = poses.triangles + (size_t)frame * head.triangles * TRIANGLE_SIZE;
+        leaves.count = head.leaves;
+        leaves.tiles = tiles.data() + (size_t)frame * each;
+        leaves.parts = parts;
+        for (int i = 0; i < head.leaves; ++i) {
+            const vec4 sphere = load4(poses.spheres + 4 * ((size_t)frame * head.leaves + i));
+            leaves.x[i] = sphere.x, leaves.y[i] = sphere.y, leaves.z[i] = sphere.z, leaves.radius[i] = sphere.w;
+            leaves.leaf[i] = i;
+        }
+    }
+    Tile* gathered = tiles.data();
+    const Leaves* of = all.data();
+    EACH_PACKET(p, poses.frames * each) {
+        members_of(head, p % each / parts, p % parts * PACKET, gathered[p].id);
+        load_tile(gathered[p], of[p / each].triangles);
+    }
+    return all;
+}
+
+// Those leaves that may hold what is nearest to a point of the cube at `centre`.
+DEVICE void pick_leaves(Leaves& few, const Head& head, const Leaves& all, vec3 centre, float edge) {
+    const Rival rival = nearby(head, all, centre, edge);
+    few.triangles = all.triangles, few.tiles = all.tiles, few.parts = all.parts;
+    few.count = 0;
+    for (int base = 0; base < all.count; base += PACKET) {
+        const uint wanted = leaves_that_matter(all, base, rival, DIAGONAL * edge, centre, edge);
+        FOR_SET(l, wanted) {
+            const int i = base + int(l), to = few.count++;
+            few.x[to] = all.x[i], few.y[to] = all.y[i], few.z[to] = all.z[i], few.radius[to] = all.radius[i];
+            few.leaf[to] = all.leaf[i];
+        }
+    }
+}
+
+// A pool for all cells of a cube, its triangles gathered.
+DEVICE int fill_shared_pool(Pool& pool, const Head& head, const Leaves& leaves, vec3 centre, float edge) {
+    int count = fill_pool(pool, head, leaves, centre, edge);
+    int nearest = 0;
+    for (int i = 1; i < count; ++i) nearest = pool.distance[i] < pool.distance[nearest] ? i : nearest;
+    count = prune(pool, count, nearest, edge);
+    for (int base = 0; base < count; base += PACKET) {
+        Tile& tile = pool.tile[base / PACKET];
+        for (int l = 0; l < LANES; ++l) {
+            const int i = base + l < count ? base + l : 0;
+            tile.id[l] = candidate_triangle(float_to_bits(pool.distance[i]));
+            if (base + l < count) pool.triangle[i] = (unsigned short)tile.id[l];
+        }
+        load_tile(tile, leaves.triangles);
+    }
+    return count;
+}
+#endif
+
 // candidates (frames, capacity, head.candidates) of the marked cells, from the posed triangles and the leaves' spheres;
 // only of those whose bit is set in `wanted` (frames, words), unless it is null.
 // items: 32 * frames * capacity.
@@ -339,58 +465,48 @@ KERNEL(THREADS) choose_candidates(const Head head, const Poses poses, const uint
         const int frame = p / poses.capacity, row = p % poses.capacity;
         if (row >= poses.count[frame]) continue;
         if (wanted && !bit_at(wanted + (size_t)frame * poses.words, poses.cell[p])) continue;
-        const Leaves leaves{poses.triangles + (size_t)frame * head.triangles * TRIANGLE_SIZE,
-                            poses.spheres + (size_t)frame * head.leaves * 4, nullptr};
+        const Leaves leaves{poses.triangles + (size_t)frame * head.triangles * TRIANGLE_SIZE, head.leaves,
+                            poses.spheres + (size_t)frame * head.leaves * 4};
         const vec3 centre = cell_centre(head, poses.cell[(size_t)p], head.resolution);
-        const float half = 0.8660254f * head.side / float(head.resolution);
-        const int count = fill_pool(pool, head, leaves, centre, half);
+        const int count = fill_pool(pool, head, leaves, centre, head.side / float(head.resolution));
         write_row(pool, count, head, centre, poses.candidates + (size_t)p * head.candidates);
     }
 #else
-    const int parts = (head.leaf_size + PACKET - 1) / PACKET, each = head.leaves * parts;
-    static thread_local std::vector<Tile> gathered;  // grows once
-    gathered.resize((size_t)poses.frames * each);
-    Tile* tiles = gathered.data();
-    EACH_PACKET(p, poses.frames * each) {
-        int id[LANES];
-        bool valid[LANES];
-        members_of(head, p % each / parts, p % parts * PACKET, id, valid);
-        load_tile(tiles[p], poses.triangles + (size_t)(p / each) * head.triangles * TRIANGLE_SIZE, id);
-    }
-    const int n = head.resolution, blocks = (n + EDGE - 1) / EDGE;
-    EACH_PACKET(p, poses.frames * blocks * blocks * blocks) {
-        const int frame = p / (blocks * blocks * blocks), block = p % (blocks * blocks * blocks);
-        const int at[3] = {block % blocks * EDGE, block / blocks % blocks * EDGE, block / (blocks * blocks) * EDGE};
-        int rows[EDGE * EDGE * EDGE], cells = 0;
-        for (int i = 0; i < EDGE * EDGE * EDGE; ++i) {
-            const int x = at[0] + i % EDGE, y = at[1] + i / EDGE % EDGE, z = at[2] + i / (EDGE * EDGE);
-            if (x >= n || y >= n || z >= n) continue;
-            const int cell = (z * n + y) * n + x;
-            if (!bit_at((wanted ? wanted : poses.bits) + (size_t)frame * poses.words, cell)) continue;
-            const int row = poses.row[(size_t)frame * n * n * n + cell];
-            if (row >= 0) rows[cells++] = row;
-        }
-        if (cells == 0) continue;
-        Pool pool;
-        const Leaves leaves{poses.triangles + (size_t)frame * head.triangles * TRIANGLE_SIZE,
-                            poses.spheres + (size_t)frame * head.leaves * 4, tiles + (size_t)frame * each};
-        const float size = head.side / float(n);
-        const vec3 middle = origin_of(head) + size * vec3{at[0] + 0.5f * EDGE, at[1] + 0.5f * EDGE, at[2] + 0.5f * EDGE};
-        int count = fill_pool(pool, head, leaves, middle, 0.8660254f * EDGE * size);
-        int nearest = 0;
-        for (int i = 1; i < count; ++i) nearest = pool.distance[i] < pool.distance[nearest] ? i : nearest;
-        count = prune(pool, count, nearest, EDGE * size);
-        for (int i = 0; i < count; ++i)
-            pool.triangle[i] = (unsigned short)candidate_triangle(float_to_bits(pool.distance[i]));
-        for (int base = 0; base < count; base += PACKET) {
-            int id[LANES];
-            for (int l = 0; l < LANES; ++l) id[l] = pool.triangle[base + l < count ? base + l : 0];
-            load_tile(pool.tile[base / PACKET], leaves.triangles, id);
-        }
-        for (int i = 0; i < cells; ++i) {
-            const size_t place = (size_t)frame * poses.capacity + rows[i];
-            const vec3 centre = cell_centre(head, poses.cell[place], n);
-            write_row(pool, count, head, centre, poses.candidates + place * head.candidates);
+    const std::vector<Leaves>& all = gather_leaves(head, poses);
+    const int n = head.resolution, parents = (n + PARENT - 1) / PARENT;
+    const float size = head.side / float(n);
+    const auto middle = [&](const int(&corner)[3], int edge) {
+        const float half = 0.5f * float(edge);
+        return origin_of(head) + size * vec3{corner[0] + half, corner[1] + half, corner[2] + half};
+    };
+    EACH_PACKET(p, poses.frames * parents * parents * parents) {
+        const int frame = p / (parents * parents * parents), q = p % (parents * parents * parents);
+        const int corner[3] = {q % parents * PARENT, q / parents % parents * PARENT, q / (parents * parents) * PARENT};
+        const uint* marks = (wanted ? wanted : poses.bits) + (size_t)frame * poses.words;
+        Leaves few;
+        few.count = 0;
+        for (int b = 0; b < PARENT * PARENT * PARENT / (EDGE * EDGE * EDGE); ++b) {
+            constexpr int across = PARENT / EDGE;
+            const int at[3] = {corner[0] + b % across * EDGE, corner[1] + b / across % across * EDGE,
+                               corner[2] + b / (across * across) * EDGE};
+            int rows[EDGE * EDGE * EDGE], cells = 0;
+            for (int i = 0; i < EDGE * EDGE * EDGE; ++i) {
+                const int x = at[0] + i % EDGE, y = at[1] + i / EDGE % EDGE, z = at[2] + i / (EDGE * EDGE);
+                if (x >= n || y >= n || z >= n) continue;
+                const int cell = (z * n + y) * n + x;
+                if (!bit_at(marks, cell)) continue;
+                const int row = poses.row[(size_t)frame * n * n * n + cell];
+                if (row >= 0) rows[cells++] = row;
+            }
+            if (cells == 0) continue;
+            if (few.count == 0) pick_leaves(few, head, all[frame], middle(corner, PARENT), PARENT * size);
+            Pool pool;
+            int count = fill_shared_pool(pool, head, few, middle(at, EDGE), EDGE * size);
+            for (int i = 0; i < cells; ++i) {
+                const size_t place = (size_t)frame * poses.capacity + rows[i];
+                const vec3 centre = cell_centre(head, poses.cell[place], n);
+                write_row(pool, count, head, centre, poses.candidates + place * head.candidates);
+            }
         }
     }
 #endif
