@@ -72,8 +72,8 @@ class OccupancyConfig:
     """The canonical occupancy grid."""
 
     resolution: int = setting(48, "cells along the longest side of the canonical box", ge=8, le=256)
-    interval: int = setting(16, "training steps between updates", ge=1, le=1000)
-    decay: float = setting(0.95, "how fast an old density fades at an update", ge=0.0, le=1.0)
+    interval: int = setting(8, "training steps between updates", ge=1, le=1000)
+    decay: float = setting(0.9, "how fast an old density fades at an update", ge=0.0, le=1.0)
     threshold: float = setting(0.03, "opacity of one step above which a cell is occupied", ge=0.0, le=1.0)
 
 
@@ -81,7 +81,7 @@ class OccupancyConfig:
 class LearnConfig:
     """Losses, optimiser, replay."""
 
-    rays: int = setting(4096, "rays of a training step", ge=64, le=1 << 20)
+    rays: int = setting(16384, "rays of a training step", ge=64, le=1 << 20)
     frames: int = setting(4, "observations that share a training step", ge=1, le=64)
     size: int = setting(512, "longest side of the pictures learned from", unit="px", ge=32, le=2048)
     learning_rate: float = setting(1e-2, "Adam step size of the hash grid; the MLPs take a third", ge=1e-6, le=1.0)

@@ -17,7 +17,7 @@ from insta_runtime.warp.posing import head_struct
 if TYPE_CHECKING:
     from insta_runtime.render.model import AvatarModel
 
-STEPS_A_RAY = 64  # memory for so many steps in the band, of each ray on average; beyond it the farthest are dropped
+STEPS_A_RAY = 40  # memory for so many steps in the band, of each ray on average; beyond it the farthest are dropped
 BACKWARD_THREADS = 512  # of a processor for the backward pass, each block of which ends with sums over all networks
 
 
