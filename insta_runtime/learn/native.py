@@ -90,7 +90,7 @@ class NativeTrainer:
         self.replay.take_in()
         if not len(self.replay):
             return None
-        with self.on_stream():
+        with self.kernels.range("step"), self.on_stream():
             self._inputs.send(self._controls(), [self.steps, len(self.replay), self._wanted])
             self._graph()
             self._figures.note(self._wanted / self._each)
@@ -103,7 +103,7 @@ class NativeTrainer:
 
     def update_occupancy(self) -> None:
         """Refresh the canonical occupancy with expression codes from replay."""
-        with self.on_stream():
+        with self.kernels.range("occupancy"), self.on_stream():
             self._occupancy_graph()
         self._posed.expire()
 

@@ -165,7 +165,7 @@ class NativeRenderer:
         slot = canvas.next_slot()
         self._collect(slot)
         slot.row[0] = torch.from_numpy(pack_state(self.model, state, camera))
-        with self._on_stream():
+        with self.kernels.range("frame"), self._on_stream():
             self._fade()
             canvas.set_background(background)
             self._heads.states.copy_(slot.row, non_blocking=True)
