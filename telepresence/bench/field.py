@@ -125,6 +125,10 @@ def tcnn_field() -> Contestant:
 def _module(network: torch.nn.Module, dtype: torch.dtype) -> Contestant:
     import torch
 
+    # On a GPU autograd runs in a thread of its own, and cuBLAS does not begin where a thread has no context yet.
+    first = next(network.parameters())
+    torch.ones(1, device=first.device, requires_grad=True).square().sum().backward()
+
     def infer(points: torch.Tensor) -> None:
         with torch.no_grad():
             network(points)

@@ -21,9 +21,10 @@ TIMEOUT_S = 300
 
 
 def first_frame_s(avatar: Path, tracked: Path, size: int, device: str, backend: str, *, cold: bool) -> dict[str, Any]:
-    """Start a process that draws one picture: ``seconds`` from its start until the picture is there, ``backend``.
+    """Start a process that draws one picture: ``seconds`` from its start until the picture is there, and ``backend``.
 
-    ``cold``: with an empty cache of kernels, else with the present one.  UserError if it fails.
+    Of the seconds, ``imports``, ``avatar``, ``kernels`` and ``picture`` are those parts; ``compiled`` modules were not
+    in the cache.  ``cold``: with an empty cache of kernels, else with the present one.  UserError if it fails.
     """
     with tempfile.TemporaryDirectory(prefix="telepresence-") as empty:
         began = time.perf_counter()
@@ -65,26 +66,40 @@ def _child(arguments: list[str], environment: dict[str, str]) -> dict[str, Any]:
     return answer
 
 
-def _first_frame(subject: Any, backend: str) -> dict[str, Any]:
+def _first_frame(avatar: Path, tracked: Path, size: int, device: str, backend: str) -> dict[str, Any]:
+    ends = [time.perf_counter()]
+
+    def part() -> float:
+        ends.append(time.perf_counter())
+        return ends[-1] - ends[-2]
+
     from insta_runtime.backends import choose_backend, make_renderer
     from telepresence.bench.frame import drawing
+    from telepresence.bench.subject import open_subject
 
+    parts = {"imports": part()}
+    subject = open_subject(avatar, tracked, size, device)
+    parts["avatar"] = part()
     chosen = choose_backend(backend, subject.model)
+    parts["kernels"] = part()
     drawing(make_renderer(subject.model, chosen), subject.camera)(subject.states[0])
-    return {"backend": chosen.kind}
+    parts["picture"] = part()
+    compiled = sum(not artifact.cached for artifact in chosen.kernels.report()) if chosen.kernels else 0
+    return {"backend": chosen.kind, **parts, "compiled": compiled}
 
 
-def _host(subject: Any, backend: str) -> dict[str, Any]:
+def _host(avatar: Path, tracked: Path, size: int, device_name: str, backend: str) -> dict[str, Any]:
     import torch
 
     from insta_runtime.backends import choose_backend, make_renderer, make_trainer
     from insta_runtime.learn.trainer import Trainer
     from insta_runtime.render.renderer import Renderer
     from telepresence.bench.frame import drawing
-    from telepresence.bench.subject import fill
+    from telepresence.bench.subject import fill, open_subject
     from telepresence.bench.timing import cycled, median, timed_ms
 
     torch.set_num_threads(HOST_THREADS)
+    subject = open_subject(avatar, tracked, size, device_name)
     model, device = subject.model, subject.device
     chosen = choose_backend(backend, model)
     figures: dict[str, Any] = {"backend": chosen.kind}
@@ -109,10 +124,8 @@ def _host(subject: Any, backend: str) -> dict[str, Any]:
 
 
 def _main(what: str, avatar: str, tracked: str, size: str, device: str, backend: str) -> None:
-    from telepresence.bench.subject import open_subject
-
-    subject = open_subject(Path(avatar), Path(tracked), int(size), device)
-    answer = {"first-frame": _first_frame, "host": _host}[what](subject, backend)
+    measure = {"first-frame": _first_frame, "host": _host}[what]
+    answer = measure(Path(avatar), Path(tracked), int(size), device, backend)
     sys.stdout.write(json.dumps(answer) + "\n")
     sys.stdout.flush()
     os._exit(0)  # the answer is what is timed: leave without tearing everything down

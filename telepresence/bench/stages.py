@@ -164,7 +164,7 @@ def device_stages(work: Callable[[], object], kernels: Kernels, rounds: int) -> 
 
     work()
     torch.cuda.synchronize(kernels.device)
-    with profile(activities=[ProfilerActivity.CUDA]) as recorded:
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as recorded:
         for _ in range(rounds):
             work()
         torch.cuda.synchronize(kernels.device)

@@ -313,6 +313,7 @@ def _start(run: Bench) -> None:
     if not run.native:
         run.notes["first_frame_s"] = "the torch back end compiles no kernels: a start is never colder"
     run.figures["first_frame_s"] = {"warm": warm and warm["seconds"], "cold": cold and cold["seconds"]}
+    run.figures["start"] = {"warm": warm, "cold": cold}
 
 
 def _gsplat(run: Bench) -> None:
@@ -384,18 +385,21 @@ def _print(figures: dict[str, Any]) -> None:
 
     console = Console()
     title = " · ".join((figures["device"], figures["backend"], f"{figures['size']} px", str(figures["commit"])))
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    table.add_column("what")
+    console.print(f"[bold]{title}[/]")
+    table = Table(box=None, pad_edge=False)
+    table.add_column("what", no_wrap=True)
     for column in ("median", "p95", "p99"):
-        table.add_column(column, justify="right")
-    table.add_column("")
+        table.add_column(column, justify="right", no_wrap=True)
+    remarks = []
     for key, name in _ROWS.items():
         value = figures.get(key)
-        shown = [*_cells(value)] + [""] * 3
-        remark = figures["notes"].get(key, "")
-        if value is not None or remark not in ("", LEFT_OUT):
-            table.add_row(name, *shown[:3], f"[dim]{remark}[/]")
+        if value is not None:
+            table.add_row(name, *([*_cells(value)] + [""] * 3)[:3])
+        if figures["notes"].get(key, LEFT_OUT) != LEFT_OUT:
+            remarks.append(f"{name}: {figures['notes'][key]}")
     console.print(table)
+    for remark in remarks:
+        console.print(remark, style="dim", markup=False)
     for key, name in _LINES.items():
         if isinstance(figures.get(key), dict) and figures[key]:
             console.print(f"[bold]{name}[/]: " + ", ".join(f"{k} {_number(v)}" for k, v in figures[key].items()))
