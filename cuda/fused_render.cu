@@ -1,10 +1,10 @@
-// The display path. Twins: render/sampling.py, render/compositing.py; march.cu, field.cu and composite.cu do the same step by
-// step. After find_rays (rays.cu): fit_bundles, carry_rays, render_rays.
+// The display path. Twins: render/sampling.py, render/compositing.py; march.cu, field.cu and composite.cu do the same
+// in more passes. Launch find_rays (rays.cu), fit_bundles, carry_rays, render_rays.
 //
 // carry_rays marches and warps, which branches and waits for memory, and so runs many packets at a time. render_rays
-// encodes, asks the networks and composites in one pass: a packet takes the samples of a bundle of 32 rays, 32 at a time
-// and all lanes in use whichever rays they are of, and hands what they show to the rays, a lane each. A ray's colour
-// depends on no other ray: pictures repeat bit for bit.
+// encodes, asks the networks and composites in one pass: a packet takes the samples of a bundle of 32 rays, 32 at a
+// time, so that all lanes are in use whichever rays they are of, and hands what they show to the rays, a lane each. A
+// ray's colour depends on no other ray: pictures repeat bit for bit.
 #include "field.cuh"
 #include "fit.cuh"
 #include "march.cuh"
@@ -34,13 +34,14 @@ DEVICE void begin_walk(Walkers& w, const Head& head, const Poses& poses, const B
         const int pixel = row[0];
         w.k[l] = row[1];
         w.left[l] = row[3] < limit ? row[3] : limit;
-        w.ray[l] = pixel_ray(poses.states, head.expressions, float(pixel % width) + 0.5f, float(pixel / width) + 0.5f, 0.0f);
+        w.ray[l] = pixel_ray(poses.states, head.expressions, float(pixel % width) + 0.5f,
+                             float(pixel / width) + 0.5f, 0.0f);
         w.ray[l].far = distance_at(row[2] + 1, MIDDLE, step);
     }
 }
 
-// The samples of all bundles: spans, rounds, samples. `cells` (words) are the marked cells that have candidates; should a
-// point be rounded into another cell than find_rays saw, its step is left out. items: the pixels.
+// The samples of all bundles: spans, rounds, samples. `cells` (words) are the marked cells that have candidates; should
+// a point be rounded into another cell than find_rays saw, its step is left out. items: the pixels.
 KERNEL(64) carry_rays(const Head head, const Poses all, uint* cells, const Space space, const Bundles bundles,
                       int* counters, float step, int width) {
     Poses poses = all;
@@ -91,91 +92,110 @@ KERNEL(64) carry_rays(const Head head, const Poses all, uint* cells, const Space
     }
 }
 
-// What the rays of a bundle have seen so far, a lane each.
+// What the rays of a bundle have seen so far. Not in registers: the field needs them all.
 struct Views {
-    float passes[LANES];  // transmittance
-    float red[LANES], green[LANES], blue[LANES];  // premultiplied
-    int samples[LANES];
+    FieldScratch field;
+    float passes[PACKET];                            // transmittance
+    float red[PACKET], green[PACKET], blue[PACKET];  // premultiplied
+    int samples[PACKET];
 };
 
-// Draws the pixels of the listed rays into `rgba` (height * width, 4), premultiplied. A ray ends where its transmittance
-// falls below `stop`. counters[2] and counters[3] are added to. items: the pixels.
-KERNEL(32) render_rays(const Head head, const Poses poses, const FieldWeights weights, const Bundles bundles,
-                       int* counters, float step, float stop, float* rgba) {
+// 32 consecutive samples of a bundle: how much of the light passes each one, and its colour.
+struct Shades {
+    float passes[LANES], red[LANES], green[LANES], blue[LANES];
+};
+
+// The field at the samples first ... of those before `end`.
+DEVICE void shade(const FieldWeights& weights, FieldScratch& scratch, const Bundles& bundles, int first, int end,
+                  const float* state_code, float step, Shades& shades) {
+    vec3 unit[LANES], direction[LANES], colour[LANES];
+    float mouth[LANES], eyes[LANES], density[LANES];
+    const float* code[LANES];
+    bool valid[LANES];
+    for (int l = 0; l < LANES; ++l) {
+        valid[l] = first + COLUMN(l) < end;
+        const float* sample = bundles.samples + SAMPLE_SIZE * size_t(valid[l] ? first + COLUMN(l) : first);
+        const vec4 p = load4(sample), d = load4(sample + 4);
+        unit[l] = vec3{p.x, p.y, p.z}, direction[l] = vec3{d.x, d.y, d.z};
+        mouth[l] = p.w, eyes[l] = d.w;
+        code[l] = state_code;
+    }
+    field_forward(weights, scratch, unit, direction, mouth, eyes, code, valid, density, colour);
+    FOR_LANES(l) {
+        shades.passes[l] = fast_exp(-density[l] * step);
+        shades.red[l] = colour[l].x, shades.green[l] = colour[l].y, shades.blue[l] = colour[l].z;
+    }
+}
+
+// Each ray of `round` takes the next of the samples from `first` on, the others none; of these samples the ones at
+// hand, 0 ... 31, are shown to their rays.
+DEVICE void show(const Shades& shades, uint round, int first, float stop, Views& views) {
+    int source[LANES];
+    bool sees[LANES];
+    Shades own;
+    for (int l = 0; l < LANES; ++l) {
+        const int ray = COLUMN(l), i = first + count_bits(round & ((1u << ray) - 1u));
+        sees[l] = (round >> ray & 1u) && i >= 0 && i < PACKET && views.passes[ray] >= stop;
+        source[l] = i & (PACKET - 1);
+    }
+    take_from(shades.passes, source, own.passes);
+    take_from(shades.red, source, own.red);
+    take_from(shades.green, source, own.green);
+    take_from(shades.blue, source, own.blue);
+    FOR_LANES(l) {
+        const int ray = COLUMN(l);
+        const float passes = sees[l] ? own.passes[l] : 1.0f, share = views.passes[ray] * (1.0f - passes);
+        views.red[ray] += share * own.red[l];
+        views.green[ray] += share * own.green[l];
+        views.blue[ray] += share * own.blue[l];
+        views.passes[ray] *= passes;
+        views.samples[ray] += sees[l];
+    }
+}
+
+// Draws the pixels of the listed rays into `rgba` (height * width, 4), premultiplied. A ray ends where its
+// transmittance falls below `stop`, a bundle with its last ray. Adds to counters[2] and counters[3]. items: the pixels.
+KERNEL(32, 16) render_rays(const Head head, const Poses poses, const FieldWeights weights, const Bundles bundles,
+                           int* counters, float step, float stop, float* rgba) {
     const int count = counters[0];
     EACH_PACKET(b, (count + PACKET - 1) / PACKET) {
-        SCRATCH(FieldScratch, scratch, 32);
-        const int first = bundles.spans[2 * b], end = bundles.spans[2 * b + 1];
-        Views views;
-        const float* code[LANES];
-        bool clear[LANES];
+        SCRATCH(Views, views, 32);
+        const int size = count - b * PACKET < PACKET ? count - b * PACKET : PACKET;
+        const int base = bundles.spans[2 * b], end = base + bundles.spans[2 * b + 1];
         for (int l = 0; l < LANES; ++l) {
-            views.passes[l] = 1.0f;
-            views.red[l] = views.green[l] = views.blue[l] = 0.0f;
-            views.samples[l] = 0;
-            code[l] = poses.states + STATE_CODE(head.expressions);
+            const int ray = COLUMN(l);
+            views.passes[ray] = 1.0f;
+            views.red[ray] = views.green[ray] = views.blue[ray] = 0.0f;
+            views.samples[ray] = 0;
         }
-        int asked = 0;
-        const uint* round = bundles.rounds + first;
-        int begun = 0;  // the round's first sample
-        for (int at = 0; at < end; at += PACKET) {
-            vec3 unit[LANES], direction[LANES], colour[LANES];
-            float mouth[LANES], eyes[LANES], thickness[LANES];
-            bool valid[LANES];
-            for (int l = 0; l < LANES; ++l) {
-                const int i = at + COLUMN(l);
-                valid[l] = i < end;
-                const float* sample = bundles.samples + SAMPLE_SIZE * size_t(first + (valid[l] ? i : at));
-                const vec4 p = load4(sample), d = load4(sample + 4);
-                unit[l] = vec3{p.x, p.y, p.z}, direction[l] = vec3{d.x, d.y, d.z};
-                mouth[l] = p.w, eyes[l] = d.w;
-            }
-            field_forward(weights, scratch, unit, direction, mouth, eyes, code, valid, thickness, colour);
-            asked += end - at < PACKET ? end - at : PACKET;
-
-            float passes[LANES], red[LANES], green[LANES], blue[LANES];
-            FOR_LANES(l) {
-                passes[l] = fast_exp(-thickness[l] * step);
-                red[l] = colour[l].x, green[l] = colour[l].y, blue[l] = colour[l].z;
-            }
-            const int stand = at + PACKET < end ? at + PACKET : end;
-            while (begun < stand) {
-                const uint set = *round;
-                int source[LANES];
-                bool meant[LANES];
-                float passes_here[LANES], red_here[LANES], green_here[LANES], blue_here[LANES];
-                for (int l = 0; l < LANES; ++l) {
-                    const int i = begun - at + count_bits(set & ((1u << COLUMN(l)) - 1u));
-                    meant[l] = (set >> COLUMN(l) & 1u) && i >= 0 && i < PACKET && views.passes[l] >= stop;
-                    source[l] = i & (PACKET - 1);
-                }
-                take_from(passes, source, passes_here);
-                take_from(red, source, red_here);
-                take_from(green, source, green_here);
-                take_from(blue, source, blue_here);
-                FOR_LANES(l) {
-                    const float share = meant[l] ? views.passes[l] * (1.0f - passes_here[l]) : 0.0f;
-                    views.red[l] += share * red_here[l];
-                    views.green[l] += share * green_here[l];
-                    views.blue[l] += share * blue_here[l];
-                    views.passes[l] = meant[l] ? views.passes[l] * passes_here[l] : views.passes[l];
-                    views.samples[l] += meant[l];
-                }
-                if (begun + count_bits(set) > at + PACKET) break;  // the others come with the next packet
-                begun += count_bits(set);
+        const uint* round = bundles.rounds + base;
+        bool clear[LANES], cut[LANES];
+        int at = base, begun = base;  // the packet's first sample, the round's
+        for (bool more = at < end; more;) {
+            Shades shades;
+            shade(weights, views.field, bundles, at, end, poses.states + STATE_CODE(head.expressions), step, shades);
+            const int next = at + PACKET < end ? at + PACKET : end;
+            while (begun < next) {
+                show(shades, *round, begun - at, stop, views);
+                const int after = begun + count_bits(*round);
+                if (after > next) break;  // its last samples come with the next packet
+                begun = after;
                 ++round;
             }
-            for (int l = 0; l < LANES; ++l) clear[l] = b * PACKET + COLUMN(l) < count && views.passes[l] >= stop;
-            if (!any_lane(clear)) break;
+            at = next;
+            for (int l = 0; l < LANES; ++l) clear[l] = COLUMN(l) < size && views.passes[COLUMN(l)] >= stop;
+            const bool any = any_lane(clear);
+            more = any && at < end;
         }
-        bool cut[LANES];
         for (int l = 0; l < LANES; ++l) {
-            const int i = b * PACKET + COLUMN(l);
-            cut[l] = i < count && views.samples[l] >= bundles.max_samples && views.passes[l] >= stop;
-            if (i < count)
-                store4(rgba + 4 * bundles.rays[4 * i], views.red[l], views.green[l], views.blue[l], 1.0f - views.passes[l]);
+            const int ray = COLUMN(l);
+            const float passes = views.passes[ray];
+            cut[l] = ray < size && views.samples[ray] >= bundles.max_samples && passes >= stop;
+            if (ray >= size) continue;
+            float* pixel = rgba + 4 * bundles.rays[4 * (b * PACKET + ray)];
+            store4(pixel, views.red[ray], views.green[ray], views.blue[ray], 1.0f - passes);
         }
         take_block(counters + 2, count_lanes(cut));
-        take_block(counters + 3, asked);
+        take_block(counters + 3, at - base);
     }
 }

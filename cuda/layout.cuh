@@ -118,8 +118,8 @@ struct Samples {
     int max_samples;   // samples a ray at most; the farthest are dropped
 };
 
-// The rays of a picture that meet the avatar, in bundles of 32 neighbours, and their samples. A bundle's rays walk side by
-// side; in each round every one of them takes a step, and those that come upon something have a sample. A bundle's
+// The rays of a picture that meet the avatar, in bundles of 32 neighbours, and their samples. A bundle's rays walk side
+// by side; in each round every one of them takes a step, and those that come upon something have a sample. A bundle's
 // samples are consecutive, round after round, and in a round in the order of the rays.
 struct Bundles {
     int* rays;       // (pixels, 4) pixel, first and last step in a marked cell, how many such steps

@@ -8,6 +8,7 @@
 //   FOR_LANES(l)        this thread's own lane, once   | all 32 lanes, one after another (or vectorised)
 //   COLUMN(l)           which of the 32 items that is
 //
+// A kernel begins KERNEL(threads a block), or KERNEL(threads, blocks): so many blocks a processor should hold at least.
 // Values that each lane holds are arrays of LANES elements: one register on a GPU, 32 floats on a CPU. A struct that
 // all lanes of a packet share is declared with SCRATCH. A body skips an item with `continue`, never `return`.
 #pragma once
@@ -23,7 +24,7 @@ typedef unsigned short storage_t;  // fp16 bits
 
 #define DEVICE static __device__ __forceinline__
 #define CONSTANT static __device__ constexpr
-#define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
+#define KERNEL(...) extern "C" __global__ void __launch_bounds__(__VA_ARGS__)
 #define EACH(i, n) for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < (n); i += gridDim.x * blockDim.x)
 #define EACH_PACKET(p, n) \
     for (int p = (blockIdx.x * blockDim.x + threadIdx.x) / PACKET; p < (n); p += gridDim.x * blockDim.x / PACKET)
@@ -90,7 +91,7 @@ typedef float storage_t;
 
 #define DEVICE static inline
 #define CONSTANT static constexpr
-#define KERNEL(threads) extern "C" void
+#define KERNEL(...) extern "C" void
 #define EACH(i, n) _Pragma("omp parallel for schedule(dynamic, 256)") for (int i = 0; i < (n); ++i)
 #define EACH_PACKET(p, n) _Pragma("omp parallel for schedule(dynamic, 4)") for (int p = 0; p < (n); ++p)
 #define LANES PACKET

@@ -15,7 +15,8 @@ KERNEL(128) camera_rays(const Head head, const Poses poses, const float* depth, 
 
 // Between posing and find_rays: no ray, no cell. Counters (7) of a picture: rays that meet the avatar, steps that have
 // memory, rays that max_samples cut short, samples, marked cells for which there was no room; steps for which there was
-// none, and how many every ray may keep (fit.cuh). `wanted` (words). items: the words, or the histogram if that is longer.
+// none, and how many every ray may keep (fit.cuh). `wanted` (words). items: the words, or the histogram's if they are
+// more.
 KERNEL(128) begin_picture(const Poses poses, const Bundles bundles, int* counters, uint* wanted) {
     EACH(i, poses.words > bundles.max_steps ? poses.words : bundles.max_steps + 1) {
         const int dropped = poses.count[0] - poses.capacity;

@@ -113,7 +113,7 @@ class Sources:
 
 _COMMENT = re.compile(r"//[^\n]*")
 _INCLUDE = re.compile(r'^#include "([^"]+)"', re.MULTILINE)
-_KERNEL = re.compile(r"^KERNEL\((\w+)\)\s*(\w+)\s*\(([^)]*)\)", re.MULTILINE)
+_KERNEL = re.compile(r"^KERNEL\((\w+)(?:, \d+)?\)\s*(\w+)\s*\(([^)]*)\)", re.MULTILINE)
 _STRUCT = re.compile(r"^struct\s+(\w+)\s*\{([^}]*)\};", re.MULTILINE)
 _PARAMETER = re.compile(r"^(?:const\s+)?([\w ]+?)\s*(\*?)\s*(?:__restrict__\s+)?(\w+)$")
 

@@ -61,7 +61,7 @@ class Canvas:
     """Draws the pose in ``heads`` as ``width`` x ``height`` pixels, into buffers that never move.
 
     Args:
-        fused: the display path (fused_render.cu); else the chain of march.cu, field.cu and composite.cu, which proves it.
+        fused: the display path (fused_render.cu); else the chain of march.cu, field.cu and composite.cu, its proof.
         capacity: steps in marked cells that there is memory for.
 
     Attributes:
@@ -143,7 +143,9 @@ class Canvas:
 
         def march() -> None:
             depth = self._depth()
-            launch("begin_picture", poses, bundles, counters, wanted, items=len(wanted))
+            launch(
+                "begin_picture", poses, bundles, counters, wanted, items=max(len(wanted), bundles.value.max_steps + 1)
+            )
             view = depth, self.width, self.height
             launch("find_rays", head, poses, *view, step, bundles, counters, wanted, self.rgba, items=32 * tiles)
             launch("fit_bundles", bundles, counters, items=32)
