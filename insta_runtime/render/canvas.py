@@ -143,9 +143,7 @@ class Canvas:
 
         def march() -> None:
             depth = self._depth()
-            launch(
-                "begin_picture", poses, bundles, counters, wanted, items=max(len(wanted), bundles.value.max_steps + 1)
-            )
+            launch("begin_picture", poses, bundles, counters, wanted, items=len(wanted))
             view = depth, self.width, self.height
             launch("find_rays", head, poses, *view, step, bundles, counters, wanted, self.rgba, items=32 * tiles)
             launch("fit_bundles", bundles, counters, items=32)
