@@ -4,7 +4,6 @@
 // the distance and the direction from triangle to c, and m the triangle nearest to c: distance to a triangle is a convex
 // function, so d(c + x) >= d(c) + u . x, while m's is at most |c + x - q| <= d_m + u_m . x + |x|^2 / (2 d_m). Where more
 // are left than a row can hold, each octant of the cell picks those nearest to its middle.
-#include "lanes.cuh"
 #include "warp.cuh"
 
 #if !ON_GPU
@@ -19,11 +18,12 @@
 #define EDGE 2    // ... or a block of 2^3, whose cells share a pool, and
 #define PARENT 4  // 4^3 share a list of leaves
 #endif
-#define LEAF_MASK 1023u  // a leaf's index fits into the last bits of a rough distance
+#define MOST_LEAVES 512
+#define LEAF_MASK 511u  // a leaf's index fits into the last bits of a rough distance
 #define LANE_MASK 31u
 #define POOL_MASK 2047u  // and so does a place in the pool
-#define MOST_LEAVES 1024
 #define DIAGONAL 1.7320508f  // of a cube
+#define NO_LENGTH 1e-18f  // m^2: what is nearer than its root has no direction
 #define FAR 1e30f
 #define NO_KEY 0x7f000000  // more than any
 #define LEAST_SLACK 1e-5f  // metres: a search is not made narrower than this
@@ -43,15 +43,8 @@ struct Pool {
     Tile tile[POOL / PACKET];  // gathered once for all cells of a block
 #endif
     uint chosen[64];
+    unsigned short leaf[MOST_LEAVES];  // those to be looked at
 };
-
-DEVICE int lowest_bit(uint bits) {
-#if ON_GPU
-    return __ffs(int(bits)) - 1;
-#else
-    return __builtin_ctz(bits);
-#endif
-}
 
 // The lanes whose bit is set.
 #if ON_GPU
@@ -112,10 +105,22 @@ DEVICE Triangle triangle_of(const Tile& tile, int l) {
                     tile.row[11][l]};
 }
 
+// Precise to a unit in the last place, or two.
+DEVICE float reciprocal(float x) {
+#if ON_GPU
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#else
+    return 1.0f / x;
+#endif
+}
+
 DEVICE void invert_one(Tile& tile, int l) {
-    const Inverses one_over = inverses_of(triangle_of(tile, l));
-    tile.row[12][l] = one_over.ab, tile.row[13][l] = one_over.ac;
-    tile.row[14][l] = one_over.bc, tile.row[15][l] = one_over.area;
+    const Triangle t = triangle_of(tile, l);
+    tile.row[12][l] = reciprocal(fmaxf(t.d00, TINY_AREA)), tile.row[13][l] = reciprocal(fmaxf(t.d11, TINY_AREA));
+    tile.row[14][l] = reciprocal(fmaxf(t.d00 + t.d11 - 2.0f * t.d01, TINY_AREA));
+    tile.row[15][l] = reciprocal(fmaxf(determinant_of(t), TINY_AREA));
 }
 
 DEVICE void load_tile(Tile& tile, const float* triangles) {
@@ -134,13 +139,23 @@ struct Measured {
     float distance[LANES], x[LANES], y[LANES], z[LANES];
 };
 
+// Never zero, so that there is one over it.
+DEVICE float length_of(float squared) {
+    squared = fmaxf(squared, NO_LENGTH);
+#if ON_GPU
+    return squared * inverse_sqrt(squared);
+#else
+    return sqrtf(squared);
+#endif
+}
+
 DEVICE void measure_one(const Tile& tile, vec3 p, int l, Measured& m) {
     const Triangle t = triangle_of(tile, l);
     const Inverses one_over{tile.row[12][l], tile.row[13][l], tile.row[14][l], tile.row[15][l]};
     const vec3 from = p - t.a;
     const OnTriangle on = closest_on_triangle(t, one_over, from);
     const vec3 offset = from - on.v * t.ab - on.w * t.ac;
-    m.distance[l] = length(offset);
+    m.distance[l] = length_of(dot(offset, offset));
     m.x[l] = offset.x, m.y[l] = offset.y, m.z[l] = offset.z;
 }
 
@@ -153,7 +168,7 @@ struct Rival {
 };
 
 DEVICE Rival rival_at(float d, vec3 offset, float edge) {
-    const float inverse = 1.0f / fmaxf(d, 1e-9f), half = 0.5f * DIAGONAL * edge;
+    const float inverse = reciprocal(d), half = 0.5f * DIAGONAL * edge;
     return Rival{d, inverse * offset.x, inverse * offset.y, inverse * offset.z, 0.5f * half * half * inverse};
 }
 
@@ -164,15 +179,10 @@ DEVICE bool may_win(const Rival& rival, float d, float inverse, float x, float y
     return d - rival.d - rival.bent <= 0.5f * edge * turn + 1e-6f;
 }
 
-// The members `first` ... of a leaf; the last one of a short leaf is repeated, and counts only once.
-DEVICE void members_of(const Head& head, int leaf, int first, int (&id)[LANES]) {
+// A member of a leaf; -1 where a short leaf repeats its last one.
+DEVICE int member_of(const Head& head, int leaf, int m) {
     const int* members = head.members + (size_t)leaf * head.leaf_size;
-    const int last = head.leaf_size - 1;
-    FOR_LANES(l) {
-        const int m = first + COLUMN(l), own = members[lesser(m, last)];
-        const bool repeated = (m > 0) & (own == members[lesser(m > 0 ? m - 1 : 0, last)]);
-        id[l] = (m > last) | repeated ? -1 : own;
-    }
+    return (m > 0) && members[m] == members[m - 1] ? -1 : members[m];
 }
 
 // Leaves of one pose that may matter.
@@ -199,22 +209,37 @@ DEVICE vec4 from_sphere(const Leaves& leaves, int i, vec3 p) {
 #endif
 }
 
-// Distances of the members `first` ... of leaf i.
-DEVICE void measure_leaf(const Head& head, const Leaves& leaves, int i, int first, vec3 p, int (&id)[LANES], Measured& m) {
+// How many tiles the triangles of `count` leaves fill. A GPU puts them together as it needs them, a CPU has a tile (or
+// more) of each leaf.
+DEVICE int tiles_of(const Head& head, [[maybe_unused]] const Leaves& leaves, int count) {
 #if ON_GPU
+    return (count * head.leaf_size + PACKET - 1) / PACKET;
+#else
+    (void)head;
+    return count * leaves.parts;
+#endif
+}
+
+// Distances of the triangles in tile t of the `count` leaves listed.
+DEVICE void measure_tile(const Head& head, const Leaves& leaves, const unsigned short* listed, int count, int t, vec3 p,
+                         int (&id)[LANES], Measured& m) {
+#if ON_GPU
+    const int place = t * PACKET + LANE, size = head.leaf_size;
+    const int i = int((float(place) + 0.5f) * reciprocal(float(size)));  // place / size: both are small
     Tile tile;
-    members_of(head, i, first, tile.id);
+    tile.id[0] = i < count ? member_of(head, listed[i], place - i * size) : -1;
     load_tile(tile, leaves.triangles);
     id[0] = tile.id[0];
 #else
-    const Tile& tile = leaves.tiles[leaves.leaf[i] * leaves.parts + first / PACKET];
+    (void)head, (void)count;
+    const Tile& tile = leaves.tiles[leaves.leaf[listed[t / leaves.parts]] * leaves.parts + t % leaves.parts];
     for (int l = 0; l < LANES; ++l) id[l] = tile.id[l];
 #endif
     measure(tile, p, m);
 }
 
 // The nearest triangle of the leaf whose middle is nearest to the cube's, which is seldom far from the nearest of all.
-DEVICE Rival nearby(const Head& head, const Leaves& leaves, vec3 centre, float edge) {
+DEVICE Rival nearby(const Head& head, const Leaves& leaves, unsigned short* listed, vec3 centre, float edge) {
     const int last = leaves.count - 1;
     int least[LANES];
     for (int l = 0; l < LANES; ++l) least[l] = NO_KEY;
@@ -225,13 +250,15 @@ DEVICE Rival nearby(const Head& head, const Leaves& leaves, vec3 centre, float e
             least[l] = lesser(least[l], keyed(v.x * v.x + v.y * v.y + v.z * v.z, LEAF_MASK, i));
         }
     }
-    const int leaf = least_of(least, LEAF_MASK);
+    listed[0] = (unsigned short)least_of(least, LEAF_MASK);  // the same for all lanes
+    WARP_SYNC();
     float d[LANES], x[LANES], y[LANES], z[LANES];
     for (int l = 0; l < LANES; ++l) d[l] = FAR, x[l] = y[l] = z[l] = 0.0f;
-    for (int first = 0; first < head.leaf_size; first += PACKET) {
+    const int tiles = tiles_of(head, leaves, 1);
+    for (int t = 0; t < tiles; ++t) {
         int id[LANES];
         Measured m;
-        measure_leaf(head, leaves, leaf, first, centre, id, m);
+        measure_tile(head, leaves, listed, 1, t, centre, id, m);
         FOR_LANES(l) {
             const bool nearer = (m.distance[l] < d[l]) & (id[l] >= 0);
             d[l] = nearer ? m.distance[l] : d[l];
@@ -250,41 +277,44 @@ DEVICE uint leaves_that_matter(const Leaves& leaves, int base, const Rival& riva
     FOR_LANES(l) {
         const int i = base + COLUMN(l);
         const vec4 v = from_sphere(leaves, lesser(i, leaves.count - 1), centre);
-        const float d = sqrtf(fmaxf(v.x * v.x + v.y * v.y + v.z * v.z, 1e-18f));
+        const float d = length_of(v.x * v.x + v.y * v.y + v.z * v.z);
         wanted[l] = (i < leaves.count) & (d - v.w <= rival.d + slack) &
-                    may_win(rival, d - v.w, 1.0f / d, v.x, v.y, v.z, edge);
+                    may_win(rival, d - v.w, reciprocal(d), v.x, v.y, v.z, edge);
     }
     return bits_of_lanes(wanted);
 }
 
 // Fills the pool with every triangle that may be nearest to a point of the cube at `centre`: how many.
 DEVICE int fill_pool(Pool& pool, const Head& head, const Leaves& leaves, vec3 centre, float edge) {
-    const Rival rival = nearby(head, leaves, centre, edge);
+    const Rival rival = nearby(head, leaves, pool.leaf, centre, edge);
     for (float slack = DIAGONAL * edge;; slack *= SHRINK) {
-        int count = 0;
+        WARP_SYNC();  // the list has been read
+        int listed = 0, count = 0;
         for (int base = 0; base < leaves.count; base += PACKET) {
             const uint wanted = leaves_that_matter(leaves, base, rival, slack, centre, edge);
-            for (uint left = wanted; left; left &= left - 1u) {
-                for (int first = 0; first < head.leaf_size; first += PACKET) {
-                    int id[LANES], valid[LANES];
-                    Measured m;
-                    measure_leaf(head, leaves, base + lowest_bit(left), first, centre, id, m);
-                    FOR_LANES(l) {
-                        const float d = m.distance[l], inverse = 1.0f / fmaxf(d, 1e-9f);
-                        valid[l] = (id[l] >= 0) & (d <= rival.d + slack) &
-                                   may_win(rival, d, inverse, m.x[l], m.y[l], m.z[l], edge);
-                    }
-                    const uint found = bits_of_lanes(valid);  // once, by all lanes: the loop's end is looked at by some
-                    FOR_SET(l, found) {
-                        const int place = count + rank_of(found, COLUMN(l));
-                        if (place >= POOL) continue;
-                        pool.triangle[place] = (unsigned short)id[l];
-                        pool.distance[place] = m.distance[l];
-                        pool.x[place] = m.x[l], pool.y[place] = m.y[l], pool.z[place] = m.z[l];
-                    }
-                    count += count_bits(found);
-                }
+            FOR_SET(l, wanted) pool.leaf[listed + rank_of(wanted, COLUMN(l))] = (unsigned short)(base + COLUMN(l));
+            listed += count_bits(wanted);
+        }
+        WARP_SYNC();
+        const int tiles = tiles_of(head, leaves, listed);
+        for (int t = 0; t < tiles; ++t) {
+            int id[LANES], valid[LANES];
+            Measured m;
+            measure_tile(head, leaves, pool.leaf, listed, t, centre, id, m);
+            FOR_LANES(l) {
+                const float d = m.distance[l];
+                valid[l] = (id[l] >= 0) & (d <= rival.d + slack) &
+                           may_win(rival, d, reciprocal(d), m.x[l], m.y[l], m.z[l], edge);
             }
+            const uint found = bits_of_lanes(valid);  // once, by all lanes: the loop's end is looked at by some
+            FOR_SET(l, found) {
+                const int place = count + rank_of(found, COLUMN(l));
+                if (place >= POOL) continue;
+                pool.triangle[place] = (unsigned short)id[l];
+                pool.distance[place] = m.distance[l];
+                pool.x[place] = m.x[l], pool.y[place] = m.y[l], pool.z[place] = m.z[l];
+            }
+            count += count_bits(found);
         }
         // Of a heap of triangles in one place no search finds fewer: then the first ones stand for all.
         if (count <= POOL || slack < LEAST_SLACK) {
@@ -309,7 +339,7 @@ DEVICE int prune(Pool& pool, int count, int nearest, float edge) {
             x[l] = pool.x[i], y[l] = pool.y[i], z[l] = pool.z[i];
             word[l] = bits_to_float(pack_candidate(pool.triangle[i], d));
             may[l] = (i < count) & (d <= rival.d + DIAGONAL * edge) &
-                     may_win(rival, d, 1.0f / fmaxf(d, 1e-9f), x[l], y[l], z[l], edge);
+                     may_win(rival, d, reciprocal(d), x[l], y[l], z[l], edge);
         }
         const uint left = bits_of_lanes(may);
         WARP_SYNC();  // all have read before the ranks close
@@ -415,7 +445,10 @@ DEVICE const std::vector<Leaves>& gather_leaves(const Head& head, const Poses& p
     Tile* gathered = tiles.data();
     const Leaves* of = all.data();
     EACH_PACKET(p, poses.frames * each) {
-        members_of(head, p % each / parts, p % parts * PACKET, gathered[p].id);
+        for (int l = 0; l < LANES; ++l) {
+            const int m = p % parts * PACKET + l;
+            gathered[p].id[l] = m < head.leaf_size ? member_of(head, p % each / parts, m) : -1;
+        }
         load_tile(gathered[p], of[p / each].triangles);
     }
     return all;
@@ -423,7 +456,8 @@ DEVICE const std::vector<Leaves>& gather_leaves(const Head& head, const Poses& p
 
 // Those leaves that may hold what is nearest to a point of the cube at `centre`.
 DEVICE void pick_leaves(Leaves& few, const Head& head, const Leaves& all, vec3 centre, float edge) {
-    const Rival rival = nearby(head, all, centre, edge);
+    unsigned short one[1];
+    const Rival rival = nearby(head, all, one, centre, edge);
     few.triangles = all.triangles, few.tiles = all.tiles, few.parts = all.parts;
     few.count = 0;
     for (int base = 0; base < all.count; base += PACKET) {
