@@ -13,27 +13,26 @@
 
 // counters[5] and counters[6] from the histogram. One packet.
 KERNEL(32) fit_bundles(const Bundles bundles, int* counters) {
-    EACH_PACKET(p, 1) { fit_steps(bundles.histogram, bundles.max_steps, bundles.capacity, counters + 5); }
+    EACH_PACKET(p, 1) { fit_steps(bundles.histogram, bundles.max_samples, bundles.capacity, counters + 5); }
 }
 
 // One ray a lane, on its way through marked cells.
 struct Walkers {
     Ray ray[LANES];
     int k[LANES];     // the next step to look at
-    int left[LANES];  // steps that it may still take
-    int kept[LANES];  // samples so far
+    int room[LANES];  // for how many samples
 };
 
 DEVICE void begin_walk(Walkers& w, const Head& head, const Poses& poses, const Bundles& bundles, int bundle, int count,
                        int limit, float step, int width) {
     for (int l = 0; l < LANES; ++l) {
         const int i = bundle * PACKET + COLUMN(l);
-        w.left[l] = w.kept[l] = 0;
+        w.room[l] = 0;
         if (i >= count) continue;
         const int* row = bundles.rays + 4 * i;
         const int pixel = row[0];
         w.k[l] = row[1];
-        w.left[l] = row[3] < limit ? row[3] : limit;
+        w.room[l] = row[3] < limit ? row[3] : limit;
         w.ray[l] = pixel_ray(poses.states, head.expressions, float(pixel % width) + 0.5f,
                              float(pixel / width) + 0.5f, 0.0f);
         w.ray[l].far = distance_at(row[2] + 1, MIDDLE, step);
@@ -51,7 +50,7 @@ KERNEL(64) carry_rays(const Head head, const Poses all, uint* cells, const Space
         Walkers w;
         int before[LANES];
         begin_walk(w, head, poses, bundles, b, count, limit, step, width);
-        const int base = take_block(counters + 1, sum_before(w.left, before));
+        const int base = take_block(counters + 1, sum_before(w.room, before));
         int samples = 0, rounds = 0;
         for (bool more = true; more;) {
             bool walking[LANES], found[LANES];
@@ -60,16 +59,12 @@ KERNEL(64) carry_rays(const Head head, const Poses all, uint* cells, const Space
             for (int l = 0; l < LANES; ++l) {
                 found[l] = false;
                 Step at;
-                walking[l] = w.left[l] > 0 && next_step(head, poses, 0, w.ray[l], MIDDLE, step, w.k[l], at);
-                if (!walking[l]) {
-                    w.left[l] = 0;
-                    continue;
-                }
+                walking[l] = w.room[l] > 0 && next_step(head, poses, 0, w.ray[l], MIDDLE, step, w.k[l], at);
+                if (!walking[l]) continue;
                 carried[l] = to_canonical(head, poses, 0, at.row, at.position, w.ray[l].direction);
                 carried[l].position = unit_cube(head, carried[l].position);
                 found[l] = carried[l].triangle >= 0 && occupied_at(space, carried[l].position);
-                w.kept[l] += found[l];
-                w.left[l] = w.kept[l] < bundles.max_samples ? w.left[l] - 1 : 0;
+                w.room[l] -= found[l];
             }
             more = any_lane(walking);
             const uint round = bits_of(found);

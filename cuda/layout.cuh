@@ -122,13 +122,12 @@ struct Samples {
 // by side; in each round every one of them takes a step, and those that come upon something have a sample. A bundle's
 // samples are consecutive, round after round, and in a round in the order of the rays.
 struct Bundles {
-    int* rays;       // (pixels, 4) pixel, first and last step in a marked cell, how many such steps
+    int* rays;       // (pixels, 4) pixel, first and last step in a marked cell, steps or max_samples if fewer
     int* spans;      // (ceil(pixels / 32), 2) where a bundle's samples and rounds begin, how many samples it has
     uint* rounds;    // (capacity) by round, a bit for each of the bundle's rays that has a sample
     float* samples;  // (capacity, 8) canonical position in the unit cube 3, unit direction 3, mouth, eyes
-    int* histogram;  // (max_steps + 1) rays by number of steps
+    int* histogram;  // (max_samples + 1) rays by number of steps; the last are all that have as many or more
     int capacity;
-    int max_steps;    // steps a ray at most; the farthest are dropped
     int max_samples;  // samples a ray at most; the farthest are dropped
 };
 

@@ -13,16 +13,15 @@ KERNEL(128) camera_rays(const Head head, const Poses poses, const float* depth, 
     }
 }
 
-// Between posing and find_rays: no ray, no cell. Counters (7) of a picture: rays that meet the avatar, steps that have
-// memory, rays that max_samples cut short, samples, marked cells for which there was no room; steps for which there was
-// none, and how many every ray may keep (fit.cuh). `wanted` (words). items: the words, or the histogram's if they are
-// more.
+// Between posing and find_rays: no ray, no cell. Counters (7) of a picture: rays that meet the avatar, room taken
+// for samples, rays that max_samples cut short, samples, marked cells for which there was no room; samples for which
+// there may have been none, and how many every ray may keep (fit.cuh). `wanted` (words). items: words.
 KERNEL(128) begin_picture(const Poses poses, const Bundles bundles, int* counters, uint* wanted) {
-    EACH(i, poses.words > bundles.max_steps ? poses.words : bundles.max_steps + 1) {
+    EACH(i, poses.words > bundles.max_samples ? poses.words : bundles.max_samples + 1) {
         const int dropped = poses.count[0] - poses.capacity;
         if (i < 7) counters[i] = i == 4 && dropped > 0 ? dropped : 0;
         if (i < poses.words) wanted[i] = 0u;
-        if (i <= bundles.max_steps) bundles.histogram[i] = 0;
+        if (i <= bundles.max_samples) bundles.histogram[i] = 0;
     }
 }
 
@@ -94,7 +93,7 @@ KERNEL(128) find_rays(const Head head, const Poses poses, const float* depth, in
                 }
             }
             hit[l] = steps[l] > 0;
-            if (steps[l] > bundles.max_steps) steps[l] = bundles.max_steps;
+            if (steps[l] > bundles.max_samples) steps[l] = bundles.max_samples;
             if (hit[l]) add_atomic(bundles.histogram + steps[l], 1);
             else store4(rgba + 4 * pixel[l], 0.0f, 0.0f, 0.0f, 0.0f);
         }

@@ -12,7 +12,7 @@ from insta_runtime.config import SamplingConfig
 from insta_runtime.field.conditioning import CODE_WIDTH
 from insta_runtime.field.packed import PackedField
 from insta_runtime.kernels import Graph, Kernels, Struct
-from insta_runtime.render.packing import PackedSamples, most_steps
+from insta_runtime.render.packing import PackedSamples
 from insta_runtime.types import Float32
 from insta_runtime.warp.posing import PosedHeads
 
@@ -22,9 +22,9 @@ EARLY_STOP: Final = 1e-3
 """Transmittance below which a ray ends: what lies behind would change no byte."""
 RING: Final = 4
 """Pictures that may be under way or in use at a time."""
-STEPS_A_PIXEL: Final = 12
-"""Memory: steps in marked cells, on average over all pixels."""
-COUNTERS: Final = ("rays", "steps", "rays_cut", "samples", "cells_dropped", "steps_dropped", "steps_a_ray")
+STEPS_A_PIXEL: Final = 16
+"""Memory for samples, on average over all pixels."""
+COUNTERS: Final = ("rays", "room", "rays_cut", "samples", "cells_dropped", "steps_dropped", "steps_a_ray")
 """What the kernels count of a picture, in the order of rays.cu."""
 
 
@@ -62,7 +62,7 @@ class Canvas:
 
     Args:
         fused: the display path (fused_render.cu); else the chain of march.cu, field.cu and composite.cu, its proof.
-        capacity: steps in marked cells that there is memory for.
+        capacity: samples that there is memory for; in the chain, steps in marked cells.
 
     Attributes:
         rgba: (H * W, 4) float32 premultiplied. bytes: (4 H W,) uint8. counters: int32, `COUNTERS`; on the device.
@@ -155,7 +155,7 @@ class Canvas:
         return march
 
     def _bundles(self, capacity: int) -> Struct:
-        pixels, most = self.pixels, most_steps(self.heads, self.config)
+        pixels, most = self.pixels, self.config.max_samples
         return self.kernels.struct(
             "Bundles",
             rays=self._ints(pixels, 4),
@@ -164,8 +164,7 @@ class Canvas:
             samples=self._floats(capacity, 8),
             histogram=self._ints(most + 1),
             capacity=capacity,
-            max_steps=most,
-            max_samples=self.config.max_samples,
+            max_samples=most,
         )
 
     def _unfused(self) -> Callable[[], None]:

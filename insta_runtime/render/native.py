@@ -62,7 +62,7 @@ class RenderCounters:
         rays: that met the avatar's band; samples: at which the field was asked.
         rays_cut: that ``sampling.max_samples`` ended before they were opaque; their farthest samples are missing.
         cells_dropped: cells of the posed band for which there was no room: they look empty.
-        steps_dropped: in marked cells, for want of capacity, the farthest of the longest rays first.
+        steps_dropped: that had no memory, the farthest of the longest rays first.
     """
 
     pictures: int = 0
@@ -82,7 +82,7 @@ class NativeRenderer:
         model: gives the person, the configuration, and the first weights.
         kernels: compiled for the model's field and device.
         fused: the display path; else the chain of kernels that learning uses, which proves it.
-        capacity: steps in marked cells that there is memory for; None for what pictures need by far.
+        capacity: samples that there is memory for (the chain: steps in marked cells); None for more than pictures need.
     """
 
     def __init__(

@@ -11,12 +11,6 @@ from insta_runtime.kernels import Kernels, Struct
 from insta_runtime.warp.posing import PosedHeads
 
 
-def most_steps(heads: PosedHeads, config: SamplingConfig) -> int:
-    """How many steps of a ray may lie in the cube."""
-    # No ray stays in it for longer than its diagonal; the two steps at the ends may lie partly inside.
-    return math.ceil(math.sqrt(3.0) * heads.head.value.side / config.step) + 2
-
-
 class PackedSamples:
     """Samples of the rays of a Rays struct, in buffers that never move.
 
@@ -42,7 +36,8 @@ class PackedSamples:
 
         count = rays.value.count
         self.totals = ints(4)
-        max_steps = most_steps(heads, config)
+        # No ray stays in the cube for longer than its diagonal; the two steps at the ends may lie partly inside.
+        max_steps = math.ceil(math.sqrt(3.0) * heads.head.value.side / config.step) + 2
         self.samples = kernels.struct(
             "Samples",
             first=ints(count),
