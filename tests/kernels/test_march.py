@@ -23,7 +23,7 @@ from insta_runtime.warp.posing import PosedHeads, pack_state
 VIEW = camera(24)
 PIXELS = VIEW.width * VIEW.height
 BORDER = 0.01  # share of samples that may differ: their points lie within rounding of the side of a cell
-ELSEWHERE = 0.1  # share that may ride with another triangle: both sides choose among a cell's candidates, not alike
+ELSEWHERE = 0.15  # share that may ride with another triangle: both sides choose among a cell's candidates, not alike
 ROUNDING = 5e-5  # of positions in the unit cube and of unit vectors: float32 sums over metres in another order
 SAMPLING = SMALL.sampling
 

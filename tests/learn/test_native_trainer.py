@@ -173,13 +173,17 @@ def test_a_smaller_budget_draws_fewer_rays_and_learns_on(device: torch.device, p
 
 
 def test_the_same_seed_draws_the_same(device: torch.device, pictures: list[Observation]) -> None:
-    """Weights drift apart as sums are rounded in another order, and with them, in time, the band that rays are cut to.
+    """Weights drift apart as sums are rounded in another order, and with them the band, where rays begin and end.
     What is drawn does not."""
     runs = [learned(native(device), pictures, 3)[0] for _ in range(2)]
     first, second = (run._batch for run in runs if isinstance(run, NativeTrainer))
     for name in ("origin", "direction", "offset", "frame"):
         one, two = first.rays.tensors[name], second.rays.tensors[name]
-        assert torch.equal(one, two), name  # type: ignore[arg-type]
+        assert isinstance(one, torch.Tensor)
+        assert isinstance(two, torch.Tensor)
+        if name in ("origin", "direction"):
+            one, two = one[:, :3], two[:, :3]  # the fourth number is where the ray begins, or ends
+        assert torch.equal(one, two), name
 
 
 def test_one_picture_is_learned_from_too_and_a_flame_head(device: torch.device) -> None:
