@@ -73,7 +73,7 @@ class OccupancyConfig:
 
     resolution: int = setting(48, "cells along the longest side of the canonical box", ge=8, le=256)
     interval: int = setting(8, "training steps between updates", ge=1, le=1000)
-    decay: float = setting(0.9, "how fast an old density fades at an update", ge=0.0, le=1.0)
+    decay: float = setting(0.95, "how fast an old density fades at an update", ge=0.0, le=1.0)
     threshold: float = setting(0.03, "opacity of one step above which a cell is occupied", ge=0.0, le=1.0)
 
 
