@@ -18,7 +18,7 @@
 #define EDGE 2    // ... or a block of 2^3, whose cells share a pool, and
 #define PARENT 4  // 4^3 share a list of leaves
 #endif
-#define MOST_LEAVES 512
+#define MOST_LEAVES 512  // 2^LEAF_DEPTH of nearest.py
 #define LEAF_MASK 511u  // a leaf's index fits into the last bits of a rough distance
 #define LANE_MASK 31u
 #define POOL_MASK 2047u  // and so does a place in the pool
@@ -27,6 +27,8 @@
 #define FAR 1e30f
 #define NO_KEY 0x7f000000  // more than any
 #define LEAST_SLACK 1e-5f  // metres: a search is not made narrower than this
+#define PICKS 4          // by one look at a pool
+#define TAKEN 3e18f      // metres: what is so far is taken already
 #define SHRINK 0.7f      // of the search when it finds more triangles than the pool holds
 
 // Up to 32 triangles, a row a number of nearest.cuh's twelve and of their inverses.
@@ -354,6 +356,41 @@ DEVICE int prune(Pool& pool, int count, int nearest, float edge) {
     return kept;
 }
 
+// Moves the `number` nearest to the point `o` from the centre from a pool of `count` words to `chosen`.
+DEVICE int pick_nearest(Pool& pool, int count, vec3 o, int number, int chosen) {
+    int key[PICKS][LANES];  // the least ones that each lane has seen, ascending
+    for (int k = 0; k < PICKS; ++k)
+        for (int l = 0; l < LANES; ++l) key[k][l] = NO_KEY;
+    for (int base = 0; base < count; base += PACKET) {
+        FOR_LANES(l) {
+            const int i = base + COLUMN(l);
+            const float x = pool.x[i] + o.x, y = pool.y[i] + o.y, z = pool.z[i] + o.z;
+            int next = keyed(i < count ? fminf(x * x + y * y + z * z, FAR) : FAR, POOL_MASK, i);
+            UNROLL for (int k = 0; k < PICKS; ++k) {
+                const int low = lesser(key[k][l], next);
+                next = key[k][l] < next ? next : key[k][l];
+                key[k][l] = low;
+            }
+        }
+    }
+    WARP_SYNC();  // all have read
+    for (int pick = 0; pick < number; ++pick) {
+        const int best = least_of(key[0], POOL_MASK);
+        FOR_LANES(l) {
+            const bool own = (key[0][l] & int(POOL_MASK)) == best;
+            UNROLL for (int k = 0; k + 1 < PICKS; ++k) key[k][l] = own ? key[k + 1][l] : key[k][l];
+            key[PICKS - 1][l] = own ? NO_KEY : key[PICKS - 1][l];
+        }
+        for (int l = 0; l < LANES; ++l)
+            if (COLUMN(l) == 0) {
+                pool.chosen[chosen + pick] = float_to_bits(pool.distance[best]);
+                pool.x[best] = TAKEN;
+            }
+    }
+    WARP_SYNC();
+    return number;
+}
+
 // The row of one cell from a pool of `count` triangles; changes the pool's distances, not its triangles.
 DEVICE void write_row(Pool& pool, int count, const Head& head, [[maybe_unused]] vec3 centre, uint* row) {
     const float edge = head.side / float(head.resolution);
@@ -387,25 +424,8 @@ DEVICE void write_row(Pool& pool, int count, const Head& head, [[maybe_unused]] 
         for (int octant = 0; octant < 8; ++octant) {
             const float quarter = 0.25f * edge;
             const vec3 o{octant & 1 ? quarter : -quarter, octant & 2 ? quarter : -quarter, octant & 4 ? quarter : -quarter};
-            for (const int upto = capacity * (octant + 1) / 8; chosen < upto; ++chosen) {
-                for (int l = 0; l < LANES; ++l) least[l] = NO_KEY;
-                for (int base = 0; base < kept; base += PACKET) {
-                    FOR_LANES(l) {
-                        const int i = base + COLUMN(l);
-                        const float x = pool.x[i] + o.x, y = pool.y[i] + o.y, z = pool.z[i] + o.z;
-                        const float squared = i < kept ? fminf(x * x + y * y + z * z, FAR) : FAR;
-                        least[l] = lesser(least[l], keyed(squared, POOL_MASK, i));
-                    }
-                }
-                const int best = least_of(least, POOL_MASK);
-                WARP_SYNC();
-                for (int l = 0; l < LANES; ++l)
-                    if (COLUMN(l) == 0) {
-                        pool.chosen[chosen] = float_to_bits(pool.distance[best]);
-                        pool.x[best] = 3e18f;  // taken
-                    }
-                WARP_SYNC();
-            }
+            const int upto = capacity * (octant + 1) / 8;
+            while (chosen < upto) chosen += pick_nearest(pool, kept, o, lesser(upto - chosen, PICKS), chosen);
         }
     }
     WARP_SYNC();

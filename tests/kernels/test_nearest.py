@@ -7,8 +7,10 @@ from functools import cache
 import pytest
 import torch
 from posed_person import DEFAULT, POISON, Posed, band_points, model_of, random_state, run
+from small_person import pose
 
 from insta_runtime.config import AvatarConfig, OccupancyConfig, WarpConfig
+from insta_runtime.learn.native import space_struct
 from insta_runtime.warp.nearest import Nearest, nearest_brute_force
 
 MANY = AvatarConfig(warp=WarpConfig(cell=0.025, candidates=64), occupancy=OccupancyConfig(resolution=24))
@@ -50,6 +52,29 @@ def test_band_points_find_their_nearest_triangle(device: torch.device, frame: in
     torch.testing.assert_close(b.sum(-1), torch.ones_like(b[:, 0]), atol=1e-5, rtol=0)
     surface = (vertices[faces[found.triangle]] * b[..., None]).sum(dim=1)
     torch.testing.assert_close((points - surface).norm(dim=-1), found.distance, atol=1e-6, rtol=1e-4)
+
+
+def test_strong_faces_and_back(device: torch.device) -> None:
+    """A mouth wide open and lids shut are as exact as a face at rest, and leave nothing behind."""
+    model = model_of(device, DEFAULT)
+    rest, strong = pose(model.head), pose(model.head, jaw=1.0, smile=0.5, blink=1.0)
+    posed = run(model, [rest, strong])
+    heads = posed.heads
+    for frame in range(2):
+        points = band_points(posed, frame, 700)
+        truth = nearest_brute_force(points, posed.array("vertices")[frame], model.rig.faces)
+        too_far = query(posed, frame, points).distance - truth.distance
+        assert float(too_far.min()) > -ROUNDING
+        assert float(too_far.quantile(0.98)) < ROUNDING
+        assert float(too_far.max()) < 0.004
+
+    cells = posed.array("cell")[0, : int(heads.count[0])].long()
+    at_rest = posed.array("candidates")[0][posed.array("row")[0][cells].long()]
+    space = space_struct(heads.kernels, model.occupancy)
+    for _ in range(2):  # the other face, and back
+        heads.states.copy_(heads.states.flip(0))
+        heads.run(space)
+    assert torch.equal(posed.array("candidates")[0][posed.array("row")[0][cells].long()], at_rest)
 
 
 def test_rows_ascend_and_hold_each_triangle_once(device: torch.device) -> None:
