@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -35,24 +37,23 @@ def nvrtc() -> Nvrtc:
 def test_a_module_fits_every_card(module: str, nvrtc: Nvrtc) -> None:
     sources = read_sources()
     kernels = {kernel.name: kernel for kernel in sources.kernels.values() if kernel.module == module}
-    seen = set()
+    jobs: dict[tuple[tuple[str, ...], tuple[int, int]], tuple[Program, NvrtcCompiler]] = {}
     for preset, capabilities in PRESETS.items():
         program = sources.program(module, avatar_constants(load_config(preset).avatar.radiance))
-        if program.defines in seen:
-            continue
-        seen.add(program.defines)
         for capability in capabilities:
-            compiler = NvrtcCompiler(nvrtc, capability)
-            assert compiler.binary
-            artifact = build(program, compiler)  # from the cache if nothing has changed
-            assert artifact.image.startswith(b"\x7fELF")
-            assert set(artifact.resources) == set(kernels)
-            for name, taken in artifact.resources.items():
-                where = f"{name} for {compiler.architecture}: {taken}"
-                assert 0 < taken.registers <= MOST_REGISTERS, where
-                assert taken.registers * kernels[name].threads <= 65536, where
-                assert taken.shared <= MOST_SHARED, where
-                assert taken.spilled <= SPILLED.get((name, compiler.architecture), MOST_SPILLED), where
+            jobs.setdefault((program.defines, capability), (program, NvrtcCompiler(nvrtc, capability)))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # from the cache if nothing has changed
+        artifacts = list(pool.map(lambda job: build(*job), jobs.values()))
+    for (_, compiler), artifact in zip(jobs.values(), artifacts, strict=True):
+        assert compiler.binary
+        assert artifact.image.startswith(b"\x7fELF")
+        assert set(artifact.resources) == set(kernels)
+        for name, taken in artifact.resources.items():
+            where = f"{name} for {compiler.architecture}: {taken}"
+            assert 0 < taken.registers <= MOST_REGISTERS, where
+            assert taken.registers * kernels[name].threads <= 65536, where
+            assert taken.shared <= MOST_SHARED, where
+            assert taken.spilled <= SPILLED.get((name, compiler.architecture), MOST_SPILLED), where
 
 
 SMALL = Program(
