@@ -1,9 +1,10 @@
 // Which triangles a marked cell offers to the points in it (insta_runtime/warp/nearest.py, CandidateGrid).
 //
 // A triangle is left out only if it cannot be the nearest to any point of the cell. With c the cell's centre, d and u
-// the distance and the direction from triangle to c, and m the triangle nearest to c: distance to a triangle is a convex
-// function, so d(c + x) >= d(c) + u . x, while m's is at most |c + x - q| <= d_m + u_m . x + |x|^2 / (2 d_m). Where more
-// are left than a row can hold, each octant of the cell picks those nearest to its middle.
+// the distance and the direction from a triangle (or a leaf's sphere) to c, and m any triangle: distance to a convex body
+// is a convex function, so d(c + x) >= d(c) + u . x, while m's is at most |c + x - q| <= d_m + u_m . x + |x|^2 / (2 d_m).
+// The search takes for m a triangle of the nearest leaf, the row the nearest of all. Where more are left than a row can
+// hold, each octant of the cell picks those nearest to its middle.
 #include "warp.cuh"
 
 #if !ON_GPU
@@ -19,7 +20,7 @@
 #define PARENT 4  // 4^3 share a list of leaves
 #endif
 #define MOST_LEAVES 512  // 2^LEAF_DEPTH of nearest.py
-#define LEAF_MASK 511u  // a leaf's index fits into the last bits of a rough distance
+#define LEAF_MASK 511u   // a leaf's index fits into the last bits of a rough distance
 #define LANE_MASK 31u
 #define POOL_MASK 2047u  // and so does a place in the pool
 #define DIAGONAL 1.7320508f  // of a cube
@@ -27,9 +28,9 @@
 #define FAR 1e30f
 #define NO_KEY 0x7f000000  // more than any
 #define LEAST_SLACK 1e-5f  // metres: a search is not made narrower than this
-#define PICKS 4          // by one look at a pool
-#define TAKEN 3e18f      // metres: what is so far is taken already
-#define SHRINK 0.7f      // of the search when it finds more triangles than the pool holds
+#define PICKS 4            // by one look at a pool
+#define TAKEN 3e18f        // metres: what is so far is taken already
+#define SHRINK 0.7f        // of the search when it finds more triangles than the pool holds
 
 // Up to 32 triangles, a row a number of nearest.cuh's twelve and of their inverses.
 struct Tile {
