@@ -201,7 +201,7 @@ CONSTANT int staged_pairs = 2 * INPUT_TILES > HIDDEN_PAIRS ? 2 * INPUT_TILES : H
 // From the outputs' gradients (n, 16): adds to network_gradients and sets encoded_gradients, for grid_backward; both
 // times LOSS_SCALE.
 // Items: any multiple of 256; few are better.
-KERNEL(256) grid_mlp_backward(const FieldWeights weights, const storage_t* encoded, const float* gradient,
+KERNEL(256, 2) grid_mlp_backward(const FieldWeights weights, const storage_t* encoded, const float* gradient,
                               float* network_gradients, storage_t* encoded_gradients, int n) {
 #if ON_GPU
     __shared__ __align__(16) storage_t inputs[TILE][8 * staged_pairs + 8];

@@ -75,7 +75,7 @@ class GridMlp:
         self.table_gradients.zero_()
         self.network_gradients.zero_()
         arguments = (self._encoded, gradient, self.network_gradients, self._pulls, self._count)
-        self.kernels.launch("grid_mlp_backward", self._weights, *arguments, items=256 * self._processors)
+        self.kernels.launch("grid_mlp_backward", self._weights, *arguments, items=512 * self._processors)
         none = dict.fromkeys(
             ("first", "steps", "step_ray", "step_t", "slot", "direction", "masks", "frame", "histogram")
         )
@@ -83,7 +83,7 @@ class GridMlp:
             "Samples", position=points, totals=self._totals, capacity=self._count, max_steps=0, max_samples=0, **none
         )
         self.kernels.launch(
-            "grid_backward", samples, self._pulls, self.table_gradients, items=_RESIDENT * self._processors
+            "grid_backward", samples, self._pulls, self.table_gradients, items=_RESIDENT * self._processors // 2
         )
 
     def _forward(self, points: torch.Tensor, encoded: torch.Tensor | None) -> torch.Tensor:

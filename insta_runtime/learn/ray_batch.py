@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from insta_runtime.render.model import AvatarModel
 
 STEPS_A_RAY = 40  # memory for so many steps in the band, of each ray on average; beyond it the farthest are dropped
+GRID_THREADS = 1024  # of a processor for the table's gradients: more only queue before the same additions
 BACKWARD_THREADS = 512  # of a processor for the backward pass, each block of which ends with sums over all networks
 
 
@@ -163,7 +164,13 @@ class RayBatch:
                 encoded_gradients,
                 items=BACKWARD_THREADS * _processors(device),
             ),
-            bind("grid_backward", samples, encoded_gradients, gradients[:split], items=2 * radiance.levels * capacity),
+            bind(
+                "grid_backward",
+                samples,
+                encoded_gradients,
+                gradients[:split],
+                items=GRID_THREADS * _processors(device),
+            ),
         ]
 
 

@@ -20,6 +20,9 @@ MOST_REGISTERS = 255  # what a thread can have
 MOST_SHARED = 48 * 1024  # bytes that a block has on every card
 MOST_SPILLED = 64  # bytes a thread, stored and loaded: a few, around a loop, stay in the first cache
 SPILLED = {  # where it is more, and why that is borne
+    ("render_rays", "sm_75"): 128,  # around a loop; with fewer warps to hide the table's latency it would be slower
+    ("grid_mlp_backward", "sm_90"): 128,  # a second block a processor is worth a quarter of the time
+    ("grid_mlp_backward", "sm_120"): 128,
     ("field_backward", "sm_120"): 800,  # gradients of a whole layer stay in registers; fewer would mean a second pass
 }
 
