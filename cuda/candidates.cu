@@ -1,10 +1,10 @@
 // Which triangles a marked cell offers to the points in it (insta_runtime/warp/nearest.py, CandidateGrid).
 //
 // A triangle is left out only if it cannot be the nearest to any point of the cell. With c the cell's centre, d and u
-// the distance and the direction from a triangle (or a leaf's sphere) to c, and m any triangle: distance to a convex body
-// is a convex function, so d(c + x) >= d(c) + u . x, while m's is at most |c + x - q| <= d_m + u_m . x + |x|^2 / (2 d_m).
-// The search takes for m a triangle of the nearest leaf, the row the nearest of all. Where more are left than a row can
-// hold, each octant of the cell picks those nearest to its middle.
+// the distance and the direction from a triangle (or a leaf's sphere) to c, and q a point of any other triangle: distance
+// to a convex body is a convex function, so d(c + x) >= d + u . x, while the other one is at most |c + x - q| away. The
+// search takes for q the nearest point of the nearest leaf, the row that of all. Where more are left than a row can hold,
+// each octant of the cell picks those nearest to its middle.
 #include "warp.cuh"
 
 #if !ON_GPU
@@ -164,22 +164,31 @@ DEVICE void measure_one(const Tile& tile, vec3 p, int l, Measured& m) {
 
 DEVICE void measure(const Tile& tile, vec3 p, Measured& m) { FOR_LANES(l) measure_one(tile, p, l, m); }
 
-// A triangle that is near, and so rules out others: its distance from the middle of a cube and the direction from it
-// to there, and how much nearer than by that direction alone it may come to a point of the cube.
+// A triangle that is near, and so rules out others: its distance from the middle of a cube, and at most from its corners.
 struct Rival {
-    float d, x, y, z, bent;
+    float d, corner[8];
 };
 
 DEVICE Rival rival_at(float d, vec3 offset, float edge) {
-    const float inverse = reciprocal(d), half = 0.5f * DIAGONAL * edge;
-    return Rival{d, inverse * offset.x, inverse * offset.y, inverse * offset.z, 0.5f * half * half * inverse};
+    const float half = 0.5f * edge;
+    Rival rival;
+    rival.d = d;
+    UNROLL for (int k = 0; k < 8; ++k) {
+        const vec3 at = offset + vec3{k & 1 ? half : -half, k & 2 ? half : -half, k & 4 ? half : -half};
+        rival.corner[k] = length_of(dot(at, at));
+    }
+    return rival;
 }
 
 // Whether what lies `d` from the middle of a cube, in the direction of (x, y, z) from there, may be nearer than the
-// rival to a point of the cube.
+// rival to a point of the cube. How much nearer is a convex function, so a corner has the most of it.
 DEVICE bool may_win(const Rival& rival, float d, float inverse, float x, float y, float z, float edge) {
-    const float turn = fabsf(inverse * x - rival.x) + fabsf(inverse * y - rival.y) + fabsf(inverse * z - rival.z);
-    return d - rival.d - rival.bent <= 0.5f * edge * turn + 1e-6f;
+    const float a = 0.5f * edge * inverse, turned = a * z, sum = a * x + a * y, difference = a * x - a * y;
+    const float p = sum + turned, q = sum - turned, r = difference + turned, s = difference - turned;
+    const float low = fmaxf(fmaxf(rival.corner[0] + p, rival.corner[1] - s), fmaxf(rival.corner[2] + r, rival.corner[3] - q));
+    const float high =
+        fmaxf(fmaxf(rival.corner[4] + q, rival.corner[5] - r), fmaxf(rival.corner[6] + s, rival.corner[7] - p));
+    return d <= fmaxf(low, high) + 1e-6f;
 }
 
 // A member of a leaf; -1 where a short leaf repeats its last one.
