@@ -20,10 +20,9 @@ MOST_REGISTERS = 255  # what a thread can have
 MOST_SHARED = 48 * 1024  # bytes that a block has on every card
 MOST_SPILLED = 64  # bytes a thread, stored and loaded: a few, around a loop, stay in the first cache
 SPILLED = {  # where it is more, and why that is borne
-    ("render_rays", "sm_75"): 128,  # around a loop; with fewer warps to hide the table's latency it would be slower
-    ("grid_mlp_backward", "sm_90"): 128,  # a second block a processor is worth a quarter of the time
-    ("grid_mlp_backward", "sm_120"): 128,
-    ("field_backward", "sm_120"): 800,  # gradients of a whole layer stay in registers; fewer would mean a second pass
+    "render_rays": 128,  # around a loop; with fewer warps to hide the table's latency it would be slower
+    "grid_mlp_backward": 128,  # a second block a processor is worth a quarter of the time
+    "field_backward": 800,  # gradients of a whole layer stay in registers; fewer would mean a second pass
 }
 
 
@@ -56,7 +55,7 @@ def test_a_module_fits_every_card(module: str, nvrtc: Nvrtc) -> None:
             assert 0 < taken.registers <= MOST_REGISTERS, where
             assert taken.registers * kernels[name].threads <= 65536, where
             assert taken.shared <= MOST_SHARED, where
-            assert taken.spilled <= SPILLED.get((name, compiler.architecture), MOST_SPILLED), where
+            assert taken.spilled <= SPILLED.get(name, MOST_SPILLED), where
 
 
 SMALL = Program(
