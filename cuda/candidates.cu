@@ -108,22 +108,12 @@ DEVICE Triangle triangle_of(const Tile& tile, int l) {
                     tile.row[11][l]};
 }
 
-// Precise to a unit in the last place, or two.
-DEVICE float reciprocal(float x) {
-#if ON_GPU
-    float y;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-#else
-    return 1.0f / x;
-#endif
-}
 
 DEVICE void invert_one(Tile& tile, int l) {
     const Triangle t = triangle_of(tile, l);
-    tile.row[12][l] = reciprocal(fmaxf(t.d00, TINY_AREA)), tile.row[13][l] = reciprocal(fmaxf(t.d11, TINY_AREA));
-    tile.row[14][l] = reciprocal(fmaxf(t.d00 + t.d11 - 2.0f * t.d01, TINY_AREA));
-    tile.row[15][l] = reciprocal(fmaxf(determinant_of(t), TINY_AREA));
+    const Inverses one_over = inverses_of(t);
+    tile.row[12][l] = one_over.ab, tile.row[13][l] = one_over.ac;
+    tile.row[14][l] = one_over.bc, tile.row[15][l] = one_over.area;
 }
 
 DEVICE void load_tile(Tile& tile, const float* triangles) {

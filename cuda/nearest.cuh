@@ -37,9 +37,21 @@ struct Inverses {
 
 DEVICE float determinant_of(const Triangle& t) { return t.d00 * t.d11 - t.d01 * t.d01; }
 
+// Precise to a unit in the last place, or two.
+DEVICE float reciprocal(float x) {
+#if ON_GPU
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#else
+    return 1.0f / x;
+#endif
+}
+
 DEVICE Inverses inverses_of(const Triangle& t) {
-    return Inverses{1.0f / fmaxf(t.d00, TINY_AREA), 1.0f / fmaxf(t.d11, TINY_AREA),
-                    1.0f / fmaxf(t.d00 + t.d11 - 2.0f * t.d01, TINY_AREA), 1.0f / fmaxf(determinant_of(t), TINY_AREA)};
+    return Inverses{reciprocal(fmaxf(t.d00, TINY_AREA)), reciprocal(fmaxf(t.d11, TINY_AREA)),
+                    reciprocal(fmaxf(t.d00 + t.d11 - 2.0f * t.d01, TINY_AREA)),
+                    reciprocal(fmaxf(determinant_of(t), TINY_AREA))};
 }
 
 // The nearest point of a triangle to a + p is a + v ab + w ac.
