@@ -22,12 +22,13 @@ from insta_runtime.errors import UserError
 from insta_runtime.field.hashgrid import level_rows
 from insta_runtime.head import HeadModel
 from insta_runtime.render.model import AvatarModel
+from insta_runtime.render.occupancy import CandidateCells
 from insta_runtime.render.renderer import Snapshot, load_snapshot, take_snapshot
 from insta_runtime.types import Camera, Float32
 
 FORMAT_VERSION = 1
 FILE_NAME = "avatar.safetensors"
-CELLS = "occupancy.cells"  # flat indices, as float32: exact, as there are fewer than 2^24
+CELLS = ("occupancy.cells", "occupancy.triangle", "occupancy.masks")  # indices as float32: exact below 2^24
 MAX_HEADER = 1 << 20  # characters of JSON
 MAX_SIDE = 1 << 14  # pixels of a picture
 
@@ -65,11 +66,16 @@ class Avatar:
 
     @staticmethod
     def create(
-        head: HeadModel, shape: Float32, camera: Camera, config: AvatarConfig, device: str | torch.device
+        head: HeadModel,
+        shape: Float32,
+        camera: Camera,
+        config: AvatarConfig,
+        device: str | torch.device,
+        cells: CandidateCells | None = None,
     ) -> Avatar:
         """A new, untrained avatar of the person with identity code ``shape`` (S,)."""
         target = choose_device(device) if isinstance(device, str) else device
-        return Avatar(AvatarModel(head, shape, config, target, config.learn.seed), camera)
+        return Avatar(AvatarModel(head, shape, config, target, config.learn.seed, cells), camera)
 
     def update(self, snapshot: Snapshot, steps: int, seconds: float | None = None) -> None:
         """Take over what was learned; this is what `save` writes."""
@@ -96,7 +102,9 @@ class Avatar:
         tensors = self._snapshot if self._snapshot is not None else take_snapshot(model)
         tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         tensors["shape"] = torch.from_numpy(model.shape.astype(np.float32))
-        tensors[CELLS] = model.occupancy.cells.cpu().float()
+        grid = model.occupancy
+        for name, tensor in zip(CELLS, (grid.cells, grid.triangle, grid.masks), strict=True):
+            tensors[name] = tensor.cpu().float()
         target = avatar_file(path)
         part = target.with_name(f".{target.name}.{os.getpid()}")
         try:
@@ -135,8 +143,8 @@ class Avatar:
             # A wrong configuration may ask for more memory than there is: look before the field is made.
             if sum(level_rows(config.radiance)) != len(tensors["grid.table"]):
                 raise ValueError("its hash grid does not fit its configuration")
-            avatar = Avatar.create(head, shape, _camera(header["camera"]), config, target)
-            _place_cells(avatar.model, tensors)
+            cells = _candidate_cells(tensors, config.occupancy.resolution, len(head.faces))
+            avatar = Avatar.create(head, shape, _camera(header["camera"]), config, target, cells)
             load_snapshot(avatar.model, tensors)
             avatar.calibration = header["calibration"]
             if not isinstance(avatar.calibration, dict | None):
@@ -147,26 +155,21 @@ class Avatar:
         return avatar
 
 
-def _place_cells(model: AvatarModel, tensors: Snapshot) -> None:
-    """Bring stored occupancy to the model's own cells: which ones lie near the head is rounded, by each machine anew.
-
-    A cell that the file does not have keeps what the untrained model has there.  ValueError if the file's cells are not
-    ascending indices of the model's grid, or their values not as many.
-    """
-    stored = tensors.pop(CELLS)
-    cells, own = stored.long(), model.occupancy.cells.cpu()
-    count = model.config.occupancy.resolution**3
-    sound = stored.dim() == 1 and bool((stored == cells).all() and (cells.diff() > 0).all())
-    if not sound or len(cells) == 0 or cells[0] < 0 or cells[-1] >= count:
+def _candidate_cells(tensors: Snapshot, resolution: int, triangles: int) -> CandidateCells:
+    """Take the candidate cells out of a file's tensors.  ValueError if there can be none like them."""
+    index, triangle, masks = (tensors.pop(name) for name in CELLS)
+    cells = CandidateCells(index.long(), triangle.long(), masks)
+    sound = index.dim() == 1 and triangle.shape == index.shape and masks.shape == (len(index), 2) and len(index) > 0
+    if not (
+        sound
+        and bool((index == cells.index).all() and (cells.index.diff() > 0).all())
+        and bool((triangle == cells.triangle).all() and ((triangle >= 0) & (triangle < triangles)).all())
+        and bool(((masks >= 0.0) & (masks <= 1.0)).all())
+        and cells.index[0] >= 0
+        and cells.index[-1] < resolution**3
+    ):
         raise ValueError("its occupancy does not fit its configuration")
-    for name, tensor in model.occupancy.state().items():
-        values = tensors[f"occupancy.{name}"]
-        if values.shape != cells.shape:
-            raise ValueError("its occupancy has not as many values as cells")
-        everywhere = torch.zeros(count)
-        everywhere[own] = tensor.cpu()
-        everywhere[cells] = values
-        tensors[f"occupancy.{name}"] = everywhere[own]
+    return cells
 
 
 def _read(file: Path) -> tuple[dict[str, Any], Snapshot]:
@@ -183,7 +186,7 @@ def _read(file: Path) -> tuple[dict[str, Any], Snapshot]:
         raise _damaged(file, error) from None
     if not isinstance(header, dict):
         raise _damaged(file, "it has no header")
-    if not all(t.dtype == torch.float32 and bool(t.isfinite().all()) for t in tensors.values()):
+    if not all(t.dtype == torch.float32 and np.isfinite(t.numpy()).all() for t in tensors.values()):
         raise _damaged(file, "it holds what are not finite 32-bit numbers")
     return header, tensors
 

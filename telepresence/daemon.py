@@ -306,14 +306,15 @@ class Daemon:
         began = time.perf_counter()
         person = self._current
         frame = self._display.picture(self._scene(person)) if person is not None else None
-        if frame is None:
-            return
-        self.telemetry.stage("render", time.perf_counter() - began)
-        self.telemetry.shown.tick()
-        if frame.is_avatar:
-            self.telemetry.avatar.tick()
-        self._show(frame)
-        self.telemetry.latency((now_ns() - frame.t_capture_ns) / 1e9)
+        if frame is not None:
+            self.telemetry.stage("render", time.perf_counter() - began)
+            self.telemetry.shown.tick()
+            if frame.is_avatar:
+                self.telemetry.avatar.tick()
+            self._show(frame)
+            self.telemetry.latency((now_ns() - frame.t_capture_ns) / 1e9)
+        if person is not None and person.learner is not None:
+            self._display.refresh(person.learner)
 
     def _train(self) -> None:
         person = self._current

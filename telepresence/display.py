@@ -51,6 +51,7 @@ class Display:
         self.avatar, self.mesh = Resolution(), Resolution(MESH_SIDE, largest=MESH_SIDE)
         self._frame_id = 0
         self._last: tuple[object, ...] | None = None
+        self._fresh = False  # weights were taken over that no picture shows yet
 
     def picture(self, scene: Scene) -> ShownFrame | None:
         """The picture of ``scene``, or None if it would be the same as the last one."""
@@ -58,7 +59,6 @@ class Display:
         state, camera = scene.state, scene.camera
         if state is not None and scene.absent_s > 0.0:
             state = relaxed(state, scene.absent_s)
-        fresh = learner is not None and self._refresh(learner)
         if learner is not None and state is not None and camera is not None and (scene.good or learner.mesh):
             subject = (
                 learner,
@@ -67,9 +67,9 @@ class Display:
                 state.t_capture_ns,
                 min(scene.absent_s, HOLD_S + RELAX_S),
             )
-            if not fresh and subject == self._last:
+            if not self._fresh and subject == self._last:
                 return None
-            self._last = subject
+            self._last, self._fresh = subject, False
             if scene.good or scene.raw is None:
                 # A face that is gone has no capture time that a latency could be counted from.
                 stamp = state.t_capture_ns if scene.absent_s == 0.0 else time.monotonic_ns()
@@ -82,28 +82,30 @@ class Display:
         self._last = (scene.title, scene.hint)
         return self._shown(time.monotonic_ns(), card(scene.title, scene.hint, self.side), False)
 
-    def _refresh(self, learner: Learner) -> bool:
+    def refresh(self, learner: Learner) -> None:
+        """Take over the newest weights; call it after a picture, while nobody waits for one."""
         snapshot = learner.exchange.take()
         if snapshot is not None:
             learner.display.load(snapshot)
-        return snapshot is not None
+            self._fresh = True
 
     def _head(self, learner: Learner, state: HeadState, camera: Camera, good: bool) -> ShownFrame:
         resolution = self.avatar if good else self.mesh
         began = time.perf_counter()
-        view = camera.scaled(resolution.side, resolution.side)
+        view, background = camera.scaled(resolution.side, resolution.side), backdrop(resolution.side)
         if good:
-            frame = learner.display.render(state, view)
+            rgb = learner.display.picture(state, view, background)
         else:
             assert learner.mesh is not None
-            frame = learner.mesh.render(state, view)
-        measured = resolution.after(1000.0 * (time.perf_counter() - began), self.budget_ms)
+            rgb = learner.mesh.render(state, view).over(background)
+        ms = 1000.0 * (time.perf_counter() - began)
+        measured = resolution.after(ms, self.budget_ms)
         if good:
             self.avatar = measured
+            learner.make_room(ms / self.budget_ms)
         else:
             self.mesh = measured
-        picture = resized(frame.over(backdrop(resolution.side)), self.side)
-        return self._shown(state.t_capture_ns, picture, good)
+        return self._shown(state.t_capture_ns, resized(rgb, self.side), good)
 
     def _shown(self, t_capture_ns: int, rgb: Bytes, is_avatar: bool) -> ShownFrame:
         self._frame_id += 1

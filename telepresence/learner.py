@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Final
 
+from telepresence.pacing import ray_part
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -86,6 +88,7 @@ class Learner:
         self._last_offer = self._last_colour = self._last_publish = -math.inf
         self._next_score = 0.0
         self._saved_steps = avatar.steps
+        self._ray_part = 1.0
         self._seconds = avatar.seconds
 
     def offer(self, observation: Observation, now: float) -> None:
@@ -113,6 +116,14 @@ class Learner:
             self._seconds += time.monotonic() - began
             self._publish()
         return self._measure() or busy
+
+    def make_room(self, load: float) -> None:
+        """Learn with fewer rays while the display needs the GPU: a picture took ``load`` of the time it has."""
+        from insta_runtime.learn.native import NativeTrainer
+
+        if self.backend.kind == "cuda" and isinstance(self.trainer, NativeTrainer):
+            self._ray_part = ray_part(self._ray_part, load)
+            self.trainer.set_budget(self._ray_part)
 
     def save(self) -> bool:
         """Write the avatar where it belongs, whole or not at all; False if nothing was learned since."""

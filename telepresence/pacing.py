@@ -48,6 +48,18 @@ def training_pause(step_s: float, duty: float) -> float:
     return step_s * (1.0 - duty) / duty
 
 
+LEAST_RAYS: Final = 0.125
+"""Part of its rays that a training step keeps, however busy the display is."""
+
+
+def ray_part(part: float, load: float) -> float:
+    """The part of its rays that a step on the display's GPU may draw, after a picture that took ``load`` of its time.
+
+    A picture must not take more than half of the time until the next one: a step that was begun is not interrupted.
+    """
+    return max(LEAST_RAYS, 0.8 * part) if load > 0.5 else min(1.0, 1.05 * part)
+
+
 @dataclass(frozen=True)
 class CpuShare:
     """How the cores of a machine are shared: intra-op threads of rendering and training, and training's duty."""

@@ -9,7 +9,7 @@ from insta_runtime.field.conditioning import ExpressionCode, condition
 from insta_runtime.field.radiance import RadianceField
 from insta_runtime.head import HeadModel, HeadRig
 from insta_runtime.render.compositing import Composite, composite
-from insta_runtime.render.occupancy import FaceRegions, OccupancyGrid
+from insta_runtime.render.occupancy import CandidateCells, FaceRegions, OccupancyGrid
 from insta_runtime.render.rays import Rays
 from insta_runtime.render.sampling import RaySamples, march
 from insta_runtime.types import Float32, HeadState
@@ -23,10 +23,17 @@ class AvatarModel:
         head: the head model; shape: (S,) identity code.
         config: all knobs; device: where tensors live.
         seed: of the field's initial weights.
+        cells: the occupancy's candidate cells if they are known already, from a stored avatar.
     """
 
     def __init__(
-        self, head: HeadModel, shape: Float32, config: AvatarConfig, device: torch.device, seed: int = 0
+        self,
+        head: HeadModel,
+        shape: Float32,
+        config: AvatarConfig,
+        device: torch.device,
+        seed: int = 0,
+        cells: CandidateCells | None = None,
     ) -> None:
         self.head, self.shape, self.config, self.device = head, shape, config, device
         self.rig = HeadRig(head, device)
@@ -40,7 +47,8 @@ class AvatarModel:
         self.warp = HeadWarp(canonical, neutral, masks, config.warp)
         self.field = RadianceField(config.radiance, torch.Generator().manual_seed(seed)).to(device)
         regions = FaceRegions(mask("face"), mask("mouth"))
-        self.occupancy = OccupancyGrid(self.warp, regions, config.occupancy, config.sampling.step)
+        found = OccupancyGrid.find(self.warp, regions, config.occupancy) if cells is None else cells
+        self.occupancy = OccupancyGrid(self.warp, found, config.occupancy, config.sampling.step)
         self.code = ExpressionCode(head)
 
     def pose(self, state: HeadState) -> PosedHead:

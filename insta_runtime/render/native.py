@@ -179,6 +179,10 @@ class NativeRenderer:
             format, frame_id, state.t_capture_ns, slot.picture[:size].view(shape).numpy(), slot.arrived
         )
 
+    def picture(self, state: HeadState, camera: Camera, background: Float32) -> Bytes:
+        """The avatar over ``background`` ((H, W, 3) in [0, 1]), (H, W, 3) uint8, once it has arrived."""
+        return self.frame(state, camera, "rgb", background).wait().copy()
+
     def counters(self) -> RenderCounters:
         """What `frame` has counted so far in the pictures that have arrived.  Waits for nothing."""
         for canvas in self._canvases.values():

@@ -35,6 +35,21 @@ class FaceRegions:
     mouth: torch.Tensor
 
 
+@dataclass(frozen=True)
+class CandidateCells:
+    """The C cells of a canonical grid that may hold something.
+
+    Attributes:
+        index: (C,) int64, ascending flat indices ((z * n + y) * n + x).
+        triangle: (C,) int64, the triangle that each one rides with.
+        masks: (C, 2) float in [0, 1], how much the mouth's and the eyes' code count there.
+    """
+
+    index: torch.Tensor
+    triangle: torch.Tensor
+    masks: torch.Tensor
+
+
 class OccupancyGrid:
     """The canonical occupancy grid: a cube of ``resolution``^3 cells over the warp's box.
 
@@ -47,8 +62,19 @@ class OccupancyGrid:
         seen, inside: (C,) float32, pictures that showed the cell, and in whose matte it lay.
     """
 
-    def __init__(self, warp: HeadWarp, regions: FaceRegions, config: OccupancyConfig, step: float) -> None:
+    def __init__(self, warp: HeadWarp, found: CandidateCells, config: OccupancyConfig, step: float) -> None:
         self.warp, self.config, self.step = warp, config, step
+        device = warp.box.origin.device
+        self.cells, self.triangle = found.index.to(device), found.triangle.to(device)
+        self.masks = found.masks.to(device)
+        self.value = torch.full((len(self.cells),), 2.0 * config.threshold, device=device)
+        self.seen = torch.zeros_like(self.value)
+        self.inside = torch.zeros_like(self.value)
+        self._publish()
+
+    @staticmethod
+    def find(warp: HeadWarp, regions: FaceRegions, config: OccupancyConfig) -> CandidateCells:
+        """The cells near the canonical surface.  The last bit of a distance decides at the border: store them."""
         box, resolution = warp.box, config.resolution
         device = box.origin.device
         soup = TriangleSoup(warp.canonical.vertices, warp.canonical.faces)
@@ -72,11 +98,7 @@ class OccupancyGrid:
             triangles.append(nearest.triangle[near])
             mask = (warp.masks[corner] * b).sum(dim=1) * fade(nearest.distance)[:, None]
             masks.append(mask[near])
-        self.cells, self.triangle, self.masks = torch.cat(kept), torch.cat(triangles), torch.cat(masks)
-        self.value = torch.full((len(self.cells),), 2.0 * config.threshold, device=device)
-        self.seen = torch.zeros_like(self.value)
-        self.inside = torch.zeros_like(self.value)
-        self._publish()
+        return CandidateCells(torch.cat(kept), torch.cat(triangles), torch.cat(masks))
 
     @property
     def occupied(self) -> torch.Tensor:

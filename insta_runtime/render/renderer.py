@@ -9,7 +9,7 @@ import torch
 from insta_runtime.render.model import AvatarModel
 from insta_runtime.render.raster import rasterise
 from insta_runtime.render.rays import camera_vertices, pixel_rays
-from insta_runtime.types import Camera, HeadState, RenderedFrame
+from insta_runtime.types import Bytes, Camera, Float32, HeadState, RenderedFrame
 
 Snapshot = dict[str, torch.Tensor]
 """Weights as they travel from learning to display: the field's tensors and, under ``occupancy.``, the grid's."""
@@ -44,6 +44,10 @@ class Renderer:
             parts.append(torch.cat([seen.colour, seen.opacity[:, None]], dim=-1))
         rgba = torch.cat(parts).view(camera.height, camera.width, 4).clamp(0.0, 1.0)
         return RenderedFrame(frame_id, state.t_capture_ns, rgba.cpu().numpy())
+
+    def picture(self, state: HeadState, camera: Camera, background: Float32) -> Bytes:
+        """The avatar over ``background`` ((H, W, 3) in [0, 1]), (H, W, 3) uint8."""
+        return self.render(state, camera).over(background)
 
 
 def take_snapshot(model: AvatarModel, weights: dict[str, torch.Tensor] | None = None) -> Snapshot:

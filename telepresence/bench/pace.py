@@ -58,8 +58,9 @@ def show(
 ) -> Shown:
     """Draw ``states`` at ``fps`` for ``seconds``, or as fast as it goes if that is slower.
 
-    ``draw`` returns when the picture is in host memory.  ``refresh`` takes over new weights before a picture, and its
-    time counts; ``watch`` sees the record after each picture, and its time does not.
+    ``draw`` returns when the picture is in host memory: its time is a picture's.  ``refresh`` takes over new weights
+    while nobody waits, as the daemon does after a picture; what it takes too long makes the next picture late.
+    ``watch`` sees the record after each picture.
     """
     shown = Shown()
     began = due = time.perf_counter()
@@ -73,9 +74,9 @@ def show(
             shown.late += 1
             due = now
         start = time.perf_counter()
-        refresh()
         draw(state)
         shown.ms.append(1000.0 * (time.perf_counter() - start))
+        refresh()
         due += 1.0 / fps
         if watch is not None:
             watch(shown)

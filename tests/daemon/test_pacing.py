@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from telepresence.pacing import SIZES, SLOWER, Resolution, training_pause
+from telepresence.pacing import LEAST_RAYS, SIZES, SLOWER, Resolution, ray_part, training_pause
 
 
 def settle(resolution: Resolution, us_per_pixel: float, budget_ms: float, rounds: int = 80) -> list[Resolution]:
@@ -36,3 +36,13 @@ def test_one_slow_picture_costs_at_most_one_step() -> None:
 def test_training_takes_its_share() -> None:
     assert training_pause(0.1, 1.0) == 0.0
     assert abs(training_pause(0.1, 0.25) - 0.3) < 1e-12
+
+
+@given(st.floats(LEAST_RAYS, 1.0), st.floats(0.0, 10.0))
+def test_learning_makes_room_for_the_display_and_takes_it_back(part: float, load: float) -> None:
+    after = ray_part(part, load)
+    assert LEAST_RAYS <= after <= 1.0
+    assert after <= part if load > 0.5 else after >= part
+    for _ in range(80):
+        after = ray_part(after, load)
+    assert after == (LEAST_RAYS if load > 0.5 else 1.0)

@@ -6,13 +6,12 @@ the last bits of the Gaussian noise and of a ray, through logf, cosf and fused m
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from small_person import SMALL, neutral_shape, open_head, paint, performance, photograph
 
 from insta_runtime.field.conditioning import CODE_WIDTH
 from insta_runtime.kernels import Kernels, Struct
@@ -23,10 +22,6 @@ from insta_runtime.render.model import AvatarModel
 from insta_runtime.render.raster import rasterise
 from insta_runtime.render.rays import BEHIND_SURFACE, camera_vertices, pixel_rays, slant
 from insta_runtime.types import Camera, HeadState
-
-for folder in ("avatar", "head"):
-    sys.path.insert(0, str(Path(__file__).parents[1] / folder))
-from small_person import SMALL, neutral_shape, open_head, paint, performance, photograph
 
 ROUNDING = 2e-6  # of metres and unit vectors: a few roundings in float32, in another order than the twin's
 SIZE = 101  # pixels: tiles of two, the last of which are cut
