@@ -69,7 +69,7 @@ def fit(source: str) -> Figures:
         track(source)
     recording = source if source == "synthetic" else f"{SCRATCH}/{source}"
     where = ("--out", f"{SCRATCH}/{source}.avatar")
-    return run_for_json("fit", recording, *where, "--seconds", "240", "--size", "128", "--holdout", "0.125")
+    return run_for_json("fit", recording, *where, "--seconds", "60", "--size", "128", "--holdout", "0.125")
 
 
 # ---- the daemon
