@@ -20,8 +20,9 @@ import torch
 from insta_runtime.config import AvatarConfig, from_dict, to_dict
 from insta_runtime.errors import UserError
 from insta_runtime.field.hashgrid import level_rows
+from insta_runtime.field.tcnn import TCNN_WEIGHTS, TcnnMissing
 from insta_runtime.head import HeadModel
-from insta_runtime.render.model import AvatarModel
+from insta_runtime.render.model import AvatarModel, use_tcnn
 from insta_runtime.render.occupancy import CandidateCells
 from insta_runtime.render.renderer import Snapshot, load_snapshot, take_snapshot
 from insta_runtime.types import Camera, Float32
@@ -140,16 +141,22 @@ class Avatar:
             shape = tensors.pop("shape").numpy()
             if shape.shape != (head.shape_dirs.shape[0],):
                 raise ValueError("its identity does not fit the head model")
+            by_tcnn = TCNN_WEIGHTS in tensors
             # A wrong configuration may ask for more memory than there is: look before the field is made.
-            if sum(level_rows(config.radiance)) != len(tensors["grid.table"]):
+            if not by_tcnn and sum(level_rows(config.radiance)) != len(tensors["grid.table"]):
                 raise ValueError("its hash grid does not fit its configuration")
             cells = _candidate_cells(tensors, config.occupancy.resolution, len(head.faces))
             avatar = Avatar.create(head, shape, _camera(header["camera"]), config, target, cells)
+            if by_tcnn:
+                use_tcnn(avatar.model)
             load_snapshot(avatar.model, tensors)
+            avatar.model.learned = True
             avatar.calibration = header["calibration"]
             if not isinstance(avatar.calibration, dict | None):
                 raise ValueError("its calibration is not a table")
             avatar.seconds, avatar.steps = float(header["seconds"]), int(header["steps"])
+        except TcnnMissing:
+            raise
         except (UserError, KeyError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
             raise _damaged(file, error) from None
         return avatar

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -12,13 +14,19 @@ from insta_runtime.field.tcnn import TcnnField
 from insta_runtime.kernels import KernelError, Kernels
 from insta_runtime.learn.native import NativeTrainer
 from insta_runtime.learn.trainer import Trainer
+from insta_runtime.render.model import use_tcnn
 from insta_runtime.render.native import NativeRenderer
 from insta_runtime.render.renderer import Renderer
 
 if TYPE_CHECKING:
+    import torch
+
+    from insta_runtime.config import FieldConfig
     from insta_runtime.render.model import AvatarModel
 
 Kind = Literal["cuda", "host", "torch", "tcnn"]
+_compiling = threading.Lock()  # who comes second finds in the cache what the first has compiled
+
 NAMES = ("auto", *get_args(Kind))
 AnyRenderer = Renderer | NativeRenderer
 AnyTrainer = Trainer | NativeTrainer
@@ -43,8 +51,14 @@ def choose_backend(name: str, model: AvatarModel) -> Backend:
     native: Kind = "cuda" if on_gpu else "host"
     if name == "torch":
         return Backend("torch", None, "it was asked for")
+    if isinstance(model.field, TcnnField):
+        if name in ("cuda", "host"):
+            raise UserError(f"an avatar that was learned with tiny-cuda-nn cannot go on with the {name} back end")
+        return Backend("tcnn", None, "the avatar was learned with it")
     if name == "tcnn" and on_gpu:
-        _use_tcnn(model)
+        if model.learned:
+            raise UserError("an avatar that was learned without tiny-cuda-nn cannot go on with it")
+        use_tcnn(model)
         return Backend("tcnn", None, "it was asked for")
     if name not in NAMES:
         raise UserError(f"there is no back end {name!r}: choose one of {', '.join(NAMES)}")
@@ -52,16 +66,19 @@ def choose_backend(name: str, model: AvatarModel) -> Backend:
         advice = "--set run.device=cpu" if name == "host" else "--set run.device=cuda"
         raise UserError(f"the {name} back end does not compute on this device: try {advice}")
     try:
-        problem = unsupported(model.config.radiance) if on_gpu else None
-        if problem:
-            raise KernelError(problem)
-        kernels = Kernels(model.device, avatar_constants(model.config.radiance))
-        kernels.prepare()
+        kernels = _native(model.device, model.config.radiance)
     except KernelError as error:
         if name != "auto":
             raise UserError(f"the {name} back end cannot be used: {error}") from None
         return Backend("torch", None, f"no native kernels: {error}")
     return Backend(native, kernels, "it was asked for" if name == native else f"kernels for this {_what(model)}")
+
+
+def warm_up(name: str, device: torch.device, config: FieldConfig) -> None:
+    """Compile ahead of need what `choose_backend` will ask for; what goes wrong, it will say."""
+    if name in ("auto", "cuda", "host"):
+        with suppress(KernelError):
+            _native(device, config)
 
 
 def make_renderer(model: AvatarModel, backend: Backend) -> AnyRenderer:
@@ -74,10 +91,15 @@ def make_trainer(model: AvatarModel, backend: Backend) -> AnyTrainer:
     return Trainer(model) if backend.kernels is None else NativeTrainer(model, backend.kernels)
 
 
-def _use_tcnn(model: AvatarModel) -> None:
-    """Give an untrained ``model`` a field of tiny-cuda-nn; one that was loaded with such a field keeps it."""
-    if not isinstance(model.field, TcnnField):
-        model.field = TcnnField(model.config.radiance, model.config.learn.seed).to(model.device)  # type: ignore[assignment]
+def _native(device: torch.device, config: FieldConfig) -> Kernels:
+    """Kernels for a field, compiled.  KernelError if there can be none."""
+    problem = unsupported(config) if device.type == "cuda" else None
+    if problem:
+        raise KernelError(problem)
+    kernels = Kernels(device, avatar_constants(config))
+    with _compiling:
+        kernels.prepare()
+    return kernels
 
 
 def _what(model: AvatarModel) -> str:

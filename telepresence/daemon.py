@@ -153,6 +153,7 @@ class Daemon:
         self._server.start()
         if self._preview is not None:
             self._preview.start()
+        threading.Thread(target=self._warm_up, name="warm up", daemon=True).start()
         self._show(ShownFrame(0, now_ns(), card("One moment", "The camera is being started.", self._display.side)))
         announce(self._server.address)
         self._home = self._current = self._home or self._open_home(path, avatar)
@@ -352,6 +353,14 @@ class Daemon:
                 worker.heartbeat = now
 
     # ---- what they ask of each other
+
+    def _warm_up(self) -> None:
+        """Compile while the camera starts: at the first start ever it takes half a minute on two cores."""
+        from insta_runtime.avatar import choose_device
+        from insta_runtime.backends import warm_up
+
+        run = self.config.run
+        warm_up(run.backend, choose_device(run.device), self.config.avatar.radiance)
 
     def _learning(self, person: Person) -> Learner | None:
         """The learner of ``person``, who gets a new avatar once it is known who that is."""

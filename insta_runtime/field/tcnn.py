@@ -24,13 +24,18 @@ from insta_runtime.field.radiance import (
 if TYPE_CHECKING:
     from insta_runtime.config import FieldConfig
 
+TCNN_WEIGHTS = "grid.params"  # a tensor that only this field has
 WIDTHS = (16, 32, 64, 128)  # of hidden layers that its fully fused networks know
+
+
+class TcnnMissing(UserError):
+    """tiny-cuda-nn is not installed, or not for this GPU."""
 
 
 class TcnnField(nn.Module):
     """Hash grid, density network and colour network on a CUDA device; `RadianceField`'s interface.
 
-    Raises UserError without tiny-cuda-nn or for a width that its networks do not have.
+    Raises TcnnMissing without tiny-cuda-nn, UserError for a width that its networks do not have.
     """
 
     def __init__(self, config: FieldConfig, seed: int) -> None:
@@ -38,7 +43,7 @@ class TcnnField(nn.Module):
         try:
             import tinycudann as tcnn
         except (ImportError, OSError) as error:  # OSError: its import finds no GPU that it was built for
-            raise UserError(f"the tcnn back end needs tiny-cuda-nn, built for this GPU ({error})") from None
+            raise TcnnMissing(f"the tcnn back end needs tiny-cuda-nn, built for this GPU ({error})") from None
         if config.hidden not in WIDTHS:
             raise UserError(f"the tcnn back end has hidden layers of {WIDTHS}, not {config.hidden}")
         growth = (config.finest / config.base) ** (1.0 / max(1, config.levels - 1))

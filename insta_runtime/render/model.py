@@ -7,6 +7,7 @@ import torch
 from insta_runtime.config import AvatarConfig
 from insta_runtime.field.conditioning import ExpressionCode, condition
 from insta_runtime.field.radiance import RadianceField
+from insta_runtime.field.tcnn import TcnnField
 from insta_runtime.head import HeadModel, HeadRig
 from insta_runtime.render.compositing import Composite, composite
 from insta_runtime.render.occupancy import CandidateCells, FaceRegions, OccupancyGrid
@@ -36,6 +37,7 @@ class AvatarModel:
         cells: CandidateCells | None = None,
     ) -> None:
         self.head, self.shape, self.config, self.device = head, shape, config, device
+        self.learned = False  # whether the weights come from a file
         self.rig = HeadRig(head, device)
         canonical = self.rig.canonical(shape, config.warp.canonical_jaw)
 
@@ -68,3 +70,9 @@ class AvatarModel:
         """Ask the field at ``samples`` and composite: ``codes`` (N, CODE_WIDTH), not yet faded, one a sample."""
         density, colour = self.field(samples.position, samples.direction, condition(codes, samples.masks))
         return composite(density, colour, samples.distance, samples.ray, rays, self.config.sampling.step)
+
+
+def use_tcnn(model: AvatarModel) -> None:
+    """Give ``model`` a fresh field of tiny-cuda-nn.  UserError if that cannot be had."""
+    field = TcnnField(model.config.radiance, model.config.learn.seed).to(model.device)
+    model.field = field  # type: ignore[assignment]  # the same interface, other weights

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from small_person import CPU, SMALL, camera, neutral_shape, open_head, paint, pe
 from insta_runtime.avatar import Avatar
 from insta_runtime.backends import NAMES, choose_backend, make_renderer, make_trainer
 from insta_runtime.errors import UserError
+from insta_runtime.field.tcnn import TCNN_WEIGHTS, TcnnMissing
+from insta_runtime.render.renderer import take_snapshot
 from telepresence.config import settings
 
 
@@ -79,3 +82,14 @@ def test_a_back_end_learns_draws_and_is_saved_for_the_other(
     error = torch.as_tensor(picture - again).square().mean()
     assert error < 1e-4  # 40 dB: the two choose among a coarse cell's triangles differently
     assert picture[..., 3].max() > 0.05
+
+
+def test_an_avatar_of_tiny_cuda_nn_is_not_called_damaged(tmp_path: Path) -> None:
+    head = open_head()
+    avatar = Avatar.create(head, neutral_shape(head), camera(48), SMALL, CPU)
+    snapshot = {name: t for name, t in take_snapshot(avatar.model).items() if name.startswith("occupancy.")}
+    avatar.update(snapshot | {TCNN_WEIGHTS: torch.zeros(8)}, 10)
+    avatar.save(tmp_path)
+    with pytest.raises(TcnnMissing, match="tiny-cuda-nn") as refusal:
+        Avatar.load(tmp_path, head, CPU)
+    assert "damaged" not in str(refusal.value)
