@@ -6,7 +6,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 INPUTS := pyproject.toml requirements-torch.lock requirements.lock tools/setup.sh
 REAL_FACES := libegl1 libgles2 libgl1 libglib2.0-0 libxcb1
-TESTS := chromium xvfb
+TESTS := chromium g++ xvfb
 
 .PHONY: help setup setup-dev system demo test lint format docs figures lock clean
 .DEFAULT_GOAL := help
