@@ -11,6 +11,8 @@ from insta_runtime.render.occupancy import OccupancyGrid
 from insta_runtime.render.rays import Rays
 from insta_runtime.warp.warp import PosedHead
 
+NEAREST = 0.05  # metres along a ray before which nothing is seen
+
 
 @dataclass(frozen=True)
 class RaySamples:
@@ -69,7 +71,7 @@ def march(
     lower, upper = centres.amin(0) - half, centres.amax(0) + half
     safe = torch.where(rays.directions.abs() < 1e-9, 1e-9, rays.directions)
     t0, t1 = (lower - rays.origins) / safe, (upper - rays.origins) / safe
-    enter = torch.minimum(t0, t1).amax(dim=-1).clamp_min(0.05)
+    enter = torch.minimum(t0, t1).amax(dim=-1).clamp_min(NEAREST)
     leave = torch.minimum(torch.maximum(t0, t1).amin(dim=-1), rays.far)
     hits = (leave > enter).nonzero()[:, 0]
     if len(hits) == 0:

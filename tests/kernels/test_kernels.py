@@ -18,6 +18,8 @@ import torch
 
 from insta_runtime.compilers import HostCompiler, build, find
 from insta_runtime.kernels import Graph, KernelError, Kernels, Sources, read_sources, source_folder
+from insta_runtime.render.sampling import NEAREST
+from insta_runtime.warp.nearest import LEAF_DEPTH
 
 LAYOUT = """#pragma once
 #include "platform.cuh"
@@ -376,3 +378,13 @@ def test_the_gpu_marker_selects_and_skips(root: Path) -> None:
         assert "needs an NVIDIA GPU" in result
         assert "1 skipped, 1 deselected" in result
     assert "1 passed, 1 deselected" in outcome("-m", "not gpu")
+
+
+def test_numbers_that_device_code_and_twins_both_name_are_the_same() -> None:
+    def defined(name: str, file: str) -> float:
+        found = re.search(rf"#define {name} ([\d.]+)", read_sources().text[file])
+        assert found is not None
+        return float(found.group(1))
+
+    assert defined("MOST_LEAVES", "candidates.cu") == 1 << LEAF_DEPTH
+    assert defined("NEAREST", "rays.cuh") == NEAREST
