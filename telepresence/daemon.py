@@ -355,7 +355,7 @@ class Daemon:
     # ---- what they ask of each other
 
     def _warm_up(self) -> None:
-        """Compile while the camera starts: at the first start ever it takes half a minute on two cores."""
+        """Compile while the camera starts: at the first start ever it takes seven seconds on two cores."""
         from insta_runtime.avatar import choose_device
         from insta_runtime.backends import warm_up
 
