@@ -1,4 +1,5 @@
 // The narrow band: which cells of the posed grid may hold something (insta_runtime/render/occupancy.py, `posed`).
+#include "places.cuh"
 #include "warp.cuh"
 
 #define SUBCELLS 3  // a canonical cell is carried by 3^3 points: its middle, its corners, and what lies between
@@ -58,25 +59,6 @@ KERNEL(128) carry_cells(const Head head, const Poses poses, const Space space) {
     }
 }
 
-// Where each lane's part of a shared list begins; one atomic a packet.
-DEVICE void claim(int* count, const int (&wanted)[LANES], int (&start)[LANES]) {
-#if ON_GPU
-    int upto = wanted[0];
-    for (int d = 1; d < PACKET; d <<= 1) {
-        const int left = __shfl_up_sync(0xffffffffu, upto, d);
-        if (LANE >= d) upto += left;
-    }
-    int first = 0;
-    if (LANE == PACKET - 1 && upto) first = add_atomic(count, upto);
-    start[0] = __shfl_sync(0xffffffffu, first, PACKET - 1) + upto - wanted[0];
-#else
-    int total = 0;
-    for (int l = 0; l < LANES; ++l) start[l] = total, total += wanted[l];
-    const int first = total ? add_atomic(count, total) : 0;
-    for (int l = 0; l < LANES; ++l) start[l] += first;
-#endif
-}
-
 // row, cell, count and bounds of the marked cells. A cell beyond the capacity gets the row -1, and so counts as not
 // marked; `count` says how many there are in any case. items: 32 * frames * ceil(words / 32).
 KERNEL(128) list_cells(const Head head, const Poses poses) {
@@ -90,7 +72,7 @@ KERNEL(128) list_cells(const Head head, const Poses poses) {
             bits[l] = word < poses.words ? poses.bits[(size_t)frame * poses.words + word] : 0u;
             marked[l] = count_bits(bits[l]);
         }
-        claim(poses.count + frame, marked, start);
+        take_places(poses.count + frame, marked, start);
         float low[3][LANES], high[3][LANES];  // `high` negated
         for (int l = 0; l < LANES; ++l) {
             for (int axis = 0; axis < 3; ++axis) low[axis][l] = float(n), high[axis][l] = 1.0f;

@@ -158,6 +158,12 @@ class Struct:
         self.name, self.device, self.tensors = name, kernels.device, dict(values)
         self.value = kernels.sources.structures[name](*(kernels.checked(field, values[field.name]) for field in fields))
 
+    def tensor(self, name: str) -> torch.Tensor:
+        """What the pointer ``name`` points at."""
+        tensor = self.tensors[name]
+        assert isinstance(tensor, torch.Tensor)
+        return tensor
+
 
 class Call:
     """A checked launch, to be repeated: ``call()``.  Keeps what it passes alive; reads tensors as they are then."""

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from insta_runtime.field.packed import PackedField, flatten, table_size, unflatten
-from insta_runtime.kernels import Graph, Kernels, Struct
+from insta_runtime.kernels import Graph, Kernels
 from insta_runtime.learn.device_replay import DeviceReplay
 from insta_runtime.learn.posed_frames import GraphFrames, HostFrames, host_bytes
 from insta_runtime.learn.ray_batch import RayBatch
 from insta_runtime.learn.replay import RECENT
 from insta_runtime.learn.trainer import BETA1, BETA2, CODE_JITTER, MLP_RATE, StepReport
-from insta_runtime.render.occupancy import UPDATE_CELLS, OccupancyGrid
+from insta_runtime.render.occupancy import UPDATE_CELLS, space_struct
 from insta_runtime.render.renderer import Snapshot, take_snapshot
 from insta_runtime.types import Observation
 from insta_runtime.warp.posing import head_struct
@@ -64,13 +64,13 @@ class NativeTrainer:
         self._averaged = self._parameters.clone()
         self._gradients, self._first, self._second = (torch.zeros_like(self._parameters) for _ in range(3))
         self._inputs = _Inputs(device)
-        self._space = space_struct(kernels, model.occupancy)
+        self._space = space_struct(kernels, model.occupancy, model.occupancy.state())
         self.replay = DeviceReplay(model, kernels, config.size, config.replay_mb, config.seed, self, self._stream)
         self._publish = kernels.bind(
             "publish_occupancy",
             self._space,
             model.config.occupancy.threshold,
-            items=len(self._space.tensors["dense"]),  # type: ignore[arg-type]
+            items=len(self._space.tensor("dense")),
         )
         self._head = head_struct(kernels, model)
         if self._stream is not None:
@@ -253,25 +253,6 @@ class NativeTrainer:
         # A young average must forget the random start faster than its decay says.
         decay = min(config.ema, (1.0 + steps) / (10.0 + steps))
         return [rate, rate * MLP_RATE, 1.0 - BETA1**update, math.sqrt(1.0 - BETA2**update), decay]
-
-
-def space_struct(kernels: Kernels, occupancy: OccupancyGrid) -> Struct:
-    """The canonical occupancy as kernels see it: its state is the grid's own, the cells that result are not."""
-    words = -(-(occupancy.config.resolution**3) // 32)
-    device = occupancy.cells.device
-    return kernels.struct(
-        "Space",
-        cells=occupancy.cells.int(),
-        triangle=occupancy.triangle.int(),
-        masks=occupancy.masks.contiguous(),
-        value=occupancy.value,
-        seen=occupancy.seen,
-        inside=occupancy.inside,
-        occupied=occupancy.occupied.to(torch.uint8),
-        dense=torch.zeros(words, dtype=torch.int32, device=device),
-        count=len(occupancy.cells),
-        resolution=occupancy.config.resolution,
-    )
 
 
 class _Inputs:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,6 +11,7 @@ from insta_runtime.kernels import Call, Kernels, Struct
 from insta_runtime.learn.device_replay import DeviceReplay
 from insta_runtime.learn.posed_frames import GraphFrames, HostFrames
 from insta_runtime.learn.trainer import FOCUS, MARGIN
+from insta_runtime.render.packing import most_steps, samples_struct
 from insta_runtime.warp.posing import head_struct
 
 if TYPE_CHECKING:
@@ -53,8 +53,8 @@ class RayBatch:
         loss: torch.Tensor,
     ) -> None:
         config, sampling, device = model.config.learn, model.config.sampling, model.device
-        max_steps = math.ceil(math.sqrt(3.0) * model.warp.box.side / sampling.step) + 1
-        capacity = count * min(max_steps, STEPS_A_RAY)
+        side = model.warp.box.side
+        capacity = count * min(most_steps(side, sampling.step), STEPS_A_RAY)
 
         def floats(*shape: int) -> torch.Tensor:
             return torch.empty(shape, device=device)
@@ -62,7 +62,6 @@ class RayBatch:
         def ints(*shape: int) -> torch.Tensor:
             return torch.empty(shape, dtype=torch.int32, device=device)
 
-        self.totals = ints(4)
         self.rays = rays = kernels.struct(
             "Rays",
             origin=floats(count, 4),
@@ -71,23 +70,8 @@ class RayBatch:
             frame=ints(count),
             count=count,
         )
-        self.samples = samples = kernels.struct(
-            "Samples",
-            first=ints(count),
-            steps=ints(count),
-            step_ray=ints(capacity),
-            step_t=floats(capacity),
-            slot=ints(capacity),
-            position=floats(capacity, 3),
-            direction=floats(capacity, 3),
-            masks=floats(capacity, 2),
-            frame=ints(capacity),
-            totals=self.totals,
-            histogram=ints(max_steps + 1),
-            capacity=capacity,
-            max_steps=max_steps,
-            max_samples=sampling.max_samples,
-        )
+        self.samples = samples = samples_struct(kernels, rays, side, sampling, capacity)
+        self.totals = samples.tensor("totals")
         masks = [
             torch.as_tensor(model.head.masks[name], dtype=torch.float32, device=device) for name in ("face", "mouth")
         ]
@@ -126,7 +110,7 @@ class RayBatch:
         )
         self.march: list[Call] = [
             draw,
-            bind("clear_samples", samples, items=max_steps + 1),
+            bind("clear_samples", samples, items=samples.value.max_steps + 1),
             bind("count_steps", head, posed.poses, rays, step, samples, items=count),
             bind("fit_capacity", samples, items=32),
             bind("list_steps", head, posed.poses, rays, step, samples, items=count),

@@ -14,9 +14,10 @@ from typing import Final
 import torch
 
 from insta_runtime.field.packed import PackedField, flatten
-from insta_runtime.kernels import Kernels, Struct
+from insta_runtime.kernels import Kernels
 from insta_runtime.render.canvas import COUNTERS, STEPS_A_PIXEL, Canvas, Format, Slot, picture_shape
 from insta_runtime.render.model import AvatarModel
+from insta_runtime.render.occupancy import space_struct
 from insta_runtime.render.renderer import Snapshot
 from insta_runtime.types import Bytes, Camera, Float32, HeadState, RenderedFrame
 from insta_runtime.warp.posing import PosedHeads, pack_state
@@ -97,10 +98,8 @@ class NativeRenderer:
             self._target = flatten(model.field.state_dict(), model.config.radiance)
             self._shown = self._target.clone()
             self._grid = {name: tensor.clone() for name, tensor in model.occupancy.state().items()}
-            cells = model.config.occupancy.resolution**3
-            self._occupied = torch.zeros(len(model.occupancy.cells), dtype=torch.uint8, device=device)
-            self._dense = torch.zeros(-(-cells // 32), dtype=torch.int32, device=device)
-            self._space = _space(kernels, model, self._grid, self._occupied, self._dense)
+            self._space = space_struct(kernels, model.occupancy, self._grid)
+            self._occupied, self._dense = self._space.tensor("occupied"), self._space.tensor("dense")
             self._settle()
         self._drawn = False  # whether `frame` has shown anything that could fade
         self._canvases: dict[tuple[int, int], Canvas] = {}
@@ -249,21 +248,3 @@ class NativeRenderer:
         self.kernels.launch("cross_fade", self._shown, self._target, 1.0 / self._fading, count, items=count)
         self._field.load(self._shown)
         self._fading -= 1
-
-
-def _space(
-    kernels: Kernels, model: AvatarModel, grid: dict[str, torch.Tensor], occupied: torch.Tensor, dense: torch.Tensor
-) -> Struct:
-    """The model's candidate cells with the renderer's own state of them."""
-    occupancy = model.occupancy
-    return kernels.struct(
-        "Space",
-        cells=occupancy.cells.int(),
-        triangle=occupancy.triangle.int(),
-        masks=occupancy.masks.contiguous(),
-        occupied=occupied,
-        dense=dense,
-        count=len(occupancy.cells),
-        resolution=model.config.occupancy.resolution,
-        **grid,
-    )

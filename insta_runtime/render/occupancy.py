@@ -13,6 +13,7 @@ import torch
 from insta_runtime.config import OccupancyConfig
 from insta_runtime.field.conditioning import CODE_WIDTH, condition
 from insta_runtime.field.radiance import RadianceField
+from insta_runtime.kernels import Kernels, Struct
 from insta_runtime.render.rays import camera_vertices
 from insta_runtime.types import Camera, HeadState
 from insta_runtime.warp.nearest import TriangleSoup
@@ -181,3 +182,23 @@ class OccupancyGrid:
         for name, tensor in own.items():
             tensor.copy_(state[name])
         self._publish()
+
+
+def space_struct(kernels: Kernels, grid: OccupancyGrid, state: dict[str, torch.Tensor]) -> Struct:
+    """The candidate cells of ``grid`` as kernels see them, with a `state` that may be another than the grid's own.
+
+    Which cells are occupied is for ``publish_occupancy`` to fill in.
+    """
+    words = -(-(grid.config.resolution**3) // 32)
+    device = grid.cells.device
+    return kernels.struct(
+        "Space",
+        cells=grid.cells.int(),
+        triangle=grid.triangle.int(),
+        masks=grid.masks.contiguous(),
+        occupied=grid.occupied.to(torch.uint8),
+        dense=torch.zeros(words, dtype=torch.int32, device=device),
+        count=len(grid.cells),
+        resolution=grid.config.resolution,
+        **state,
+    )

@@ -11,6 +11,40 @@ from insta_runtime.kernels import Kernels, Struct
 from insta_runtime.warp.posing import PosedHeads
 
 
+def most_steps(side: float, step: float) -> int:
+    """Steps of a ray in a cube of ``side`` metres at most: its diagonal, and two that may lie partly inside."""
+    return math.ceil(math.sqrt(3.0) * side / step) + 2
+
+
+def samples_struct(kernels: Kernels, rays: Struct, side: float, config: SamplingConfig, capacity: int) -> Struct:
+    """A Samples struct for ``rays`` in a cube of ``side`` metres, with memory for ``capacity`` steps."""
+
+    def floats(*shape: int) -> torch.Tensor:
+        return torch.zeros(shape, device=kernels.device)
+
+    def ints(*shape: int) -> torch.Tensor:
+        return torch.zeros(shape, dtype=torch.int32, device=kernels.device)
+
+    count, max_steps = rays.value.count, most_steps(side, config.step)
+    return kernels.struct(
+        "Samples",
+        first=ints(count),
+        steps=ints(count),
+        step_ray=ints(capacity),
+        step_t=floats(capacity),
+        slot=ints(capacity),
+        position=floats(capacity, 3),
+        direction=floats(capacity, 3),
+        masks=floats(capacity, 2),
+        frame=ints(capacity),
+        totals=ints(4),
+        histogram=ints(max_steps + 1),
+        capacity=capacity,
+        max_steps=max_steps,
+        max_samples=config.max_samples,
+    )
+
+
 class PackedSamples:
     """Samples of the rays of a Rays struct, in buffers that never move.
 
@@ -27,34 +61,8 @@ class PackedSamples:
     ) -> None:
         self.kernels, self.heads, self.space, self.rays, self.config = kernels, heads, space, rays, config
         self.capacity = capacity
-
-        def floats(*shape: int) -> torch.Tensor:
-            return torch.zeros(shape, device=kernels.device)
-
-        def ints(*shape: int) -> torch.Tensor:
-            return torch.zeros(shape, dtype=torch.int32, device=kernels.device)
-
-        count = rays.value.count
-        self.totals = ints(4)
-        # No ray stays in the cube for longer than its diagonal; the two steps at the ends may lie partly inside.
-        max_steps = math.ceil(math.sqrt(3.0) * heads.head.value.side / config.step) + 2
-        self.samples = kernels.struct(
-            "Samples",
-            first=ints(count),
-            steps=ints(count),
-            step_ray=ints(capacity),
-            step_t=floats(capacity),
-            slot=ints(capacity),
-            position=floats(capacity, 3),
-            direction=floats(capacity, 3),
-            masks=floats(capacity, 2),
-            frame=ints(capacity),
-            totals=self.totals,
-            histogram=ints(max_steps + 1),
-            capacity=capacity,
-            max_steps=max_steps,
-            max_samples=config.max_samples,
-        )
+        self.samples = samples_struct(kernels, rays, heads.head.value.side, config, capacity)
+        self.totals = self.samples.tensor("totals")
 
     def run(self) -> None:
         """Sample the rays as they are now, in the heads as they are posed now."""

@@ -97,11 +97,11 @@ def native_gqps(
     """10^9 queries a second of the kernel ``nearest_query``."""
     import torch
 
-    from insta_runtime.learn.native import space_struct
+    from insta_runtime.render.occupancy import space_struct
     from insta_runtime.warp.posing import PosedHeads, pack_state
 
     count, device = points_of(model.device), model.device
-    space = space_struct(kernels, model.occupancy)
+    space = space_struct(kernels, model.occupancy, model.occupancy.state())
     words = -(-(model.config.occupancy.resolution**3) // 32)
     kernels.launch("publish_occupancy", space, model.config.occupancy.threshold, items=words)
     chosen = list(cycled(states, SETS))

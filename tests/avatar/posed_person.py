@@ -12,8 +12,8 @@ from small_person import SMALL, camera, flame_head, neutral_shape, open_head
 from insta_runtime.config import AvatarConfig, OccupancyConfig
 from insta_runtime.head import HeadModel
 from insta_runtime.kernels import Kernels, Struct
-from insta_runtime.learn.native import space_struct
 from insta_runtime.render.model import AvatarModel
+from insta_runtime.render.occupancy import space_struct
 from insta_runtime.types import Camera, HeadState
 from insta_runtime.warp.posing import PosedHeads, pack_state
 from insta_runtime.warp.warp import PosedHead
@@ -78,7 +78,7 @@ def run(model: AvatarModel, states: list[HeadState], view: Camera | None = None)
     poison(heads.poses)
     rows = [pack_state(model, state, view or camera(64)) for state in states]
     heads.states.copy_(torch.from_numpy(np.stack(rows)))
-    heads.run(space_struct(kernels, model.occupancy))
+    heads.run(space_struct(kernels, model.occupancy, model.occupancy.state()))
     return Posed(heads, states, model)
 
 

@@ -10,7 +10,7 @@ from posed_person import DEFAULT, POISON, Posed, band_points, model_of, random_s
 from small_person import pose
 
 from insta_runtime.config import AvatarConfig, OccupancyConfig, WarpConfig
-from insta_runtime.learn.native import space_struct
+from insta_runtime.render.occupancy import space_struct
 from insta_runtime.warp.nearest import Nearest, nearest_brute_force
 
 MANY = AvatarConfig(warp=WarpConfig(cell=0.025, candidates=64), occupancy=OccupancyConfig(resolution=24))
@@ -70,7 +70,7 @@ def test_strong_faces_and_back(device: torch.device) -> None:
 
     cells = posed.array("cell")[0, : int(heads.count[0])].long()
     at_rest = posed.array("candidates")[0][posed.array("row")[0][cells].long()]
-    space = space_struct(heads.kernels, model.occupancy)
+    space = space_struct(heads.kernels, model.occupancy, model.occupancy.state())
     for _ in range(2):  # the other face, and back
         heads.states.copy_(heads.states.flip(0))
         heads.run(space)
