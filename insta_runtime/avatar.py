@@ -1,7 +1,7 @@
 """An avatar as it is saved: a directory with ``avatar.safetensors``.
 
-The tensors are the averaged weights, the occupancy and the identity; the file's metadata holds one JSON text,
-``header``, with everything else: format version, head, camera, configuration, calibration, training.
+The tensors are the averaged weights, the occupancy, the identity and those of optional parts; the file's metadata holds
+one JSON text, ``header``, with everything else: format version, head, camera, configuration, calibration, training.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import json
 import math
 import os
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +32,27 @@ FILE_NAME = "avatar.safetensors"
 CELLS = ("occupancy.cells", "occupancy.triangle", "occupancy.masks")  # indices as float32: exact below 2^24
 MAX_HEADER = 1 << 20  # characters of JSON
 MAX_SIDE = 1 << 14  # pixels of a picture
+
+
+class AvatarPart(Protocol):
+    """Something that an avatar may have and another may lack: stored as tensors ``<part_name>.<name>``."""
+
+    part_name: ClassVar[str]
+
+    def tensors(self) -> Snapshot:
+        """All of it as float32 tensors, on any device, each a copy or never written to again."""
+
+    @classmethod
+    def from_tensors(cls, tensors: Snapshot, model: AvatarModel) -> Self:
+        """What `tensors` gave, for ``model``; they are float32, finite and on the CPU, and nothing else is sure.
+
+        KeyError, TypeError, ValueError or RuntimeError if there can be none like it, or more than it has a use for.
+        """
+
+
+P = TypeVar("P", bound=AvatarPart)
+PARTS: tuple[type[AvatarPart], ...] = ()
+"""All parts that a file may hold."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -63,6 +84,7 @@ class Avatar:
     calibration: dict[str, Any] | None = None
     seconds: float = 0.0
     steps: int = 0
+    _parts: dict[str, AvatarPart] = field(default_factory=dict)
     _snapshot: Snapshot | None = None
 
     @staticmethod
@@ -83,6 +105,15 @@ class Avatar:
         self._snapshot, self.steps = snapshot, steps
         self.seconds = self.seconds if seconds is None else seconds
 
+    def part(self, kind: type[P]) -> P | None:
+        """The part of this kind, if the avatar has one."""
+        found = self._parts.get(kind.part_name)
+        return found if isinstance(found, kind) else None
+
+    def attach(self, part: AvatarPart) -> None:
+        """Take over a part of one of the kinds in `PARTS`, in place of an earlier one; `save` writes it."""
+        self._parts[part.part_name] = part
+
     def save(self, path: Path) -> None:
         """Write the avatar into the directory ``path``, whole or not at all.
 
@@ -102,24 +133,26 @@ class Avatar:
         }
         tensors = self._snapshot if self._snapshot is not None else take_snapshot(model)
         tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        for name, part in self._parts.items():
+            tensors |= {f"{name}.{key}": tensor.cpu().contiguous() for key, tensor in part.tensors().items()}
         tensors["shape"] = torch.from_numpy(model.shape.astype(np.float32))
         grid = model.occupancy
         for name, tensor in zip(CELLS, (grid.cells, grid.triangle, grid.masks), strict=True):
             tensors[name] = tensor.cpu().float()
         target = avatar_file(path)
-        part = target.with_name(f".{target.name}.{os.getpid()}")
+        aside = target.with_name(f".{target.name}.{os.getpid()}")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("wb") as file:
+            with aside.open("wb") as file:
                 file.write(save(tensors, {"header": json.dumps(header)}))
                 file.flush()
                 os.fsync(file.fileno())
-            part.replace(target)
+            aside.replace(target)
         except OSError as error:
             raise UserError(f"the avatar cannot be written to {target}: {error.strerror}") from None
         finally:
             with suppress(OSError):
-                part.unlink()
+                aside.unlink()
 
     @staticmethod
     def load(path: Path, head: HeadModel, device: str | torch.device) -> Avatar:
@@ -141,6 +174,7 @@ class Avatar:
             shape = tensors.pop("shape").numpy()
             if shape.shape != (head.shape_dirs.shape[0],):
                 raise ValueError("its identity does not fit the head model")
+            parts = {kind: _taken(tensors, f"{kind.part_name}.") for kind in PARTS}
             by_tcnn = TCNN_WEIGHTS in tensors
             # A wrong configuration may ask for more memory than there is: look before the field is made.
             if not by_tcnn and sum(level_rows(config.radiance)) != len(tensors["grid.table"]):
@@ -151,6 +185,9 @@ class Avatar:
                 use_tcnn(avatar.model)
             load_snapshot(avatar.model, tensors)
             avatar.model.learned = True
+            for kind, stored in parts.items():
+                if stored:
+                    avatar.attach(kind.from_tensors(stored, avatar.model))
             avatar.calibration = header["calibration"]
             if not isinstance(avatar.calibration, dict | None):
                 raise ValueError("its calibration is not a table")
@@ -160,6 +197,12 @@ class Avatar:
         except (UserError, KeyError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
             raise _damaged(file, error) from None
         return avatar
+
+
+def _taken(tensors: Snapshot, prefix: str) -> Snapshot:
+    """Take the tensors whose names begin with ``prefix`` out of a file's, and leave it off."""
+    names = [name for name in tensors if name.startswith(prefix)]
+    return {name.removeprefix(prefix): tensors.pop(name) for name in names}
 
 
 def _candidate_cells(tensors: Snapshot, resolution: int, triangles: int) -> CandidateCells:
