@@ -41,7 +41,7 @@ _STATE_SHAPES: dict[str, tuple[int, ...]] = {
 
 
 def frame_name(index: int) -> str:
-    """The stem of picture ``index`` in ``frames/`` and ``alpha/``."""
+    """The stem of picture ``index`` in ``frames/``, ``alpha/`` and ``body/``."""
     return f"{index:06d}"
 
 
@@ -129,10 +129,17 @@ class TrackedFolder:
         """Matte x neck ramp of picture ``index``: (H, W) uint8, 255 = head."""
         return _read_image(self.path / "alpha" / f"{frame_name(index)}.png", "L", self.take.camera)
 
+    def body(self, index: int) -> Bytes | None:
+        """Matte of the whole body in picture ``index``, no ramp: (H, W) uint8; None in folders without ``body/``."""
+        if not (self.path / "body").is_dir():
+            return None
+        return _read_image(self.path / "body" / f"{frame_name(index)}.png", "L", self.take.camera)
+
     def observation(self, index: int) -> Observation:
-        """Picture ``index`` with its matte, camera and state."""
-        take = self.take
-        return Observation(index, self.picture(index), self.alpha(index), take.camera, take.states[index])
+        """Picture ``index`` with its mattes, camera and state."""
+        take, alpha, body = self.take, self.alpha(index), self.body(index)
+        body = np.maximum(alpha, body) if body is not None else None
+        return Observation(index, self.picture(index), alpha, take.camera, take.states[index], body)
 
 
 def load_frame(folder: TrackedFolder | Path, index: int, head: HeadRig) -> tuple[Bytes, Bytes, Float32]:

@@ -129,7 +129,8 @@ class Observation:
     """One tracked picture to learn from.
 
     ``rgb`` (H, W, 3) uint8 sRGB and ``alpha`` (H, W) uint8 (matte x neck ramp: 255 = head, to be learned)
-    belong to ``camera``; ``state`` is the tracked head state.
+    belong to ``camera``; ``state`` is the tracked head state.  ``body`` (H, W) uint8 is the person's matte without
+    the ramp, at least ``alpha`` everywhere; None where nobody has looked.
     """
 
     frame_id: int
@@ -137,6 +138,7 @@ class Observation:
     alpha: Bytes
     camera: Camera
     state: HeadState
+    body: Bytes | None = None
 
     @property
     def t_capture_ns(self) -> int:

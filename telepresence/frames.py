@@ -11,12 +11,13 @@ from insta_runtime.types import Bytes, Camera, HeadState, Observation
 class Truth:
     """What a source knows about its own picture (the synthetic actor): exact state, matte and camera.
 
-    ``alpha`` (H, W) uint8 is matte x neck ramp, at the picture's resolution.
+    ``alpha`` (H, W) uint8 is matte x neck ramp, ``body`` the matte without the ramp, at the picture's resolution.
     """
 
     state: HeadState
     alpha: Bytes
     camera: Camera
+    body: Bytes | None = None
 
 
 @dataclass(frozen=True)

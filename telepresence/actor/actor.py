@@ -114,6 +114,19 @@ class Actor:
         ``room`` (3, 3) turns lamps and clothes: a camera that has moved around the actor sees ``room @ R`` for
         the head's rotation R, and the same light on every spot of the face.  (The blurred background stays.)
         """
+        rgb, alpha, _ = self.layers(state, camera, background, samples=samples, room=room)
+        return rgb, alpha
+
+    def layers(
+        self,
+        state: HeadState,
+        camera: Camera,
+        background: bool = True,
+        *,
+        samples: int = 2,
+        room: NDArray[np.floating] | None = None,
+    ) -> tuple[Bytes, Bytes, Bytes]:
+        """As `render`, and the matte of the whole body (H, W) uint8: clothes too, no ramp."""
         with torch.no_grad():
             fine = camera.scaled(camera.width * samples, camera.height * samples)
             turn = torch.eye(3) if room is None else torch.as_tensor(room, dtype=torch.float32)
@@ -125,7 +138,8 @@ class Actor:
                 behind = functional.interpolate(self._room[None], size, mode="bilinear", align_corners=False)[0]
                 colour = colour + (1.0 - cover) * behind
             rgb = (colour.clamp(0.0, 1.0) * 255.0 + 0.5).byte().permute(1, 2, 0).contiguous()
-            return rgb.numpy(), (alpha * 255.0 + 0.5).byte().contiguous().numpy()
+            mattes = (torch.cat([alpha[None], cover]) * 255.0 + 0.5).byte().contiguous().numpy()
+            return rgb.numpy(), mattes[0], mattes[1]
 
     def _posed(self, state: HeadState, room: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """All vertices (N, 3) and unit normals (N, 3) in camera space, and the head's rotation (3, 3)."""

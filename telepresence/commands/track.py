@@ -69,10 +69,11 @@ def track(
                 for frame in progress.each("cutting out", video_frames(path), len(times)):
                     index = frame.frame_id
                     face = recording.faces[index]
-                    alpha = np.zeros((size, size), np.uint8)
+                    alpha = body = np.zeros((size, size), np.uint8)
                     if recording.valid[index] and face is not None:
-                        alpha = matter.alpha(frame.rgb, face, crop, camera, recording.states[index])
-                    compressor.add(index, crop.apply(frame.rgb), alpha)
+                        alpha, seen_body = matter.mattes(frame.rgb, face, crop, camera, recording.states[index])
+                        body = alpha if seen_body is None else seen_body
+                    compressor.add(index, crop.apply(frame.rgb), alpha, body)
         finally:
             matter.close()
         figures = recording.figures()
@@ -102,7 +103,7 @@ def track_truth(
                 assert seen is not None
                 camera = seen.camera
                 states.append(seen.state)
-                compressor.add(index, seen.rgb, seen.alpha)
+                compressor.add(index, seen.rgb, seen.alpha, seen.alpha if seen.body is None else seen.body)
         assert camera is not None
         valid = np.ones(len(states), np.bool_)
         crop = (0.0, 0.0, float(size))
@@ -172,10 +173,10 @@ class _Compressor:
         for future in self._pending:
             future.result()
 
-    def add(self, index: int, rgb: Bytes, alpha: Bytes) -> None:
+    def add(self, index: int, rgb: Bytes, alpha: Bytes, body: Bytes) -> None:
         if len(self._pending) >= PENDING:
             self._pending.pop(0).result()
-        self._pending.append(self._pool.submit(self._writer.add, index, rgb, alpha))
+        self._pending.append(self._pool.submit(self._writer.add, index, rgb, alpha, body))
 
 
 def _policy(word: str) -> CropPolicy:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class SyntheticSource:
     """The actor, live, at ``size`` x ``size`` pixels.
 
-    Pictures are drawn at ``drawn`` pixels and enlarged, and kept (80 MB): the performance repeats after
+    Pictures are drawn at ``drawn`` pixels and enlarged, and kept (100 MB): the performance repeats after
     `performance.PERIOD` seconds.  To leave the processor to others, new pictures come at half the rate; the
     second round fills the gaps, and from then on the actor costs next to nothing.
     """
@@ -35,7 +35,7 @@ class SyntheticSource:
         self._actor = Actor(seed)
         self._performance = Performance(self._actor.head.expression_names, seed)
         self._round = round(PERIOD * fps)  # pictures until the performance repeats
-        self._kept: dict[int, tuple[Bytes, Bytes]] = {}
+        self._kept: dict[int, tuple[Bytes, Bytes, Bytes]] = {}
         self._start = time.monotonic()
         self._last = -1
         self._drew_last = False
@@ -65,16 +65,17 @@ class SyntheticSource:
         state = self._performance((number % self._round) * PERIOD / self._round)
         state = state.at(int((self._start + number / self.fps) * 1e9))
         camera = self._actor.camera(self._size)
-        rgb, alpha = self._picture(number % self._round)
-        return CameraFrame(number, state.t_capture_ns, rgb, Truth(state, alpha, camera))
+        rgb, alpha, body = self._picture(number % self._round)
+        return CameraFrame(number, state.t_capture_ns, rgb, Truth(state, alpha, camera, body))
 
-    def _picture(self, number: int) -> tuple[Bytes, Bytes]:
-        """Picture and alpha of one moment of the performance, enlarged to the size asked for."""
+    def _picture(self, number: int) -> tuple[Bytes, Bytes, Bytes]:
+        """Picture, alpha and body of one moment of the performance, enlarged to the size asked for."""
         if number not in self._kept:
             state = self._performance(number * PERIOD / self._round)
-            self._kept[number] = self._actor.render(state, self._actor.camera(self._drawn))
-        rgb, alpha = self._kept[number]
-        return _enlarge(rgb, self._size), _enlarge(alpha[..., None], self._size)[..., 0]
+            self._kept[number] = self._actor.layers(state, self._actor.camera(self._drawn))
+        rgb, *mattes = self._kept[number]
+        alpha, body = (_enlarge(matte[..., None], self._size)[..., 0] for matte in mattes)
+        return _enlarge(rgb, self._size), alpha, body
 
     def close(self) -> None:
         self._kept.clear()
@@ -94,8 +95,8 @@ def actor_take(
     camera = person.camera(size)
     for number in range(frames):
         state = performance(number / fps)
-        rgb, alpha = person.render(state, camera)
-        yield CameraFrame(number, state.t_capture_ns, rgb, Truth(state, alpha, camera))
+        rgb, alpha, body = person.layers(state, camera)
+        yield CameraFrame(number, state.t_capture_ns, rgb, Truth(state, alpha, camera, body))
 
 
 def _enlarge(picture: Bytes, size: int) -> Bytes:

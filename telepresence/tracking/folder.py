@@ -29,7 +29,7 @@ class FolderWriter:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._part = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.", dir=self.path.parent))
-            for name in ("frames", "alpha"):
+            for name in ("frames", "alpha", "body"):
                 (self._part / name).mkdir()
         except OSError as error:
             raise UserError(f"{self.path} cannot be written ({error.strerror}): choose another --out") from None
@@ -40,13 +40,14 @@ class FolderWriter:
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self._part, ignore_errors=True)
 
-    def add(self, index: int, rgb: Bytes, alpha: Bytes) -> None:
-        """Write picture ``index``: rgb (H, W, 3) uint8 and alpha (H, W) uint8."""
+    def add(self, index: int, rgb: Bytes, alpha: Bytes, body: Bytes) -> None:
+        """Write picture ``index``: rgb (H, W, 3) uint8, alpha and the body's matte (H, W) uint8."""
         from PIL import Image
 
         try:
             Image.fromarray(rgb).save(self._part / "frames" / f"{frame_name(index)}.jpg", quality=JPEG_QUALITY)
-            Image.fromarray(alpha).save(self._part / "alpha" / f"{frame_name(index)}.png", compress_level=3)
+            for name, matte in (("alpha", alpha), ("body", body)):
+                Image.fromarray(matte).save(self._part / name / f"{frame_name(index)}.png", compress_level=3)
         except OSError as error:
             raise UserError(f"{self.path} cannot be written ({error.strerror}): is the disk full?") from None
 

@@ -178,8 +178,8 @@ class _Person:
         observation = None
         if good and fit is not None and face is not None:
             state = self._states.build(fit, face, frame.t_capture_ns)
-            alpha = self._matter.alpha(frame.rgb, face, self.crop, self._camera, state)
-            observation = Observation(frame.frame_id, crop_rgb, alpha, self._camera, state)
+            alpha, body = self._matter.mattes(frame.rgb, face, self.crop, self._camera, state)
+            observation = Observation(frame.frame_id, crop_rgb, alpha, self._camera, state, body)
         return TrackedFrame(frame.frame_id, frame.t_capture_ns, crop_rgb, observation)
 
     def close(self) -> None:
@@ -218,8 +218,9 @@ class TruthTracker:
             return TrackedFrame(frame.frame_id, frame.t_capture_ns, rgb, None)
         self._state = "tracking"
         alpha = _resized(truth.alpha, size)
+        body = _resized(truth.body, size) if truth.body is not None else None
         state: HeadState = truth.state.at(frame.t_capture_ns)
-        observation = Observation(frame.frame_id, rgb, alpha, truth.camera.scaled(*size), state)
+        observation = Observation(frame.frame_id, rgb, alpha, truth.camera.scaled(*size), state, body)
         return TrackedFrame(frame.frame_id, frame.t_capture_ns, rgb, observation)
 
     def recalibrate(self) -> None:
