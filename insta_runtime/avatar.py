@@ -10,7 +10,7 @@ import json
 import math
 import os
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self, TypeVar
 
@@ -19,6 +19,7 @@ import torch
 
 from insta_runtime.config import AvatarConfig, from_dict, to_dict
 from insta_runtime.errors import UserError
+from insta_runtime.field.conditioning import ExpressionCode
 from insta_runtime.field.hashgrid import level_rows
 from insta_runtime.field.tcnn import TCNN_WEIGHTS, TcnnMissing
 from insta_runtime.head import HeadModel
@@ -51,7 +52,7 @@ class AvatarPart(Protocol):
 
 
 P = TypeVar("P", bound=AvatarPart)
-PARTS: tuple[type[AvatarPart], ...] = ()
+PARTS: tuple[type[AvatarPart], ...] = (ExpressionCode,)
 """All parts that a file may hold."""
 
 
@@ -98,7 +99,9 @@ class Avatar:
     ) -> Avatar:
         """A new, untrained avatar of the person with identity code ``shape`` (S,)."""
         target = choose_device(device) if isinstance(device, str) else device
-        return Avatar(AvatarModel(head, shape, config, target, config.learn.seed, cells), camera)
+        avatar = Avatar(AvatarModel(head, shape, config, target, config.learn.seed, cells), camera)
+        avatar.attach(avatar.model.code)
+        return avatar
 
     def update(self, snapshot: Snapshot, steps: int, seconds: float | None = None) -> None:
         """Take over what was learned; this is what `save` writes."""
@@ -188,6 +191,11 @@ class Avatar:
             for kind, stored in parts.items():
                 if stored:
                     avatar.attach(kind.from_tensors(stored, avatar.model))
+                elif kind is ExpressionCode:
+                    # It was learned before anybody took note of ranges.
+                    plain = replace(config.conditioning, standardise=False)
+                    avatar.attach(ExpressionCode(head, plain))
+            avatar.model.code = avatar.part(ExpressionCode) or avatar.model.code
             avatar.calibration = header["calibration"]
             if not isinstance(avatar.calibration, dict | None):
                 raise ValueError("its calibration is not a table")

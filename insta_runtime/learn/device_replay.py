@@ -8,6 +8,7 @@ import threading
 from collections import deque
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from insta_runtime.field.conditioning import CODE_WIDTH
@@ -87,8 +88,12 @@ class DeviceReplay:
             incoming = list(self._incoming)
             self._incoming.clear()
         with contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
+            changed = [self.model.code.observe(observation.state) for observation in incoming]
             for observation in incoming:
                 self._take(observation)
+            if any(changed):
+                codes = torch.from_numpy(self.model.code.learned(self._raw))
+                self.states[:, -CODE_WIDTH:] = codes.to(self.states.device)
 
     def picture(self, slot: int) -> torch.Tensor:
         """The picture of a slot, (height, width, 4) uint8, premultiplied RGBA: a view."""
@@ -127,6 +132,8 @@ class DeviceReplay:
         self._reach[slot] = reach(self.model, observation.state, camera)
         self._extent[slot] = torch.tensor([width, height], dtype=torch.int32)
         self.states[slot] = torch.from_numpy(pack_state(self.model, observation.state, camera))
+        self._raw[slot] = self.model.code.raw(observation.state)
+        self.states[slot, -CODE_WIDTH:] = torch.from_numpy(self.model.code.learned(self._raw[slot]))
         self.picture(slot).copy_(rgba * 255.0 + 0.5)
         if self._viewer:
             self._viewer.look(slot)
@@ -145,6 +152,7 @@ class DeviceReplay:
             return torch.zeros(shape, dtype=dtype, device=device)
 
         self.states = torch.zeros((slots, _state_size(self.model)), device=device)
+        self._raw = np.zeros((slots, CODE_WIDTH), dtype=np.float32)  # codes before the person's range comes in
         self.extents: dict[int, tuple[int, int]] = {}
         self._reach: dict[int, int] = {}
         self._extent, self._drawable, self._order = integers(slots, 2), integers(slots, 2), integers(slots)

@@ -60,7 +60,7 @@ class Memory:
 
     Attributes:
         rgba: (h * w, 4) uint8, premultiplied. camera: of that size.
-        code: (CODE_WIDTH,) expression code.
+        raw: (CODE_WIDTH,) expression code before the person's range comes in. code: as the field is told it.
         pixels: of the head, flat. margin: pixels around it in which the band may be seen.
     """
 
@@ -69,8 +69,13 @@ class Memory:
         self.frame_id = observation.frame_id
         rgba, self.camera = premultiplied(observation, size)
         self.rgba = (rgba.view(-1, 4) * 255.0 + 0.5).to(torch.uint8).to(model.device)
-        self.code = model.code_of(observation.state)
+        self.raw = model.code.raw(observation.state)
+        self.tell()
         self._posed: PosedHead | None = None
+
+    def tell(self) -> None:
+        """Make the code that the person's range, which has become another, gives."""
+        self.code = torch.as_tensor(self.model.code.learned(self.raw), device=self.model.device)
 
     def posed(self) -> PosedHead:
         """The warp of this observation's state; the first call also shows its silhouette to the occupancy."""
@@ -124,6 +129,7 @@ class Replay:
         self._generator = torch.Generator().manual_seed(seed)
         self._order: list[int] = []
         self._taken = 0
+        self._untold = False  # whether codes are not what the person's range makes of them now
 
     def __len__(self) -> int:
         return len(self.memories)
@@ -139,6 +145,7 @@ class Replay:
             incoming = list(self._incoming)
             self._incoming.clear()
         for observation in incoming:
+            self._untold = self.model.code.observe(observation.state) or self._untold
             self.memories.append(Memory(self.model, observation, self.size))
             self._taken += 1
             while len(self.memories) > RECENT and sum(m.bytes for m in self.memories) > self.budget:
@@ -151,6 +158,10 @@ class Replay:
     def draw(self, count: int) -> list[Memory]:
         """``count`` observations: one of the newest, the others from shuffled rounds through all; or none."""
         self.take_in()
+        if self._untold:
+            for memory in self.memories:
+                memory.tell()
+            self._untold = False
         total = len(self.memories)
         if total == 0:
             return []

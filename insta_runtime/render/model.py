@@ -51,7 +51,7 @@ class AvatarModel:
         regions = FaceRegions(mask("face"), mask("mouth"))
         found = OccupancyGrid.find(self.warp, regions, config.occupancy) if cells is None else cells
         self.occupancy = OccupancyGrid(self.warp, found, config.occupancy, config.sampling.step)
-        self.code = ExpressionCode(head)
+        self.code = ExpressionCode(head, config.conditioning)
 
     def pose(self, state: HeadState) -> PosedHead:
         """The warp of one state."""
