@@ -8,7 +8,9 @@ from insta_runtime.kernels import Constant
 from insta_runtime.learn.losses import DEPTH_SLACK
 from insta_runtime.learn.trainer import BETA1, BETA2, EPSILON
 from insta_runtime.render.occupancy import HULL_ALPHA, HULL_NEAR, HULL_SHARE, HULL_VOTES
+from insta_runtime.learn.registration import RESIDUAL_FADES
 from insta_runtime.render.rays import BEHIND_SURFACE
+from insta_runtime.render.registration import FEATURES_OF_POSE, LEVER
 
 
 def avatar_constants(config: FieldConfig) -> dict[str, Constant]:
@@ -23,4 +25,7 @@ def avatar_constants(config: FieldConfig) -> dict[str, Constant]:
         "BETA1": BETA1,
         "BETA2": BETA2,
         "EPSILON": EPSILON,
+        "FEATURES_OF_POSE": FEATURES_OF_POSE,
+        "LEVER": LEVER,
+        "RESIDUAL_FADES": RESIDUAL_FADES,
     }

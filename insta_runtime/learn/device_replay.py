@@ -15,7 +15,7 @@ from insta_runtime.field.conditioning import CODE_WIDTH
 from insta_runtime.kernels import Kernels, Struct
 from insta_runtime.learn.replay import MATTE, MATTE_GROWS, RECENT, grown, premultiplied, reach
 from insta_runtime.render.model import AvatarModel
-from insta_runtime.types import Observation
+from insta_runtime.types import HeadState, Observation
 from insta_runtime.warp.posing import pack_state
 
 TILES = 64  # across a picture at most: their lists stay short, and at small sizes a tile is a pixel
@@ -31,8 +31,8 @@ class Viewer(Protocol):
     def prepare(self, side: int, slots: int) -> None:
         """Called once, when the side is known and `DeviceReplay.memories` exist."""
 
-    def look(self, slot: int) -> None:
-        """Called with the slot of each new picture; gives the replay its tiles (`DeviceReplay.list_tiles`)."""
+    def look(self, slot: int, state: HeadState) -> None:
+        """Called with the slot of each new picture and its tracked state; gives the replay its tiles (`DeviceReplay.list_tiles`)."""
 
 
 class DeviceReplay:
@@ -136,7 +136,7 @@ class DeviceReplay:
         self.states[slot, -CODE_WIDTH:] = torch.from_numpy(self.model.code.learned(self._raw[slot]))
         self.picture(slot).copy_(rgba * 255.0 + 0.5)
         if self._viewer:
-            self._viewer.look(slot)
+            self._viewer.look(slot, observation.state)
         self.order.append(slot)
         self._taken += 1
         self._order[: len(self.order)] = torch.tensor(self.order, dtype=torch.int32)

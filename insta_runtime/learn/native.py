@@ -20,11 +20,12 @@ from insta_runtime.kernels import Graph, Kernels
 from insta_runtime.learn.device_replay import DeviceReplay
 from insta_runtime.learn.posed_frames import GraphFrames, HostFrames, host_bytes
 from insta_runtime.learn.ray_batch import RayBatch
+from insta_runtime.learn.registration import HeadRegistration, rates
 from insta_runtime.learn.replay import RECENT
 from insta_runtime.learn.trainer import BETA1, BETA2, CODE_JITTER, MLP_RATE, StepReport
 from insta_runtime.render.occupancy import UPDATE_CELLS, space_struct
 from insta_runtime.render.renderer import Snapshot, take_snapshot
-from insta_runtime.types import Observation
+from insta_runtime.types import HeadState, Observation
 from insta_runtime.warp.posing import head_struct
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class NativeTrainer:
         self._averaged = self._parameters.clone()
         self._gradients, self._first, self._second = (torch.zeros_like(self._parameters) for _ in range(3))
         self._inputs = _Inputs(device)
+        self.registration = HeadRegistration(model, kernels)
         self._space = space_struct(kernels, model.occupancy, model.occupancy.state())
         self.replay = DeviceReplay(model, kernels, config.size, config.replay_mb, config.seed, self, self._stream)
         self._publish = kernels.bind(
@@ -117,12 +119,16 @@ class NativeTrainer:
         On a GPU the caller's current stream copies them, after the steps that were queued and before later ones.
         """
         if self._stream is None:
-            return take_snapshot(self.model, unflatten(self._averaged, self.model.config.radiance))
+            return self._copied()
         current = torch.cuda.current_stream(self.model.device)
         current.wait_stream(self._stream)
-        snapshot = take_snapshot(self.model, unflatten(self._averaged, self.model.config.radiance))
+        snapshot = self._copied()
         self._stream.wait_stream(current)
         return snapshot
+
+    def _copied(self) -> Snapshot:
+        weights = unflatten(self._averaged, self.model.config.radiance)
+        return take_snapshot(self.model, weights, self.registration.averaged)
 
     def on_stream(self) -> contextlib.AbstractContextManager[object]:
         """Makes the stream of training the caller's current one; on a CPU nothing.
@@ -176,6 +182,15 @@ class NativeTrainer:
             gradients=self._gradients,
             loss=self._inputs.loss,
         )
+        self.registration.prepare(
+            replay,
+            self.field,
+            self._batch,
+            frames=self._frames,
+            slots=drawn,
+            posed=None if self._posed.in_place else self._posed.states,
+            control=self._inputs.control,
+        )
         size = len(self._parameters)
         self._adam = kernels.bind(
             "adam_step",
@@ -209,7 +224,8 @@ class NativeTrainer:
         self._occupancy_graph = Graph(self._launch_update, self._stream)
         self._figures = _Figures(self._inputs.control, self._batch.totals, self._stream)
 
-    def look(self, slot: int) -> None:
+    def look(self, slot: int, state: HeadState) -> None:
+        self.registration.take(slot, state)
         if isinstance(self._posed, HostFrames):
             self._posed.forget(slot)
         else:
@@ -226,6 +242,7 @@ class NativeTrainer:
 
     def _launch_step(self) -> None:
         self._begin()
+        self.registration.place()
         for slot in self._posed.unseen(self._drawn):
             self._show(slot)
         self._posed.pose(self._drawn)
@@ -234,6 +251,8 @@ class NativeTrainer:
         self._posed.choose(self._batch.rays, self._batch.samples)
         for call in self._batch.shade:
             call()
+        self.registration.pull()
+        self.registration.step()
         self._adam()
         self.field.pack(self._parameters)
 
@@ -252,7 +271,9 @@ class NativeTrainer:
         rate = config.learning_rate * config.final_rate**progress * min(1.0, (steps + 1) / 20)
         # A young average must forget the random start faster than its decay says.
         decay = min(config.ema, (1.0 + steps) / (10.0 + steps))
-        return [rate, rate * MLP_RATE, 1.0 - BETA1**update, math.sqrt(1.0 - BETA2**update), decay]
+        corrections = rates(steps, config.final_rate**progress)
+        # The sixth takes the loss.
+        return [rate, rate * MLP_RATE, 1.0 - BETA1**update, math.sqrt(1.0 - BETA2**update), decay, 0.0, *corrections]
 
 
 class _Inputs:

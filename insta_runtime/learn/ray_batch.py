@@ -30,6 +30,7 @@ class RayBatch:
         counters: its inputs. gradients: flat, of all parameters; the calls add to them. loss: (1,), added to.
 
     Attributes:
+        rays, samples: the structs of the batch. encoded_gradients: of the samples' features, from the backward pass.
         totals: (4,) int32 steps, samples, steps that found no room, steps that a ray may keep.
         march, shade: what a step launches between posing and Adam; between them, the cells in which rays take steps
             choose their candidates.
@@ -80,7 +81,7 @@ class RayBatch:
         density, colour, gradient = floats(capacity), floats(capacity, 3), floats(capacity, 4)
         radiance = model.config.radiance
         encoded = torch.empty((capacity, radiance.levels * radiance.features), dtype=kernels.storage, device=device)
-        encoded_gradients = torch.empty_like(encoded)
+        self.encoded_gradients = encoded_gradients = torch.empty_like(encoded)
         split = table_size(radiance)
         codes, stride = posed.codes, posed.codes.shape[1]
         head, bind, step = head_struct(kernels, model), kernels.bind, sampling.step

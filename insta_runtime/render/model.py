@@ -12,6 +12,7 @@ from insta_runtime.head import HeadModel, HeadRig
 from insta_runtime.render.compositing import Composite, composite
 from insta_runtime.render.occupancy import CandidateCells, FaceRegions, OccupancyGrid
 from insta_runtime.render.rays import Rays
+from insta_runtime.render.registration import Registration
 from insta_runtime.render.sampling import RaySamples, march
 from insta_runtime.types import Float32, HeadState
 from insta_runtime.warp.warp import HeadWarp, PosedHead
@@ -52,10 +53,15 @@ class AvatarModel:
         found = OccupancyGrid.find(self.warp, regions, config.occupancy) if cells is None else cells
         self.occupancy = OccupancyGrid(self.warp, found, config.occupancy, config.sampling.step)
         self.code = ExpressionCode(head, config.conditioning)
+        self.registration = Registration.none()
 
     def pose(self, state: HeadState) -> PosedHead:
         """The warp of one state."""
         return self.warp.pose(self.rig.pose(self.shape, state).vertices)
+
+    def registered(self, state: HeadState) -> HeadState:
+        """A tracked ``state`` with the pose in which the avatar is to be shown."""
+        return self.registration.corrected(state, self.code(state))
 
     def code_of(self, state: HeadState) -> torch.Tensor:
         """The expression code (CODE_WIDTH,) of one state, on the device."""

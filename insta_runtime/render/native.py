@@ -18,7 +18,7 @@ from insta_runtime.kernels import Kernels
 from insta_runtime.render.canvas import COUNTERS, STEPS_A_PIXEL, Canvas, Format, Slot, picture_shape
 from insta_runtime.render.model import AvatarModel
 from insta_runtime.render.occupancy import space_struct
-from insta_runtime.render.renderer import Snapshot
+from insta_runtime.render.renderer import Snapshot, split_snapshot
 from insta_runtime.types import Bytes, Camera, Float32, HeadState, RenderedFrame
 from insta_runtime.warp.posing import PosedHeads, pack_state
 
@@ -101,6 +101,7 @@ class NativeRenderer:
             self._space = space_struct(kernels, model.occupancy, self._grid)
             self._occupied, self._dense = self._space.tensor("occupied"), self._space.tensor("dense")
             self._settle()
+        self._registration = model.registration
         self._drawn = False  # whether `frame` has shown anything that could fade
         self._canvases: dict[tuple[int, int], Canvas] = {}
         self._totals = dict.fromkeys(("pictures", *COUNTERS), 0)
@@ -111,11 +112,10 @@ class NativeRenderer:
         Pictures that are under way still show what they were asked with.  ValueError if the snapshot is of another
         configuration.
         """
-        prefix = "occupancy."
-        weights = {name: tensor for name, tensor in snapshot.items() if not name.startswith(prefix)}
-        grid = {n.removeprefix(prefix): tensor for n, tensor in snapshot.items() if n.startswith(prefix)}
+        weights, grid, registration = split_snapshot(snapshot)
         if {n: t.shape for n, t in grid.items()} != {n: t.shape for n, t in self._grid.items()}:
             raise ValueError("the occupancy does not fit the configuration")
+        self._registration = registration
         with self._on_stream(after=list(snapshot.values())):
             self._target.copy_(flatten(weights, self.model.config.radiance))
             for name, tensor in grid.items():
@@ -136,7 +136,7 @@ class NativeRenderer:
         Shows the newest snapshot, no fade, and waits for the picture.
         """
         canvas = self._canvas(camera)
-        row = torch.from_numpy(pack_state(self.model, state, camera))
+        row = torch.from_numpy(pack_state(self.model, self._registered(state), camera))
         with self._on_stream():
             if self._fading:
                 self._settle()
@@ -163,7 +163,7 @@ class NativeRenderer:
         canvas = self._canvas(camera)
         slot = canvas.next_slot()
         self._collect(slot)
-        slot.row[0] = torch.from_numpy(pack_state(self.model, state, camera))
+        slot.row[0] = torch.from_numpy(pack_state(self.model, self._registered(state), camera))
         with self.kernels.range("frame"), self._on_stream():
             self._fade()
             canvas.set_background(background)
@@ -225,6 +225,9 @@ class NativeRenderer:
             with self._on_stream():
                 self._canvases[size] = Canvas(*parts, size, self._stream, self.fused, capacity)
         return self._canvases[size]
+
+    def _registered(self, state: HeadState) -> HeadState:
+        return self._registration.corrected(state, self.model.code(state))
 
     def _publish(self) -> None:
         threshold = self.model.config.occupancy.threshold

@@ -9,10 +9,13 @@ import torch
 from insta_runtime.render.model import AvatarModel
 from insta_runtime.render.raster import rasterise
 from insta_runtime.render.rays import camera_vertices, pixel_rays
+from insta_runtime.render.registration import Registration
 from insta_runtime.types import Bytes, Camera, Float32, HeadState, RenderedFrame
 
 Snapshot = dict[str, torch.Tensor]
-"""Weights as they travel from learning to display: the field's tensors and, under ``occupancy.``, the grid's."""
+"""Weights as they travel from learning to display: the field's tensors; under ``occupancy.`` the grid's; ``registration``."""
+
+REGISTRATION = "registration"
 
 RAYS_AT_ONCE = 1 << 16
 
@@ -33,6 +36,7 @@ class Renderer:
     def render(self, state: HeadState, camera: Camera, frame_id: int = 0) -> RenderedFrame:
         """The avatar in ``state`` as ``camera`` sees it, over nothing: premultiplied RGBA."""
         model = self.model
+        state = model.registered(state)
         posed = model.pose(state)
         code = model.code_of(state)
         parts = []
@@ -50,15 +54,28 @@ class Renderer:
         return self.render(state, camera).over(background)
 
 
-def take_snapshot(model: AvatarModel, weights: dict[str, torch.Tensor] | None = None) -> Snapshot:
-    """A copy of the model's state; ``weights`` (the averaged ones, say) in place of the field's own."""
+def take_snapshot(
+    model: AvatarModel, weights: dict[str, torch.Tensor] | None = None, registration: torch.Tensor | None = None
+) -> Snapshot:
+    """A copy of the model's state; ``weights`` (the averaged ones, say) and ``registration`` in place of its own."""
     source = model.field.state_dict() if weights is None else weights
     snapshot = {name: tensor.detach().clone() for name, tensor in source.items()}
-    return snapshot | {f"occupancy.{name}": t.clone() for name, t in model.occupancy.state().items()}
+    snapshot |= {f"occupancy.{name}": t.clone() for name, t in model.occupancy.state().items()}
+    own = torch.from_numpy(model.registration.weights)
+    return snapshot | {REGISTRATION: (own if registration is None else registration).detach().clone()}
+
+
+def split_snapshot(snapshot: Snapshot) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], Registration]:
+    """The field's tensors of a snapshot, those of the occupancy grid, and the registration."""
+    prefix = "occupancy."
+    field = {k: v for k, v in snapshot.items() if not k.startswith(prefix) and k != REGISTRATION}
+    grid = {k.removeprefix(prefix): v for k, v in snapshot.items() if k.startswith(prefix)}
+    known = snapshot.get(REGISTRATION)
+    return field, grid, Registration.none() if known is None else Registration(known.cpu().numpy())
 
 
 def load_snapshot(model: AvatarModel, snapshot: Snapshot) -> None:
     """Put a snapshot into a model of the same configuration."""
-    prefix = "occupancy."
-    model.field.load_state_dict({k: v for k, v in snapshot.items() if not k.startswith(prefix)})
-    model.occupancy.load({k.removeprefix(prefix): v for k, v in snapshot.items() if k.startswith(prefix)})
+    field, grid, model.registration = split_snapshot(snapshot)
+    model.field.load_state_dict(field)
+    model.occupancy.load(grid)

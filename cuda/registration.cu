@@ -1,0 +1,180 @@
+// Where heads really are: corrections of tracked poses, learned from the same pixels as the field.
+//
+// A correction is a small motion of the head in its own space: metres along x, y, z, then a turn about them, in metres
+// at a distance of LEVER. It is a linear function of what the tracker says of a picture (its features), which holds for
+// pictures that were never learned from too, and a residual of each picture's own. Twin: learn/registration.py.
+#include "hashgrid.cuh"
+#include "lanes.cuh"
+#include "layout.cuh"
+#include "rotation.cuh"
+
+#define MOTION 6  // numbers of a correction
+
+// The poses of the drawn pictures with their corrections, into their rows of `states` (slots, state_size) and, unless
+// it is null, of `posed` (frames, state_size); pulls (frames, MOTION) becomes zero.
+//
+// tracked (slots, 12): rotation 9 and translation 3 as the tracker has them. features (slots, FEATURES_OF_POSE),
+// weights (MOTION, FEATURES_OF_POSE), residuals (slots, MOTION). items: frames.
+KERNEL(32) register_heads(int expressions, int state_size, int frames, const int* slots, const float* tracked,
+                          const float* features, const float* weights, const float* residuals, float* states,
+                          float* posed, float* pulls) {
+    EACH(b, frames) {
+        const int slot = slots[b];
+        const float* head = tracked + 12 * (size_t)slot;
+        float motion[MOTION], turn[9], placed[12];
+        for (int k = 0; k < MOTION; ++k) {
+            motion[k] = residuals[MOTION * (size_t)slot + k];
+            for (int f = 0; f < FEATURES_OF_POSE; ++f)
+                motion[k] += weights[FEATURES_OF_POSE * k + f] * features[FEATURES_OF_POSE * (size_t)slot + f];
+            pulls[MOTION * b + k] = 0.0f;
+        }
+        for (int k = 3; k < MOTION; ++k) motion[k] *= 1.0f / LEVER;
+        rotation_matrix(motion + 3, turn);
+        for (int r = 0; r < 3; ++r) {
+            const float* row = head + 3 * r;
+            for (int c = 0; c < 3; ++c) placed[3 * r + c] = row[0] * turn[c] + row[1] * turn[3 + c] + row[2] * turn[6 + c];
+            placed[9 + r] = head[9 + r] + row[0] * sound(motion[0]) + row[1] * sound(motion[1]) + row[2] * sound(motion[2]);
+        }
+        for (int i = 0; i < 12; ++i) {
+            const int column = STATE_ROTATION(expressions) + i;
+            states[(size_t)slot * state_size + column] = placed[i];
+            if (posed) posed[(size_t)b * state_size + column] = placed[i];
+        }
+    }
+}
+
+// A feature of a row, and of what a sample pulls at.
+DEVICE float table_feature(const storage_t* table, uint row, int f) { return load(table + row * size_t(FEATURES) + f); }
+DEVICE float pulled_feature(const storage_t* gradients, int capacity, int level, int sample, int f) {
+#if ON_GPU
+    return load(gradients + ((size_t(level) * capacity + sample) * FEATURES + f));
+#else
+    return gradients[(size_t(level) * FEATURES + f) * capacity + sample];
+#endif
+}
+
+// The gradient with respect to a point of the unit cube, of what one level's features pull: slopes of the trilinear
+// interpolation between its rows.
+DEVICE vec3 level_slope(const storage_t* table, int level, vec3 point, const float (&pull)[FEATURES]) {
+    const float resolution = float(level_resolution[level]);
+    const float x = point.x * resolution, y = point.y * resolution, z = point.z * resolution;
+    const int ix = int(x), iy = int(y), iz = int(z);
+    const float fx = x - float(ix), fy = y - float(iy), fz = z - float(iz);
+    const float gx = 1.0f - fx, gy = 1.0f - fy, gz = 1.0f - fz;
+    float value[8];
+    UNROLL
+    for (int c = 0; c < 8; ++c) {
+        const uint a = uint(ix) + (c & 1), b = (uint(iy) + (c >> 1 & 1)) * stride_y(level),
+                   d = (uint(iz) + (c >> 2)) * stride_z(level);
+        const uint row = uint(level_offset[level]) + (level < DENSE_LEVELS ? a + b + d : (a ^ b ^ d) & uint(ENTRIES - 1));
+        value[c] = 0.0f;
+        UNROLL
+        for (int f = 0; f < FEATURES; ++f) value[c] += pull[f] * table_feature(table, row, f);
+    }
+    return resolution * vec3{gz * (gy * (value[1] - value[0]) + fy * (value[3] - value[2])) +
+                                 fz * (gy * (value[5] - value[4]) + fy * (value[7] - value[6])),
+                             gz * (gx * (value[2] - value[0]) + fx * (value[3] - value[1])) +
+                                 fz * (gx * (value[6] - value[4]) + fx * (value[7] - value[5])),
+                             gy * (gx * (value[4] - value[0]) + fx * (value[5] - value[1])) +
+                                 fy * (gx * (value[6] - value[2]) + fx * (value[7] - value[3]))};
+}
+
+// Adds to pulls (frames, MOTION) the gradient of the loss, times LOSS_SCALE, with respect to the motion of each frame's
+// head, from what field_backward left. As the head moves one way, a fixed ray's samples move the other way in its space;
+// that canonical space follows posed space as it is, neither turned nor stretched, holds but for jaw and lids, and
+// is taken for granted. items: capacity of samples.
+KERNEL(128) pull_heads(const Rays rays, const Samples samples, const FieldWeights weights,
+                       const storage_t* encoded_gradients, float side, int frames, float* pulls) {
+    const int steps = samples.totals[0], each = rays.count / frames;
+    EACH_PACKET(p, (steps + PACKET - 1) / PACKET) {
+        float pull[MOTION][LANES], frame[LANES], none[LANES];
+        for (int l = 0; l < LANES; ++l) {
+            const int j = p * PACKET + COLUMN(l), ray = j < steps ? samples.step_ray[j] : -1;
+            const int sample = ray >= 0 ? samples.slot[j] : -1;
+            for (int k = 0; k < MOTION; ++k) pull[k][l] = 0.0f;
+            frame[l] = 1e9f, none[l] = 1e9f;
+            if (sample < 0) continue;
+            const vec3 unit = load3(samples.position + 3 * (size_t)sample);
+            const vec3 point = {clamp_unit(unit.x), clamp_unit(unit.y), clamp_unit(unit.z)};
+            vec3 slope = {};
+            for (int level = 0; level < LEVELS; ++level) {
+                float features[FEATURES];
+                bool any = false;
+                UNROLL
+                for (int f = 0; f < FEATURES; ++f) {
+                    features[f] = pulled_feature(encoded_gradients, samples.capacity, level, sample, f);
+                    any = any || features[f] != 0.0f;
+                }
+                if (any) slope = slope + level_slope(weights.table, level, point, features);
+            }
+            const vec4 origin = load4(rays.origin + 4 * ray), direction = load4(rays.direction + 4 * ray);
+            const float t = samples.step_t[j];
+            const vec3 at = vec3{origin.x, origin.y, origin.z} + t * vec3{direction.x, direction.y, direction.z};
+            const vec3 force = (-1.0f / side) * slope, moment = cross(at, force);
+            frame[l] = float(ray / each), none[l] = -frame[l];
+            pull[0][l] = force.x, pull[1][l] = force.y, pull[2][l] = force.z;
+            pull[3][l] = (1.0f / LEVER) * moment.x, pull[4][l] = (1.0f / LEVER) * moment.y;
+            pull[5][l] = (1.0f / LEVER) * moment.z;
+        }
+        // Steps side by side are mostly of one frame.
+        const float lowest = min_lanes(frame), highest = -min_lanes(none);
+        if (lowest > highest) continue;
+        for (float b = lowest; b <= highest; b += 1.0f)
+            for (int k = 0; k < MOTION; ++k) {
+                float own[LANES];
+                for (int l = 0; l < LANES; ++l) own[l] = frame[l] == b ? pull[k][l] : 0.0f;
+                const float sum = sum_lanes(own);
+                for (int l = 0; l < LANES; ++l)
+                    if (COLUMN(l) == 0 && sum != 0.0f) add_atomic(pulls + MOTION * int(b) + k, sum);
+            }
+    }
+}
+
+// Adam on one number. `age` is how many steps it has had, this one included.
+DEVICE float adam_move(float gradient, float age, float* first, float* second) {
+    *first += (1.0f - BETA1) * (gradient - *first);
+    *second = BETA2 * *second + (1.0f - BETA2) * gradient * gradient;
+    const float m = *first / (1.0f - powf(BETA1, age)), v = *second / (1.0f - powf(BETA2, age));
+    return m / (sqrtf(v) + 1e-20f);
+}
+
+// One step of Adam on the residuals of the drawn pictures and on the weights, whose running average is `averaged`.
+// moments: first and second of the residuals (slots, 2, MOTION) and of the weights (2, MOTION, FEATURES_OF_POSE); ages
+// (slots + 1) how many steps they have had, that of the weights last. control: as in adam.cu; control[6] is the rate of
+// residuals in metres, control[7] that of weights; residuals fade by RESIDUAL_FADES of the rate's share of its first
+// value. items: MOTION * (1 + FEATURES_OF_POSE).
+KERNEL(256) register_step(int frames, int slots_in_all, const int* slots, const float* features, const float* pulls,
+                          const float* control, float* weights, float* averaged, float* residuals, float* moments,
+                          float* weight_moments, float* ages) {
+    const bool sound_loss = fabsf(control[5]) < 3.0e38f;
+    EACH(i, sound_loss && control[6] > 0.0f ? MOTION * (1 + FEATURES_OF_POSE) : 0) {
+        if (i < MOTION) {
+            for (int b = 0; b < frames; ++b) {
+                const size_t slot = slots[b];
+                const float gradient = pulls[MOTION * b + i] * (1.0f / LOSS_SCALE);
+                if (!(fabsf(gradient) < 1e18f)) continue;
+                const float age = ages[slot] + 1.0f;
+                float* own = moments + 2 * MOTION * slot + i;
+                const float move = adam_move(gradient, age, own, own + MOTION);
+                float* residual = residuals + MOTION * slot + i;
+                *residual = (1.0f - RESIDUAL_FADES) * *residual - control[6] * move;
+            }
+        } else {
+            const int w = i - MOTION, k = w / FEATURES_OF_POSE, f = w % FEATURES_OF_POSE;
+            float gradient = 0.0f;
+            for (int b = 0; b < frames; ++b)
+                gradient += pulls[MOTION * b + k] * (1.0f / LOSS_SCALE) * features[FEATURES_OF_POSE * (size_t)slots[b] + f];
+            if (fabsf(gradient) < 1e18f) {
+                const float age = ages[slots_in_all] + 1.0f;
+                weights[w] -= control[7] * adam_move(gradient, age, weight_moments + w,
+                                                     weight_moments + MOTION * FEATURES_OF_POSE + w);
+                averaged[w] += (1.0f - control[4]) * (weights[w] - averaged[w]);
+            }
+        }
+    }
+}
+
+// The steps are counted once all numbers have had theirs. items: frames + 1.
+KERNEL(32) count_ages(int frames, int slots_in_all, const int* slots, const float* control, float* ages) {
+    EACH(b, control[6] > 0.0f ? frames + 1 : 0) { add_atomic(ages + (b < frames ? slots[b] : slots_in_all), 1.0f); }
+}
