@@ -253,6 +253,10 @@ def render(
     orbit: Annotated[
         float | None, typer.Option(metavar="DEGREES", help="Turn the camera around the head by so much.")
     ] = None,
+    tilt: Annotated[float, typer.Option(metavar="DEGREES", help="With --orbit: move it up and down by so much.")] = 0.0,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Take somebody else's expressions and camera as they are, not mapped.")
+    ] = False,
     size: Annotated[int, typer.Option(metavar="PIXELS", min=32, max=2048, help="Side of the picture.")] = 512,
     head: HeadOption = None,
     device: DeviceOption = None,
@@ -267,7 +271,18 @@ def render(
     settings = _configure(config, changes, device)
     from telepresence.commands.render import render as command
 
-    command(avatar=avatar, driver=driver, out=out, frames=frames, orbit=orbit, size=size, config=settings, head=head)
+    command(
+        avatar=avatar,
+        driver=driver,
+        out=out,
+        frames=frames,
+        orbit=orbit,
+        tilt=tilt,
+        raw=raw,
+        size=size,
+        config=settings,
+        head=head,
+    )
 
 
 @app.command()

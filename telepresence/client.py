@@ -24,15 +24,16 @@ class ParameterClient:
     """Sends head states to the daemon that binds ``address``.
 
     ``head_sha256`` is the hash of the head model that the parameters belong to (or its first 16 digits), as
-    `/status` names it under ``head``; the daemon refuses those of another head.  Sending never blocks: while
-    nobody listens, messages are dropped.
+    `/status` names it under ``head``; the daemon refuses those of another head.  ``person`` says whose face they are
+    (`telepresence.drivers.transfer.fingerprint`): the daemon maps somebody else's on the person whom it shows; None
+    lets it show them as they are.  Sending never blocks: while nobody listens, messages are dropped.
     """
 
-    def __init__(self, address: str, head_sha256: str, basis: Basis) -> None:
+    def __init__(self, address: str, head_sha256: str, basis: Basis, person: str | None = None) -> None:
         import zmq
 
         self.dropped = 0
-        self._head = head_sha256
+        self._head, self._person = head_sha256, person
         self._basis = basis
         self._seq = 0
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PUSH)
@@ -57,7 +58,7 @@ class ParameterClient:
         import zmq
 
         values: dict[str, Any] = dict(fields) if state is None else {**state.arrays(), **fields}
-        if unknown := values.keys() - set(Parameters.__struct_fields__[5:]):
+        if unknown := values.keys() - set(Parameters.__struct_fields__[5:-1]):
             raise ValueError(f"a head state has no field {', '.join(sorted(unknown))}")
         stamp = time.monotonic_ns() if t_capture_ns is None else t_capture_ns
         parameters = Parameters(
@@ -66,6 +67,7 @@ class ParameterClient:
             t_capture_ns=stamp,
             head=self._head,
             basis=self._basis,
+            person=self._person,
             **{name: np.asarray(value, dtype=np.float32).tolist() for name, value in values.items()},
         )
         self._seq += 1

@@ -29,6 +29,7 @@ from telepresence.clock import Ratekeeper, now_ns
 from telepresence.config import Config
 from telepresence.display import Display, Scene
 from telepresence.drivers.arbiter import FRESH_S, Drive, Driver, choose
+from telepresence.drivers.transfer import Habits, LiveTransfer, fingerprint
 from telepresence.drivers.zeromq import ZeroMqDriver
 from telepresence.frames import CameraFrame, ShownFrame
 from telepresence.learner import Learner
@@ -99,6 +100,8 @@ class Daemon:
         self._saved_at = time.monotonic()
         self._driver: Driver = "tracker"
         self._zmq: ZeroMqDriver | None = None
+        self._habits: tuple[str, Habits] | None = None
+        self._known_states = 0
         self._server: MediaServer | None = None
         self._home: Person | None = None  # the one from --source
         self._guest: Person | None = None  # the one before a browser's camera
@@ -142,6 +145,7 @@ class Daemon:
             expressions=len(self._head.expression_names),
             refused=lambda text: self._note("zmq", text),
             accepted=self._moved.set,
+            transfer=LiveTransfer(self._head, self._shown_person),
         )
         self._zmq.start()
         # What may be missing is found out before anything is promised.  The actor is never missing, but takes
@@ -270,6 +274,20 @@ class Daemon:
             self._save(person)
             person.close()
 
+    def _shown_person(self) -> tuple[str, Habits] | None:
+        """Whose avatar there is and what is usual for them (called on the zmq thread)."""
+        person = self._current
+        learner = person.learner if person is not None else None
+        if learner is None:
+            return None
+        shape, seen = learner.avatar.model.shape, learner.avatar.model.code.repertoire
+        who = fingerprint(shape)
+        if self._habits is None or self._habits[0] != who or seen.count > 1.1 * self._known_states:
+            if not seen.count:
+                return None
+            self._habits, self._known_states = (who, Habits.of(seen, self._head)), seen.count
+        return self._habits
+
     # ---- the threads' rounds
 
     def _capture(self) -> None:
@@ -392,6 +410,8 @@ class Daemon:
         if self._driver == "zmq" and self._zmq is not None:
             driven = self._zmq.newest()
             state = driven.state if driven is not None else state
+            if driven is not None and driven.transferred:
+                camera = None
         if learner is not None and camera is None:
             camera = learner.avatar.camera
         absent = time.monotonic() - session.last_face if session.state in AWAY and session.last_face else 0.0

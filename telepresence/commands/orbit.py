@@ -23,6 +23,18 @@ def yaw_turn(angle: float) -> Float64:
     return np.array([[cos, 0.0, -sin], [0.0, 1.0, 0.0], [sin, 0.0, cos]])
 
 
+def pitch(state: HeadState) -> float:
+    """Angle in radians by which the face looks down from the camera's horizon; 0 looks into the camera."""
+    forward = rotation_matrix(state.rotation)[:, 2]
+    return math.asin(max(-1.0, min(1.0, float(forward[1]))))
+
+
+def pitch_turn(angle: float) -> Float64:
+    """The (3, 3) rotation in camera space that adds ``angle`` radians to the `pitch` of a frontal state."""
+    cos, sin = math.cos(angle), math.sin(angle)
+    return np.array([[1.0, 0.0, 0.0], [0.0, cos, -sin], [0.0, sin, cos]])
+
+
 def turned(state: HeadState, turn: Float64) -> HeadState:
     """``state`` as a camera sees it that has moved around the head, so that ``turn`` (3, 3) comes on top."""
     rotation = axis_angle(turn @ rotation_matrix(state.rotation))

@@ -13,12 +13,14 @@ import numpy as np
 from insta_runtime.avatar import Avatar
 from insta_runtime.backends import choose_backend, make_renderer
 from insta_runtime.errors import UserError
+from insta_runtime.field.repertoire import Repertoire
 from insta_runtime.geometry import rotation_matrix
 from insta_runtime.head import load_head
 from insta_runtime.tracked import read_take
 from insta_runtime.types import Bytes, Camera, HeadState, Take
-from telepresence.commands.orbit import turned, yaw_turn
+from telepresence.commands.orbit import pitch_turn, turned, yaw_turn
 from telepresence.config import Config
+from telepresence.drivers.transfer import Habits, Transfer, fingerprint
 
 ORBIT_S = 4.0  # seconds of one swing of the turntable, there and back
 FPS = 30.0
@@ -33,6 +35,8 @@ def render(
     out: Path | None,
     frames: Path | None,
     orbit: float | None,
+    tilt: float,
+    raw: bool,
     size: int,
     config: Config,
     head: Path | None,
@@ -40,7 +44,9 @@ def render(
     """Render ``avatar`` over white at ``size`` x ``size`` pixels, into the video ``out`` or the folder ``frames``.
 
     ``driver`` is a take or a tracked folder of anybody with the same kind of head; without one a neutral face is
-    shown.  ``orbit`` swings the camera by so many degrees to both sides.  Raises UserError.
+    shown.  Somebody else's expressions are mapped on this person's, around the place where the avatar was learned;
+    ``raw`` takes them, and the take's camera, as they are.  ``orbit`` swings the camera by so many degrees to both
+    sides, and by ``tilt`` up and down.  Raises UserError.
     """
     loaded = Avatar.load(avatar, load_head(head), config.run.device)
     if driver is None:
@@ -48,8 +54,10 @@ def render(
     else:
         take = read_take(driver)
         camera, states, fps = take.camera, _states(take, loaded, driver), take.fps
+        if not raw and fingerprint(take.shape) != fingerprint(loaded.model.shape):
+            camera, states = loaded.camera, transferred(states, loaded)
     if orbit is not None:
-        states = _orbited(states, math.radians(orbit), fps)
+        states = _orbited(states, math.radians(orbit), math.radians(tilt), fps)
     view = camera.scaled(size, size)
     renderer = make_renderer(loaded.model, choose_backend(config.run.backend, loaded.model))
     pictures = (renderer.render(state, view).over(BACKGROUND) for state in _progress(states))
@@ -80,12 +88,27 @@ def _states(take: Take, avatar: Avatar, path: Path) -> list[HeadState]:
     return states
 
 
-def _orbited(states: list[HeadState], angle: float, fps: float) -> list[HeadState]:
-    """The states seen by a camera that swings by ``angle`` radians around the head."""
-    return [
-        turned(state, yaw_turn(angle * math.sin(2.0 * math.pi * number / (ORBIT_S * fps))))
-        for number, state in enumerate(states)
-    ]
+def transferred(states: list[HeadState], avatar: Avatar) -> list[HeadState]:
+    """What the person of ``avatar`` does when somebody else does ``states``; head poses are before its camera."""
+    head, learned = avatar.model.head, avatar.model.code.repertoire
+    source = Repertoire(len(head.expression_names))
+    for state in states:
+        source.observe(state)
+    # An avatar from before anybody took note of what was learned from knows nothing.
+    unknown = Habits.unknown(head, _portrait(avatar)[1][0].translation)
+    target = Habits.of(learned, head) if len(learned) else unknown
+    transfer = Transfer(Habits.of(source, head), target, head)
+    return [transfer(state) for state in states]
+
+
+def _orbited(states: list[HeadState], yaw: float, pitch: float, fps: float) -> list[HeadState]:
+    """The states seen by a camera that swings by ``yaw`` and ``pitch`` radians around the head, on a lying eight."""
+    orbited = []
+    for number, state in enumerate(states):
+        phase = 2.0 * math.pi * number / (ORBIT_S * fps)
+        turn = pitch_turn(pitch * math.sin(2.0 * phase)) @ yaw_turn(yaw * math.sin(phase))
+        orbited.append(turned(state, turn))
+    return orbited
 
 
 def _progress(states: list[HeadState]) -> Iterator[HeadState]:

@@ -25,6 +25,7 @@ def send(*, take: Path, zmq: str, loop: bool) -> None:
     from insta_runtime.tracked import read_take
     from telepresence.client import ParameterClient
     from telepresence.drivers.take import play, schedule
+    from telepresence.drivers.transfer import fingerprint
     from telepresence.drivers.zeromq import check_address
 
     recorded = read_take(take)
@@ -36,7 +37,7 @@ def send(*, take: Path, zmq: str, loop: bool) -> None:
     basis: Basis = "arkit52" if recorded.head_sha256 == load_head().sha256 else "flame"
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
     with (
-        ParameterClient(zmq, recorded.head_sha256, basis) as client,
+        ParameterClient(zmq, recorded.head_sha256, basis, fingerprint(recorded.shape)) as client,
         Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress,
     ):
         if not client.wait(CONNECT_S):

@@ -21,6 +21,7 @@ MAX_BYTES: Final = 16 * 1024
 
 Basis = Literal["arkit52", "flame"]
 Vector = tuple[float, float, float]
+PersonId = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")]
 HeadId = Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{16}|[0-9a-f]{64})$")]
 Natural = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Weights = Annotated[list[float], msgspec.Meta(min_length=1, max_length=512)]
@@ -50,6 +51,7 @@ class Parameters(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True,
     eyelids: tuple[float, float] | None = None
     rotation: Vector | None = None
     translation: Vector | None = None
+    person: PersonId | None = None
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -23,18 +23,23 @@ SAME_CLOCK_NS = 1_000_000_000
 
 @dataclass(frozen=True)
 class Driven:
-    """A state that a message asked for, and when it arrived (``now_ns`` clock)."""
+    """A state that a message asked for, and when it arrived (``now_ns`` clock).
+
+    ``transferred`` says that it was somebody else's, and now is before the camera that the avatar was learned with.
+    """
 
     state: HeadState
     seq: int
     arrived_ns: int
+    transferred: bool = False
 
 
 class ZeroMqDriver:
     """Binds a PULL socket and keeps the newest state that valid messages add up to.
 
     ``refused`` is called once for every message that is dropped, with one line that says why, ``accepted`` for
-    every other one.  The thread named "zmq" runs from `start` to `stop` and calls both.
+    every other one.  ``transfer`` makes the state to show from the one that messages add up to and the person whose
+    it is.  The thread named "zmq" runs from `start` to `stop` and calls all three.
     """
 
     def __init__(
@@ -46,6 +51,7 @@ class ZeroMqDriver:
         expressions: int,
         refused: Callable[[str], None],
         accepted: Callable[[], None] = lambda: None,
+        transfer: Callable[[HeadState, str | None], HeadState] = lambda state, _person: state,
         allow_remote: bool = False,
     ) -> None:
         check_address(address, allow_remote)
@@ -55,7 +61,7 @@ class ZeroMqDriver:
         self._basis = basis
         self._head = head_sha256
         self._state = HeadState.neutral(expressions)
-        self._refused, self._accepted = refused, accepted
+        self._refused, self._accepted, self._transfer = refused, accepted, transfer
         self._newest: Driven | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -119,7 +125,8 @@ class ZeroMqDriver:
         local = 0 <= arrived - parameters.t_capture_ns < SAME_CLOCK_NS
         self._state = state.at(parameters.t_capture_ns if local else arrived)
         self.received += 1
-        self._newest = Driven(self._state, parameters.seq, arrived)
+        shown = self._transfer(self._state, parameters.person)
+        self._newest = Driven(shown, parameters.seq, arrived, transferred=shown is not self._state)
         self._accepted()
 
 
