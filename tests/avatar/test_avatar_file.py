@@ -15,12 +15,13 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from small_person import CPU, SMALL, camera, flame_head, neutral_shape, open_head, pose
+from small_person import CPU, SMALL, camera, flame_head, neutral_shape, open_head, performance, pose
 
 from insta_runtime.avatar import CELLS as STORED
 from insta_runtime.avatar import FILE_NAME, Avatar, choose_device
 from insta_runtime.config import OccupancyConfig
 from insta_runtime.errors import UserError
+from insta_runtime.field.conditioning import ExpressionCode
 from insta_runtime.render.renderer import Renderer
 
 CELLS = STORED[0]
@@ -40,6 +41,8 @@ def avatar() -> Avatar:
         avatar.model.field.grid.table.copy_(torch.rand(avatar.model.field.grid.table.shape, generator=generator))
     avatar.model.occupancy.value[::3] = 0.0
     avatar.model.occupancy.load(avatar.model.occupancy.state())
+    for state in performance(open_head(), 80):
+        avatar.model.code.observe(state)
     avatar.calibration, avatar.seconds, avatar.steps = {"offsets": [0.25, None, "x"]}, 12.5, 340
     return avatar
 
@@ -82,6 +85,29 @@ def test_round_trip_renders_the_same_picture(avatar: Avatar, saved: Path) -> Non
         assert loaded.camera == camera(48)
         assert loaded.calibration == avatar.calibration
         assert (loaded.seconds, loaded.steps) == (12.5, 340)
+
+
+def test_the_range_of_expressions_is_stored(avatar: Avatar, saved: Path) -> None:
+    loaded = Avatar.load(saved, open_head(), CPU)
+    code = loaded.part(ExpressionCode)
+    assert code is loaded.model.code
+    assert code.repertoire.count == 80
+    for state in (pose(open_head(), jaw=1.0, blink=0.3), pose(open_head(), smile=0.1)):
+        np.testing.assert_allclose(code(state), avatar.model.code(state), atol=1e-6)
+
+
+def test_an_avatar_without_a_range_shows_codes_as_they_are(saved: Path) -> None:
+    def older(header: Header, tensors: Tensors) -> None:
+        del header["config"]["conditioning"]
+        for name in [name for name in tensors if name.startswith("expression.")]:
+            del tensors[name]
+
+    tamper(saved, older)
+    code = Avatar.load(saved, open_head(), CPU).model.code
+    state = pose(open_head(), jaw=1.0, smile=0.5)
+    np.testing.assert_array_equal(code(state), code.raw(state))
+    code.observe(pose(open_head()))
+    np.testing.assert_array_equal(code.learned(code.raw(state)), code.raw(state))
 
 
 def test_saving_again_replaces_the_file_and_leaves_nothing_else(avatar: Avatar, saved: Path) -> None:
@@ -202,6 +228,14 @@ TAMPERED: dict[str, Callable[[Header, Tensors], object]] = {
     "masks beyond one": lambda h, t: t["occupancy.masks"][0].fill_(1.5),
     "masks of one number": lambda h, t: t.update({"occupancy.masks": t["occupancy.masks"][:, :1].contiguous()}),
     "a value for all cells": lambda h, t: t.update({"occupancy.value": torch.zeros(())}),
+    "expressions without their mean": lambda h, t: t.pop("expression.mean"),
+    "expressions with something else": lambda h, t: t.update({"expression.extra": torch.zeros(1)}),
+    "expressions of another head": lambda h, t: t.update({"expression.states": torch.zeros(80, 5)}),
+    "expressions without a count": lambda h, t: t["expression.count"].fill_(81.0),
+    "half an expression": lambda h, t: t["expression.count"].fill_(79.5),
+    "countless expressions": lambda h, t: t["expression.count"].fill_(-1.0),
+    "huge expressions": lambda h, t: t["expression.states"].fill_(1e30),
+    "expressions of no spread": lambda h, t: t["expression.spread"].fill_(0.0),
     "no cell": lambda h, t: t.update({name: t[name][:0] for name in list(t) if name.startswith("occupancy.")}),
 }
 
