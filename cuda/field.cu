@@ -87,40 +87,68 @@ KERNEL(128) field_samples(const FieldWeights weights, const Samples samples, con
 }
 
 #if ON_GPU
-CONSTANT int staged_pairs = 2 * INPUT_TILES > HIDDEN_PAIRS ? 2 * INPUT_TILES : HIDDEN_PAIRS;
+// The first layer's inputs are put into shared memory in two parts if they are many, so that 48 KB suffice.
+CONSTANT int used_pairs = GRID_PAIRS + CODE_PAIRS;
+CONSTANT int first_part = used_pairs > 12 ? (used_pairs + 1) / 2 : used_pairs, second_part = used_pairs - first_part;
+CONSTANT int whole_pairs = second_part > 0 ? first_part : 2 * INPUT_TILES;
+CONSTANT int staged_pairs = whole_pairs > HIDDEN_PAIRS ? whole_pairs : HIDDEN_PAIRS;
 CONSTANT int staged_inputs = 8 * (staged_pairs > 4 ? staged_pairs : 4) + 8;
 CONSTANT int staged_outputs = HIDDEN + 8;
 #else
 struct FieldGradients {
-    LayerGradient<INPUTS, HIDDEN> layer_1;
-    LayerGradient<HIDDEN, RAW> layer_2;
-    LayerGradient<COLOUR_INPUTS, HIDDEN> layer_3;
-    LayerGradient<HIDDEN, HIDDEN> layer_4;
-    LayerGradient<HIDDEN, 3> layer_5;
+    LayerGradient<INPUTS, HIDDEN> density_first;
+    LayerGradient<HIDDEN, RAW> density_last;
+    LayerGradient<COLOUR_INPUTS, HIDDEN> colour_first;
+    LayerGradient<HIDDEN, HIDDEN> inner[INNER_LAYERS];
+    LayerGradient<HIDDEN, 3> colour_last;
 };
 // The gradients of what FieldScratch holds.
 struct alignas(64) FieldPulls {
     float input[INPUTS][PACKET];
-    float hidden[HIDDEN][PACKET];
-    float raw[RAW + 4][PACKET];
-    float hidden_1[HIDDEN][PACKET];
-    float hidden_2[HIDDEN][PACKET];
+    float density_hidden[DENSITY_LAYERS][HIDDEN][PACKET];
+    float raw[RAW + DIRECTIONS][PACKET];
+    float colour_hidden[COLOUR_LAYERS][HIDDEN][PACKET];
     float colour[3][PACKET];
 };
 DEVICE void networks_backward(const float* networks, FieldScratch& s, FieldPulls& d, FieldGradients& sums) {
-    layer_weights(s.hidden_2, d.colour, sums.layer_5);
-    layer_inputs<HIDDEN, 3>(networks + weight_5, d.colour, d.hidden_2);
-    mask_relu<HIDDEN>(s.hidden_2, d.hidden_2);
-    layer_weights(s.hidden_1, d.hidden_2, sums.layer_4);
-    layer_inputs<HIDDEN, HIDDEN>(networks + weight_4, d.hidden_2, d.hidden_1);
-    mask_relu<HIDDEN>(s.hidden_1, d.hidden_1);
-    layer_weights(s.raw + 1, d.hidden_1, sums.layer_3);
-    layer_inputs<COLOUR_INPUTS, HIDDEN, GEOMETRY>(networks + weight_3, d.hidden_1, d.raw + 1);
-    layer_weights(s.hidden, d.raw, sums.layer_2);
-    layer_inputs<HIDDEN, RAW>(networks + weight_2, d.raw, d.hidden);
-    mask_relu<HIDDEN>(s.hidden, d.hidden);
-    layer_weights(s.input, d.hidden, sums.layer_1);
-    layer_inputs<INPUTS, HIDDEN, ENCODED>(networks + weight_1, d.hidden, d.input);
+    constexpr int colours = COLOUR_LAYERS, densities = DENSITY_LAYERS;
+    layer_weights(s.colour_hidden[colours - 1], d.colour, sums.colour_last);
+    layer_inputs<HIDDEN, 3>(networks + colour_weight(colours), d.colour, d.colour_hidden[colours - 1]);
+    mask_relu<HIDDEN>(s.colour_hidden[colours - 1], d.colour_hidden[colours - 1]);
+    for (int i = colours - 1; i > 0; --i) {
+        layer_weights(s.colour_hidden[i - 1], d.colour_hidden[i], sums.inner[densities - 2 + i]);
+        layer_inputs<HIDDEN, HIDDEN>(networks + colour_weight(i), d.colour_hidden[i], d.colour_hidden[i - 1]);
+        mask_relu<HIDDEN>(s.colour_hidden[i - 1], d.colour_hidden[i - 1]);
+    }
+    layer_weights(s.raw + 1, d.colour_hidden[0], sums.colour_first);
+    layer_inputs<COLOUR_INPUTS, HIDDEN, GEOMETRY>(networks + colour_weight(0), d.colour_hidden[0], d.raw + 1);
+    layer_weights(s.density_hidden[densities - 1], d.raw, sums.density_last);
+    layer_inputs<HIDDEN, RAW>(networks + density_weight(densities), d.raw, d.density_hidden[densities - 1]);
+    mask_relu<HIDDEN>(s.density_hidden[densities - 1], d.density_hidden[densities - 1]);
+    for (int i = densities - 1; i > 0; --i) {
+        layer_weights(s.density_hidden[i - 1], d.density_hidden[i], sums.inner[i - 1]);
+        layer_inputs<HIDDEN, HIDDEN>(networks + density_weight(i), d.density_hidden[i], d.density_hidden[i - 1]);
+        mask_relu<HIDDEN>(s.density_hidden[i - 1], d.density_hidden[i - 1]);
+    }
+    layer_weights(s.input, d.density_hidden[0], sums.density_first);
+    layer_inputs<INPUTS, HIDDEN, ENCODED>(networks + density_weight(0), d.density_hidden[0], d.input);
+}
+#endif
+
+#if ON_GPU
+// A layer between two hidden ones: adds to its weights' sums, and makes of its outputs' gradients those of its inputs
+// `x`. All threads of the block call together, after they have read what is staged.
+DEVICE void inner_backward(const uint* fragments, storage_t (*inputs)[staged_inputs],
+                           storage_t (*outputs)[staged_outputs], const uint (&x)[HIDDEN_PAIRS][2],
+                           WeightSums<HIDDEN_TILES, HIDDEN_PAIRS>& sums, uint (&pull)[HIDDEN_PAIRS][2]) {
+    uint pull_inputs[HIDDEN_PAIRS][2];
+    __syncthreads();
+    stage(inputs, x), stage(outputs, pull);
+    __syncthreads();
+    add_weights(sums, inputs, outputs);
+    relu_backward<HIDDEN_TILES, HIDDEN_PAIRS, 1>(fragments, pull, x, pull_inputs);
+    UNROLL
+    for (int p = 0; p < HIDDEN_PAIRS; ++p) pull[p][0] = pull_inputs[p][0], pull[p][1] = pull_inputs[p][1];
 }
 #endif
 
@@ -136,16 +164,17 @@ KERNEL(256) field_backward(const FieldWeights weights, const Samples samples, co
     __shared__ __align__(16) storage_t inputs[TILE][staged_inputs];
     __shared__ __align__(16) storage_t outputs[TILE][staged_outputs];
     const int tiles = (count + TILE - 1) / TILE, t = LANE & 3;
-    WeightSums<HIDDEN_TILES, GRID_PAIRS + CODE_PAIRS> sums_1 = {};
-    WeightSums<1, HIDDEN_PAIRS> sums_2 = {};
-    WeightSums<HIDDEN_TILES, 3> sums_3 = {};
-    WeightSums<HIDDEN_TILES, HIDDEN_PAIRS> sums_4 = {};
-    WeightSums<1, HIDDEN_PAIRS> sums_5 = {};
+    WeightSums<HIDDEN_TILES, first_part> sums_first = {};
+    WeightSums<HIDDEN_TILES, second_part> sums_second = {};  // nothing if there is no second part
+    WeightSums<1, HIDDEN_PAIRS> sums_raw = {};
+    WeightSums<HIDDEN_TILES, COLOUR_PAIRS> sums_geometry = {};
+    WeightSums<HIDDEN_TILES, HIDDEN_PAIRS> sums_inner[INNER_LAYERS] = {};
+    WeightSums<1, HIDDEN_PAIRS> sums_colour = {};
     for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
         const uint* networks = within_loop((const uint*)weights.networks);
         // The forward pass again; samples beyond the last one are zeros and pull at nothing.
-        uint x[2 * INPUT_TILES][2] = {}, hidden[HIDDEN_PAIRS][2], geometry[4][2] = {};
-        uint hidden_1[HIDDEN_PAIRS][2], hidden_2[HIDDEN_PAIRS][2], pull_colour[2][2] = {};
+        uint x[2 * INPUT_TILES][2] = {}, density_hidden[DENSITY_LAYERS][HIDDEN_PAIRS][2], geometry[4][2] = {};
+        uint colour_hidden[COLOUR_LAYERS][HIDDEN_PAIRS][2], pull_colour[2][2] = {};
         float raw[2], pull_density[2] = {};
         UNROLL
         for (int s = 0; s < 2; ++s) {
@@ -158,32 +187,38 @@ KERNEL(256) field_backward(const FieldWeights weights, const Samples samples, co
             UNROLL
             for (int k = 0; k < CODE_PAIRS; ++k)
                 x[GRID_PAIRS + k][s] = code_pair(code, k, samples.masks[2 * i], samples.masks[2 * i + 1], true);
-            geometry[2][s] = direction_pair(load3(samples.direction + 3 * i));
+            const vec3 direction = load3(samples.direction + 3 * i);
+            geometry[2][s] = direction_pair(0, direction);
+            geometry[3][s] = direction_pair(1, direction);
             const float* pull = gradient + 4 * size_t(i);
             pull_density[s] = pull[0];
             if (t == 0) pull_colour[0][s] = pack_pair(pull[1], pull[2]);
             if (t == 1) pull_colour[0][s] = pack_pair(pull[3], 0.0f);
         }
-        density_network<1>(networks, weights.biases, x, hidden, geometry, raw);
-        relu_layer<2, HIDDEN_PAIRS, 1>(networks + forward_3, weights.biases + packed_bias_3, geometry, hidden_1);
-        relu_layer<HIDDEN_TILES, HIDDEN_PAIRS, 1>(networks + forward_4, weights.biases + packed_bias_4, hidden_1,
-                                                  hidden_2);
+        density_network<1>(networks, weights.biases, x, density_hidden, geometry, raw);
+        relu_layer<2, HIDDEN_PAIRS, 1>(networks + colour_forward(0), weights.biases + packed_colour_bias(0), geometry,
+                                       colour_hidden[0]);
+        UNROLL
+        for (int i = 1; i < COLOUR_LAYERS; ++i)
+            relu_layer<HIDDEN_TILES, HIDDEN_PAIRS, 1>(networks + colour_forward(i),
+                                                      weights.biases + packed_colour_bias(i), colour_hidden[i - 1],
+                                                      colour_hidden[i]);
         // Layer by layer back. Who writes to shared memory waits until all have read what was there.
-        stage(inputs, hidden_2), stage(outputs, pull_colour);
+        uint pull[HIDDEN_PAIRS][2], pull_raw[2][2];
+        stage(inputs, colour_hidden[COLOUR_LAYERS - 1]), stage(outputs, pull_colour);
         __syncthreads();
-        add_weights(sums_5, inputs, outputs);
-        uint pull_2[HIDDEN_PAIRS][2], pull_1[HIDDEN_PAIRS][2], pull_hidden[HIDDEN_PAIRS][2], pull_raw[2][2];
-        relu_backward<1, HIDDEN_PAIRS, 1>(networks + backward_5, pull_colour, hidden_2, pull_2);
+        add_weights(sums_colour, inputs, outputs);
+        relu_backward<1, HIDDEN_PAIRS, 1>(networks + colour_backward(COLOUR_LAYERS), pull_colour,
+                                          colour_hidden[COLOUR_LAYERS - 1], pull);
+        UNROLL
+        for (int i = COLOUR_LAYERS - 1; i > 0; --i)
+            inner_backward(networks + colour_backward(i), inputs, outputs, colour_hidden[i - 1],
+                           sums_inner[DENSITY_LAYERS - 2 + i], pull);
         __syncthreads();
-        stage(inputs, hidden_1), stage(outputs, pull_2);
+        stage(inputs, geometry), stage(outputs, pull);
         __syncthreads();
-        add_weights(sums_4, inputs, outputs);
-        relu_backward<HIDDEN_TILES, HIDDEN_PAIRS, 1>(networks + backward_4, pull_2, hidden_1, pull_1);
-        __syncthreads();
-        stage(inputs, geometry), stage(outputs, pull_1);
-        __syncthreads();
-        add_weights(sums_3, inputs, outputs);
-        layer<HIDDEN_TILES, 2, 1>(networks + backward_3, nullptr, pull_1, [&](int p, int, const float (&c)[4]) {
+        add_weights(sums_geometry, inputs, outputs);
+        layer<HIDDEN_TILES, GEOMETRY_PAIRS, 1>(networks + colour_backward(0), nullptr, pull, [&](int p, int, const float (&c)[4]) {
             UNROLL
             for (int s = 0; s < 2; ++s) {
                 const bool free = !(raw[s] + INITIAL_LOG_DENSITY > MAX_LOG_DENSITY);
@@ -192,16 +227,27 @@ KERNEL(256) field_backward(const FieldWeights weights, const Samples samples, co
             }
         });
         __syncthreads();
-        stage(inputs, hidden), stage(outputs, pull_raw);
+        stage(inputs, density_hidden[DENSITY_LAYERS - 1]), stage(outputs, pull_raw);
         __syncthreads();
-        add_weights(sums_2, inputs, outputs);
-        relu_backward<1, HIDDEN_PAIRS, 1>(networks + backward_2, pull_raw, hidden, pull_hidden);
+        add_weights(sums_raw, inputs, outputs);
+        relu_backward<1, HIDDEN_PAIRS, 1>(networks + density_backward(DENSITY_LAYERS), pull_raw,
+                                          density_hidden[DENSITY_LAYERS - 1], pull);
+        UNROLL
+        for (int i = DENSITY_LAYERS - 1; i > 0; --i)
+            inner_backward(networks + density_backward(i), inputs, outputs, density_hidden[i - 1], sums_inner[i - 1],
+                           pull);
         __syncthreads();
-        stage(inputs, x), stage(outputs, pull_hidden);
+        stage<0, whole_pairs>(inputs, x), stage(outputs, pull);
         __syncthreads();
-        add_weights(sums_1, inputs, outputs);
+        add_weights(sums_first, inputs, outputs);
+        if constexpr (second_part > 0) {
+            __syncthreads();
+            stage<first_part, second_part>(inputs, x);
+            __syncthreads();
+            add_weights(sums_second, inputs, outputs);
+        }
         layer<HIDDEN_TILES, GRID_PAIRS, 1>(
-            networks + backward_1, nullptr, pull_hidden, [&](int k, int, const float (&c)[4]) {
+            networks + density_backward(0), nullptr, pull, [&](int k, int, const float (&c)[4]) {
                 UNROLL
                 for (int s = 0; s < 2; ++s) {
                     const int i = tile * TILE + int(threadIdx.x) / PACKET * 16 + 8 * s + LANE / 4;
@@ -213,11 +259,22 @@ KERNEL(256) field_backward(const FieldWeights weights, const Samples samples, co
     }
     if (int(blockIdx.x) >= tiles) return;
     float* g = network_gradients;
-    flush_weights<HIDDEN, INPUTS>(sums_1, g + weight_1, g + bias_1, input_column);
-    flush_weights<RAW, HIDDEN>(sums_2, g + weight_2, g + bias_2, plain_column);
-    flush_weights<HIDDEN, COLOUR_INPUTS>(sums_3, g + weight_3, g + bias_3, colour_column);
-    flush_weights<HIDDEN, HIDDEN>(sums_4, g + weight_4, g + bias_4, plain_column);
-    flush_weights<3, HIDDEN>(sums_5, g + weight_5, g + bias_5, plain_column);
+    flush_weights<HIDDEN, INPUTS>(sums_first, g + density_weight(0), g + density_bias(0), input_column);
+    if constexpr (second_part > 0)
+        flush_weights<HIDDEN, INPUTS>(sums_second, g + density_weight(0), nullptr,
+                                      [](int pair, int t, int e) { return input_column(first_part + pair, t, e); });
+    UNROLL
+    for (int i = 1; i < DENSITY_LAYERS; ++i)
+        flush_weights<HIDDEN, HIDDEN>(sums_inner[i - 1], g + density_weight(i), g + density_bias(i), plain_column);
+    flush_weights<RAW, HIDDEN>(sums_raw, g + density_weight(DENSITY_LAYERS), g + density_bias(DENSITY_LAYERS),
+                               plain_column);
+    flush_weights<HIDDEN, COLOUR_INPUTS>(sums_geometry, g + colour_weight(0), g + colour_bias(0), colour_column);
+    UNROLL
+    for (int i = 1; i < COLOUR_LAYERS; ++i)
+        flush_weights<HIDDEN, HIDDEN>(sums_inner[DENSITY_LAYERS - 2 + i], g + colour_weight(i), g + colour_bias(i),
+                                      plain_column);
+    flush_weights<3, HIDDEN>(sums_colour, g + colour_weight(COLOUR_LAYERS), g + colour_bias(COLOUR_LAYERS),
+                             plain_column);
 #else
     const int packets = (count + PACKET - 1) / PACKET;
 #pragma omp parallel
@@ -250,11 +307,15 @@ KERNEL(256) field_backward(const FieldWeights weights, const Samples samples, co
         for (int t = 0; t < omp_get_num_threads(); ++t) {
 #pragma omp barrier
             if (t != omp_get_thread_num()) continue;
-            add_layer(sums.layer_1, network_gradients + weight_1, network_gradients + bias_1);
-            add_layer(sums.layer_2, network_gradients + weight_2, network_gradients + bias_2);
-            add_layer(sums.layer_3, network_gradients + weight_3, network_gradients + bias_3);
-            add_layer(sums.layer_4, network_gradients + weight_4, network_gradients + bias_4);
-            add_layer(sums.layer_5, network_gradients + weight_5, network_gradients + bias_5);
+            float* g = network_gradients;
+            add_layer(sums.density_first, g + density_weight(0), g + density_bias(0));
+            for (int i = 1; i < DENSITY_LAYERS; ++i)
+                add_layer(sums.inner[i - 1], g + density_weight(i), g + density_bias(i));
+            add_layer(sums.density_last, g + density_weight(DENSITY_LAYERS), g + density_bias(DENSITY_LAYERS));
+            add_layer(sums.colour_first, g + colour_weight(0), g + colour_bias(0));
+            for (int i = 1; i < COLOUR_LAYERS; ++i)
+                add_layer(sums.inner[DENSITY_LAYERS - 2 + i], g + colour_weight(i), g + colour_bias(i));
+            add_layer(sums.colour_last, g + colour_weight(COLOUR_LAYERS), g + colour_bias(COLOUR_LAYERS));
         }
     }
 #endif
@@ -266,34 +327,53 @@ KERNEL(256) pack_networks(const float* networks, storage_t* packed, float* biase
     EACH(i, packed_words + packed_biases) {
         const float* n = networks;
         uint* word = (uint*)packed + i;
-        if (i < forward_2) {
-            *word = pack_forward<INPUT_TILES>(i - forward_1, n + weight_1, INPUTS, HIDDEN, input_column);
-        } else if (i < forward_3) {
-            *word = pack_forward<HIDDEN_TILES>(i - forward_2, n + weight_2, HIDDEN, RAW, plain_column);
-        } else if (i < forward_4) {
-            *word = pack_forward<2>(i - forward_3, n + weight_3, COLOUR_INPUTS, HIDDEN, colour_column);
-        } else if (i < forward_5) {
-            *word = pack_forward<HIDDEN_TILES>(i - forward_4, n + weight_4, HIDDEN, HIDDEN, plain_column);
-        } else if (i < backward_5) {
-            *word = pack_forward<HIDDEN_TILES>(i - forward_5, n + weight_5, HIDDEN, 3, plain_column);
-        } else if (i < backward_4) {
-            *word = pack_backward<1>(i - backward_5, n + weight_5, HIDDEN, 3, plain_column);
-        } else if (i < backward_3) {
-            *word = pack_backward<HIDDEN_TILES>(i - backward_4, n + weight_4, HIDDEN, HIDDEN, plain_column);
-        } else if (i < backward_2) {
-            *word = pack_backward<HIDDEN_TILES>(i - backward_3, n + weight_3, COLOUR_INPUTS, HIDDEN, colour_column);
-        } else if (i < backward_1) {
-            *word = pack_backward<1>(i - backward_2, n + weight_2, HIDDEN, RAW, plain_column);
-        } else if (i < packed_words) {
-            *word = pack_backward<HIDDEN_TILES>(i - backward_1, n + weight_1, INPUTS, HIDDEN, input_column);
+        if (i >= packed_words) {
+            const int b = i - packed_words, of_colour = b - packed_colour_bias(0);
+            if (of_colour < 0) {
+                const int layer = b < DENSITY_LAYERS * HIDDEN ? b / HIDDEN : DENSITY_LAYERS;
+                biases[b] = n[density_bias(layer) + b - packed_density_bias(layer)];
+            } else {
+                const int layer = of_colour < COLOUR_LAYERS * HIDDEN ? of_colour / HIDDEN : COLOUR_LAYERS;
+                const int k = b - packed_colour_bias(layer);
+                biases[b] = layer < COLOUR_LAYERS || k < 3 ? n[colour_bias(layer) + k] : 0.0f;
+            }
+        } else if (i < density_forward(1)) {
+            *word = pack_forward<INPUT_TILES>(i, n + density_weight(0), INPUTS, HIDDEN, input_column);
+        } else if (i < density_forward(DENSITY_LAYERS)) {
+            const int layer = 1 + (i - density_forward(1)) / inner_words;
+            *word = pack_forward<HIDDEN_TILES>(i - density_forward(layer), n + density_weight(layer), HIDDEN, HIDDEN,
+                                               plain_column);
+        } else if (i < colour_forward(0)) {
+            *word = pack_forward<HIDDEN_TILES>(i - density_forward(DENSITY_LAYERS), n + density_weight(DENSITY_LAYERS),
+                                               HIDDEN, RAW, plain_column);
+        } else if (i < colour_forward(1)) {
+            *word = pack_forward<2>(i - colour_forward(0), n + colour_weight(0), COLOUR_INPUTS, HIDDEN, colour_column);
+        } else if (i < colour_forward(COLOUR_LAYERS)) {
+            const int layer = 1 + (i - colour_forward(1)) / inner_words;
+            *word = pack_forward<HIDDEN_TILES>(i - colour_forward(layer), n + colour_weight(layer), HIDDEN, HIDDEN,
+                                               plain_column);
+        } else if (i < forward_words) {
+            *word = pack_forward<HIDDEN_TILES>(i - colour_forward(COLOUR_LAYERS), n + colour_weight(COLOUR_LAYERS),
+                                               HIDDEN, 3, plain_column);
+        } else if (i < density_backward(1)) {
+            *word = pack_backward<HIDDEN_TILES>(i - forward_words, n + density_weight(0), INPUTS, HIDDEN, input_column);
+        } else if (i < density_backward(DENSITY_LAYERS)) {
+            const int layer = 1 + (i - density_backward(1)) / inner_words;
+            *word = pack_backward<HIDDEN_TILES>(i - density_backward(layer), n + density_weight(layer), HIDDEN, HIDDEN,
+                                                plain_column);
+        } else if (i < colour_backward(0)) {
+            *word = pack_backward<1>(i - density_backward(DENSITY_LAYERS), n + density_weight(DENSITY_LAYERS), HIDDEN,
+                                     RAW, plain_column);
+        } else if (i < colour_backward(1)) {
+            *word = pack_backward<HIDDEN_TILES>(i - colour_backward(0), n + colour_weight(0), COLOUR_INPUTS, HIDDEN,
+                                                colour_column);
+        } else if (i < colour_backward(COLOUR_LAYERS)) {
+            const int layer = 1 + (i - colour_backward(1)) / inner_words;
+            *word = pack_backward<HIDDEN_TILES>(i - colour_backward(layer), n + colour_weight(layer), HIDDEN, HIDDEN,
+                                                plain_column);
         } else {
-            const int b = i - packed_words;
-            biases[b] = b < packed_bias_2   ? n[bias_1 + b - packed_bias_1]
-                        : b < packed_bias_3 ? n[bias_2 + b - packed_bias_2]
-                        : b < packed_bias_4 ? n[bias_3 + b - packed_bias_3]
-                        : b < packed_bias_5 ? n[bias_4 + b - packed_bias_4]
-                        : b < packed_bias_5 + 3 ? n[bias_5 + b - packed_bias_5]
-                                                : 0.0f;
+            *word = pack_backward<1>(i - colour_backward(COLOUR_LAYERS), n + colour_weight(COLOUR_LAYERS), HIDDEN, 3,
+                                     plain_column);
         }
     }
 }

@@ -8,15 +8,58 @@
 
 #define INPUTS (ENCODED + CODE_WIDTH)
 #define RAW (1 + GEOMETRY)              // outputs of the density network: log density, then geometry features
-#define COLOUR_INPUTS (GEOMETRY + 4)    // geometry features and the direction's spherical harmonics 1, x, y, z
+#define DIRECTIONS (DIRECTION_BANDS * DIRECTION_BANDS)  // spherical harmonics of the direction, band by band
+#define COLOUR_INPUTS (GEOMETRY + DIRECTIONS)           // geometry features, then the direction's harmonics
+static_assert(DIRECTION_BANDS >= 1 && DIRECTION_BANDS <= 4, "harmonics fill two pairs at most");
+static_assert(DENSITY_LAYERS >= 1 && COLOUR_LAYERS >= 2, "hidden layers that all code below reckons with");
 
-// Where the networks' parts lie in the flat vector of parameters, from the first weight on.
-CONSTANT int weight_1 = 0, bias_1 = weight_1 + HIDDEN * INPUTS;
-CONSTANT int weight_2 = bias_1 + HIDDEN, bias_2 = weight_2 + RAW * HIDDEN;
-CONSTANT int weight_3 = bias_2 + RAW, bias_3 = weight_3 + HIDDEN * COLOUR_INPUTS;
-CONSTANT int weight_4 = bias_3 + HIDDEN, bias_4 = weight_4 + HIDDEN * HIDDEN;
-CONSTANT int weight_5 = bias_4 + HIDDEN, bias_5 = weight_5 + 3 * HIDDEN;
-CONSTANT int NETWORK_SIZE = bias_5 + 3;
+// Layers between two hidden ones, of both networks: those of the density network first.
+#define INNER_LAYERS (DENSITY_LAYERS + COLOUR_LAYERS - 2)
+
+// Where the networks' parts lie in the flat vector of parameters, from the first weight on. Layer 0 comes from the
+// inputs, layer DENSITY_LAYERS or COLOUR_LAYERS gives the outputs.
+DEVICE constexpr int density_weight(int layer) {
+    return layer == 0 ? 0 : HIDDEN * (INPUTS + 1) + (layer - 1) * HIDDEN * (HIDDEN + 1);
+}
+DEVICE constexpr int density_bias(int layer) {
+    return density_weight(layer) + HIDDEN * (layer == 0 ? INPUTS : layer == DENSITY_LAYERS ? RAW : HIDDEN);
+}
+DEVICE constexpr int colour_weight(int layer) {
+    return density_bias(DENSITY_LAYERS) + RAW +
+           (layer == 0 ? 0 : HIDDEN * (COLOUR_INPUTS + 1) + (layer - 1) * HIDDEN * (HIDDEN + 1));
+}
+DEVICE constexpr int colour_bias(int layer) {
+    return colour_weight(layer) + HIDDEN * (layer == 0 ? COLOUR_INPUTS : layer == COLOUR_LAYERS ? 3 : HIDDEN);
+}
+CONSTANT int NETWORK_SIZE = colour_bias(COLOUR_LAYERS) + 3;
+
+// Real spherical harmonics of a unit vector, each band scaled (Schmidt) so that its squares add up to one: 1; x, y, z; ...
+DEVICE float harmonic(int k, vec3 d) {
+    switch (k) {
+        case 0: return 1.0f;
+        case 1: return d.x;
+        case 2: return d.y;
+        case 3: return d.z;
+        case 4: return 1.7320508f * d.x * d.y;
+        case 5: return 1.7320508f * d.y * d.z;
+        case 6: return 1.5f * d.z * d.z - 0.5f;
+        case 7: return 1.7320508f * d.x * d.z;
+        case 8: return 0.8660254f * (d.x * d.x - d.y * d.y);
+        case 9: return 0.7905694f * d.y * (3.0f * d.x * d.x - d.y * d.y);
+        case 10: return 3.8729833f * d.x * d.y * d.z;
+        case 11: return 0.6123724f * d.y * (5.0f * d.z * d.z - 1.0f);
+        case 12: return d.z * (2.5f * d.z * d.z - 1.5f);
+        case 13: return 0.6123724f * d.x * (5.0f * d.z * d.z - 1.0f);
+        case 14: return 1.9364917f * d.z * (d.x * d.x - d.y * d.y);
+        default: return 0.7905694f * d.x * (d.x * d.x - 3.0f * d.y * d.y);
+    }
+}
+
+// What the field sees of a number of the code where its mask is `share`: it fades to nothing, or to CODE_OUTSIDE.
+DEVICE float masked_code(float code, float share) {
+    if constexpr (CODE_OUTSIDE == 0) return code * share;
+    else return share * code + (1.0f - share) * float(CODE_OUTSIDE);
+}
 
 DEVICE float log_density(float raw) {
     raw += INITIAL_LOG_DENSITY;
@@ -34,19 +77,32 @@ struct FieldScratch {};  // all is in registers
 static_assert(HIDDEN % 16 == 0, "layers come in tiles of 16");
 static_assert(RAW == 16, "the density network gives two pairs");
 
-// The packed networks in words of two fp16: five layers forward, five backward.
-CONSTANT int forward_1 = 0, forward_2 = forward_1 + FRAGMENT * INPUT_TILES * HIDDEN_PAIRS;
-CONSTANT int forward_3 = forward_2 + FRAGMENT * HIDDEN_TILES * 2, forward_4 = forward_3 + FRAGMENT * 2 * HIDDEN_PAIRS;
-CONSTANT int forward_5 = forward_4 + FRAGMENT * HIDDEN_TILES * HIDDEN_PAIRS;
-CONSTANT int backward_5 = forward_5 + FRAGMENT * HIDDEN_TILES, backward_4 = backward_5 + FRAGMENT * HIDDEN_PAIRS;
-CONSTANT int backward_3 = backward_4 + FRAGMENT * HIDDEN_TILES * HIDDEN_PAIRS;
-CONSTANT int backward_2 = backward_3 + FRAGMENT * HIDDEN_TILES * 2, backward_1 = backward_2 + FRAGMENT * HIDDEN_PAIRS;
-CONSTANT int packed_words = backward_1 + FRAGMENT * HIDDEN_TILES * GRID_PAIRS;
+#define GEOMETRY_PAIRS 2                                      // the density network's outputs
+#define COLOUR_PAIRS (GEOMETRY_PAIRS + (DIRECTIONS + 7) / 8)  // what of the colour network's inputs is not padding
+
+// The packed networks in words of two fp16: all layers forward, then all backward, each from the inputs on.
+CONSTANT int inner_words = FRAGMENT * HIDDEN_TILES * HIDDEN_PAIRS;
+DEVICE constexpr int density_forward(int layer) {
+    return layer == 0 ? 0 : FRAGMENT * INPUT_TILES * HIDDEN_PAIRS + (layer - 1) * inner_words;
+}
+DEVICE constexpr int colour_forward(int layer) {
+    return density_forward(DENSITY_LAYERS) + FRAGMENT * HIDDEN_TILES * GEOMETRY_PAIRS +
+           (layer == 0 ? 0 : FRAGMENT * 2 * HIDDEN_PAIRS + (layer - 1) * inner_words);
+}
+CONSTANT int forward_words = colour_forward(COLOUR_LAYERS) + FRAGMENT * HIDDEN_TILES;
+DEVICE constexpr int density_backward(int layer) {
+    return forward_words + (layer == 0 ? 0 : FRAGMENT * HIDDEN_TILES * GRID_PAIRS + (layer - 1) * inner_words);
+}
+DEVICE constexpr int colour_backward(int layer) {
+    return density_backward(DENSITY_LAYERS) + FRAGMENT * HIDDEN_PAIRS +
+           (layer == 0 ? 0 : FRAGMENT * HIDDEN_TILES * GEOMETRY_PAIRS + (layer - 1) * inner_words);
+}
+CONSTANT int packed_words = colour_backward(COLOUR_LAYERS) + FRAGMENT * HIDDEN_PAIRS;
 static_assert(2 * packed_words == PACKED_SIZE, "field/packed.py makes room for the packed networks");
-// ... and their biases, padded to whole pairs.
-CONSTANT int packed_bias_1 = 0, packed_bias_2 = HIDDEN, packed_bias_3 = packed_bias_2 + RAW;
-CONSTANT int packed_bias_4 = packed_bias_3 + HIDDEN, packed_bias_5 = packed_bias_4 + HIDDEN;
-CONSTANT int packed_biases = packed_bias_5 + 8;
+// ... and their biases, padded to whole pairs: of each network's hidden layers, then of its outputs.
+DEVICE constexpr int packed_density_bias(int layer) { return layer * HIDDEN; }
+DEVICE constexpr int packed_colour_bias(int layer) { return DENSITY_LAYERS * HIDDEN + RAW + layer * HIDDEN; }
+CONSTANT int packed_biases = packed_colour_bias(COLOUR_LAYERS) + 8;
 
 // Which input of the density network, and of the colour network, a lane's pair holds; -1: none. The colour network
 // takes the density network's outputs as they are; the first one, the density, has no weight there.
@@ -66,29 +122,46 @@ DEVICE uint code_pair(const float* code, int pair, float mouth, float eyes, bool
     UNROLL
     for (int e = 0; e < 2; ++e) {
         const int k = 8 * pair + 2 * (LANE & 3) + e;
-        value[e] = valid && k < CODE_WIDTH ? code[k] * (k < MOUTH_WIDTH ? mouth : eyes) : 0.0f;
+        value[e] = valid && k < CODE_WIDTH ? masked_code(code[k], k < MOUTH_WIDTH ? mouth : eyes) : 0.0f;
     }
     return pack_pair(value[0], value[1]);
 }
-DEVICE uint direction_pair(vec3 direction) {
+// A pair, 0 or 1, of the direction's harmonics.
+DEVICE uint direction_pair(int pair, vec3 direction) {
+    if (8 * pair >= DIRECTIONS) return 0u;
     const int t = LANE & 3;
-    return t == 0 ? pack_pair(1.0f, direction.x) : t == 1 ? pack_pair(direction.y, direction.z) : 0u;
+    uint chosen = 0u;
+    UNROLL
+    for (int own = 3; own >= 0; --own) {
+        const int k = 8 * pair + 2 * own;
+        if (k >= DIRECTIONS) continue;
+        const float next = k + 1 < DIRECTIONS ? harmonic(k + 1, direction) : 0.0f;
+        chosen = t == own ? pack_pair(harmonic(k, direction), next) : chosen;
+    }
+    return chosen;
 }
 
 // Outputs of the density network as the colour network's inputs (the two pairs of the direction are left alone), and
 // its first output, in lanes with t = 0.
 template <int M>
 DEVICE void density_network(const uint* networks, const float* biases, const uint (&x)[2 * INPUT_TILES][2 * M],
-                            uint (&hidden)[HIDDEN_PAIRS][2 * M], uint (&geometry)[4][2 * M], float (&raw)[2 * M]) {
+                            uint (&hidden)[DENSITY_LAYERS][HIDDEN_PAIRS][2 * M], uint (&geometry)[4][2 * M],
+                            float (&raw)[2 * M]) {
     const bool first = (LANE & 3) == 0;
-    relu_layer<INPUT_TILES, HIDDEN_PAIRS, M>(networks + forward_1, biases + packed_bias_1, x, hidden);
-    layer<HIDDEN_TILES, 2, M>(networks + forward_2, biases + packed_bias_2, hidden,
-                              [&](int p, int m, const float (&c)[4]) {
-                                  if (p == 0) raw[2 * m] = c[0], raw[2 * m + 1] = c[2];
-                                  const bool skip = p == 0 && first;
-                                  geometry[p][2 * m] = pack_pair(skip ? 0.0f : c[0], c[1]);
-                                  geometry[p][2 * m + 1] = pack_pair(skip ? 0.0f : c[2], c[3]);
-                              });
+    relu_layer<INPUT_TILES, HIDDEN_PAIRS, M>(networks + density_forward(0), biases + packed_density_bias(0), x,
+                                             hidden[0]);
+    UNROLL
+    for (int i = 1; i < DENSITY_LAYERS; ++i)
+        relu_layer<HIDDEN_TILES, HIDDEN_PAIRS, M>(networks + density_forward(i), biases + packed_density_bias(i),
+                                                  hidden[i - 1], hidden[i]);
+    layer<HIDDEN_TILES, GEOMETRY_PAIRS, M>(
+        networks + density_forward(DENSITY_LAYERS), biases + packed_density_bias(DENSITY_LAYERS),
+        hidden[DENSITY_LAYERS - 1], [&](int p, int m, const float (&c)[4]) {
+            if (p == 0) raw[2 * m] = c[0], raw[2 * m + 1] = c[2];
+            const bool skip = p == 0 && first;
+            geometry[p][2 * m] = pack_pair(skip ? 0.0f : c[0], c[1]);
+            geometry[p][2 * m + 1] = pack_pair(skip ? 0.0f : c[2], c[3]);
+        });
 }
 
 // To lanes with a sample each: `value` of lanes (g, t) of samples g + 8 s.
@@ -132,7 +205,7 @@ DEVICE void field_inputs(const FieldWeights& weights, const vec3 (&unit)[LANES],
 }
 DEVICE void field_outputs(const FieldWeights& weights, uint (&x)[2 * INPUT_TILES][4], uint (&geometry)[4][4],
                           float (&density)[LANES]) {
-    uint hidden[HIDDEN_PAIRS][4];
+    uint hidden[DENSITY_LAYERS][HIDDEN_PAIRS][4];
     float raw[4];
     density_network<2>((const uint*)weights.networks, weights.biases, x, hidden, geometry, raw);
     density[0] = fast_exp(log_density(to_own_lane(raw, 0)));
@@ -145,15 +218,20 @@ DEVICE void field_colours(const FieldWeights& weights, const vec3 (&direction)[L
     UNROLL
     for (int s = 0; s < 4; ++s) {
         const int source = 8 * s + LANE / 4;
-        geometry[2][s] = direction_pair(vec3{__shfl_sync(all, own.x, source), __shfl_sync(all, own.y, source),
-                                             __shfl_sync(all, own.z, source)});
-        geometry[3][s] = 0u;
+        const vec3 seen = {__shfl_sync(all, own.x, source), __shfl_sync(all, own.y, source),
+                           __shfl_sync(all, own.z, source)};
+        geometry[2][s] = direction_pair(0, seen);
+        geometry[3][s] = direction_pair(1, seen);
     }
-    uint hidden_1[HIDDEN_PAIRS][4], hidden_2[HIDDEN_PAIRS][4];
-    relu_layer<2, HIDDEN_PAIRS, 2>(networks + forward_3, weights.biases + packed_bias_3, geometry, hidden_1);
-    relu_layer<HIDDEN_TILES, HIDDEN_PAIRS, 2>(networks + forward_4, weights.biases + packed_bias_4, hidden_1, hidden_2);
+    uint one[HIDDEN_PAIRS][4], other[HIDDEN_PAIRS][4];  // hidden layers by turns
+    relu_layer<2, HIDDEN_PAIRS, 2>(networks + colour_forward(0), weights.biases + packed_colour_bias(0), geometry, one);
+    UNROLL
+    for (int i = 1; i < COLOUR_LAYERS; ++i)
+        relu_layer<HIDDEN_TILES, HIDDEN_PAIRS, 2>(networks + colour_forward(i), weights.biases + packed_colour_bias(i),
+                                                  i % 2 ? one : other, i % 2 ? other : one);
     float even[4], odd[4];
-    layer<HIDDEN_TILES, 1, 2>(networks + forward_5, weights.biases + packed_bias_5, hidden_2,
+    layer<HIDDEN_TILES, 1, 2>(networks + colour_forward(COLOUR_LAYERS),
+                              weights.biases + packed_colour_bias(COLOUR_LAYERS), COLOUR_LAYERS % 2 ? one : other,
                               [&](int, int m, const float (&c)[4]) {
                                   even[2 * m] = c[0], even[2 * m + 1] = c[2];
                                   odd[2 * m] = c[1], odd[2 * m + 1] = c[3];
@@ -186,10 +264,9 @@ DEVICE void field_forward(const FieldWeights& weights, FieldScratch&, const vec3
 struct alignas(64) FieldScratch {
     float point[3][PACKET];
     float input[INPUTS][PACKET];
-    float hidden[HIDDEN][PACKET];
-    float raw[RAW + 4][PACKET];
-    float hidden_1[HIDDEN][PACKET];
-    float hidden_2[HIDDEN][PACKET];
+    float density_hidden[DENSITY_LAYERS][HIDDEN][PACKET];
+    float raw[RAW + DIRECTIONS][PACKET];
+    float colour_hidden[COLOUR_LAYERS][HIDDEN][PACKET];
     float colour[3][PACKET];
 };
 
@@ -197,22 +274,29 @@ DEVICE void fade_codes(FieldScratch& scratch, const float (&mouth)[LANES], const
                        const float* const (&code)[LANES], const bool (&valid)[LANES]) {
     for (int l = 0; l < PACKET; ++l)
         for (int k = 0; k < CODE_WIDTH; ++k)
-            scratch.input[ENCODED + k][l] = valid[l] ? code[l][k] * (k < MOUTH_WIDTH ? mouth[l] : eyes[l]) : 0.0f;
+            scratch.input[ENCODED + k][l] =
+                valid[l] ? masked_code(code[l][k], k < MOUTH_WIDTH ? mouth[l] : eyes[l]) : 0.0f;
 }
 DEVICE void density_network(const float* networks, FieldScratch& s) {
-    layer<INPUTS, HIDDEN, true>(networks + weight_1, networks + bias_1, s.input, s.hidden);
-    layer<HIDDEN, RAW, false>(networks + weight_2, networks + bias_2, s.hidden, s.raw);
+    constexpr int last = DENSITY_LAYERS;
+    layer<INPUTS, HIDDEN, true>(networks + density_weight(0), networks + density_bias(0), s.input, s.density_hidden[0]);
+    for (int i = 1; i < last; ++i)
+        layer<HIDDEN, HIDDEN, true>(networks + density_weight(i), networks + density_bias(i), s.density_hidden[i - 1],
+                                    s.density_hidden[i]);
+    layer<HIDDEN, RAW, false>(networks + density_weight(last), networks + density_bias(last),
+                              s.density_hidden[last - 1], s.raw);
 }
 DEVICE void colour_network(const float* networks, FieldScratch& s, const vec3 (&direction)[LANES]) {
-    FOR_LANES(l) {
-        s.raw[RAW][l] = 1.0f;
-        s.raw[RAW + 1][l] = direction[l].x;
-        s.raw[RAW + 2][l] = direction[l].y;
-        s.raw[RAW + 3][l] = direction[l].z;
-    }
-    layer<COLOUR_INPUTS, HIDDEN, true>(networks + weight_3, networks + bias_3, s.raw + 1, s.hidden_1);
-    layer<HIDDEN, HIDDEN, true>(networks + weight_4, networks + bias_4, s.hidden_1, s.hidden_2);
-    layer<HIDDEN, 3, false>(networks + weight_5, networks + bias_5, s.hidden_2, s.colour);
+    constexpr int last = COLOUR_LAYERS;
+#pragma GCC unroll 16
+    for (int k = 0; k < DIRECTIONS; ++k) FOR_LANES(l) s.raw[RAW + k][l] = harmonic(k, direction[l]);
+    layer<COLOUR_INPUTS, HIDDEN, true>(networks + colour_weight(0), networks + colour_bias(0), s.raw + 1,
+                                       s.colour_hidden[0]);
+    for (int i = 1; i < last; ++i)
+        layer<HIDDEN, HIDDEN, true>(networks + colour_weight(i), networks + colour_bias(i), s.colour_hidden[i - 1],
+                                    s.colour_hidden[i]);
+    layer<HIDDEN, 3, false>(networks + colour_weight(last), networks + colour_bias(last), s.colour_hidden[last - 1],
+                            s.colour);
 }
 
 // Density per metre at points of the unit cube. `code` is each lane's (CODE_WIDTH) expression code, not yet faded.

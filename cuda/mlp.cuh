@@ -60,14 +60,19 @@ DEVICE void relu_backward(const uint* fragments, const uint (&dy)[2 * OUTPUT_TIL
 #define TILE_WARPS 8
 
 // `STRIDE` fp16 a row: 16 bytes more than a multiple of 32, so that eight rows lie in different banks.
-template <int PAIRS, int STRIDE>
+template <int FIRST, int COUNT, int PAIRS, int STRIDE>
 DEVICE void stage(storage_t (*tile)[STRIDE], const uint (&x)[PAIRS][2]) {
+    static_assert(FIRST + COUNT <= PAIRS && 8 * COUNT < STRIDE, "so many pairs there are, and room for them");
     const int row = int(threadIdx.x) / PACKET * 16 + LANE / 4;
     UNROLL
-    for (int p = 0; p < PAIRS; ++p) {
-        *(uint*)&tile[row][8 * p + 2 * (LANE & 3)] = x[p][0];
-        *(uint*)&tile[row + 8][8 * p + 2 * (LANE & 3)] = x[p][1];
+    for (int p = 0; p < COUNT; ++p) {
+        *(uint*)&tile[row][8 * p + 2 * (LANE & 3)] = x[FIRST + p][0];
+        *(uint*)&tile[row + 8][8 * p + 2 * (LANE & 3)] = x[FIRST + p][1];
     }
+}
+template <int PAIRS, int STRIDE>
+DEVICE void stage(storage_t (*tile)[STRIDE], const uint (&x)[PAIRS][2]) {
+    stage<0, PAIRS>(tile, x);
 }
 // The pieces of a warp: piece number w + 8 j is of outputs 16 (piece / (PAIRS + 1)) + .. and of inputs
 // 8 (piece % (PAIRS + 1)) + ..; the inputs after the last ones are ones, which gives the biases.

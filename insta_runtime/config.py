@@ -68,12 +68,6 @@ class FieldConfig:
     direction_bands: int = setting(
         2, "bands of spherical harmonics of the view direction: 2 is linear, 4 has sixteen numbers", ge=1, le=4
     )
-    conditioning: str = setting(
-        "faded",
-        "what the field is told of the expression: codes of mouth and eyes that fade with distance; or sixteen "
-        "numbers, unscaled, for what is nearest to the lips, and ones elsewhere (INSTA)",
-        choices=("faded", "lips"),
-    )
 
     def __post_init__(self) -> None:
         if self.features % 2:
@@ -86,6 +80,12 @@ class FieldConfig:
 class ConditioningConfig:
     """What the field is told of an expression."""
 
+    code: str = setting(
+        "faded",
+        "codes of mouth and eyes that fade with distance; or sixteen numbers for what is nearest to the lips, and ones "
+        "elsewhere (INSTA)",
+        choices=("faded", "lips"),
+    )
     standardise: bool = setting(True, "tell it codes in units of the person's own range, around their mean")
     pull_in: bool = setting(True, "tell it of a code that was never seen the nearest one that was")
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from insta_runtime.config import AvatarConfig, ConditioningConfig
+from insta_runtime.field.lips import LIPS_WIDTH, LipsNumbers
 from insta_runtime.field.repertoire import CAPACITY, Repertoire
 from insta_runtime.head import HeadModel
 from insta_runtime.types import Float32, HeadState
@@ -42,6 +43,7 @@ FLAME_COMPONENTS = 7  # with the jaw's three angles they make the ten numbers of
 MOUTH_WIDTH = len(MOUTH_UNITS)
 EYE_WIDTH = len(EYE_UNITS) + 2
 CODE_WIDTH = MOUTH_WIDTH + EYE_WIDTH
+assert CODE_WIDTH == LIPS_WIDTH  # one layout of states serves both
 
 
 PRIOR = 16  # pictures that it takes to make somebody's range count as much as the usual one:
@@ -131,6 +133,7 @@ class ExpressionCode:
         self.repertoire = Repertoire(len(head.expression_names))
         self.range = CodeRange.unknown()
         self._codes = np.zeros((CAPACITY, CODE_WIDTH), dtype=np.float32)
+        self._lips = LipsNumbers(head) if self.config.code == "lips" else None
         self._arkit = head.basis == "arkit52"
         if self._arkit:
             column = {name: i for i, name in enumerate(head.expression_names)}
@@ -147,6 +150,8 @@ class ExpressionCode:
 
     def raw(self, state: HeadState) -> Float32:
         """The code of ``state`` before the person's range comes in."""
+        if self._lips is not None:
+            return self._lips(state)
         gaze = state.eye_pose.mean(axis=0)[:2] * 2.0
         if self._arkit:
             units = self._matrix @ state.expression

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from math import prod
 
 import torch
@@ -12,7 +12,6 @@ from insta_runtime.config import FieldConfig
 from insta_runtime.field.conditioning import CODE_WIDTH, MOUTH_WIDTH
 from insta_runtime.field.hashgrid import level_resolutions, level_rows
 from insta_runtime.field.radiance import (
-    DIRECTION_FEATURES,
     GEOMETRY_FEATURES,
     INITIAL_LOG_DENSITY,
     MAX_LOG_DENSITY,
@@ -24,11 +23,13 @@ LOSS_SCALE = 16384.0
 power of two, hence exact; a sample's own gradient stays below 65504 / LOSS_SCALE = 4."""
 
 _MAX_HIDDEN = 64  # registers of the backward pass
-_MAX_STAGED = 176  # fp16 columns of 128 samples in 48 KB of shared memory, less padding
 
 
-def field_constants(config: FieldConfig) -> dict[str, Constant]:
-    """What the device code of the field is compiled with (cuda/hashgrid.cuh, cuda/field.cuh)."""
+def field_constants(config: FieldConfig, code: str = "faded") -> dict[str, Constant]:
+    """What the device code of the field is compiled with (cuda/hashgrid.cuh, cuda/field.cuh).
+
+    ``code`` is `ConditioningConfig.code`.
+    """
     entries = 1 << config.log2_entries
     resolutions, rows = level_resolutions(config), level_rows(config)
     return {
@@ -39,8 +40,12 @@ def field_constants(config: FieldConfig) -> dict[str, Constant]:
         "RESOLUTION": tuple(resolutions),
         "OFFSET": tuple(accumulate(rows, initial=0))[:-1],
         "HIDDEN": config.hidden,
+        "DENSITY_LAYERS": config.density_layers,
+        "COLOUR_LAYERS": config.colour_layers,
+        "DIRECTION_BANDS": config.direction_bands,
         "CODE_WIDTH": CODE_WIDTH,
-        "MOUTH_WIDTH": MOUTH_WIDTH,
+        "MOUTH_WIDTH": CODE_WIDTH if code == "lips" else MOUTH_WIDTH,
+        "CODE_OUTSIDE": int(code == "lips"),
         "GEOMETRY": GEOMETRY_FEATURES,
         "MAX_LOG_DENSITY": MAX_LOG_DENSITY,
         "INITIAL_LOG_DENSITY": INITIAL_LOG_DENSITY,
@@ -54,25 +59,20 @@ def unsupported(config: FieldConfig) -> str | None:
     """Why a GPU's kernels cannot run this field, or None if they can.  A CPU's take any."""
     if config.hidden % 16 or config.hidden > _MAX_HIDDEN:
         return f"hidden = {config.hidden} must be 16, 32, 48 or 64 for tensor cores"
-    staged = max(8 * _input_registers(config), config.hidden, 24) + config.hidden
-    if staged > _MAX_STAGED:
-        return f"levels x features = {config.levels * config.features} takes more shared memory than there is"
     return None
 
 
 def parameter_shapes(config: FieldConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes of RadianceField.parameters(), in their order."""
     hidden, inputs = config.hidden, config.levels * config.features + CODE_WIDTH
-    layers = {
-        "density_net.0": (hidden, inputs),
-        "density_net.2": (1 + GEOMETRY_FEATURES, hidden),
-        "colour_net.0": (hidden, GEOMETRY_FEATURES + DIRECTION_FEATURES),
-        "colour_net.2": (hidden, hidden),
-        "colour_net.4": (3, hidden),
+    networks = {
+        "density_net": [inputs, *[hidden] * config.density_layers, 1 + GEOMETRY_FEATURES],
+        "colour_net": [GEOMETRY_FEATURES + config.direction_bands**2, *[hidden] * config.colour_layers, 3],
     }
     shapes: dict[str, tuple[int, ...]] = {"grid.table": (sum(level_rows(config)), config.features)}
-    for name, shape in layers.items():
-        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = shape, shape[:1]
+    for name, widths in networks.items():
+        for i, (taken, given) in enumerate(pairwise(widths)):
+            shapes[f"{name}.{2 * i}.weight"], shapes[f"{name}.{2 * i}.bias"] = (given, taken), (given,)
     return shapes
 
 
@@ -127,7 +127,8 @@ class PackedField:
             if reason := unsupported(config):
                 raise ValueError(reason)
             self._networks = torch.zeros(_packed_size(config), dtype=kernels.storage, device=kernels.device)
-            self._biases = torch.zeros(3 * config.hidden + 24, device=kernels.device)
+            layers = config.density_layers + config.colour_layers
+            self._biases = torch.zeros(layers * config.hidden + 24, device=kernels.device)
             table = torch.zeros(self._split, dtype=kernels.storage, device=kernels.device)
             self._point_at(table, self._networks, self._biases)
         else:
@@ -162,8 +163,9 @@ def _input_registers(config: FieldConfig) -> int:
 def _packed_size(config: FieldConfig) -> int:
     """fp16 numbers of the packed networks; cuda/field.cuh asserts that it agrees."""
     hidden, grid = config.hidden // 8, -(-config.levels // 4) * (config.features // 2)
-    forward = _input_registers(config) // 2 * hidden + hidden + 2 * hidden + hidden // 2 * hidden + hidden // 2
-    backward = hidden + hidden // 2 * hidden + hidden + hidden + hidden // 2 * grid
+    inner = (config.density_layers + config.colour_layers - 2) * (hidden // 2) * hidden
+    forward = _input_registers(config) // 2 * hidden + hidden + 2 * hidden + hidden // 2 + inner
+    backward = hidden // 2 * grid + hidden + hidden + hidden + inner
     return 128 * (forward + backward)
 
 

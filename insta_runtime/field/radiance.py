@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import torch
@@ -12,7 +13,6 @@ from insta_runtime.field.conditioning import CODE_WIDTH
 from insta_runtime.field.hashgrid import HashGrid
 
 GEOMETRY_FEATURES = 15  # what the density network hands to the colour network beside the density
-DIRECTION_FEATURES = 4
 MAX_LOG_DENSITY = 9.0  # exp(9) / m: opaque within half a millimetre; keeps exp and its gradient finite
 INITIAL_LOG_DENSITY = 3.0  # a thin haze at first, so that every region gets gradients
 
@@ -27,8 +27,11 @@ class RadianceField(nn.Module):
         super().__init__()
         self.grid = HashGrid(config, generator)
         encoded = config.levels * config.features + CODE_WIDTH
-        self.density_net = _mlp([encoded, config.hidden, 1 + GEOMETRY_FEATURES], generator)
-        self.colour_net = _mlp([GEOMETRY_FEATURES + DIRECTION_FEATURES, config.hidden, config.hidden, 3], generator)
+        shaded = GEOMETRY_FEATURES + config.direction_bands**2
+        self.bands = config.direction_bands
+        density_hidden, colour_hidden = ([config.hidden] * n for n in (config.density_layers, config.colour_layers))
+        self.density_net = _mlp([encoded, *density_hidden, 1 + GEOMETRY_FEATURES], generator)
+        self.colour_net = _mlp([shaded, *colour_hidden, 3], generator)
 
     def density(self, points: torch.Tensor, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Density (N,) per metre and geometry features (N, 15) at unit-cube ``points`` with faded ``codes``."""
@@ -47,16 +50,33 @@ class RadianceField(nn.Module):
             codes: (N, CODE_WIDTH), already faded by the masks.
         """
         density, features = self.density(points, codes)
-        colour = self.colour_net(torch.cat([features, direction_basis(directions)], dim=-1))
+        colour = self.colour_net(torch.cat([features, direction_basis(directions, self.bands)], dim=-1))
         return density, torch.sigmoid(colour)
 
 
-def direction_basis(directions: torch.Tensor) -> torch.Tensor:
-    """Spherical harmonics of degree 0 and 1 of unit directions (N, 3), unnormalised: (N, 4).
+def direction_basis(directions: torch.Tensor, bands: int) -> torch.Tensor:
+    """Real spherical harmonics of unit directions (N, 3), the first ``bands`` bands: (N, bands^2).
 
-    Low on purpose: higher degrees fit the few view angles of a talking head and break at unseen ones.
+    Each band is scaled (Schmidt) so that its squares add up to one: 1; x, y, z; ...  Two bands are the default on
+    purpose: higher ones fit the few view angles of a talking head and break at unseen ones.
     """
-    return torch.cat([torch.ones_like(directions[:, :1]), directions], dim=-1)
+    x, y, z = directions.unbind(dim=-1)
+    harmonics = [torch.ones_like(x), x, y, z]
+    if bands > 2:
+        root = math.sqrt(3.0)
+        harmonics += [root * x * y, root * y * z, 1.5 * z * z - 0.5, root * x * z, 0.5 * root * (x * x - y * y)]
+    if bands > 3:
+        a, b, c = math.sqrt(5.0 / 8.0), math.sqrt(15.0), math.sqrt(3.0 / 8.0)
+        harmonics += [
+            a * y * (3.0 * x * x - y * y),
+            b * x * y * z,
+            c * y * (5.0 * z * z - 1.0),
+            z * (2.5 * z * z - 1.5),
+            c * x * (5.0 * z * z - 1.0),
+            0.5 * b * z * (x * x - y * y),
+            a * x * (x * x - 3.0 * y * y),
+        ]
+    return torch.stack(harmonics[: bands**2], dim=-1)
 
 
 def _mlp(widths: list[int], generator: torch.Generator) -> nn.Sequential:

@@ -14,7 +14,6 @@ from torch import nn
 from insta_runtime.errors import UserError
 from insta_runtime.field.conditioning import CODE_WIDTH
 from insta_runtime.field.radiance import (
-    DIRECTION_FEATURES,
     GEOMETRY_FEATURES,
     INITIAL_LOG_DENSITY,
     MAX_LOG_DENSITY,
@@ -57,9 +56,12 @@ class TcnnField(nn.Module):
         }
         encoded = config.levels * config.features + CODE_WIDTH
         self.grid = tcnn.Encoding(3, grid, seed=seed)
-        self.density_net = tcnn.Network(encoded, 1 + GEOMETRY_FEATURES, _network(config.hidden, 1), seed=seed + 1)
-        shaded = GEOMETRY_FEATURES + DIRECTION_FEATURES
-        self.colour_net = tcnn.Network(shaded, 3, _network(config.hidden, 2), seed=seed + 2)
+        self.density_net = tcnn.Network(
+            encoded, 1 + GEOMETRY_FEATURES, _network(config.hidden, config.density_layers), seed=seed + 1
+        )
+        self.bands = config.direction_bands
+        shaded = GEOMETRY_FEATURES + self.bands**2
+        self.colour_net = tcnn.Network(shaded, 3, _network(config.hidden, config.colour_layers), seed=seed + 2)
 
     def density(self, points: torch.Tensor, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """As `RadianceField.density`."""
@@ -73,7 +75,7 @@ class TcnnField(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As `RadianceField.forward`."""
         density, features = self.density(points, codes)
-        colour = self.colour_net(torch.cat([features, direction_basis(directions)], dim=-1)).float()
+        colour = self.colour_net(torch.cat([features, direction_basis(directions, self.bands)], dim=-1)).float()
         return density, torch.sigmoid(colour)
 
 

@@ -75,4 +75,14 @@ def test_density_ignores_the_view_direction() -> None:
 
 def test_direction_basis_is_constant_and_linear() -> None:
     directions = inputs(4)[1]
-    assert torch.equal(direction_basis(directions), torch.cat([torch.ones((4, 1)), directions], dim=1))
+    assert torch.equal(direction_basis(directions, 2), torch.cat([torch.ones((4, 1)), directions], dim=1))
+
+
+def test_each_band_of_directions_has_the_same_size_and_its_members_are_independent() -> None:
+    directions = torch.nn.functional.normalize(torch.randn(20000, 3, dtype=torch.float64), dim=-1)
+    basis = direction_basis(directions, 4)
+    for band in range(4):
+        part = basis[:, band**2 : (band + 1) ** 2]
+        torch.testing.assert_close(part.square().sum(dim=1), torch.ones(len(part), dtype=torch.float64))
+    product = basis.T @ basis / len(basis)  # of spherical harmonics: nothing beside the diagonal
+    assert (product - product.diagonal().diag()).abs().max() < 0.02
