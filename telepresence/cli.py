@@ -51,6 +51,9 @@ CropOption = Annotated[
 ]
 CropSizeOption = Annotated[int | None, typer.Option("--size", metavar="PIXELS", help="Side of the picture; 512.")]
 JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures to this file.")]
+ReportOption = Annotated[
+    Path | None, typer.Option("--report", metavar="FILE.html", help="Write a page with pictures and curves.")
+]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -201,6 +204,7 @@ def fit(
     config: ConfigOption = None,
     changes: SetOption = None,
     json_file: JsonOption = None,
+    report: ReportOption = None,
 ) -> None:
     """Learn an avatar from a recording, as fast as the machine can."""
     settings = _configure(config, changes, device, {"avatar.learn.size": size, "run.crop": crop})
@@ -215,6 +219,7 @@ def fit(
         config=settings,
         head=head,
         models=models,
+        report=report,
     )
     _write_json(json_file, figures)
 
@@ -233,12 +238,13 @@ def evaluate(
     config: ConfigOption = None,
     changes: SetOption = None,
     json_file: JsonOption = None,
+    report: ReportOption = None,
 ) -> None:
     """Measure an avatar against tracked frames."""
     settings = _configure(config, changes, device)
     from telepresence.commands.evaluate import evaluate as command
 
-    figures = command(avatar=avatar, tracked=tracked, size=size, holdout=holdout, config=settings)
+    figures = command(avatar=avatar, tracked=tracked, size=size, holdout=holdout, config=settings, report=report)
     _write_json(json_file, figures)
 
 

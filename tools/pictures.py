@@ -24,7 +24,7 @@ from insta_runtime.learn.evaluation import split
 from insta_runtime.render.renderer import Renderer
 from telepresence.actor.actor import Actor
 from telepresence.actor.performance import Performance
-from telepresence.commands.fit import ACTOR_FPS, ACTOR_FRAMES
+from telepresence.commands.recordings import ACTOR_FPS, ACTOR_FRAMES
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 SIDE = 320  # of the whole picture

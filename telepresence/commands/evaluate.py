@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,24 @@ from insta_runtime.backends import choose_backend, make_renderer
 from insta_runtime.errors import UserError
 from insta_runtime.head import load_head
 from insta_runtime.learn.evaluation import score, split
+from insta_runtime.learn.regions import FaceRegions
 from insta_runtime.tracked import TrackedFolder
 from insta_runtime.types import Camera, HeadState, RenderedFrame
+from telepresence.commands import scoring
+from telepresence.commands.fit import figures_file
+from telepresence.commands.recordings import read_observations, tracking_facts
 from telepresence.config import Config
 
+MAX_FIGURES = 1 << 24  # characters of a file of figures
 
-def evaluate(*, avatar: Path, tracked: Path, size: int | None, holdout: float, config: Config) -> dict[str, Any]:
+
+def evaluate(
+    *, avatar: Path, tracked: Path, size: int | None, holdout: float, config: Config, report: Path | None = None
+) -> dict[str, Any]:
     """Score ``avatar`` on the last ``holdout`` part of the tracked folder ``tracked``; returns the figures.
 
-    ``size`` is the side of the pictures in pixels; None takes the one that was learned.  Raises UserError for a
-    folder or an avatar that cannot be used, or that do not share a head model.
+    ``size`` is the side of the pictures in pixels; None takes the one that was learned.  A page for people goes to
+    ``report``.  Raises UserError for a folder or an avatar that cannot be used, or that do not share a head model.
     """
     from rich.console import Console
     from rich.progress import Progress
@@ -31,9 +40,13 @@ def evaluate(*, avatar: Path, tracked: Path, size: int | None, holdout: float, c
     _, held = split(len(frames), holdout)
     if not held:
         raise UserError(f"{tracked} has no frames to measure on: give a larger --holdout")
-    side = size or loaded.model.config.learn.size
-    observations = [folder.observation(int(frames[i])) for i in held]
-    renderer = make_renderer(loaded.model, choose_backend(config.run.backend, loaded.model))
+    device, side = loaded.model.device, size or loaded.model.config.learn.size
+    observations = read_observations(folder, (frames[i] for i in held))
+    backend = choose_backend(config.run.backend, loaded.model)
+    renderer = make_renderer(loaded.model, backend)
+    # Where mouth and eyes are is the recording's business: its identity code, not the avatar's.
+    face = FaceRegions(loaded.model.rig, folder.take.shape)
+    lpips = scoring.Lpips.at_hand(device)
     with Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task("evaluating", total=len(observations))
 
@@ -41,30 +54,45 @@ def evaluate(*, avatar: Path, tracked: Path, size: int | None, holdout: float, c
             bar.advance(task)
             return renderer.render(state, camera)
 
-        scores = score(render, observations, side)
-    figures = {
-        "avatar": str(avatar),
-        "tracked": tracked.name,
-        "psnr_db": scores.psnr_db,
-        "ssim": scores.ssim,
-        "head_psnr_db": scores.head_psnr_db,
-        "pictures": scores.pictures,
-        "size": side,
-        "seconds": loaded.seconds,
-        "steps": loaded.steps,
-        "device": str(loaded.model.device),
-        "protocol": f"last {holdout:.3g} of the tracked pictures; over white; mean of PSNR per picture",
-    }
-    _print(figures)
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in figures.items()}
-
-
-def _print(figures: dict[str, Any]) -> None:
-    from rich.console import Console
-
-    console = Console()
-    console.print(
-        f"{figures['pictures']} pictures of {figures['tracked']} at {figures['size']} px: "
-        f"PSNR {figures['psnr_db']:.2f} dB, head {figures['head_psnr_db']:.2f} dB, SSIM {figures['ssim']:.4f}"
+        scores = score(render, observations, side, face, device, lpips.measure)
+    facts = tracking_facts(folder)
+    figures = scoring.without_nan(
+        {
+            "avatar": str(avatar),
+            "tracked": tracked.name,
+            **scoring.figures_of(scores),
+            "pictures": scores.pictures,
+            "size": side,
+            "seconds": loaded.seconds,
+            "steps": loaded.steps,
+            "device": str(device),
+            "backend": backend.kind,
+            **_training(avatar),
+            "protocol": scoring.protocol_of(tracked.name, facts, len(frames), observations, holdout, side, lpips.told),
+            "each": scoring.pictures_of(scores),
+        }
     )
-    console.print(f"[dim]{figures['protocol']}[/]")
+    scoring.show(figures)
+    if report is not None:
+        from telepresence.report.page import write_report
+
+        write_report(report, figures, renderer.render, observations, side, face, device, folder.take.fps)
+    return figures
+
+
+def _training(avatar: Path) -> dict[str, Any]:
+    """What `fit` left beside the avatar of how it was learned, if it did; it may come from anyone."""
+    try:
+        text = figures_file(avatar).read_text(encoding="utf-8")[:MAX_FIGURES]
+        told = json.loads(text)
+        curve = [
+            {name: _number(point[name]) for name in ("seconds", "psnr_db", "head_psnr_db")} for point in told["curve"]
+        ]
+        return {"learned_with": str(told["backend"])[:20], "learned_from": str(told["source"])[:200], "curve": curve}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+
+
+def _number(value: Any) -> float | None:
+    number = float(value) if isinstance(value, int | float) else math.nan
+    return number if math.isfinite(number) else None

@@ -3,44 +3,28 @@
 from __future__ import annotations
 
 import json
-import math
-import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from insta_runtime.avatar import Avatar, avatar_file
 from insta_runtime.backends import AnyTrainer, choose_backend, make_renderer, make_trainer
 from insta_runtime.errors import UserError
-from insta_runtime.head import HeadModel, load_head
-from insta_runtime.learn.evaluation import Scores, score, split
+from insta_runtime.learn.evaluation import score, score_psnr, split
+from insta_runtime.learn.regions import FaceRegions
 from insta_runtime.render.coloured_mesh import ColouredMesh
-from insta_runtime.tracked import TrackedFolder
-from insta_runtime.types import Float32, Observation
-from telepresence.commands.orbit import turned, yaw, yaw_turn
+from insta_runtime.types import Observation
+from telepresence.commands import scoring
+from telepresence.commands.recordings import UNSEEN, Recording, open_recording, spread
 from telepresence.config import Config
 
-ACTOR_FRAMES = 320
-ACTOR_FPS = 10.0
 COLOURED_FROM = 60  # pictures that the coloured mesh takes its colours from
-CURVE_PICTURES = 8
-CURVE_PARTS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.7)  # of the time, where the curve is measured; and the end
+CURVE_PICTURES = 16
+TRAIN_PICTURES = 24  # of those learned from, that are measured too
+CURVE_SECONDS = (0.5, 1, 2, 3, 5, 7, 10, 15, 20, 30, 45, 60, 90, 120, 180, 240, 360, 480, 720, 960, 1440, 1920, 2880)
 
-
-@dataclass(frozen=True)
-class Recording:
-    """What there is to learn from: observations in time, who they show, and views nobody saw, if they exist."""
-
-    name: str
-    head: HeadModel
-    shape: Float32
-    observations: list[Observation]
-    calibration: dict[str, Any] | None = None
-    unseen: tuple[Observation, ...] = ()
+Point = dict[str, float | None]
 
 
 def fit(
@@ -53,14 +37,38 @@ def fit(
     config: Config,
     head: Path | None,
     models: Path | None,
+    report: Path | None = None,
 ) -> dict[str, Any]:
     """Learn the avatar ``out`` for ``seconds`` (training alone) from ``source``; returns the figures.
 
     ``source`` is a tracked folder, a video, or ``synthetic``.  The last ``holdout`` part of the tracked pictures
-    is kept back and measured on at a side of ``size`` pixels.  Raises UserError for a source that cannot be used.
+    is kept back and measured on at a side of ``size`` pixels.  The figures are also written beside the avatar
+    (`figures_file`), and a page for people to ``report``.  Raises UserError for a source that cannot be used.
     """
-    _writable(out)
-    recording = _open(source, size, holdout, config, head, models)
+    for path in (avatar_file(out), report):
+        if path is not None:
+            _writable(path)
+    recording = open_recording(source, size, holdout, config, head, models)
+    figures = learn(recording, out, seconds=seconds, size=size, holdout=holdout, config=config, report=report)
+    scoring.show(figures)
+    return figures
+
+
+def learn(
+    recording: Recording,
+    out: Path | None,
+    *,
+    seconds: float,
+    size: int,
+    holdout: float,
+    config: Config,
+    report: Path | None = None,
+    baseline: bool = True,
+) -> dict[str, Any]:
+    """Learn an avatar of ``recording`` and measure it; `fit` says how.
+
+    ``out`` None saves nothing; ``baseline`` also measures the coloured mesh.
+    """
     train, held = split(len(recording.observations), holdout)
     if len(train) < 2:
         raise UserError(f"{recording.name} has {len(recording.observations)} pictures of a face: too few to learn from")
@@ -68,10 +76,8 @@ def fit(
     kept_back = [recording.observations[i] for i in held]
     avatar = Avatar.create(recording.head, recording.shape, learned[0].camera, config.avatar, config.run.device)
     avatar.calibration = recording.calibration
-    mesh = ColouredMesh(avatar.model.rig, recording.shape)
-    for observation in _spread(learned, COLOURED_FROM):
-        mesh.observe(observation)
-    mesh_scores = score(mesh.render, kept_back, size)
+    device = avatar.model.device
+    mesh_psnr = _mesh_psnr(avatar, learned, kept_back, size) if baseline else {}
 
     backend = choose_backend(config.run.backend, avatar.model)
     trainer, display = make_trainer(avatar.model, backend), make_renderer(avatar.model, backend)
@@ -79,54 +85,90 @@ def fit(
         trainer.add(observation)
         trainer.replay.take_in()
 
-    def measure(observations: Sequence[Observation]) -> Scores:
+    def measure(observations: Sequence[Observation]) -> Point:
         display.load(trainer.snapshot())
-        return score(display.render, observations, size)
+        whole, head = score_psnr(display.render, observations, size, device)
+        return {"psnr_db": whole, "head_psnr_db": head}
 
-    curve = _train(trainer, seconds, lambda: measure(_spread(kept_back, CURVE_PICTURES)).psnr_db)
-    scores = measure(kept_back)
+    curve = _train(trainer, seconds, lambda: measure(spread(kept_back, CURVE_PICTURES)))
+    trained = {f"train_{name}": value for name, value in measure(spread(learned, TRAIN_PICTURES)).items()}
     avatar.update(trainer.snapshot(), trainer.steps, seconds)
-    avatar.save(out)
+    if out is not None:
+        avatar.save(out)
+    lpips = scoring.Lpips.at_hand(device)
+    face = FaceRegions(avatar.model.rig, recording.shape)
+    scores = score(display.render, kept_back, size, face, device, lpips.measure)
+    protocol = scoring.protocol_of(
+        recording.name, recording.facts, len(recording.observations), kept_back, holdout, size, lpips.told
+    )
     figures: dict[str, Any] = {
         "source": recording.name,
-        "psnr_db": scores.psnr_db,
-        "ssim": scores.ssim,
-        "head_psnr_db": scores.head_psnr_db,
-        "mesh_psnr_db": mesh_scores.psnr_db,
-        "mesh_head_psnr_db": mesh_scores.head_psnr_db,
-        "train_psnr_db": measure(_spread(learned, 3 * CURVE_PICTURES)).psnr_db,
-        "curve": [*curve, {"seconds": seconds, "psnr_db": _finite(scores.psnr_db)}],
+        **scoring.figures_of(scores),
+        **mesh_psnr,
+        **trained,
+    }
+    for name, views in recording.unseen.items():
+        figures[f"{name}_psnr_db"] = measure(views)["psnr_db"]
+        protocol[name] = UNSEEN[name]
+    last = {"seconds": seconds, "steps": trainer.steps, "psnr_db": scores.psnr_db, "head_psnr_db": scores.head_psnr_db}
+    figures |= {
+        "curve": [*curve, last],
         "steps": trainer.steps,
         "seconds": seconds,
         "size": size,
         "train_frames": len(learned),
         "holdout_frames": len(kept_back),
-        "device": str(avatar.model.device),
+        "device": str(device),
         "backend": backend.kind,
-        "protocol": f"last {holdout:.3g} of the tracked pictures held out; over white; mean of PSNR per picture",
+        "protocol": protocol
+        | {
+            "training": "seconds of training alone; loading, compiling and measuring do not count",
+            "curve": f"{CURVE_PICTURES} held-out pictures, evenly spread; its last point all of them",
+        },
+        "each": scoring.pictures_of(scores),
     }
-    if recording.unseen:
-        figures["unseen_yaw20_psnr_db"] = measure(recording.unseen).psnr_db
-    return {key: _finite(value) for key, value in figures.items()}
+    figures = scoring.without_nan(figures)
+    if out is not None:
+        figures_file(out).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    if report is not None:
+        from telepresence.report.page import write_report
+
+        write_report(report, figures, display.render, kept_back, size, face, device, recording.fps)
+    return figures
 
 
-def _train(trainer: AnyTrainer, seconds: float, measure: Any) -> list[dict[str, float | None]]:
+def figures_file(avatar: Path) -> Path:
+    """Where `fit` leaves its figures for `evaluate`: beside the avatar's file."""
+    file = avatar_file(avatar)
+    return file.with_name("fit.json" if file.stem == "avatar" else f"{file.stem}.fit.json")
+
+
+def _mesh_psnr(avatar: Avatar, learned: list[Observation], kept_back: list[Observation], size: int) -> dict[str, float]:
+    """What viewers see before there is an avatar."""
+    mesh = ColouredMesh(avatar.model.rig, avatar.model.shape)
+    for observation in spread(learned, COLOURED_FROM):
+        mesh.observe(observation)
+    whole, head = score_psnr(mesh.render, kept_back, size, avatar.model.device)
+    return {"mesh_psnr_db": whole, "mesh_head_psnr_db": head}
+
+
+def _train(trainer: AnyTrainer, seconds: float, measure: Callable[[], Point]) -> list[Point]:
     """Train for ``seconds``; measuring does not count."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    due = [part * seconds for part in CURVE_PARTS]
-    curve: list[dict[str, float | None]] = []
+    due = [moment for moment in CURVE_SECONDS if moment < seconds]
+    curve: list[Point] = []
     columns = (TextColumn("learning"), BarColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("", total=seconds)
         spent = 0.0
         while spent < seconds:
             if due and spent >= due[0]:
-                due.pop(0)
-                value = measure()
-                curve.append({"seconds": round(spent, 1), "psnr_db": _finite(value)})
-                bar.update(task, description=f"{value:.1f} dB")
+                due = [moment for moment in due if moment > spent]
+                point = measure()
+                curve.append({"seconds": round(spent, 2), "steps": trainer.steps, **point})
+                bar.update(task, description=f"{scoring.words(point['psnr_db'], 1)} dB")
             began = time.perf_counter()
             trainer.progress = spent / seconds
             trainer.step()
@@ -135,83 +177,9 @@ def _train(trainer: AnyTrainer, seconds: float, measure: Any) -> list[dict[str, 
     return curve
 
 
-def _open(source: str, size: int, holdout: float, config: Config, head: Path | None, models: Path | None) -> Recording:
-    if source == "synthetic":
-        return _synthetic(size, holdout)
-    path = Path(source)
-    if path.is_dir():
-        return _tracked(path, head)
-    if not path.is_file():
-        raise UserError(f"there is no video or tracked folder at {source}")
-    from telepresence.commands.track import track
-
-    with tempfile.TemporaryDirectory(prefix="telepresence-") as folder:
-        tracked = Path(folder) / "tracked"
-        track(path, tracked, config=config, head=head, models=models, focal=None)
-        return replace(_tracked(tracked, head), name=path.name)
-
-
-def _tracked(path: Path, head: Path | None) -> Recording:
-    folder = TrackedFolder.open(path)
-    model = load_head(head or folder.head_file)
-    if model.sha256 != folder.take.head_sha256:
-        raise UserError(f"{path} was tracked with another head model than {model.name}: give that one with --head")
-    observations = [folder.observation(int(i)) for i in folder.frames]
-    return Recording(path.name, model, folder.take.shape, observations, _calibration(folder))
-
-
-def _calibration(folder: TrackedFolder) -> dict[str, Any] | None:
-    """What tracking learned of person and camera, for the calls that go on with this avatar; None of exact states."""
-    from telepresence.tracking.calibration import Calibration
-
-    text = folder.meta.get("calibration")
-    return None if text is None else json.loads(Calibration.from_json(str(text)).to_json())
-
-
-def _synthetic(size: int, holdout: float) -> Recording:
-    """The actor's performance, exact, and held-out moments seen from 20 degrees beyond the outermost learned view."""
-    from telepresence.actor.actor import Actor
-    from telepresence.sources.synthetic import actor_take
-
-    actor = Actor()
-    frames = list(actor_take(ACTOR_FRAMES, ACTOR_FPS, max(size, 256), actor=actor))
-    observations = []
-    for frame in frames:
-        assert frame.truth is not None
-        observations.append(
-            Observation(frame.frame_id, frame.rgb, frame.truth.alpha, frame.truth.camera, frame.truth.state)
-        )
-    train, held = split(len(observations), holdout)
-    outermost = max(abs(yaw(observations[i].state)) for i in train)
-    unseen = []
-    for n, observation in enumerate(_spread([observations[i] for i in held], 2 * CURVE_PICTURES)):
-        target = (outermost + math.radians(20.0)) * (1 if n % 2 else -1)
-        turn = yaw_turn(target - yaw(observation.state))
-        state = turned(observation.state, turn)
-        rgb, alpha = actor.render(state, observation.camera, room=turn)
-        unseen.append(Observation(observation.frame_id, rgb, alpha, observation.camera, state))
-    return Recording("synthetic", actor.head, actor.shape, observations, unseen=tuple(unseen))
-
-
-def _spread(observations: Sequence[Observation], count: int) -> list[Observation]:
-    """At most ``count`` of them, evenly spread."""
-    picked = np.linspace(0, len(observations) - 1, min(count, len(observations))).round().astype(int)
-    return [observations[i] for i in picked]
-
-
-def _writable(out: Path) -> None:
+def _writable(path: Path) -> None:
     """Find out before the work, not after it, that the result cannot be written."""
     try:
-        avatar_file(out).parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"the avatar cannot be written to {out}: {error.strerror}") from None
-
-
-def _finite(value: Any) -> Any:
-    return (
-        round(value, 4)
-        if isinstance(value, float) and math.isfinite(value)
-        else None
-        if isinstance(value, float)
-        else value
-    )
+        raise UserError(f"{path} cannot be written: {error.strerror}") from None

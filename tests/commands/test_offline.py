@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from small_person import neutral_shape, open_head, paint, performance, photograp
 from insta_runtime.avatar import Avatar
 from insta_runtime.tracked import TrackedFolder
 from telepresence.cli import run_command
-from telepresence.commands import fit as fit_command
+from telepresence.commands import recordings
 from telepresence.commands import track as track_command
 from telepresence.commands.track import track_truth
 from telepresence.frames import CameraFrame, Truth
@@ -38,6 +39,10 @@ SMALL = (
 )
 ASKED = {"psnr_db", "ssim", "head_psnr_db", "mesh_head_psnr_db", "curve", "steps", "train_frames", "holdout_frames"}
 
+BY_REGION = [
+    f"{region}{metric}" for region in ("", "head_", "mouth_", "eyes_") for metric in ("psnr_db", "ssim", "flip")
+]
+
 BLOCKED = """
 import sys
 for name in ("av", "aiortc", "aiohttp", "mediapipe", "cv2", "zmq", "pygame", "platformdirs", "prometheus_client"):
@@ -49,7 +54,10 @@ folder, out, *small = sys.argv[1:]
 avatar = out + "/avatar"
 for arguments in (
     ["fit", folder, "--out", avatar, "--seconds=0.5", "--size=32", "--holdout=0.34", f"--json={out}/fit.json", *small],
-    ["evaluate", avatar, folder, "--device=cpu", "--holdout=0.34", f"--json={out}/evaluate.json"],
+    [
+        "evaluate", avatar, folder, "--device=cpu", "--holdout=0.34", f"--json={out}/evaluate.json",
+        f"--report={out}/report.html",
+    ],
     ["render", avatar, "--device=cpu", "--driver", folder, "--size=32", f"--frames={out}/pictures"],
 ):
     assert run_command(arguments) == 0, arguments
@@ -87,11 +95,24 @@ def test_a_tracked_folder_needs_no_camera_no_codec_no_network(folder: Path, tmp_
     assert figures.keys() >= ASKED
     assert (figures["train_frames"], figures["holdout_frames"], figures["device"]) == (4, 2, "cpu")
     assert figures["steps"] > 0
-    assert figures["curve"][-1] == {"seconds": 0.5, "psnr_db": figures["psnr_db"]}
+    last = {name: figures[name] for name in ("seconds", "steps", "psnr_db", "head_psnr_db")}
+    assert figures["curve"][-1] == last
+    assert json.loads((tmp_path / "avatar" / "fit.json").read_text()) == figures
     again = json.loads((tmp_path / "evaluate.json").read_text())
     # The avatar that was saved is the one that was measured.
     assert again["psnr_db"] == pytest.approx(figures["psnr_db"], abs=1e-3)
     assert (again["pictures"], again["steps"]) == (2, figures["steps"])
+    for name in BY_REGION:
+        assert again[name] == pytest.approx(figures[name], rel=1e-3)
+    assert again["protocol"].keys() >= {"clip", "split", "crop", "size", "head", "background", "tracker", "smoothing"}
+    assert "2 of 6, frames 4 to 5" in again["protocol"]["split"]
+    assert [picture["frame"] for picture in again["each"]] == [4, 5]
+    assert fmean(picture["eyes_psnr_db"] for picture in again["each"]) == pytest.approx(again["eyes_psnr_db"], abs=1e-3)
+    assert again["curve"][-1]["psnr_db"] == figures["psnr_db"], "the curve of fit is told again"
+    assert again["lpips"] is None
+    assert "not measured" in again["protocol"]["lpips"]
+    page = (tmp_path / "report.html").read_text()
+    assert page.count('class="strip"') == 2
     pictures = sorted((tmp_path / "pictures").iterdir())
     assert [path.name for path in pictures] == [f"{i:06d}.png" for i in range(COUNT)]
     shown = np.asarray(Image.open(pictures[0]))
@@ -130,13 +151,15 @@ def test_a_damaged_calibration_is_one_line(
 
 
 def test_the_actor_is_also_seen_from_where_nobody_looked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(fit_command, "ACTOR_FRAMES", 4)
+    monkeypatch.setattr(recordings, "ACTOR_FRAMES", 4)
     figures_file = tmp_path / "fit.json"
     arguments = ["fit", "synthetic", "--out", str(tmp_path / "avatar"), "--seconds", "0", "--size", "32"]
     assert run_command([*arguments, "--holdout", "0.5", "--json", str(figures_file), *SMALL]) == 0
     figures = json.loads(figures_file.read_text())
-    assert figures.keys() >= {*ASKED, "device", "unseen_yaw20_psnr_db"}
-    assert figures["unseen_yaw20_psnr_db"] > 0.0
+    assert figures.keys() >= {*ASKED, "device"}
+    for name in ("unseen_yaw20", "unseen_yaw30", "unseen_pitch15"):
+        assert figures[f"{name}_psnr_db"] > 0.0
+        assert "degrees" in figures["protocol"][name]
 
 
 def test_the_actor_can_be_recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

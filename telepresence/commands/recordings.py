@@ -1,0 +1,214 @@
+"""What an avatar is learned from and measured on: tracked folders, videos, and the synthetic actor."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from insta_runtime.errors import UserError
+from insta_runtime.geometry import rotation_matrix
+from insta_runtime.head import HeadModel, load_head
+from insta_runtime.learn.evaluation import split
+from insta_runtime.tracked import TrackedFolder
+from insta_runtime.types import Float32, Float64, HeadState, Observation
+from telepresence.commands.orbit import turned, yaw, yaw_turn
+from telepresence.config import Config
+
+if TYPE_CHECKING:
+    from telepresence.actor.actor import Actor
+
+ACTOR_FRAMES = 320
+ACTOR_FPS = 10.0
+UNSEEN_VIEWS = 16  # of each kind
+
+UNSEEN = {
+    "unseen_yaw20": "the camera moved around the head to 20 degrees of yaw beyond the outermost learned view, to "
+    "both sides in turn",
+    "unseen_yaw30": "the camera moved around the head by 30 degrees of yaw from the moment's own view, to the side "
+    "to which the face is turned already, and at least to the outermost learned yaw",
+    "unseen_pitch15": "the camera moved around the head by 15 degrees of pitch from the moment's own view, up or "
+    "down as the face is inclined already, and at least to the outermost learned pitch",
+}
+"""Views of held-out moments of the actor that nobody saw; light, clothes and room stay where they are."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What there is to learn from.
+
+    Attributes:
+        name: of the clip.
+        head, shape: the head model, and the identity code (S,) of the person.
+        observations: in time.
+        fps: of the recording.
+        facts: crop, tracker and smoothing, in words, for the protocol.
+        calibration: what tracking learned of person and camera, JSON-able; None of exact states.
+        unseen: views nobody saw, by their names in `UNSEEN`.
+    """
+
+    name: str
+    head: HeadModel
+    shape: Float32
+    observations: list[Observation]
+    fps: float
+    facts: dict[str, str]
+    calibration: dict[str, Any] | None = None
+    unseen: dict[str, list[Observation]] = field(default_factory=dict)
+
+
+def open_recording(
+    source: str, size: int, holdout: float, config: Config, head: Path | None, models: Path | None
+) -> Recording:
+    """The recording ``source``: a tracked folder, a video, or ``synthetic``.  Raises UserError."""
+    if source == "synthetic":
+        return _synthetic(size, holdout)
+    path = Path(source)
+    if path.is_dir():
+        return tracked_recording(path, head)
+    if not path.is_file():
+        raise UserError(f"there is no video or tracked folder at {source}")
+    from telepresence.commands.track import track
+
+    with tempfile.TemporaryDirectory(prefix="telepresence-") as folder:
+        tracked = Path(folder) / "tracked"
+        track(path, tracked, config=config, head=head, models=models, focal=None)
+        return replace(tracked_recording(tracked, head), name=path.name)
+
+
+def tracked_recording(path: Path, head: Path | None) -> Recording:
+    """All of a tracked folder.  Raises UserError."""
+    folder = TrackedFolder.open(path)
+    model = load_head(head or folder.head_file)
+    if model.sha256 != folder.take.head_sha256:
+        raise UserError(f"{path} was tracked with another head model than {model.name}: give that one with --head")
+    observations = read_observations(folder, folder.frames)
+    facts = tracking_facts(folder)
+    return Recording(path.name, model, folder.take.shape, observations, folder.take.fps, facts, _calibration(folder))
+
+
+def read_observations(folder: TrackedFolder, indices: Iterable[int]) -> list[Observation]:
+    """Pictures of a tracked folder, decoded by as many threads as there are cores."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(lambda index: folder.observation(int(index)), indices))
+
+
+def tracking_facts(folder: TrackedFolder) -> dict[str, str]:
+    """What a tracked folder tells of its making, in words."""
+    tracker = folder.meta.get("tracker")
+    told = tracker if isinstance(tracker, dict) else {}
+
+    def words(value: object) -> str:
+        return " ".join(str(value).split())[:200] if value is not None else "not told"
+
+    exact = folder.meta.get("calibration") is None
+    return {
+        "source": words(folder.meta.get("source")),
+        "crop": words(folder.meta.get("crop_policy")),
+        "tracker": "none" if exact else words(told.get("version", "telepresence track")),
+        "smoothing": words(told.get("smoothing")),
+        "head_model": words(folder.meta["head"].get("name")),
+    }
+
+
+def spread(observations: Sequence[Observation], count: int) -> list[Observation]:
+    """At most ``count`` of them, evenly spread."""
+    picked = np.linspace(0, len(observations) - 1, min(count, len(observations))).round().astype(int)
+    return [observations[i] for i in picked]
+
+
+def _calibration(folder: TrackedFolder) -> dict[str, Any] | None:
+    """What tracking learned of person and camera, for the calls that go on with this avatar; None of exact states."""
+    from telepresence.tracking.calibration import Calibration
+
+    text = folder.meta.get("calibration")
+    return None if text is None else json.loads(Calibration.from_json(str(text)).to_json())
+
+
+def _synthetic(size: int, holdout: float) -> Recording:
+    """The actor's performance, exact, and held-out moments seen from where nobody looked."""
+    from telepresence.actor.actor import Actor
+    from telepresence.sources.synthetic import actor_take
+
+    actor = Actor()
+    frames = list(actor_take(ACTOR_FRAMES, ACTOR_FPS, max(size, 256), actor=actor))
+    observations = []
+    for frame in frames:
+        assert frame.truth is not None
+        observations.append(
+            Observation(frame.frame_id, frame.rgb, frame.truth.alpha, frame.truth.camera, frame.truth.state)
+        )
+    train, held = split(len(observations), holdout)
+    moments = spread([observations[i] for i in held], UNSEEN_VIEWS)
+    turns = unseen_turns([observations[i].state for i in train], [moment.state for moment in moments])
+    unseen = {
+        name: [_seen_from(actor, moment, turn) for moment, turn in zip(moments, some, strict=True)]
+        for name, some in turns.items()
+    }
+    facts = {
+        "source": "synthetic",
+        "crop": "none",
+        "tracker": "none",
+        "smoothing": "none: exact states",
+        "head_model": actor.head.name,
+    }
+    return Recording("synthetic", actor.head, actor.shape, observations, ACTOR_FPS, facts, unseen=unseen)
+
+
+def _seen_from(actor: Actor, moment: Observation, turn: Float64) -> Observation:
+    state = turned(moment.state, turn)
+    rgb, alpha = actor.render(state, moment.camera, room=turn)
+    return Observation(moment.frame_id, rgb, alpha, moment.camera, state)
+
+
+def unseen_turns(learned: Sequence[HeadState], moments: Sequence[HeadState]) -> dict[str, list[Float64]]:
+    """For each name in `UNSEEN` the (3, 3) rotations in camera space that take ``moments`` out of the learned views."""
+    outermost = max(abs(yaw(state)) for state in learned)
+    both_sides = [
+        yaw_turn((outermost + math.radians(20.0)) * (1 if n % 2 else -1) - yaw(state))
+        for n, state in enumerate(moments)
+    ]
+    farther = partial(_farther, learned, moments)
+    return {
+        "unseen_yaw20": both_sides,
+        "unseen_yaw30": [yaw_turn(angle) for angle in farther(yaw, math.radians(30.0))],
+        "unseen_pitch15": [pitch_turn(angle) for angle in farther(pitch, math.radians(15.0))],
+    }
+
+
+def _farther(
+    learned: Sequence[HeadState],
+    moments: Sequence[HeadState],
+    angle_of: Callable[[HeadState], float],
+    turn: float,
+) -> list[float]:
+    """Angles to add, away from the frontal view: ``turn``, or more if that is not beyond the learned angles."""
+    angles = [angle_of(state) for state in learned]
+    added = []
+    for state in moments:
+        own = angle_of(state)
+        side = -1.0 if own < 0.0 else 1.0
+        outermost = max(side * angle for angle in angles)
+        added.append(side * max(turn, outermost - side * own))
+    return added
+
+
+def pitch(state: HeadState) -> float:
+    """Angle in radians by which the face looks down from the camera's horizon; 0 looks into the camera."""
+    forward = rotation_matrix(state.rotation)[:, 2]
+    return math.asin(max(-1.0, min(1.0, float(forward[1]))))
+
+
+def pitch_turn(angle: float) -> Float64:
+    """The (3, 3) rotation in camera space that adds ``angle`` radians to the `pitch` of a frontal state."""
+    cos, sin = math.cos(angle), math.sin(angle)
+    return np.array([[1.0, 0.0, 0.0], [0.0, cos, -sin], [0.0, sin, cos]])
