@@ -1,0 +1,153 @@
+"""Learns the torso from the pictures that the head is learned from.
+
+What shows beside the head is laid, by registration, over what was seen before, and averaged there with little regard
+for what disagrees (a hand, a strand of hair): nearly a median.  The neck goes on under the head as far as any picture
+showed it, and from there as its surroundings go.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+from insta_runtime.torso.layer import ROOM_SIDE, TorsoLayer
+from insta_runtime.torso.motion import MotionFit, Similarity
+from insta_runtime.torso.registration import body_grid, reduced, register
+from insta_runtime.types import Bytes, Float64, Observation
+
+VISIBLE = 0.05
+"""Part of a pixel that the head leaves free, from which on the pixel says something of the torso."""
+NEAR_HEAD = 0.04
+"""Part of the picture's side around the head where a torso is not registered: necks turn, and hair hangs there."""
+AGREES = 0.06
+"""Difference from the mean at which a picture counts half."""
+DOUBTED = 0.05
+"""What a picture counts at least: the mean follows a new pullover in the end."""
+FIRST = 3.0
+"""Pictures whose mean is taken as it is, before there is an opinion to disagree with."""
+MEMORY = 60.0
+"""Pictures that a mean goes back to."""
+FEW = 0.2
+"""Weight, in pictures, of what surrounds a pixel against what was seen of it."""
+SEEN_EDGE = (0.06, 0.98)
+"""Mean opacity that is taken for none, and for full: edges that did not meet exactly, and strands that swung past."""
+UNSEEN_EDGE = (0.35, 0.65)
+"""The same where the head was before it in every picture: that belongs to the torso, or not."""
+
+
+class TorsoLearner:
+    """Learns one person's torso as a layer of ``side`` x ``side`` pixels."""
+
+    def __init__(self, side: int, device: torch.device) -> None:
+        self.side, self.device = side, device
+        self.seen = 0
+        self._mean = torch.zeros((4, side, side), device=device)
+        self._weight = torch.zeros((1, side, side), device=device)
+        self._room = torch.zeros((4, ROOM_SIDE, ROOM_SIDE), device=device)  # colour x weight, weight
+        self._motion = Similarity()
+        self._motions = MotionFit()
+
+    def observe(self, observation: Observation, inputs: Float64) -> Similarity:
+        """Learn from a picture with a ``body``; ``inputs`` (`motion.INPUTS`,) is what `SlowPose` says of its head.
+
+        Returns how the torso has moved from its reference.  ValueError for a picture whose body nobody cut out.
+        """
+        if observation.body is None:
+            raise ValueError("the picture has no matte of the body")
+        rgb = self._picture(observation.rgb)
+        alpha, body = self._picture(observation.alpha), self._picture(observation.body)
+        self._see_room(rgb, body)
+        # The picture is head over torso over room: alpha + (1 - alpha) torso = body.
+        free = 1.0 - alpha
+        torso = ((body - alpha) / free.clamp_min(1e-3)).clamp(0.0, 1.0)
+        picture = torch.cat([rgb * torso, torso])
+        visible = ((free - VISIBLE) / (1.0 - VISIBLE)).clamp_min(0.0)
+        if self.seen:
+            known = (self._weight / min(self.seen, FIRST)).clamp_max(1.0)
+            near = _blurred(reduced(alpha, ROOM_SIDE), NEAR_HEAD)
+            apart = (1.0 - 2.0 * functional.interpolate(near[None], alpha.shape[1:], mode="bilinear")[0]).clamp_min(0.0)
+            self._motion = register(self._mean, known, picture, visible * apart, self._motion)
+        self._motions.add(inputs, self._motion)
+        self._average(picture, visible)
+        self.seen += 1
+        return self._motion
+
+    def layer(self) -> TorsoLayer | None:
+        """The torso so far, a copy; None before the first picture."""
+        if not self.seen:
+            return None
+        room, weight = self._room[:3] / self._room[3:].clamp_min(1e-6), self._room[3:]
+        room = _filled(room, weight, FEW)
+        room = _blurred(room, 2.0 / ROOM_SIDE)
+        rgba = _filled(self._mean, self._weight, FEW)
+        sure = self._weight / (self._weight + FEW)
+        opacity = rgba[3:]
+        colour = (rgba[:3] / opacity.clamp_min(1e-3)).clamp(0.0, 1.0)
+        opacity = sure * _steeper(opacity, *SEEN_EDGE) + (1.0 - sure) * _steeper(opacity, *UNSEEN_EDGE)
+        layer = torch.cat([colour * opacity, opacity])
+        return TorsoLayer(layer, room.clamp(0.0, 1.0), self._motions.solve())
+
+    def _picture(self, pixels: Bytes) -> torch.Tensor:
+        """(H, W) or (H, W, C) uint8 as (C, side, side) in [0, 1]."""
+        picture = torch.from_numpy(pixels).to(self.device).float() / 255.0
+        picture = picture[None] if picture.dim() == 2 else picture.permute(2, 0, 1).contiguous()
+        if picture.shape[1:] == (self.side, self.side):
+            return picture
+        if picture.shape[1] > self.side:
+            return reduced(picture, self.side)
+        return functional.interpolate(picture[None], (self.side, self.side), mode="bilinear")[0]
+
+    def _average(self, picture: torch.Tensor, visible: torch.Tensor) -> None:
+        """Add a picture at its place, in place."""
+        grid = body_grid(self._motion, self.side, self.device)
+        there = torch.cat([picture, visible])[None]
+        seen = functional.grid_sample(there, grid, padding_mode="zeros", align_corners=False)[0]
+        new, weight = seen[:4], seen[4:]
+        away = (new - self._mean).square().mean(0, keepdim=True) / AGREES**2
+        opinion = ((self._weight - FIRST) / FIRST).clamp(0.0, 1.0)
+        agreed = (1.0 / (1.0 + away)).clamp_min(DOUBTED)
+        weight = weight * (1.0 + opinion * (agreed - 1.0))
+        self._weight += weight
+        self._mean += weight / self._weight.clamp_min(1e-6) * (new - self._mean)
+        self._weight.clamp_max_(MEMORY)
+
+    def _see_room(self, rgb: torch.Tensor, body: torch.Tensor) -> None:
+        """The room does not move: what no body hides, as it is."""
+        rgb, body = reduced(rgb, ROOM_SIDE), reduced(body, ROOM_SIDE)
+        # The matte's edge is soft, and a body's colour must not leak.
+        free = (1.0 - 8.0 * functional.max_pool2d(body[None], 3, 1, 1)[0]).clamp_min(0.0)
+        self._room += torch.cat([rgb * free, free])
+        self._room *= MEMORY / self._room[3:].clamp_min(MEMORY)
+
+
+def _blurred(picture: torch.Tensor, sigma: float) -> torch.Tensor:
+    """(C, S, S) under a Gaussian of ``sigma`` parts of the side, nearly: three boxes."""
+    side = picture.shape[-1]
+    reach = max(round(sigma * side), 1)
+    out = picture[None]
+    for _ in range(3):
+        padded = functional.pad(out, (reach, reach, reach, reach), mode="replicate")
+        out = functional.avg_pool2d(functional.avg_pool2d(padded, (1, 2 * reach + 1), 1), (2 * reach + 1, 1), 1)
+    return out[0]
+
+
+def _steeper(opacity: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    """0 up to ``low``, 1 from ``high`` on."""
+    return ((opacity - low) / (high - low)).clamp(0.0, 1.0)
+
+
+def _filled(picture: torch.Tensor, weight: torch.Tensor, few: float) -> torch.Tensor:
+    """``picture`` (C, S, S), and where ``weight`` (1, S, S) says little, its surroundings.
+
+    Pull-push (Gortler et al., The Lumigraph, 1996): from a pyramid of weighted means.
+    """
+    if picture.shape[-1] == 1:
+        return picture
+    sure = weight / (weight + few)
+    down = functional.avg_pool2d(torch.cat([picture * sure, sure])[None], 2, ceil_mode=True)[0]
+    coarse = down[:-1] / down[-1:].clamp_min(1e-6)
+    # A coarse pixel is as sure as its best part: one that was seen speaks for its neighbours.
+    best = functional.max_pool2d(weight[None], 2, ceil_mode=True)[0]
+    wide = _filled(coarse, best, few)
+    up = functional.interpolate(wide[None], picture.shape[1:], mode="bilinear", align_corners=False)[0]
+    return picture * sure + (1.0 - sure) * up
