@@ -55,7 +55,7 @@ def evaluate(
             return renderer.render(state, camera)
 
         scores = score(render, observations, side, face, device, lpips.measure)
-    facts = tracking_facts(folder)
+    facts, told = tracking_facts(folder), _training(avatar)
     figures = scoring.without_nan(
         {
             "avatar": str(avatar),
@@ -67,8 +67,11 @@ def evaluate(
             "steps": loaded.steps,
             "device": str(device),
             "backend": backend.kind,
-            **_training(avatar),
-            "protocol": scoring.protocol_of(tracked.name, facts, len(frames), observations, holdout, side, lpips.told),
+            **told,
+            "protocol": {
+                **scoring.protocol_of(tracked.name, facts, len(frames), observations, holdout, side, lpips.told),
+                "training": scoring.training(loaded.seconds, loaded.steps, told.get("learned_with")),
+            },
             "each": scoring.pictures_of(scores),
         }
     )

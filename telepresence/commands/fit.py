@@ -122,7 +122,7 @@ def learn(
         "backend": backend.kind,
         "protocol": protocol
         | {
-            "training": "seconds of training alone; loading, compiling and measuring do not count",
+            "training": scoring.training(seconds, trainer.steps, backend.kind),
             "curve": f"{CURVE_PICTURES} held-out pictures, evenly spread; its last point all of them",
         },
         "each": scoring.pictures_of(scores),

@@ -96,6 +96,12 @@ def protocol_of(
     }
 
 
+def training(seconds: float, steps: int, backend: str | None) -> str:
+    """How long an avatar was learned, for the protocol."""
+    by = f"by the {backend} back end" if backend else "by a back end that is not told"
+    return f"{seconds:g} s of training alone (loading, compiling and measuring do not count), {steps} steps, {by}"
+
+
 def without_nan(value: Any) -> Any:
     """``value`` as JSON can say it: numbers rounded to four digits, None for what is no number."""
     if isinstance(value, float):

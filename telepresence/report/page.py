@@ -79,7 +79,7 @@ def _choose(each: Sequence[Figures]) -> dict[int, bool]:
     ranked = sorted(
         (n for n in range(count) if each[n]["head_psnr_db"] is not None), key=lambda n: each[n]["head_psnr_db"]
     )
-    apart = max(1, count // 20)
+    apart = max(2, count // 12)
     worst: list[int] = []
     for number in ranked:
         if len(worst) < WORST and number not in chosen and all(abs(number - other) >= apart for other in worst):
@@ -160,7 +160,7 @@ def _cards(figures: Figures) -> str:
         ("eyes", "eyes_psnr_db", 2, "dB"),
         ("SSIM", "ssim", 3, ""),
         ("FLIP", "flip", 3, ""),
-        ("steadiness", "steadiness", 2, "x footage"),
+        ("steadiness", "steadiness", 2, "&times;"),
     )
     return "".join(
         f'<div class="card"><b>{_number(figures.get(key), digits)}</b><i>{unit}</i><span>{title}</span></div>'
