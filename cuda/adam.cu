@@ -73,6 +73,8 @@ DEVICE void store_table(storage_t* p, int left, const float (&x)[WIDE]) {
 //   table: (table_size) the copy of the table, or null where the field reads the parameters themselves
 //   control: as above. If its loss is not finite, nothing but the gradients changes.
 //
+// NETWORK_DECAY is an L2 penalty on the networks, of what has ever moved.
+//
 // A parameter whose gradient and second moment are zero is at rest: it never moved, or not for long, and its average must
 // equal it from the start. It is left as it is. Results repeat bit for bit.
 // Items: parameters; launch with items = size / 4.
@@ -99,7 +101,8 @@ KERNEL(256) adam_step(float* parameters, float* gradients, float* first, float* 
         if (!sound) continue;
         SIMD for (int k = 0; k < WIDE; ++k) {
             const float scaled = g[k] * (1.0f / LOSS_SCALE);
-            const float gradient = fabsf(scaled) < LARGEST ? scaled : 0.0f;
+            float gradient = fabsf(scaled) < LARGEST ? scaled : 0.0f;
+            if constexpr (NETWORK_DECAY > 0.0f) gradient += i + k < table_size ? 0.0f : NETWORK_DECAY * p[k];
             m[k] += (1.0f - BETA1) * (gradient - m[k]);
             v[k] = BETA2 * v[k] + (1.0f - BETA2) * gradient * gradient;
             m[k] = fabsf(m[k]) < SMALLEST_FIRST ? 0.0f : m[k];

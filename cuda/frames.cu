@@ -6,8 +6,9 @@
 #define NO_EDGE 1e-12f           // metres: a shorter edge has no direction
 #define DEGENERATE_AREA 1e-12f   // twice the area in m^2, below which a triangle has no frame
 #define LEAST_AREA 1e-14f        // m^2, of a posed triangle for its scale
-#define LEAST_SCALE 0.5f         // a triangle that is squashed in the pose must not blow up what lies near it
-#define LARGEST_SCALE 2.0f
+#define LARGEST_SCALE 2.0f       // a triangle that is squashed in the pose must not blow up what lies near it
+#define SCALE_LENGTH 0           // values of WARP_SCALE, a constant from Python
+#define SCALE_AREA 1
 #define RECORD_SIZE 16
 
 // maps (frames, triangles, 9) and triangles (frames, triangles, 12) from the posed vertices. A triangle without area
@@ -34,7 +35,11 @@ KERNEL(128) triangle_frames(const Head head, const Poses poses) {
         if (flat) tangent = vec3{1, 0, 0}, bitangent = vec3{0, 1, 0}, normal = vec3{0, 0, 1};
 
         const float ratio = head.canonical_areas[triangle] / fmaxf(0.5f * double_area, LEAST_AREA);
-        const float scale = clampf(sqrtf(ratio), LEAST_SCALE, LARGEST_SCALE);
+        float scale = 1.0f;
+        if constexpr (WARP_SCALE == SCALE_LENGTH) scale = clampf(sqrtf(ratio), 1.0f / LARGEST_SCALE, LARGEST_SCALE);
+        if constexpr (WARP_SCALE == SCALE_AREA)
+            if (head.around[4 * triangle + 3] == REGION_EYES)
+                scale = clampf(ratio, 1.0f / (LARGEST_SCALE * LARGEST_SCALE), LARGEST_SCALE * LARGEST_SCALE);
         const float* canonical = head.canonical_frames + 9 * triangle;
         float* map = poses.maps + (size_t)i * 9;
         UNROLL for (int r = 0; r < 3; ++r) {

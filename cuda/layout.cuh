@@ -13,6 +13,10 @@
 #define STATE_CAMERA(e) ((e) + 26)
 #define STATE_CODE(e) ((e) + 30)
 
+#define REGION_FACE 1  // of Head.around, as in warp/regions.py; any other number is another part of the head
+#define REGION_EYES 2
+#define REGION_LIPS 3
+
 // One person: nothing here changes while the program runs.
 struct Head {
     const float* rest;              // (vertices, 3)
@@ -26,6 +30,7 @@ struct Head {
     const float* canonical_frames;  // (triangles, 9) columns tangent, bitangent, normal
     const float* canonical_areas;   // (triangles)
     const float* masks;             // (vertices, 2) mouth, eyes
+    const int* around;              // (triangles, 4) those beyond the edges, itself where there is none; its region
     const int* members;             // (leaves, leaf_size) triangles in compact groups; the last one is repeated
     int vertices;
     int triangles;

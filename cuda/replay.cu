@@ -76,11 +76,11 @@ DEVICE void region_at(const Head& head, const Poses& poses, int pose, int triang
 // depth, triangle (poses, side, side): z in metres and triangle of the posed mesh as each picture's camera sees it,
 // infinite and -1 where it does not. regions (vertices, 2): bare face, mouth. Rays are cut to the pose's band.
 // rgba (rays, 4) premultiplied, target (rays) metres along the ray to bare skin or 0 where there is no prior, weight
-// (rays) mouth_weight in the mouth, else 1, background (rays, 3) at random.
+// (rays) mouth_weight in the mouth from step `mouth_from` on, else 1, background (rays, 3) at random.
 KERNEL(128) draw_rays(const Head head, const Poses poses, const Memories memories, const Rays rays, const int* inputs,
                       uint seed, int frames, const int* slots, const int* pose, const float* depth,
                       const int* triangle, const float* regions, float focus, float margin,
-                      float mouth_weight, float* rgba, float* target, float* weight, float* background) {
+                      float mouth_weight, int mouth_from, float* rgba, float* target, float* weight, float* background) {
     EACH(r, rays.count) {
         int each = rays.count / frames, b = r / each, k = r % each, wanted = inputs[2];
         if (b >= frames) b = frames - 1, k = wanted;
@@ -123,7 +123,7 @@ KERNEL(128) draw_rays(const Head head, const Poses poses, const Memories memorie
         int hit = drawn ? triangle[seen] : -1;
         if (hit >= 0) region_at(head, poses, at, hit, point, regions, face, mouth);
         target[r] = face > 0.5f && rgba[r * 4 + 3] > 0.9f ? distance : 0.0f;
-        weight[r] = mouth > 0.3f ? mouth_weight : 1.0f;
+        weight[r] = mouth > 0.3f && inputs[0] >= mouth_from ? mouth_weight : 1.0f;
     }
 }
 

@@ -1,10 +1,16 @@
 // Posed space <-> canonical space (insta_runtime/warp/warp.py): a sample rides with the point of the head that is
-// nearest to it.
+// nearest to it. Constants from Python: WARP_BLEND, and LIPS_ALONE, whether the mouth's mask is that of the lips.
 #pragma once
+#include "fastmath.cuh"
 #include "nearest.cuh"
 
 #define FADE 0.02f  // metres from the surface over which the expression code fades
 #define RECORD_SIZE 16
+#define BLEND_SURFACE 0  // values of WARP_BLEND: maps of vertices, blended over the surface;
+#define BLEND_NEIGHBOURS 1  // of the nearest triangle and, on the face, of those beyond its edges;
+#define BLEND_TRIANGLE 2    // of the nearest triangle alone
+#define OWN_DECAY 1.0f         // 1 / metre, of their weights
+#define NEIGHBOURS_DECAY 4.0f
 #define NO_DIRECTION 1e-12f  // a direction shorter than this is not made a unit vector
 
 struct Carried {
@@ -55,31 +61,91 @@ DEVICE Nearest nearest_to(const Head& head, const Poses& poses, int frame, int r
                       poses.triangles + (size_t)frame * head.triangles * TRIANGLE_SIZE, p, length(p - centre));
 }
 
+// Adds a triangle's map of p, `weight` times, to `map` and `position`.
+DEVICE void add_map(const Head& head, const Poses& poses, int frame, int triangle, float weight, vec3 p,
+                    float (&map)[9], vec3& position) {
+    const size_t k = (size_t)frame * head.triangles + triangle;
+    const float* own = poses.maps + 9 * k;
+    const vec3 offset = p - load3(poses.triangles + TRIANGLE_SIZE * k);
+    position = position + weight * (load3(head.canonical + 3 * head.faces[3 * triangle]) + transform(own, offset));
+    UNROLL for (int q = 0; q < 9; ++q) map[q] += weight * own[q];
+}
+
+DEVICE float weight_of(const Head& head, const Poses& poses, int frame, int triangle, float decay, vec3 p) {
+    const Triangle t = load_triangle(poses.triangles + ((size_t)frame * head.triangles + triangle) * TRIANGLE_SIZE);
+    return fast_exp(-decay * length(p - (t.a + (1.0f / 3.0f) * (t.ab + t.ac))));
+}
+
+// Where p, metres, rides with its nearest triangle and, on the face, with those beyond its edges; and the linear part
+// of what took it there.
+DEVICE vec3 ride_with_triangles(const Head& head, const Poses& poses, int frame, int nearest, vec3 p, float (&map)[9]) {
+    vec3 position = {0.0f, 0.0f, 0.0f};
+    const int* around = head.around + 4 * nearest;
+    if (WARP_BLEND == BLEND_TRIANGLE || around[3] != REGION_FACE) {
+        add_map(head, poses, frame, nearest, 1.0f, p, map, position);
+        return position;
+    }
+    float weight[4] = {weight_of(head, poses, frame, nearest, OWN_DECAY, p)}, total = weight[0];
+    for (int i = 0; i < 3; ++i) {
+        if (around[i] != nearest) weight[1 + i] = weight_of(head, poses, frame, around[i], NEIGHBOURS_DECAY, p);
+        total += weight[1 + i];
+    }
+    add_map(head, poses, frame, nearest, weight[0] / total, p, map, position);
+    for (int i = 0; i < 3; ++i)
+        if (around[i] != nearest) add_map(head, poses, frame, around[i], weight[1 + i] / total, p, map, position);
+    return position;
+}
+
+// The masks of the mouth and the eyes on the surface, before they fade.
+DEVICE void surface_masks(const Head& head, const Nearest& nearest, float& mouth, float& eyes) {
+    const float weight[3] = {clampf(1.0f - nearest.v - nearest.w, 0.0f, 1.0f), nearest.v, nearest.w};
+    mouth = eyes = 0.0f;
+    UNROLL for (int i = 0; i < 3; ++i) {
+        const float* masks = head.masks + 2 * head.faces[3 * nearest.triangle + i];
+        mouth += weight[i] * masks[0];
+        eyes += weight[i] * masks[1];
+    }
+}
+
 // A point p (metres) of the cell of `row` and a direction d (unit) there, carried to canonical space.
 DEVICE Carried to_canonical(const Head& head, const Poses& poses, int frame, int row, vec3 p, vec3 d) {
     const Nearest nearest = nearest_to(head, poses, frame, row, p);
     if (nearest.triangle < 0) return Carried{p, d, 0.0f, 0.0f, 3e38f, -1};
-    const float weight[3] = {clampf(1.0f - nearest.v - nearest.w, 0.0f, 1.0f), nearest.v, nearest.w};
-    const float* records = poses.records + (size_t)frame * head.vertices * RECORD_SIZE;
-    const int* corner = head.faces + 3 * nearest.triangle;
-    float blend[RECORD_SIZE] = {};
-    UNROLL for (int i = 0; i < 3; ++i) {
-        const float* record = records + (size_t)corner[i] * RECORD_SIZE;
-        UNROLL for (int q = 0; q < RECORD_SIZE; q += 4) {
-            const vec4 part = load4(record + q);
-            blend[q] += weight[i] * part.x;
-            blend[q + 1] += weight[i] * part.y;
-            blend[q + 2] += weight[i] * part.z;
-            blend[q + 3] += weight[i] * part.w;
-        }
-    }
-    const vec3 turned = transform(blend, d);
-    const float faded = clampf(1.0f - nearest.distance * (1.0f / FADE), 0.0f, 1.0f);
     Carried carried;
-    carried.position = load3(blend + 9) + transform(blend, nearest.offset);
+    vec3 turned;
+    if constexpr (WARP_BLEND == BLEND_SURFACE) {
+        const float weight[3] = {clampf(1.0f - nearest.v - nearest.w, 0.0f, 1.0f), nearest.v, nearest.w};
+        const float* records = poses.records + (size_t)frame * head.vertices * RECORD_SIZE;
+        const int* corner = head.faces + 3 * nearest.triangle;
+        float blend[RECORD_SIZE] = {};
+        UNROLL for (int i = 0; i < 3; ++i) {
+            const float* record = records + (size_t)corner[i] * RECORD_SIZE;
+            UNROLL for (int q = 0; q < RECORD_SIZE; q += 4) {
+                const vec4 part = load4(record + q);
+                blend[q] += weight[i] * part.x;
+                blend[q + 1] += weight[i] * part.y;
+                blend[q + 2] += weight[i] * part.z;
+                blend[q + 3] += weight[i] * part.w;
+            }
+        }
+        turned = transform(blend, d);
+        carried.position = load3(blend + 9) + transform(blend, nearest.offset);
+        carried.mouth = blend[12];
+        carried.eyes = blend[13];
+    } else {
+        float map[9] = {};
+        carried.position = ride_with_triangles(head, poses, frame, nearest.triangle, p, map);
+        turned = transform(map, d);
+        surface_masks(head, nearest, carried.mouth, carried.eyes);
+    }
+    const float faded = clampf(1.0f - nearest.distance * (1.0f / FADE), 0.0f, 1.0f);
     carried.direction = (1.0f / fmaxf(length(turned), NO_DIRECTION)) * turned;
-    carried.mouth = faded * blend[12];
-    carried.eyes = faded * blend[13];
+    carried.mouth *= faded;
+    carried.eyes *= faded;
+    if constexpr (LIPS_ALONE != 0) {
+        carried.mouth = head.around[4 * nearest.triangle + 3] == REGION_LIPS ? 1.0f : 0.0f;
+        carried.eyes = 0.0f;
+    }
     carried.distance = nearest.distance;
     carried.triangle = nearest.triangle;
     return carried;

@@ -21,7 +21,7 @@ from insta_runtime.render.renderer import Renderer
 if TYPE_CHECKING:
     import torch
 
-    from insta_runtime.config import FieldConfig
+    from insta_runtime.config import AvatarConfig
     from insta_runtime.render.model import AvatarModel
 
 Kind = Literal["cuda", "host", "torch", "tcnn"]
@@ -66,7 +66,7 @@ def choose_backend(name: str, model: AvatarModel) -> Backend:
         advice = "--set run.device=cpu" if name == "host" else "--set run.device=cuda"
         raise UserError(f"the {name} back end does not compute on this device: try {advice}")
     try:
-        kernels = _native(model.device, model.config.radiance)
+        kernels = _native(model.device, model.config)
     except KernelError as error:
         if name != "auto":
             raise UserError(f"the {name} back end cannot be used: {error}") from None
@@ -74,7 +74,7 @@ def choose_backend(name: str, model: AvatarModel) -> Backend:
     return Backend(native, kernels, "it was asked for" if name == native else f"kernels for this {_what(model)}")
 
 
-def warm_up(name: str, device: torch.device, config: FieldConfig) -> None:
+def warm_up(name: str, device: torch.device, config: AvatarConfig) -> None:
     """Compile ahead of need what `choose_backend` will ask for; what goes wrong, it will say."""
     if name in ("auto", "cuda", "host"):
         with suppress(KernelError):
@@ -91,9 +91,9 @@ def make_trainer(model: AvatarModel, backend: Backend) -> AnyTrainer:
     return Trainer(model) if backend.kernels is None else NativeTrainer(model, backend.kernels)
 
 
-def _native(device: torch.device, config: FieldConfig) -> Kernels:
-    """Kernels for a field, compiled.  KernelError if there can be none."""
-    problem = unsupported(config) if device.type == "cuda" else None
+def _native(device: torch.device, config: AvatarConfig) -> Kernels:
+    """Kernels for an avatar, compiled.  KernelError if there can be none."""
+    problem = unsupported(config.radiance) if device.type == "cuda" else None
     if problem:
         raise KernelError(problem)
     kernels = Kernels(device, avatar_constants(config))

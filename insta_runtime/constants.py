@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from insta_runtime.config import FieldConfig
+from insta_runtime.config import AvatarConfig
 from insta_runtime.field.packed import field_constants
 from insta_runtime.kernels import Constant
-from insta_runtime.learn.losses import DEPTH_SLACK
 from insta_runtime.learn.trainer import BETA1, BETA2, EPSILON
 from insta_runtime.render.occupancy import HULL_ALPHA, HULL_NEAR, HULL_SHARE, HULL_VOTES
 from insta_runtime.learn.registration import RESIDUAL_FADES
-from insta_runtime.render.rays import BEHIND_SURFACE
 from insta_runtime.render.registration import FEATURES_OF_POSE, LEVER
+from insta_runtime.warp.frames import SCALES
+from insta_runtime.warp.warp import BLENDS
+
+NEVER = 1 << 30  # pictures
 
 
-def avatar_constants(config: FieldConfig) -> dict[str, Constant]:
+def avatar_constants(config: AvatarConfig) -> dict[str, Constant]:
     """The constants of every module of ``cuda/``, for `Kernels`: those of the field, and of the torch twins."""
-    return field_constants(config) | {
-        "BEHIND_SURFACE": BEHIND_SURFACE,
-        "HULL_VOTES": HULL_VOTES,
+    return field_constants(config.radiance, config.conditioning.code) | {
+        "WARP_BLEND": BLENDS.index(config.warp.blend),
+        "WARP_SCALE": SCALES.index(config.warp.scale),
+        "LIPS_ALONE": int(config.conditioning.code == "lips"),
+        "BEHIND_SURFACE": config.sampling.behind,
+        "HULL_VOTES": HULL_VOTES if config.occupancy.silhouettes else NEVER,
         "HULL_SHARE": HULL_SHARE,
         "HULL_ALPHA": HULL_ALPHA,
         "HULL_NEAR": HULL_NEAR,
-        "DEPTH_SLACK": DEPTH_SLACK,
+        "DEPTH_SLACK": config.learn.depth_slack,
+        "NETWORK_DECAY": config.learn.network_decay,
         "BETA1": BETA1,
         "BETA2": BETA2,
         "EPSILON": EPSILON,

@@ -378,7 +378,7 @@ class Daemon:
         from insta_runtime.backends import warm_up
 
         run = self.config.run
-        warm_up(run.backend, choose_device(run.device), self.config.avatar.radiance)
+        warm_up(run.backend, choose_device(run.device), self.config.avatar)
 
     def _learning(self, person: Person) -> Learner | None:
         """The learner of ``person``, who gets a new avatar once it is known who that is."""

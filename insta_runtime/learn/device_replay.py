@@ -122,7 +122,8 @@ class DeviceReplay:
         self._drawable[slot] = torch.stack([head.sum(), (near & ~head).sum()])
 
     def _take(self, observation: Observation) -> None:
-        rgba, camera = premultiplied(observation, min(self.size, self.side or self.size), self.model.device)
+        size, binary = min(self.size, self.side or self.size), self.model.config.learn.binary_matte
+        rgba, camera = premultiplied(observation, size, self.model.device, binary)
         height, width = rgba.shape[:2]
         if not self.side:
             self._reserve(max(width, height))

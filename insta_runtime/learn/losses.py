@@ -9,8 +9,6 @@ import torch
 from insta_runtime.config import LearnConfig
 from insta_runtime.render.compositing import Composite
 
-DEPTH_SLACK = 0.004  # metres by which the head mesh may be wrong before the depth prior pulls
-
 
 @dataclass(frozen=True)
 class RayTargets:
@@ -39,13 +37,13 @@ def ray_loss(seen: Composite, targets: RayTargets, config: LearnConfig) -> torch
     """Photometric + mask + depth loss, a scalar.
 
     Photometric: Huber on colours composited over the random background, so that opacity is learned too.  Mask:
-    squared error of opacity.  Depth: L1 of the expected distance beyond `DEPTH_SLACK`, where the mesh shows skin.
+    squared error of opacity.  Depth: L1 of the expected distance beyond ``depth_slack``, where the mesh shows skin.
     """
     colour = seen.colour + (1.0 - seen.opacity)[:, None] * targets.background
     truth = targets.rgba[:, :3] + (1.0 - targets.rgba[:, 3:]) * targets.background
     weight = 1.0 + (config.mouth_weight - 1.0) * targets.mouth.float()
     photometric = (huber(colour - truth, config.huber).mean(dim=-1) * weight).mean()
     mask = (seen.opacity - targets.rgba[:, 3]).square().mean()
-    off = ((seen.distance - targets.depth).abs() - DEPTH_SLACK).clamp_min(0.0)
+    off = ((seen.distance - targets.depth).abs() - config.depth_slack).clamp_min(0.0)
     depth = (off * (targets.depth > 0)).mean()
     return photometric + config.mask_weight * mask + config.depth_weight * depth

@@ -22,7 +22,7 @@ from insta_runtime.learn.posed_frames import GraphFrames, HostFrames, host_bytes
 from insta_runtime.learn.ray_batch import RayBatch
 from insta_runtime.learn.registration import HeadRegistration, rates
 from insta_runtime.learn.replay import RECENT
-from insta_runtime.learn.trainer import BETA1, BETA2, CODE_JITTER, MLP_RATE, StepReport
+from insta_runtime.learn.trainer import BETA1, BETA2, StepReport
 from insta_runtime.render.occupancy import UPDATE_CELLS, space_struct
 from insta_runtime.render.renderer import Snapshot, take_snapshot
 from insta_runtime.types import HeadState, Observation
@@ -160,7 +160,7 @@ class NativeTrainer:
             self._frames,
             RECENT,
             int(self._posed.in_place),
-            CODE_JITTER,
+            self.config.code_jitter,
             drawn,
             pose,
             self._posed.states,
@@ -273,7 +273,7 @@ class NativeTrainer:
         decay = min(config.ema, (1.0 + steps) / (10.0 + steps))
         corrections = rates(steps, config.final_rate**progress)
         # The sixth takes the loss.
-        return [rate, rate * MLP_RATE, 1.0 - BETA1**update, math.sqrt(1.0 - BETA2**update), decay, 0.0, *corrections]
+        return [rate, rate * config.network_rate, 1.0 - BETA1**update, math.sqrt(1.0 - BETA2**update), decay, 0.0, *corrections]
 
 
 class _Inputs:

@@ -10,14 +10,13 @@ from insta_runtime.field.packed import PackedField, table_size
 from insta_runtime.kernels import Call, Kernels, Struct
 from insta_runtime.learn.device_replay import DeviceReplay
 from insta_runtime.learn.posed_frames import GraphFrames, HostFrames
-from insta_runtime.learn.trainer import FOCUS, MARGIN
+from insta_runtime.learn.replay import ray_regions
 from insta_runtime.render.packing import most_steps, samples_struct
 from insta_runtime.warp.posing import head_struct
 
 if TYPE_CHECKING:
     from insta_runtime.render.model import AvatarModel
 
-STEPS_A_RAY = 40  # memory for so many steps in the band, of each ray on average; beyond it the farthest are dropped
 GRID_THREADS = 1024  # of a processor for the table's gradients: more only queue before the same additions
 BACKWARD_THREADS = 512  # of a processor for the backward pass, each block of which ends with sums over all networks
 
@@ -55,7 +54,7 @@ class RayBatch:
     ) -> None:
         config, sampling, device = model.config.learn, model.config.sampling, model.device
         side = model.warp.box.side
-        capacity = count * min(most_steps(side, sampling.step), STEPS_A_RAY)
+        capacity = count * min(most_steps(side, sampling.step), sampling.room)
 
         def floats(*shape: int) -> torch.Tensor:
             return torch.empty(shape, device=device)
@@ -73,10 +72,7 @@ class RayBatch:
         )
         self.samples = samples = samples_struct(kernels, rays, side, sampling, capacity)
         self.totals = samples.tensor("totals")
-        masks = [
-            torch.as_tensor(model.head.masks[name], dtype=torch.float32, device=device) for name in ("face", "mouth")
-        ]
-        regions = torch.stack(masks, dim=-1).contiguous()
+        regions = ray_regions(model).contiguous()
         rgba, depth, weight, background = floats(count, 4), floats(count), floats(count), floats(count, 3)
         density, colour, gradient = floats(capacity), floats(capacity, 3), floats(capacity, 4)
         radiance = model.config.radiance
@@ -100,9 +96,10 @@ class RayBatch:
             posed.depth,
             posed.triangle,
             regions,
-            FOCUS,
-            MARGIN,
+            config.focus,
+            config.margin,
             config.mouth_weight,
+            config.mouth_from_step,
             rgba,
             depth,
             weight,

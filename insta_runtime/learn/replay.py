@@ -6,6 +6,7 @@ import math
 import threading
 from collections import deque
 
+import numpy as np
 import torch
 
 from insta_runtime.render.model import AvatarModel
@@ -22,9 +23,9 @@ BYTES_A_HEAD = 1 << 21  # what a posed head with its candidate grid takes, about
 
 
 def premultiplied(
-    observation: Observation, size: int, device: torch.device | None = None
+    observation: Observation, size: int, device: torch.device | None = None, binary: bool = False
 ) -> tuple[torch.Tensor, Camera]:
-    """The picture at a longest side of ``size`` by area averaging, colour x matte.
+    """The picture at a longest side of ``size`` by area averaging, colour x matte; ``binary`` makes the matte so first.
 
     Returns:
         (h, w, 4) float in [0, 1], premultiplied RGBA, on ``device`` (the CPU), and its camera.  Pictures are never
@@ -34,10 +35,21 @@ def premultiplied(
     scale = min(1.0, size / max(camera.width, camera.height))
     width, height = max(1, round(camera.width * scale)), max(1, round(camera.height * scale))
     alpha = torch.from_numpy(observation.alpha).to(device).float()[None] / 255.0
+    if binary:
+        alpha = (alpha > 0.5).float()
     rgb = torch.from_numpy(observation.rgb).to(device).permute(2, 0, 1).float() / 255.0
     picture = torch.cat([rgb * alpha, alpha])[None]
     small = torch.nn.functional.interpolate(picture, (height, width), mode="area")[0]
     return small.permute(1, 2, 0).contiguous(), camera.scaled(width, height)
+
+
+def ray_regions(model: AvatarModel) -> torch.Tensor:
+    """Soft regions (V, 2) of the head: where the depth prior acts, and what counts as mouth."""
+    config, masks = model.config.learn, model.head.masks
+    # The original takes them from a network that parses faces; the head model's own regions stand in for it.
+    prior = masks["face"] if config.depth_on == "face" else 1.0 - masks["scalp"]
+    regions = np.stack([prior, masks[config.mouth_on]], axis=-1)
+    return torch.as_tensor(regions, dtype=torch.float32, device=model.device)
 
 
 def reach(model: AvatarModel, state: HeadState, camera: Camera) -> int:
@@ -67,7 +79,7 @@ class Memory:
     def __init__(self, model: AvatarModel, observation: Observation, size: int) -> None:
         self.model, self.state = model, observation.state
         self.frame_id = observation.frame_id
-        rgba, self.camera = premultiplied(observation, size)
+        rgba, self.camera = premultiplied(observation, size, binary=model.config.learn.binary_matte)
         self.rgba = (rgba.view(-1, 4) * 255.0 + 0.5).to(torch.uint8).to(model.device)
         self.raw = model.code.raw(observation.state)
         self.tell()
@@ -90,14 +102,7 @@ class Memory:
         model, camera = self.model, self.camera
         vertices = camera_vertices(self._posed.vertices, self.state)
         raster = rasterise(vertices, model.warp.canonical.faces, camera)
-        masks = torch.stack(
-            [
-                torch.as_tensor(model.head.masks[name], dtype=torch.float32, device=model.device)
-                for name in ("face", "mouth")
-            ],
-            dim=-1,
-        )
-        face, mouth = (raster.interpolate(masks) * raster.mask[..., None]).unbind(-1)
+        face, mouth = (raster.interpolate(ray_regions(model)) * raster.mask[..., None]).unbind(-1)
         alpha = self.rgba[:, 3].float() / 255.0
         skin = (face > 0.5).view(-1) & (alpha > 0.9)
         self.depth = raster.depth.view(-1)

@@ -17,10 +17,6 @@ from insta_runtime.render.sampling import RaySamples
 from insta_runtime.types import Observation
 
 BETA1, BETA2, EPSILON = 0.9, 0.99, 1e-15  # of Adam; a rare cell's gradient is tiny and must count all the same
-MLP_RATE = 0.3  # the networks' learning rate as a part of the hash grid's
-CODE_JITTER = 0.05  # noise on expression codes, so that the field does not memorise frames by them
-FOCUS = 0.7  # part of the rays that go through the head
-MARGIN = 0.2  # ... through what is around it, which must be learned to be empty; the others go anywhere
 
 
 @dataclass(frozen=True)
@@ -51,7 +47,7 @@ class Trainer:
         grid = list(model.field.grid.parameters())
         networks = [*model.field.density_net.parameters(), *model.field.colour_net.parameters()]
         self._optimiser = torch.optim.Adam(
-            [{"params": grid}, {"params": networks}],
+            [{"params": grid, "weight_decay": 0.0}, {"params": networks, "weight_decay": config.network_decay}],
             lr=config.learning_rate,
             betas=(BETA1, BETA2),
             eps=EPSILON,
@@ -107,13 +103,14 @@ class Trainer:
             posed = memory.posed()
             pixels = self._draw_pixels(memory, each)
             depth = memory.depth[pixels]
-            rays = pixel_rays(memory.state, memory.camera, pixels, depth)
+            rays = pixel_rays(memory.state, memory.camera, pixels, depth, self.model.config.sampling.behind)
             samples = self.model.march(rays, posed, self._generator)
             packed.append(samples)
-            noise = torch.randn(len(memory.code), generator=self._generator).to(device) * CODE_JITTER
+            noise = torch.randn(len(memory.code), generator=self._generator).to(device) * self.config.code_jitter
             codes.append((memory.code + noise).expand(len(samples.ray), -1))
             prior = torch.where(memory.skin[pixels], depth * slant(memory.camera, pixels), 0.0)
-            targets.append((memory.rgba[pixels].float() / 255.0, prior, memory.mouth[pixels]))
+            mouth = memory.mouth[pixels] & (self.steps >= self.config.mouth_from_step)
+            targets.append((memory.rgba[pixels].float() / 255.0, prior, mouth))
         merged = RaySamples.join(packed, each)
         count = each * len(memories)
         seen = self.model.shade(merged, torch.cat(codes), count)
@@ -124,8 +121,9 @@ class Trainer:
 
     def _draw_pixels(self, memory: Memory, count: int) -> torch.Tensor:
         anywhere = torch.arange(len(memory.rgba), device=self.model.device)
+        focus, margin = self.config.focus, self.config.margin
         parts, left = [], count
-        for pixels, share in ((memory.pixels, FOCUS), (memory.margin, MARGIN), (anywhere, 1.0)):
+        for pixels, share in ((memory.pixels, focus), (memory.margin, margin), (anywhere, 1.0)):
             wanted = min(left, round(count * share)) if len(pixels) else 0
             drawn = torch.randint(max(1, len(pixels)), (wanted,), generator=self._generator)
             parts.append(pixels[drawn.to(self.model.device)])
@@ -137,7 +135,7 @@ class Trainer:
         warm = min(1.0, (self.steps + 1) / 20)
         rate = self.config.learning_rate * self.config.final_rate**progress * warm
         grid, networks = self._optimiser.param_groups
-        grid["lr"], networks["lr"] = rate, rate * MLP_RATE
+        grid["lr"], networks["lr"] = rate, rate * self.config.network_rate
 
     @torch.no_grad()
     def _average(self) -> None:

@@ -6,6 +6,7 @@ import torch
 
 from insta_runtime.config import AvatarConfig
 from insta_runtime.field.conditioning import ExpressionCode, condition
+from insta_runtime.field.lips import condition_lips
 from insta_runtime.field.radiance import RadianceField
 from insta_runtime.field.tcnn import TcnnField
 from insta_runtime.head import HeadModel, HeadRig
@@ -15,6 +16,7 @@ from insta_runtime.render.rays import Rays
 from insta_runtime.render.registration import Registration
 from insta_runtime.render.sampling import RaySamples, march
 from insta_runtime.types import Float32, HeadState
+from insta_runtime.warp.regions import triangle_regions
 from insta_runtime.warp.warp import HeadWarp, PosedHead
 
 
@@ -47,10 +49,13 @@ class AvatarModel:
 
         masks = torch.stack([mask("mouth"), mask("eyes")], dim=-1)
         neutral = self.rig.canonical(shape, 0.0).vertices
-        self.warp = HeadWarp(canonical, neutral, masks, config.warp)
+        regions = triangle_regions(canonical.faces, mask("face"), mask("eyes"), mask("lips"))
+        lips = config.conditioning.code == "lips"
+        self.warp = HeadWarp(canonical, neutral, masks, config.warp, regions=regions, lips=lips)
+        self._condition = condition_lips if lips else condition
         self.field = RadianceField(config.radiance, torch.Generator().manual_seed(seed)).to(device)
-        regions = FaceRegions(mask("face"), mask("mouth"))
-        found = OccupancyGrid.find(self.warp, regions, config.occupancy) if cells is None else cells
+        hollow = FaceRegions(mask("face"), mask("mouth"))
+        found = OccupancyGrid.find(self.warp, hollow, config.occupancy) if cells is None else cells
         self.occupancy = OccupancyGrid(self.warp, found, config.occupancy, config.sampling.step)
         self.code = ExpressionCode(head, config.conditioning)
         self.registration = Registration.none()
@@ -74,7 +79,7 @@ class AvatarModel:
 
     def shade(self, samples: RaySamples, codes: torch.Tensor, rays: int) -> Composite:
         """Ask the field at ``samples`` and composite: ``codes`` (N, CODE_WIDTH), not yet faded, one a sample."""
-        density, colour = self.field(samples.position, samples.direction, condition(codes, samples.masks))
+        density, colour = self.field(samples.position, samples.direction, self._condition(codes, samples.masks))
         return composite(density, colour, samples.distance, samples.ray, rays, self.config.sampling.step)
 
 

@@ -12,12 +12,13 @@ import torch
 
 from insta_runtime.config import OccupancyConfig
 from insta_runtime.field.conditioning import CODE_WIDTH, condition
+from insta_runtime.field.lips import condition_lips
 from insta_runtime.field.radiance import RadianceField
 from insta_runtime.kernels import Kernels, Struct
 from insta_runtime.render.rays import camera_vertices
 from insta_runtime.types import Camera, HeadState
 from insta_runtime.warp.nearest import TriangleSoup
-from insta_runtime.warp.warp import SUBCELLS, HeadWarp, PosedHead, fade
+from insta_runtime.warp.warp import SUBCELLS, HeadWarp, PosedHead
 
 INSIDE_DEPTH = 0.008  # metres below the skin that may hold something
 SKIN_BAND = 0.015  # metres above the face that may hold something; elsewhere (hair) it is WarpConfig.band
@@ -97,15 +98,18 @@ class OccupancyGrid:
             near = nearest.distance <= torch.where(outside, above, below)
             kept.append(chunk[near])
             triangles.append(nearest.triangle[near])
-            mask = (warp.masks[corner] * b).sum(dim=1) * fade(nearest.distance)[:, None]
+            # The original asks for the density of every cell without an expression.
+            mask = warp.masks_at(nearest) * (0.0 if warp.lips else 1.0)
             masks.append(mask[near])
         return CandidateCells(torch.cat(kept), torch.cat(triangles), torch.cat(masks))
 
     @property
     def occupied(self) -> torch.Tensor:
         """(C,) bool: the candidate cells that rays must sample."""
-        outside = (self.seen >= HULL_VOTES) & (self.inside < HULL_SHARE * self.seen)
-        return (self.value > self.config.threshold) & ~outside
+        dense = self.value > self.config.threshold
+        if not self.config.silhouettes:
+            return dense
+        return dense & ~((self.seen >= HULL_VOTES) & (self.inside < HULL_SHARE * self.seen))
 
     def _publish(self) -> None:
         occupied = self.occupied
@@ -165,7 +169,8 @@ class OccupancyGrid:
         points = self.warp.box.cell_centres(self.cells[chosen], resolution) + jitter * size
         draw = torch.randint(len(codes), (len(chosen),), generator=generator).to(device)
         assert codes.shape[1] == CODE_WIDTH
-        density, _ = field.density(self.warp.box.normalise(points), condition(codes[draw], self.masks[chosen]))
+        told = condition_lips if self.warp.lips else condition
+        density, _ = field.density(self.warp.box.normalise(points), told(codes[draw], self.masks[chosen]))
         opacity = 1.0 - torch.exp(-density * self.step)
         self.value[chosen] = torch.maximum(self.value[chosen] * self.config.decay, opacity)
         self._publish()

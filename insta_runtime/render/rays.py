@@ -10,9 +10,6 @@ import torch
 from insta_runtime.geometry import rotation_matrix
 from insta_runtime.types import Camera, HeadState
 
-BEHIND_SURFACE = 0.025
-"""Metres behind the first surface of the head mesh where a ray ends: skin is opaque, lips may be wrongly closed."""
-
 
 @dataclass(frozen=True)
 class Rays:
@@ -45,11 +42,12 @@ def slant(camera: Camera, pixels: torch.Tensor) -> torch.Tensor:
     return torch.sqrt(1.0 + x * x + y * y)
 
 
-def pixel_rays(state: HeadState, camera: Camera, pixels: torch.Tensor, depth: torch.Tensor) -> Rays:
+def pixel_rays(state: HeadState, camera: Camera, pixels: torch.Tensor, depth: torch.Tensor, behind: float) -> Rays:
     """Rays through the centres of ``pixels`` (R,) int64, flat indices y * width + x, in the head's space.
 
     The head's rigid motion goes into the camera: ``x_head = R^T (x_cam - t)``.  ``depth`` (R,) is the depth (z) of
-    the posed head mesh at these pixels in metres, inf where there is none.
+    the posed head mesh at these pixels in metres, inf where there is none; rays end ``behind`` metres behind it, for
+    skin is opaque, but lips may be wrongly closed (`SamplingConfig.behind`).
     """
     rotation = rotation_matrix(state.rotation)
     eye = -rotation.T @ state.translation.astype(np.float64)
@@ -58,7 +56,7 @@ def pixel_rays(state: HeadState, camera: Camera, pixels: torch.Tensor, depth: to
     length = slant(camera, pixels)
     directions = torch.stack([x, y, torch.ones_like(x)], dim=-1) / length[:, None] @ turn
     origins = torch.as_tensor(eye, dtype=torch.float32, device=pixels.device).expand_as(directions)
-    return Rays(origins, directions, depth * length + BEHIND_SURFACE)
+    return Rays(origins, directions, depth * length + behind)
 
 
 def camera_vertices(vertices: torch.Tensor, state: HeadState) -> torch.Tensor:

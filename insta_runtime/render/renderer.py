@@ -43,7 +43,7 @@ class Renderer:
         depth = rasterise(camera_vertices(posed.vertices, state), model.rig.faces, camera).depth.view(-1)
         pixels = torch.arange(camera.width * camera.height, device=model.device)
         for chunk in pixels.split(RAYS_AT_ONCE):
-            samples = model.march(pixel_rays(state, camera, chunk, depth[chunk]), posed)
+            samples = model.march(pixel_rays(state, camera, chunk, depth[chunk], model.config.sampling.behind), posed)
             seen = model.shade(samples, code.expand(len(samples.ray), -1), len(chunk))
             parts.append(torch.cat([seen.colour, seen.opacity[:, None]], dim=-1))
         rgba = torch.cat(parts).view(camera.height, camera.width, 4).clamp(0.0, 1.0)

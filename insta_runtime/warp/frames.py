@@ -2,14 +2,17 @@
 
 Per triangle k with corners (a, b, c) the frame is ``R = [tangent | bitangent | normal]`` and the length scale
 ``s = sqrt(area)``.  The linear part of the map canonical <- posed is ``(s_C / s_D) R_C R_D^T`` (INSTA, section
-"deformation", with a length ratio where the paper has an area ratio).  `CanonicalMaps.average` averages it over the
-triangles around each vertex, so that a map interpolated over the surface has no seam at any edge.
+"deformation", with a length ratio where the paper has an area ratio, which `WarpConfig.scale` brings back).
+`CanonicalMaps.average` averages it over the triangles around each vertex, so that a map interpolated over the surface
+has no seam at any edge.
 """
 
 from __future__ import annotations
 
 import torch
 
+SCALES = ("length", "area", "none")  # of `WarpConfig.scale`, in the order of cuda/frames.cu
+LARGEST_SCALE = 2.0  # of lengths: a triangle that is squashed in the pose (a closed lid) must not blow up what is near
 DEGENERATE_AREA = 1e-12  # m^2 (twice the area, squared root free); below it a triangle has no frame
 
 
@@ -42,10 +45,18 @@ class CanonicalMaps:
     Args:
         canonical: (V, 3) float, vertices of the canonical mesh, metres.
         faces: (F, 3) int64.
+        scale: one of `SCALES`. eyes: (F,) bool, where the area's ratio counts.
     """
 
-    def __init__(self, canonical: torch.Tensor, faces: torch.Tensor) -> None:
-        self.faces = faces
+    def __init__(
+        self,
+        canonical: torch.Tensor,
+        faces: torch.Tensor,
+        scale: str = "length",
+        eyes: torch.Tensor | None = None,
+    ) -> None:
+        self.faces, self._scale = faces, scale
+        self._eyes = faces.new_zeros(len(faces), dtype=torch.bool) if eyes is None else eyes
         self.frames, self.areas = triangle_frames(canonical, faces)
         counts = torch.zeros(len(canonical), dtype=canonical.dtype, device=canonical.device)
         corner = faces.reshape(-1)
@@ -56,9 +67,16 @@ class CanonicalMaps:
     def triangle_maps(self, posed: torch.Tensor) -> torch.Tensor:
         """Linear part of canonical <- posed for each triangle: (F, 3, 3), from ``posed`` (V, 3) vertices."""
         frames, areas = triangle_frames(posed, self.faces)
-        # A triangle that is squashed in the pose (a closed lid) must not blow up what lies near it.
-        scale = (self.areas / areas.clamp_min(1e-14)).sqrt().clamp(0.5, 2.0)
-        return scale[:, None, None] * (self.frames @ frames.transpose(1, 2))
+        return self._scales(areas)[:, None, None] * (self.frames @ frames.transpose(1, 2))
+
+    def _scales(self, areas: torch.Tensor) -> torch.Tensor:
+        """How much each triangle shrinks what rides with it, from its posed area (F,)."""
+        ratio = self.areas / areas.clamp_min(1e-14)
+        if self._scale == "length":
+            return ratio.sqrt().clamp(1.0 / LARGEST_SCALE, LARGEST_SCALE)
+        if self._scale == "area":  # around the eyes alone; the original knows no bounds, and blows up at closed lids
+            return torch.where(self._eyes, ratio.clamp(LARGEST_SCALE**-2, LARGEST_SCALE**2), 1.0)
+        return torch.ones_like(ratio)
 
     def average(self, triangle_maps: torch.Tensor) -> torch.Tensor:
         """Triangle maps (F, 3, 3) averaged around each vertex, by canonical area: (V, 3, 3)."""

@@ -84,6 +84,7 @@ def head_struct(kernels: Kernels, model: Person) -> Struct:
         canonical_frames=warp.maps.frames.contiguous(),
         canonical_areas=warp.maps.areas.contiguous(),
         masks=warp.masks.contiguous(),
+        around=torch.cat([warp.neighbours, warp.regions[:, None]], dim=1).int(),
         members=warp.leaves.members.int(),
         vertices=len(identity.rest),
         triangles=len(faces),

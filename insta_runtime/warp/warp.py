@@ -3,6 +3,11 @@
 A point p of posed head space has the nearest surface point ``q = sum_i b_i v_i`` on triangle (v_0, v_1, v_2).  Its
 canonical position is ``sum_i b_i c_i + M (p - q)``, where c are the canonical vertices and ``M = sum_i b_i M_i`` blends
 the vertex maps of `frames.CanonicalMaps`.  On the surface this is exact; off it, it is continuous across edges.
+
+With `WarpConfig.blend` the warp is the original's instead: ``F p`` with the map F of the nearest triangle, which on the
+face is averaged with those of the triangles beyond its edges, weighted by ``exp(-d)`` and, theirs, ``exp(-4 d)`` of the
+metres d to the centroids (INSTA, section "deformation"; its code averages frames of either space instead of maps, which
+depends on the order of the corners, and weights those of the canonical one by other distances: that is left out).
 """
 
 from __future__ import annotations
@@ -15,8 +20,11 @@ import torch
 from insta_runtime.config import WarpConfig
 from insta_runtime.types import HeadMesh
 from insta_runtime.warp.frames import CanonicalMaps
-from insta_runtime.warp.nearest import CandidateGrid, TriangleLeaves, TriangleSoup
+from insta_runtime.warp.nearest import CandidateGrid, Nearest, TriangleLeaves, TriangleSoup
+from insta_runtime.warp.regions import EYES, FACE, LIPS, OTHER, edge_neighbours
 
+BLENDS = ("surface", "neighbours", "triangle")  # of `WarpConfig.blend`, in the order of cuda/warp.cuh
+OWN_DECAY, NEIGHBOURS_DECAY = 1.0, 4.0  # 1 / metre, of the weights of triangles around the nearest one
 SUBCELLS = 3  # a canonical cell is carried to a pose by SUBCELLS^3 points, its corners included: no holes, no clipping
 
 
@@ -69,6 +77,8 @@ class HeadWarp:
         masks: (V, 2) float in [0, 1], the vertices that follow the mouth's and the eyes' code.
         config: cell size, candidates, band.
         padding: metres around the canonical mesh that the volume covers (hair, ears, headphones).
+        regions: (F,) int64, `regions.triangle_regions`; None is a head without any.
+        lips: the mouth's mask is one where the nearest triangle is of the lips, else zero, instead of ``masks``.
     """
 
     def __init__(
@@ -78,9 +88,14 @@ class HeadWarp:
         masks: torch.Tensor,
         config: WarpConfig,
         padding: float = 0.09,
+        regions: torch.Tensor | None = None,
+        lips: bool = False,
     ) -> None:
         self.config, self.canonical, self.neutral, self.masks = config, canonical, neutral, masks
-        self.maps = CanonicalMaps(canonical.vertices, canonical.faces)
+        self.regions = torch.full_like(canonical.faces[:, 0], OTHER) if regions is None else regions
+        self.lips = lips
+        self.neighbours = edge_neighbours(canonical.faces)
+        self.maps = CanonicalMaps(canonical.vertices, canonical.faces, config.scale, self.regions == EYES)
         self.leaves = TriangleLeaves(canonical.vertices, canonical.faces)
         lower, upper = canonical.vertices.amin(0) - padding, canonical.vertices.amax(0) + padding
         side = float((upper - lower).max())
@@ -90,6 +105,15 @@ class HeadWarp:
     def pose(self, vertices: torch.Tensor) -> PosedHead:
         """The warp of one pose, from (V, 3) posed vertices in head space."""
         return PosedHead(self, vertices)
+
+    def masks_at(self, nearest: Nearest) -> torch.Tensor:
+        """How much the mouth's and the eyes' code count at points of which this is nearest: (N, 2) in [0, 1]."""
+        if self.lips:
+            mouth = (self.regions[nearest.triangle] == LIPS).to(self.masks.dtype)
+            return torch.stack([mouth, torch.zeros_like(mouth)], dim=-1)
+        corner = self.canonical.faces[nearest.triangle]
+        masks = (self.masks[corner] * nearest.barycentrics[:, :, None]).sum(dim=1)
+        return masks * fade(nearest.distance)[:, None]
 
     def candidate_grid(
         self, soup: TriangleSoup, wanted: torch.Tensor, resolution: int, still: CandidateGrid | None = None
@@ -154,15 +178,38 @@ class PosedHead:
         """
         assert self._grid is not None
         nearest = self._grid.query(points)
+        if self.warp.config.blend == "surface":
+            position, linear = self._over_surface(points, nearest)
+        else:
+            position, linear = self._with_triangles(points, nearest.triangle)
+        direction = torch.nn.functional.normalize(torch.einsum("nij,nj->ni", linear, directions), dim=-1)
+        return CanonicalSamples(position, direction, self.warp.masks_at(nearest), nearest.distance)
+
+    def _over_surface(self, points: torch.Tensor, nearest: Nearest) -> tuple[torch.Tensor, torch.Tensor]:
+        """Canonical positions (N, 3) and the linear part (N, 3, 3) of maps blended over the surface."""
         corner = self.warp.canonical.faces[nearest.triangle]
         b = nearest.barycentrics[:, :, None]
         surface = (self.vertices[corner] * b).sum(dim=1)
         canonical = (self.warp.canonical.vertices[corner] * b).sum(dim=1)
         linear = (self.vertex_maps[corner] * b[..., None]).sum(dim=1)
-        position = canonical + torch.einsum("nij,nj->ni", linear, points - surface)
-        direction = torch.nn.functional.normalize(torch.einsum("nij,nj->ni", linear, directions), dim=-1)
-        masks = (self.warp.masks[corner] * b).sum(dim=1) * fade(nearest.distance)[:, None]
-        return CanonicalSamples(position, direction, masks, nearest.distance)
+        return canonical + torch.einsum("nij,nj->ni", linear, points - surface), linear
+
+    def _with_triangles(self, points: torch.Tensor, own: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same of the maps of the nearest triangles ``own`` (N,) and, on the face, of their neighbours."""
+        warp = self.warp
+        ridden = torch.cat([own[:, None], warp.neighbours[own]], dim=1)
+        corner = warp.canonical.faces[ridden, 0]
+        counts = ridden != own[:, None]
+        counts &= (warp.regions[own] == FACE)[:, None] & (warp.config.blend == "neighbours")
+        counts[:, 0] = True
+        decay = torch.tensor([OWN_DECAY] + [NEIGHBOURS_DECAY] * 3, device=points.device)
+        away = (points[:, None] - self.soup.centre[ridden]).norm(dim=-1)
+        weight = torch.exp(-decay * away) * counts
+        weight /= weight.sum(dim=1, keepdim=True)
+        linear = self.triangle_maps[ridden]
+        offset = points[:, None] - self.vertices[corner]
+        carried = warp.canonical.vertices[corner] + torch.einsum("nkij,nkj->nki", linear, offset)
+        return (carried * weight[..., None]).sum(dim=1), (linear * weight[..., None, None]).sum(dim=1)
 
 
 def fade(distance: torch.Tensor) -> torch.Tensor:

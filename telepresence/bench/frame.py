@@ -82,6 +82,7 @@ def rays_met(model: AvatarModel, state: HeadState, camera: Camera) -> torch.Tens
         depth = rasterise(camera_vertices(head.vertices, state), model.rig.faces, camera).depth.view(-1)
         counts = []
         for pixels in torch.arange(camera.width * camera.height, device=model.device).split(RAYS_AT_ONCE):
-            samples = model.march(pixel_rays(state, camera, pixels, depth[pixels]), head)
+            rays = pixel_rays(state, camera, pixels, depth[pixels], model.config.sampling.behind)
+            samples = model.march(rays, head)
             counts.append(torch.bincount(samples.ray, minlength=len(pixels)))
     return torch.cat(counts)

@@ -39,7 +39,8 @@ def ray_points(model: AvatarModel, state: HeadState, camera: Camera, count: int)
     with torch.no_grad():
         marked = model.occupancy.posed(model.pose(state))
         centres = box.cell_centres(marked.nonzero()[:, 0], resolution)
-        eye = pixel_rays(state, camera, torch.zeros(1, dtype=torch.int64, device=device), torch.ones(1, device=device))
+        first_pixel, near = torch.zeros(1, dtype=torch.int64, device=device), torch.ones(1, device=device)
+        eye = pixel_rays(state, camera, first_pixel, near, 0.0)
         away = (centres - eye.origins).norm(dim=-1)
         lattice = torch.arange(int(away.min() / step) - 4, int(away.max() / step) + 4, device=device)
         t = (lattice + 0.5) * step
@@ -47,7 +48,7 @@ def ray_points(model: AvatarModel, state: HeadState, camera: Camera, count: int)
         first = int(torch.randint(pixels, (1,)))
         while sum(map(len, found)) < count:
             chunk = (torch.arange(1 << 13, device=device) + first) % pixels
-            rays = pixel_rays(state, camera, chunk, torch.ones(len(chunk), device=device))
+            rays = pixel_rays(state, camera, chunk, torch.ones(len(chunk), device=device), 0.0)
             points = (rays.origins[:, None] + t[:, None] * rays.directions[:, None]).view(-1, 3)
             unit = box.normalise(points)
             inside = ((unit >= 0.0) & (unit < 1.0)).all(dim=-1)

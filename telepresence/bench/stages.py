@@ -91,7 +91,8 @@ def draw_in_stages(model: AvatarModel, state: HeadState, camera: Camera, clock: 
         parts = []
         for chunk in torch.arange(camera.width * camera.height, device=model.device).split(RAYS_AT_ONCE):
             with clock.stage("march and warp"):
-                samples = model.march(pixel_rays(state, camera, chunk, depth[chunk]), head)
+                rays = pixel_rays(state, camera, chunk, depth[chunk], model.config.sampling.behind)
+                samples = model.march(rays, head)
             with clock.stage("field"):
                 codes = condition(code.expand(len(samples.ray), -1), samples.masks)
                 density, colour = model.field(samples.position, samples.direction, codes)

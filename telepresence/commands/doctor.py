@@ -194,9 +194,9 @@ def _kernels() -> Iterator[Finding]:
         if device == "cuda" and not torch.cuda.is_available():
             yield Finding(topic, "not used: there is no GPU", ok=None)
             continue
-        field = load_config("default" if device == "cuda" else "cpu").avatar.radiance
+        avatar = load_config("default" if device == "cuda" else "cpu").avatar
         try:
-            kernels = Kernels(torch.device(device), avatar_constants(field))
+            kernels = Kernels(torch.device(device), avatar_constants(avatar))
             modules, compiler = kernels.compiled(), kernels.compiler
         except UserError as error:
             yield Finding(topic, f"plain torch is used: {error}", ok=None)

@@ -10,6 +10,7 @@ import torch
 from small_person import SMALL, camera, flame_head, neutral_shape, open_head
 
 from insta_runtime.config import AvatarConfig, OccupancyConfig
+from insta_runtime.constants import avatar_constants
 from insta_runtime.head import HeadModel
 from insta_runtime.kernels import Kernels, Struct
 from insta_runtime.render.model import AvatarModel
@@ -73,7 +74,7 @@ class Posed:
 
 def run(model: AvatarModel, states: list[HeadState], view: Camera | None = None) -> Posed:
     """``states`` posed by kernels, in buffers that held poison."""
-    kernels = Kernels(model.device, {})
+    kernels = Kernels(model.device, avatar_constants(model.config))
     heads = PosedHeads(kernels, model, len(states))
     poison(heads.poses)
     rows = [pack_state(model, state, view or camera(64)) for state in states]

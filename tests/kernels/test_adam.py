@@ -12,7 +12,7 @@ from insta_runtime.kernels import Kernels
 from insta_runtime.learn.trainer import BETA1, BETA2, EPSILON
 
 LOSS_SCALE = 128.0
-CONSTANTS = {"LOSS_SCALE": LOSS_SCALE, "BETA1": BETA1, "BETA2": BETA2, "EPSILON": EPSILON}
+CONSTANTS = {"LOSS_SCALE": LOSS_SCALE, "BETA1": BETA1, "BETA2": BETA2, "EPSILON": EPSILON, "NETWORK_DECAY": 0.0}
 RATES = (0.01, 0.003)
 DECAY = 0.9
 
@@ -60,7 +60,7 @@ class State:
         return tuple(x.clone() for x in (self.parameters, self.first, self.second, self.averaged, *copy))
 
 
-def start(device: torch.device, size: int, table: int, shift: int = 0) -> State:
+def start(device: torch.device, size: int, table: int, shift: int = 0, decay: float = 0.0) -> State:
     """A fresh training; vectors begin ``shift`` numbers behind an aligned address."""
 
     def vector(values: torch.Tensor) -> torch.Tensor:
@@ -68,7 +68,7 @@ def start(device: torch.device, size: int, table: int, shift: int = 0) -> State:
         memory[shift:] = values
         return memory[shift:]
 
-    kernels = Kernels(device, CONSTANTS)
+    kernels = Kernels(device, CONSTANTS | {"NETWORK_DECAY": decay})
     parameters, zeros = torch.randn(size), torch.zeros(size)
     copy = vector(parameters[:table].to(kernels.storage)) if kernels.storage != torch.float32 else None
     return State(
@@ -79,12 +79,15 @@ def start(device: torch.device, size: int, table: int, shift: int = 0) -> State:
 class Twin:
     """torch.optim.Adam as the trainer sets it up, and its average."""
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: State, decay: float = 0.0) -> None:
         parameters = state.parameters.cpu()
         self.parts = [
             torch.nn.Parameter(part.clone()) for part in (parameters[: state.table], parameters[state.table :])
         ]
-        groups = [{"params": [part], "lr": rate} for part, rate in zip(self.parts, RATES, strict=True)]
+        groups = [
+            {"params": [part], "lr": rate, "weight_decay": share}
+            for part, rate, share in zip(self.parts, RATES, (0.0, decay), strict=True)
+        ]
         self.optimiser = torch.optim.Adam(groups, betas=(BETA1, BETA2), eps=EPSILON, fused=False)
         self.averaged = parameters.clone()
 
@@ -124,6 +127,16 @@ def test_steps_are_those_of_torch(device: torch.device, size: int, table: int, s
         state.step(gradients)
         twin.step(gradients)
         assert (state.gradients == 0).all()
+        assert_equal(state, twin)
+
+
+def test_networks_decay_and_the_table_does_not(device: torch.device) -> None:
+    state = start(device, 333, 100, decay=0.01)
+    twin = Twin(state, decay=0.01)
+    for _ in range(4):
+        gradients = torch.randn(333) * 0.1
+        state.step(gradients)
+        twin.step(gradients)
         assert_equal(state, twin)
 
 

@@ -10,13 +10,13 @@ import torch
 from insta_runtime.config import LearnConfig
 from insta_runtime.field.radiance import MAX_LOG_DENSITY
 from insta_runtime.kernels import Kernels, Struct
-from insta_runtime.learn.losses import DEPTH_SLACK, RayTargets, ray_loss
+from insta_runtime.learn.losses import RayTargets, ray_loss
 from insta_runtime.render.compositing import Composite, composite
 
 STEP = 0.004
 LOSS_SCALE = 128.0
-CONSTANTS = {"MAX_LOG_DENSITY": MAX_LOG_DENSITY, "LOSS_SCALE": LOSS_SCALE, "DEPTH_SLACK": DEPTH_SLACK}
 CONFIG = LearnConfig()
+CONSTANTS = {"MAX_LOG_DENSITY": MAX_LOG_DENSITY, "LOSS_SCALE": LOSS_SCALE, "DEPTH_SLACK": CONFIG.depth_slack}
 
 # Sums of up to 100 float32 terms below one, and an exponential that is good to 2e-6.
 VALUE = {"rtol": 1e-5, "atol": 2e-6}

@@ -11,11 +11,12 @@ import torch
 from small_person import SMALL, camera, neutral_shape, open_head, pose
 
 from insta_runtime.config import SamplingConfig
+from insta_runtime.constants import avatar_constants
 from insta_runtime.kernels import Kernels, Struct
 from insta_runtime.render.model import AvatarModel
 from insta_runtime.render.packing import PackedSamples
 from insta_runtime.render.raster import rasterise
-from insta_runtime.render.rays import BEHIND_SURFACE, Rays, camera_vertices, pixel_rays
+from insta_runtime.render.rays import Rays, camera_vertices, pixel_rays
 from insta_runtime.render.sampling import march
 from insta_runtime.types import Camera, HeadState
 from insta_runtime.warp.posing import PosedHeads, pack_state
@@ -84,7 +85,7 @@ class Bench:
 
 def bench(device: torch.device, states: list[HeadState], view: Camera = VIEW) -> Bench:
     model = thinned_model(device)
-    kernels = Kernels(device, {"BEHIND_SURFACE": BEHIND_SURFACE})
+    kernels = Kernels(device, avatar_constants(SMALL))
     heads = PosedHeads(kernels, model, len(states))
     heads.states.copy_(torch.stack([torch.from_numpy(pack_state(model, state, view)) for state in states]))
     space = space_of(kernels, model)
@@ -93,7 +94,7 @@ def bench(device: torch.device, states: list[HeadState], view: Camera = VIEW) ->
     twin, parts = [], []
     for i, state in enumerate(states):
         depth = mesh_depth(model, state, view)
-        twin.append(pixel_rays(state, view, pixels, depth))
+        twin.append(pixel_rays(state, view, pixels, depth, SMALL.sampling.behind))
         one = PosedHeads(kernels, model, 1)
         one.states.copy_(heads.states[i : i + 1])
         one.run(space)

@@ -41,7 +41,7 @@ def test_a_module_fits_every_card(module: str, nvrtc: Nvrtc) -> None:
     kernels = {kernel.name: kernel for kernel in sources.kernels.values() if kernel.module == module}
     jobs: dict[tuple[tuple[str, ...], tuple[int, int]], tuple[Program, NvrtcCompiler]] = {}
     for preset, capabilities in PRESETS.items():
-        program = sources.program(module, avatar_constants(load_config(preset).avatar.radiance))
+        program = sources.program(module, avatar_constants(load_config(preset).avatar))
         for capability in capabilities:
             jobs.setdefault((program.defines, capability), (program, NvrtcCompiler(nvrtc, capability)))
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # from the cache if nothing has changed

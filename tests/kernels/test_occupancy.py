@@ -37,7 +37,7 @@ def model(device: torch.device) -> AvatarModel:
 
 @pytest.fixture
 def kernels(device: torch.device) -> Kernels:
-    return Kernels(device, avatar_constants(SMALL.radiance))
+    return Kernels(device, avatar_constants(SMALL))
 
 
 def space_of(kernels: Kernels, grid: OccupancyGrid) -> Struct:

@@ -49,7 +49,7 @@ def painted_model(device: torch.device, seed: int = 0, opaque: bool = True) -> A
 
 @cache
 def kernels_on(device: torch.device) -> Kernels:
-    return Kernels(device, avatar_constants(SMALL.radiance))
+    return Kernels(device, avatar_constants(SMALL))
 
 
 def renderer(model: AvatarModel, *, fused: bool = True, capacity: int | None = None) -> NativeRenderer:

@@ -13,14 +13,14 @@ import pytest
 import torch
 from small_person import SMALL, neutral_shape, open_head, paint, performance, photograph
 
+from insta_runtime.constants import avatar_constants
 from insta_runtime.field.conditioning import CODE_WIDTH
 from insta_runtime.kernels import Kernels, Struct
 from insta_runtime.learn.device_replay import DeviceReplay
 from insta_runtime.learn.replay import RECENT
-from insta_runtime.learn.trainer import CODE_JITTER, FOCUS, MARGIN
 from insta_runtime.render.model import AvatarModel
 from insta_runtime.render.raster import rasterise
-from insta_runtime.render.rays import BEHIND_SURFACE, camera_vertices, pixel_rays, slant
+from insta_runtime.render.rays import camera_vertices, pixel_rays, slant
 from insta_runtime.types import Camera, HeadState
 
 ROUNDING = 2e-6  # of metres and unit vectors: a few roundings in float32, in another order than the twin's
@@ -28,6 +28,7 @@ SIZE = 101  # pixels: tiles of two, the last of which are cut
 FRAMES = 3
 EACH = 4000
 MOUTH_WEIGHT = 4.0
+PARTS = (SMALL.learn.focus, SMALL.learn.margin)
 POISON = -77
 
 
@@ -54,8 +55,7 @@ class Scene:
 
 @pytest.fixture
 def scene(device: torch.device) -> Scene:
-    constants = {"CODE_WIDTH": CODE_WIDTH, "BEHIND_SURFACE": BEHIND_SURFACE}
-    kernels = Kernels(device, constants)
+    kernels = Kernels(device, avatar_constants(SMALL))
     model = AvatarModel(open_head(), neutral_shape(open_head()), SMALL, device)
     states = performance(open_head(), FRAMES)
     pictures = photograph(open_head(), states, SIZE, paint(open_head()))
@@ -145,7 +145,12 @@ class Drawn:
 
 
 def draw(
-    scene: Scene, step: int = 5, wanted: int = EACH, seed: int = 3, parts: tuple[float, float] = (FOCUS, MARGIN)
+    scene: Scene,
+    step: int = 5,
+    wanted: int = EACH,
+    seed: int = 3,
+    parts: tuple[float, float] = PARTS,
+    mouth_from: int = 0,
 ) -> Drawn:
     count, device = FRAMES * EACH, scene.model.device
 
@@ -182,6 +187,7 @@ def draw(
         scene.regions,
         *parts,
         MOUTH_WEIGHT,
+        mouth_from,
         out.rgba,
         out.target,
         out.weight,
@@ -198,7 +204,7 @@ def test_rays_and_targets_are_the_twins_for_the_same_pixels(scene: Scene) -> Non
         part = slice(frame * EACH, (frame + 1) * EACH)
         pixels = out.pixels(scene, frame)
         depth = scene.depth[frame].view(-1)[pixels]
-        twin = pixel_rays(state, scene.view, pixels, depth)
+        twin = pixel_rays(state, scene.view, pixels, depth, SMALL.sampling.behind)
         t = torch.stack([box.origin - twin.origins, box.origin + box.side - twin.origins]) / twin.directions
         near, far = t.amin(0).amax(-1).clamp_min(0.05), torch.minimum(t.amax(0).amin(-1), twin.far)
         hits = far > near
@@ -278,6 +284,11 @@ def test_a_state_that_is_not_finite_gives_rays_that_miss(scene: Scene) -> None:
     assert (out.direction[:EACH, 3] > out.origin[:EACH, 3]).any(), "the others are as they were"
 
 
+def test_the_mouth_has_its_weight_from_a_step_on(scene: Scene) -> None:
+    assert set(draw(scene, step=4, mouth_from=5).weight.unique().tolist()) == {1.0}
+    assert set(draw(scene, step=5, mouth_from=5).weight.unique().tolist()) == {1.0, MOUTH_WEIGHT}
+
+
 def test_a_triangle_without_area_still_has_a_region(scene: Scene) -> None:
     scene.poses.tensors["triangles"][:, :, 3:] = 0.0
     out = draw(scene)
@@ -298,7 +309,7 @@ def begin(scene: Scene, step: int, memories: int, frames: int = 4, in_place: boo
         frames,
         RECENT,
         int(in_place),
-        CODE_JITTER,
+        SMALL.learn.code_jitter,
         slots,
         pose,
         posed,
@@ -330,7 +341,7 @@ def test_a_frame_takes_its_state_and_a_code_with_a_little_noise(scene: Scene) ->
         assert torch.equal(posed, scene.replay.states[slots.long()])
         assert code[4:].isnan().all()
         codes.append(code[:4] - posed[:, -CODE_WIDTH:])
-    noise = torch.stack(codes) / CODE_JITTER
+    noise = torch.stack(codes) / SMALL.learn.code_jitter
     assert abs(float(noise.mean())) < 0.1
     assert abs(float(noise.std()) - 1.0) < 0.1
     assert 2.5 < noise.abs().max() < 6.0

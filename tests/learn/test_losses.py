@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from insta_runtime.config import LearnConfig
-from insta_runtime.learn.losses import DEPTH_SLACK, RayTargets, huber, ray_loss
+from insta_runtime.learn.losses import RayTargets, huber, ray_loss
 from insta_runtime.render.compositing import Composite
 
 CONFIG = LearnConfig(huber=0.1, mask_weight=0.2, depth_weight=0.5, mouth_weight=4.0)
@@ -60,7 +60,7 @@ def test_a_pixel_of_the_mouth_counts_more() -> None:
 
 def test_depth_pulls_beyond_its_slack_and_only_where_there_is_a_prior() -> None:
     seen, targets = truth(1)
-    assert float(ray_loss(replace(seen, distance=seen.distance + DEPTH_SLACK - 1e-4), targets, CONFIG)) == 0.0
-    off = replace(seen, distance=seen.distance - DEPTH_SLACK - 0.02)
+    assert float(ray_loss(replace(seen, distance=seen.distance + CONFIG.depth_slack - 1e-4), targets, CONFIG)) == 0.0
+    off = replace(seen, distance=seen.distance - CONFIG.depth_slack - 0.02)
     assert float(ray_loss(off, targets, CONFIG)) == pytest.approx(0.5 * 0.02, rel=1e-4)
     assert float(ray_loss(off, replace(targets, depth=torch.zeros(1)), CONFIG)) == 0.0

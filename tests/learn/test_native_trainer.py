@@ -16,7 +16,7 @@ from insta_runtime.kernels import Kernels
 from insta_runtime.learn.evaluation import Scores, score
 from insta_runtime.learn.native import NativeTrainer
 from insta_runtime.learn.posed_frames import HostFrames
-from insta_runtime.learn.trainer import BETA1, BETA2, MLP_RATE, StepReport, Trainer
+from insta_runtime.learn.trainer import BETA1, BETA2, StepReport, Trainer
 from insta_runtime.render.model import AvatarModel
 from insta_runtime.render.renderer import Renderer
 from insta_runtime.types import Observation
@@ -43,7 +43,7 @@ def model_on(device: torch.device, config: AvatarConfig = SMALL, head: HeadModel
 
 
 def native(device: torch.device, config: AvatarConfig = SMALL, head: HeadModel | None = None) -> NativeTrainer:
-    return NativeTrainer(model_on(device, config, head), Kernels(device, avatar_constants(config.radiance)))
+    return NativeTrainer(model_on(device, config, head), Kernels(device, avatar_constants(config)))
 
 
 def learned(
@@ -209,7 +209,7 @@ def test_the_learning_rate_warms_up_then_falls_with_steps_or_with_given_progress
         twin._set_rate()
         table, networks, first, second, decay = trainer._controls()
         assert [table, networks] == pytest.approx([group["lr"] for group in twin._optimiser.param_groups])
-        assert networks == pytest.approx(MLP_RATE * table)
+        assert networks == pytest.approx(SMALL.learn.network_rate * table)
         assert (first, second) == pytest.approx((1.0 - BETA1, (1.0 - BETA2) ** 0.5)), "its own first update"
         assert decay == pytest.approx(min(config.learn.ema, (1 + steps) / (10 + steps)))
 

@@ -11,7 +11,7 @@ from small_person import camera, neutral_shape, open_head, pose
 
 from insta_runtime.head import HeadRig
 from insta_runtime.render.raster import rasterise
-from insta_runtime.render.rays import BEHIND_SURFACE, camera_vertices, pixel_rays, rotation_matrix, slant
+from insta_runtime.render.rays import camera_vertices, pixel_rays, rotation_matrix, slant
 from insta_runtime.types import Camera, HeadState
 
 ODD = Camera(50.0, 60.0, 13.2, 9.7, 32, 24)
@@ -20,7 +20,7 @@ EVERY = torch.arange(32 * 24)
 
 def test_rays_end_at_points_that_project_to_their_pixels() -> None:
     state = HeadState(np.zeros(52), rotation=np.array([2.9, 0.3, -0.2]), translation=np.array([0.03, -0.02, 0.5]))
-    rays = pixel_rays(state, ODD, EVERY, torch.full((len(EVERY),), torch.inf))
+    rays = pixel_rays(state, ODD, EVERY, torch.full((len(EVERY),), torch.inf), 0.0)
     torch.testing.assert_close(rays.directions.norm(dim=-1), torch.ones(len(rays)))
     x, y, z = camera_vertices(rays.origins + 0.7 * rays.directions, state).unbind(-1)
     torch.testing.assert_close(x / z * ODD.fx + ODD.cx, EVERY % 32 + 0.5, atol=1e-3, rtol=0)
@@ -36,10 +36,10 @@ def test_the_ray_of_a_vertex_meets_the_vertex() -> None:
     for vertex, (x, y, z) in zip(vertices, seen.tolist(), strict=True):
         # A camera whose only pixel has its centre where the vertex lands.
         view = Camera(100.0, 100.0, 0.5 - 100.0 * x / z, 0.5 - 100.0 * y / z, 1, 1)
-        ray = pixel_rays(state, view, torch.zeros(1, dtype=torch.int64), torch.tensor([z]))
+        ray = pixel_rays(state, view, torch.zeros(1, dtype=torch.int64), torch.tensor([z]), 0.025)
         length = float(torch.tensor([x, y, z]).norm())
         torch.testing.assert_close(ray.origins[0] + length * ray.directions[0], vertex, atol=1e-5, rtol=0)
-        assert float(ray.far) == pytest.approx(length + BEHIND_SURFACE, abs=1e-5)
+        assert float(ray.far) == pytest.approx(length + 0.025, abs=1e-5)
 
 
 def test_slant_turns_depth_into_distance() -> None:
@@ -55,7 +55,7 @@ def test_rays_and_rasteriser_see_the_same_surface() -> None:
     raster = rasterise(camera_vertices(mesh.vertices, state), mesh.faces, view)
     pixels = raster.mask.view(-1).nonzero()[:, 0]
     depth = raster.depth.view(-1)[pixels]
-    rays = pixel_rays(state, view, pixels, depth)
+    rays = pixel_rays(state, view, pixels, depth, 0.025)
     points = rays.origins + (depth * slant(view, pixels))[:, None] * rays.directions
     torch.testing.assert_close(points, raster.interpolate(mesh.vertices).view(-1, 3)[pixels], atol=2e-5, rtol=0)
 

@@ -10,7 +10,7 @@ from small_person import SMALL, camera, open_head, pose, small_model
 
 from insta_runtime.render.model import AvatarModel
 from insta_runtime.render.raster import rasterise
-from insta_runtime.render.rays import BEHIND_SURFACE, Rays, camera_vertices, pixel_rays, slant
+from insta_runtime.render.rays import Rays, camera_vertices, pixel_rays, slant
 from insta_runtime.render.sampling import RaySamples, march
 
 STATE, VIEW = pose(open_head(), jaw=0.3, yaw=0.25), camera(40)
@@ -34,7 +34,7 @@ def sample(model: AvatarModel, rays: Rays, seed: int | None = None, **changes: f
 
 @pytest.fixture(scope="module")
 def rays(depth: torch.Tensor) -> Rays:
-    return pixel_rays(STATE, VIEW, PIXELS, depth)
+    return pixel_rays(STATE, VIEW, PIXELS, depth, SMALL.sampling.behind)
 
 
 @pytest.mark.parametrize("seed", [None, 5])
@@ -65,7 +65,7 @@ def test_every_pixel_of_the_head_is_sampled_and_rays_end_behind_the_mesh(
     # A sample within two steps of the surface: else the skin could not be drawn.
     covered[samples.ray[(samples.distance - surface[samples.ray]).abs() < 2 * SMALL.sampling.step]] = True
     assert covered[depth.isfinite()].all()
-    assert (samples.distance < surface[samples.ray] + BEHIND_SURFACE).all()
+    assert (samples.distance < surface[samples.ray] + SMALL.sampling.behind).all()
     past = samples.distance > surface[samples.ray]
     assert past.any()
 
