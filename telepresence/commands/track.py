@@ -48,15 +48,17 @@ def track(
         model = load_head(head)
         if model.embedding is None:
             model = trackable(model, models, progress.part("knowing the head"))
-        times: list[int] = []
         faces: list[FaceLandmarks | None] = []
         with FaceLandmarker(models, live=False) as landmarker:
             for frame in progress.each("finding the face", reader, reader.count):
-                if len(times) == MAX_FRAMES:
+                if len(faces) == MAX_FRAMES:
                     raise UserError(f"{path} has more than {MAX_FRAMES} pictures: cut it into shorter parts")
-                times.append(frame.t_capture_ns)
                 faces.append(landmarker.detect(frame.rgb))
-        recording = track_recording(model, faces, times, reader.width, reader.height, focal)
+
+        def again() -> Iterator[CameraFrame]:
+            return progress.each("following the head", video_frames(path), len(faces))
+
+        recording = track_recording(model, faces, again, reader.width, reader.height, focal, models)
         calibration = recording.calibration
         seen = [
             face for face, valid in zip(recording.faces, recording.valid, strict=True) if valid and face is not None
@@ -66,7 +68,7 @@ def track(
         matter = Matter(model, calibration.shape, models, live=False)
         try:
             with _Compressor(writer) as compressor:
-                for frame in progress.each("cutting out", video_frames(path), len(times)):
+                for frame in progress.each("cutting out", video_frames(path), len(faces)):
                     index = frame.frame_id
                     face = recording.faces[index]
                     alpha = body = np.zeros((size, size), np.uint8)
@@ -133,7 +135,7 @@ class Progress:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bars
 
-        columns = (TextColumn("{task.description:>17}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (TextColumn("{task.description:>18}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._bars = Bars(*columns, console=Console(stderr=True))
         self._bars.start()
         return self

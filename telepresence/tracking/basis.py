@@ -87,6 +87,10 @@ class LandmarkBasis:
         assert self.turning_shape_directions is not None
         return replace(self, base=base, turning=self.turning + (self.turning_shape_directions @ shape).T)
 
+    def moved(self, offsets: Float64) -> LandmarkBasis:
+        """The same landmarks, each displaced by its row of ``offsets`` (L, 3)."""
+        return replace(self, base=self.base + offsets)
+
     def by_shape(self, jaw: Float64) -> Float64:
         """(3, L, S): what the identity code moves while the jaw stands at ``jaw``."""
         if self.turning_shape_directions is None:

@@ -10,7 +10,7 @@ with Huber's rho, weights by region, trust and visibility, an analytic Jacobian,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from insta_runtime.geometry import rotation_matrix
 from insta_runtime.types import Float64
 
 from .basis import JAW_PITCH, JAW_WEIGHT, LandmarkBasis
+from .bundle import project, robust
 from .landmarks import FaceLandmarks
 
 SIGMA = 2.5  # px of a picture whose longest side is 512: the noise of a landmark
@@ -61,6 +62,20 @@ class HeadFit:
     error: float
 
 
+@dataclass(frozen=True)
+class Sightings:
+    """Points of the rigid head found in a picture.
+
+    points: (M, 3) m, head space; covariances (M, 3, 3) m^2 of them.   pixels: (M, 2) px, found with an error of
+    ``sigma`` px in each direction.
+    """
+
+    points: Float64
+    pixels: Float64
+    covariances: Float64
+    sigma: float
+
+
 def initial_fit(basis: LandmarkBasis, camera: Pinhole, face: FaceLandmarks) -> HeadFit:
     """A first guess from one picture: the similarity that carries the head's landmarks onto MediaPipe's 3-D points.
 
@@ -87,16 +102,29 @@ class HeadFitter:
         self.basis = basis
         self.camera = camera
 
-    def fit(self, face: FaceLandmarks, before: HeadFit | None, interval: float = REFERENCE_INTERVAL) -> HeadFit:
-        """The fit to ``face``; warm from ``before``, ``interval`` seconds ago, or cold if that is None."""
-        start = before if before is not None else initial_fit(self.basis, self.camera, face)
+    def fit(
+        self,
+        face: FaceLandmarks,
+        before: HeadFit | None,
+        interval: float = REFERENCE_INTERVAL,
+        texture: Sightings | None = None,
+        start: HeadFit | None = None,
+    ) -> HeadFit:
+        """The fit to ``face`` and ``texture``; warm from ``before``, ``interval`` seconds ago, or cold if that is None.
+
+        ``start`` is a better guess of the pose than ``before``.
+        """
+        if start is None:
+            start = before if before is not None else initial_fit(self.basis, self.camera, face)
         temporal = (
             self.basis.priors.temporal * (REFERENCE_INTERVAL / max(interval, 1e-3)) if before is not None else 0.0
         )
-        anchor = start.units
+        anchor = before.units if before is not None else start.units
         fit = start
         for _ in range(WARM_ITERATIONS if before is not None else COLD_ITERATIONS):
             system = self.linearise(fit, face)
+            if texture is not None:
+                self._see(system, fit, texture)
             system.pull(POSE, self.basis.priors.weight, self.basis.priors.mean(face.scores) - fit.units)
             if before is not None:
                 system.pull(POSE, temporal, anchor - fit.units)
@@ -110,8 +138,48 @@ class HeadFitter:
         residual, weight, jacobian = self.residuals(fit, face)
         return NormalEquations.of(residual, weight, jacobian)
 
-    def residuals(self, fit: HeadFit, face: FaceLandmarks) -> tuple[Float64, Float64, Float64]:
-        """Detected minus projected (2, L) in sigmas, weights (L,), and the projections' Jacobian (2, L, P)."""
+    def follow(self, before: HeadFit, face: FaceLandmarks) -> HeadFit:
+        """``before`` moved as its landmarks moved: whatever they missed then they are taken to miss now."""
+        residual, weight, jacobian = self.residuals(before, face, pose_only=True)
+        residual = residual - before.residual.T / (SIGMA * self.camera.scale)
+        system = NormalEquations.of(residual, weight, jacobian)
+        step = np.linalg.solve(system.matrix, system.vector)
+        rotation, translation = rotation_matrix(step[:3]) @ before.rotation, before.translation + step[3:]
+        return replace(before, rotation=rotation, translation=translation)
+
+    def pose_information(self, fit: HeadFit, face: FaceLandmarks) -> Float64:
+        """(6, 6): how surely the landmarks place the head, whatever the face does, if their errors were independent."""
+        system = self.linearise(fit, face)
+        system.pull(POSE, self.basis.priors.weight, np.zeros(self.basis.units))
+        if self.basis.has_jaw:
+            system.pull(POSE + self.basis.units, JAW_WEIGHT, np.zeros(3))
+        cross = system.matrix[:POSE, POSE:]
+        information: Float64 = system.matrix[:POSE, :POSE] - cross @ np.linalg.solve(
+            system.matrix[POSE:, POSE:], cross.T
+        )
+        return information
+
+    def _see(self, system: NormalEquations, fit: HeadFit, texture: Sightings) -> None:
+        """Add what ``texture`` says about the pose."""
+        camera = self.camera
+        expected, by_point, by_pose = project(texture.points, fit.rotation[None], fit.translation[None], camera.focal)
+        residual = texture.pixels - (camera.cx, camera.cy) - expected[:, 0]
+        by_point, by_pose = by_point[:, 0], by_pose[:, 0]
+        spread = texture.sigma**2 * np.eye(2) + by_point @ texture.covariances @ by_point.transpose(0, 2, 1)
+        sure = np.linalg.inv(spread)
+        distance = np.sqrt(np.einsum("ma,mab,mb->m", residual, sure, residual))
+        sure *= robust(distance)[:, None, None]
+        weighted = np.einsum("mai,mab->mib", by_pose, sure)
+        system.matrix[:POSE, :POSE] += np.einsum("mib,mbj->ij", weighted, by_pose)
+        system.vector[:POSE] += np.einsum("mib,mb->i", weighted, residual)
+
+    def residuals(
+        self, fit: HeadFit, face: FaceLandmarks, *, pose_only: bool = False
+    ) -> tuple[Float64, Float64, Float64]:
+        """Detected minus projected (2, L) in sigmas, weights (L,), and the projections' Jacobian (2, L, P).
+
+        With ``pose_only`` P is 6: the face stays as it is.
+        """
         basis, camera = self.basis, self.camera
         sigma = SIGMA * camera.scale
         points, by_units, by_jaw = basis.jacobian(fit.units, fit.jaw)
@@ -128,7 +196,7 @@ class HeadFitter:
             np.stack([gain, zero, -gain * ratio[:, 0]], 1),
             np.stack([zero, gain, -gain * ratio[:, 1]], 1),
         )
-        columns = POSE + basis.units + (3 if by_jaw is not None else 0)
+        columns = POSE if pose_only else POSE + basis.units + (3 if by_jaw is not None else 0)
         jacobian = np.empty((2, len(points), columns))
         for axis, gradient in enumerate(gradients):
             rows = jacobian[axis]
@@ -136,6 +204,8 @@ class HeadFitter:
             rows[:, 1] = turned[:, 2] * gradient[:, 0] - turned[:, 0] * gradient[:, 2]
             rows[:, 2] = turned[:, 0] * gradient[:, 1] - turned[:, 1] * gradient[:, 0]
             rows[:, 3:6] = gradient
+            if pose_only:
+                continue
             in_head = gradient @ fit.rotation
             rows[:, POSE : POSE + basis.units] = _contract(in_head, by_units)
             if by_jaw is not None:

@@ -35,6 +35,11 @@ class Health:
     def lost(self) -> bool:
         return self._good < GOOD_FRAMES
 
+    @property
+    def usual_error(self) -> float:
+        """Median error of the fits so far, px of a picture whose longest side is 512."""
+        return float(np.median(self._errors))
+
     def judge(self, fit: HeadFit | None) -> bool:
         """Whether the head is tracked; ``fit`` is None where no face was found."""
         sound = fit is not None and self._sound(fit)
@@ -51,7 +56,7 @@ class Health:
         if not (np.isfinite(fit.error) and depth > 0.05):
             return False
         pupils = IPD * self._camera.focal / depth / self._camera.scale
-        wrong = fit.error > ERROR_RATIO * float(np.median(self._errors)) and fit.error > ERROR_IPD * pupils
+        wrong = fit.error > ERROR_RATIO * self.usual_error and fit.error > ERROR_IPD * pupils
         yaw = np.arctan2(fit.rotation[0, 2], -fit.rotation[2, 2])
         jumped = False
         if self._before is not None:

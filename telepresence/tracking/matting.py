@@ -84,6 +84,11 @@ class Matter:
         near = window.to_crop(window.inner(), crop)
         return alpha, ((far + near * (person - far)) * 255.0 + 0.5).astype(np.uint8)
 
+    def person(self, rgb: Bytes, face: FaceLandmarks, crop: Crop) -> Float32:
+        """(size, size) float32 in [0, 1]: the person's matte of the crop alone, without the neck ramp."""
+        window = _Window.around(face, rgb)
+        return window.to_crop(self._person(rgb, face, window), crop)
+
     def close(self) -> None:
         self._segmenter.close()
 

@@ -1,14 +1,16 @@
 """Tracking of a whole recording: all faces first, then who it is, then every picture.
 
 Unlike the live tracker it sees the future: MediaPipe looks at each picture afresh, its landmarks are smoothed without
-lag, calibration has the whole range of the performance to choose from.
+lag, calibration has the range of the performance to choose from, and the head's texture is known from the start: both
+from the first seven eighths, so that what is held out at the end is tracked as it would be live.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,14 +18,17 @@ from numpy.typing import NDArray
 from insta_runtime.errors import UserError
 from insta_runtime.head import HeadModel
 from insta_runtime.types import Float64, HeadState
+from telepresence.frames import CameraFrame
 
 from .calibration import Calibration, calibrate
 from .fit import HeadFit
-from .health import Health
+from .follower import HeadFollower
 from .landmarks import FaceLandmarks
+from .matting import Matter
 from .smoothing import smooth
 from .state import StateBuilder, with_gaze
 
+LEARNED = 7 / 8  # of a recording, from its start, is what calibration and texture are learned from at first
 STATIC_MOTION = 0.75  # px of a 512 picture from the frame before to the frame after: below it the face holds still
 
 
@@ -71,56 +76,79 @@ class TrackedRecording:
 def track_recording(
     head: HeadModel,
     found: Sequence[FaceLandmarks | None],
-    times_ns: Sequence[int],
+    pictures: Callable[[], Iterable[CameraFrame]],
     width: int,
     height: int,
     focal: float | None = None,
+    models: Path | None = None,
 ) -> TrackedRecording:
-    """Fit the head to the faces ``found`` in pictures of ``width`` x ``height`` px taken at ``times_ns``.
+    """Fit the head to the faces ``found`` in ``pictures`` of ``width`` x ``height`` px, which are gone through twice.
 
     Raises UserError if there is no face at all.
     """
-    present = [face for face in found if face is not None]
+    faces = smooth(found)
+    learned = faces[: round(len(faces) * LEARNED)]
+    present = [face for face in learned if face is not None] or [face for face in faces if face is not None]
     if not present:
         raise UserError(
             "no face was found in this video: it must show one face, at least 8 % of the picture's longest side"
         )
-    faces = smooth(found)
-    calibration = calibrate(head, [face for face in faces if face is not None], width, height, focal)
-    calibration = with_gaze(head, calibration, [face for face in faces if face is not None])
-    fitter = calibration.fitter(head)
-    health = Health(fitter.camera, calibration.error)
-    builder = StateBuilder(head, calibration, fitter.basis)
-    count = len(faces)
-    errors, seconds = np.full(count, np.inf), np.zeros(count)
-    projections = np.zeros((count, len(fitter.basis.indices), 2))
-    valid = np.zeros(count, np.bool_)
-    states: list[HeadState | None] = []
-    before: HeadFit | None = None
-    for index, face in enumerate(faces):
-        fit = None
-        if face is not None:
-            interval = (times_ns[index] - times_ns[index - 1]) / 1e9 if index else 1.0
-            start = time.thread_time()
-            fit = fitter.fit(face, None if health.lost else before, interval)
-            seconds[index] = time.thread_time() - start
-            errors[index] = fit.error
-            projections[index] = fitter.project(fit) / fitter.camera.scale
-        valid[index] = health.judge(fit)
-        before = fit
-        if valid[index] and fit is not None and face is not None:
-            states.append(builder.build(fit, face, times_ns[index]))
-        else:
-            states.append(None)
+    calibration = calibrate(head, present, width, height, focal)
+    matter = Matter(head, calibration.shape, models, live=False)
+    try:
+        follower = HeadFollower(head, calibration, matter, float(np.median([face.face_size for face in present])))
+        for _ in _follow(follower, pictures(), learned, 0):
+            pass
+        follower.restart()
+        followed = list(_follow(follower, pictures(), faces, len(learned)))
+    finally:
+        matter.close()
+    calibration = with_gaze(head, follower.calibration, present)
+    builder = StateBuilder(head, calibration, follower.basis)
+    states: list[HeadState | None] = [
+        builder.build(seen.fit, face, seen.t_capture_ns)
+        if seen.valid and seen.fit is not None and face is not None
+        else None
+        for seen, face in zip(followed, faces, strict=True)
+    ]
+    times = [seen.t_capture_ns for seen in followed]
     return TrackedRecording(
         calibration,
-        _held(states, times_ns, len(head.expression_names)),
+        _held(states, times, len(head.expression_names)),
         tuple(faces),
-        errors,
-        projections,
-        seconds,
-        valid,
+        np.array([np.inf if seen.fit is None else seen.fit.error for seen in followed]),
+        np.stack([seen.projection for seen in followed]),
+        np.array([seen.seconds for seen in followed]),
+        np.array([seen.valid for seen in followed]),
     )
+
+
+@dataclass(frozen=True)
+class _Followed:
+    """One picture: its fit, if it is to be believed, the landmarks (L, 2) px of a 512 picture, the processor time."""
+
+    t_capture_ns: int
+    fit: HeadFit | None
+    valid: bool
+    projection: Float64
+    seconds: float
+
+
+def _follow(
+    follower: HeadFollower, pictures: Iterable[CameraFrame], faces: Sequence[FaceLandmarks | None], learn_from: int
+) -> Iterator[_Followed]:
+    """Follow ``faces`` through ``pictures``, learning from number ``learn_from`` on."""
+    before_ns: int | None = None
+    for index, (frame, face) in enumerate(zip(pictures, faces, strict=False)):
+        interval = 1.0 if before_ns is None else (frame.t_capture_ns - before_ns) / 1e9
+        start = time.thread_time()
+        fit, valid = follower.follow(frame.rgb, face, interval, learn=index >= learn_from)
+        seconds = time.thread_time() - start
+        projection = np.zeros((len(follower.basis.indices), 2))
+        if fit is not None:
+            projection = follower.project(fit) / follower.camera.scale
+        yield _Followed(frame.t_capture_ns, fit, valid, projection, seconds)
+        before_ns = frame.t_capture_ns
 
 
 def _held(states: Sequence[HeadState | None], times_ns: Sequence[int], expressions: int) -> tuple[HeadState, ...]:

@@ -17,8 +17,7 @@ from telepresence.frames import CameraFrame, TrackedFrame
 
 from .calibration import Calibration, calibrate
 from .crop import Crop, CropPolicy, choose_crop
-from .fit import REFERENCE_INTERVAL, HeadFit
-from .health import Health
+from .follower import HeadFollower
 from .landmarks import FaceLandmarker, FaceLandmarks
 from .matting import Matter
 from .state import StateBuilder, trackable, with_gaze
@@ -27,7 +26,6 @@ TrackerState = Literal["searching", "calibrating", "tracking", "lost"]
 
 CALIBRATION_SECONDS = 1.5
 CALIBRATION_FRAMES = 12  # at least
-MAX_INTERVAL = 0.25  # s without a picture after which the last fit is no start any more
 
 
 class Tracker(Protocol):
@@ -91,12 +89,12 @@ class FaceTracker:
 
     @property
     def calibration(self) -> Calibration | None:
-        return self._person.calibration if self._person is not None else None
+        return self._person.follower.calibration if self._person is not None else None
 
     @property
     def shape(self) -> Float32 | None:
         """(S,) the identity code of the person, None until calibrated."""
-        return self._person.calibration.shape if self._person is not None else None
+        return self._person.shape if self._person is not None else None
 
     def track(self, frame: CameraFrame) -> TrackedFrame:
         """Track one picture; ``observation`` is None while searching, calibrating or lost."""
@@ -148,33 +146,29 @@ class FaceTracker:
         else:
             return
         crop = choose_crop(self._policy, faces, width, height, self._size)
-        self._person = _Person(self.head, calibration, crop, self._models)
+        size = float(np.median([face.face_size for face in faces]))
+        self._person = _Person(self.head, calibration, crop, size, self._models)
         self._seen.clear()
 
 
 class _Person:
     """A calibrated person being followed."""
 
-    def __init__(self, head: HeadModel, calibration: Calibration, crop: Crop, models: Path | None) -> None:
-        self.calibration = calibration
+    def __init__(
+        self, head: HeadModel, calibration: Calibration, crop: Crop, face_size: float, models: Path | None
+    ) -> None:
+        self.shape = calibration.shape
         self.crop = crop
-        self._fitter = calibration.fitter(head)
-        self._states = StateBuilder(head, calibration, self._fitter.basis)
-        self._health = Health(self._fitter.camera, calibration.error)
         self._matter = Matter(head, calibration.shape, models, live=True)
-        self._camera = crop.camera(self._fitter.camera)
-        self._before: HeadFit | None = None
+        self.follower = HeadFollower(head, calibration, self._matter, face_size)
+        self._states = StateBuilder(head, calibration, self.follower.basis)
+        self._camera = crop.camera(self.follower.camera)
         self._before_ns = 0
 
     def track(self, frame: CameraFrame, face: FaceLandmarks | None) -> TrackedFrame:
         crop_rgb = self.crop.apply(frame.rgb)
-        interval = (frame.t_capture_ns - self._before_ns) / 1e9
-        fit = None
-        if face is not None:
-            follows = self._before is not None and not self._health.lost and 0 < interval < MAX_INTERVAL
-            fit = self._fitter.fit(face, self._before if follows else None, interval or REFERENCE_INTERVAL)
-        good = self._health.judge(fit)
-        self._before, self._before_ns = fit, frame.t_capture_ns
+        fit, good = self.follower.follow(frame.rgb, face, (frame.t_capture_ns - self._before_ns) / 1e9)
+        self._before_ns = frame.t_capture_ns
         observation = None
         if good and fit is not None and face is not None:
             state = self._states.build(fit, face, frame.t_capture_ns)

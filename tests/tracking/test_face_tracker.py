@@ -52,20 +52,20 @@ def calibration(open_head, faces, pictures):
     return calibrate(open_head, faces[::4], width, height)
 
 
-def test_a_recording_is_tracked_closely(open_head, faces, pictures):
+def test_a_recording_is_tracked_closely(open_head, faces, pictures, models):
     height, width = pictures[0].rgb.shape[:2]
-    recording = track_recording(open_head, faces, [frame.t_capture_ns for frame in pictures], width, height)
+    recording = track_recording(open_head, faces, lambda: pictures, width, height, models=models)
     figures = recording.figures()
     assert figures["tracked"] == figures["frames"] == len(pictures)
     assert figures["reprojection_px_median"] < 1.7
     assert figures["jitter_px"] < 0.5
-    again = track_recording(open_head, faces, [frame.t_capture_ns for frame in pictures], width, height)
+    again = track_recording(open_head, faces, lambda: pictures, width, height, models=models)
     assert np.array_equal(again.errors, recording.errors), "the same landmarks give the same result"
     # A face that cannot be where it is said to be, as under a box that hides it, is not believed.
     moved = replace(faces[30], points=faces[30].points.copy())
     moved.points[:, :2] += np.random.default_rng(0).normal(0.0, 12.0, (478, 2)).astype(np.float32)
     hidden = [*faces[:30], *[moved] * 8, *faces[38:]]
-    recording = track_recording(open_head, hidden, [frame.t_capture_ns for frame in pictures], width, height)
+    recording = track_recording(open_head, hidden, lambda: pictures, width, height, models=models)
     assert not recording.valid[32:36].any()
     assert recording.valid[-10:].all()
     assert np.array_equal(recording.states[33].expression, recording.states[32].expression), "held while lost"

@@ -1,0 +1,102 @@
+"""Bundle adjustment of a few views of one rigid head: where its points lie, and from where each view was taken.
+
+Gauss-Newton on Huber's loss of the reprojection, the points eliminated by the Schur complement.  What the landmarks
+say about each pose is a Gaussian prior, so that the head's frame of reference stays that of the landmarks; every point
+has a wide one around its first guess.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from insta_runtime.geometry import axis_angle, rotation_matrix
+from insta_runtime.types import Float64
+
+POINT_SD = 0.015  # m around the first guess
+ROBUST = 2.0  # sigmas where the loss turns linear
+
+
+@dataclass
+class Views:
+    """K views of P points, changed in place by `adjust`.
+
+    rotations (K, 3, 3), translations (K, 3): head to camera.   points (P, 3) m, head space; guesses (P, 3) their prior.
+    pixels (P, K, 2) relative to the principal point; seen (P, K) where they were found.
+    prior_rotations, prior_translations, information (K, 6, 6): what is known of the poses otherwise; the last for
+    small turns (camera axes) and shifts.
+    """
+
+    rotations: Float64
+    translations: Float64
+    points: Float64
+    guesses: Float64
+    pixels: Float64
+    seen: NDArray[np.bool_]
+    prior_rotations: Float64
+    prior_translations: Float64
+    information: Float64
+
+    def adjust(self, focal: float, sigma: float, rounds: int) -> Float64:
+        """Move points and poses to where they agree best; returns the points' covariances (P, 3, 3), m^2.
+
+        ``sigma`` px: how exactly a point is found in a picture.
+        """
+        views = len(self.rotations)
+        prior = np.eye(3) / POINT_SD**2
+        inverse = np.tile(prior, (len(self.points), 1, 1))
+        for _ in range(rounds):
+            residual, by_point, by_pose = project(self.points, self.rotations, self.translations, focal)
+            residual = (self.pixels - residual) / sigma
+            by_point, by_pose = by_point / sigma, by_pose / sigma
+            weight = np.where(self.seen, robust(np.linalg.norm(residual, axis=2)), 0.0)
+            residual[~self.seen] = 0.0
+            points = np.einsum("pk,pkai,pkaj->pij", weight, by_point, by_point) + prior
+            to_point = np.einsum("pk,pkai,pka->pi", weight, by_point, residual) + (self.guesses - self.points) @ prior
+            poses = np.einsum("pk,pkai,pkaj->kij", weight, by_pose, by_pose) + self.information
+            away = np.stack(
+                [axis_angle(known @ now.T) for known, now in zip(self.prior_rotations, self.rotations, strict=True)]
+            )
+            away = np.concatenate([away, self.prior_translations - self.translations], axis=1)
+            to_pose = np.einsum("pk,pkai,pka->ki", weight, by_pose, residual)
+            to_pose += np.einsum("kij,kj->ki", self.information, away)
+            cross = np.einsum("pk,pkai,pkaj->pkij", weight, by_pose, by_point).reshape(len(self.points), views * 6, 3)
+            inverse = np.linalg.inv(points)
+            half = cross @ inverse  # (P, 6K, 3)
+            reduced = -np.tensordot(half, cross, axes=((0, 2), (0, 2)))
+            for view in range(views):
+                at = slice(6 * view, 6 * view + 6)
+                reduced[at, at] += poses[view]
+            step = np.linalg.solve(reduced, to_pose.reshape(-1) - np.einsum("pci,pi->c", half, to_point))
+            moved = np.einsum("pij,pj->pi", inverse, to_point - np.einsum("pci,c->pi", cross, step))
+            self.points = self.points + moved
+            self.translations = self.translations + step.reshape(views, 6)[:, 3:]
+            turns = [rotation_matrix(turn) for turn in step.reshape(views, 6)[:, :3]]
+            self.rotations = np.stack(turns) @ self.rotations
+        return inverse
+
+
+def project(
+    points: Float64, rotations: Float64, translations: Float64, focal: float
+) -> tuple[Float64, Float64, Float64]:
+    """Points (P, 3) in K views: (P, K, 2) px from the principal point, and their change with point and pose.
+
+    By the point: (P, K, 2, 3); by the pose (small turn about the camera's axes, shift): (P, K, 2, 6).
+    """
+    turned = np.einsum("kij,pj->pki", rotations, points)
+    seen = turned + translations
+    inverse_z = 1.0 / np.maximum(seen[..., 2], 1e-3)
+    ratio = seen[..., :2] * inverse_z[..., None]
+    in_camera = np.zeros((*seen.shape[:2], 2, 3))
+    in_camera[..., 0, 0] = in_camera[..., 1, 1] = focal * inverse_z
+    in_camera[..., 2] = -focal * inverse_z[..., None] * ratio
+    by_pose = np.concatenate([np.cross(turned[..., None, :], in_camera), in_camera], axis=-1)
+    return focal * ratio, np.einsum("pkai,kij->pkaj", in_camera, rotations), by_pose
+
+
+def robust(distance: Float64) -> Float64:
+    """Huber's weights for distances in sigmas."""
+    weight: Float64 = ROBUST / np.maximum(distance, ROBUST)
+    return weight
