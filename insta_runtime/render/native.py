@@ -18,7 +18,7 @@ from insta_runtime.kernels import Kernels
 from insta_runtime.render.canvas import COUNTERS, STEPS_A_PIXEL, Canvas, Format, Slot, picture_shape
 from insta_runtime.render.model import AvatarModel
 from insta_runtime.render.occupancy import space_struct
-from insta_runtime.render.renderer import Snapshot, split_snapshot
+from insta_runtime.render.renderer import Painter, Snapshot, split_snapshot
 from insta_runtime.types import Bytes, Camera, Float32, HeadState, RenderedFrame
 from insta_runtime.warp.posing import PosedHeads, pack_state
 
@@ -150,12 +150,13 @@ class NativeRenderer:
         state: HeadState,
         camera: Camera,
         format: Format = "i420",
-        background: Float32 | None = None,
+        background: Float32 | Painter | None = None,
         frame_id: int = 0,
     ) -> PinnedPicture:
         """The avatar in ``state`` as ``camera`` sees it, as bytes.
 
-        ``background`` (H, W, 3) or (3,) in [0, 1] is uploaded if it is another array than the last; None is black.
+        ``background`` (H, W, 3) or (3,) in [0, 1] is uploaded if it is another array than the last; None is black.  A
+        `Painter` is called each time, on the renderer's stream.
         Waits only while `canvas.RING` pictures are under way.  ValueError for ``i420`` or ``nv12`` with an odd side.
         """
         shape = picture_shape(format, camera.width, camera.height)
@@ -166,7 +167,7 @@ class NativeRenderer:
         slot.row[0] = torch.from_numpy(pack_state(self.model, self._registered(state), camera))
         with self.kernels.range("frame"), self._on_stream():
             self._fade()
-            canvas.set_background(background)
+            canvas.set_background(background() if callable(background) else background)
             self._heads.states.copy_(slot.row, non_blocking=True)
             canvas.draw(format)
             slot.picture[:size].copy_(canvas.bytes[:size], non_blocking=True)
@@ -178,7 +179,7 @@ class NativeRenderer:
             format, frame_id, state.t_capture_ns, slot.picture[:size].view(shape).numpy(), slot.arrived
         )
 
-    def picture(self, state: HeadState, camera: Camera, background: Float32) -> Bytes:
+    def picture(self, state: HeadState, camera: Camera, background: Float32 | Painter) -> Bytes:
         """The avatar over ``background`` ((H, W, 3) in [0, 1]), (H, W, 3) uint8, once it has arrived."""
         return self.frame(state, camera, "rgb", background).wait().copy()
 

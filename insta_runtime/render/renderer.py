@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 
@@ -16,6 +17,9 @@ Snapshot = dict[str, torch.Tensor]
 """Weights as they travel from learning to display: the field's tensors; under ``occupancy.`` the grid's; ``registration``."""
 
 REGISTRATION = "registration"
+
+Painter = Callable[[], torch.Tensor]
+"""Paints what a picture is composited over: (H, W, 3) float32 in [0, 1], on the avatar's device."""
 
 RAYS_AT_ONCE = 1 << 16
 
@@ -49,9 +53,14 @@ class Renderer:
         rgba = torch.cat(parts).view(camera.height, camera.width, 4).clamp(0.0, 1.0)
         return RenderedFrame(frame_id, state.t_capture_ns, rgba.cpu().numpy())
 
-    def picture(self, state: HeadState, camera: Camera, background: Float32) -> Bytes:
+    def picture(self, state: HeadState, camera: Camera, background: Float32 | Painter) -> Bytes:
         """The avatar over ``background`` ((H, W, 3) in [0, 1]), (H, W, 3) uint8."""
-        return self.render(state, camera).over(background)
+        return self.render(state, camera).over(painted(background))
+
+
+def painted(background: Float32 | Painter) -> Float32:
+    """``background`` as an array, whoever paints it."""
+    return background().cpu().numpy() if callable(background) else background
 
 
 def take_snapshot(
