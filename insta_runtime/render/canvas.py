@@ -91,7 +91,7 @@ class Canvas:
         self.counters, self.wanted = self._ints(len(COUNTERS)), self._ints(heads.poses.value.words)
         self.slots = [Slot(heads.states.shape[1], self.pixels, stream is not None) for _ in range(RING)]
         self._turn = 0
-        self._backdrop: Float32 | None = None
+        self._backdrop: Float32 | torch.Tensor | None = None
         self._march = self._fused() if fused else self._unfused()
         self._graphs: dict[Format | None, Graph] = {}
 
@@ -107,8 +107,15 @@ class Canvas:
             self._graphs[kind] = Graph(work, self.stream)
         self._graphs[kind]()
 
-    def set_background(self, backdrop: Float32 | None) -> None:
-        """Composite over ``backdrop``, (3,) or (H, W, 3) in [0, 1], or over black; uploads another array only."""
+    def set_background(self, backdrop: Float32 | torch.Tensor | None) -> None:
+        """Composite over ``backdrop``, (3,) or (H, W, 3) in [0, 1], or over black; uploads another array only.
+
+        A tensor is on the device already, (H, W, 3), and copied every time.
+        """
+        if isinstance(backdrop, torch.Tensor):
+            self.background.copy_(backdrop.reshape(self.pixels, 3))
+            self._backdrop = backdrop
+            return
         if backdrop is self._backdrop:
             return
         picture = np.zeros(3, dtype=np.float32) if backdrop is None else backdrop
