@@ -26,6 +26,7 @@ from insta_runtime.head import HeadModel
 from insta_runtime.render.model import AvatarModel, use_tcnn
 from insta_runtime.render.occupancy import CandidateCells
 from insta_runtime.render.renderer import Snapshot, load_snapshot, take_snapshot
+from insta_runtime.torso.layer import TorsoLayer
 from insta_runtime.types import Camera, Float32
 
 FORMAT_VERSION = 1
@@ -52,7 +53,7 @@ class AvatarPart(Protocol):
 
 
 P = TypeVar("P", bound=AvatarPart)
-PARTS: tuple[type[AvatarPart], ...] = (ExpressionCode,)
+PARTS: tuple[type[AvatarPart], ...] = (ExpressionCode, TorsoLayer)
 """All parts that a file may hold."""
 
 

@@ -153,6 +153,13 @@ class LearnConfig:
 
 
 @dataclass(frozen=True)
+class TorsoConfig:
+    """The flat layer of neck and shoulders behind the head."""
+
+    size: int = setting(512, "side of the layer", unit="px", ge=64, le=1024)
+
+
+@dataclass(frozen=True)
 class AvatarConfig:
     """All of the above."""
 
@@ -162,6 +169,7 @@ class AvatarConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     occupancy: OccupancyConfig = field(default_factory=OccupancyConfig)
     learn: LearnConfig = field(default_factory=LearnConfig)
+    torso: TorsoConfig = field(default_factory=TorsoConfig)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import msgspec
 
 from insta_runtime.config import AvatarConfig, setting
 from insta_runtime.errors import UserError
+from telepresence.backgrounds import Background
 from telepresence.streaming.settings import StreamSettings
 
 Tree = dict[str, Any]
@@ -48,6 +49,11 @@ class RunConfig:
     )
     zmq: str = setting("tcp://127.0.0.1:5577", "address at which head parameters are received")
     show_camera: bool = setting(False, "show viewers the raw camera picture until the avatar is good enough")
+    background: str = setting(
+        "torso",
+        "what the head is put over: torso (learned, over calm), calm, room (blurred), #rrggbb, a picture file;"
+        " torso+ and any of these",
+    )
     render_fps: float = setting(30.0, "avatar pictures a second to aim at", ge=1.0, le=240.0)
     train_share: float = setting(0.5, "part of the computing time that learning may take on a CPU", ge=0.0, le=1.0)
 
@@ -121,6 +127,7 @@ def load_config(name_or_path: str | None, overrides: Sequence[str] = (), device:
         _merge(tree, _nested(key, value))
     config = msgspec.convert(tree, Config)  # every key and value has been checked
     config.stream.check()
+    Background.parse(config.run.background)
     return config
 
 

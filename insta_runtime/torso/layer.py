@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final
+from typing import ClassVar, Final
 
 import torch
 from torch.nn import functional
 
+from insta_runtime.render.model import AvatarModel
 from insta_runtime.torso.motion import INPUTS, MotionModel
 from insta_runtime.torso.registration import body_grid
 from insta_runtime.types import Float64
@@ -30,6 +31,8 @@ class TorsoLayer:
         room: (3, `ROOM_SIDE`, `ROOM_SIDE`) float32 in [0, 1], the room behind the person, out of focus.
         motion: where the torso is, from the poses of a head.
     """
+
+    part_name: ClassVar[str] = "torso"
 
     rgba: torch.Tensor
     room: torch.Tensor
@@ -57,18 +60,15 @@ class TorsoLayer:
         large = functional.interpolate(self.room[None], (side, side), mode="bicubic", align_corners=False)[0]
         return large.clamp(0.0, 1.0).permute(1, 2, 0).contiguous()
 
-    def to(self, device: torch.device) -> TorsoLayer:
-        return TorsoLayer(self.rgba.to(device), self.room.to(device), self.motion)
-
     def tensors(self) -> dict[str, torch.Tensor]:
         """All of it as float32 tensors on the CPU, by name."""
         motion = {name: torch.from_numpy(getattr(self.motion, name)) for name in ("weights", "middle", "reach")}
         every = {"rgba": self.rgba, "room": self.room, **motion}
         return {name: tensor.cpu().float().contiguous() for name, tensor in every.items()}
 
-    @staticmethod
-    def from_tensors(tensors: Mapping[str, torch.Tensor], device: torch.device) -> TorsoLayer:
-        """From what `tensors` gave, finite float32.  ValueError for anything else."""
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, torch.Tensor], model: AvatarModel) -> TorsoLayer:
+        """From what `tensors` gave, on the device of ``model``.  ValueError for anything else."""
         wanted = {
             "rgba": (4, None, None),
             "room": (3, ROOM_SIDE, ROOM_SIDE),
@@ -92,4 +92,4 @@ class TorsoLayer:
         # A motion that leaves the picture far behind, or turns the torso over, is nobody's.
         if (abs(weights) > 10.0).any() or (abs(middle) > 100.0).any() or not ((reach >= 0.0) & (reach < 100.0)).all():
             raise ValueError("its torso moves impossibly")
-        return TorsoLayer(rgba.to(device), room.to(device), MotionModel(weights, middle, reach))
+        return cls(rgba.to(model.device), room.to(model.device), MotionModel(weights, middle, reach))

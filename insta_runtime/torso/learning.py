@@ -7,14 +7,19 @@ showed it, and from there as its surroundings go.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch.nn import functional
 
 from insta_runtime.torso.layer import ROOM_SIDE, TorsoLayer
-from insta_runtime.torso.motion import MotionFit, Similarity
+from insta_runtime.torso.motion import MotionFit, Similarity, SlowPose, picture_pose
 from insta_runtime.torso.registration import body_grid, reduced, register
 from insta_runtime.types import Bytes, Float64, Observation
 
+PICTURES = 96
+"""Of a recording, evenly spread, from which a torso is learned."""
 VISIBLE = 0.05
 """Part of a pixel that the head leaves free, from which on the pixel says something of the torso."""
 NEAR_HEAD = 0.04
@@ -33,6 +38,17 @@ SEEN_EDGE = (0.06, 0.98)
 """Mean opacity that is taken for none, and for full: edges that did not meet exactly, and strands that swung past."""
 UNSEEN_EDGE = (0.35, 0.65)
 """The same where the head was before it in every picture: that belongs to the torso, or not."""
+
+
+def learn_torso(observations: Sequence[Observation], side: int, device: torch.device) -> TorsoLayer | None:
+    """The torso of a recording: ``observations`` of one person in time.  None if nobody cut out the body in any."""
+    slow = SlowPose()
+    seen = [(o, slow.inputs(picture_pose(o.state, o.camera), o.t_capture_ns)) for o in observations]
+    shown = [(observation, inputs) for observation, inputs in seen if observation.body is not None]
+    learner = TorsoLearner(side, device)
+    for number in np.unique(np.linspace(0, len(shown) - 1, min(len(shown), PICTURES)).round().astype(int)):
+        learner.observe(*shown[number])
+    return learner.layer()
 
 
 class TorsoLearner:

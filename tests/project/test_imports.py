@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # The order in which a frame passes through the runtime; each imports only what stands before it.
 RUNTIME = (
     *("errors", "types", "geometry", "config", "compilers", "kernels"),
-    *("head", "warp", "field", "render", "learn", "constants", "backends", "avatar", "tracked"),
+    *("head", "warp", "field", "render", "torso", "learn", "constants", "backends", "avatar", "tracked"),
 )
 STAGES = ("sources", "tracking", "drivers", "streaming", "outputs")
 WIRING = ("daemon", "person", "client", "commands", "cli", "__main__")  # may import stages; no stage imports them
