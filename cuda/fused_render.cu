@@ -19,6 +19,7 @@ KERNEL(32) fit_bundles(const Bundles bundles, int* counters) {
 // One ray a lane, on its way through marked cells.
 struct Walkers {
     Ray ray[LANES];
+    float offset[LANES];
     int k[LANES];     // the next step to look at
     int room[LANES];  // for how many samples
 };
@@ -35,7 +36,8 @@ DEVICE void begin_walk(Walkers& w, const Head& head, const Poses& poses, const B
         w.room[l] = row[3] < limit ? row[3] : limit;
         w.ray[l] = pixel_ray(poses.states, head.expressions, float(pixel % width) + 0.5f,
                              float(pixel / width) + 0.5f, 0.0f);
-        w.ray[l].far = distance_at(row[2] + 1, MIDDLE, step);
+        w.offset[l] = anchored_offset(w.ray[l].origin, step);
+        w.ray[l].far = distance_at(row[2] + 1, w.offset[l], step);
     }
 }
 
@@ -59,7 +61,7 @@ KERNEL(64) carry_rays(const Head head, const Poses all, uint* cells, const Space
             for (int l = 0; l < LANES; ++l) {
                 found[l] = false;
                 Step at;
-                walking[l] = w.room[l] > 0 && next_step(head, poses, 0, w.ray[l], MIDDLE, step, w.k[l], at);
+                walking[l] = w.room[l] > 0 && next_step(head, poses, 0, w.ray[l], w.offset[l], step, w.k[l], at);
                 if (!walking[l]) continue;
                 carried[l] = to_canonical(head, poses, 0, at.row, at.position, w.ray[l].direction);
                 carried[l].position = unit_cube(head, carried[l].position);

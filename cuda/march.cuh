@@ -1,12 +1,16 @@
 // Steps of a ray (insta_runtime/render/sampling.py): samples lie on a lattice around the eye, at t = (k + offset) * step
-// for whole k, so that neighbouring rays sample alike.
+// for whole k, so that neighbouring rays sample alike. Training draws the offset; pictures anchor it in the head.
 #pragma once
 #include "rays.cuh"
 #include "warp.cuh"
 
-#define MIDDLE 0.5f  // the offset of pictures: a still head gives a still one
-
 DEVICE float distance_at(int k, float offset, float step) { return (float(k) + offset) * step; }
+// The offset of pictures: a sample lies half a step before the head's origin, so that samples come and go with a head
+// that moves to and fro, and a still one gives a still picture. `eye` is the origin of its rays.
+DEVICE float anchored_offset(vec3 eye, float step) {
+    const float steps = length(eye) / step + 0.5f;
+    return steps - floorf(steps);
+}
 DEVICE int first_step(float near, float step) { return int(floorf(near / step)); }
 
 // One step that lies in a marked cell.

@@ -3,12 +3,13 @@
 #include "places.cuh"
 
 // The rays of all pixels of pose 0, for the chain of march.cu. `depth` (height * width) is that of the posed mesh.
-KERNEL(128) camera_rays(const Head head, const Poses poses, const float* depth, const Rays rays, int width, int height) {
+KERNEL(128) camera_rays(const Head head, const Poses poses, const float* depth, const Rays rays, float step,
+                         int width, int height) {
     EACH(i, width * height) {
         const Ray ray = ray_of_pixel(head, poses, i, width, depth);
         store4(rays.origin + 4 * i, ray.origin.x, ray.origin.y, ray.origin.z, ray.near);
         store4(rays.direction + 4 * i, ray.direction.x, ray.direction.y, ray.direction.z, ray.far);
-        rays.offset[i] = MIDDLE;
+        rays.offset[i] = anchored_offset(ray.origin, step);
         rays.frame[i] = 0;
     }
 }
@@ -72,13 +73,14 @@ KERNEL(128) find_rays(const Head head, const Poses poses, const float* depth, in
             hit[l] = false;
             if (pixel[l] < 0) continue;
             const Ray ray = ray_of_pixel(head, poses, pixel[l], width, depth);
+            const float offset = anchored_offset(ray.origin, step);
             const CellWalk walk = walk_cells(head, ray);
             first[l] = last[l] = steps[l] = 0;
-            for (int k = first_step(ray.near, step); distance_at(k, MIDDLE, step) < ray.far; k += AT_ONCE) {
+            for (int k = first_step(ray.near, step); distance_at(k, offset, step) < ray.far; k += AT_ONCE) {
                 int cell[AT_ONCE];
                 bool marked[AT_ONCE];
                 UNROLL for (int j = 0; j < AT_ONCE; ++j) {
-                    const float t = distance_at(k + j, MIDDLE, step);
+                    const float t = distance_at(k + j, offset, step);
                     cell[j] = t < ray.far ? cell_after(walk, t) : -1;
                     marked[j] = cell[j] >= 0 && bit_at(poses.bits, cell[j]);
                 }

@@ -48,7 +48,7 @@ assert CODE_WIDTH == LIPS_WIDTH  # one layout of states serves both
 
 PRIOR = 16  # pictures that it takes to make somebody's range count as much as the usual one:
 PRIOR_SPREAD = 0.25  # standard deviation of a code's numbers, and its mean is zero
-LEAST_SPREAD = 0.05  # what varies less is noise of the tracker
+LEAST_SPREAD = 0.15  # what varies less is not made more of: much of it is noise of the tracker
 STANDARD_SPREAD = 0.25  # of standardised codes: what raw ones have, so that nothing else changes with the switch
 PULLED_FROM = 64  # pictures: before, too little was seen to pull anything in
 SLACK = 0.1, 0.5  # how far beyond what was seen a code may go: of the range, and in standard deviations

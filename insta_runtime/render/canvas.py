@@ -197,7 +197,7 @@ class Canvas:
             launch, field = kernels.launch, self.field.weights
             launch("begin_picture", poses, none, self.counters, self.wanted, items=len(self.wanted))
             self.heads.choose()
-            launch("camera_rays", head, poses, depth, rays, self.width, self.height, items=count)
+            launch("camera_rays", head, poses, depth, rays, step, self.width, self.height, items=count)
             packed.run()
             launch("field_samples", field, samples, codes, stride, density, colour, None, items=capacity)
             launch("composite_rays", rays, samples, density, colour, step, 0.0, self.rgba, distance, items=32 * count)

@@ -5,6 +5,7 @@ On a GPU a picture is one replay of a CUDA graph on a stream of high priority; n
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,7 +90,10 @@ class NativeRenderer:
     def __init__(
         self, model: AvatarModel, kernels: Kernels, *, fused: bool = True, capacity: int | None = None
     ) -> None:
-        self.model, self.kernels, self.fused, self._capacity = model, kernels, fused, capacity
+        self.kernels, self.fused, self._capacity = kernels, fused, capacity
+        self._learned = model.code
+        self.model = copy.copy(model)
+        self.model.code = copy.copy(model.code)
         device = kernels.device
         self._stream = torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
         with self._on_stream(after=[]):
@@ -116,6 +120,7 @@ class NativeRenderer:
         if {n: t.shape for n, t in grid.items()} != {n: t.shape for n, t in self._grid.items()}:
             raise ValueError("the occupancy does not fit the configuration")
         self._registration = registration
+        self.model.code = copy.copy(self._learned)
         with self._on_stream(after=list(snapshot.values())):
             self._target.copy_(flatten(weights, self.model.config.radiance))
             for name, tensor in grid.items():

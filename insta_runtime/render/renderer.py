@@ -28,13 +28,16 @@ class Renderer:
     """Renders snapshots of a model; owns its own copy of the weights, so that learning may go on meanwhile."""
 
     def __init__(self, model: AvatarModel) -> None:
+        self._learned = model.code
         self.model = copy.copy(model)
+        self.model.code = copy.copy(model.code)
         self.model.field = copy.deepcopy(model.field).requires_grad_(False)
         self.model.occupancy = copy.deepcopy(model.occupancy, {id(model.warp): model.warp})
 
     def load(self, snapshot: Snapshot) -> None:
-        """Show this snapshot from now on."""
+        """Show this snapshot from now on, with codes in the range that was learned by now."""
         load_snapshot(self.model, snapshot)
+        self.model.code = copy.copy(self._learned)
 
     @torch.no_grad()
     def render(self, state: HeadState, camera: Camera, frame_id: int = 0) -> RenderedFrame:

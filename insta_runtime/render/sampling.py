@@ -52,8 +52,9 @@ def march(
 ) -> RaySamples:
     """Sample rays every ``config.step`` metres where the avatar may be.
 
-    With a ``generator`` each ray starts at a random part of a step (training); without one, in the middle, so that
-    a still head renders a still picture.  Beyond ``config.max_samples`` the farthest samples of a ray are dropped.
+    With a ``generator`` each ray starts at a random part of a step (training).  Without one, steps are anchored in the
+    head: a still head renders a still picture, and samples do not slide through a head that comes nearer.  Beyond
+    ``config.max_samples`` the farthest samples of a ray are dropped.
     """
     box, resolution = head.warp.box, head.warp.resolution
     device = rays.origins.device
@@ -84,7 +85,7 @@ def march(
     offset = (
         torch.rand((len(hits), 1), generator=generator).to(device)
         if generator is not None
-        else torch.full((len(hits), 1), 0.5, device=device)
+        else (rays.origins[hits].norm(dim=-1, keepdim=True) / config.step + 0.5).remainder(1.0)
     )
     t = (first[:, None] + torch.arange(count, device=device) + offset) * config.step
     points = rays.origins[hits, None] + t[..., None] * rays.directions[hits, None]

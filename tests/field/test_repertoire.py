@@ -90,7 +90,7 @@ def test_a_code_that_was_never_seen_is_pulled_in() -> None:
     seen = np.array([code.raw(state) for state in talk(200)])
     far = pose(open_head(), jaw=1.0)
     pulled = code.range.pull_in(code.raw(far))
-    assert pulled[0] < 1.25 * seen[:, 0].max(), "the jaw never opened so far"
+    assert pulled[0] < 1.4 * seen[:, 0].max(), "the jaw never opened so far"
     # A mouth that opens without smiling is as foreign: it is pulled towards the smile.
     opened = code.raw(pose(open_head(), jaw=0.4))
     assert code.range.pull_in(opened)[4] > opened[4] + 0.05
