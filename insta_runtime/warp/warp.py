@@ -177,7 +177,10 @@ class PosedHead:
             directions: (N, 3) unit view directions there.
         """
         assert self._grid is not None
-        nearest = self._grid.query(points)
+        return self.ride(points, directions, self._grid.query(points))
+
+    def ride(self, points: torch.Tensor, directions: torch.Tensor, nearest: Nearest) -> CanonicalSamples:
+        """The same for points of which the nearest surface points are known."""
         if self.warp.config.blend == "surface":
             position, linear = self._over_surface(points, nearest)
         else:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from posed_person import DEFAULT, Posed, band_points, model_of, random_state, run
 
+from insta_runtime.config import ConditioningConfig, WarpConfig
 from insta_runtime.warp.nearest import nearest_brute_force
 from insta_runtime.warp.warp import fade
 
@@ -43,6 +46,39 @@ def test_points_go_where_the_true_nearest_triangle_takes_them(device: torch.devi
     assert float(((turned - direction).norm(dim=-1) < TURNED).float().mean()) > EDGES
     assert float(((masks - faded).abs().amax(dim=-1) < TURNED).float().mean()) > EDGES
     torch.testing.assert_close(turned.norm(dim=-1), torch.ones_like(turned[:, 0]))
+
+
+PAPER = replace(
+    DEFAULT, warp=WarpConfig(blend="neighbours", scale="area"), conditioning=ConditioningConfig(code="lips")
+)
+SWITCHES = {
+    "paper": PAPER,
+    "triangle": replace(DEFAULT, warp=WarpConfig(blend="triangle", scale="length")),
+    "neighbours": replace(DEFAULT, warp=WarpConfig(blend="neighbours", scale="none")),
+    "area": replace(DEFAULT, warp=WarpConfig(scale="area")),
+    "lips": replace(DEFAULT, conditioning=ConditioningConfig(code="lips")),
+}
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_every_blend_and_scale_is_the_twins(device: torch.device, switch: str) -> None:
+    model = model_of(device, SWITCHES[switch])
+    posed = run(model, [random_state(model.head, 24)])
+    points = band_points(posed, 0, 3000)
+    directions = torch.nn.functional.normalize(torch.randn_like(points), dim=-1)
+    position, turned, masks = carry(posed, 0, points, directions)
+    twin = posed.twins()[0]
+    truth = nearest_brute_force(points, twin.vertices, model.rig.faces)
+    expected = twin.ride(points, directions, truth)
+    # Above an edge or a corner all triangles that share it are nearest, and each takes a point elsewhere.
+    inside = truth.barycentrics.amin(dim=-1) > 1e-3
+    assert inside.sum() > 500
+    assert float(((position - expected.position).norm(dim=-1) < DISPLACED)[inside].float().mean()) > EDGES
+    assert float(((turned - expected.direction).norm(dim=-1) < TURNED)[inside].float().mean()) > EDGES
+    assert float(((masks - expected.masks).abs().amax(dim=-1) < TURNED)[inside].float().mean()) > EDGES
+    if switch in ("paper", "lips"):
+        assert set(masks.unique().tolist()) == {0.0, 1.0}
+        assert not masks[:, 1].any()
 
 
 def test_unmarked_points_stay(device: torch.device) -> None:
