@@ -1,0 +1,332 @@
+"""What each switch of the configuration is worth, measured: ``python tools/ablate.py TRACKED... [--seconds 15]``.
+
+Learns an avatar of every tracked folder (or of the word ``synthetic``) with every switch of `SWITCHES` and appends the
+figures to a file of JSON lines, one a run.  What that file has from the same commit is not run again, so a run that
+was cut short goes on where it stopped.  ``--write docs/quality.md`` puts the tables into that document, between its
+markers; without folders nothing is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from insta_runtime.errors import UserError
+from telepresence.commands.fit import learn
+from telepresence.commands.recordings import Recording, open_recording
+from telepresence.config import load_config
+
+ROOT = Path(__file__).resolve().parent.parent
+BEGIN, END = "<!-- made by tools/ablate.py -->", "<!-- end of what tools/ablate.py made -->"
+HOLDOUT = 0.125
+PRESETS = ("paper", "default")  # the switches that the first table sets side by side
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Switch:
+    """One way to learn: a preset, and settings that differ from it.
+
+    Attributes:
+        what: it does, in the words of a table.
+        preset: None takes what suits the device.
+        settings: as after ``--set``.
+    """
+
+    what: str
+    settings: tuple[str, ...] = ()
+    preset: str | None = None
+
+
+SWITCHES = {
+    "default": Switch("the default"),
+    "paper": Switch("INSTA as published", preset="insta_paper"),
+    "warp-triangle": Switch("the map of the nearest triangle alone", ("avatar.warp.blend=triangle",)),
+    "warp-neighbours": Switch(
+        "maps averaged with the triangle's neighbours, as INSTA", ("avatar.warp.blend=neighbours",)
+    ),
+    "scale-area": Switch("offsets scale with areas, around the eyes, as INSTA", ("avatar.warp.scale=area",)),
+    "scale-none": Switch("offsets do not scale", ("avatar.warp.scale=none",)),
+    "code-lips": Switch("expression code on the lips, switched hard, as INSTA", ("avatar.conditioning.code=lips",)),
+    "code-raw": Switch("codes not in units of the person's range", ("avatar.conditioning.standardise=false",)),
+    "code-free": Switch("codes that were never seen are not pulled in", ("avatar.conditioning.pull_in=false",)),
+    "code-still": Switch("no noise on the codes", ("avatar.learn.code_jitter=0.0",)),
+    "field-large": Switch(
+        "hash grid of INSTA, 16 x 8 at 2^18",
+        ("avatar.radiance.levels=16", "avatar.radiance.features=8", "avatar.radiance.log2_entries=18"),
+    ),
+    "direction-4": Switch("view directions to degree 3 of spherical harmonics", ("avatar.radiance.direction_bands=4",)),
+    "ray-through": Switch("rays go on behind the first surface", ("avatar.sampling.behind=0.3",)),
+    "no-silhouettes": Switch("silhouettes empty no cells", ("avatar.occupancy.silhouettes=false",)),
+    "matte-binary": Switch("a matte that is solid or nothing", ("avatar.learn.binary_matte=true",)),
+    "no-mask-loss": Switch("no loss on opacity", ("avatar.learn.mask_weight=0.0",)),
+    "no-depth": Switch("no depth prior", ("avatar.learn.depth_weight=0.0",)),
+    "mouth-1": Switch("the mouth has the weight of any pixel", ("avatar.learn.mouth_weight=1.0",)),
+    "rays-anywhere": Switch("rays from all of the picture", ("avatar.learn.focus=0.0", "avatar.learn.margin=0.0")),
+}
+
+PEER = {"d6": (22.3, 19.4), "d9": (28.0, 24.6), "d18": (29.1, 25.5)}
+"""Whole frame and head, dB, of 51 k mesh-bound Gaussians (gsplat) after 60 s on one H100; same crop, size and split."""
+
+NONE = "-"  # in a table, where there is no figure
+PSNR = ("psnr_db", "head_psnr_db", "mouth_psnr_db", "eyes_psnr_db")
+KEPT = (
+    *(f"{region}{metric}" for region in ("", "head_", "mouth_", "eyes_") for metric in ("psnr_db", "ssim", "flip")),
+    *("lpips", "steadiness", "steadiness_pairs", "train_psnr_db", "train_head_psnr_db"),
+    *("unseen_yaw20_psnr_db", "unseen_yaw30_psnr_db", "unseen_pitch15_psnr_db"),
+    *("steps", "seconds", "size", "backend", "train_frames", "holdout_frames", "curve"),
+)
+"""Figures of a run that are kept."""
+
+
+# ---- measuring
+
+
+def run(
+    source: str, recording: Recording, name: str, size: int, seconds: float, device: str, page: Path | None
+) -> Record:
+    """The figures of one switch on one recording; those of a run that failed say why."""
+    switch, started = SWITCHES[name], time.monotonic()
+    found: Record = {"clip": recording.name, "switch": name, "settings": list(switch.settings), "seconds": seconds}
+    try:
+        changes = [*switch.settings, f"avatar.learn.size={size}"]
+        config = load_config(switch.preset, changes, device)
+        figures = learn(
+            recording, None, seconds=seconds, size=size, holdout=HOLDOUT, config=config, report=page, baseline=False
+        )
+        found |= {key: figures[key] for key in KEPT if key in figures}
+        found["protocol"] = figures["protocol"]
+    except Exception as error:  # the other runs are still worth having
+        found |= {"size": size, "failed": f"{type(error).__name__}: {error}"[:300]}
+    return found | {"source": source, "wall_seconds": round(time.monotonic() - started, 1)}
+
+
+def measure(
+    wanted: argparse.Namespace, known: list[Record], marks: Record, keep: Callable[[Record], None]
+) -> Iterator[Record]:
+    """All runs that are wanted and not yet known, one after the other."""
+    began = time.monotonic()
+    for source in wanted.sources:
+        recording: Recording | None = None
+        for name in wanted.only or SWITCHES:
+            if any(_same(record, source, name, wanted, marks) for record in known):
+                continue
+            if wanted.until is not None and time.monotonic() - began + wanted.seconds > wanted.until:
+                return
+            if recording is None:  # its pictures are read once
+                config = load_config(None, [f"avatar.learn.size={wanted.size}"], wanted.device)
+                recording = open_recording(source, wanted.size, HOLDOUT, config, None, None)
+            page = wanted.reports / f"{recording.name}-{name}-{wanted.seconds:g}s.html" if wanted.reports else None
+            record = marks | run(source, recording, name, wanted.size, wanted.seconds, wanted.device, page)
+            keep(record)
+            yield record
+            _tidy()
+
+
+def _same(record: Record, source: str, name: str, wanted: argparse.Namespace, marks: Record) -> bool:
+    settings = list(SWITCHES[name].settings)
+    return "failed" not in record and (
+        (record["source"], record["switch"], record["seconds"], record["size"], record["settings"], record["commit"])
+        == (source, name, wanted.seconds, wanted.size, settings, marks["commit"])
+    )
+
+
+def _tidy() -> None:
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def machine() -> str:
+    """The card, or the processor."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name(0)
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def commit() -> str:
+    """The commit at hand, marked if the tree differs from it."""
+    git = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    done = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def read(path: Path) -> list[Record]:
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+# ---- tables
+
+
+def tables(records: Sequence[Record]) -> str:
+    """Markdown: the presets side by side, what each switch is worth, the actor from where nobody looked."""
+    newest = {_key(record): record for record in records if "failed" not in record}
+    if not newest:
+        return "Nothing has been measured yet.\n"
+    found = list(newest.values())
+    parts = [_presets(found), *_switches(found), _actor(found), _marks(found)]
+    return "\n".join(part for part in parts if part)
+
+
+def _key(record: Record) -> tuple[Any, ...]:
+    return record["clip"], record["switch"], record["seconds"], record["size"], *record["settings"]
+
+
+def _presets(records: list[Record]) -> str:
+    """Paper preset and default where they were trained longest, beside the peer."""
+    rows = []
+    for clip in _clips(records):
+        those = [r for r in records if r["clip"] == clip and r["switch"] in PRESETS]
+        if not those:
+            continue
+        longest = max(r["seconds"] for r in those)
+        peer = PEER.get(clip)
+        if peer:
+            rows.append([clip, "gsplat peer", "60", f"{peer[0]:.1f}", f"{peer[1]:.1f}", *[NONE] * 7])
+        for name in PRESETS:
+            for r in those:
+                if (r["switch"], r["seconds"]) == (name, longest):
+                    reached = _seconds_to(r, peer[0]) if peer else None
+                    after = NONE if reached is None else f"{reached:g} s"
+                    rows.append(
+                        [clip, name, f"{longest:g}", *(_db(r[m]) for m in PSNR), _part(r["ssim"]), _part(r["flip"]),
+                         _db(r.get("steadiness")), _db(r.get("train_head_psnr_db")), after]
+                    )  # fmt: skip
+    titles = ["clip", "what", "s", "whole", "head", "mouth", "eyes", "SSIM", "FLIP", "steadiness"]
+    titles += ["head, learned from", "peer's whole after"]
+    return "### Paper preset and default\n\n" + _table(titles, rows) if rows else ""
+
+
+def _switches(records: list[Record]) -> Iterator[str]:
+    """A table for each clip and time of training on which switches were tried: differences from the default."""
+    for clip in _clips(records):
+        for seconds, size in sorted({(r["seconds"], r["size"]) for r in records if r["clip"] == clip}):
+            kind = clip, seconds, size
+            those = {r["switch"]: r for r in records if (r["clip"], r["seconds"], r["size"]) == kind}
+            if "default" not in those or set(those) <= set(PRESETS):
+                continue
+            base = those["default"]
+            rows = []
+            for name in [n for n in SWITCHES if n in those] + [n for n in those if n not in SWITCHES]:
+                r = those[name]
+                figures = [_db(r[m]) if name == "default" else _difference(r[m], base[m]) for m in PSNR]
+                what = SWITCHES[name].what if name in SWITCHES else name
+                rows.append([what, *figures, _part(r["ssim"]), _part(r["flip"]), str(r["steps"])])
+            titles = ["switch", "whole", "head", "mouth", "eyes", "SSIM", "FLIP", "steps"]
+            text = (
+                f"### {clip}: each switch, {seconds:g} s\n\nPSNR in dB: of the default, and how much others differ.\n\n"
+            )
+            yield text + _table(titles, rows)
+
+
+def _actor(records: list[Record]) -> str:
+    those = [r for r in records if r.get("unseen_yaw30_psnr_db") is not None]
+    views = ("psnr_db", "head_psnr_db", "unseen_yaw30_psnr_db", "unseen_pitch15_psnr_db", "unseen_yaw20_psnr_db")
+    rows = [[r["switch"], f"{r['seconds']:g}", str(r["size"]), *(_db(r[v]) for v in views)] for r in those]
+    titles = ["what", "s", "px", "held-out expressions", "head", "30° of yaw", "15° of pitch", "20° beyond any yaw"]
+    return "### The synthetic actor, exact poses, whole frame\n\n" + _table(titles, rows) if rows else ""
+
+
+def _marks(records: list[Record]) -> str:
+    def told(key: str) -> str:
+        return ", ".join(sorted({str(r[key]) for r in records}))
+
+    days = sorted({r["time"][:10] for r in records})
+    span = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+    where = f"{told('machine')} ({told('backend')} back end)"
+    return f"Measured {span} on {where}, at {told('size')} px, commit {told('commit')}.\n"
+
+
+def _clips(records: list[Record]) -> list[str]:
+    return sorted({r["clip"] for r in records}, key=lambda clip: (clip == "synthetic", len(clip), clip))
+
+
+def _seconds_to(record: Record, psnr_db: float) -> float | None:
+    """When the held-out PSNR of the whole frame first was so high."""
+    return next((p["seconds"] for p in record["curve"] if (p["psnr_db"] or 0.0) >= psnr_db), None)
+
+
+def _db(value: float | None) -> str:
+    return NONE if value is None else f"{value:.2f}"
+
+
+def _part(value: float | None) -> str:
+    return NONE if value is None else f"{value:.4f}"
+
+
+def _difference(value: float | None, base: float | None) -> str:
+    return NONE if value is None or base is None else f"{value - base:+.2f}"
+
+
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def write_into(document: Path, text: str) -> None:
+    """Replace what stands between the markers of a document."""
+    whole = document.read_text(encoding="utf-8")
+    before, begin, rest = whole.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise SystemExit(f"{document} lacks the lines {BEGIN!r} and {END!r}")
+    document.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", encoding="utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sources", nargs="*", help="tracked folders, or the word synthetic")
+    parser.add_argument("--seconds", type=float, default=15.0, help="of training, each run")
+    parser.add_argument("--size", type=int, default=512, help="side of the pictures")
+    parser.add_argument("--only", action="append", choices=SWITCHES, help="this switch; repeatable")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--results", type=Path, default=Path("out/ablation.jsonl"), help="the file of JSON lines")
+    parser.add_argument("--reports", type=Path, help="folder for a page of each run")
+    parser.add_argument("--until", type=float, metavar="S", help="begin no run that would end later than this")
+    parser.add_argument("--commit", help="what to call the code where git cannot tell")
+    parser.add_argument("--write", type=Path, metavar="DOCUMENT", help="put the tables into this document")
+    wanted = parser.parse_args(arguments)
+    known = read(wanted.results)
+    if wanted.sources:
+        marks = {
+            "commit": wanted.commit or commit(),
+            "machine": machine(),
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        wanted.results.parent.mkdir(parents=True, exist_ok=True)
+
+        def keep(record: Record) -> None:
+            with wanted.results.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+
+        for record in measure(wanted, list(known), marks, keep):
+            known.append(record)
+            told = record.get("failed") or " ".join(f"{m.removesuffix('_psnr_db')} {_db(record[m])}" for m in PSNR)
+            print(f"{record['clip']:10s} {record['switch']:16s} {told}  ({record['wall_seconds']} s)", flush=True)
+    if wanted.write:
+        write_into(wanted.write, tables(known))
+    if any("failed" in record for record in known[-1:]):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"ablate: {error}")
