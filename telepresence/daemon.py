@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from insta_runtime.avatar import Avatar
 from insta_runtime.errors import UserError
 from insta_runtime.head import load_head
+from telepresence.backgrounds import Backgrounds
 from telepresence.cards import card
 from telepresence.clock import Ratekeeper, now_ns
 from telepresence.config import Config
@@ -91,7 +92,8 @@ class Daemon:
         self.failure: str | None = None
         self.telemetry = Telemetry()
         self._share = CpuShare.of(os.cpu_count() or 1, run.train_share)
-        self._display = Display(config.stream.size, 1000.0 * RENDER_PART / run.render_fps)
+        self._backgrounds = Backgrounds(run.background)
+        self._display = Display(config.stream.size, 1000.0 * RENDER_PART / run.render_fps, self._backgrounds)
         self._camera: Mailbox[CameraFrame] = Mailbox("browser camera")
         self._frames: Mailbox[tuple[Person, CameraFrame]] = Mailbox("camera")
         self._preview = PreviewWindow(self.stopping.set) if options.preview else None
@@ -152,7 +154,9 @@ class Daemon:
         # some seconds to get dressed: the page is there before.
         if options.source != "synthetic":
             self._home = self._open_home(path, avatar)
-        hooks = StreamHooks(self.status, self.telemetry.metrics, self._camera, self._lend)
+        hooks = StreamHooks(
+            self.status, self.telemetry.metrics, self._camera, self._lend, self.background, self._choose_background
+        )
         self._server = MediaServer(self.config.stream, hooks)
         self._server.start()
         if self._preview is not None:
@@ -469,7 +473,16 @@ class Daemon:
             self._note("avatar", str(error))
             self.failure = self.failure or str(error)
 
+    def _choose_background(self, text: str) -> None:
+        """A viewer wants the head over something else (on the network thread).  UserError if there is no such."""
+        self._backgrounds.choose(text)
+        self._moved.set()
+
     # ---- what it says of itself
+
+    def background(self) -> dict[str, Any]:
+        """What `GET /background` shows."""
+        return {"background": str(self._backgrounds.chosen), "choices": self._backgrounds.choices}
 
     def status(self) -> dict[str, Any]:
         """What `GET /status` shows; figures that are not known yet are None."""
@@ -495,6 +508,8 @@ class Daemon:
             "steps": learner.trainer.steps if learner is not None else 0,
             "steps_per_second": round(telemetry.trained.read(), 1),
             "render_px": self._display.avatar.side,
+            "background": str(self._backgrounds.chosen),
+            "torso": learner is not None and learner.torso is not None and learner.torso.holds,
             "avatar": str(person.path) if person is not None else None,
             "head": {"name": self._head.name, "sha256": self._head.sha256, "basis": self._head.basis},
             "zmq": self._zmq.address if self._zmq is not None else None,

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from telepresence.cards import backdrop, card
+from telepresence.backgrounds import Backgrounds
+from telepresence.cards import card
 from telepresence.frames import ShownFrame
 from telepresence.pacing import Resolution
 
@@ -46,8 +47,8 @@ class Scene:
 class Display:
     """Makes pictures of ``side`` x ``side`` pixels within ``budget_ms`` each.  Belongs to the render thread."""
 
-    def __init__(self, side: int, budget_ms: float) -> None:
-        self.side, self.budget_ms = side, budget_ms
+    def __init__(self, side: int, budget_ms: float, backgrounds: Backgrounds) -> None:
+        self.side, self.budget_ms, self.backgrounds = side, budget_ms, backgrounds
         self.avatar, self.mesh = Resolution(), Resolution(MESH_SIDE, largest=MESH_SIDE)
         self._frame_id = 0
         self._last: tuple[object, ...] | None = None
@@ -64,6 +65,7 @@ class Display:
                 learner,
                 scene.good,
                 scene.raw is None,
+                self.backgrounds.chosen,
                 state.t_capture_ns,
                 min(scene.absent_s, HOLD_S + RELAX_S),
             )
@@ -90,14 +92,17 @@ class Display:
             self._fresh = True
 
     def _head(self, learner: Learner, state: HeadState, camera: Camera, good: bool) -> ShownFrame:
+        from insta_runtime.render.renderer import painted
+
         resolution = self.avatar if good else self.mesh
         began = time.perf_counter()
-        view, background = camera.scaled(resolution.side, resolution.side), backdrop(resolution.side)
+        view = camera.scaled(resolution.side, resolution.side)
+        background = self.backgrounds.under(learner.torso, state, view)
         if good:
             rgb = learner.display.picture(state, view, background)
         else:
             assert learner.mesh is not None
-            rgb = learner.mesh.render(state, view).over(background)
+            rgb = learner.mesh.render(state, view).over(painted(background))
         ms = 1000.0 * (time.perf_counter() - began)
         measured = resolution.after(ms, self.budget_ms)
         if good:

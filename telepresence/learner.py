@@ -1,7 +1,7 @@
-"""What learns one person: the avatar's training, the coloured mesh, and the measurement that compares them.
+"""What learns one person: the avatar's training, the coloured mesh, the torso, and the measurement.
 
 `offer` is called by the tracking thread; `work` and `save` belong to the training thread; the display reads
-`mesh`, `exchange` and `score`, which are replaced whole, never changed in place.
+`mesh`, `torso`, `exchange` and `score`, which are replaced whole, never changed in place.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from insta_runtime.avatar import Avatar
     from insta_runtime.render.coloured_mesh import ColouredMesh
-    from insta_runtime.types import Camera, Observation, RenderedFrame
+    from insta_runtime.torso.layer import TorsoLayer
+    from insta_runtime.types import Camera, Float64, Observation, RenderedFrame
 
 log = logging.getLogger("telepresence")
 
@@ -42,6 +43,17 @@ EVALUATE_PART: Final = 0.1
 COLOUR_S: Final = 5.0
 COLOUR_FIRST: Final = 10
 """The mesh takes its colours from the first so many pictures at once, then from one every `COLOUR_S`."""
+
+TORSO_S: Final = 0.2
+"""Seconds between pictures that the torso is learned from ..."""
+TORSO_PART: Final = 0.06
+"""... and the part of the time that it may take: later ones tell little, and a slow machine looks at fewer."""
+TORSO_SHOWN_S: Final = 2.0
+"""The display gets a new torso so often."""
+TORSO_FIRST: Final = 8
+"""A new torso is not worth showing before so many pictures ..."""
+TORSO_AGAIN: Final = 40
+"""... and one that takes the place of an earlier call's, of other clothes maybe, not before so many."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +79,9 @@ class Learner:
         from insta_runtime.backends import choose_backend, make_renderer, make_trainer
         from insta_runtime.learn.weights import WeightExchange
         from insta_runtime.render.coloured_mesh import ColouredMesh
+        from insta_runtime.torso.layer import TorsoLayer
+        from insta_runtime.torso.learning import TorsoLearner
+        from insta_runtime.torso.motion import SlowPose
 
         self.avatar, self.path, self.freeze = avatar, path, freeze
         self.loaded = avatar.steps > 0  # learned in an earlier call
@@ -78,8 +93,14 @@ class Learner:
         self.display = make_renderer(avatar.model, self.backend)
         self.mesh: ColouredMesh | None = None
         self.score: Score | None = None
+        self.torso: TorsoLayer | None = avatar.part(TorsoLayer)
         self._judge = make_renderer(avatar.model, self.backend)
         self._colours = ColouredMesh(avatar.model.rig, avatar.model.shape)
+        self._shoulders = TorsoLearner(avatar.model.config.torso.size, avatar.model.device)
+        self._slow = SlowPose()
+        self._unseen: tuple[Observation, Float64] | None = None  # the newest picture for the torso
+        self._torso_first = TORSO_FIRST if self.torso is None else TORSO_AGAIN
+        self._next_torso = self._torso_shown = 0.0
         self._size = avatar.model.config.learn.size
         self._lock = threading.Lock()
         self._uncoloured: deque[Observation] = deque(maxlen=COLOUR_FIRST)
@@ -93,6 +114,7 @@ class Learner:
 
     def offer(self, observation: Observation, now: float) -> None:
         """Take a tracked picture to learn from, unless one was taken just before."""
+        self._offer_torso(observation)
         if now - self._last_offer < OFFER_S:
             return
         self._last_offer = now
@@ -111,6 +133,7 @@ class Learner:
         """One round: colours, a training step, and whatever is due.  False if there was nothing to do."""
         busy = self._colour()
         if not self.freeze:
+            busy = self._learn_torso() or busy
             began = time.monotonic()
             busy = self.trainer.step() is not None or busy
             self._seconds += time.monotonic() - began
@@ -129,9 +152,34 @@ class Learner:
         """Write the avatar where it belongs, whole or not at all; False if nothing was learned since."""
         if self.trainer.steps == self._saved_steps:
             return False
+        if self.torso is not None:
+            self.avatar.attach(self.torso)
         self.avatar.update(self.trainer.snapshot(), self.trainer.steps, self._seconds)
         self.avatar.save(self.path)
         self._saved_steps = self.trainer.steps
+        return True
+
+    def _offer_torso(self, observation: Observation) -> None:
+        from insta_runtime.torso.motion import picture_pose
+
+        pose = picture_pose(observation.state, observation.camera)
+        inputs = self._slow.inputs(pose, observation.t_capture_ns)
+        if observation.body is not None:
+            self._unseen = observation, inputs
+
+    def _learn_torso(self) -> bool:
+        began = time.monotonic()
+        unseen = self._unseen
+        if unseen is None or began < self._next_torso:
+            return False
+        self._unseen = None
+        learner = self._shoulders
+        learner.observe(*unseen)
+        if learner.seen >= self._torso_first and began - self._torso_shown >= TORSO_SHOWN_S:
+            self.torso = learner.layer()
+            self._torso_shown = began
+        done = time.monotonic()
+        self._next_torso = max(began + TORSO_S, done + (done - began) / TORSO_PART)
         return True
 
     def _colour(self) -> bool:

@@ -100,8 +100,10 @@ class TorsoLearner:
         opacity = rgba[3:]
         colour = (rgba[:3] / opacity.clamp_min(1e-3)).clamp(0.0, 1.0)
         opacity = sure * _steeper(opacity, *SEEN_EDGE) + (1.0 - sure) * _steeper(opacity, *UNSEEN_EDGE)
-        layer = torch.cat([colour * opacity, opacity])
-        return TorsoLayer(layer, room.clamp(0.0, 1.0), self._motions.solve())
+        layer = TorsoLayer(torch.cat([colour * opacity, opacity]), room.clamp(0.0, 1.0), self._motions.solve())
+        if self.device.type == "cuda":  # whoever draws it, on another stream, finds it whole
+            torch.cuda.current_stream(self.device).synchronize()
+        return layer
 
     def _picture(self, pixels: Bytes) -> torch.Tensor:
         """(H, W) or (H, W, C) uint8 as (C, side, side) in [0, 1]."""

@@ -167,7 +167,7 @@ def _ridge(rows: Float64, targets: Float64, strength: float) -> Float64:
     """(P, Q) the weights that carry ``rows`` (N, P) to ``targets`` (N, Q); that of the last column is free."""
     penalty = np.full(rows.shape[1], strength)
     penalty[-1] = 1e-6
-    return np.linalg.solve(rows.T @ rows + np.diag(penalty), rows.T @ targets)
+    return np.linalg.solve(rows.T @ rows + np.diag(penalty), rows.T @ targets).astype(np.float64)
 
 
 def _strength(rows: Float64, targets: Float64) -> float:

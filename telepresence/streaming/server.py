@@ -34,12 +34,15 @@ class StreamHooks:
 
     ``status`` gives what `GET /status` shows, ``metrics`` the Prometheus text of `GET /metrics`.  Pictures of a
     browser's camera go into ``camera``; ``on_camera`` hears True at its first picture and False when it has ended.
+    ``background`` gives what `GET /background` shows, ``choose_background`` takes another one or raises UserError.
     """
 
     status: Callable[[], Mapping[str, Any]] = dict
     metrics: Callable[[], str] = str
     camera: Mailbox[CameraFrame] = field(default_factory=lambda: Mailbox("browser camera"))
     on_camera: Callable[[bool], None] = lambda _started: None
+    background: Callable[[], Mapping[str, Any]] = dict
+    choose_background: Callable[[str], None] = lambda _text: None
 
 
 class MediaServer:
@@ -133,7 +136,7 @@ class MediaServer:
         self._peers = peers = Peers(
             self._hub, self._settings.viewers, self._hooks.camera, self._hooks.on_camera, _can_share()
         )
-        app = web.application(peers, self._hooks.status, self._hooks.metrics, lambda: self._hub.alive)
+        app = web.application(peers, self._hooks, lambda: self._hub.alive)
         runner = AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
         await runner.setup()
         watchdog = asyncio.create_task(peers.watchdog())

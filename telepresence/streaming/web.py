@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Awaitable, Callable, Mapping
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from aiohttp import web
@@ -15,6 +15,9 @@ from insta_runtime.errors import UserError
 from telepresence.streaming.offer import MAX_BYTES, read_offer
 from telepresence.streaming.peers import Full, Peers, Taken
 from telepresence.streaming.settings import is_loopback
+
+if TYPE_CHECKING:
+    from telepresence.streaming.server import StreamHooks
 
 PAGE = {
     "/": ("index.html", "text/html"),
@@ -36,16 +39,14 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 
+MAX_WISH = 1024
+"""Bytes that it takes to wish for a background."""
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def application(
-    peers: Peers,
-    status: Callable[[], Mapping[str, Any]],
-    metrics: Callable[[], str],
-    healthy: Callable[[], bool],
-) -> web.Application:
-    """All routes.  ``status`` and ``metrics`` are called on the event loop and must not block."""
+def application(peers: Peers, hooks: StreamHooks, healthy: Callable[[], bool]) -> web.Application:
+    """All routes.  What they call of ``hooks`` is called on the event loop and must not block."""
 
     async def whep(request: web.Request) -> web.Response:
         return await _answer(request, "recv", peers.watch)
@@ -59,10 +60,16 @@ def application(
         return _refuse(404, "there is no such session")
 
     async def show_status(_request: web.Request) -> web.Response:
-        return web.json_response(_finite(status()), dumps=lambda value: json.dumps(value, allow_nan=False))
+        return web.json_response(_finite(hooks.status()), dumps=lambda value: json.dumps(value, allow_nan=False))
 
     async def show_metrics(_request: web.Request) -> web.Response:
-        return web.Response(text=metrics(), content_type="text/plain")
+        return web.Response(text=hooks.metrics(), content_type="text/plain")
+
+    async def show_background(_request: web.Request) -> web.Response:
+        return web.json_response(hooks.background())
+
+    async def choose_background(request: web.Request) -> web.Response:
+        return await _choose(request, hooks.choose_background)
 
     async def health(_request: web.Request) -> web.Response:
         return web.Response(text="ok\n") if healthy() else _refuse(503, "the encoder has stopped")
@@ -76,6 +83,8 @@ def application(
             web.delete("/session/{session:[0-9a-f]{32}}", end),
             web.get("/status", show_status),
             web.get("/metrics", show_metrics),
+            web.get("/background", show_background),
+            web.put("/background", choose_background),
             web.get("/healthz", health),
             *(web.get(path, _asset(name, media_type)) for path, (name, media_type) in PAGE.items()),
         ]
@@ -97,6 +106,25 @@ async def _answer(request: web.Request, wants: str, take: Callable[[str], Awaita
         return _refuse(400, str(error))
     headers = {"Location": f"/session/{session}"}
     return web.Response(status=201, text=answer, content_type="application/sdp", headers=headers)
+
+
+async def _choose(request: web.Request, choose: Callable[[str], None]) -> web.Response:
+    """``{"background": "room"}`` comes in, 204 goes out.  JSON, which no page of another origin may send unasked."""
+    if request.content_type != "application/json":
+        return _refuse(415, "send the background as application/json")
+    body = await request.read()
+    try:
+        wanted = json.loads(body) if len(body) <= MAX_WISH else None
+    except (ValueError, RecursionError):
+        wanted = None
+    text = wanted.get("background") if isinstance(wanted, dict) else None
+    if not isinstance(text, str):
+        return _refuse(400, 'send {"background": "room"} or the like')
+    try:
+        choose(text)
+    except UserError as error:
+        return _refuse(400, str(error))
+    return web.Response(status=204)
 
 
 @web.middleware

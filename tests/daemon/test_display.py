@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from insta_runtime.geometry import rotation_matrix
 from insta_runtime.types import HeadState
+from telepresence.backgrounds import Backgrounds
 from telepresence.display import HOLD_S, RELAX_S, Display, Scene, relaxed, resized
 
 WAITING = Scene(None, None, None, False, 0.0, None, "Waiting for a face", "Sit down.")
@@ -53,7 +54,7 @@ def test_easing_never_jumps_whatever_side_of_pi_the_rotation_is_on(a: float, b: 
 
 
 def test_a_card_is_shown_once_and_again_when_its_words_change() -> None:
-    display = Display(128, 50.0)
+    display = Display(128, 50.0, Backgrounds("calm"))
     first = display.picture(WAITING)
     assert first is not None
     assert first.rgb.shape == (128, 128, 3)
@@ -67,7 +68,7 @@ def test_a_card_is_shown_once_and_again_when_its_words_change() -> None:
 
 def test_the_camera_shows_only_when_it_may() -> None:
     raw = np.full((64, 64, 3), 200, np.uint8)
-    shown = Display(128, 50.0).picture(Scene(None, None, None, False, 0.0, raw, "", ""))
+    shown = Display(128, 50.0, Backgrounds("calm")).picture(Scene(None, None, None, False, 0.0, raw, "", ""))
     assert shown is not None
     assert (shown.rgb == 200).all()
 
