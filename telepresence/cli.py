@@ -144,6 +144,7 @@ def run(
         "run.drive": drive,
         "run.crop": crop,
         "run.size": size,
+        "stream.size": size,
         "run.show_camera": True if show_camera else None,
     }
     settings = _configure(config, changes, device, flags)

@@ -36,7 +36,7 @@ class RunConfig:
         "what computes it; auto: native kernels for the device (cuda, host), or torch where they cannot be had",
         choices=("auto", "cuda", "host", "torch", "tcnn"),
     )
-    size: int = setting(512, "side of the square picture that is tracked and streamed", unit="px", ge=64, le=2048)
+    size: int = setting(512, "side of the square picture that is tracked", unit="px", ge=64, le=2048)
     crop: str = setting(
         "auto",
         "window of the camera picture: auto takes the centre if the face is at least a quarter of it, else the head",

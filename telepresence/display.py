@@ -11,7 +11,7 @@ import numpy as np
 from telepresence.backgrounds import Backgrounds
 from telepresence.cards import card
 from telepresence.frames import ShownFrame
-from telepresence.pacing import Resolution
+from telepresence.pacing import Resolution, largest_side
 
 if TYPE_CHECKING:
     from insta_runtime.types import Bytes, Camera, Float32, HeadState
@@ -49,7 +49,9 @@ class Display:
 
     def __init__(self, side: int, budget_ms: float, backgrounds: Backgrounds) -> None:
         self.side, self.budget_ms, self.backgrounds = side, budget_ms, backgrounds
-        self.avatar, self.mesh = Resolution(), Resolution(MESH_SIDE, largest=MESH_SIDE)
+        largest = largest_side(side)
+        self.avatar = Resolution(min(Resolution().side, largest), largest=largest)
+        self.mesh = Resolution(MESH_SIDE, largest=MESH_SIDE)
         self._frame_id = 0
         self._last: tuple[object, ...] | None = None
         self._fresh = False  # weights were taken over that no picture shows yet

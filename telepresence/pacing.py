@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
-SIZES: Final = (64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512)
-"""Sides in pixels at which the avatar is rendered; the stream is 512 whatever this is."""
+SIZES: Final = (64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 896, 1024)
+"""Sides in pixels at which the avatar is rendered; the stream's side stays the same whatever this is."""
 
 SLOWER: Final = 1.15
 """A picture that takes this many times its budget makes the next one smaller."""
@@ -41,6 +41,11 @@ class Resolution:
 
     def _resized(self, side: int, ms: float) -> Resolution:
         return replace(self, side=side, ms=ms * (side / self.side) ** 2)
+
+
+def largest_side(stream: int) -> int:
+    """The largest side worth rendering for a stream of ``stream`` pixels."""
+    return max((side for side in SIZES if side <= stream), default=SIZES[0])
 
 
 def training_pause(step_s: float, duty: float) -> float:

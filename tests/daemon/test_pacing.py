@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from telepresence.pacing import LEAST_RAYS, SIZES, SLOWER, Resolution, ray_part, training_pause
+from telepresence.pacing import LEAST_RAYS, SIZES, SLOWER, Resolution, largest_side, ray_part, training_pause
 
 
 def settle(resolution: Resolution, us_per_pixel: float, budget_ms: float, rounds: int = 80) -> list[Resolution]:
@@ -31,6 +31,13 @@ def test_it_settles_on_one_side_that_holds_the_budget(cost: float, side: int, bu
 def test_one_slow_picture_costs_at_most_one_step() -> None:
     settled = Resolution(128, 80.0)
     assert SIZES.index(settled.after(400.0, 100.0).side) == SIZES.index(128) - 1
+
+
+def test_no_more_is_rendered_than_is_streamed() -> None:
+    assert [largest_side(stream) for stream in (64, 100, 512, 600, 1024)] == [64, 96, 512, 512, 1024]
+    fast = settle(Resolution(largest=largest_side(1024)), 0.001, 30.0)
+    assert fast[-1].side == 1024
+    assert settle(Resolution(largest=largest_side(512)), 0.001, 30.0)[-1].side == 512
 
 
 def test_training_takes_its_share() -> None:
