@@ -50,6 +50,12 @@ CropOption = Annotated[
     str | None, typer.Option("--crop", metavar="auto|head|center", help="Which window of the picture to take.")
 ]
 CropSizeOption = Annotated[int | None, typer.Option("--size", metavar="PIXELS", help="Side of the picture; 512.")]
+BackgroundOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WORD|FILE", help="Behind the head: torso, calm, room, #rrggbb or a picture; torso+room and so on."
+    ),
+]
 JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures to this file.")]
 ReportOption = Annotated[
     Path | None, typer.Option("--report", metavar="FILE.html", help="Write a page with pictures and curves.")
@@ -127,6 +133,7 @@ def run(
     ] = None,
     crop: CropOption = None,
     size: CropSizeOption = None,
+    background: BackgroundOption = None,
     track: Annotated[bool, typer.Option("--track", help="Send the synthetic actor through the real tracker.")] = False,
     preview: Annotated[bool, typer.Option("--preview", help="Open a window with the picture.")] = False,
     show_camera: Annotated[
@@ -145,6 +152,7 @@ def run(
         "run.crop": crop,
         "run.size": size,
         "stream.size": size,
+        "run.background": background,
         "run.show_camera": True if show_camera else None,
     }
     settings = _configure(config, changes, device, flags)
@@ -265,6 +273,7 @@ def render(
         bool, typer.Option("--raw", help="Take somebody else's expressions and camera as they are, not mapped.")
     ] = False,
     size: Annotated[int, typer.Option(metavar="PIXELS", min=32, max=2048, help="Side of the picture.")] = 512,
+    background: BackgroundOption = None,
     head: HeadOption = None,
     device: DeviceOption = None,
     config: ConfigOption = None,
@@ -275,7 +284,7 @@ def render(
         raise UserError("render writes either a video (--out V.mp4) or pictures (--frames DIR): give one of them")
     if driver is None and orbit is None:
         raise UserError("render needs a take to move the face (--driver TAKE), or a turntable (--orbit 30)")
-    settings = _configure(config, changes, device)
+    settings = _configure(config, changes, device, {"run.background": background})
     from telepresence.commands.render import render as command
 
     command(

@@ -14,6 +14,7 @@ from insta_runtime.errors import UserError
 from insta_runtime.learn.evaluation import score, score_psnr, split
 from insta_runtime.learn.regions import FaceRegions
 from insta_runtime.render.coloured_mesh import ColouredMesh
+from insta_runtime.torso.learning import learn_torso
 from insta_runtime.types import Observation
 from telepresence.commands import scoring
 from telepresence.commands.recordings import UNSEEN, Recording, open_recording, spread
@@ -93,6 +94,9 @@ def learn(
     curve = _train(trainer, seconds, lambda: measure(spread(kept_back, CURVE_PICTURES)))
     trained = {f"train_{name}": value for name, value in measure(spread(learned, TRAIN_PICTURES)).items()}
     avatar.update(trainer.snapshot(), trainer.steps, seconds)
+    torso = learn_torso(learned, config.avatar.torso.size, device) if out is not None else None
+    if torso is not None:
+        avatar.attach(torso)
     if out is not None:
         avatar.save(out)
     lpips = scoring.Lpips.at_hand(device)

@@ -16,8 +16,11 @@ from insta_runtime.errors import UserError
 from insta_runtime.field.repertoire import Repertoire
 from insta_runtime.geometry import rotation_matrix
 from insta_runtime.head import load_head
+from insta_runtime.render.renderer import painted
+from insta_runtime.torso.layer import TorsoLayer
 from insta_runtime.tracked import read_take
 from insta_runtime.types import Bytes, Camera, HeadState, Take
+from telepresence.backgrounds import Backgrounds
 from telepresence.commands.orbit import pitch_turn, turned, yaw_turn
 from telepresence.config import Config
 from telepresence.drivers.transfer import Habits, Transfer, fingerprint
@@ -25,7 +28,6 @@ from telepresence.drivers.transfer import Habits, Transfer, fingerprint
 ORBIT_S = 4.0  # seconds of one swing of the turntable, there and back
 FPS = 30.0
 FILLED = 0.6  # part of the picture's height that the head takes on the turntable
-BACKGROUND = np.ones(3, dtype=np.float32)
 
 
 def render(
@@ -41,14 +43,16 @@ def render(
     config: Config,
     head: Path | None,
 ) -> None:
-    """Render ``avatar`` over white at ``size`` x ``size`` pixels, into the video ``out`` or the folder ``frames``.
+    """Render ``avatar`` at ``size`` x ``size`` pixels, over ``run.background``, into the video ``out`` or ``frames``.
 
     ``driver`` is a take or a tracked folder of anybody with the same kind of head; without one a neutral face is
     shown.  Somebody else's expressions are mapped on this person's, around the place where the avatar was learned;
     ``raw`` takes them, and the take's camera, as they are.  ``orbit`` swings the camera by so many degrees to both
     sides, and by ``tilt`` up and down.  Raises UserError.
     """
+    backgrounds = Backgrounds(config.run.background)
     loaded = Avatar.load(avatar, load_head(head), config.run.device)
+    torso = loaded.part(TorsoLayer)
     if driver is None:
         camera, states, fps = *_portrait(loaded), FPS
     else:
@@ -60,7 +64,9 @@ def render(
         states = _orbited(states, math.radians(orbit), math.radians(tilt), fps)
     view = camera.scaled(size, size)
     renderer = make_renderer(loaded.model, choose_backend(config.run.backend, loaded.model))
-    pictures = (renderer.render(state, view).over(BACKGROUND) for state in _progress(states))
+    pictures = (
+        renderer.render(state, view).over(painted(backgrounds.under(torso, state, view))) for state in _progress(states)
+    )
     if frames is not None:
         _write_pictures(frames, pictures)
     elif out is not None:
