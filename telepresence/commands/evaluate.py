@@ -55,7 +55,7 @@ def evaluate(
             return renderer.render(state, camera)
 
         scores = score(render, observations, side, face, device, lpips.measure)
-    facts, told = tracking_facts(folder), _training(avatar)
+    facts, told = tracking_facts(folder), stored_training(avatar)
     figures = scoring.without_nan(
         {
             "avatar": str(avatar),
@@ -83,7 +83,7 @@ def evaluate(
     return figures
 
 
-def _training(avatar: Path) -> dict[str, Any]:
+def stored_training(avatar: Path) -> dict[str, Any]:
     """What `fit` left beside the avatar of how it was learned, if it did; it may come from anyone."""
     try:
         text = figures_file(avatar).read_text(encoding="utf-8")[:MAX_FIGURES]

@@ -125,12 +125,11 @@ def show(figures: dict[str, Any]) -> None:
         if pairs
         else "steadiness: none, as no two successive pictures are still"
     )
-    console.print(f"LPIPS {words(figures['lpips'], 4)} ({protocol['lpips']})", highlight=False)
-    for name in ("seconds", "steps", "backend", "device"):
-        if figures.get(name) is not None:
-            console.print(f"[dim]{name}: {figures[name]}[/]", highlight=False)
-    for name, text in protocol.items():
-        console.print(f"[dim]{name}: {text}[/]", highlight=False)
+    lines = [f"LPIPS {words(figures['lpips'], 4)} ({protocol['lpips']})"]
+    lines += [f"{name}: {figures[name]}" for name in ("seconds", "steps", "backend", "device") if name in figures]
+    lines += [f"{name}: {text}" for name, text in protocol.items()]
+    for line in lines:
+        console.print(line, style="dim", markup=False, highlight=False)
 
 
 def words(value: float | None, digits: int) -> str:
