@@ -1,10 +1,8 @@
 // Where heads really are: corrections of tracked poses, learned from the same pixels as the field.
 //
 // A correction is a small motion of the head in its own space: metres along x, y, z, then a turn about them, in metres
-// at a distance of LEVER. It is a linear function of what the tracker says of a picture (its features), which holds for
-// pictures that were never learned from too, and a residual of each picture's own. Twin: learn/registration.py.
+// at a distance of LEVER. Twin: learn/registration.py.
 #include "hashgrid.cuh"
-#include "lanes.cuh"
 #include "layout.cuh"
 #include "rotation.cuh"
 
@@ -13,23 +11,16 @@
 // The poses of the drawn pictures with their corrections, into their rows of `states` (slots, state_size) and, unless
 // it is null, of `posed` (frames, state_size); pulls (frames, MOTION) becomes zero.
 //
-// tracked (slots, 12): rotation 9 and translation 3 as the tracker has them. features (slots, FEATURES_OF_POSE),
-// weights (MOTION, FEATURES_OF_POSE), residuals (slots, MOTION). items: frames.
+// tracked (slots, 12): rotation 9 and translation 3 as the tracker has them. motions (slots, MOTION). items: frames.
 KERNEL(32) register_heads(int expressions, int state_size, int frames, const int* slots, const float* tracked,
-                          const float* features, const float* weights, const float* residuals, float* states,
-                          float* posed, float* pulls) {
+                          const float* motions, float* states, float* posed, float* pulls) {
     EACH(b, frames) {
         const int slot = slots[b];
         const float* head = tracked + 12 * (size_t)slot;
-        float motion[MOTION], turn[9], placed[12];
-        for (int k = 0; k < MOTION; ++k) {
-            motion[k] = residuals[MOTION * (size_t)slot + k];
-            for (int f = 0; f < FEATURES_OF_POSE; ++f)
-                motion[k] += weights[FEATURES_OF_POSE * k + f] * features[FEATURES_OF_POSE * (size_t)slot + f];
-            pulls[MOTION * b + k] = 0.0f;
-        }
-        for (int k = 3; k < MOTION; ++k) motion[k] *= 1.0f / LEVER;
-        rotation_matrix(motion + 3, turn);
+        const float* motion = motions + MOTION * (size_t)slot;
+        const float angles[3] = {motion[3] / LEVER, motion[4] / LEVER, motion[5] / LEVER};
+        float turn[9], placed[12];
+        rotation_matrix(angles, turn);
         for (int r = 0; r < 3; ++r) {
             const float* row = head + 3 * r;
             for (int c = 0; c < 3; ++c) placed[3 * r + c] = row[0] * turn[c] + row[1] * turn[3 + c] + row[2] * turn[6 + c];
@@ -40,6 +31,7 @@ KERNEL(32) register_heads(int expressions, int state_size, int frames, const int
             states[(size_t)slot * state_size + column] = placed[i];
             if (posed) posed[(size_t)b * state_size + column] = placed[i];
         }
+        for (int k = 0; k < MOTION; ++k) pulls[MOTION * b + k] = 0.0f;
     }
 }
 
@@ -130,51 +122,25 @@ KERNEL(128) pull_heads(const Rays rays, const Samples samples, const FieldWeight
     }
 }
 
-// Adam on one number. `age` is how many steps it has had, this one included.
-DEVICE float adam_move(float gradient, float age, float* first, float* second) {
-    *first += (1.0f - BETA1) * (gradient - *first);
-    *second = BETA2 * *second + (1.0f - BETA2) * gradient * gradient;
-    const float m = *first / (1.0f - powf(BETA1, age)), v = *second / (1.0f - powf(BETA2, age));
-    return m / (sqrtf(v) + 1e-20f);
-}
-
-// One step of Adam on the residuals of the drawn pictures and on the weights, whose running average is `averaged`.
-// moments: first and second of the residuals (slots, 2, MOTION) and of the weights (2, MOTION, FEATURES_OF_POSE); ages
-// (slots + 1) how many steps they have had, that of the weights last. control: as in adam.cu; control[6] is the rate of
-// residuals in metres, control[7] that of weights; residuals fade by RESIDUAL_FADES of the rate's share of its first
-// value. items: MOTION * (1 + FEATURES_OF_POSE).
-KERNEL(256) register_step(int frames, int slots_in_all, const int* slots, const float* features, const float* pulls,
-                          const float* control, float* weights, float* averaged, float* residuals, float* moments,
-                          float* weight_moments, float* ages) {
-    const bool sound_loss = fabsf(control[5]) < 3.0e38f;
-    EACH(i, sound_loss && control[6] > 0.0f ? MOTION * (1 + FEATURES_OF_POSE) : 0) {
-        if (i < MOTION) {
-            for (int b = 0; b < frames; ++b) {
-                const size_t slot = slots[b];
-                const float gradient = pulls[MOTION * b + i] * (1.0f / LOSS_SCALE);
-                if (!(fabsf(gradient) < 1e18f)) continue;
-                const float age = ages[slot] + 1.0f;
-                float* own = moments + 2 * MOTION * slot + i;
-                const float move = adam_move(gradient, age, own, own + MOTION);
-                float* residual = residuals + MOTION * slot + i;
-                *residual = (1.0f - RESIDUAL_FADES) * *residual - control[6] * move;
-            }
-        } else {
-            const int w = i - MOTION, k = w / FEATURES_OF_POSE, f = w % FEATURES_OF_POSE;
-            float gradient = 0.0f;
-            for (int b = 0; b < frames; ++b)
-                gradient += pulls[MOTION * b + k] * (1.0f / LOSS_SCALE) * features[FEATURES_OF_POSE * (size_t)slots[b] + f];
-            if (fabsf(gradient) < 1e18f) {
-                const float age = ages[slots_in_all] + 1.0f;
-                weights[w] -= control[7] * adam_move(gradient, age, weight_moments + w,
-                                                     weight_moments + MOTION * FEATURES_OF_POSE + w);
-                averaged[w] += (1.0f - control[4]) * (weights[w] - averaged[w]);
-            }
+// One step of Adam on the motions of the drawn pictures, which also fade towards what their states predict.
+// predicted (slots, MOTION). moments (slots, 2, MOTION): first and second. ages (slots, MOTION): steps a number has had.
+// control: as in adam.cu, and control[6] the rate, metres. items: MOTION.
+KERNEL(32) register_step(int frames, const int* slots, const float* pulls, const float* control,
+                         const float* predicted, float* motions, float* moments, float* ages) {
+    const float rate = control[6];
+    const bool learns = fabsf(control[5]) < 3.0e38f && rate > 0.0f;
+    EACH(k, learns ? MOTION : 0) {
+        for (int b = 0; b < frames; ++b) {  // a picture may have been drawn twice
+            const size_t own = MOTION * (size_t)slots[b] + k;
+            const float gradient = pulls[MOTION * b + k] * (1.0f / LOSS_SCALE);
+            if (!(fabsf(gradient) < 1e18f)) continue;
+            float& first = moments[own + MOTION * (size_t)slots[b]];
+            float& second = moments[own + MOTION * ((size_t)slots[b] + 1)];
+            const float age = ages[own] += 1.0f;
+            first += (1.0f - BETA1) * (gradient - first);
+            second = BETA2 * second + (1.0f - BETA2) * gradient * gradient;
+            const float mean = first / (1.0f - powf(BETA1, age)), square = second / (1.0f - powf(BETA2, age));
+            motions[own] += MOTION_FADES * (predicted[own] - motions[own]) - rate * mean / (sqrtf(square) + 1e-20f);
         }
     }
-}
-
-// The steps are counted once all numbers have had theirs. items: frames + 1.
-KERNEL(32) count_ages(int frames, int slots_in_all, const int* slots, const float* control, float* ages) {
-    EACH(b, control[6] > 0.0f ? frames + 1 : 0) { add_atomic(ages + (b < frames ? slots[b] : slots_in_all), 1.0f); }
 }

@@ -5,10 +5,10 @@ from __future__ import annotations
 from insta_runtime.config import AvatarConfig
 from insta_runtime.field.packed import field_constants
 from insta_runtime.kernels import Constant
+from insta_runtime.learn.registration import MOTION_FADES
 from insta_runtime.learn.trainer import BETA1, BETA2, EPSILON
 from insta_runtime.render.occupancy import HULL_ALPHA, HULL_NEAR, HULL_SHARE, HULL_VOTES
-from insta_runtime.learn.registration import RESIDUAL_FADES
-from insta_runtime.render.registration import FEATURES_OF_POSE, LEVER
+from insta_runtime.render.registration import LEVER
 from insta_runtime.warp.frames import SCALES
 from insta_runtime.warp.warp import BLENDS
 
@@ -31,7 +31,6 @@ def avatar_constants(config: AvatarConfig) -> dict[str, Constant]:
         "BETA1": BETA1,
         "BETA2": BETA2,
         "EPSILON": EPSILON,
-        "FEATURES_OF_POSE": FEATURES_OF_POSE,
         "LEVER": LEVER,
-        "RESIDUAL_FADES": RESIDUAL_FADES,
+        "MOTION_FADES": MOTION_FADES,
     }

@@ -20,7 +20,7 @@ from insta_runtime.kernels import Graph, Kernels
 from insta_runtime.learn.device_replay import DeviceReplay
 from insta_runtime.learn.posed_frames import GraphFrames, HostFrames, host_bytes
 from insta_runtime.learn.ray_batch import RayBatch
-from insta_runtime.learn.registration import HeadRegistration, rates
+from insta_runtime.learn.registration import INTERVAL, HeadRegistration, rate
 from insta_runtime.learn.replay import RECENT
 from insta_runtime.learn.trainer import BETA1, BETA2, StepReport
 from insta_runtime.render.occupancy import UPDATE_CELLS, space_struct
@@ -98,6 +98,8 @@ class NativeTrainer:
             self._figures.note(self._wanted / self._each)
             self.steps += 1
             self._updates += 1
+            if self.steps % INTERVAL == 0:
+                self.registration.regress(len(self.replay))
             if self.steps % self._occupancy_interval() == 0:
                 self.update_occupancy()
         loss, samples = self._figures.newest()
@@ -128,7 +130,7 @@ class NativeTrainer:
 
     def _copied(self) -> Snapshot:
         weights = unflatten(self._averaged, self.model.config.radiance)
-        return take_snapshot(self.model, weights, self.registration.averaged)
+        return take_snapshot(self.model, weights, self.registration.table)
 
     def on_stream(self) -> contextlib.AbstractContextManager[object]:
         """Makes the stream of training the caller's current one; on a CPU nothing.
@@ -268,12 +270,20 @@ class NativeTrainer:
         """What Adam is to do in this step: the rates, the corrections of its young moments, the average's decay."""
         config, steps, update = self.config, self.steps, self._updates + 1
         progress = self.progress if self.progress is not None else min(1.0, steps / config.decay_steps)
-        rate = config.learning_rate * config.final_rate**progress * min(1.0, (steps + 1) / 20)
+        learning = config.learning_rate * config.final_rate**progress * min(1.0, (steps + 1) / 20)
         # A young average must forget the random start faster than its decay says.
         decay = min(config.ema, (1.0 + steps) / (10.0 + steps))
-        corrections = rates(steps, config.final_rate**progress)
+        motion = rate(steps, config.final_rate**progress)
         # The sixth takes the loss.
-        return [rate, rate * config.network_rate, 1.0 - BETA1**update, math.sqrt(1.0 - BETA2**update), decay, 0.0, *corrections]
+        return [
+            learning,
+            learning * config.network_rate,
+            1.0 - BETA1**update,
+            math.sqrt(1.0 - BETA2**update),
+            decay,
+            0.0,
+            motion,
+        ]
 
 
 class _Inputs:

@@ -1,8 +1,8 @@
 """Learning where heads really are: `render.registration`, from the same rays as the field, by kernels.
 
-A picture's head moves by what its tracked state predicts (weights that all pictures share) and by a residual of its
-own, which fades: what repeats ends in the weights.  Residuals let pictures agree with each other while learning; only
-the weights are shown, saved and applied to states that were never learned from.
+Every picture has a motion of its own, learned with the field, so that pictures agree with each other.  What the tracked
+states predict of these motions, by a ridge regression, is shown, saved, and applied to states that were never learned
+from; motions fade towards it.
 """
 
 from __future__ import annotations
@@ -16,31 +16,34 @@ from insta_runtime.field.packed import PackedField
 from insta_runtime.geometry import rotation_matrix
 from insta_runtime.kernels import Call, Kernels
 from insta_runtime.learn.device_replay import DeviceReplay
-from insta_runtime.render.registration import FEATURES_OF_POSE, MOTION, pose_features
+from insta_runtime.render.registration import COLUMNS, MOTION, pose_features
 from insta_runtime.types import HeadState
 
 if TYPE_CHECKING:
     from insta_runtime.learn.ray_batch import RayBatch
     from insta_runtime.render.model import AvatarModel
 
-RATE = 2e-4  # metres that Adam moves a residual by in a step, at first
-WEIGHT_RATE = 2e-5  # ... and a weight
-RESIDUAL_FADES = 0.01  # part of a residual that is forgotten whenever its picture is drawn
+RATE = 2e-4  # metres that Adam moves a picture's head by in a step, at first
+MOTION_FADES = 0.01  # part of the way to what is predicted that a motion goes whenever its picture is drawn
 BEGINS, WARM = 100, 100  # steps before which the field is too young to pull, and over which the rate rises
+INTERVAL = 64  # steps between regressions
+RIDGE = 0.03  # of the regression, as a part of the number of pictures
+LEAST_SPREAD = 0.02  # added to the standard deviation that a feature is divided by
+YOUNG = 5.0  # steps after which a picture's motion counts in full
 
 
 class HeadRegistration:
     """The corrections of the pictures of a replay, on its device, in buffers that never move.
 
     Attributes:
-        averaged: (MOTION, FEATURES_OF_POSE) the running average of the weights: what is shown.
-        place: call after pictures were drawn, before rays are. pull, step: after the field's backward pass.
+        table: of the `Registration` that is shown, (F, COLUMNS).
+        motions: (slots, MOTION) of the pictures.
+        place: call after pictures were drawn, before rays are. pull, then step: after the field's backward pass.
     """
 
     def __init__(self, model: AvatarModel, kernels: Kernels) -> None:
         self.model, self.kernels = model, kernels
-        self.weights = torch.from_numpy(model.registration.weights.copy()).to(model.device)
-        self.averaged = self.weights.clone()
+        self.table = torch.from_numpy(model.registration.table.copy()).to(model.device)
 
     def prepare(
         self,
@@ -62,63 +65,64 @@ class HeadRegistration:
         def zeros(*shape: int) -> torch.Tensor:
             return torch.zeros(shape, device=device)
 
-        self.tracked, self.features, self.residuals = zeros(count, 12), zeros(count, FEATURES_OF_POSE), zeros(count, 6)
-        self._moments, self._ages = zeros(count, 2, MOTION), zeros(count + 1)
-        self.pulls = zeros(frames, MOTION)
+        self._tracked, self._features = zeros(count, 12), zeros(count, len(self.table))
+        self.motions, self._predicted = zeros(count, MOTION), zeros(count, MOTION)
+        self._moments, self._ages, self._pulls = zeros(count, 2, MOTION), zeros(count, MOTION), zeros(frames, MOTION)
         bind, size = self.kernels.bind, replay.states.shape[1]
         expressions = len(self.model.head.expression_names)
-        self.place: Call = bind(
-            "register_heads",
-            expressions,
-            size,
-            frames,
-            slots,
-            self.tracked,
-            self.features,
-            self.weights,
-            self.residuals,
-            replay.states,
-            posed,
-            self.pulls,
-            items=frames,
-        )
+        drawn = expressions, size, frames, slots
+        placed = self._tracked, self.motions, replay.states, posed, self._pulls
+        self.place: Call = bind("register_heads", *drawn, *placed, items=frames)
         box, samples = self.model.warp.box, batch.samples
-        pulled = batch.rays, samples, field.weights, batch.encoded_gradients, float(box.side), frames, self.pulls
+        pulled = batch.rays, samples, field.weights, batch.encoded_gradients, float(box.side), frames, self._pulls
         self.pull: Call = bind("pull_heads", *pulled, items=samples.value.capacity)
-        self._step = bind(
-            "register_step",
-            frames,
-            count,
-            slots,
-            self.features,
-            self.pulls,
-            control,
-            self.weights,
-            self.averaged,
-            self.residuals,
-            self._moments,
-            zeros(2, MOTION, FEATURES_OF_POSE),
-            self._ages,
-            items=MOTION * (1 + FEATURES_OF_POSE),
-        )
-        self._count = bind("count_ages", frames, count, slots, control, self._ages, items=frames + 1)
-
-    def step(self) -> None:
-        self._step()
-        self._count()
+        learned = self._predicted, self.motions, self._moments, self._ages
+        self.step: Call = bind("register_step", frames, slots, self._pulls, control, *learned, items=MOTION)
 
     def take(self, slot: int, state: HeadState) -> None:
         """A new picture has come into the slot, tracked as ``state``."""
-        code = self.model.code(state)
         head = np.concatenate([rotation_matrix(state.rotation).ravel(), state.translation]).astype(np.float32)
-        self.tracked[slot] = torch.from_numpy(head)
-        self.features[slot] = torch.from_numpy(pose_features(state, code))
-        self.residuals[slot] = 0.0
+        self._tracked[slot] = torch.from_numpy(head)
+        self._features[slot] = torch.from_numpy(pose_features(state))
+        self.motions[slot] = self._predicted[slot] = predict(self.table, self._features[slot : slot + 1])[0]
         self._moments[slot] = 0.0
         self._ages[slot] = 0.0
 
+    def regress(self, pictures: int) -> None:
+        """What the states of the first ``pictures`` slots predict, from the motions they have now."""
+        features, motions = self._features[:pictures], self.motions[:pictures]
+        self.table.copy_(regression(features, motions, self._ages[:pictures, 0]))
+        self._predicted[:pictures] = predict(self.table, features)
 
-def rates(steps: int, decay: float) -> list[float]:
-    """What residuals and weights may move by in step number ``steps``; ``decay`` is that of the field's rate."""
-    warm = min(1.0, max(0.0, (steps - BEGINS) / WARM))
-    return [RATE * decay * warm, WEIGHT_RATE * decay * warm]
+
+def regression(features: torch.Tensor, motions: torch.Tensor, ages: torch.Tensor) -> torch.Tensor:
+    """The table (F, COLUMNS) of the ridge regression of ``motions`` (N, MOTION) on ``features`` (N, F).
+
+    Pictures count by their ``ages`` (N,), up to `YOUNG`.
+    """
+    x, y = features.double(), motions.double()
+    weight = (ages.double() / YOUNG).clamp(1e-6, 1.0)
+    weight = (weight / weight.sum())[:, None]
+    mean = (weight * x).sum(dim=0)
+    scale = (weight * (x - mean).square()).sum(dim=0).sqrt() + LEAST_SPREAD
+    mean[0], scale[0] = 0.0, 1.0  # the constant
+    z = (x - mean) / scale
+    normal = z.T @ (weight * z)
+    ridge = torch.full_like(mean, RIDGE)
+    ridge[0] = 1e-9
+    factor, _ = torch.linalg.cholesky_ex(normal + torch.diag(ridge))
+    weights = torch.cholesky_solve(z.T @ (weight * y), factor)
+    columns = torch.stack([mean, scale, features.amin(dim=0).double(), features.amax(dim=0).double()], dim=1)
+    table = torch.cat([columns, weights], dim=1).float()
+    return table.nan_to_num(0.0, 0.0, 0.0)
+
+
+def predict(table: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    """The motions (N, MOTION) that a table predicts from features (N, F): `Registration.corrected` on a device."""
+    mean, scale, low, high = table[:, :4].T
+    return (torch.clamp(features, low, high) - mean) / scale @ table[:, 4:]
+
+
+def rate(steps: int, decay: float) -> float:
+    """What a motion may change by in step number ``steps``, metres; ``decay`` is that of the field's rate."""
+    return RATE * decay * min(1.0, max(0.0, (steps - BEGINS) / WARM))

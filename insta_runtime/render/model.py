@@ -58,7 +58,7 @@ class AvatarModel:
         found = OccupancyGrid.find(self.warp, hollow, config.occupancy) if cells is None else cells
         self.occupancy = OccupancyGrid(self.warp, found, config.occupancy, config.sampling.step)
         self.code = ExpressionCode(head, config.conditioning)
-        self.registration = Registration.none()
+        self.registration = Registration.none(len(head.expression_names))
 
     def pose(self, state: HeadState) -> PosedHead:
         """The warp of one state."""
@@ -66,7 +66,7 @@ class AvatarModel:
 
     def registered(self, state: HeadState) -> HeadState:
         """A tracked ``state`` with the pose in which the avatar is to be shown."""
-        return self.registration.corrected(state, self.code(state))
+        return self.registration.corrected(state)
 
     def code_of(self, state: HeadState) -> torch.Tensor:
         """The expression code (CODE_WIDTH,) of one state, on the device."""

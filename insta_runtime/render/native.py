@@ -119,7 +119,8 @@ class NativeRenderer:
         weights, grid, registration = split_snapshot(snapshot)
         if {n: t.shape for n, t in grid.items()} != {n: t.shape for n, t in self._grid.items()}:
             raise ValueError("the occupancy does not fit the configuration")
-        self._registration = registration
+        if registration is not None:
+            self._registration = registration
         self.model.code = copy.copy(self._learned)
         with self._on_stream(after=list(snapshot.values())):
             self._target.copy_(flatten(weights, self.model.config.radiance))
@@ -226,14 +227,17 @@ class NativeRenderer:
             if len(self._canvases) == SIZES:
                 for slot in self._canvases.pop(next(iter(self._canvases))).slots:
                     self._collect(slot)
-            capacity = self._capacity or STEPS_A_PIXEL * size[0] * size[1]
-            parts = self.kernels, self._heads, self._space, self._field, self.model.config.sampling
+            sampling = self.model.config.sampling
+            # Long rays of short steps ask for more.
+            each = max(STEPS_A_PIXEL, min(sampling.max_samples, sampling.room) // 2)
+            capacity = self._capacity or each * size[0] * size[1]
+            parts = self.kernels, self._heads, self._space, self._field, sampling
             with self._on_stream():
                 self._canvases[size] = Canvas(*parts, size, self._stream, self.fused, capacity)
         return self._canvases[size]
 
     def _registered(self, state: HeadState) -> HeadState:
-        return self._registration.corrected(state, self.model.code(state))
+        return self._registration.corrected(state)
 
     def _publish(self) -> None:
         threshold = self.model.config.occupancy.threshold

@@ -11,44 +11,63 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from insta_runtime.field.conditioning import CODE_WIDTH
 from insta_runtime.geometry import axis_angle, rotation_matrix
 from insta_runtime.types import Float32, HeadState
 
 MOTION = 6  # metres along x, y, z in head space, then a turn about them, in metres at a distance of LEVER
 LEVER = 0.1  # metres
-FEATURES_OF_POSE = 7 + CODE_WIDTH
+COLUMNS = 4 + MOTION  # of a registration's table
+PLACE = 6  # features of where the head is and how it is turned; their products are features too
 _AHEAD = np.diag([1.0, -1.0, -1.0])  # the rotation of a face that looks into the camera
+_PAIRS = np.triu_indices(PLACE)
 
 
-def pose_features(state: HeadState, code: Float32) -> Float32:
-    """What a correction depends on: (FEATURES_OF_POSE,) float32, about one in size.
+def pose_features(state: HeadState) -> Float32:
+    """What a correction depends on: (F,) float32, each about one in size.
 
-    One; the turn away from the camera; where the head is in the picture, and how far away; the expression ``code``.
+    One; the turn away from the camera, and where the head is in the picture and how far away; the products of these;
+    expression, jaw and lids.
     """
     turn = axis_angle(_AHEAD @ rotation_matrix(state.rotation)) / 0.3
     x, y, z = (float(value) for value in state.translation)
     far = max(z, 0.05)
-    place = np.clip([x / far / 0.2, y / far / 0.2, np.log(far / 0.6)], -3.0, 3.0)
-    return np.concatenate([[1.0], turn, place, code]).astype(np.float32)
+    place = np.clip([*turn, x / far / 0.2, y / far / 0.2, np.log(far / 0.6)], -8.0, 8.0)
+    products = place[_PAIRS[0]] * place[_PAIRS[1]]
+    parts = [[1.0], place, products, state.expression, state.jaw_pose, state.eyelids]
+    return np.concatenate(parts).astype(np.float32)
+
+
+def count_features(expressions: int) -> int:
+    """How many `pose_features` a state with so many expression numbers has."""
+    return 1 + PLACE + len(_PAIRS[0]) + expressions + 3 + 2
 
 
 @dataclass(frozen=True)
 class Registration:
-    """The learned correction: ``weights`` (MOTION, FEATURES_OF_POSE) float32 of `pose_features`."""
+    """The learned correction, a ridge regression on `pose_features`.
 
-    weights: Float32
+    Attributes:
+        table: (F, COLUMNS) float32; of each feature its mean, what it is divided by, the least and the largest value
+            that was learned from, beyond which nothing is guessed, and what it adds to the motion.
+    """
+
+    table: Float32
 
     @staticmethod
-    def none() -> Registration:
+    def none(expressions: int) -> Registration:
         """The one that corrects nothing."""
-        return Registration(np.zeros((MOTION, FEATURES_OF_POSE), dtype=np.float32))
+        table = np.zeros((count_features(expressions), COLUMNS), dtype=np.float32)
+        table[:, 1] = 1.0
+        return Registration(table)
 
-    def corrected(self, state: HeadState, code: Float32) -> HeadState:
-        """``state``, whose expression code is ``code``, with the pose that the avatar is to be shown in."""
-        if not self.weights.any():
+    def corrected(self, state: HeadState) -> HeadState:
+        """``state`` with the pose in which the avatar is to be shown."""
+        mean, scale, low, high = self.table[:, :4].T
+        weights = self.table[:, 4:]
+        if not weights.any():
             return state
-        return moved(state, self.weights @ pose_features(state, code))
+        features = np.clip(pose_features(state), low, high)
+        return moved(state, (features - mean) / scale @ weights)
 
 
 def moved(state: HeadState, motion: Float32) -> HeadState:

@@ -73,21 +73,23 @@ def take_snapshot(
     source = model.field.state_dict() if weights is None else weights
     snapshot = {name: tensor.detach().clone() for name, tensor in source.items()}
     snapshot |= {f"occupancy.{name}": t.clone() for name, t in model.occupancy.state().items()}
-    own = torch.from_numpy(model.registration.weights)
+    own = torch.from_numpy(model.registration.table)
     return snapshot | {REGISTRATION: (own if registration is None else registration).detach().clone()}
 
 
-def split_snapshot(snapshot: Snapshot) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], Registration]:
-    """The field's tensors of a snapshot, those of the occupancy grid, and the registration."""
+def split_snapshot(snapshot: Snapshot) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], Registration | None]:
+    """The field's tensors of a snapshot, those of the occupancy grid, and the registration if it has one."""
     prefix = "occupancy."
     field = {k: v for k, v in snapshot.items() if not k.startswith(prefix) and k != REGISTRATION}
     grid = {k.removeprefix(prefix): v for k, v in snapshot.items() if k.startswith(prefix)}
     known = snapshot.get(REGISTRATION)
-    return field, grid, Registration.none() if known is None else Registration(known.cpu().numpy())
+    return field, grid, None if known is None else Registration(known.cpu().numpy())
 
 
 def load_snapshot(model: AvatarModel, snapshot: Snapshot) -> None:
     """Put a snapshot into a model of the same configuration."""
-    field, grid, model.registration = split_snapshot(snapshot)
+    field, grid, registration = split_snapshot(snapshot)
+    if registration is not None:
+        model.registration = registration
     model.field.load_state_dict(field)
     model.occupancy.load(grid)
