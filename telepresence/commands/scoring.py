@@ -36,13 +36,14 @@ class Lpips:
         import torch
 
         folder = Path(torch.hub.get_dir()) / "checkpoints"
-        try:
-            import lpips
-        except ImportError:
-            return Lpips(None, "not measured: the package lpips is not installed")
         if not any(folder.glob(ALEXNET)):
             return Lpips(None, f"not measured: its weights ({ALEXNET}) are not in {folder}")
-        network = lpips.LPIPS(net="alex", verbose=False).to(device).eval()
+        try:
+            import lpips
+
+            network = lpips.LPIPS(net="alex", verbose=False).to(device).eval()
+        except (ImportError, RuntimeError, OSError) as error:  # absent, or of another torch
+            return Lpips(None, f"not measured: the package lpips cannot be used ({error})")
 
         @torch.no_grad()
         def measure(picture: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
