@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from small_person import SMALL, camera, open_head, pose, small_model
@@ -90,6 +91,19 @@ def test_a_still_head_is_sampled_alike_and_training_jitters(model: AvatarModel, 
     torch.testing.assert_close(phase[0], torch.full_like(phase[0], 0.5), atol=1e-2, rtol=0)
     assert phase[1].std() > 0.2
     assert phase[1].mean() != phase[2].mean()
+
+
+@pytest.mark.parametrize("nearer", [0.001, 0.003, 0.0055])
+def test_samples_come_and_go_with_a_head_that_moves_to_and_fro(model: AvatarModel, nearer: float) -> None:
+    """Or else the grain of the steps would slide over a face whose distance the tracker is not sure of."""
+    middle = PIXELS.view(40, 40)[18:22, 18:22].reshape(-1)
+    far = torch.full(middle.shape, 0.6)
+    there = march(pixel_rays(STATE, VIEW, middle, far, SMALL.sampling.behind), model.pose(STATE), model.occupancy, SMALL.sampling)
+    moved = replace(STATE, translation=STATE.translation - np.array([0.0, 0.0, nearer], np.float32))
+    rays = pixel_rays(moved, VIEW, middle, far - nearer, SMALL.sampling.behind)
+    here = march(rays, model.pose(moved), model.occupancy, SMALL.sampling)
+    apart = torch.cdist(here.position, there.position).amin(dim=1) * model.warp.box.side
+    assert apart.median() < 0.1 * SMALL.sampling.step
 
 
 def test_rays_that_miss_and_an_empty_avatar_give_no_samples(model: AvatarModel, rays: Rays) -> None:
