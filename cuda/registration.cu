@@ -124,9 +124,9 @@ KERNEL(128) pull_heads(const Rays rays, const Samples samples, const FieldWeight
 
 // One step of Adam on the motions of the drawn pictures, which also fade towards what their states predict.
 // predicted (slots, MOTION). moments (slots, 2, MOTION): first and second. ages (slots, MOTION): steps a number has had.
-// control: as in adam.cu, and control[6] the rate, metres. items: MOTION.
+// control: as in adam.cu, and control[6] the rate, metres. fades: of the way, a step. items: MOTION.
 KERNEL(32) register_step(int frames, const int* slots, const float* pulls, const float* control,
-                         const float* predicted, float* motions, float* moments, float* ages) {
+                         const float* predicted, float fades, float* motions, float* moments, float* ages) {
     const float rate = control[6];
     const bool learns = fabsf(control[5]) < 3.0e38f && rate > 0.0f;
     EACH(k, learns ? MOTION : 0) {
@@ -140,7 +140,7 @@ KERNEL(32) register_step(int frames, const int* slots, const float* pulls, const
             first += (1.0f - BETA1) * (gradient - first);
             second = BETA2 * second + (1.0f - BETA2) * gradient * gradient;
             const float mean = first / (1.0f - powf(BETA1, age)), square = second / (1.0f - powf(BETA2, age));
-            motions[own] += MOTION_FADES * (predicted[own] - motions[own]) - rate * mean / (sqrtf(square) + 1e-20f);
+            motions[own] += fades * (predicted[own] - motions[own]) - rate * mean / (sqrtf(square) + 1e-20f);
         }
     }
 }

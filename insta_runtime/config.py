@@ -116,6 +116,23 @@ class OccupancyConfig:
 
 
 @dataclass(frozen=True)
+class RegistrationConfig:
+    """How tracked head poses are corrected."""
+
+    rate: float = setting(
+        2e-4,
+        "what a step may move the head of a picture by at first; 0 takes poses as they were tracked",
+        unit="m",
+        ge=0.0,
+        le=0.01,
+    )
+    fades: float = setting(
+        0.01, "part of the way to what its state predicts that it goes whenever it is drawn", ge=0.0, le=1.0
+    )
+    ridge: float = setting(0.03, "ridge of the regression that predicts, a part of the pictures", ge=1e-6, le=100.0)
+
+
+@dataclass(frozen=True)
 class LearnConfig:
     """Losses, optimiser, replay."""
 
@@ -169,6 +186,7 @@ class AvatarConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     occupancy: OccupancyConfig = field(default_factory=OccupancyConfig)
     learn: LearnConfig = field(default_factory=LearnConfig)
+    registration: RegistrationConfig = field(default_factory=RegistrationConfig)
     torso: TorsoConfig = field(default_factory=TorsoConfig)
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from insta_runtime.config import AvatarConfig
 from insta_runtime.field.packed import field_constants
 from insta_runtime.kernels import Constant
-from insta_runtime.learn.registration import MOTION_FADES
-from insta_runtime.learn.trainer import BETA1, BETA2, EPSILON
+from insta_runtime.learn.adam import BETA1, BETA2, EPSILON
 from insta_runtime.render.occupancy import HULL_ALPHA, HULL_NEAR, HULL_SHARE, HULL_VOTES
 from insta_runtime.render.registration import LEVER
 from insta_runtime.warp.frames import SCALES
@@ -32,5 +31,4 @@ def avatar_constants(config: AvatarConfig) -> dict[str, Constant]:
         "BETA2": BETA2,
         "EPSILON": EPSILON,
         "LEVER": LEVER,
-        "MOTION_FADES": MOTION_FADES,
     }

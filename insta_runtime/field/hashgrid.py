@@ -29,17 +29,17 @@ def level_rows(config: FieldConfig) -> list[int]:
 
 
 class _Interpolate(torch.autograd.Function):
-    """``sum_c weight[c, n] * table[index[c, n]]``; differentiable with respect to the table alone."""
+    """``sum_c weight[c, n] * table[index[c, n]]``; differentiable with respect to table and weights."""
 
     @staticmethod
     def forward(ctx: Any, table: torch.Tensor, index: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(index, weight)
+        ctx.save_for_backward(index, weight, table)
         ctx.shape = table.shape
         return nn.functional.embedding_bag(index.T, table, per_sample_weights=weight.T, mode="sum")
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        index, weight = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, torch.Tensor | None]:
+        index, weight, rows = ctx.saved_tensors
         (gradient,) = gradients
         table = torch.zeros(ctx.shape, dtype=gradient.dtype, device=gradient.device)
         # torch adds rows one by one on a CPU; pairs of features as complex scalars go several times as fast.
@@ -49,13 +49,16 @@ class _Interpolate(torch.autograd.Function):
             for corner in range(8):
                 column.index_add_(0, index[corner], pair * weight[corner])
             table[:, first : first + 2] = torch.view_as_real(column)
-        return table, None, None
+        slopes = None
+        if ctx.needs_input_grad[2]:
+            slopes = torch.stack([(rows[index[corner].long()] * gradient).sum(dim=-1) for corner in range(8)])
+        return table, None, slopes
 
 
 class HashGrid(nn.Module):
     """Encode points of the unit cube: (N, 3) in [0, 1] -> (N, levels * features).
 
-    Not differentiable with respect to the points.
+    Differentiable with respect to the points, too: piecewise, as trilinear interpolation is.
     """
 
     def __init__(self, config: FieldConfig, generator: torch.Generator) -> None:
@@ -80,7 +83,7 @@ class HashGrid(nn.Module):
         self.register_buffer("resolution", torch.tensor(resolution, dtype=torch.float32), persistent=False)
 
     def forward(self, points: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
+        with torch.set_grad_enabled(torch.is_grad_enabled() and points.requires_grad):
             index, weight = self.corners(points)
         features: torch.Tensor = _Interpolate.apply(self.table, index, weight)  # type: ignore[no-untyped-call]
         by_level = features.view(self.levels, len(points), self.features)

@@ -32,7 +32,7 @@ class Viewer(Protocol):
         """Called once, when the side is known and `DeviceReplay.memories` exist."""
 
     def look(self, slot: int, state: HeadState) -> None:
-        """Called with the slot of each new picture and its tracked state; gives the replay its tiles (`DeviceReplay.list_tiles`)."""
+        """Called with the slot of each new picture and its tracked state; gives the replay its tiles (`list_tiles`)."""
 
 
 class DeviceReplay:

@@ -17,12 +17,14 @@ import torch
 
 from insta_runtime.field.packed import PackedField, flatten, table_size, unflatten
 from insta_runtime.kernels import Graph, Kernels
+from insta_runtime.learn.adam import BETA1, BETA2
 from insta_runtime.learn.device_replay import DeviceReplay
+from insta_runtime.learn.native_registration import HeadRegistration
 from insta_runtime.learn.posed_frames import GraphFrames, HostFrames, host_bytes
 from insta_runtime.learn.ray_batch import RayBatch
-from insta_runtime.learn.registration import INTERVAL, HeadRegistration, rate
+from insta_runtime.learn.registration import INTERVAL, rate
 from insta_runtime.learn.replay import RECENT
-from insta_runtime.learn.trainer import BETA1, BETA2, StepReport
+from insta_runtime.learn.trainer import StepReport
 from insta_runtime.render.occupancy import UPDATE_CELLS, space_struct
 from insta_runtime.render.renderer import Snapshot, take_snapshot
 from insta_runtime.types import HeadState, Observation
@@ -98,7 +100,7 @@ class NativeTrainer:
             self._figures.note(self._wanted / self._each)
             self.steps += 1
             self._updates += 1
-            if self.steps % INTERVAL == 0:
+            if self.steps % INTERVAL == 0 and self.model.config.registration.rate > 0.0:
                 self.registration.regress(len(self.replay))
             if self.steps % self._occupancy_interval() == 0:
                 self.update_occupancy()
@@ -245,6 +247,10 @@ class NativeTrainer:
     def _launch_step(self) -> None:
         self._begin()
         self.registration.place()
+        if isinstance(self._posed, HostFrames):
+            for slot in set(self._drawn.tolist()):
+                if self.registration.strayed(slot):
+                    self._posed.forget(slot)
         for slot in self._posed.unseen(self._drawn):
             self._show(slot)
         self._posed.pose(self._drawn)
@@ -253,8 +259,9 @@ class NativeTrainer:
         self._posed.choose(self._batch.rays, self._batch.samples)
         for call in self._batch.shade:
             call()
-        self.registration.pull()
-        self.registration.step()
+        if self.model.config.registration.rate > 0.0:
+            self.registration.pull()
+            self.registration.step()
         self._adam()
         self.field.pack(self._parameters)
 
@@ -273,7 +280,7 @@ class NativeTrainer:
         learning = config.learning_rate * config.final_rate**progress * min(1.0, (steps + 1) / 20)
         # A young average must forget the random start faster than its decay says.
         decay = min(config.ema, (1.0 + steps) / (10.0 + steps))
-        motion = rate(steps, config.final_rate**progress)
+        motion = rate(self.model.config.registration, steps, config.final_rate**progress)
         # The sixth takes the loss.
         return [
             learning,

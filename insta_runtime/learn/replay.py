@@ -9,9 +9,11 @@ from collections import deque
 import numpy as np
 import torch
 
+from insta_runtime.learn.registration import MOVED, PictureMotion
 from insta_runtime.render.model import AvatarModel
 from insta_runtime.render.raster import rasterise
 from insta_runtime.render.rays import camera_vertices
+from insta_runtime.render.registration import moved
 from insta_runtime.types import Camera, HeadState, Observation
 from insta_runtime.warp.warp import PosedHead
 
@@ -84,6 +86,13 @@ class Memory:
         self.raw = model.code.raw(observation.state)
         self.tell()
         self._posed: PosedHead | None = None
+        self.motion = PictureMotion(self.state, torch.from_numpy(model.registration.table))
+        self._looked = self.motion.now
+
+    @property
+    def placed(self) -> HeadState:
+        """The state with the head where learning has moved it to."""
+        return moved(self.state, self.motion.now.numpy())
 
     def tell(self) -> None:
         """Make the code that the person's range, which has become another, gives."""
@@ -94,13 +103,15 @@ class Memory:
         if self._posed is None:
             self._posed = self.model.pose(self.state)
             self._look()
+        elif float((self.motion.now - self._looked).abs().max()) > MOVED:
+            self._look()
         return self._posed
 
     def _look(self) -> None:
         """Rasterise the mesh once: depth prior, mouth, and the pixels worth drawing."""
         assert self._posed is not None
-        model, camera = self.model, self.camera
-        vertices = camera_vertices(self._posed.vertices, self.state)
+        model, camera, self._looked = self.model, self.camera, self.motion.now
+        vertices = camera_vertices(self._posed.vertices, self.placed)
         raster = rasterise(vertices, model.warp.canonical.faces, camera)
         face, mouth = (raster.interpolate(ray_regions(model)) * raster.mask[..., None]).unbind(-1)
         alpha = self.rgba[:, 3].float() / 255.0
@@ -112,7 +123,7 @@ class Memory:
         near = grown(raster.mask, reach(model, self.state, camera))
         head = raster.mask | (near & grown(picture > MATTE, MATTE_GROWS))
         self.pixels, self.margin = (part.view(-1).nonzero()[:, 0] for part in (head, near & ~head))
-        model.occupancy.carve(self._posed, self.state, camera, picture)
+        model.occupancy.carve(self._posed, self.placed, camera, picture)
 
     @property
     def bytes(self) -> int:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from insta_runtime.learn.adam import BETA1, BETA2, EPSILON
 from insta_runtime.learn.losses import RayTargets, ray_loss
+from insta_runtime.learn.registration import INTERVAL, follow, predict, rate, regression
 from insta_runtime.learn.replay import Memory, Replay
 from insta_runtime.render.model import AvatarModel
 from insta_runtime.render.rays import pixel_rays, slant
 from insta_runtime.render.renderer import Snapshot, take_snapshot
 from insta_runtime.render.sampling import RaySamples
 from insta_runtime.types import Observation
-
-BETA1, BETA2, EPSILON = 0.9, 0.99, 1e-15  # of Adam; a rare cell's gradient is tiny and must count all the same
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class Trainer:
             eps=EPSILON,
             fused=True,
         )
+        self._table = torch.from_numpy(model.registration.table.copy())
         self._averaged = {name: t.detach().clone() for name, t in model.field.state_dict().items()}
 
     def add(self, observation: Observation) -> None:
@@ -64,7 +65,8 @@ class Trainer:
         memories = self.replay.draw(self.config.frames)
         if not memories:
             return None
-        rays, samples, loss = self._loss(memories)
+        motions = [memory.motion.now.clone().requires_grad_() for memory in memories]
+        rays, samples, loss = self._loss(memories, motions)
         value = float(loss.detach())
         self._optimiser.zero_grad(set_to_none=True)
         if math.isfinite(value):
@@ -72,6 +74,7 @@ class Trainer:
             self._set_rate()
             self._optimiser.step()
             self._average()
+            self._register(memories, motions)
         self.steps += 1
         if self.steps % self._occupancy_interval() == 0:
             self.update_occupancy()
@@ -93,18 +96,21 @@ class Trainer:
 
     def snapshot(self) -> Snapshot:
         """A copy of the averaged weights and the occupancy, for display or for saving."""
-        return take_snapshot(self.model, self._averaged)
+        return take_snapshot(self.model, self._averaged, self._table)
 
-    def _loss(self, memories: list[Memory]) -> tuple[int, int, torch.Tensor]:
+    def _loss(self, memories: list[Memory], motions: list[torch.Tensor]) -> tuple[int, int, torch.Tensor]:
         each = self.config.rays // len(memories)
         device = self.model.device
         packed, codes, targets = [], [], []
-        for memory in memories:
+        for memory, motion in zip(memories, motions, strict=True):
             posed = memory.posed()
             pixels = self._draw_pixels(memory, each)
             depth = memory.depth[pixels]
-            rays = pixel_rays(memory.state, memory.camera, pixels, depth, self.model.config.sampling.behind)
+            rays = pixel_rays(memory.placed, memory.camera, pixels, depth, self.model.config.sampling.behind)
             samples = self.model.march(rays, posed, self._generator)
+            points = rays.origins[samples.ray] + samples.distance[:, None] * rays.directions[samples.ray]
+            shift = follow(motion.to(device), points) / self.model.warp.box.side
+            samples = replace(samples, position=samples.position + shift)
             packed.append(samples)
             noise = torch.randn(len(memory.code), generator=self._generator).to(device) * self.config.code_jitter
             codes.append((memory.code + noise).expand(len(samples.ray), -1))
@@ -119,6 +125,26 @@ class Trainer:
         loss = ray_loss(seen, RayTargets(rgba, depth, mouth, background), self.config)
         return count, len(merged.ray), loss
 
+    @torch.no_grad()
+    def _register(self, memories: list[Memory], motions: list[torch.Tensor]) -> None:
+        """Move the heads of the drawn pictures; from time to time, see what their states predict."""
+        config = self.model.config.registration
+        step = rate(config, self.steps, self.config.final_rate ** self._progress())
+        if step == 0.0:
+            return
+        for memory, motion in zip(memories, motions, strict=True):
+            if motion.grad is not None and bool(motion.grad.isfinite().all()):
+                expected = predict(self._table, memory.motion.features[None])[0]
+                memory.motion.step(motion.grad, step, expected, config.fades)
+        if (self.steps + 1) % INTERVAL == 0:
+            known = [memory.motion for memory in self.replay.memories]
+            features, now = torch.stack([m.features for m in known]), torch.stack([m.now for m in known])
+            ages = torch.tensor([float(m.age) for m in known])
+            self._table = regression(features, now, ages, config.ridge)
+
+    def _progress(self) -> float:
+        return self.progress if self.progress is not None else min(1.0, self.steps / self.config.decay_steps)
+
     def _draw_pixels(self, memory: Memory, count: int) -> torch.Tensor:
         anywhere = torch.arange(len(memory.rgba), device=self.model.device)
         focus, margin = self.config.focus, self.config.margin
@@ -131,9 +157,8 @@ class Trainer:
         return torch.cat(parts)
 
     def _set_rate(self) -> None:
-        progress = self.progress if self.progress is not None else min(1.0, self.steps / self.config.decay_steps)
         warm = min(1.0, (self.steps + 1) / 20)
-        rate = self.config.learning_rate * self.config.final_rate**progress * warm
+        rate = self.config.learning_rate * self.config.final_rate ** self._progress() * warm
         grid, networks = self._optimiser.param_groups
         grid["lr"], networks["lr"] = rate, rate * self.config.network_rate
 

@@ -1,8 +1,8 @@
 """Where the head really is: a correction of tracked poses that is learned with the avatar.
 
-Landmarks of the face tell a head's pose with errors that repeat: an open mouth tips it, a turn pulls it sideways.  On the
-face that shows little, at the crown it is many pixels.  What repeats is a function of the tracked state, and is learned
-from the pictures (`learn.registration`); here it is applied, whoever drives the face.
+Landmarks of the face tell a head's pose with errors that repeat: an open mouth tips it, a turn pulls it sideways.
+On the face that shows little, at the crown it is many pixels.  What repeats is a function of the tracked state, and
+is learned from the pictures (`learn.registration`); here it is applied, whoever drives the face.
 """
 
 from __future__ import annotations
@@ -52,6 +52,10 @@ class Registration:
     """
 
     table: Float32
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.table).all() and (self.table[:, 1] > 0.0).all()):
+            raise ValueError("the registration is damaged")
 
     @staticmethod
     def none(expressions: int) -> Registration:

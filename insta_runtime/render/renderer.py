@@ -14,7 +14,7 @@ from insta_runtime.render.registration import Registration
 from insta_runtime.types import Bytes, Camera, Float32, HeadState, RenderedFrame
 
 Snapshot = dict[str, torch.Tensor]
-"""Weights as they travel from learning to display: the field's tensors; under ``occupancy.`` the grid's; ``registration``."""
+"""What travels from learning to display: the field's tensors; under ``occupancy.`` the grid's; ``registration``."""
 
 REGISTRATION = "registration"
 
@@ -90,6 +90,8 @@ def load_snapshot(model: AvatarModel, snapshot: Snapshot) -> None:
     """Put a snapshot into a model of the same configuration."""
     field, grid, registration = split_snapshot(snapshot)
     if registration is not None:
+        if registration.table.shape != model.registration.table.shape:
+            raise ValueError("the registration does not fit the head")
         model.registration = registration
     model.field.load_state_dict(field)
     model.occupancy.load(grid)

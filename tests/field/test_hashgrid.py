@@ -114,3 +114,13 @@ def test_the_same_seed_gives_the_same_table() -> None:
 def test_settings_that_contradict_each_other_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(UserError, match=next(iter(wrong))):
         FieldConfig(**wrong)
+
+
+def test_slopes_along_the_points_are_those_of_differences() -> None:
+    """Against float64 finite differences, inside cells, where the interpolation is smooth."""
+    config = FieldConfig(levels=3, features=2, log2_entries=10, base=4, finest=16, hidden=16)
+    grid = HashGrid(config, torch.Generator().manual_seed(3)).double()
+    with torch.no_grad():
+        grid.table.uniform_(-1.0, 1.0, generator=torch.Generator().manual_seed(4))
+    points = torch.tensor([[0.21, 0.33, 0.47], [0.52, 0.71, 0.13]], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(grid, (points,), eps=1e-6, atol=1e-6)

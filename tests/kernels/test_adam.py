@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from insta_runtime.kernels import Kernels
-from insta_runtime.learn.trainer import BETA1, BETA2, EPSILON
+from insta_runtime.learn.adam import BETA1, BETA2, EPSILON
 
 LOSS_SCALE = 128.0
 CONSTANTS = {"LOSS_SCALE": LOSS_SCALE, "BETA1": BETA1, "BETA2": BETA2, "EPSILON": EPSILON, "NETWORK_DECAY": 0.0}

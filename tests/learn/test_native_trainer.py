@@ -13,10 +13,12 @@ from insta_runtime.config import AvatarConfig
 from insta_runtime.constants import avatar_constants
 from insta_runtime.head import HeadModel
 from insta_runtime.kernels import Kernels
+from insta_runtime.learn.adam import BETA1, BETA2
 from insta_runtime.learn.evaluation import Scores, score
 from insta_runtime.learn.native import NativeTrainer
 from insta_runtime.learn.posed_frames import HostFrames
-from insta_runtime.learn.trainer import BETA1, BETA2, StepReport, Trainer
+from insta_runtime.learn.registration import rate
+from insta_runtime.learn.trainer import StepReport, Trainer
 from insta_runtime.render.model import AvatarModel
 from insta_runtime.render.renderer import Renderer
 from insta_runtime.types import Observation
@@ -94,7 +96,8 @@ def test_a_snapshot_is_a_copy_of_the_average(device: torch.device, pictures: lis
     trainer, _ = learned(native(device), pictures, 3)
     snapshot = trainer.snapshot()
     model = trainer.model
-    assert set(snapshot) == set(model.field.state_dict()) | {"occupancy.value", "occupancy.seen", "occupancy.inside"}
+    grid = {"occupancy.value", "occupancy.seen", "occupancy.inside"}
+    assert set(snapshot) == set(model.field.state_dict()) | grid | {"registration"}
     kept = {name: tensor.clone() for name, tensor in snapshot.items()}
     for _ in range(2):
         trainer.step()
@@ -207,10 +210,12 @@ def test_the_learning_rate_warms_up_then_falls_with_steps_or_with_given_progress
     for steps, progress in ((0, None), (7, None), (50, None), (5000, None), (5000, 0.5)):
         trainer.steps, trainer.progress = twin.steps, twin.progress = steps, progress
         twin._set_rate()
-        table, networks, first, second, decay = trainer._controls()
+        table, networks, first, second, decay, _, motion = trainer._controls()
         assert [table, networks] == pytest.approx([group["lr"] for group in twin._optimiser.param_groups])
         assert networks == pytest.approx(SMALL.learn.network_rate * table)
         assert (first, second) == pytest.approx((1.0 - BETA1, (1.0 - BETA2) ** 0.5)), "its own first update"
+        registration = trainer.model.config.registration
+        assert motion == pytest.approx(rate(registration, steps, config.learn.final_rate ** twin._progress()))
         assert decay == pytest.approx(min(config.learn.ema, (1 + steps) / (10 + steps)))
 
 

@@ -1,0 +1,92 @@
+"""The registration of a replay's pictures, by kernels: registration.cu.  Its twin is `registration.PictureMotion`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from insta_runtime.field.packed import PackedField
+from insta_runtime.geometry import rotation_matrix
+from insta_runtime.kernels import Call, Kernels
+from insta_runtime.learn.device_replay import DeviceReplay
+from insta_runtime.learn.registration import MOVED, predict, regression
+from insta_runtime.render.registration import MOTION, pose_features
+from insta_runtime.types import HeadState
+
+if TYPE_CHECKING:
+    from insta_runtime.learn.ray_batch import RayBatch
+    from insta_runtime.render.model import AvatarModel
+
+
+class HeadRegistration:
+    """The corrections of the pictures of a replay, on its device, in buffers that never move.
+
+    Attributes:
+        table: of the `Registration` that is shown, (F, COLUMNS).
+        motions: (slots, MOTION) of the pictures.
+        place: call after pictures were drawn, before rays are. pull, then step: after the field's backward pass.
+    """
+
+    def __init__(self, model: AvatarModel, kernels: Kernels) -> None:
+        self.model, self.kernels, self.config = model, kernels, model.config.registration
+        self.table = torch.from_numpy(model.registration.table.copy()).to(model.device)
+
+    def prepare(
+        self,
+        replay: DeviceReplay,
+        field: PackedField,
+        batch: RayBatch,
+        *,
+        frames: int,
+        slots: torch.Tensor,
+        posed: torch.Tensor | None,
+        control: torch.Tensor,
+    ) -> None:
+        """Make buffers for the slots of ``replay``; ``slots`` (frames,) int32 are those of the drawn pictures.
+
+        ``posed`` (frames, S) takes the states of the drawn pictures, None where their rows in the replay are used.
+        """
+        device, count = self.model.device, replay.slots
+
+        def zeros(*shape: int) -> torch.Tensor:
+            return torch.zeros(shape, device=device)
+
+        self._tracked, self._features = zeros(count, 12), zeros(count, len(self.table))
+        self.motions, self._predicted = zeros(count, MOTION), zeros(count, MOTION)
+        self._looked = zeros(count, MOTION)
+        self._moments, self._ages, self._pulls = zeros(count, 2, MOTION), zeros(count, MOTION), zeros(frames, MOTION)
+        bind, size = self.kernels.bind, replay.states.shape[1]
+        expressions = len(self.model.head.expression_names)
+        drawn = expressions, size, frames, slots
+        placed = self._tracked, self.motions, replay.states, posed, self._pulls
+        self.place: Call = bind("register_heads", *drawn, *placed, items=frames)
+        box, samples = self.model.warp.box, batch.samples
+        pulled = batch.rays, samples, field.weights, batch.encoded_gradients, float(box.side), frames, self._pulls
+        self.pull: Call = bind("pull_heads", *pulled, items=samples.value.capacity)
+        learned = self._predicted, self.config.fades, self.motions, self._moments, self._ages
+        self.step: Call = bind("register_step", frames, slots, self._pulls, control, *learned, items=MOTION)
+
+    def take(self, slot: int, state: HeadState) -> None:
+        """A new picture has come into the slot, tracked as ``state``."""
+        head = np.concatenate([rotation_matrix(state.rotation).ravel(), state.translation]).astype(np.float32)
+        self._tracked[slot] = torch.from_numpy(head)
+        self._features[slot] = torch.from_numpy(pose_features(state))
+        self.motions[slot] = self._predicted[slot] = predict(self.table, self._features[slot : slot + 1])[0]
+        self._looked[slot] = self.motions[slot]
+        self._moments[slot] = 0.0
+        self._ages[slot] = 0.0
+
+    def strayed(self, slot: int) -> bool:
+        """Whether the head of a picture is no longer where it was when this was last asked and found so."""
+        stray = float((self.motions[slot] - self._looked[slot]).abs().max()) > MOVED
+        if stray:
+            self._looked[slot] = self.motions[slot]
+        return stray
+
+    def regress(self, pictures: int) -> None:
+        """What the states of the first ``pictures`` slots predict, from the motions they have now."""
+        features, motions = self._features[:pictures], self.motions[:pictures]
+        self.table.copy_(regression(features, motions, self._ages[:pictures, 0], self.config.ridge))
+        self._predicted[:pictures] = predict(self.table, features)
