@@ -98,7 +98,9 @@ def test_samples_come_and_go_with_a_head_that_moves_to_and_fro(model: AvatarMode
     """Or else the grain of the steps would slide over a face whose distance the tracker is not sure of."""
     middle = PIXELS.view(40, 40)[18:22, 18:22].reshape(-1)
     far = torch.full(middle.shape, 0.6)
-    there = march(pixel_rays(STATE, VIEW, middle, far, SMALL.sampling.behind), model.pose(STATE), model.occupancy, SMALL.sampling)
+    there = march(
+        pixel_rays(STATE, VIEW, middle, far, SMALL.sampling.behind), model.pose(STATE), model.occupancy, SMALL.sampling
+    )
     moved = replace(STATE, translation=STATE.translation - np.array([0.0, 0.0, nearer], np.float32))
     rays = pixel_rays(moved, VIEW, middle, far - nearer, SMALL.sampling.behind)
     here = march(rays, model.pose(moved), model.occupancy, SMALL.sampling)
