@@ -69,7 +69,9 @@ def fit(source: str) -> Figures:
         track(source)
     recording = source if source == "synthetic" else f"{SCRATCH}/{source}"
     where = ("--out", f"{SCRATCH}/{source}.avatar")
-    return run_for_json("fit", recording, *where, "--seconds", "60", "--size", "128", "--holdout", "0.125")
+    figures = run_for_json("fit", recording, *where, "--seconds", "60", "--size", "128", "--holdout", "0.125")
+    del figures["each"]  # of every picture: too long for a document
+    return figures
 
 
 # ---- the daemon

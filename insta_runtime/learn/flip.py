@@ -104,15 +104,20 @@ def _linear(srgb: torch.Tensor) -> torch.Tensor:
     return torch.where(srgb > 0.04045, ((srgb + 0.055) / 1.055) ** 2.4, srgb / 12.92)
 
 
-def _matrix(like: torch.Tensor) -> torch.Tensor:
-    """Linear sRGB to XYZ in parts of the white point."""
+def _matrix() -> torch.Tensor:
+    """Linear sRGB to XYZ in parts of the white point, (3, 3) float64 on the CPU."""
     matrix = torch.tensor(XYZ, dtype=torch.float64)
-    return (matrix / matrix.sum(1, keepdim=True)).to(like)
+    return matrix / matrix.sum(1, keepdim=True)
+
+
+def _mixed(matrix: torch.Tensor, planes: torch.Tensor) -> torch.Tensor:
+    """Each pixel's three numbers times ``matrix`` (3, 3)."""
+    return torch.einsum("ij,...jhw->...ihw", matrix.to(planes), planes)
 
 
 def _to_opponent(rgb: torch.Tensor) -> torch.Tensor:
     """Y Cx Cz, a linearised L*a*b*: achromatic, red-green, blue-yellow."""
-    x, y, z = torch.einsum("ij,...jhw->...ihw", _matrix(rgb), rgb).unbind(-3)
+    x, y, z = _mixed(_matrix(), rgb).unbind(-3)
     return torch.stack([116.0 * y - 16.0, 500.0 * (x - y), 200.0 * (y - z)], dim=-3)
 
 
@@ -120,13 +125,12 @@ def _from_opponent(opponent: torch.Tensor) -> torch.Tensor:
     achromatic, red_green, blue_yellow = opponent.unbind(-3)
     y = (achromatic + 16.0) / 116.0
     xyz = torch.stack([y + red_green / 500.0, y, y - blue_yellow / 200.0], dim=-3)
-    back = torch.linalg.inv(_matrix(opponent).double().cpu()).to(opponent)
-    return torch.einsum("ij,...jhw->...ihw", back, xyz)
+    return _mixed(torch.linalg.inv(_matrix()), xyz)
 
 
 def _to_lab(rgb: torch.Tensor) -> torch.Tensor:
     """CIE L*a*b*."""
-    xyz = torch.einsum("ij,...jhw->...ihw", _matrix(rgb), rgb)
+    xyz = _mixed(_matrix(), rgb)
     delta = 6.0 / 29.0
     x, y, z = torch.where(
         xyz > delta**3, xyz.clamp(min=delta**3) ** (1.0 / 3.0), xyz / (3.0 * delta**2) + 4.0 / 29.0

@@ -55,7 +55,7 @@ def evaluate(
             return renderer.render(state, camera)
 
         scores = score(render, observations, side, face, device, lpips.measure)
-    facts, told = tracking_facts(folder), stored_training(avatar)
+    facts, told = tracking_facts(folder), stored_training(avatar, loaded.steps)
     figures = scoring.without_nan(
         {
             "avatar": str(avatar),
@@ -83,11 +83,16 @@ def evaluate(
     return figures
 
 
-def stored_training(avatar: Path) -> dict[str, Any]:
-    """What `fit` left beside the avatar of how it was learned, if it did; it may come from anyone."""
+def stored_training(avatar: Path, steps: int) -> dict[str, Any]:
+    """What `fit` left beside the avatar of how it was learned, unless it has gone on learning since.
+
+    The file may come from anyone: what is not as it should be counts as absent.
+    """
     try:
         text = figures_file(avatar).read_text(encoding="utf-8")[:MAX_FIGURES]
         told = json.loads(text)
+        if told["steps"] != steps:
+            return {}
         curve = [
             {name: _number(point[name]) for name in ("seconds", "psnr_db", "head_psnr_db")} for point in told["curve"]
         ]

@@ -85,14 +85,24 @@ def test_the_figures_of_fit_lie_beside_the_avatar(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[", "[]", "{}", '{"curve": 3}', '{"curve": [{"seconds": 1}], "backend": "cuda"}', "[" * 100_000, "\ud800"],
+    [
+        "",
+        "[",
+        "[]",
+        "{}",
+        '{"curve": 3, "steps": 7}',
+        '{"curve": [{"seconds": 1}], "backend": "cuda", "steps": 7}',
+        "[" * 100_000,
+        "\ud800",
+    ],
 )
 def test_a_damaged_file_of_figures_is_as_good_as_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "fit.json").write_bytes(text.encode("utf-8", "surrogatepass"))
-    assert stored_training(tmp_path) == {}
+    assert stored_training(tmp_path, 7) == {}
 
 
 def test_a_curve_of_strange_values_has_no_points_there(tmp_path: Path) -> None:
     point = '{"seconds": 1, "psnr_db": NaN, "head_psnr_db": "<script>"}'
-    (tmp_path / "fit.json").write_text(f'{{"curve": [{point}], "backend": "cuda", "source": "me"}}')
-    assert stored_training(tmp_path)["curve"] == [{"seconds": 1.0, "psnr_db": None, "head_psnr_db": None}]
+    (tmp_path / "fit.json").write_text(f'{{"curve": [{point}], "backend": "cuda", "source": "me", "steps": 7}}')
+    assert stored_training(tmp_path, 8) == {}, "it has learned on since"
+    assert stored_training(tmp_path, 7)["curve"] == [{"seconds": 1.0, "psnr_db": None, "head_psnr_db": None}]
