@@ -51,6 +51,7 @@ class Switch:
 SWITCHES = {
     "default": Switch("the default"),
     "paper": Switch("INSTA as published", preset="insta_paper"),
+    "poses-tracked": Switch("head poses as they were tracked", ("avatar.registration.rate=0.0",)),
     "warp-triangle": Switch("the map of the nearest triangle alone", ("avatar.warp.blend=triangle",)),
     "warp-neighbours": Switch(
         "maps averaged with the triangle's neighbours, as INSTA", ("avatar.warp.blend=neighbours",)

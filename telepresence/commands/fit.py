@@ -94,10 +94,10 @@ def learn(
     curve = _train(trainer, seconds, lambda: measure(spread(kept_back, CURVE_PICTURES)))
     trained = {f"train_{name}": value for name, value in measure(spread(learned, TRAIN_PICTURES)).items()}
     avatar.update(trainer.snapshot(), trainer.steps, seconds)
-    torso = learn_torso(learned, config.avatar.torso.size, device) if out is not None else None
-    if torso is not None:
-        avatar.attach(torso)
     if out is not None:
+        torso = learn_torso(learned, config.avatar.torso.size, device)
+        if torso is not None:
+            avatar.attach(torso)
         avatar.save(out)
     lpips = scoring.Lpips.at_hand(device)
     face = FaceRegions(avatar.model.rig, recording.shape)

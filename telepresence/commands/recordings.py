@@ -144,9 +144,8 @@ def _synthetic(size: int, holdout: float) -> Recording:
     observations = []
     for frame in frames:
         assert frame.truth is not None
-        observations.append(
-            Observation(frame.frame_id, frame.rgb, frame.truth.alpha, frame.truth.camera, frame.truth.state)
-        )
+        truth = frame.truth
+        observations.append(Observation(frame.frame_id, frame.rgb, truth.alpha, truth.camera, truth.state, truth.body))
     train, held = split(len(observations), holdout)
     moments = spread([observations[i] for i in held], UNSEEN_VIEWS)
     turns = unseen_turns([observations[i].state for i in train], [moment.state for moment in moments])
