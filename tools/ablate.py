@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from insta_runtime.errors import UserError
+from insta_runtime.learn.evaluation import REGIONS
 from telepresence.commands.fit import learn
 from telepresence.commands.recordings import Recording, open_recording
 from telepresence.config import load_config
@@ -318,7 +319,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         for record in measure(wanted, list(known), marks, keep):
             known.append(record)
-            told = record.get("failed") or " ".join(f"{m.removesuffix('_psnr_db')} {_db(record[m])}" for m in PSNR)
+            told = record.get("failed") or " ".join(
+                f"{region} {_db(record[m])}" for region, m in zip(REGIONS, PSNR, strict=True)
+            )
             print(f"{record['clip']:10s} {record['switch']:16s} {told}  ({record['wall_seconds']} s)", flush=True)
     if wanted.write:
         write_into(wanted.write, tables(known))

@@ -40,7 +40,8 @@ def evaluate(
     _, held = split(len(frames), holdout)
     if not held:
         raise UserError(f"{tracked} has no frames to measure on: give a larger --holdout")
-    device, side = loaded.model.device, size or loaded.model.config.learn.size
+    device, camera = loaded.model.device, folder.take.camera
+    side = min(size or loaded.model.config.learn.size, max(camera.width, camera.height))  # never enlarged
     observations = read_observations(folder, (frames[i] for i in held))
     backend = choose_backend(config.run.backend, loaded.model)
     renderer = make_renderer(loaded.model, backend)

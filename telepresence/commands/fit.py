@@ -75,7 +75,9 @@ def learn(
         raise UserError(f"{recording.name} has {len(recording.observations)} pictures of a face: too few to learn from")
     learned = [recording.observations[i] for i in train]
     kept_back = [recording.observations[i] for i in held]
-    avatar = Avatar.create(recording.head, recording.shape, learned[0].camera, config.avatar, config.run.device)
+    camera = learned[0].camera
+    size = min(size, max(camera.width, camera.height))  # pictures are never enlarged
+    avatar = Avatar.create(recording.head, recording.shape, camera, config.avatar, config.run.device)
     avatar.calibration = recording.calibration
     device = avatar.model.device
     mesh_psnr = _mesh_psnr(avatar, learned, kept_back, size) if baseline else {}

@@ -171,6 +171,17 @@ def test_the_actor_can_be_recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert folder.alpha(1).max() == 255
 
 
+def test_nothing_held_back_is_nothing_measured(folder: Path, tmp_path: Path) -> None:
+    answer, page = tmp_path / "fit.json", tmp_path / "fit.html"
+    arguments = ["fit", str(folder), "--out", str(tmp_path / "avatar"), "--seconds", "0", "--holdout", "0"]
+    assert run_command([*arguments, "--json", str(answer), "--report", str(page), *SMALL]) == 0
+    figures = json.loads(answer.read_text())
+    assert figures["each"] == []
+    assert figures["psnr_db"] is figures["eyes_flip"] is figures["steadiness"] is None
+    assert figures["size"] == SIZE, "pictures are never enlarged"
+    assert "never saw" in page.read_text()
+
+
 def test_too_few_pictures_are_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["fit", str(folder), "--out", str(tmp_path / "avatar"), "--holdout", "0.9", "--size", "32", *SMALL]
     assert run_command(arguments) == 2

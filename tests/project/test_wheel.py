@@ -81,6 +81,7 @@ def test_the_wheel_carries_what_the_program_reads(wheel: Path) -> None:
         "insta_runtime/py.typed",
         "insta_runtime/data/open_head.npz",
         "insta_runtime/cuda/README.md",
+        "telepresence/report/page.html",
     } <= names
     assert any(name.startswith("telepresence/streaming/") and name.endswith(".html") for name in names)
     assert not [name for name in names if name.startswith(("tests/", "tools/", "configs/", "cuda/"))]
