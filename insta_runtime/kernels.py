@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 import re
 import threading
@@ -113,7 +114,7 @@ class Sources:
 
 _COMMENT = re.compile(r"//[^\n]*")
 _INCLUDE = re.compile(r'^#include "([^"]+)"', re.MULTILINE)
-_KERNEL = re.compile(r"^KERNEL\((\w+)(?:, \d+)?\)\s*(\w+)\s*\(([^)]*)\)", re.MULTILINE)
+_KERNEL = re.compile(r"^KERNEL\((\w+)(?:, \w+)?\)\s*(\w+)\s*\(([^)]*)\)", re.MULTILINE)
 _STRUCT = re.compile(r"^struct\s+(\w+)\s*\{([^}]*)\};", re.MULTILINE)
 _PARAMETER = re.compile(r"^(?:const\s+)?([\w ]+?)\s*(\*?)\s*(?:__restrict__\s+)?(\w+)$")
 
@@ -327,9 +328,13 @@ class Graph:
         with Graph._recording:
             # Not torch.cuda.graph(): it waits for the device, which work in other threads must not suffer.
             graph.capture_begin(capture_error_mode="thread_local")
+            collecting = gc.isenabled()
+            gc.disable()  # freeing memory of the device, which a collection may do at any moment, ends a capture
             try:
                 self._work()
             finally:
+                if collecting:
+                    gc.enable()
                 graph.capture_end()
         return graph
 
