@@ -87,9 +87,8 @@ KERNEL(128) field_samples(const FieldWeights weights, const Samples samples, con
 }
 
 #if ON_GPU
-// The first layer's inputs are put into shared memory in two parts if they are many, so that 48 KB suffice.
 CONSTANT int used_pairs = GRID_PAIRS + CODE_PAIRS;
-CONSTANT int first_part = used_pairs > 12 ? (used_pairs + 1) / 2 : used_pairs, second_part = used_pairs - first_part;
+CONSTANT int first_part = first_part_of(used_pairs), second_part = used_pairs - first_part;
 CONSTANT int whole_pairs = second_part > 0 ? first_part : 2 * INPUT_TILES;
 CONSTANT int staged_pairs = whole_pairs > HIDDEN_PAIRS ? whole_pairs : HIDDEN_PAIRS;
 CONSTANT int staged_inputs = 8 * (staged_pairs > 4 ? staged_pairs : 4) + 8;

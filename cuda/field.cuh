@@ -11,7 +11,7 @@
 #define DIRECTIONS (DIRECTION_BANDS * DIRECTION_BANDS)  // spherical harmonics of the direction, band by band
 #define COLOUR_INPUTS (GEOMETRY + DIRECTIONS)           // geometry features, then the direction's harmonics
 static_assert(DIRECTION_BANDS >= 1 && DIRECTION_BANDS <= 4, "harmonics fill two pairs at most");
-static_assert(DENSITY_LAYERS >= 1 && COLOUR_LAYERS >= 2, "hidden layers that all code below reckons with");
+static_assert(DENSITY_LAYERS >= 1 && (COLOUR_LAYERS == 2 || COLOUR_LAYERS == 3), "layers that code below reckons with");
 
 // Layers between two hidden ones, of both networks: those of the density network first.
 #define INNER_LAYERS (DENSITY_LAYERS + COLOUR_LAYERS - 2)
@@ -128,17 +128,16 @@ DEVICE uint code_pair(const float* code, int pair, float mouth, float eyes, bool
 }
 // A pair, 0 or 1, of the direction's harmonics.
 DEVICE uint direction_pair(int pair, vec3 direction) {
-    if (8 * pair >= DIRECTIONS) return 0u;
-    const int t = LANE & 3;
-    uint chosen = 0u;
-    UNROLL
-    for (int own = 3; own >= 0; --own) {
-        const int k = 8 * pair + 2 * own;
-        if (k >= DIRECTIONS) continue;
-        const float next = k + 1 < DIRECTIONS ? harmonic(k + 1, direction) : 0.0f;
-        chosen = t == own ? pack_pair(harmonic(k, direction), next) : chosen;
-    }
-    return chosen;
+    const int t = LANE & 3, first = 8 * pair;
+    const auto harmonics = [&](int k) {
+        if (k >= DIRECTIONS) return 0u;
+        return pack_pair(harmonic(k, direction), k + 1 < DIRECTIONS ? harmonic(k + 1, direction) : 0.0f);
+    };
+    if (first >= DIRECTIONS) return 0u;
+    if (first + 4 >= DIRECTIONS) return t == 0 ? harmonics(first) : t == 1 ? harmonics(first + 2) : 0u;
+    const uint low = t == 0 ? harmonics(first) : harmonics(first + 2);
+    const uint high = t == 2 ? harmonics(first + 4) : harmonics(first + 6);
+    return t < 2 ? low : high;
 }
 
 // Outputs of the density network as the colour network's inputs (the two pairs of the direction are left alone), and
@@ -225,13 +224,14 @@ DEVICE void field_colours(const FieldWeights& weights, const vec3 (&direction)[L
     }
     uint one[HIDDEN_PAIRS][4], other[HIDDEN_PAIRS][4];  // hidden layers by turns
     relu_layer<2, HIDDEN_PAIRS, 2>(networks + colour_forward(0), weights.biases + packed_colour_bias(0), geometry, one);
-    UNROLL
-    for (int i = 1; i < COLOUR_LAYERS; ++i)
-        relu_layer<HIDDEN_TILES, HIDDEN_PAIRS, 2>(networks + colour_forward(i), weights.biases + packed_colour_bias(i),
-                                                  i % 2 ? one : other, i % 2 ? other : one);
+    relu_layer<HIDDEN_TILES, HIDDEN_PAIRS, 2>(networks + colour_forward(1), weights.biases + packed_colour_bias(1), one,
+                                              other);
+    if constexpr (COLOUR_LAYERS == 3)
+        relu_layer<HIDDEN_TILES, HIDDEN_PAIRS, 2>(networks + colour_forward(2), weights.biases + packed_colour_bias(2),
+                                                  other, one);
     float even[4], odd[4];
     layer<HIDDEN_TILES, 1, 2>(networks + colour_forward(COLOUR_LAYERS),
-                              weights.biases + packed_colour_bias(COLOUR_LAYERS), COLOUR_LAYERS % 2 ? one : other,
+                              weights.biases + packed_colour_bias(COLOUR_LAYERS), COLOUR_LAYERS == 3 ? one : other,
                               [&](int, int m, const float (&c)[4]) {
                                   even[2 * m] = c[0], even[2 * m + 1] = c[2];
                                   odd[2 * m] = c[1], odd[2 * m + 1] = c[3];

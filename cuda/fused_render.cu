@@ -10,6 +10,7 @@
 #include "march.cuh"
 
 #define SAMPLE_SIZE 8
+#define BUNDLES_AT_ONCE (LEVELS * FEATURES > 64 ? 8 : 16)  // many features need all registers that a lane may have
 
 // counters[5] and counters[6] from the histogram. One packet.
 KERNEL(32) fit_bundles(const Bundles bundles, int* counters) {
@@ -152,7 +153,7 @@ DEVICE void show(const Shades& shades, uint round, int first, float stop, Views&
 
 // Draws the pixels of the listed rays into `rgba` (height * width, 4), premultiplied. A ray ends where its
 // transmittance falls below `stop`, a bundle with its last ray. Adds to counters[2] and counters[3]. items: the pixels.
-KERNEL(32, 16) render_rays(const Head head, const Poses poses, const FieldWeights weights, const Bundles bundles,
+KERNEL(32, BUNDLES_AT_ONCE) render_rays(const Head head, const Poses poses, const FieldWeights weights, const Bundles bundles,
                            int* counters, float step, float stop, float* rgba) {
     const int count = counters[0];
     EACH_PACKET(b, (count + PACKET - 1) / PACKET) {

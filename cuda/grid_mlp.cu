@@ -195,7 +195,9 @@ KERNEL(128) grid_mlp_outputs(const FieldWeights weights, const storage_t* encode
     }
 }
 
-CONSTANT int staged_pairs = 2 * INPUT_TILES > HIDDEN_PAIRS ? 2 * INPUT_TILES : HIDDEN_PAIRS;
+CONSTANT int first_part = first_part_of(GRID_PAIRS), second_part = GRID_PAIRS - first_part;
+CONSTANT int whole_pairs = second_part > 0 ? first_part : 2 * INPUT_TILES;
+CONSTANT int staged_pairs = whole_pairs > HIDDEN_PAIRS ? whole_pairs : HIDDEN_PAIRS;
 #endif
 
 // From the outputs' gradients (n, 16): adds to network_gradients and sets encoded_gradients, for grid_backward; both
@@ -207,7 +209,8 @@ KERNEL(256, 2) grid_mlp_backward(const FieldWeights weights, const storage_t* en
     __shared__ __align__(16) storage_t inputs[TILE][8 * staged_pairs + 8];
     __shared__ __align__(16) storage_t outputs[TILE][HIDDEN + 8];
     const int tiles = (n + TILE - 1) / TILE;
-    WeightSums<HIDDEN_TILES, GRID_PAIRS> sums_1 = {};
+    WeightSums<HIDDEN_TILES, first_part> sums_1 = {};
+    WeightSums<HIDDEN_TILES, second_part> sums_second = {};  // nothing if there is no second part
     WeightSums<HIDDEN_TILES, HIDDEN_PAIRS> sums_2 = {};
     WeightSums<1, HIDDEN_PAIRS> sums_3 = {};
     for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
@@ -240,9 +243,15 @@ KERNEL(256, 2) grid_mlp_backward(const FieldWeights weights, const storage_t* en
         add_weights(sums_2, inputs, outputs);
         relu_backward<HIDDEN_TILES, HIDDEN_PAIRS, 1>(networks + backward_2, pull_2, hidden_1, pull_1);
         __syncthreads();
-        stage(inputs, x), stage(outputs, pull_1);
+        stage<0, whole_pairs>(inputs, x), stage(outputs, pull_1);
         __syncthreads();
         add_weights(sums_1, inputs, outputs);
+        if constexpr (second_part > 0) {
+            __syncthreads();
+            stage<first_part, second_part>(inputs, x);
+            __syncthreads();
+            add_weights(sums_second, inputs, outputs);
+        }
         layer<HIDDEN_TILES, GRID_PAIRS, 1>(networks + backward_1, nullptr, pull_1,
                                            [&](int k, int, const float (&c)[4]) {
                                                UNROLL
@@ -257,6 +266,9 @@ KERNEL(256, 2) grid_mlp_backward(const FieldWeights weights, const storage_t* en
     }
     if (int(blockIdx.x) >= tiles) return;
     flush_weights<HIDDEN, ENCODED>(sums_1, network_gradients + weight_1, nullptr, grid_column);
+    if constexpr (second_part > 0)
+        flush_weights<HIDDEN, ENCODED>(sums_second, network_gradients + weight_1, nullptr,
+                                       [](int pair, int t, int e) { return grid_column(first_part + pair, t, e); });
     flush_weights<HIDDEN, HIDDEN>(sums_2, network_gradients + weight_2, nullptr, plain_column);
     flush_weights<OUTPUTS, HIDDEN>(sums_3, network_gradients + weight_3, nullptr, plain_column);
 #else

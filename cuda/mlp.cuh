@@ -59,6 +59,9 @@ DEVICE void relu_backward(const uint* fragments, const uint (&dy)[2 * OUTPUT_TIL
 #define TILE 128
 #define TILE_WARPS 8
 
+// Many inputs are put there in two parts, so that 48 KB suffice; this is the first one of `pairs`.
+DEVICE constexpr int first_part_of(int pairs) { return pairs > 12 ? (pairs + 1) / 2 : pairs; }
+
 // `STRIDE` fp16 a row: 16 bytes more than a multiple of 32, so that eight rows lie in different banks.
 template <int FIRST, int COUNT, int PAIRS, int STRIDE>
 DEVICE void stage(storage_t (*tile)[STRIDE], const uint (&x)[PAIRS][2]) {

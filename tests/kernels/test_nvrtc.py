@@ -14,7 +14,7 @@ from insta_runtime.kernels import KernelError, read_sources
 from telepresence.config import load_config
 
 CAPABILITIES = ((7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (12, 0))
-PRESETS = {"default": CAPABILITIES, "cpu": ((7, 5), (12, 0))}  # and the cards that each is compiled for: time is dear
+PRESETS = {"default": CAPABILITIES, "cpu": ((7, 5), (12, 0)), "insta_paper": ((7, 5), (9, 0), (12, 0))}  # and the cards that each is compiled for: time is dear
 
 MOST_REGISTERS = 255  # what a thread can have
 MOST_SHARED = 48 * 1024  # bytes that a block has on every card
@@ -23,6 +23,14 @@ SPILLED = {  # where it is more, and why that is borne
     "render_rays": 128,  # around a loop; with fewer warps to hide the table's latency it would be slower
     "grid_mlp_backward": 128,  # a second block a processor is worth a quarter of the time
     "field_backward": 800,  # gradients of a whole layer stay in registers; fewer would mean a second pass
+}
+# The original's field has more layers and four times the features: nothing that is shown while it is learned.
+SPILLED_BY_PAPER = {
+    "render_rays": 600,
+    "field_samples": 600,
+    "field_backward": 1500,
+    "grid_mlp_backward": 900,
+    "grid_mlp_outputs": 900,
 }
 
 
@@ -40,13 +48,15 @@ def test_a_module_fits_every_card(module: str, nvrtc: Nvrtc) -> None:
     sources = read_sources()
     kernels = {kernel.name: kernel for kernel in sources.kernels.values() if kernel.module == module}
     jobs: dict[tuple[tuple[str, ...], tuple[int, int]], tuple[Program, NvrtcCompiler]] = {}
+    borne: dict[tuple[str, ...], dict[str, int]] = {}
     for preset, capabilities in PRESETS.items():
         program = sources.program(module, avatar_constants(load_config(preset).avatar))
+        borne.setdefault(program.defines, SPILLED_BY_PAPER if preset == "insta_paper" else SPILLED)
         for capability in capabilities:
             jobs.setdefault((program.defines, capability), (program, NvrtcCompiler(nvrtc, capability)))
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # from the cache if nothing has changed
         artifacts = list(pool.map(lambda job: build(*job), jobs.values()))
-    for (_, compiler), artifact in zip(jobs.values(), artifacts, strict=True):
+    for (program, compiler), artifact in zip(jobs.values(), artifacts, strict=True):
         assert compiler.binary
         assert artifact.image.startswith(b"\x7fELF")
         assert set(artifact.resources) == set(kernels)
@@ -55,7 +65,7 @@ def test_a_module_fits_every_card(module: str, nvrtc: Nvrtc) -> None:
             assert 0 < taken.registers <= MOST_REGISTERS, where
             assert taken.registers * kernels[name].threads <= 65536, where
             assert taken.shared <= MOST_SHARED, where
-            assert taken.spilled <= SPILLED.get(name, MOST_SPILLED), where
+            assert taken.spilled <= borne[program.defines].get(name, MOST_SPILLED), where
 
 
 SMALL = Program(
