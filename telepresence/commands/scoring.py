@@ -37,7 +37,7 @@ class Lpips:
 
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         if not any(folder.glob(ALEXNET)):
-            return Lpips(None, f"not measured: its weights ({ALEXNET}) are not in {folder}")
+            return Lpips(None, f"not measured: its weights ({ALEXNET}) are not among torch's checkpoints")
         try:
             import lpips
 

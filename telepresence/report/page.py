@@ -148,7 +148,7 @@ def _clip(figures: Figures) -> str:
 def _subtitle(figures: Figures) -> str:
     return (
         f"An avatar after {figures['seconds']:g} s of training, measured on {len(figures['each'])} pictures "
-        f"of {figures['size']} px that it never saw"
+        f"of {figures['size']} px from the end of the recording"
     )
 
 
