@@ -50,10 +50,20 @@ class TorsoLayer:
         ``inputs`` is what `SlowPose` says of the head.  Beyond the pictures that were learned from, the layer goes on
         as it is at their edge.
         """
-        grid = body_grid(self.motion.predict(inputs).inverse(), backdrop.shape[0], self.rgba.device)
-        torso = functional.grid_sample(self.rgba[None], grid, padding_mode="border", align_corners=False)[0]
+        side = backdrop.shape[0]
+        grid = body_grid(self.motion.predict(inputs).inverse(), side, self.rgba.device)
+        level = next(level for level in self._levels if level.shape[-1] >= side or level is self.rgba)
+        torso = functional.grid_sample(level[None], grid, padding_mode="border", align_corners=False)[0]
         torso = torso.permute(1, 2, 0)
         return torch.addcmul(torso[..., :3], 1.0 - torso[..., 3:], backdrop)
+
+    @cached_property
+    def _levels(self) -> list[torch.Tensor]:
+        """The layer at half its side, a quarter ..., the smallest first: smaller pictures would show jagged edges."""
+        levels = [self.rgba]
+        while levels[0].shape[-1] >= 128:
+            levels.insert(0, functional.avg_pool2d(levels[0][None], 2)[0])
+        return levels
 
     def room_picture(self, side: int) -> torch.Tensor:
         """The room, (side, side, 3), on the layer's device."""

@@ -20,8 +20,11 @@ from insta_runtime.types import Bytes, Float64, Observation
 
 PICTURES = 96
 """Of a recording, evenly spread, from which a torso is learned."""
-VISIBLE = 0.05
-"""Part of a pixel that the head leaves free, from which on the pixel says something of the torso."""
+VISIBLE = 0.5
+"""Part of a pixel that the head leaves free, from which on the pixel is taken to say something of the torso.
+
+At the head's edge colours are mixed: what little such pixels could tell is not worth the ghost that they leave.
+"""
 NEAR_HEAD = 0.04
 """Part of the picture's side around the head where a torso is not registered: necks turn, and hair hangs there."""
 AGREES = 0.06
@@ -32,8 +35,8 @@ FIRST = 3.0
 """Pictures whose mean is taken as it is, before there is an opinion to disagree with."""
 MEMORY = 60.0
 """Pictures that a mean goes back to."""
-FEW = 0.2
-"""Weight, in pictures, of what surrounds a pixel against what was seen of it."""
+FEW = 0.05
+"""Part of the pictures below which a pixel is taken from its surroundings rather than from what was seen of it."""
 SEEN_EDGE = (0.06, 0.98)
 """Mean opacity that is taken for none, and for full: edges that did not meet exactly, and strands that swung past."""
 UNSEEN_EDGE = (0.35, 0.65)
@@ -77,7 +80,7 @@ class TorsoLearner:
         free = 1.0 - alpha
         torso = ((body - alpha) / free.clamp_min(1e-3)).clamp(0.0, 1.0)
         picture = torch.cat([rgb * torso, torso])
-        visible = ((free - VISIBLE) / (1.0 - VISIBLE)).clamp_min(0.0)
+        visible = ((free - VISIBLE) / (1.0 - VISIBLE)).clamp_min(0.0).pow(3)
         if self.seen:
             known = (self._weight / min(self.seen, FIRST)).clamp_max(1.0)
             near = _blurred(reduced(alpha, ROOM_SIDE), NEAR_HEAD)
@@ -93,10 +96,10 @@ class TorsoLearner:
         if not self.seen:
             return None
         room, weight = self._room[:3] / self._room[3:].clamp_min(1e-6), self._room[3:]
-        room = _filled(room, weight, FEW)
+        room = _filled(room, self._sure(weight))
         room = _blurred(room, 2.0 / ROOM_SIDE)
-        rgba = _filled(self._mean, self._weight, FEW)
-        sure = self._weight / (self._weight + FEW)
+        sure = self._sure(self._weight)
+        rgba = _filled(self._mean, sure)
         opacity = rgba[3:]
         colour = (rgba[:3] / opacity.clamp_min(1e-3)).clamp(0.0, 1.0)
         opacity = sure * _steeper(opacity, *SEEN_EDGE) + (1.0 - sure) * _steeper(opacity, *UNSEEN_EDGE)
@@ -129,6 +132,11 @@ class TorsoLearner:
         self._mean += weight / self._weight.clamp_min(1e-6) * (new - self._mean)
         self._weight.clamp_max_(MEMORY)
 
+    def _sure(self, weight: torch.Tensor) -> torch.Tensor:
+        """How far a pixel that was seen with this weight is to be believed, in [0, 1)."""
+        few = max(1.0, FEW * min(self.seen, MEMORY))
+        return weight.square() / (weight.square() + few**2)
+
     def _see_room(self, rgb: torch.Tensor, body: torch.Tensor) -> None:
         """The room does not move: what no body hides, as it is."""
         rgb, body = reduced(rgb, ROOM_SIDE), reduced(body, ROOM_SIDE)
@@ -154,18 +162,17 @@ def _steeper(opacity: torch.Tensor, low: float, high: float) -> torch.Tensor:
     return ((opacity - low) / (high - low)).clamp(0.0, 1.0)
 
 
-def _filled(picture: torch.Tensor, weight: torch.Tensor, few: float) -> torch.Tensor:
-    """``picture`` (C, S, S), and where ``weight`` (1, S, S) says little, its surroundings.
+def _filled(picture: torch.Tensor, sure: torch.Tensor) -> torch.Tensor:
+    """``picture`` (C, S, S), and where one is not ``sure`` (1, S, S) of it, its surroundings.
 
     Pull-push (Gortler et al., The Lumigraph, 1996): from a pyramid of weighted means.
     """
     if picture.shape[-1] == 1:
         return picture
-    sure = weight / (weight + few)
     down = functional.avg_pool2d(torch.cat([picture * sure, sure])[None], 2, ceil_mode=True)[0]
     coarse = down[:-1] / down[-1:].clamp_min(1e-6)
     # A coarse pixel is as sure as its best part: one that was seen speaks for its neighbours.
-    best = functional.max_pool2d(weight[None], 2, ceil_mode=True)[0]
-    wide = _filled(coarse, best, few)
+    best = functional.max_pool2d(sure[None], 2, ceil_mode=True)[0]
+    wide = _filled(coarse, best)
     up = functional.interpolate(wide[None], picture.shape[1:], mode="bilinear", align_corners=False)[0]
     return picture * sure + (1.0 - sure) * up

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from telepresence.backgrounds import Backgrounds
 from telepresence.frames import CameraFrame, ShownFrame
 from telepresence.mailbox import Mailbox
 from telepresence.streaming import MediaServer, StreamHooks, StreamSettings
@@ -61,7 +62,15 @@ class Studio:
         self.camera: Mailbox[CameraFrame] = Mailbox("camera")
         self.camera_events: list[bool] = []
         self.recent: deque[np.ndarray] = deque(maxlen=90)
-        hooks = StreamHooks(lambda: self.status, lambda: "up 1\n", self.camera, self.camera_events.append)
+        self.backgrounds = Backgrounds("torso")
+        hooks = StreamHooks(
+            lambda: {"background": str(self.backgrounds.chosen), **self.status},
+            lambda: "up 1\n",
+            self.camera,
+            self.camera_events.append,
+            lambda: {"background": str(self.backgrounds.chosen), "choices": self.backgrounds.choices},
+            self.backgrounds.choose,
+        )
         self.server = MediaServer(StreamSettings(**{"port": 0, **settings}), hooks)
         self._going = True
         self._feeder = threading.Thread(target=self._feed)

@@ -51,6 +51,43 @@ def offer(direction: str = "recvonly", candidates: int = 0) -> bytes:
     return (asyncio.run(make()) + extra).encode()
 
 
+JSON = {"Content-Type": "application/json"}
+
+
+def test_the_background_is_told_and_chosen(studio: Any) -> None:
+    status, _, body = ask(studio.server, "GET", "/background")
+    assert status == 200
+    assert json.loads(body) == {"background": "torso", "choices": ["calm", "room"]}
+    for wish in ("torso+room", "#102030", "calm"):
+        sent = json.dumps({"background": wish}).encode()
+        assert ask(studio.server, "PUT", "/background", sent, JSON)[0] == 204
+        assert str(studio.backgrounds.chosen) == wish
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "wanted"),
+    [
+        (b'{"background": "/etc/passwd"}', JSON, 400),
+        (b'{"background": "torso+../avatar.safetensors"}', JSON, 400),
+        (b'{"background": 7}', JSON, 400),
+        (b'["room"]', JSON, 400),
+        (b"room", JSON, 400),
+        (b"[" * 1000, JSON, 400),
+        (b'{"background": "' + b"x" * 2000 + b'"}', JSON, 400),
+        (b'{"background": "#12345"}', JSON, 400),
+        (b"\xff\xfe", JSON, 400),
+        (b'{"background": "room"}', {"Content-Type": "text/plain"}, 415),  # what a foreign page could send unasked
+        (b'{"background": "room"}', JSON | {"Origin": "http://evil.example"}, 403),
+        (b'{"background": "room"}', JSON | {"Host": "evil.example"}, 403),
+    ],
+)
+def test_other_wishes_change_nothing(studio: Any, body: bytes, headers: dict[str, str], wanted: int) -> None:
+    status, _, answer = ask(studio.server, "PUT", "/background", body, headers)
+    assert status == wanted
+    assert answer.count(b"\n") == 1
+    assert str(studio.backgrounds.chosen) == "torso"
+
+
 def test_page_and_its_headers(studio: Any) -> None:
     status, headers, body = ask(studio.server, "GET", "/")
     assert status == 200
@@ -70,7 +107,9 @@ def test_health_status_and_metrics(studio: Any) -> None:
     studio.status.update(state="live", psnr_db=math.nan, head={"fps": math.inf}, drops=[1, 2])
     status, _, body = ask(studio.server, "GET", "/status")
     assert status == 200
-    assert json.loads(body) == {"state": "live", "psnr_db": None, "head": {"fps": None}, "drops": [1, 2]}
+    told = json.loads(body)
+    assert told.pop("background") == "torso"
+    assert told == {"state": "live", "psnr_db": None, "head": {"fps": None}, "drops": [1, 2]}
     assert ask(studio.server, "GET", "/metrics")[2] == b"up 1\n"
 
 

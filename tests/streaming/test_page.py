@@ -62,6 +62,23 @@ def test_page_shows_the_stream_in_h264(studio: Any, chromium: Browser) -> None:
 
 
 @pytest.mark.timeout(60)
+def test_a_viewer_chooses_what_the_head_is_put_over(studio: Any, chromium: Browser) -> None:
+    page = chromium.new_page()
+    page.goto(studio.server.address)
+    studio.until(lambda: page.locator("#torso").is_checked())
+    page.select_option("#behind", "room")
+    studio.until(lambda: str(studio.backgrounds.chosen) == "torso+room")
+    page.uncheck("#torso")
+    studio.until(lambda: str(studio.backgrounds.chosen) == "room")
+    page.select_option("#behind", "colour")
+    page.locator("#colour").fill("#ff8000")
+    studio.until(lambda: str(studio.backgrounds.chosen) == "#ff8000")
+    assert page.locator("#trouble").is_hidden()
+    studio.backgrounds.choose("torso")  # somebody else's wish
+    studio.until(lambda: page.locator("#torso").is_checked() and page.locator("#behind").input_value() == "calm")
+
+
+@pytest.mark.timeout(60)
 def test_a_viewer_without_h264_gets_vp8(studio: Any, chromium: Browser) -> None:
     page = chromium.new_page()
     page.goto(studio.server.address)
@@ -166,10 +183,10 @@ def test_layout_fits_phone_and_desktop(studio: Any, chromium: Browser, width: in
     button = page.get_by_role("button", name="Use my camera").bounding_box()
     assert button["height"] >= 44  # a finger's width
     reached = set()
-    for _ in range(3):
+    for _ in range(5):
         page.keyboard.press("Tab")
         reached.add(page.evaluate("document.activeElement.id"))
-    assert {"full", "camera"} <= reached
+    assert {"full", "torso", "behind", "camera"} <= reached
 
 
 def resized(picture: np.ndarray, width: int, height: int) -> np.ndarray:

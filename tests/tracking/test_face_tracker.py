@@ -54,18 +54,18 @@ def calibration(open_head, faces, pictures):
 
 def test_a_recording_is_tracked_closely(open_head, faces, pictures, models):
     height, width = pictures[0].rgb.shape[:2]
-    recording = track_recording(open_head, faces, lambda: pictures, width, height, models=models)
+    recording = track_recording(open_head, faces, lambda: pictures, width, height, 30.0, models=models)
     figures = recording.figures()
     assert figures["tracked"] == figures["frames"] == len(pictures)
     assert figures["reprojection_px_median"] < 1.7
     assert figures["jitter_px"] < 0.5
-    again = track_recording(open_head, faces, lambda: pictures, width, height, models=models)
+    again = track_recording(open_head, faces, lambda: pictures, width, height, 30.0, models=models)
     assert np.array_equal(again.errors, recording.errors), "the same landmarks give the same result"
     # A face that cannot be where it is said to be, as under a box that hides it, is not believed.
     moved = replace(faces[30], points=faces[30].points.copy())
     moved.points[:, :2] += np.random.default_rng(0).normal(0.0, 12.0, (478, 2)).astype(np.float32)
     hidden = [*faces[:30], *[moved] * 8, *faces[38:]]
-    recording = track_recording(open_head, hidden, lambda: pictures, width, height, models=models)
+    recording = track_recording(open_head, hidden, lambda: pictures, width, height, 30.0, models=models)
     assert not recording.valid[32:36].any()
     assert recording.valid[-10:].all()
     assert np.array_equal(recording.states[33].expression, recording.states[32].expression), "held while lost"
@@ -96,6 +96,8 @@ def test_live_it_calibrates_tracks_loses_and_recovers(open_head, pictures, model
         assert seen.alpha[128, 128] > 250
         assert seen.alpha[:10, :10].max() < 10
         assert seen.alpha[-3:].max() < 30, "the torso is left out"
+        assert (seen.body.astype(int) >= seen.alpha.astype(int) - 1).all()
+        assert seen.body[-3:].max() > 200, "the body has it"
         assert tracker.shape.shape == (len(open_head.shape_dirs),)
         stored = tracker.calibration
         tracker.recalibrate()

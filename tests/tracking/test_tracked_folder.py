@@ -39,7 +39,8 @@ def _frames(seed: int = 0):
         )
         rgb = np.repeat(np.repeat(rng.integers(0, 255, (6, 6, 3), dtype=np.uint8), 8, 0), 8, 1)
         alpha = np.full((SIZE, SIZE), 40 * index, np.uint8)
-        yield CameraFrame(index, index * 40_000_000, rgb, Truth(state, alpha, CAMERA))
+        body = np.full((SIZE, SIZE), 40 * index + 20, np.uint8)
+        yield CameraFrame(index, index * 40_000_000, rgb, Truth(state, alpha, CAMERA, body))
 
 
 @pytest.fixture
@@ -63,8 +64,28 @@ def test_round_trip(folder, open_head):
             assert np.array_equal(seen.state.arrays()[name], value)
         assert seen.t_capture_ns == frame.t_capture_ns
         assert np.array_equal(seen.alpha, frame.truth.alpha)
+        assert np.array_equal(seen.body, frame.truth.body)
         assert np.abs(seen.rgb.astype(int) - frame.rgb)[4:].mean() < 12
     assert not list(folder.parent.glob(".*")), "temporary folders are gone"
+
+
+def test_a_folder_without_bodies_is_as_good_for_the_rest(folder):
+    shutil.rmtree(folder / "body")
+    seen = TrackedFolder.open(folder).observation(2)
+    assert seen.body is None
+    assert seen.alpha.min() == 80
+
+
+def test_a_body_is_nowhere_less_than_the_head_and_a_damaged_one_is_refused(folder):
+    Image.fromarray(np.zeros((SIZE, SIZE), np.uint8)).save(folder / "body" / "000002.png")
+    seen = TrackedFolder.open(folder).observation(2)
+    assert np.array_equal(seen.body, seen.alpha)
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / "body" / "000003.png")
+    with pytest.raises(UserError, match="8 x 8"):
+        TrackedFolder.open(folder).observation(3)
+    (folder / "body" / "000003.png").unlink()
+    with pytest.raises(UserError, match="cannot be read"):
+        TrackedFolder.open(folder).observation(3)
 
 
 def test_load_frame_gives_vertices_in_camera_space(folder, open_head):
@@ -109,7 +130,7 @@ def test_an_interrupted_writer_leaves_nothing(tmp_path):
 
     def interrupted() -> None:
         with FolderWriter(path) as writer:
-            writer.add(0, np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.uint8))
+            writer.add(0, np.zeros((8, 8, 3), np.uint8), *np.zeros((2, 8, 8), np.uint8))
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -238,6 +238,42 @@ function trouble(text) {
 
 const sentence = (text) => `${text.charAt(0).toUpperCase()}${text.slice(1)}${/[.!?]$/.test(text) ? "" : "."}`;
 
+// ---- what the head is put over
+
+let choosing = 0; // wishes on their way: until they are answered, the daemon's state does not move the controls
+
+/** Show what the daemon shows: "torso", "room", "#203040", "torso+room" ... */
+function showScene(background) {
+  if (typeof background !== "string" || choosing) return;
+  const [first, rest] = background.split("+");
+  const behind = first === "torso" ? (rest ?? "calm") : first;
+  $("torso").checked = first === "torso";
+  if (behind.startsWith("#")) $("colour").value = behind;
+  if (behind === "picture") $("behind").querySelector("[value=picture]").hidden = false;
+  $("behind").value = behind.startsWith("#") ? "colour" : behind;
+  $("colour").hidden = $("behind").value !== "colour";
+  $("scene").disabled = false;
+}
+
+async function chooseScene() {
+  const behind = $("behind").value === "colour" ? $("colour").value : $("behind").value;
+  $("colour").hidden = $("behind").value !== "colour";
+  choosing++;
+  try {
+    const response = await fetch("/background", {
+      method: "PUT",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify({ background: $("torso").checked ? `torso+${behind}` : behind }),
+    });
+    if (!response.ok) throw new Refused(response.status, await response.text());
+    trouble("");
+  } catch (error) {
+    trouble(sentence(error instanceof Refused ? error.message : "the daemon does not answer"));
+  } finally {
+    choosing--;
+  }
+}
+
 // ---- state
 
 const curve = [];
@@ -265,6 +301,7 @@ function show(status) {
   document.body.dataset.state = state;
   document.title = state === "live" ? "Telepresence" : `Telepresence – ${state}`;
   explain();
+  showScene(status.background);
   number("fps", received.fps, 0);
   number("avatar-fps", status.avatar_fps, status.avatar_fps > 0 && status.avatar_fps < 10 ? 1 : 0);
   number("latency", status.latency_ms > 0 && received.fps ? status.latency_ms + received.delay : undefined, 0);
@@ -301,6 +338,7 @@ function draw(psnr) {
 // ---- start
 
 $("camera").onclick = () => (camera ? returnCamera() : useCamera());
+for (const id of ["torso", "behind", "colour"]) $(id).onchange = chooseScene;
 $("full").onclick = () => (document.fullscreenElement ? document.exitFullscreen() : $("stage").requestFullscreen());
 $("full").hidden = !document.fullscreenEnabled;
 addEventListener("pagehide", () => {
