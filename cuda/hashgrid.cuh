@@ -131,11 +131,17 @@ DEVICE void encode(const storage_t* table, const float (&point)[4][3], const boo
 DEVICE void add_row(float* table_gradients, uint row, float weight, const float (&pull)[FEATURES]) {
     float* p = table_gradients + row * size_t(FEATURES);
 #if __CUDA_ARCH__ >= 900
+    constexpr int wide = FEATURES % 4 == 0 ? 4 : 2;
     UNROLL
-    for (int f = 0; f < FEATURES; f += 2)
-        asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(p + f), "f"(weight * pull[f]),
-                     "f"(weight * pull[f + 1])
-                     : "memory");
+    for (int f = 0; f < FEATURES; f += wide)
+        if constexpr (wide == 4)
+            asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(p + f), "f"(weight * pull[f]),
+                         "f"(weight * pull[f + 1]), "f"(weight * pull[f + 2]), "f"(weight * pull[f + 3])
+                         : "memory");
+        else
+            asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(p + f), "f"(weight * pull[f]),
+                         "f"(weight * pull[f + 1])
+                         : "memory");
 #else
     UNROLL
     for (int f = 0; f < FEATURES; ++f) atomicAdd(p + f, weight * pull[f]);
