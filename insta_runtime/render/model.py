@@ -52,7 +52,7 @@ class AvatarModel:
         regions = triangle_regions(canonical.faces, mask("face"), mask("eyes"), mask("lips"))
         lips = config.conditioning.code == "lips"
         self.warp = HeadWarp(canonical, neutral, masks, config.warp, regions=regions, lips=lips)
-        self._condition = condition_lips if lips else condition
+        self.condition = condition_lips if lips else condition
         self.field = RadianceField(config.radiance, torch.Generator().manual_seed(seed)).to(device)
         hollow = FaceRegions(mask("face"), mask("mouth"))
         found = OccupancyGrid.find(self.warp, hollow, config.occupancy) if cells is None else cells
@@ -79,7 +79,7 @@ class AvatarModel:
 
     def shade(self, samples: RaySamples, codes: torch.Tensor, rays: int) -> Composite:
         """Ask the field at ``samples`` and composite: ``codes`` (N, CODE_WIDTH), not yet faded, one a sample."""
-        density, colour = self.field(samples.position, samples.direction, self._condition(codes, samples.masks))
+        density, colour = self.field(samples.position, samples.direction, self.condition(codes, samples.masks))
         return composite(density, colour, samples.distance, samples.ray, rays, self.config.sampling.step)
 
 

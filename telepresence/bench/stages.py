@@ -71,7 +71,6 @@ def draw_in_stages(model: AvatarModel, state: HeadState, camera: Camera, clock: 
     """One picture by the torch reference, each stage timed."""
     import torch
 
-    from insta_runtime.field.conditioning import condition
     from insta_runtime.render.compositing import composite
     from insta_runtime.render.raster import rasterise
     from insta_runtime.render.rays import camera_vertices, pixel_rays
@@ -94,7 +93,7 @@ def draw_in_stages(model: AvatarModel, state: HeadState, camera: Camera, clock: 
                 rays = pixel_rays(state, camera, chunk, depth[chunk], model.config.sampling.behind)
                 samples = model.march(rays, head)
             with clock.stage("field"):
-                codes = condition(code.expand(len(samples.ray), -1), samples.masks)
+                codes = model.condition(code.expand(len(samples.ray), -1), samples.masks)
                 density, colour = model.field(samples.position, samples.direction, codes)
             with clock.stage("composite"):
                 step = model.config.sampling.step

@@ -14,7 +14,11 @@ from insta_runtime.kernels import KernelError, read_sources
 from telepresence.config import load_config
 
 CAPABILITIES = ((7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (12, 0))
-PRESETS = {"default": CAPABILITIES, "cpu": ((7, 5), (12, 0)), "insta_paper": ((7, 5), (9, 0), (12, 0))}  # and the cards that each is compiled for: time is dear
+PRESETS = {
+    "default": CAPABILITIES,
+    "cpu": ((7, 5), (12, 0)),
+    "insta_paper": ((7, 5), (9, 0), (12, 0)),
+}  # and the cards that each is compiled for: time is dear
 
 MOST_REGISTERS = 255  # what a thread can have
 MOST_SHARED = 48 * 1024  # bytes that a block has on every card
