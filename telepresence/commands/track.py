@@ -58,7 +58,7 @@ def track(
         def again() -> Iterator[CameraFrame]:
             return progress.each("following the head", video_frames(path), len(faces))
 
-        recording = track_recording(model, faces, again, reader.width, reader.height, focal, models)
+        recording = track_recording(model, faces, again, reader.width, reader.height, reader.fps, focal, models)
         calibration = recording.calibration
         seen = [
             face for face, valid in zip(recording.faces, recording.valid, strict=True) if valid and face is not None
@@ -83,7 +83,7 @@ def track(
         facts = {
             "source": path.name,
             "crop_policy": policy,
-            "tracker": {"smoothing": "zero-phase gaussian, sigma 1 frame", **figures},
+            "tracker": {"smoothing": "zero-phase gaussian, sigma 1/30 s", **figures},
             "calibration": calibration.to_json(),
         }
         writer.finish(take, head_name=model.name, head_file=head, facts=facts)

@@ -1,6 +1,6 @@
 """Bundle adjustment of a few views of one rigid head: where its points lie, and from where each view was taken.
 
-Gauss-Newton on Huber's loss of the reprojection, the points eliminated by the Schur complement.  What the landmarks
+Gauss-Newton on a robust loss of the reprojection, the points eliminated by the Schur complement.  What the landmarks
 say about each pose is a Gaussian prior, so that the head's frame of reference stays that of the landmarks; every point
 has a wide one around its first guess.
 """
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from insta_runtime.geometry import axis_angle, rotation_matrix
 from insta_runtime.types import Float64
 
-POINT_SD = 0.015  # m around the first guess
-ROBUST = 2.0  # sigmas where the loss turns linear
+POINT_SD = 0.03  # m around the first guess
+ROBUST = 2.0  # sigmas beyond which a point is more likely mistaken than inexact
 
 
 @dataclass
@@ -97,6 +97,6 @@ def project(
 
 
 def robust(distance: Float64) -> Float64:
-    """Huber's weights for distances in sigmas."""
-    weight: Float64 = ROBUST / np.maximum(distance, ROBUST)
+    """Weights for distances in sigmas, of Cauchy's loss: what is far off is mistaken, and counts little."""
+    weight: Float64 = 1.0 / (1.0 + (distance / ROBUST) ** 2)
     return weight

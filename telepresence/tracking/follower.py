@@ -45,7 +45,8 @@ class HeadFollower:
         self._fitter = calibration.fitter(head)
         self._texture = TextureMap(head, calibration.shape, self._fitter.camera, face_size)
         self._health = Health(self._fitter.camera, calibration.error)
-        self._offsets = _Offsets(calibration.offsets.astype(np.float64))
+        self._calibrated = self._fitter
+        self._offsets = _Offsets(self._fitter.basis, calibration.offsets.astype(np.float64))
         self._before: HeadFit | None = None
 
     @property
@@ -97,7 +98,7 @@ class HeadFollower:
         fit = fitter.fit(face, before, interval, sightings, start)
         if learn and not self._health.lost:
             if texture.is_novel(fit):
-                alone = fitter.fit(face, None)
+                alone = self._calibrated.fit(face, None)
                 matte = self._matter.person(rgb, face, window)
                 texture.add(picture, window, matte, face, fit, alone, fitter.pose_information(alone, face))
             if sightings is not None and self._offsets.learn(fitter, fit, face):
@@ -106,13 +107,22 @@ class HeadFollower:
 
 
 class _Offsets:
-    """The displacement of each landmark (L, 3), by recursive least squares, held near zero by a Gaussian."""
+    """The displacement of each landmark (L, 3), by recursive least squares, held near zero by a Gaussian.
 
-    def __init__(self, values: Float64) -> None:
+    All together they neither move, nor turn, nor grow: that would be another pose.
+    """
+
+    def __init__(self, basis: LandmarkBasis, values: Float64) -> None:
         self.values = values
+        self._first = values
         self._matrix = np.zeros((len(values), 3, 3))
         self._vector = np.zeros((len(values), 3))
         self._samples = 0
+        points = basis.base - basis.base.mean(0)
+        moves = [np.tile(axis, (len(points), 1)) for axis in np.eye(3)]
+        moves += [np.cross(axis, points) for axis in np.eye(3)] + [points]
+        self._rigid = np.stack([move.reshape(-1) for move in moves], 1)  # (3 L, 7)
+        self._weights = np.repeat(basis.weights, 3)
 
     def learn(self, fitter: HeadFitter, fit: HeadFit, face: FaceLandmarks) -> bool:
         """Take in one picture; whether ``values`` changed."""
@@ -128,5 +138,9 @@ class _Offsets:
         if self._samples % SAMPLES_EACH:
             return False
         prior = np.eye(3) / OFFSET_SD**2
-        self.values = np.linalg.solve(self._matrix + prior, self._vector[..., None])[..., 0].astype(np.float64)
+        values = np.linalg.solve(self._matrix + prior, self._vector[..., None])[..., 0]
+        change = (values - self._first).reshape(-1)
+        weighted = self._rigid.T * self._weights
+        change -= self._rigid @ np.linalg.solve(weighted @ self._rigid, weighted @ change)
+        self.values = self._first + change.reshape(-1, 3)
         return True

@@ -79,6 +79,7 @@ def track_recording(
     pictures: Callable[[], Iterable[CameraFrame]],
     width: int,
     height: int,
+    fps: float,
     focal: float | None = None,
     models: Path | None = None,
 ) -> TrackedRecording:
@@ -86,7 +87,7 @@ def track_recording(
 
     Raises UserError if there is no face at all.
     """
-    faces = smooth(found)
+    faces = smooth(found, fps)
     learned = faces[: round(len(faces) * LEARNED)]
     present = [face for face in learned if face is not None] or [face for face in faces if face is not None]
     if not present:

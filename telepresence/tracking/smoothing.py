@@ -11,26 +11,27 @@ from insta_runtime.types import Float32
 
 from .landmarks import FaceLandmarks
 
-SIGMA = 1.0  # frames
-REACH = 3  # frames: the kernel's half width
+SIGMA = 1 / 30  # s
+REACH = 3  # sigmas: the kernel's half width
 
 
-def smooth(faces: Sequence[FaceLandmarks | None]) -> list[FaceLandmarks | None]:
+def smooth(faces: Sequence[FaceLandmarks | None], fps: float) -> list[FaceLandmarks | None]:
     """The same faces with landmarks and scores smoothed over time, within each run without a loss."""
     result: list[FaceLandmarks | None] = []
     for _, group in groupby(faces, key=lambda face: face is not None):
         run = list(group)
         present = [face for face in run if face is not None]
-        result += _smooth_faces(present) if present else run
+        result += _smooth_faces(present, SIGMA * fps) if present else run
     return result
 
 
-def smooth_run(values: Float32) -> Float32:
-    """(N, ...) smoothed along the first axis; at the ends the kernel is cut and normalised anew."""
-    kernel = np.exp(-0.5 * (np.arange(-REACH, REACH + 1) / SIGMA) ** 2)
+def smooth_run(values: Float32, sigma: float) -> Float32:
+    """(N, ...) smoothed along the first axis by ``sigma`` frames; at the ends the kernel is cut and normalised anew."""
+    reach = int(np.ceil(REACH * sigma))
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
     total = np.zeros(values.shape, np.float64)
     weight = np.zeros(len(values))
-    for shift, share in zip(range(-REACH, REACH + 1), kernel, strict=True):
+    for shift, share in zip(range(-reach, reach + 1), kernel, strict=True):
         low, high = max(0, -shift), min(len(values), len(values) - shift)
         if high > low:
             total[low:high] += share * values[low + shift : high + shift]
@@ -38,10 +39,10 @@ def smooth_run(values: Float32) -> Float32:
     return (total / weight.reshape(-1, *[1] * (values.ndim - 1))).astype(np.float32)
 
 
-def _smooth_faces(run: Sequence[FaceLandmarks]) -> list[FaceLandmarks]:
+def _smooth_faces(run: Sequence[FaceLandmarks], sigma: float) -> list[FaceLandmarks]:
     names = list(run[0].scores)
-    points = smooth_run(np.stack([face.points for face in run]))
-    scores = smooth_run(np.array([[face.scores.get(name, 0.0) for name in names] for face in run], np.float32))
+    points = smooth_run(np.stack([face.points for face in run]), sigma)
+    scores = smooth_run(np.array([[face.scores.get(name, 0.0) for name in names] for face in run], np.float32), sigma)
     return [
         FaceLandmarks(place, dict(zip(names, values.tolist(), strict=True)))
         for place, values in zip(points, scores, strict=True)

@@ -27,7 +27,7 @@ Picture = NDArray[np.uint8]
 WINDOW = 2.4  # side of the window that is looked at, in face sizes
 WINDOW_SIZE = 384  # px that it is shown at, at most
 BACKGROUND = 15  # px of that window: what is darker or brighter than its surroundings, that wide, is texture
-SIGMA = 0.6  # px of a 512 picture: how exactly a corner is found again
+CORNER_SIGMA = 0.6  # px of a 512 picture: how exactly a corner is found again
 CORNERS, SPACING, QUALITY = 64, 9, 0.005  # in a keyframe: how many, px between them, part of the best one's
 EDGE = 5  # px inside the matte: the outline itself is no place on the head
 PATCH = 21  # px
@@ -35,9 +35,10 @@ AGREE = 0.7  # px: there and back again must end where it began
 KEYFRAMES = 16
 ANCHORS = 2  # keyframes that a picture is compared with
 NOVEL = np.deg2rad(3.0)  # a view that differs by more from all keyframes becomes one
+WORTH = 1.5  # times as far from all others as the closest pair of keyframes: then, at the latest, one makes room
 SCALE_ANGLE = 0.5  # rad that a change of distance by the factor e counts for
 FEWEST = 12  # corners; with fewer the landmarks are left alone
-LANDMARK_SHARE = 0.05  # errors of landmarks go together: so many of them count as independent
+LANDMARK_SHARE = 1.5  # weight of the landmarks of a keyframe against its corners, whose errors go together more
 ADJUSTMENTS = 4
 RIGID_ABOVE = 0.035  # m above the eyes, where the brows end
 HAIR = 0.01  # m that it lies off the scalp, to begin with
@@ -45,9 +46,11 @@ HAIR = 0.01  # m that it lies off the scalp, to begin with
 
 @dataclass
 class _Keyframe:
+    """One view of the head; its pose as the map has it (rotation, translation) and as landmarks alone had it."""
+
     picture: Picture
     crop: Crop
-    fit: HeadFit  # as landmarks alone had it
+    alone: HeadFit
     rotation: Float64
     translation: Float64
     corners: Float32  # (P, 2) px of the source picture
@@ -69,7 +72,7 @@ class TextureMap:
         self._camera = camera
         self._side = max(32, round(WINDOW * face_size))
         self._size = min(self._side, WINDOW_SIZE)
-        self._sigma = SIGMA * camera.scale
+        self._sigma = CORNER_SIGMA * camera.scale
         rest = head.template + np.tensordot(shape, head.shape_dirs, 1)
         eyes = head.joints[3:].mean(0) + np.tensordot(shape, head.joint_shape_dirs[:, 3:].mean(1), 1)
         assert head.embedding is not None
@@ -136,9 +139,12 @@ class TextureMap:
 
     def is_novel(self, fit: HeadFit) -> bool:
         """Whether this view would be worth a keyframe."""
-        if len(self._keyframes) >= KEYFRAMES:
-            return False
-        return all(_difference(frame, fit) > NOVEL for frame in self._keyframes)
+        if not self._keyframes:
+            return True
+        distance = min(_difference(frame, fit) for frame in self._keyframes)
+        if len(self._keyframes) < KEYFRAMES:
+            return distance > NOVEL
+        return distance > WORTH * self._closest()[0]
 
     def add(
         self,
@@ -161,6 +167,8 @@ class TextureMap:
         found = cv2.goodFeaturesToTrack(picture, CORNERS, QUALITY, SPACING, mask=mask)
         if found is None or len(found) < FEWEST:
             return
+        if len(self._keyframes) == KEYFRAMES:
+            self._forget(self._closest()[1])
         corners = _to_source(np.asarray(found, np.float32)[:, 0], crop)
         known = len(self._views.points)
         count = len(corners)
@@ -192,13 +200,34 @@ class TextureMap:
         self._keyframes.append(frame)
         self._adjust(pixels, seen)
 
+    def _closest(self) -> tuple[float, int]:
+        """How far apart the two keyframes are that differ least, and the later of them."""
+        return min(
+            (_difference(frame, other), later)
+            for later, frame in enumerate(self._keyframes)
+            for other in self._keyframes[:later]
+        )
+
+    def _forget(self, index: int) -> None:
+        """Drop a keyframe and its corners."""
+        gone = self._keyframes.pop(index).span
+        stay = np.r_[0 : gone.start, gone.stop : len(self._views.points)]
+        views = np.arange(len(self._keyframes) + 1) != index
+        self._views.points, self._views.guesses = self._views.points[stay], self._views.guesses[stay]
+        self._views.pixels = self._views.pixels[stay][:, views]
+        self._views.seen = self._views.seen[stay][:, views]
+        self._covariance = self._covariance[stay]
+        for frame in self._keyframes[index:]:
+            count = gone.stop - gone.start
+            frame.span = slice(frame.span.start - count, frame.span.stop - count)
+
     def _adjust(self, pixels: Float64, seen: NDArray[np.bool_]) -> None:
         frames, views = self._keyframes, self._views
         views.pixels, views.seen = pixels, seen
         views.rotations = np.stack([frame.rotation for frame in frames])
         views.translations = np.stack([frame.translation for frame in frames])
-        views.prior_rotations = np.stack([frame.fit.rotation for frame in frames])
-        views.prior_translations = np.stack([frame.fit.translation for frame in frames])
+        views.prior_rotations = np.stack([frame.alone.rotation for frame in frames])
+        views.prior_translations = np.stack([frame.alone.translation for frame in frames])
         views.information = np.stack([frame.information for frame in frames])
         self._covariance = views.adjust(self._camera.focal, self._sigma, ADJUSTMENTS)
         for frame, rotation, translation in zip(frames, views.rotations, views.translations, strict=True):
@@ -266,7 +295,7 @@ def _outward(points: Float32, centre: Float32) -> Float64:
     return unit
 
 
-def _difference(frame: _Keyframe, fit: HeadFit) -> float:
+def _difference(frame: _Keyframe, fit: _Keyframe | HeadFit) -> float:
     """How differently ``frame`` and ``fit`` see the head, rad: between the lines of sight, and by distance."""
     one, other = frame.rotation.T @ frame.translation, fit.rotation.T @ fit.translation
     near, far = np.linalg.norm(one), np.linalg.norm(other)

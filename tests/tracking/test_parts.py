@@ -97,10 +97,10 @@ def test_a_lost_face_holds_then_relaxes():
 
 def test_smoothing_does_not_lag():
     line = np.arange(40, dtype=np.float32)[:, None]
-    assert np.abs(smooth_run(line) - line)[3:-3].max() < 1e-4
+    assert np.abs(smooth_run(line, 1.0) - line)[3:-3].max() < 1e-4
     pulse = np.zeros((21, 1), np.float32)
     pulse[10] = 1.0
-    soft = smooth_run(pulse)[:, 0]
+    soft = smooth_run(pulse, 1.0)[:, 0]
     assert np.abs(soft - soft[::-1]).max() < 1e-6
     assert soft.argmax() == 10
 
@@ -108,7 +108,7 @@ def test_smoothing_does_not_lag():
 def test_smoothing_does_not_cross_a_loss():
     near, far = face_at(100, 100, 50), face_at(400, 400, 50)
     faces = [near] * 5 + [None] * 2 + [far] * 5
-    result = smooth(faces)
+    result = smooth(faces, 30.0)
     assert [face is None for face in result] == [face is None for face in faces]
     assert np.abs(result[4].points - near.points).max() < 1e-3
     assert np.abs(result[7].points - far.points).max() < 1e-3
