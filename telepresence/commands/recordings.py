@@ -137,22 +137,20 @@ def _calibration(folder: TrackedFolder) -> dict[str, Any] | None:
 def _synthetic(size: int, holdout: float) -> Recording:
     """The actor's performance, exact, and held-out moments seen from where nobody looked."""
     from telepresence.actor.actor import Actor
-    from telepresence.sources.synthetic import actor_take
+    from telepresence.actor.performance import Performance
 
     actor = Actor()
-    frames = list(actor_take(ACTOR_FRAMES, ACTOR_FPS, max(size, 256), actor=actor))
-    observations = []
-    for frame in frames:
-        assert frame.truth is not None
-        truth = frame.truth
-        observations.append(Observation(frame.frame_id, frame.rgb, truth.alpha, truth.camera, truth.state, truth.body))
-    train, held = split(len(observations), holdout)
-    moments = spread([observations[i] for i in held], UNSEEN_VIEWS)
-    turns = unseen_turns([observations[i].state for i in train], [moment.state for moment in moments])
-    unseen = {
-        name: [_seen_from(actor, moment, turn) for moment, turn in zip(moments, some, strict=True)]
-        for name, some in turns.items()
-    }
+    performance = Performance(actor.head.expression_names, 0)
+    states = [performance(number / ACTOR_FPS) for number in range(ACTOR_FRAMES)]
+    train, held = split(len(states), holdout)
+    moments = np.linspace(0, len(held) - 1, min(UNSEEN_VIEWS, len(held))).round().astype(int)
+    turns = unseen_turns([states[i] for i in train], [states[held[i]] for i in moments])
+    views = [(number, state, np.eye(3)) for number, state in enumerate(states)]
+    for some in turns.values():
+        views += [(held[i], turned(states[held[i]], turn), turn) for i, turn in zip(moments, some, strict=True)]
+    pictures = iter(_photograph(actor, views, max(size, 256)))
+    observations = [next(pictures) for _ in states]
+    unseen = {name: [next(pictures) for _ in some] for name, some in turns.items()}
     facts = {
         "source": "synthetic",
         "crop": "none",
@@ -163,10 +161,24 @@ def _synthetic(size: int, holdout: float) -> Recording:
     return Recording("synthetic", actor.head, actor.shape, observations, ACTOR_FPS, facts, unseen=unseen)
 
 
-def _seen_from(actor: Actor, moment: Observation, turn: Float64) -> Observation:
-    state = turned(moment.state, turn)
-    rgb, alpha = actor.render(state, moment.camera, room=turn)
-    return Observation(moment.frame_id, rgb, alpha, moment.camera, state)
+def _photograph(actor: Actor, views: Sequence[tuple[int, HeadState, Float64]], side: int) -> list[Observation]:
+    """The actor in states, the room turned by a rotation (3, 3), drawn by as many threads as there are cores."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    import torch
+
+    camera = actor.camera(side)
+
+    def draw(view: tuple[int, HeadState, Float64]) -> Observation:
+        number, state, turn = view
+        rgb, alpha, body = actor.layers(state, camera, room=turn)
+        return Observation(number, rgb, alpha, camera, state, body)
+
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        pictures = list(pool.map(draw, views))
+    torch.set_num_threads(threads)
+    return pictures
 
 
 def unseen_turns(learned: Sequence[HeadState], moments: Sequence[HeadState]) -> dict[str, list[Float64]]:
