@@ -46,7 +46,7 @@ class HeadFollower:
         self._texture = TextureMap(head, calibration.shape, self._fitter.camera, face_size)
         self._health = Health(self._fitter.camera, calibration.error)
         self._calibrated = self._fitter
-        self._offsets = _Offsets(self._fitter.basis, calibration.offsets.astype(np.float64))
+        self._offsets = LandmarkOffsets(self._fitter.basis, calibration.offsets.astype(np.float64))
         self._before: HeadFit | None = None
 
     @property
@@ -106,7 +106,7 @@ class HeadFollower:
         return fit
 
 
-class _Offsets:
+class LandmarkOffsets:
     """The displacement of each landmark (L, 3), by recursive least squares, held near zero by a Gaussian.
 
     All together they neither move, nor turn, nor grow: that would be another pose.

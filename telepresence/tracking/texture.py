@@ -114,7 +114,8 @@ class TextureMap:
         below, right = crop.side - above - (y1 - y0), crop.side - left - (x1 - x0)
         grey = cv2.copyMakeBorder(grey, above, below, left, right, cv2.BORDER_REPLICATE)
         if crop.size != crop.side:
-            grey = cv2.resize(grey, (crop.size, crop.size), interpolation=cv2.INTER_AREA)
+            way = cv2.INTER_AREA if crop.side > 1.5 * crop.size else cv2.INTER_LINEAR
+            grey = cv2.resize(grey, (crop.size, crop.size), interpolation=way)
         light = cv2.blur(grey, (2 * BACKGROUND + 1, 2 * BACKGROUND + 1))
         return cv2.addWeighted(grey, 1.0, light, -1.0, 128.0).astype(np.uint8, copy=False)
 
