@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Final
 
+import numpy as np
 import torch
 from torch.nn import functional
 
@@ -20,6 +21,9 @@ ROOM_SIDE: Final = 64
 SHOULDERS: Final = 0.15
 """Part of the picture's lower edge that a torso takes at least, or the picture shows no shoulders."""
 MAX_SIDE: Final = 1024
+BEYOND: Final = (0.05, 0.4)
+"""Picture units beyond its edge over which a layer goes on as it is there, and at which it has faded away."""
+CORNERS: Final = np.array([[-1.0, -1.0, 1.0, 1.0], [-1.0, 1.0, -1.0, 1.0], [1.0, 1.0, 1.0, 1.0]])
 
 
 @dataclass(frozen=True)
@@ -48,13 +52,18 @@ class TorsoLayer:
         """The torso over ``backdrop`` (H, H, 3) in [0, 1]: the same shape, on the layer's device.
 
         ``inputs`` is what `SlowPose` says of the head.  Beyond the pictures that were learned from, the layer goes on
-        as it is at their edge.
+        as it is at their edge, and soon fades.
         """
         side = backdrop.shape[0]
-        grid = body_grid(self.motion.predict(inputs).inverse(), side, self.rgba.device)
+        motion = self.motion.predict(inputs).inverse()
+        grid = body_grid(motion, side, self.rgba.device)
         level = next(level for level in self._levels if level.shape[-1] >= side or level is self.rgba)
         torso = functional.grid_sample(level[None], grid, padding_mode="border", align_corners=False)[0]
         torso = torso.permute(1, 2, 0)
+        near, far = BEYOND
+        if float(abs(motion.matrix() @ CORNERS).max()) > 1.0 + near:
+            beyond = grid[0].abs().amax(-1, keepdim=True) - 1.0
+            torso = torso * ((far - beyond) / (far - near)).clamp(0.0, 1.0)
         return torch.addcmul(torso[..., :3], 1.0 - torso[..., 3:], backdrop)
 
     @cached_property

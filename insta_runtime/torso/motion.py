@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -93,6 +93,14 @@ def picture_pose(state: HeadState, camera: Camera) -> Float64:
             *axis_angle(facing),
         ]
     )
+
+
+def seated(pose: Float64, state: HeadState, camera: Camera) -> HeadState:
+    """``state`` where ``camera`` sees it as large, and at the place, that ``pose`` (`POSE`,) says."""
+    z = 2.0 * camera.fx / (camera.width * math.exp(float(pose[2])))
+    x = ((float(pose[0]) + 1.0) * camera.width / 2.0 - camera.cx) * z / camera.fx
+    y = ((float(pose[1]) + 1.0) * camera.height / 2.0 - camera.cy) * z / camera.fy
+    return replace(state, translation=np.array([x, y, z], dtype=np.float32))
 
 
 class SlowPose:

@@ -18,6 +18,7 @@ from insta_runtime.geometry import rotation_matrix
 from insta_runtime.head import load_head
 from insta_runtime.render.renderer import painted
 from insta_runtime.torso.layer import TorsoLayer
+from insta_runtime.torso.motion import POSE, seated
 from insta_runtime.tracked import read_take
 from insta_runtime.types import Bytes, Camera, HeadState, Take
 from telepresence.backgrounds import Backgrounds
@@ -55,6 +56,9 @@ def render(
     torso = loaded.part(TorsoLayer)
     if driver is None:
         camera, states, fps = *_portrait(loaded), FPS
+        if torso is not None and torso.holds and backgrounds.chosen.torso:
+            # The torso ends where the pictures did that it was learned from: the head is where it was in them.
+            states = [seated(torso.motion.middle[:POSE], state, camera) for state in states]
     else:
         take = read_take(driver)
         camera, states, fps = take.camera, _states(take, loaded, driver), take.fps

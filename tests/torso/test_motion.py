@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insta_runtime.torso.motion import INPUTS, POSE, SLOW_S, MotionFit, Similarity, SlowPose, picture_pose
+from insta_runtime.torso.motion import INPUTS, POSE, SLOW_S, MotionFit, Similarity, SlowPose, picture_pose, seated
 from insta_runtime.types import Camera, HeadState
 
 CAMERA = Camera(600.0, 600.0, 256.0, 256.0, 512, 512)
@@ -33,6 +33,14 @@ def test_a_pose_in_the_picture_is_what_the_camera_sees() -> None:
     assert math.isclose(math.exp(size) * 256.0, 600.0 / 0.5, rel_tol=1e-6)
     np.testing.assert_allclose(turn, 0.0, atol=1e-6)
     np.testing.assert_allclose(picture_pose(state, CAMERA.scaled(128, 128)), [x, y, size, *turn])
+
+
+def test_a_head_is_seated_where_a_pose_says() -> None:
+    state = replace(HeadState.neutral(52), translation=np.array([0.3, 0.2, 1.5], np.float32))
+    pose = np.array([0.1, -0.2, 1.3, 0.0, 0.0, 0.0])
+    there = seated(pose, state, CAMERA)
+    np.testing.assert_allclose(picture_pose(there, CAMERA), pose, atol=1e-6)
+    np.testing.assert_array_equal(there.rotation, state.rotation)
 
 
 def test_the_slow_pose_follows_within_seconds_and_starts_anew_when_time_goes_back() -> None:

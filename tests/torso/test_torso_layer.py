@@ -158,6 +158,19 @@ def test_the_layer_goes_through_its_avatars_file(layer: TorsoLayer, tmp_path: Pa
     assert torch.equal(again.room, layer.room)
 
 
+def test_a_layer_goes_on_a_little_beyond_its_pictures_then_fades() -> None:
+    still = MotionModel(np.zeros((INPUTS + 1, 4)), np.zeros(INPUTS), np.zeros(INPUTS))
+    layer = TorsoLayer(torch.ones(4, 64, 64), torch.zeros(3, ROOM_SIDE, ROOM_SIDE), still)
+    inputs, nothing = np.zeros(INPUTS), torch.zeros(100, 100, 3)
+    assert float(layer.draw(inputs, nothing).min()) > 0.999
+    inputs[1] = -1.0  # half a picture higher than anybody saw it
+    column = layer.draw(inputs, nothing)[:, 50, 0]
+    assert float(column[:50].min()) > 0.999
+    assert float(column[52]) > 0.95
+    assert float(column[75:].max()) < 0.01
+    assert bool((column[50:].diff() <= 1e-6).all())
+
+
 damages: dict[str, Callable[[dict[str, torch.Tensor]], object]] = {
     "it lacks something": lambda t: t.pop("torso.reach"),
     "it has more": lambda t: t.update({"torso.extra": torch.zeros(1)}),
