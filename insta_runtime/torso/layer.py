@@ -58,6 +58,8 @@ class TorsoLayer:
         motion = self.motion.predict(inputs).inverse()
         grid = body_grid(motion, side, self.rgba.device)
         level = next(level for level in self._levels if level.shape[-1] >= side or level is self.rgba)
+        if level.is_cuda:  # another stream made it, and may take back its memory
+            level.record_stream(torch.cuda.current_stream(level.device))
         torso = functional.grid_sample(level[None], grid, padding_mode="border", align_corners=False)[0]
         torso = torso.permute(1, 2, 0)
         near, far = BEYOND
