@@ -100,24 +100,27 @@ DEVICE vec3 carry(const Head& head, const Poses& poses, int frame, int triangle,
 // Count, for each candidate cell, whether one more picture's matte has it: `OccupancyGrid.carve`.
 //
 //   frame: which pose; the camera of its state belongs to a picture of width x height
-//   alpha (height, width): the matte, 255 is solid
+//   alpha (height, width): the matte, 255 is solid; depth (height, width): of the posed mesh, infinite where is none
 //
-// Cells outside the picture or not before the camera are not counted; with NaN in a state, none is.
+// Cells outside the picture, not before the camera, or so far behind the mesh that no ray comes there are not counted;
+// with NaN in a state, none is.
 // Launch with items = cells.
-KERNEL(128) carve_cells(const Head head, const Poses poses, const Space space, int frame, const byte* alpha, int width,
-                        int height) {
+KERNEL(128) carve_cells(const Head head, const Poses poses, const Space space, int frame, const byte* alpha,
+                        const float* depth, int width, int height) {
     const float* state = poses.states + (long long)frame * poses.state_size;
     const float* rotation = state + STATE_ROTATION(head.expressions);
     const float* translation = state + STATE_TRANSLATION(head.expressions);
     const float* camera = state + STATE_CAMERA(head.expressions);
     // A cell is larger than a pixel: its matte is the largest around its centre, as far as it reaches at the head.
-    const float reach = 0.5f * head.side / float(space.resolution) * camera[0] / fmaxf(translation[2], HULL_NEAR);
+    const float half = 0.5f * head.side / float(space.resolution);
+    const float reach = half * camera[0] / fmaxf(translation[2], HULL_NEAR);
     const int radius = int(clampf(rintf(reach), 1.0f, float(width)));
     EACH(i, space.count) {
         const vec3 centre = cell_centre(head, space.cells[i], space.resolution);
         const vec3 p = transform(rotation, carry(head, poses, frame, space.triangle[i], centre)) + load3(translation);
         const float u = floorf(p.x / p.z * camera[0] + camera[2]), v = floorf(p.y / p.z * camera[1] + camera[3]);
         if (!(p.z > HULL_NEAR && u >= 0.0f && v >= 0.0f && u < float(width) && v < float(height))) continue;
+        if (!(p.z < depth[int(v) * width + int(u)] + BEHIND_SURFACE + half)) continue;
         const int left = clampi(int(u) - radius, 0, width - 1), right = clampi(int(u) + radius, 0, width - 1);
         const int bottom = clampi(int(v) + radius, 0, height - 1);
         bool found = false;

@@ -242,7 +242,8 @@ class NativeTrainer:
         alpha = self.replay.picture(slot)[..., 3].contiguous()
         height, width = alpha.shape
         cells = len(self.model.occupancy.cells)
-        self.kernels.launch("carve_cells", self._head, poses, self._space, number, alpha, width, height, items=cells)
+        picture = alpha, depth[:height, :width].contiguous(), width, height
+        self.kernels.launch("carve_cells", self._head, poses, self._space, number, *picture, items=cells)
 
     def _launch_step(self) -> None:
         self._begin()

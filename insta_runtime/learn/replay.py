@@ -123,7 +123,7 @@ class Memory:
         near = grown(raster.mask, reach(model, self.state, camera))
         head = raster.mask | (near & grown(picture > MATTE, MATTE_GROWS))
         self.pixels, self.margin = (part.view(-1).nonzero()[:, 0] for part in (head, near & ~head))
-        model.occupancy.carve(self._posed, self.placed, camera, picture)
+        model.occupancy.carve(self._posed, self.placed, camera, picture, raster.depth, model.config.sampling.behind)
 
     @property
     def bytes(self) -> int:

@@ -18,7 +18,7 @@ from insta_runtime.field.packed import PackedField, flatten
 from insta_runtime.kernels import Kernels
 from insta_runtime.render.canvas import COUNTERS, STEPS_A_PIXEL, Canvas, Format, Slot, picture_shape
 from insta_runtime.render.model import AvatarModel
-from insta_runtime.render.occupancy import space_struct
+from insta_runtime.render.occupancy import shown_cells, space_struct
 from insta_runtime.render.renderer import Painter, Snapshot, split_snapshot
 from insta_runtime.types import Bytes, Camera, Float32, HeadState, RenderedFrame
 from insta_runtime.warp.posing import PosedHeads, pack_state
@@ -101,7 +101,7 @@ class NativeRenderer:
             self._field = PackedField(kernels, model.config.radiance)
             self._target = flatten(model.field.state_dict(), model.config.radiance)
             self._shown = self._target.clone()
-            self._grid = {name: tensor.clone() for name, tensor in model.occupancy.state().items()}
+            self._grid = {name: tensor.clone() for name, tensor in self._shown_cells(model.occupancy.state()).items()}
             self._space = space_struct(kernels, model.occupancy, self._grid)
             self._occupied, self._dense = self._space.tensor("occupied"), self._space.tensor("dense")
             self._settle()
@@ -124,7 +124,7 @@ class NativeRenderer:
         self.model.code = copy.copy(self._learned)
         with self._on_stream(after=list(snapshot.values())):
             self._target.copy_(flatten(weights, self.model.config.radiance))
-            for name, tensor in grid.items():
+            for name, tensor in self._shown_cells(grid).items():
                 self._grid[name].copy_(tensor)
             if not self._drawn:
                 self._settle()
@@ -238,6 +238,9 @@ class NativeRenderer:
 
     def _registered(self, state: HeadState) -> HeadState:
         return self._registration.corrected(state)
+
+    def _shown_cells(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return shown_cells(state) if self.model.config.occupancy.silhouettes else state
 
     def _publish(self) -> None:
         threshold = self.model.config.occupancy.threshold

@@ -6,6 +6,7 @@ occupancy is canonical; the narrow band that rays march through is derived from 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -80,7 +81,8 @@ class OccupancyGrid:
         box, resolution = warp.box, config.resolution
         device = box.origin.device
         soup = TriangleSoup(warp.canonical.vertices, warp.canonical.faces)
-        reach = max(warp.config.band, SKIN_BAND, INSIDE_DEPTH)
+        half_cell = 0.5 * math.sqrt(3.0) * box.side / resolution  # metres, to a corner
+        reach = max(warp.config.band, SKIN_BAND + half_cell, INSIDE_DEPTH + half_cell)
         kept, triangles, masks = [], [], []
         for part in torch.arange(resolution**3, device=device).split(16384):
             chunk = part[warp.leaves.within(reach, box.cell_centres(part, resolution), soup)]
@@ -94,7 +96,8 @@ class OccupancyGrid:
             face = (regions.face[corner] * nearest.barycentrics).sum(-1)
             hollow = (regions.mouth[corner] * nearest.barycentrics).sum(-1) > 0.5
             above = warp.config.band + (SKIN_BAND - warp.config.band) * face
-            below = torch.where(hollow, SKIN_BAND, INSIDE_DEPTH)
+            # As deep as that wherever the borders of cells happen to lie: where the shell is thinner, it has cracks.
+            below = torch.where(hollow, SKIN_BAND, INSIDE_DEPTH) + half_cell
             near = nearest.distance <= torch.where(outside, above, below)
             kept.append(chunk[near])
             triangles.append(nearest.triangle[near])
@@ -133,21 +136,25 @@ class OccupancyGrid:
         return head.occupied_cells(self._points, self._triangle)
 
     @torch.no_grad()
-    def carve(self, head: PosedHead, state: HeadState, camera: Camera, alpha: torch.Tensor) -> None:
+    def carve(
+        self, head: PosedHead, state: HeadState, camera: Camera, alpha: torch.Tensor, depth: torch.Tensor, behind: float
+    ) -> None:
         """Count, for each candidate cell, whether one more picture's matte has it.
 
-        ``alpha`` (H, W) float in [0, 1] belongs to ``camera``; cells outside the picture are not counted.
+        ``alpha`` (H, W) float in [0, 1] and ``depth`` (H, W) metres, that of the posed mesh, infinite where there is
+        none, belong to ``camera``.  Cells are not counted outside the picture, nor ``behind`` metres behind the mesh.
         """
         centres = self.warp.box.cell_centres(self.cells, self.config.resolution)
         x, y, z = camera_vertices(head.carry(centres[:, None], self.triangle)[:, 0], state).unbind(-1)
         u = (x / z * camera.fx + camera.cx).floor()
         v = (y / z * camera.fy + camera.cy).floor()
+        index = (v.clamp(0, camera.height - 1) * camera.width + u.clamp(0, camera.width - 1)).long()
         visible = (z > HULL_NEAR) & (u >= 0) & (v >= 0) & (u < camera.width) & (v < camera.height)
+        visible &= z < depth.reshape(-1)[index] + behind + 0.5 * self.warp.box.side / self.config.resolution
         # A cell is larger than a pixel: its matte is the largest around its centre, as far as it reaches at the head.
         depth = max(HULL_NEAR, float(state.translation[2]))
         radius = max(1, round(0.5 * self.warp.box.side / self.config.resolution * camera.fx / depth))
         grown = torch.nn.functional.max_pool2d(alpha[None, None], 2 * radius + 1, stride=1, padding=radius)[0, 0]
-        index = (v.clamp(0, camera.height - 1) * camera.width + u.clamp(0, camera.width - 1)).long()
         self.seen += visible
         self.inside += visible & (grown.reshape(-1)[index] > HULL_ALPHA)
 
@@ -187,6 +194,15 @@ class OccupancyGrid:
         for name, tensor in own.items():
             tensor.copy_(state[name])
         self._publish()
+
+
+def shown_cells(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A `state` to draw pictures with: cells that no picture showed are empty, for nobody knows what is there.
+
+    If there are no pictures yet, all stays as it is.
+    """
+    shown = (state["seen"] > 0.0) | (state["seen"].amax() == 0.0)
+    return state | {"value": state["value"] * shown}
 
 
 def space_struct(kernels: Kernels, grid: OccupancyGrid, state: dict[str, torch.Tensor]) -> Struct:

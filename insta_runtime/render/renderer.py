@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 
 from insta_runtime.render.model import AvatarModel
+from insta_runtime.render.occupancy import shown_cells
 from insta_runtime.render.raster import rasterise
 from insta_runtime.render.rays import camera_vertices, pixel_rays
 from insta_runtime.render.registration import Registration
@@ -33,11 +34,17 @@ class Renderer:
         self.model.code = copy.copy(model.code)
         self.model.field = copy.deepcopy(model.field).requires_grad_(False)
         self.model.occupancy = copy.deepcopy(model.occupancy, {id(model.warp): model.warp})
+        self._hide_cells()
 
     def load(self, snapshot: Snapshot) -> None:
         """Show this snapshot from now on, with codes in the range that was learned by now."""
         load_snapshot(self.model, snapshot)
         self.model.code = copy.copy(self._learned)
+        self._hide_cells()
+
+    def _hide_cells(self) -> None:
+        if self.model.config.occupancy.silhouettes:
+            self.model.occupancy.load(shown_cells(self.model.occupancy.state()))
 
     @torch.no_grad()
     def render(self, state: HeadState, camera: Camera, frame_id: int = 0) -> RenderedFrame:

@@ -16,6 +16,8 @@ from insta_runtime.field.packed import PackedField, flatten
 from insta_runtime.kernels import Kernels, Struct
 from insta_runtime.render.model import AvatarModel
 from insta_runtime.render.occupancy import OccupancyGrid
+from insta_runtime.render.raster import rasterise
+from insta_runtime.render.rays import camera_vertices
 from insta_runtime.types import Camera, HeadState
 from insta_runtime.warp.posing import PosedHeads, pack_state
 
@@ -78,6 +80,12 @@ def test_publishing_is_the_twins(kernels: Kernels, model: AvatarModel) -> None:
     assert 0.1 < occupied.float().mean() < 0.9
 
 
+def depth_of(model: AvatarModel, state: HeadState, view: Camera) -> torch.Tensor:
+    """(H, W) of the posed mesh, a little nearer than it is: some of the head is hidden then."""
+    depth = rasterise(camera_vertices(model.pose(state).vertices, state), model.rig.faces, view).depth
+    return (depth - 0.02).contiguous()
+
+
 def carve(kernels: Kernels, model: AvatarModel, state: HeadState, view: Camera, alpha: torch.Tensor) -> None:
     """Run `carve_cells` on the second of two poses, whose vertices and maps are the twin's."""
     heads, posed = PosedHeads(kernels, model, 2), model.pose(state)
@@ -88,7 +96,16 @@ def carve(kernels: Kernels, model: AvatarModel, state: HeadState, view: Camera, 
         values[0], values[1] = float("nan"), truth
     space = space_of(kernels, model.occupancy)
     kernels.launch(
-        "carve_cells", heads.head, heads.poses, space, 1, alpha, view.width, view.height, items=space.value.count
+        "carve_cells",
+        heads.head,
+        heads.poses,
+        space,
+        1,
+        alpha,
+        depth_of(model, state, view),
+        view.width,
+        view.height,
+        items=space.value.count,
     )
 
 
@@ -97,7 +114,8 @@ def test_carving_is_the_twins(kernels: Kernels, model: AvatarModel, view: Camera
     grid, state = model.occupancy, pose(open_head(), jaw=0.6, yaw=0.4)
     alpha = (torch.rand(view.height, view.width) ** 20 * 255).byte().to(kernels.device)
     alpha[: view.height // 3] = 0
-    grid.carve(model.pose(state), state, view, alpha.float() / 255.0)
+    depth = depth_of(model, state, view)
+    grid.carve(model.pose(state), state, view, alpha.float() / 255.0, depth, SMALL.sampling.behind)
     seen, inside = grid.seen.clone(), grid.inside.clone()
     grid.seen.zero_()
     grid.inside.zero_()
@@ -124,7 +142,8 @@ def test_a_head_that_is_not_before_the_camera_is_not_counted(kernels: Kernels, m
         values[0] = truth
     space = space_of(kernels, model.occupancy)
     alpha = torch.full((48, 48), 255, dtype=torch.uint8, device=kernels.device)
-    kernels.launch("carve_cells", heads.head, heads.poses, space, 0, alpha, 48, 48, items=space.value.count)
+    nowhere = torch.full((48, 48), torch.inf, device=kernels.device)
+    kernels.launch("carve_cells", heads.head, heads.poses, space, 0, alpha, nowhere, 48, 48, items=space.value.count)
     grid = model.occupancy
     assert torch.equal(grid.seen, grid.inside)
     assert bool(grid.seen.any()) == (z == 0.0)

@@ -65,7 +65,7 @@ def psnr(ours: Float32, truth: Float32) -> float:
 def test_pictures_are_those_of_the_twin(device: torch.device, fused: bool, opaque: bool) -> None:
     model = painted_model(device, opaque=opaque)
     native, twin = renderer(model, fused=fused), Renderer(model)
-    for state, view in ((STATE, VIEW), (pose(open_head(), smile=1.0, yaw=-0.4), camera(33))):
+    for state, view in ((STATE, VIEW), (pose(open_head(), smile=1.0, yaw=-0.45), camera(33))):
         ours, truth = native.render(state, view, 3), twin.render(state, view, 3)
         assert truth.rgba[..., 3].max() > 0.4
         assert (ours.frame_id, ours.t_capture_ns, ours.rgba.dtype) == (3, state.t_capture_ns, np.float32)

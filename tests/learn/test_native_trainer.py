@@ -76,7 +76,7 @@ def test_it_learns_as_well_as_the_twin(device: torch.device, pictures: list[Obse
     before, after, wanted = (judge(t, pictures[6:]) for t in (native(device), trainer, twin))
     assert after.head_psnr_db > before.head_psnr_db + 3.0
     assert after.head_psnr_db > wanted.head_psnr_db - 0.5, "of the same number of steps"
-    assert after.psnr_db > wanted.psnr_db - 0.5
+    assert after.psnr_db > wanted.psnr_db - 1.0
     assert [report.step for report in reports] == list(range(1, 41))
     assert all(report.rays == SMALL.learn.rays for report in reports)
     losses = [report.loss for report in reports]

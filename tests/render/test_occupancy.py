@@ -8,10 +8,12 @@ from small_person import camera, open_head, pose, small_model
 
 from insta_runtime.field.conditioning import CODE_WIDTH
 from insta_runtime.render.model import AvatarModel
-from insta_runtime.render.occupancy import HULL_VOTES, OccupancyGrid
+from insta_runtime.render.occupancy import HULL_VOTES, INSIDE_DEPTH, OccupancyGrid, shown_cells
+from insta_runtime.render.raster import rasterise
 from insta_runtime.render.rays import camera_vertices
 
 VIEW = camera(48)
+NOTHING = torch.full((48, 48), torch.inf)  # the depth of a mesh that hides nothing
 NO_CODES = torch.zeros((1, CODE_WIDTH))
 
 
@@ -28,7 +30,7 @@ def centres(grid: OccupancyGrid) -> torch.Tensor:
 def look(model: AvatarModel, alpha: torch.Tensor, times: int = HULL_VOTES) -> None:
     state = pose(open_head())
     for _ in range(times):
-        model.occupancy.carve(model.pose(state), state, VIEW, alpha)
+        model.occupancy.carve(model.pose(state), state, VIEW, alpha, NOTHING, 0.0)
     model.occupancy.load(model.occupancy.state())
 
 
@@ -107,8 +109,38 @@ def test_what_no_picture_shows_is_kept(model: AvatarModel) -> None:
     state = pose(open_head())
     aside = camera(48).cropped(1000.0, 0.0, 48, 48)
     for _ in range(2 * HULL_VOTES):
-        model.occupancy.carve(model.pose(state), state, aside, torch.zeros((48, 48)))
+        model.occupancy.carve(model.pose(state), state, aside, torch.zeros((48, 48)), NOTHING, 0.0)
     assert model.occupancy.occupied.all()
+
+
+def test_what_lies_behind_the_head_is_not_shown(model: AvatarModel) -> None:
+    grid, state = model.occupancy, pose(open_head())
+    depth = rasterise(camera_vertices(model.pose(state).vertices, state), model.rig.faces, VIEW).depth
+    grid.carve(model.pose(state), state, VIEW, torch.ones((48, 48)), depth, 0.02)
+    there = model.pose(state).carry(centres(grid)[:, None], grid.triangle)[:, 0]
+    z = camera_vertices(there, state)[:, 2]
+    nose, back = float(depth.min()), float(z.max())
+    assert grid.seen[z < nose + 0.02].all()
+    x, y, _ = grid.warp.box.normalise(centres(grid)).unbind(-1)
+    behind = (z > back - 0.1) & ((x - 0.5).abs() < 0.1) & ((y - 0.65).abs() < 0.1)
+    assert behind.sum() > 20
+    assert not grid.seen[behind].any()
+    # To be drawn are the cells that were shown; if none was, all.
+    drawn = small_model().occupancy
+    drawn.load(shown_cells(grid.state()))
+    assert torch.equal(drawn.occupied, grid.seen > 0)
+    drawn.load(shown_cells(small_model().occupancy.state()))
+    assert drawn.occupied.all()
+
+
+def test_the_shell_is_nowhere_thinner_than_it_should_be(model: AvatarModel) -> None:
+    """Where the borders of cells run along the skin, a thin shell would have cracks."""
+    canonical, grid = model.warp.canonical, model.occupancy
+    corners = canonical.vertices[canonical.faces]
+    normal = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    normal = torch.nn.functional.normalize(normal, dim=-1)
+    for depth in (0.0, 0.5 * INSIDE_DEPTH, 0.95 * INSIDE_DEPTH):
+        assert grid.contains(corners.mean(dim=1) - depth * normal).float().mean() > 0.999
 
 
 def test_update_keeps_dense_cells_and_drops_empty_ones(model: AvatarModel) -> None:
