@@ -114,6 +114,7 @@ DEVICE void networks_backward(const float* networks, FieldScratch& s, FieldPulls
     layer_weights(s.colour_hidden[colours - 1], d.colour, sums.colour_last);
     layer_inputs<HIDDEN, 3>(networks + colour_weight(colours), d.colour, d.colour_hidden[colours - 1]);
     mask_relu<HIDDEN>(s.colour_hidden[colours - 1], d.colour_hidden[colours - 1]);
+#pragma GCC unroll 3
     for (int i = colours - 1; i > 0; --i) {
         layer_weights(s.colour_hidden[i - 1], d.colour_hidden[i], sums.inner[densities - 2 + i]);
         layer_inputs<HIDDEN, HIDDEN>(networks + colour_weight(i), d.colour_hidden[i], d.colour_hidden[i - 1]);
@@ -124,6 +125,7 @@ DEVICE void networks_backward(const float* networks, FieldScratch& s, FieldPulls
     layer_weights(s.density_hidden[densities - 1], d.raw, sums.density_last);
     layer_inputs<HIDDEN, RAW>(networks + density_weight(densities), d.raw, d.density_hidden[densities - 1]);
     mask_relu<HIDDEN>(s.density_hidden[densities - 1], d.density_hidden[densities - 1]);
+#pragma GCC unroll 3
     for (int i = densities - 1; i > 0; --i) {
         layer_weights(s.density_hidden[i - 1], d.density_hidden[i], sums.inner[i - 1]);
         layer_inputs<HIDDEN, HIDDEN>(networks + density_weight(i), d.density_hidden[i], d.density_hidden[i - 1]);

@@ -49,6 +49,7 @@ def test_regions_of_rays_are_those_of_the_head(depth_on: str, mouth_on: str) -> 
 def test_silhouettes_empty_cells_only_if_they_are_asked(silhouettes: bool) -> None:
     model = model_with(occupancy=replace(SMALL.occupancy, silhouettes=silhouettes))
     before = model.occupancy.occupied.sum()
+    nothing, nowhere = torch.zeros((48, 48)), torch.full((48, 48), torch.inf)
     for _ in range(HULL_VOTES):
-        model.occupancy.carve(small_model().pose(STATE), STATE, camera(48), torch.zeros((48, 48)))
+        model.occupancy.carve(small_model().pose(STATE), STATE, camera(48), nothing, nowhere, 0.0)
     assert (model.occupancy.occupied.sum() < before) == silhouettes
