@@ -3,6 +3,7 @@
 #include "warp.cuh"
 
 #define SUBCELLS 3  // a canonical cell is carried by 3^3 points: its middle, its corners, and what lies between
+#define MOST_WAYS 6  // places between where the surface takes a cell and where the head alone does
 #define POINTS (SUBCELLS * SUBCELLS * SUBCELLS)
 
 // Bits, counts and bounds of an empty band. items: frames * words.
@@ -33,28 +34,37 @@ KERNEL(128) carry_cells(const Head head, const Poses poses, const Space space) {
         const float cells = float(head.resolution) / head.side, inverse = 3.0f / squared * cells;
         const vec3 offset = cell_centre(head, space.cells[candidate], space.resolution) - load3(head.canonical + 3 * corner);
         const vec3 start = load3(poses.vertices + ((size_t)frame * head.vertices + corner) * 3) - origin_of(head);
-        const vec3 centre = cells * start + inverse * transform_transposed(m, offset);
+        const vec3 with_surface = cells * start + inverse * transform_transposed(m, offset);
+        // What is above the surface may follow the head alone, and be anywhere between where either takes it.
+        const bool above = height_above(head, triangle, offset) > 0.0f;
+        const bool loose = WARP_LOOSENS > 0.0f && above && head.masks[2 * corner] < 1.0f;
+        const vec3 opened = load3(head.canonical + 3 * corner) + offset - load3(head.opened + 3 * corner);
+        const vec3 apart = cells * (opened - origin_of(head)) - with_surface;
+        const int ways = loose ? clampi(int(length(apart)) + 2, 1, MOST_WAYS) : 1;
         const float step = inverse * head.side / float(space.resolution) / float(SUBCELLS - 1);
         const vec3 along_x = step * load3(m), along_y = step * load3(m + 3), along_z = step * load3(m + 6);
         const int resolution = head.resolution;
         const float high = float(resolution) - 0.5f;
         uint* bits = poses.bits + (size_t)frame * poses.words;
-        int cell[POINTS];
-        UNROLL SIMD for (int i = 0; i < POINTS; ++i) {
-            const float x = float(i % SUBCELLS - 1), y = float(i / SUBCELLS % SUBCELLS - 1);
-            const float z = float(i / (SUBCELLS * SUBCELLS) - 1);
-            const float px = centre.x + x * along_x.x + y * along_y.x + z * along_z.x;
-            const float py = centre.y + x * along_x.y + y * along_y.y + z * along_z.y;
-            const float pz = centre.z + x * along_x.z + y * along_y.z + z * along_z.z;
-            cell[i] = (int(clampf(pz, 0.0f, high)) * resolution + int(clampf(py, 0.0f, high))) * resolution +
-                      int(clampf(px, 0.0f, high));
-        }
-        UNROLL for (int i = 0; i < POINTS; ++i) {
-            if (i && cell[i] == cell[i - 1]) continue;
-            const uint bit = 1u << (cell[i] & 31);
-            uint* word = bits + (cell[i] >> 5);
-            // Most are set already; a stale look only costs the atomic.
-            if (!(*(volatile const uint*)word & bit)) or_atomic(word, bit);
+        for (int way = 0; way < ways; ++way) {
+            const vec3 centre = with_surface + (float(way) / float(ways > 1 ? ways - 1 : 1)) * apart;
+            int cell[POINTS];
+            UNROLL SIMD for (int i = 0; i < POINTS; ++i) {
+                const float x = float(i % SUBCELLS - 1), y = float(i / SUBCELLS % SUBCELLS - 1);
+                const float z = float(i / (SUBCELLS * SUBCELLS) - 1);
+                const float px = centre.x + x * along_x.x + y * along_y.x + z * along_z.x;
+                const float py = centre.y + x * along_x.y + y * along_y.y + z * along_z.y;
+                const float pz = centre.z + x * along_x.z + y * along_y.z + z * along_z.z;
+                cell[i] = (int(clampf(pz, 0.0f, high)) * resolution + int(clampf(py, 0.0f, high))) * resolution +
+                          int(clampf(px, 0.0f, high));
+            }
+            UNROLL for (int i = 0; i < POINTS; ++i) {
+                if (i && cell[i] == cell[i - 1]) continue;
+                const uint bit = 1u << (cell[i] & 31);
+                uint* word = bits + (cell[i] >> 5);
+                // Most are set already; a stale look only costs the atomic.
+                if (!(*(volatile const uint*)word & bit)) or_atomic(word, bit);
+            }
         }
     }
 }

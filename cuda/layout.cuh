@@ -27,6 +27,7 @@ struct Head {
     const int* first;               // (vertices + 1) where a vertex's part of `incident` begins
     const int* incident;            // (3 * triangles) triangles around each vertex
     const float* canonical;         // (vertices, 3)
+    const float* opened;            // (vertices, 3) from the neutral face to the canonical one, whose mouth is open
     const float* canonical_frames;  // (triangles, 9) columns tangent, bitangent, normal
     const float* canonical_areas;   // (triangles)
     const float* masks;             // (vertices, 2) mouth, eyes

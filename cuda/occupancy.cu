@@ -85,7 +85,8 @@ KERNEL(128) publish_occupancy(const Space space, float threshold) {
     }
 }
 
-// Where pose `frame` carries a canonical point that rides rigidly with `triangle`: `PosedHead.carry`.
+// Where pose `frame` carries a canonical point that rides with `triangle`, as far as that holds it:
+// `PosedHead.carry_centres`.
 DEVICE vec3 carry(const Head& head, const Poses& poses, int frame, int triangle, vec3 point) {
     const long long k = (long long)frame * head.triangles + triangle;
     const int corner = head.faces[3 * triangle];
@@ -93,8 +94,13 @@ DEVICE vec3 carry(const Head& head, const Poses& poses, int frame, int triangle,
     // The map is a rotation times a scale s, so its inverse is its transpose over s^2.
     float squares = 0.0f;
     UNROLL for (int i = 0; i < 9; ++i) squares += map[i] * map[i];
-    const vec3 turned = transform_transposed(map, point - load3(head.canonical + 3 * corner));
-    return load3(poses.vertices + 3 * ((long long)frame * head.vertices + corner)) + (3.0f / squares) * turned;
+    const vec3 offset = point - load3(head.canonical + 3 * corner), turned = transform_transposed(map, offset);
+    const vec3 with_surface =
+        load3(poses.vertices + 3 * ((long long)frame * head.vertices + corner)) + (3.0f / squares) * turned;
+    const float height = height_above(head, triangle, offset);
+    if (!(WARP_LOOSENS > 0.0f && height > 0.0f)) return with_surface;
+    const float with = held(height, head.masks[2 * corner]);
+    return with * with_surface + (1.0f - with) * (point - load3(head.opened + 3 * corner));
 }
 
 // Count, for each candidate cell, whether one more picture's matte has it: `OccupancyGrid.carve`.

@@ -1,10 +1,11 @@
 // Posed space <-> canonical space (insta_runtime/warp/warp.py): a sample rides with the point of the head that is
-// nearest to it. Constants from Python: WARP_BLEND, and LIPS_ALONE, whether the mouth's mask is that of the lips.
+// nearest to it. Constants from Python: WARP_BLEND, WARP_LOOSENS, and LIPS_ALONE, whether the mouth's mask is that of the lips.
 #pragma once
 #include "fastmath.cuh"
 #include "nearest.cuh"
 
 #define FADE 0.02f  // metres from the surface over which the expression code fades
+#define HELD_WHOLLY 0.25f  // part of WARP_LOOSENS within which a sample rides with the surface as it is
 #define RECORD_SIZE 16
 #define BLEND_SURFACE 0  // values of WARP_BLEND: maps of vertices, blended over the surface;
 #define BLEND_NEIGHBOURS 1  // of the nearest triangle and, on the face, of those beyond its edges;
@@ -107,6 +108,24 @@ DEVICE void surface_masks(const Head& head, const Nearest& nearest, float& mouth
     }
 }
 
+// How much of an expression's motion is left at a distance (metres) above the surface: all of it near the skin, in the
+// mouth and below the surface, none from WARP_LOOSENS on.
+DEVICE float held(float distance, float mouth) {
+    constexpr float reach = WARP_LOOSENS > 0.0f ? WARP_LOOSENS : 1.0f;
+    const float t = clampf((distance * (1.0f / reach) - HELD_WHOLLY) * (1.0f / (1.0f - HELD_WHOLLY)), 0.0f, 1.0f);
+    return 1.0f - t * t * (3.0f - 2.0f * t) * (1.0f - mouth);
+}
+DEVICE bool above_surface(const Poses& poses, const Head& head, int frame, const Nearest& nearest) {
+    const Triangle t = load_triangle(poses.triangles + ((size_t)frame * head.triangles + nearest.triangle) * TRIANGLE_SIZE);
+    return dot(cross(t.ab, t.ac), nearest.offset) > 0.0f;
+}
+
+// Metres above the plane of a canonical triangle; `offset` is from its first corner.
+DEVICE float height_above(const Head& head, int triangle, vec3 offset) {
+    const float* axes = head.canonical_frames + 9 * triangle;
+    return dot(offset, vec3{axes[2], axes[5], axes[8]});
+}
+
 // A point p (metres) of the cell of `row` and a direction d (unit) there, carried to canonical space.
 DEVICE Carried to_canonical(const Head& head, const Poses& poses, int frame, int row, vec3 p, vec3 d) {
     const Nearest nearest = nearest_to(head, poses, frame, row, p);
@@ -132,6 +151,15 @@ DEVICE Carried to_canonical(const Head& head, const Poses& poses, int frame, int
         carried.position = load3(blend + 9) + transform(blend, nearest.offset);
         carried.mouth = blend[12];
         carried.eyes = blend[13];
+        if constexpr (WARP_LOOSENS > 0.0f) {
+            if (nearest.distance > HELD_WHOLLY * WARP_LOOSENS && above_surface(poses, head, frame, nearest)) {
+                vec3 alone = p;
+                UNROLL for (int i = 0; i < 3; ++i) alone = alone + weight[i] * load3(head.opened + 3 * corner[i]);
+                const float with = held(nearest.distance, carried.mouth);
+                carried.position = with * carried.position + (1.0f - with) * alone;
+                turned = with * turned + (1.0f - with) * d;
+            }
+        }
     } else {
         float map[9] = {};
         carried.position = ride_with_triangles(head, poses, frame, nearest.triangle, p, map);

@@ -39,6 +39,13 @@ class WarpConfig:
     canonical_jaw: float = setting(
         0.35, "how far the canonical mouth stands open (jawOpen, or x 0.6 rad)", ge=0.0, le=1.0
     )
+    loosens: float = setting(
+        0.016,
+        "distance above the surface at which hair and glasses follow the head alone, not its expressions; 0: never",
+        unit="m",
+        ge=0.0,
+        le=0.1,
+    )
     blend: str = setting(
         "surface",
         "what a sample rides with: maps blended over the surface; those of the nearest triangle and, on the face, of "

@@ -9,7 +9,7 @@ from insta_runtime.learn.adam import BETA1, BETA2, EPSILON
 from insta_runtime.render.occupancy import HULL_ALPHA, HULL_NEAR, HULL_SHARE, HULL_VOTES
 from insta_runtime.render.registration import LEVER
 from insta_runtime.warp.frames import SCALES
-from insta_runtime.warp.warp import BLENDS
+from insta_runtime.warp.warp import BLENDS, loosens
 
 NEVER = 1 << 30  # pictures
 
@@ -19,6 +19,7 @@ def avatar_constants(config: AvatarConfig) -> dict[str, Constant]:
     return field_constants(config.radiance, config.conditioning.code) | {
         "WARP_BLEND": BLENDS.index(config.warp.blend),
         "WARP_SCALE": SCALES.index(config.warp.scale),
+        "WARP_LOOSENS": loosens(config.warp),
         "LIPS_ALONE": int(config.conditioning.code == "lips"),
         "BEHIND_SURFACE": config.sampling.behind,
         "HULL_VOTES": HULL_VOTES if config.occupancy.silhouettes else NEVER,

@@ -145,7 +145,7 @@ class OccupancyGrid:
         none, belong to ``camera``.  Cells are not counted outside the picture, nor ``behind`` metres behind the mesh.
         """
         centres = self.warp.box.cell_centres(self.cells, self.config.resolution)
-        x, y, z = camera_vertices(head.carry(centres[:, None], self.triangle)[:, 0], state).unbind(-1)
+        x, y, z = camera_vertices(head.carry_centres(centres, self.triangle), state).unbind(-1)
         u = (x / z * camera.fx + camera.cx).floor()
         v = (y / z * camera.fy + camera.cy).floor()
         index = (v.clamp(0, camera.height - 1) * camera.width + u.clamp(0, camera.width - 1)).long()

@@ -81,6 +81,7 @@ def head_struct(kernels: Kernels, model: Person) -> Struct:
         first=first.int(),
         incident=incident.int(),
         canonical=warp.canonical.vertices.contiguous(),
+        opened=(warp.canonical.vertices - warp.neutral).contiguous(),
         canonical_frames=warp.maps.frames.contiguous(),
         canonical_areas=warp.maps.areas.contiguous(),
         masks=warp.masks.contiguous(),

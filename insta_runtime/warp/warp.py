@@ -3,6 +3,8 @@
 A point p of posed head space has the nearest surface point ``q = sum_i b_i v_i`` on triangle (v_0, v_1, v_2).  Its
 canonical position is ``sum_i b_i c_i + M (p - q)``, where c are the canonical vertices and ``M = sum_i b_i M_i`` blends
 the vertex maps of `frames.CanonicalMaps`.  On the surface this is exact; off it, it is continuous across edges.
+What is farther above the surface lets go of it: hair and glasses do not follow brows and cheeks, but the head alone
+(`WarpConfig.loosens`, `held`).
 
 With `WarpConfig.blend` the warp is the original's instead: ``F p`` with the map F of the nearest triangle, which on the
 face is averaged with those of the triangles beyond its edges, weighted by ``exp(-d)`` and, theirs, ``exp(-4 d)`` of the
@@ -25,6 +27,8 @@ from insta_runtime.warp.regions import EYES, FACE, LIPS, OTHER, edge_neighbours
 
 BLENDS = ("surface", "neighbours", "triangle")  # of `WarpConfig.blend`, in the order of cuda/warp.cuh
 OWN_DECAY, NEIGHBOURS_DECAY = 1.0, 4.0  # 1 / metre, of the weights of triangles around the nearest one
+HELD_WHOLLY = 0.25  # part of `WarpConfig.loosens` within which a sample rides with the surface as it is
+MOST_WAYS = 6  # places between where the surface takes a cell and where the head alone does
 SUBCELLS = 3  # a canonical cell is carried to a pose by SUBCELLS^3 points, its corners included: no holes, no clipping
 
 
@@ -96,6 +100,8 @@ class HeadWarp:
         self.lips = lips
         self.neighbours = edge_neighbours(canonical.faces)
         self.maps = CanonicalMaps(canonical.vertices, canonical.faces, config.scale, self.regions == EYES)
+        self.loosens = loosens(config)
+        self.opened = canonical.vertices - neutral  # of the mouth, which is open in canonical space
         self.leaves = TriangleLeaves(canonical.vertices, canonical.faces)
         lower, upper = canonical.vertices.amin(0) - padding, canonical.vertices.amax(0) + padding
         side = float((upper - lower).max())
@@ -154,12 +160,42 @@ class PosedHead:
         offset = points - self.warp.canonical.vertices[corner, None]
         return torch.baddbmm(self.vertices[corner, None], offset, linear / squared_scale)
 
+    def carry_centres(self, points: torch.Tensor, triangle: torch.Tensor) -> torch.Tensor:
+        """Canonical points (N, 3) to the pose, (N, 3): each with its ``triangle`` as far as it holds them."""
+        carried = self.carry(points[:, None], triangle)[:, 0]
+        if self.warp.loosens == 0.0:
+            return carried
+        corner = self.warp.canonical.faces[triangle, 0]
+        height, mouth = self._height(points, triangle), self.warp.masks[corner, 0]
+        loose = 1.0 - held(height.clamp_min(0.0), mouth, self.warp.loosens)
+        return carried + loose[:, None] * (points - self.warp.opened[corner] - carried)
+
+    def _height(self, points: torch.Tensor, triangle: torch.Tensor) -> torch.Tensor:
+        """Metres of canonical points (N, 3) above the planes of their triangles (N,)."""
+        corner = self.warp.canonical.vertices[self.warp.canonical.faces[triangle, 0]]
+        return ((points - corner) * self.warp.maps.frames[triangle][:, :, 2]).sum(dim=-1)
+
     def occupied_cells(self, points: torch.Tensor, triangle: torch.Tensor) -> torch.Tensor:
-        """Cells of the posed grid that carried canonical points (N, K, 3) reach: (resolution^3,) bool."""
-        resolution = self.warp.resolution
+        """Cells of the posed grid that carried canonical points (N, K, 3) reach: (resolution^3,) bool.
+
+        The K points of each row surround a cell, whose centre is the middle one.  What is above the surface may be
+        anywhere between where the surface takes it and where the head alone does.
+        """
+        warp = self.warp
+        resolution, corner = warp.resolution, warp.canonical.faces[triangle, 0]
         cells = torch.zeros(resolution**3, dtype=torch.bool, device=points.device)
-        carried = self.carry(points, triangle).reshape(-1, 3)
-        cells[self.warp.box.cell_of(carried, resolution)] = True
+        carried = self.carry(points, triangle)
+        middle = points.shape[1] // 2
+        centres = points[:, middle]
+        apart = centres - warp.opened[corner] - carried[:, middle]
+        loose = (self._height(centres, triangle) > 0.0) & (warp.masks[corner, 0] < 1.0) & (warp.loosens > 0.0)
+        distance = apart.norm(dim=-1) * (resolution / warp.box.side)
+        ways = torch.where(loose, (distance.long() + 2).clamp_max(MOST_WAYS), 1)
+        for way in range(int(ways.max()) if len(ways) else 0):
+            found = ways > way
+            share = way / (ways[found] - 1).clamp_min(1)
+            moved = carried[found] + (share[:, None] * apart[found])[:, None]
+            cells[warp.box.cell_of(moved.reshape(-1, 3), resolution)] = True
         return cells
 
     def prepare(self, cells: torch.Tensor) -> None:
@@ -195,7 +231,16 @@ class PosedHead:
         surface = (self.vertices[corner] * b).sum(dim=1)
         canonical = (self.warp.canonical.vertices[corner] * b).sum(dim=1)
         linear = (self.vertex_maps[corner] * b[..., None]).sum(dim=1)
-        return canonical + torch.einsum("nij,nj->ni", linear, points - surface), linear
+        position = canonical + torch.einsum("nij,nj->ni", linear, points - surface)
+        if self.warp.loosens == 0.0:
+            return position, linear
+        first, second, third = self.vertices[corner].unbind(dim=1)
+        above = (torch.linalg.cross(second - first, third - first) * (points - surface)).sum(dim=-1) > 0.0
+        mouth = (self.warp.masks[corner] * b).sum(dim=1)[:, 0]
+        loose = torch.where(above, 1.0 - held(nearest.distance, mouth, self.warp.loosens), 0.0)[:, None]
+        alone = points + (self.warp.opened[corner] * b).sum(dim=1)
+        identity = torch.eye(3, device=points.device)
+        return position + loose * (alone - position), linear + loose[..., None] * (identity - linear)
 
     def _with_triangles(self, points: torch.Tensor, own: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The same of the maps of the nearest triangles ``own`` (N,) and, on the face, of their neighbours."""
@@ -213,6 +258,20 @@ class PosedHead:
         offset = points[:, None] - self.vertices[corner]
         carried = warp.canonical.vertices[corner] + torch.einsum("nkij,nkj->nki", linear, offset)
         return (carried * weight[..., None]).sum(dim=1), (linear * weight[..., None, None]).sum(dim=1)
+
+
+def loosens(config: WarpConfig) -> float:
+    """`WarpConfig.loosens`, metres, of the warp that can; 0 is never."""
+    return config.loosens if config.blend == "surface" else 0.0
+
+
+def held(distance: torch.Tensor, mouth: torch.Tensor, reach: float) -> torch.Tensor:
+    """How much of an expression's motion is left at a ``distance`` (N,), metres, above the surface: 1 to 0.
+
+    All of it near the skin and in the mouth, whose mask is ``mouth`` (N,); none from ``reach`` metres on.
+    """
+    t = ((distance / reach - HELD_WHOLLY) / (1.0 - HELD_WHOLLY)).clamp(0.0, 1.0)
+    return 1.0 - t.square() * (3.0 - 2.0 * t) * (1.0 - mouth)
 
 
 def fade(distance: torch.Tensor) -> torch.Tensor:

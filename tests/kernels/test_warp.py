@@ -25,9 +25,12 @@ def carry(posed: Posed, frame: int, points: torch.Tensor, directions: torch.Tens
     return position, turned, masks
 
 
+HOLDING = replace(DEFAULT, warp=WarpConfig(loosens=0.0))
+
+
 @pytest.mark.parametrize("seed", [21, 22])
 def test_points_go_where_the_true_nearest_triangle_takes_them(device: torch.device, seed: int) -> None:
-    model = model_of(device, DEFAULT)
+    model = model_of(device, HOLDING)
     posed = run(model, [random_state(model.head, seed)])
     points = band_points(posed, 0, 700)
     directions = torch.nn.functional.normalize(torch.randn_like(points), dim=-1)
@@ -55,6 +58,8 @@ SWITCHES = {
     "paper": PAPER,
     "triangle": replace(DEFAULT, warp=WarpConfig(blend="triangle", scale="length")),
     "neighbours": replace(DEFAULT, warp=WarpConfig(blend="neighbours", scale="none")),
+    "holding": HOLDING,
+    "loose": replace(DEFAULT, warp=WarpConfig(loosens=0.03)),
     "area": replace(DEFAULT, warp=WarpConfig(scale="area")),
     "lips": replace(DEFAULT, conditioning=ConditioningConfig(code="lips")),
 }

@@ -22,6 +22,12 @@ def model() -> AvatarModel:
     return small_model(config=replace(SMALL, warp=WarpConfig(cell=0.01)))
 
 
+@pytest.fixture(scope="module")
+def holding() -> AvatarModel:
+    """The same with a surface that takes along all that is above it."""
+    return small_model(config=replace(SMALL, warp=WarpConfig(cell=0.01, loosens=0.0)))
+
+
 def carried_back(head: PosedHead, points: torch.Tensor) -> CanonicalSamples:
     """``points``, seen along z, to canonical space."""
     cells = torch.zeros(head.warp.resolution**3, dtype=torch.bool)
@@ -39,8 +45,8 @@ def surface_points(vertices: torch.Tensor, faces: torch.Tensor, count: int) -> t
     return triangle, b, (vertices[faces[triangle]] * b[..., None]).sum(dim=1)
 
 
-def test_the_canonical_pose_is_not_warped(model: AvatarModel) -> None:
-    warp = model.warp
+def test_the_canonical_pose_is_not_warped(holding: AvatarModel) -> None:
+    warp = holding.warp
     _, _, points = surface_points(warp.canonical.vertices, warp.canonical.faces, 500)
     points = points + 0.01 * torch.randn(points.shape, generator=torch.Generator().manual_seed(0))
     samples = carried_back(warp.pose(warp.canonical.vertices), points)
@@ -56,7 +62,7 @@ def test_a_part_that_moves_rigidly_is_carried_back_exactly() -> None:
     quads = torch.stack([corner, corner + 4, corner + 5, corner + 1], dim=1)
     one = torch.cat([quads[:, [0, 1, 2]], quads[:, [0, 2, 3]]])
     vertices, faces = torch.cat([low, low + torch.tensor([0.1, 0, 0])]), torch.cat([one, one + 16])
-    warp = HeadWarp(HeadMesh(vertices, faces), vertices, torch.zeros((32, 2)), small_model().config.warp)
+    warp = HeadWarp(HeadMesh(vertices, faces), vertices, torch.zeros((32, 2)), WarpConfig(cell=0.025, loosens=0.0))
     turn, shift = rotation_matrix(torch.tensor([0.3, 0.5, -0.2])), torch.tensor([0.02, 0.01, 0.03])
     posed = torch.cat([vertices[:16], vertices[16:] @ turn.T + shift])
     canonical = torch.tensor([0.115, 0.015, 0.0]) + 0.008 * torch.rand((50, 3))
@@ -110,6 +116,32 @@ def test_above_a_fold_space_has_no_seam() -> None:
     assert float((left - right).norm()) < 1e-4
     edge = torch.tensor([0.0, 0.03, 0.0])
     assert 0.005 < float((left - edge).norm()) < 0.011, "halfway round the fold, at about its height"
+
+
+def test_what_is_far_above_the_skin_follows_the_head_alone(model: AvatarModel) -> None:
+    """Raised brows do not take a fringe along, skin goes with them, and nothing tears in between."""
+    head = open_head()
+    neutral, brows = pose(head), pose(head).expression.copy()
+    brows[[head.expression_names.index(f"brow{name}") for name in ("InnerUp", "OuterUpLeft", "OuterUpRight")]] = 1.0
+    still, raised = (model.pose(replace(neutral, expression=e)) for e in (neutral.expression, brows))
+    faces, shift = model.warp.canonical.faces, raised.vertices - still.vertices
+    lifted = (shift[faces].norm(dim=-1).amin(dim=-1) > 0.003) & (model.warp.masks[faces, 0].amax(dim=-1) == 0.0)
+    triangle = lifted.nonzero()[:, 0]
+    normal = triangle_frames(raised.vertices, faces)[0][triangle, :, 2]
+    skin = raised.vertices[faces[triangle]].mean(dim=1)
+    canonical = model.warp.canonical.vertices[faces[triangle]].mean(dim=1)
+    touched = carried_back(raised, skin).position
+    torch.testing.assert_close(touched, canonical, atol=1e-4, rtol=0)
+    fringe = skin + 0.03 * normal
+    far = carried_back(raised, fringe)
+    opened = model.warp.opened[faces[triangle]].mean(dim=1)
+    free = far.distance > 0.016
+    assert int(free.sum()) > 20
+    torch.testing.assert_close(far.position[free], (fringe + opened)[free], atol=1e-3, rtol=0)
+    heights = torch.linspace(0.0, 0.03, 31)[:, None]
+    path = carried_back(raised, skin[:1] + heights * normal[:1]).position
+    steps = (path[1:] - path[:-1]).norm(dim=-1)
+    assert float(steps.max()) < 3.0 * 0.001
 
 
 def test_carry_scales_with_the_mesh(model: AvatarModel) -> None:
