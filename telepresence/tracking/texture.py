@@ -28,7 +28,7 @@ WINDOW = 2.4  # side of the window that is looked at, in face sizes
 WINDOW_SIZE = 384  # px that it is shown at, at most
 BACKGROUND = 15  # px of that window: what is darker or brighter than its surroundings, that wide, is texture
 CORNER_SIGMA = 0.6  # px of a 512 picture: how exactly a corner is found again
-CORNERS, SPACING, QUALITY = 64, 9, 0.005  # in a keyframe: how many, px between them, part of the best one's
+CORNERS, SPACING, QUALITY = 64, 9, 0.001  # in a keyframe: how many, px between them, part of the best one's
 EDGE = 5  # px inside the matte: the outline itself is no place on the head
 PATCH = 21  # px
 AGREE = 0.7  # px: there and back again must end where it began
@@ -41,6 +41,8 @@ FEWEST = 12  # corners; with fewer the landmarks are left alone
 LANDMARK_SHARE = 1.5  # weight of the landmarks of a keyframe against its corners, whose errors go together more
 ADJUSTMENTS = 4
 RIGID_ABOVE = 0.035  # m above the eyes, where the brows end
+NOSE = (168, 193, 417, 122, 351, 196, 419, 3, 248, 51, 281, 45, 275, 4)  # landmarks around its rigid part
+LEVEL = (61, 291)  # landmarks below which hair lies on the shoulders: the corners of the mouth
 HAIR = 0.01  # m that it lies off the scalp, to begin with
 
 
@@ -271,9 +273,10 @@ class TextureMap:
         inside = cv2.erode((matte > 0.9).astype(np.uint8) * 255, np.ones((2 * EDGE + 1, 2 * EDGE + 1), np.uint8))
         soft = _to_window(face.points[self._soft, :2], crop)
         cv2.fillConvexPoly(inside, cv2.convexHull(np.round(soft).astype(np.int32)), 0)
-        # Hair beside the mouth and below hangs on the shoulders.
-        mouth = _to_window(face.points[[61, 291], :2], crop)[:, 1].min()
-        inside[max(0, round(float(mouth))) :] = 0
+        level = _to_window(face.points[list(LEVEL), :2], crop)[:, 1].min()
+        inside[max(0, round(float(level))) :] = 0
+        nose = _to_window(face.points[list(NOSE), :2], crop)
+        cv2.fillConvexPoly(inside, cv2.convexHull(np.round(nose).astype(np.int32)), 255)
         return inside.astype(np.uint8, copy=False)
 
     def _lift(self, corners: Float32, fit: HeadFit) -> Float64:
