@@ -152,8 +152,8 @@ class OccupancyGrid:
         visible = (z > HULL_NEAR) & (u >= 0) & (v >= 0) & (u < camera.width) & (v < camera.height)
         visible &= z < depth.reshape(-1)[index] + behind + 0.5 * self.warp.box.side / self.config.resolution
         # A cell is larger than a pixel: its matte is the largest around its centre, as far as it reaches at the head.
-        depth = max(HULL_NEAR, float(state.translation[2]))
-        radius = max(1, round(0.5 * self.warp.box.side / self.config.resolution * camera.fx / depth))
+        away = max(HULL_NEAR, float(state.translation[2]))
+        radius = max(1, round(0.5 * self.warp.box.side / self.config.resolution * camera.fx / away))
         grown = torch.nn.functional.max_pool2d(alpha[None, None], 2 * radius + 1, stride=1, padding=radius)[0, 0]
         self.seen += visible
         self.inside += visible & (grown.reshape(-1)[index] > HULL_ALPHA)
