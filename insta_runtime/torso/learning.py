@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional
 
 from insta_runtime.torso.layer import ROOM_SIDE, TorsoLayer
-from insta_runtime.torso.motion import MotionFit, Similarity, SlowPose, picture_pose
+from insta_runtime.torso.motion import POSE, MotionFit, Similarity, SlowPose, carried, picture_pose
 from insta_runtime.torso.registration import body_grid, reduced, register
 from insta_runtime.types import Bytes, Float64, Observation
 
@@ -64,6 +64,7 @@ class TorsoLearner:
         self._weight = torch.zeros((1, side, side), device=device)
         self._room = torch.zeros((4, ROOM_SIDE, ROOM_SIDE), device=device)  # colour x weight, weight
         self._motion = Similarity()
+        self._pose: Float64 = np.zeros(POSE)  # of the head in the last picture
         self._motions = MotionFit()
 
     def observe(self, observation: Observation, inputs: Float64) -> Similarity:
@@ -76,6 +77,7 @@ class TorsoLearner:
         rgb = self._picture(observation.rgb)
         alpha, body = self._picture(observation.alpha), self._picture(observation.body)
         self._see_room(rgb, body)
+        pose = inputs[:POSE] + inputs[POSE:]
         # The picture is head over torso over room: alpha + (1 - alpha) torso = body.
         free = 1.0 - alpha
         torso = ((body - alpha) / free.clamp_min(1e-3)).clamp(0.0, 1.0)
@@ -85,7 +87,10 @@ class TorsoLearner:
             known = (self._weight / min(self.seen, FIRST)).clamp_max(1.0)
             near = _blurred(reduced(alpha, ROOM_SIDE), NEAR_HEAD)
             apart = (1.0 - 2.0 * functional.interpolate(near[None], alpha.shape[1:], mode="bilinear")[0]).clamp_min(0.0)
-            self._motion = register(self._mean, known, picture, visible * apart, self._motion)
+            # Who took another seat took the head along.
+            likely = self._motion, carried(self._pose, pose).after(self._motion)
+            self._motion = register(self._mean, known, picture, visible * apart, likely)
+        self._pose = pose
         self._motions.add(inputs, self._motion)
         self._average(picture, visible)
         self.seen += 1

@@ -95,6 +95,13 @@ def picture_pose(state: HeadState, camera: Camera) -> Float64:
     )
 
 
+def carried(before: Float64, after: Float64) -> Similarity:
+    """What moves a head's joint, and a metre there, from the pose ``before`` (`POSE` or more) to ``after``; no turn."""
+    grown = float(after[2] - before[2])
+    size = math.exp(grown)
+    return Similarity(float(after[0] - size * before[0]), float(after[1] - size * before[1]), 0.0, grown)
+
+
 def seated(pose: Float64, state: HeadState, camera: Camera) -> HeadState:
     """``state`` where ``camera`` sees it as large, and at the place, that ``pose`` (`POSE`,) says."""
     z = 2.0 * camera.fx / (camera.width * math.exp(float(pose[2])))
@@ -143,10 +150,7 @@ class MotionModel:
         known = np.clip(inputs, self.middle - self.reach, self.middle + self.reach)
         row = np.append((known - self.middle) / _UNIT, 1.0)
         near = Similarity.from_vector(row @ self.weights)
-        grown = float(inputs[2] - known[2])
-        size = math.exp(grown)
-        there = Similarity(float(inputs[0] - size * known[0]), float(inputs[1] - size * known[1]), 0.0, grown)
-        return there.after(near)
+        return carried(known, inputs).after(near)
 
 
 class MotionFit:

@@ -6,6 +6,8 @@ Huber's weights; what hides the torso, or was never seen, does not count.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch.nn import functional
@@ -21,6 +23,8 @@ NOISE = 0.2
 """Standard deviation of a pixel at the first level, as if pixels were independent."""
 TRUST = torch.tensor([0.04, 0.04, 0.03, 0.03], dtype=torch.float64)
 """How far a torso is likely to move from where it was: x, y, turn, scale."""
+SURPRISE = 1.25
+"""How much worse an unlikely motion is taken to fit than it does."""
 ENOUGH = 1e-4
 """Picture units below which a step ends the search."""
 
@@ -32,35 +36,51 @@ def body_grid(motion: Similarity, side: int, device: torch.device) -> torch.Tens
 
 
 def register(
-    layer: torch.Tensor, known: torch.Tensor, picture: torch.Tensor, visible: torch.Tensor, start: Similarity
+    layer: torch.Tensor,
+    known: torch.Tensor,
+    picture: torch.Tensor,
+    visible: torch.Tensor,
+    starts: Sequence[Similarity],
 ) -> Similarity:
     """The motion that carries ``layer`` to ``picture``.
 
     Args:
         layer: (4, S, S) premultiplied, in the reference's place; known: (1, S, S) in [0, 1], how far it was seen.
         picture: (4, S, S) the torso in the picture, premultiplied; visible: (1, S, S), where it could be seen.
-        start: the likely motion, from which the result departs only as far as the picture says.
+        starts: likely motions, the likeliest first.  The result departs from the best of them only as far as the
+            picture says.
     """
-    motion = start
-    for both in _pyramid(torch.cat([layer * known, known, picture * visible, visible])):
-        level = both.shape[-1]
-        model, there, now = both[:4] / both[4:5].clamp_min(1e-3), both[4:5] > 0.5, both[5:].clone()
-        now[:4] /= now[4:].clamp_min(1e-3)
-        # A pixel counts only if its neighbours, which its gradient is taken from, are known.
-        sure = -functional.max_pool2d(-there.float()[None], 3, 1, 1)[0]
-        steepest = _steepest(model)
-        for _ in range(ROUNDS):
-            seen = functional.grid_sample(
-                now[None], body_grid(motion, level, layer.device), padding_mode="zeros", align_corners=False
-            )[0]
-            error = model - seen[:4]
-            weight = sure * seen[4:].square()
-            weight = weight * (HUBER / error.abs().amax(0, keepdim=True).clamp_min(HUBER))
-            step = _solve(steepest, error, weight, NOISE * level / LEVELS[0], start, motion)
-            motion = motion.after(Similarity.from_vector(step))
-            if np.abs(step).max() < ENOUGH:
-                break
+    coarse, *finer = _pyramid(torch.cat([layer * known, known, picture * visible, visible]))
+    found = [_refined(coarse, start, start) for start in starts]
+    best = min(range(len(starts)), key=lambda i: found[i][1] * (1.0 if i == 0 else SURPRISE))
+    start, motion = starts[best], found[best][0]
+    for level in finer:
+        motion, _ = _refined(level, motion, start)
     return motion
+
+
+def _refined(both: torch.Tensor, motion: Similarity, start: Similarity) -> tuple[Similarity, float]:
+    """``motion`` made better at one level, and the mean difference of colour that is left."""
+    level = both.shape[-1]
+    model, there, now = both[:4] / both[4:5].clamp_min(1e-3), both[4:5] > 0.5, both[5:].clone()
+    now[:4] /= now[4:].clamp_min(1e-3)
+    # A pixel counts only if its neighbours, which its gradient is taken from, are known.
+    sure = -functional.max_pool2d(-there.float()[None], 3, 1, 1)[0]
+    steepest = _steepest(model)
+    left = 0.0
+    for _ in range(ROUNDS):
+        grid = body_grid(motion, level, both.device)
+        seen = functional.grid_sample(now[None], grid, padding_mode="zeros", align_corners=False)[0]
+        error = model - seen[:4]
+        most = error.abs().amax(0, keepdim=True)
+        weight = sure * seen[4:].square()
+        left = float((weight * most).sum() / weight.sum().clamp_min(1e-6))
+        weight = weight * (HUBER / most.clamp_min(HUBER))
+        step = _solve(steepest, error, weight, NOISE * level / LEVELS[0], start, motion)
+        motion = motion.after(Similarity.from_vector(step))
+        if np.abs(step).max() < ENOUGH:
+            break
+    return motion, left
 
 
 def _pyramid(pictures: torch.Tensor) -> list[torch.Tensor]:

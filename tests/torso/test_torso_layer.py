@@ -129,10 +129,23 @@ def test_registration_finds_a_motion_to_a_part_of_a_pixel(shift: Similarity) -> 
 
     layer, known = torso(Similarity())
     picture, visible = torso(shift)
-    found = register(layer, known, picture, visible, Similarity())
+    found = register(layer, known, picture, visible, [Similarity()])
     corners = np.array([[-0.7, 0.7, 0.0], [0.9, 0.9, 0.5], [1.0, 1.0, 1.0]])  # where the shoulders are
     away = (found.matrix() @ corners - shift.matrix() @ corners) * SIDE / 2.0
     assert np.abs(away).max() < 0.6
+
+
+def test_a_person_who_takes_another_seat_is_found_again() -> None:
+    """Too far for registration alone; the layer stays as sharp as it was."""
+    learner, slow = TorsoLearner(SIDE, CPU), SlowPose()
+    aside = Similarity(0.45, 0.0)
+    for number in range(40):
+        head = head_at(number)
+        here = observe(number, head, shoulders_of(head))
+        if number >= 20:
+            here = observe(number, (head[0] + 0.45, head[1]), aside.after(shoulders_of(head)))
+        moved = learner.observe(here, slow.inputs(picture_pose(here.state, here.camera), here.t_capture_ns))
+        assert abs(moved.x - (shoulders_of(head).x + (0.45 if number >= 20 else 0.0))) < 0.03
 
 
 def test_shoulders_follow_the_slow_head_as_they_did(recording: list[Observation], layer: TorsoLayer) -> None:
