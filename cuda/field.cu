@@ -219,14 +219,15 @@ KERNEL(256) field_backward(const FieldWeights weights, const Samples samples, co
         stage(inputs, geometry), stage(outputs, pull);
         __syncthreads();
         add_weights(sums_geometry, inputs, outputs);
-        layer<HIDDEN_TILES, GEOMETRY_PAIRS, 1>(networks + colour_backward(0), nullptr, pull, [&](int p, int, const float (&c)[4]) {
-            UNROLL
-            for (int s = 0; s < 2; ++s) {
-                const bool free = !(raw[s] + INITIAL_LOG_DENSITY > MAX_LOG_DENSITY);
-                const bool is_density = p == 0 && t == 0;
-                pull_raw[p][s] = pack_pair(is_density ? (free ? pull_density[s] : 0.0f) : c[2 * s], c[2 * s + 1]);
-            }
-        });
+        layer<HIDDEN_TILES, GEOMETRY_PAIRS, 1>(
+            networks + colour_backward(0), nullptr, pull, [&](int p, int, const float (&c)[4]) {
+                UNROLL
+                for (int s = 0; s < 2; ++s) {
+                    const bool free = !(raw[s] + INITIAL_LOG_DENSITY > MAX_LOG_DENSITY);
+                    const bool is_density = p == 0 && t == 0;
+                    pull_raw[p][s] = pack_pair(is_density ? (free ? pull_density[s] : 0.0f) : c[2 * s], c[2 * s + 1]);
+                }
+            });
         __syncthreads();
         stage(inputs, density_hidden[DENSITY_LAYERS - 1]), stage(outputs, pull_raw);
         __syncthreads();

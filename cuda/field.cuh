@@ -33,7 +33,7 @@ DEVICE constexpr int colour_bias(int layer) {
 }
 CONSTANT int NETWORK_SIZE = colour_bias(COLOUR_LAYERS) + 3;
 
-// Real spherical harmonics of a unit vector, each band scaled (Schmidt) so that its squares add up to one: 1; x, y, z; ...
+// Real spherical harmonics of a unit vector, each band scaled (Schmidt) so that its squares add up to one.
 DEVICE float harmonic(int k, vec3 d) {
     switch (k) {
         case 0: return 1.0f;

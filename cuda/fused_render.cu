@@ -153,8 +153,9 @@ DEVICE void show(const Shades& shades, uint round, int first, float stop, Views&
 
 // Draws the pixels of the listed rays into `rgba` (height * width, 4), premultiplied. A ray ends where its
 // transmittance falls below `stop`, a bundle with its last ray. Adds to counters[2] and counters[3]. items: the pixels.
-KERNEL(32, BUNDLES_AT_ONCE) render_rays(const Head head, const Poses poses, const FieldWeights weights, const Bundles bundles,
-                           int* counters, float step, float stop, float* rgba) {
+KERNEL(32, BUNDLES_AT_ONCE)
+render_rays(const Head head, const Poses poses, const FieldWeights weights, const Bundles bundles, int* counters,
+            float step, float stop, float* rgba) {
     const int count = counters[0];
     EACH_PACKET(b, (count + PACKET - 1) / PACKET) {
         SCRATCH(Views, views, 32);
