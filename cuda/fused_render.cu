@@ -64,7 +64,7 @@ KERNEL(64) carry_rays(const Head head, const Poses all, uint* cells, const Space
                 Step at;
                 walking[l] = w.room[l] > 0 && next_step(head, poses, 0, w.ray[l], w.offset[l], step, w.k[l], at);
                 if (!walking[l]) continue;
-                carried[l] = to_canonical(head, poses, 0, at.row, at.position, w.ray[l].direction);
+                carried[l] = to_canonical(head, poses, 0, at.row, at.position, viewed(head, poses, 0, w.ray[l].direction));
                 carried[l].position = unit_cube(head, carried[l].position);
                 found[l] = carried[l].triangle >= 0 && occupied_at(space, carried[l].position);
                 w.room[l] -= found[l];

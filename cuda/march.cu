@@ -91,7 +91,8 @@ KERNEL(128) warp_samples(const Head head, const Poses poses, const Space space, 
             const vec3 position = ray.origin + samples.step_t[j] * ray.direction;
             int row;
             if (!cell_marked(head, poses, rays.frame[i], position, &row)) continue;
-            carried[l] = to_canonical(head, poses, rays.frame[i], row, position, ray.direction);
+            carried[l] = to_canonical(head, poses, rays.frame[i], row, position,
+                                      viewed(head, poses, rays.frame[i], ray.direction));
             unit[l] = unit_cube(head, carried[l].position);
             kept[l] = carried[l].triangle >= 0 && occupied_at(space, unit[l]);
         }

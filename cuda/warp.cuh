@@ -126,6 +126,11 @@ DEVICE float height_above(const Head& head, int triangle, vec3 offset) {
     return dot(offset, vec3{axes[2], axes[5], axes[8]});
 }
 
+// The direction, unit, as which the field shall be asked for colours along a ray of this direction.
+DEVICE vec3 viewed(const Head& head, const Poses& poses, int frame, vec3 direction) {
+    return transform(poses.states + (size_t)frame * poses.state_size + STATE_VIEW(head.expressions), direction);
+}
+
 // A point p (metres) of the cell of `row` and a direction d (unit) there, carried to canonical space.
 DEVICE Carried to_canonical(const Head& head, const Poses& poses, int frame, int row, vec3 p, vec3 d) {
     const Nearest nearest = nearest_to(head, poses, frame, row, p);

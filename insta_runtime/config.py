@@ -95,6 +95,7 @@ class ConditioningConfig:
     )
     standardise: bool = setting(True, "tell it codes in units of the person's own range, around their mean")
     pull_in: bool = setting(True, "tell it of a code that was never seen the nearest one that was")
+    pull_views: bool = setting(True, "ask it for colours of a view that was never had as from the nearest one that was")
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import torch
 from insta_runtime.config import AvatarConfig, ConditioningConfig
 from insta_runtime.field.lips import LIPS_WIDTH, LipsNumbers
 from insta_runtime.field.repertoire import CAPACITY, Repertoire
+from insta_runtime.field.views import ViewRange, view_angles
 from insta_runtime.head import HeadModel
 from insta_runtime.types import Float32, HeadState
 
@@ -123,7 +124,7 @@ class ExpressionCode:
 
     Attributes:
         repertoire: the states that were learned from.
-        range: of their codes; replaced whole.
+        range: of their codes; views: of where they were seen from; both are replaced whole.
     """
 
     part_name: ClassVar[str] = "expression"
@@ -131,8 +132,9 @@ class ExpressionCode:
     def __init__(self, head: HeadModel, config: ConditioningConfig | None = None) -> None:
         self.config = config or ConditioningConfig()
         self.repertoire = Repertoire(len(head.expression_names))
-        self.range = CodeRange.unknown()
+        self.range, self.views = CodeRange.unknown(), ViewRange.unknown()
         self._codes = np.zeros((CAPACITY, CODE_WIDTH), dtype=np.float32)
+        self._angles = np.zeros((CAPACITY, 2))
         self._lips = LipsNumbers(head) if self.config.code == "lips" else None
         self._arkit = head.basis == "arkit52"
         if self._arkit:
@@ -166,18 +168,30 @@ class ExpressionCode:
         """Raw codes (..., CODE_WIDTH) that were seen, as the field is told them: in range, they need no pulling in."""
         return self.range.standardise(raw) if self.config.standardise else raw
 
+    def turn(self, state: HeadState) -> Float32:
+        """How rays are turned, (3, 3) in head space, before the field is asked for colours along them."""
+        return self.views.turn(state) if self.config.pull_views else np.eye(3, dtype=np.float32)
+
     def observe(self, state: HeadState) -> bool:
         """Take note of a state that is learned from: True if the codes of all earlier ones have changed."""
         place = self.repertoire.observe(state)
         if place is None:
             return False
-        self._codes[place] = self.raw(state)
+        self._note(place, state)
         # A fair sample of a long call wavers; what the field has grown used to had better not.
         young = self.repertoire.count <= CAPACITY
         codes = self._codes[: len(self.repertoire)]
         mean, spread = CodeRange.usual(codes) if young else (self.range.mean, self.range.spread)
         self.range = CodeRange.of(codes, mean, spread)
+        self.views = self._seen_views()
         return young and self.config.standardise
+
+    def _note(self, place: int, state: HeadState) -> None:
+        self._codes[place], self._angles[place] = self.raw(state), view_angles(state)
+
+    def _seen_views(self) -> ViewRange:
+        known = len(self.repertoire)
+        return ViewRange.of(self._angles[:known]) if known >= PULLED_FROM else ViewRange.unknown()
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """For a file: those of the repertoire, and ``mean`` and ``spread`` (CODE_WIDTH,) of the codes."""
@@ -195,8 +209,9 @@ class ExpressionCode:
         if not (mean.shape == spread.shape == (CODE_WIDTH,) and (spread >= 0.99 * LEAST_SPREAD).all()):
             raise ValueError("its range of expressions is none")
         for place in range(len(code.repertoire)):
-            code._codes[place] = code.raw(code.repertoire.state(place))
+            code._note(place, code.repertoire.state(place))
         code.range = CodeRange.of(code._codes[: len(code.repertoire)], mean, spread)
+        code.views = code._seen_views()
         return code
 
 

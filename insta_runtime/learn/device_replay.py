@@ -133,6 +133,8 @@ class DeviceReplay:
         self._reach[slot] = reach(self.model, observation.state, camera)
         self._extent[slot] = torch.tensor([width, height], dtype=torch.int32)
         self.states[slot] = torch.from_numpy(pack_state(self.model, observation.state, camera))
+        # What is learned from is in range, whatever the sample says of it.
+        self.states[slot, -CODE_WIDTH - 9 : -CODE_WIDTH] = torch.eye(3).flatten()
         self._raw[slot] = self.model.code.raw(observation.state)
         self.states[slot, -CODE_WIDTH:] = torch.from_numpy(self.model.code.learned(self._raw[slot]))
         self.picture(slot).copy_(rgba * 255.0 + 0.5)
@@ -197,4 +199,4 @@ class DeviceReplay:
 
 
 def _state_size(model: AvatarModel) -> int:
-    return len(model.head.expression_names) + 30 + CODE_WIDTH
+    return len(model.head.expression_names) + 39 + CODE_WIDTH

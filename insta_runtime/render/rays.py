@@ -19,11 +19,13 @@ class Rays:
         origins: (R, 3) metres.
         directions: (R, 3) unit.
         far: (R,) metres along the ray beyond which nothing can be seen; inf where the ray misses the mesh.
+        turn: (3, 3) rotation of directions before the field is asked for colours along them; None for none.
     """
 
     origins: torch.Tensor
     directions: torch.Tensor
     far: torch.Tensor
+    turn: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.origins)

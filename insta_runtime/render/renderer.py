@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -52,12 +53,13 @@ class Renderer:
         model = self.model
         state = model.registered(state)
         posed = model.pose(state)
-        code = model.code_of(state)
+        code, turn = model.code_of(state), torch.as_tensor(model.code.turn(state), device=model.device)
         parts = []
         depth = rasterise(camera_vertices(posed.vertices, state), model.rig.faces, camera).depth.view(-1)
         pixels = torch.arange(camera.width * camera.height, device=model.device)
         for chunk in pixels.split(RAYS_AT_ONCE):
-            samples = model.march(pixel_rays(state, camera, chunk, depth[chunk], model.config.sampling.behind), posed)
+            rays = pixel_rays(state, camera, chunk, depth[chunk], model.config.sampling.behind)
+            samples = model.march(replace(rays, turn=turn), posed)
             seen = model.shade(samples, code.expand(len(samples.ray), -1), len(chunk))
             parts.append(torch.cat([seen.colour, seen.opacity[:, None]], dim=-1))
         rgba = torch.cat(parts).view(camera.height, camera.width, 4).clamp(0.0, 1.0)

@@ -96,7 +96,8 @@ def march(
         return RaySamples(row, empty[:, 0], empty, empty, empty[:, :2])
 
     position = points[row, column]
-    samples = head.to_canonical(position, rays.directions[hits[row]])
+    directions = rays.directions[hits[row]]
+    samples = head.to_canonical(position, directions if rays.turn is None else directions @ rays.turn.T)
     kept = occupancy.contains(samples.position)
     rank = torch.zeros_like(occupied, dtype=torch.int32)
     rank[row, column] = kept.int()

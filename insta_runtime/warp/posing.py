@@ -6,7 +6,6 @@ The kernels' twins are `HeadRig.pose`, `CanonicalMaps`, `OccupancyGrid.posed`, `
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
@@ -27,6 +26,16 @@ BAND_SHARE = 0.3  # of all cells of the posed grid may be marked; a fitted head 
 _heads: WeakKeyDictionary[HeadWarp, Struct] = WeakKeyDictionary()
 
 
+class Codes(Protocol):
+    """What the field is told of states (`field.conditioning.ExpressionCode`)."""
+
+    def __call__(self, state: HeadState, /) -> Float32:
+        """The expression code of a state."""
+
+    def turn(self, state: HeadState) -> Float32:
+        """How rays are turned, (3, 3) in head space, before the field is asked for colours along them."""
+
+
 class Person(Protocol):
     """What of an avatar's model (`render.model.AvatarModel`) poses its head."""
 
@@ -36,8 +45,8 @@ class Person(Protocol):
     warp: HeadWarp
 
     @property
-    def code(self) -> Callable[[HeadState], Float32]:
-        """Turns a state into its expression code."""
+    def code(self) -> Codes:
+        """Tells what a state looks like."""
 
 
 def pack_state(model: Person, state: HeadState, camera: Camera) -> Float32:
@@ -52,8 +61,9 @@ def pack_state(model: Person, state: HeadState, camera: Camera) -> Float32:
     rotation = rotation_matrix(state.rotation).astype(np.float32)
     view = np.array([camera.fx, camera.fy, camera.cx, camera.cy], dtype=np.float32)
     joints = [state.neck_pose, state.jaw_pose, state.eye_pose.ravel()]
-    parts = [state.expression, state.eyelids, *joints, rotation.ravel(), state.translation, view, model.code(state)]
-    return np.concatenate(parts)
+    pose = [rotation.ravel(), state.translation]
+    told = [model.code.turn(state).ravel(), model.code(state)]
+    return np.concatenate([state.expression, state.eyelids, *joints, *pose, view, *told])
 
 
 def head_struct(kernels: Kernels, model: Person) -> Struct:

@@ -62,7 +62,7 @@ def test_a_row_holds_what_layout_cuh_says(device: torch.device) -> None:
     model = model_of(device)
     state, view = random_state(model.head, 4), camera(48)
     row, units = pack_state(model, state, view), len(model.head.expression_names)
-    parts = np.split(row, np.cumsum([units, 2, 3, 3, 6, 9, 3, 4]))
+    parts = np.split(row, np.cumsum([units, 2, 3, 3, 6, 9, 3, 4, 9]))
     wanted = [
         state.expression,
         state.eyelids,
@@ -72,6 +72,7 @@ def test_a_row_holds_what_layout_cuh_says(device: torch.device) -> None:
         rotation_matrix(state.rotation).ravel(),
         state.translation,
         [view.fx, view.fy, view.cx, view.cy],
+        np.eye(3).ravel(),  # before anything was seen, any view will do
         model.code(state),
     ]
     assert len(parts[-1]) == CODE_WIDTH

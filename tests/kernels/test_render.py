@@ -12,6 +12,7 @@ import torch
 from small_person import SMALL, camera, neutral_shape, open_head, performance, photograph, pose
 
 from insta_runtime.constants import avatar_constants
+from insta_runtime.field.views import ViewRange
 from insta_runtime.kernels import Kernels
 from insta_runtime.learn.trainer import Trainer
 from insta_runtime.render.canvas import EARLY_STOP, RING, Format
@@ -80,6 +81,20 @@ def test_one_pass_draws_what_the_chain_draws(device: torch.device, opaque: bool)
     fused, chain = renderer(model).render(STATE, VIEW).rgba, renderer(model, fused=False).render(STATE, VIEW).rgba
     # Beside rounding, all that one pass leaves out lies behind EARLY_STOP.
     assert np.abs(fused - chain).max() < 2.0 * EARLY_STOP + (1e-5 if device.type == "cpu" else 4e-3)
+
+
+def test_views_that_nobody_had_are_pulled_in_as_by_the_twin(device: torch.device) -> None:
+    model = copy.copy(painted_model(device))
+    model.code = copy.copy(model.code)
+    state, view = pose(open_head(), smile=1.0, yaw=0.6), camera(33)
+    free = renderer(model).render(state, view).rgba
+    model.code.views = ViewRange(np.array([-0.05, -0.05]), np.array([0.05, 0.05]))
+    for fused in (True, False):
+        ours, truth = renderer(model, fused=fused).render(state, view), Renderer(model).render(state, view)
+        worst = np.sort(np.abs(ours.rgba - truth.rgba).max(axis=-1).ravel())
+        assert worst[-20] < 0.1, "but for a few pixels whose only sample lies at the border of a cell"
+        assert np.abs(ours.rgba - free)[..., :3].mean() > 1e-3
+        np.testing.assert_allclose(ours.rgba[..., 3], free[..., 3], atol=1e-3)
 
 
 def test_a_still_head_gives_a_still_picture(device: torch.device) -> None:
