@@ -180,6 +180,8 @@ def test_the_same_seed_draws_the_same(device: torch.device, pictures: list[Obser
     What is drawn does not."""
     runs = [learned(native(device), pictures, 3)[0] for _ in range(2)]
     first, second = (run._batch for run in runs if isinstance(run, NativeTrainer))
+    if device.type == "cuda":
+        torch.cuda.synchronize()  # steps may still be under way
     rays = []
     for batch in (first, second):
         tensors = batch.rays.tensors
