@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,9 @@ from insta_runtime.field.repertoire import Repertoire
 from insta_runtime.geometry import axis_angle, rotation_matrix
 from insta_runtime.head import HeadModel, load_head
 from insta_runtime.types import Float32, HeadState
+from telepresence.client import ParameterClient
 from telepresence.drivers.transfer import GAIN, Habits, LiveTransfer, Transfer, fingerprint
+from telepresence.drivers.zeromq import ZeroMqDriver
 
 SMILE = ("mouthSmileLeft", "mouthSmileRight")
 BLINK = ("eyeBlinkLeft", "eyeBlinkRight")
@@ -161,3 +164,33 @@ def test_the_avatars_own_person_and_unknown_ones_stay_as_they_are(head, shy) -> 
     assert live(shy[3], None) is shy[3]
     assert LiveTransfer(head, lambda: None)(shy[3], "f" * 16) is shy[3]
     assert fingerprint(np.zeros(60, np.float32)) != me
+
+
+def test_messages_of_somebody_else_are_mapped_and_those_of_nobody_known_are_not(head, broad, shy) -> None:
+    me, other = fingerprint(np.ones(60, np.float32)), fingerprint(np.zeros(60, np.float32))
+    habits = Habits.of(seen(shy), head)
+    driver = ZeroMqDriver(
+        "tcp://127.0.0.1:*",
+        basis=head.basis,
+        head_sha256=head.sha256,
+        expressions=52,
+        refused=pytest.fail,
+        transfer=LiveTransfer(head, lambda: (me, habits)),
+    )
+    driver.start()
+    try:
+        for person, mapped in ((None, False), (me, False), (other, True)):
+            with ParameterClient(driver.address, head.sha256, "arkit52", person) as client:
+                assert client.wait(10)
+                before = driver.received
+                client.send(broad[0])
+                deadline = time.monotonic() + 10
+                while driver.received == before and time.monotonic() < deadline:
+                    time.sleep(0.005)
+            newest = driver.newest()
+            assert newest is not None
+            assert newest.transferred == mapped
+            place = habits.translation if mapped else broad[0].translation
+            np.testing.assert_allclose(newest.state.translation, place, atol=1e-5)
+    finally:
+        driver.stop()
