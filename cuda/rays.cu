@@ -6,7 +6,7 @@
 KERNEL(128) camera_rays(const Head head, const Poses poses, const float* depth, const Rays rays, float step,
                          int width, int height) {
     EACH(i, width * height) {
-        const Ray ray = ray_of_pixel(head, poses, i, width, depth);
+        const Ray ray = ray_of_pixel(head, poses, i, width, height, depth);
         store4(rays.origin + 4 * i, ray.origin.x, ray.origin.y, ray.origin.z, ray.near);
         store4(rays.direction + 4 * i, ray.direction.x, ray.direction.y, ray.direction.z, ray.far);
         rays.offset[i] = anchored_offset(ray.origin, step);
@@ -72,7 +72,7 @@ KERNEL(128) find_rays(const Head head, const Poses poses, const float* depth, in
             pixel[l] = tiled_pixel(tile, COLUMN(l), width, height);
             hit[l] = false;
             if (pixel[l] < 0) continue;
-            const Ray ray = ray_of_pixel(head, poses, pixel[l], width, depth);
+            const Ray ray = ray_of_pixel(head, poses, pixel[l], width, height, depth);
             const float offset = anchored_offset(ray.origin, step);
             const CellWalk walk = walk_cells(head, ray);
             first[l] = last[l] = steps[l] = 0;

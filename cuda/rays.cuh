@@ -1,4 +1,4 @@
-// Camera rays in head space (insta_runtime/render/rays.py). Constant from Python: BEHIND_SURFACE.
+// Camera rays in head space (insta_runtime/render/rays.py). Constants from Python: BEHIND_SURFACE, EDGE.
 #pragma once
 #include "layout.cuh"
 #include "vec.cuh"
@@ -14,12 +14,18 @@ struct Ray {
 
 DEVICE bool is_finite(vec3 v) { return (fabsf(v.x) < 3e38f) & (fabsf(v.y) < 3e38f) & (fabsf(v.z) < 3e38f); }
 
-// The ray through (x, y), pixels, of the camera of a state. It ends a little behind `depth`, the depth (z) of the posed
+// Where the ray through (x, y), pixels, of the camera of a state crosses the plane at unit depth, in camera space; its
+// length is how much longer the ray is than deep.
+DEVICE vec3 crossing_of(const float* state, int expressions, float x, float y) {
+    const float* camera = state + STATE_CAMERA(expressions);
+    return vec3{(x - camera[2]) / camera[0], (y - camera[3]) / camera[1], 1.0f};
+}
+
+// That ray in head space. It ends a little behind `depth`, the depth (z) of the posed
 // mesh there, which is infinite where there is none.
 DEVICE Ray pixel_ray(const float* state, int expressions, float x, float y, float depth) {
     const float* rotation = state + STATE_ROTATION(expressions);
-    const float* camera = state + STATE_CAMERA(expressions);
-    const vec3 crossing = {(x - camera[2]) / camera[0], (y - camera[3]) / camera[1], 1.0f};
+    const vec3 crossing = crossing_of(state, expressions, x, y);
     const float slant = length(crossing);
     Ray ray;
     ray.origin = transform_transposed(rotation, -1.0f * load3(state + STATE_TRANSLATION(expressions)));
@@ -34,6 +40,17 @@ DEVICE void cut(Ray& ray, float origin, float direction, float lower, float uppe
     const float t0 = (lower - origin) / safe, t1 = (upper - origin) / safe;
     ray.near = fmaxf(ray.near, fminf(t0, t1));
     ray.far = fminf(ray.far, fmaxf(t0, t1));
+}
+
+// The largest depth a pixel or two around (x, y), one in EDGE of the width: beside the outline of the mesh, which is
+// never quite that of the person, a ray must be free to pass. Rows are `stride` apart.
+DEVICE float farthest_around(const float* depth, int x, int y, int width, int height, int stride) {
+    float far = 0.0f;
+    const int edge = clampi((width + EDGE / 2) / EDGE, 1, width);
+    const int right = clampi(x + edge, 0, width - 1), bottom = clampi(y + edge, 0, height - 1);
+    for (int v = clampi(y - edge, 0, height - 1); v <= bottom; ++v)
+        for (int u = clampi(x - edge, 0, width - 1); u <= right; ++u) far = fmaxf(far, depth[v * stride + u]);
+    return far;
 }
 
 // Shortens a ray to the box around the marked cells of a pose (6 bounds, in cells: lowest x, y, z, highest x, y, z).
@@ -63,9 +80,10 @@ DEVICE int tiled_pixel(int tile, int column, int width, int height) {
 }
 
 // The ray through the middle of a pixel of pose 0, as far as it may meet the avatar.
-DEVICE Ray ray_of_pixel(const Head& head, const Poses& poses, int pixel, int width, const float* depth) {
-    Ray ray = pixel_ray(poses.states, head.expressions, float(pixel % width) + 0.5f, float(pixel / width) + 0.5f,
-                        depth[pixel]);
+DEVICE Ray ray_of_pixel(const Head& head, const Poses& poses, int pixel, int width, int height, const float* depth) {
+    const int x = pixel % width, y = pixel / width;
+    Ray ray = pixel_ray(poses.states, head.expressions, float(x) + 0.5f, float(y) + 0.5f,
+                        farthest_around(depth, x, y, width, height, width));
     clip_to_band(ray, head, poses.bounds);
     return ray;
 }

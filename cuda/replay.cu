@@ -102,9 +102,11 @@ KERNEL(128) draw_rays(const Head head, const Poses poses, const Memories memorie
         }
 
         size_t seen = ((size_t)at * side + y) * side + x;
-        Ray ray = pixel_ray(memories.states + (size_t)slot * memories.state_size, head.expressions, float(x) + 0.5f,
-                            float(y) + 0.5f, depth[seen]);
-        float distance = ray.far - BEHIND_SURFACE;
+        const float* state = memories.states + (size_t)slot * memories.state_size;
+        float u = float(x) + 0.5f, v = float(y) + 0.5f;
+        float far = farthest_around(depth + (size_t)at * side * side, x, y, width, height, side);
+        Ray ray = pixel_ray(state, head.expressions, u, v, far);
+        float distance = depth[seen] * length(crossing_of(state, head.expressions, u, v));
         vec3 point = ray.origin + distance * ray.direction;
         bool drawn = k < wanted && is_finite(ray.origin) && is_finite(ray.direction);
         clip_to_band(ray, head, poses.bounds + at * 6);
@@ -162,7 +164,7 @@ KERNEL(128) want_steps(const Head head, const Poses poses, const Rays rays, cons
 KERNEL(128) want_view(const Head head, const Poses poses, const float* depth, int width, int height, float step,
                       uint* wanted) {
     EACH(i, width * height) {
-        const Ray ray = ray_of_pixel(head, poses, i, width, depth);
+        const Ray ray = ray_of_pixel(head, poses, i, width, height, depth);
         want_along(head, poses, ray, 0.25f, step, wanted);
         want_along(head, poses, ray, 0.75f, step, wanted);
     }

@@ -7,6 +7,7 @@ from insta_runtime.field.packed import field_constants
 from insta_runtime.kernels import Constant
 from insta_runtime.learn.adam import BETA1, BETA2, EPSILON
 from insta_runtime.render.occupancy import HULL_ALPHA, HULL_NEAR, HULL_SHARE, HULL_VOTES
+from insta_runtime.render.rays import EDGE
 from insta_runtime.render.registration import LEVER
 from insta_runtime.warp.frames import SCALES
 from insta_runtime.warp.warp import BLENDS, loosens
@@ -21,6 +22,7 @@ def avatar_constants(config: AvatarConfig) -> dict[str, Constant]:
         "WARP_SCALE": SCALES.index(config.warp.scale),
         "WARP_LOOSENS": loosens(config.warp),
         "LIPS_ALONE": int(config.conditioning.code == "lips"),
+        "EDGE": EDGE,
         "BEHIND_SURFACE": config.sampling.behind,
         "HULL_VOTES": HULL_VOTES if config.occupancy.silhouettes else NEVER,
         "HULL_SHARE": HULL_SHARE,

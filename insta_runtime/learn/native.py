@@ -195,6 +195,8 @@ class NativeTrainer:
             posed=None if self._posed.in_place else self._posed.states,
             control=self._inputs.control,
         )
+        if isinstance(self._posed, HostFrames):
+            self._posed.strayed = self.registration.strayed
         size = len(self._parameters)
         self._adam = kernels.bind(
             "adam_step",
@@ -248,10 +250,6 @@ class NativeTrainer:
     def _launch_step(self) -> None:
         self._begin()
         self.registration.place()
-        if isinstance(self._posed, HostFrames):
-            for slot in set(self._drawn.tolist()):
-                if self.registration.strayed(slot):
-                    self._posed.forget(slot)
         for slot in self._posed.unseen(self._drawn):
             self._show(slot)
         self._posed.pose(self._drawn)

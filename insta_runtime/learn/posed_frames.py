@@ -7,6 +7,7 @@ a step.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -101,13 +102,14 @@ class HostFrames:
         self._wanted = _untouched((slots, self.poses.value.words), torch.int32)
         self._step = model.config.sampling.step
         self._heads: dict[int, PosedHeads] = {}
+        self.strayed: Callable[[int], bool] = lambda _: False
         self._known: dict[int, _Known] = {}
         self._epoch = 0
         self.expire()
 
     def unseen(self, slots: torch.Tensor) -> list[int]:
-        """Those of the drawn pictures that have not been looked at."""
-        return sorted(set(slots.tolist()) - self._known.keys())
+        """Those of the drawn pictures that have not been looked at, or whose heads have been moved since."""
+        return sorted(slot for slot in set(slots.tolist()) if slot not in self._known or self.strayed(slot))
 
     def forget(self, slot: int) -> None:
         """Another picture has come into the slot."""

@@ -12,7 +12,7 @@ import torch
 from insta_runtime.learn.registration import MOVED, PictureMotion
 from insta_runtime.render.model import AvatarModel
 from insta_runtime.render.raster import rasterise
-from insta_runtime.render.rays import camera_vertices
+from insta_runtime.render.rays import camera_vertices, farthest_around
 from insta_runtime.render.registration import moved
 from insta_runtime.types import Camera, HeadState, Observation
 from insta_runtime.warp.warp import PosedHead
@@ -117,6 +117,7 @@ class Memory:
         alpha = self.rgba[:, 3].float() / 255.0
         skin = (face > 0.5).view(-1) & (alpha > 0.9)
         self.depth = raster.depth.view(-1)
+        self.far = farthest_around(raster.depth).view(-1)
         self.skin = skin
         self.mouth = (mouth > 0.3).view(-1)
         picture = alpha.view(camera.height, camera.width)

@@ -106,7 +106,9 @@ class Trainer:
             posed = memory.posed()
             pixels = self._draw_pixels(memory, each)
             depth = memory.depth[pixels]
-            rays = pixel_rays(memory.placed, memory.camera, pixels, depth, self.model.config.sampling.behind)
+            rays = pixel_rays(
+                memory.placed, memory.camera, pixels, memory.far[pixels], self.model.config.sampling.behind
+            )
             samples = self.model.march(rays, posed, self._generator)
             points = rays.origins[samples.ray] + samples.distance[:, None] * rays.directions[samples.ray]
             shift = follow(motion.to(device), points) / self.model.warp.box.side

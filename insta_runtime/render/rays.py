@@ -10,6 +10,8 @@ import torch
 from insta_runtime.geometry import rotation_matrix
 from insta_runtime.types import Camera, HeadState
 
+EDGE = 256  # one pixel in so many around the outline of the mesh does not end rays
+
 
 @dataclass(frozen=True)
 class Rays:
@@ -48,8 +50,9 @@ def pixel_rays(state: HeadState, camera: Camera, pixels: torch.Tensor, depth: to
     """Rays through the centres of ``pixels`` (R,) int64, flat indices y * width + x, in the head's space.
 
     The head's rigid motion goes into the camera: ``x_head = R^T (x_cam - t)``.  ``depth`` (R,) is the depth (z) of
-    the posed head mesh at these pixels in metres, inf where there is none; rays end ``behind`` metres behind it, for
-    skin is opaque, but lips may be wrongly closed (`SamplingConfig.behind`).
+    the posed head mesh in metres, the farthest around each of these pixels (`farthest_around`), inf where there is
+    none; rays end ``behind`` metres behind it, for skin is opaque, but lips may be wrongly closed
+    (`SamplingConfig.behind`).
     """
     rotation = rotation_matrix(state.rotation)
     eye = -rotation.T @ state.translation.astype(np.float64)
@@ -59,6 +62,15 @@ def pixel_rays(state: HeadState, camera: Camera, pixels: torch.Tensor, depth: to
     directions = torch.stack([x, y, torch.ones_like(x)], dim=-1) / length[:, None] @ turn
     origins = torch.as_tensor(eye, dtype=torch.float32, device=pixels.device).expand_as(directions)
     return Rays(origins, directions, depth * length + behind)
+
+
+def farthest_around(depth: torch.Tensor) -> torch.Tensor:
+    """The largest of a picture's depths (H, W) a pixel or two away along both axes: where rays may end.
+
+    The outline of a mesh is never quite that of the person: beside it a ray must be free to pass.
+    """
+    edge = max(1, (depth.shape[1] + EDGE // 2) // EDGE)
+    return torch.nn.functional.max_pool2d(depth[None, None], 2 * edge + 1, stride=1, padding=edge)[0, 0]
 
 
 def camera_vertices(vertices: torch.Tensor, state: HeadState) -> torch.Tensor:

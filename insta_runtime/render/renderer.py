@@ -11,7 +11,7 @@ import torch
 from insta_runtime.render.model import AvatarModel
 from insta_runtime.render.occupancy import shown_cells
 from insta_runtime.render.raster import rasterise
-from insta_runtime.render.rays import camera_vertices, pixel_rays
+from insta_runtime.render.rays import camera_vertices, farthest_around, pixel_rays
 from insta_runtime.render.registration import Registration
 from insta_runtime.types import Bytes, Camera, Float32, HeadState, RenderedFrame
 
@@ -55,7 +55,9 @@ class Renderer:
         posed = model.pose(state)
         code, turn = model.code_of(state), torch.as_tensor(model.code.turn(state), device=model.device)
         parts = []
-        depth = rasterise(camera_vertices(posed.vertices, state), model.rig.faces, camera).depth.view(-1)
+        depth = farthest_around(rasterise(camera_vertices(posed.vertices, state), model.rig.faces, camera).depth).view(
+            -1
+        )
         pixels = torch.arange(camera.width * camera.height, device=model.device)
         for chunk in pixels.split(RAYS_AT_ONCE):
             rays = pixel_rays(state, camera, chunk, depth[chunk], model.config.sampling.behind)

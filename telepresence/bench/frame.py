@@ -74,12 +74,14 @@ def rays_met(model: AvatarModel, state: HeadState, camera: Camera) -> torch.Tens
     import torch
 
     from insta_runtime.render.raster import rasterise
-    from insta_runtime.render.rays import camera_vertices, pixel_rays
+    from insta_runtime.render.rays import camera_vertices, farthest_around, pixel_rays
     from insta_runtime.render.renderer import RAYS_AT_ONCE
 
     head = model.pose(state)
     with torch.no_grad():
-        depth = rasterise(camera_vertices(head.vertices, state), model.rig.faces, camera).depth.view(-1)
+        depth = farthest_around(rasterise(camera_vertices(head.vertices, state), model.rig.faces, camera).depth).view(
+            -1
+        )
         counts = []
         for pixels in torch.arange(camera.width * camera.height, device=model.device).split(RAYS_AT_ONCE):
             rays = pixel_rays(state, camera, pixels, depth[pixels], model.config.sampling.behind)

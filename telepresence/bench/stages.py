@@ -73,7 +73,7 @@ def draw_in_stages(model: AvatarModel, state: HeadState, camera: Camera, clock: 
 
     from insta_runtime.render.compositing import composite
     from insta_runtime.render.raster import rasterise
-    from insta_runtime.render.rays import camera_vertices, pixel_rays
+    from insta_runtime.render.rays import camera_vertices, farthest_around, pixel_rays
     from insta_runtime.render.renderer import RAYS_AT_ONCE
     from insta_runtime.types import RenderedFrame
 
@@ -82,7 +82,9 @@ def draw_in_stages(model: AvatarModel, state: HeadState, camera: Camera, clock: 
             head = model.pose(state)
             code = model.code_of(state)
         with clock.stage("raster"):
-            depth = rasterise(camera_vertices(head.vertices, state), model.rig.faces, camera).depth.view(-1)
+            depth = farthest_around(
+                rasterise(camera_vertices(head.vertices, state), model.rig.faces, camera).depth
+            ).view(-1)
         with clock.stage("band"):
             cells = model.occupancy.posed(head)
         with clock.stage("candidates"):

@@ -16,7 +16,7 @@ from insta_runtime.kernels import Kernels, Struct
 from insta_runtime.render.model import AvatarModel
 from insta_runtime.render.packing import PackedSamples
 from insta_runtime.render.raster import rasterise
-from insta_runtime.render.rays import Rays, camera_vertices, pixel_rays
+from insta_runtime.render.rays import Rays, camera_vertices, farthest_around, pixel_rays
 from insta_runtime.render.sampling import march
 from insta_runtime.types import Camera, HeadState
 from insta_runtime.warp.posing import PosedHeads, pack_state
@@ -94,7 +94,8 @@ def bench(device: torch.device, states: list[HeadState], view: Camera = VIEW) ->
     twin, parts = [], []
     for i, state in enumerate(states):
         depth = mesh_depth(model, state, view)
-        twin.append(pixel_rays(state, view, pixels, depth, SMALL.sampling.behind))
+        far = farthest_around(depth.view(view.height, view.width)).view(-1)
+        twin.append(pixel_rays(state, view, pixels, far, SMALL.sampling.behind))
         one = PosedHeads(kernels, model, 1)
         one.states.copy_(heads.states[i : i + 1])
         one.run(space)

@@ -20,7 +20,7 @@ from insta_runtime.learn.device_replay import DeviceReplay
 from insta_runtime.learn.replay import RECENT
 from insta_runtime.render.model import AvatarModel
 from insta_runtime.render.raster import rasterise
-from insta_runtime.render.rays import camera_vertices, pixel_rays, slant
+from insta_runtime.render.rays import camera_vertices, farthest_around, pixel_rays, slant
 from insta_runtime.types import Camera, HeadState
 
 ROUNDING = 2e-6  # of metres and unit vectors: a few roundings in float32, in another order than the twin's
@@ -204,7 +204,8 @@ def test_rays_and_targets_are_the_twins_for_the_same_pixels(scene: Scene) -> Non
         part = slice(frame * EACH, (frame + 1) * EACH)
         pixels = out.pixels(scene, frame)
         depth = scene.depth[frame].view(-1)[pixels]
-        twin = pixel_rays(state, scene.view, pixels, depth, SMALL.sampling.behind)
+        far = farthest_around(scene.depth[frame]).view(-1)[pixels]
+        twin = pixel_rays(state, scene.view, pixels, far, SMALL.sampling.behind)
         t = torch.stack([box.origin - twin.origins, box.origin + box.side - twin.origins]) / twin.directions
         near, far = t.amin(0).amax(-1).clamp_min(0.05), torch.minimum(t.amax(0).amin(-1), twin.far)
         hits = far > near

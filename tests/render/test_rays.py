@@ -11,7 +11,7 @@ from small_person import camera, neutral_shape, open_head, pose
 
 from insta_runtime.head import HeadRig
 from insta_runtime.render.raster import rasterise
-from insta_runtime.render.rays import camera_vertices, pixel_rays, rotation_matrix, slant
+from insta_runtime.render.rays import camera_vertices, farthest_around, pixel_rays, rotation_matrix, slant
 from insta_runtime.types import Camera, HeadState
 
 ODD = Camera(50.0, 60.0, 13.2, 9.7, 32, 24)
@@ -71,3 +71,17 @@ def test_rotation_is_by_the_angle_about_the_axis(angle: float) -> None:
     np.testing.assert_allclose(
         matrix @ across, math.cos(angle) * across + math.sin(angle) * np.cross(axis, across), atol=1e-6
     )
+
+
+def test_beside_the_outline_of_the_mesh_rays_may_pass() -> None:
+    depth = torch.full((9, 11), 0.6)
+    depth[:, 7:] = torch.inf
+    depth[4, 2] = 0.7
+    around = farthest_around(depth)
+    assert around[:, 6:].isinf().all(), "a pixel within the outline"
+    assert (around[3:6, 1:4] == 0.7).all()
+    assert (around[:3, :6] == 0.6).all()
+    large = torch.full((4, 512), 0.6)
+    large[:, 300:] = torch.inf
+    assert farthest_around(large)[:, 298:].isinf().all()
+    assert farthest_around(large)[:, :298].isfinite().all(), "two of 512"
