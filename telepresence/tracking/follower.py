@@ -7,6 +7,7 @@ alike.
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -36,6 +37,9 @@ class HeadFollower:
         calibration: of the person.
         matter: cuts out this person.
         face_size: usual size of the face, px.
+
+    Attributes:
+        fit_seconds: processor time of the last head fit.
     """
 
     def __init__(self, head: HeadModel, calibration: Calibration, matter: Matter, face_size: float) -> None:
@@ -48,6 +52,7 @@ class HeadFollower:
         self._calibrated = self._fitter
         self._offsets = LandmarkOffsets(self._fitter.basis, calibration.offsets.astype(np.float64))
         self._before: HeadFit | None = None
+        self.fit_seconds = 0.0
 
     @property
     def camera(self) -> Pinhole:
@@ -95,7 +100,9 @@ class HeadFollower:
         window = texture.window(face)
         picture = texture.look(rgb, window)
         sightings = texture.find(picture, window, start)
+        began = time.thread_time()
         fit = fitter.fit(face, before, interval, sightings, start)
+        self.fit_seconds = time.thread_time() - began
         if learn and not self._health.lost:
             if texture.is_novel(fit):
                 alone = self._calibrated.fit(face, None)

@@ -39,7 +39,7 @@ class TrackedRecording:
     states: N; where a face was not tracked the last one is held.
     faces: N, smoothed, None where none was found.   valid: (N,) whether the face was tracked.
     errors: (N,) px of a 512 picture.   projections: (N, L, 2) likewise.
-    fit_seconds: (N,) processor time of the head fit alone.
+    fit_seconds, texture_seconds: (N,) processor time of the head fit alone, and of all else of following.
     """
 
     calibration: Calibration
@@ -48,16 +48,18 @@ class TrackedRecording:
     errors: Float64
     projections: Float64
     fit_seconds: Float64
+    texture_seconds: Float64
     valid: NDArray[np.bool_]
 
     def figures(self) -> dict[str, float | int]:
-        """``frames, tracked, reprojection_px_median, fit_ms_median, jitter_px`` (docs/tracking.md)."""
+        """Medians over the tracked pictures, and how many there are (docs/tracking.md)."""
         tracked = self.valid
         return {
             "frames": len(self.states),
             "tracked": int(tracked.sum()),
             "reprojection_px_median": round(float(np.median(self.errors[tracked])), 4),
             "fit_ms_median": round(float(np.median(self.fit_seconds[tracked])) * 1e3, 3),
+            "texture_ms_median": round(float(np.median(self.texture_seconds[tracked])) * 1e3, 3),
             "jitter_px": round(self._jitter(), 4),
         }
 
@@ -119,20 +121,22 @@ def track_recording(
         tuple(faces),
         np.array([np.inf if seen.fit is None else seen.fit.error for seen in followed]),
         np.stack([seen.projection for seen in followed]),
-        np.array([seen.seconds for seen in followed]),
+        np.array([seen.fit_seconds for seen in followed]),
+        np.array([seen.seconds - seen.fit_seconds for seen in followed]),
         np.array([seen.valid for seen in followed]),
     )
 
 
 @dataclass(frozen=True)
 class _Followed:
-    """One picture: its fit, if it is to be believed, the landmarks (L, 2) px of a 512 picture, the processor time."""
+    """One picture: its fit, if it is to be believed, the landmarks (L, 2) px of a 512 picture, processor time."""
 
     t_capture_ns: int
     fit: HeadFit | None
     valid: bool
     projection: Float64
     seconds: float
+    fit_seconds: float
 
 
 def _follow(
@@ -148,7 +152,7 @@ def _follow(
         projection = np.zeros((len(follower.basis.indices), 2))
         if fit is not None:
             projection = follower.project(fit) / follower.camera.scale
-        yield _Followed(frame.t_capture_ns, fit, valid, projection, seconds)
+        yield _Followed(frame.t_capture_ns, fit, valid, projection, seconds, follower.fit_seconds)
         before_ns = frame.t_capture_ns
 
 

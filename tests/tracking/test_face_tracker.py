@@ -191,7 +191,7 @@ def test_the_command_writes_a_folder_and_says_nothing_else(shared, models, tmp_p
     assert "W0000" not in done.stderr
     figures = json.loads(report.read_text())
     assert figures["frames"] == figures["tracked"] == 14
-    assert {"reprojection_px_median", "fit_ms_median", "jitter_px"} <= set(figures)
+    assert {"reprojection_px_median", "fit_ms_median", "texture_ms_median", "jitter_px"} <= set(figures)
     folder = TrackedFolder.open(out)
     assert folder.observation(3).rgb.shape == (128, 128, 3)
     assert folder.meta["crop_policy"] == "head"
