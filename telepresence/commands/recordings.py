@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from insta_runtime.errors import UserError
-from insta_runtime.geometry import rotation_matrix
 from insta_runtime.head import HeadModel, load_head
 from insta_runtime.learn.evaluation import split
 from insta_runtime.tracked import TrackedFolder
 from insta_runtime.types import Float32, Float64, HeadState, Observation
-from telepresence.commands.orbit import turned, yaw, yaw_turn
+from telepresence.commands.orbit import pitch, pitch_turn, turned, yaw, yaw_turn
 from telepresence.config import Config
 
 if TYPE_CHECKING:
@@ -211,15 +210,3 @@ def _farther(
         outermost = max(side * angle for angle in angles)
         added.append(side * max(turn, outermost - side * own))
     return added
-
-
-def pitch(state: HeadState) -> float:
-    """Angle in radians by which the face looks down from the camera's horizon; 0 looks into the camera."""
-    forward = rotation_matrix(state.rotation)[:, 2]
-    return math.asin(max(-1.0, min(1.0, float(forward[1]))))
-
-
-def pitch_turn(angle: float) -> Float64:
-    """The (3, 3) rotation in camera space that adds ``angle`` radians to the `pitch` of a frontal state."""
-    cos, sin = math.cos(angle), math.sin(angle)
-    return np.array([[1.0, 0.0, 0.0], [0.0, cos, -sin], [0.0, sin, cos]])

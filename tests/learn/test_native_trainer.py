@@ -24,15 +24,6 @@ from insta_runtime.render.renderer import Renderer
 from insta_runtime.types import Observation
 from insta_runtime.warp.posing import PosedHeads
 
-DEVICES = [CPU, pytest.param(torch.device("cuda"), marks=pytest.mark.gpu)]
-
-
-@pytest.fixture(params=DEVICES, ids=["host", "cuda"])
-def device(request: pytest.FixtureRequest) -> torch.device:
-    if request.param.type == "cuda" and not torch.cuda.is_available():
-        pytest.skip("needs an NVIDIA GPU")
-    return request.param
-
 
 @pytest.fixture(scope="module")
 def pictures() -> list[Observation]:

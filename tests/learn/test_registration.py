@@ -28,14 +28,6 @@ CONFIG = replace(
     learn=replace(SMALL.learn, rays=1024, decay_steps=STEPS),
     registration=replace(SMALL.registration, rate=1e-3, ridge=0.1),
 )
-DEVICES = [CPU, pytest.param(torch.device("cuda"), marks=pytest.mark.gpu)]
-
-
-@pytest.fixture(params=DEVICES, ids=["host", "cuda"])
-def device(request: pytest.FixtureRequest) -> torch.device:
-    if request.param.type == "cuda" and not torch.cuda.is_available():
-        pytest.skip("needs an NVIDIA GPU")
-    return request.param
 
 
 @pytest.fixture(scope="module")
