@@ -33,7 +33,7 @@ from telepresence.drivers.arbiter import FRESH_S, Drive, Driver, choose
 from telepresence.drivers.transfer import Habits, LiveTransfer, fingerprint
 from telepresence.drivers.zeromq import ZeroMqDriver
 from telepresence.frames import CameraFrame, ShownFrame
-from telepresence.learner import Learner
+from telepresence.learning.learner import Learner
 from telepresence.mailbox import Mailbox
 from telepresence.outputs import PreviewWindow
 from telepresence.pacing import CpuShare, training_pause

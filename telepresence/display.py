@@ -15,7 +15,7 @@ from telepresence.pacing import Resolution, largest_side
 
 if TYPE_CHECKING:
     from insta_runtime.types import Bytes, Camera, Float32, HeadState
-    from telepresence.learner import Learner
+    from telepresence.learning.learner import Learner
 
 MESH_SIDE: Final = 256
 """Largest side at which the coloured mesh is rendered: its edges are hard, and enlarging softens them."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from insta_runtime.errors import UserError
 from telepresence.clock import now_ns
 from telepresence.frames import CameraFrame, TrackedFrame
-from telepresence.learner import Learner
+from telepresence.learning.learner import Learner
 from telepresence.session import Session
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from insta_runtime.torso.layer import ROOM_SIDE, TorsoLayer
 from insta_runtime.torso.motion import INPUTS, MotionModel
 from telepresence.backgrounds import Backgrounds
 from telepresence.display import Display, Scene
-from telepresence.learner import Learner
+from telepresence.learning.learner import Learner
 
 CONFIG = replace(SMALL, torso=TorsoConfig(size=64))
 
