@@ -31,7 +31,8 @@ def run(
     """
     from rich.console import Console
 
-    from telepresence.daemon import Daemon, Options
+    from telepresence.daemon import Daemon
+    from telepresence.people import Options
 
     console = Console(soft_wrap=True, highlight=False)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")

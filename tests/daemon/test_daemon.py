@@ -20,8 +20,9 @@ from insta_runtime.errors import UserError
 from insta_runtime.head import load_head
 from telepresence.client import ParameterClient
 from telepresence.config import Config, load_config
-from telepresence.daemon import Daemon, Options
+from telepresence.daemon import Daemon
 from telepresence.frames import CameraFrame, ShownFrame
+from telepresence.people import Options
 from telepresence.session import State
 
 TINY = (
@@ -174,11 +175,11 @@ def test_a_lent_camera_that_cannot_be_tracked_is_refused_and_the_call_goes_on(
     launch: Callable[..., Watched], tmp_path: Path
 ) -> None:
     daemon = launch(Options("synthetic", tmp_path / "avatar", models=tmp_path / "nothing here"))
-    daemon._lend(True)
+    daemon._people.lend(True)
     status = eventually(daemon, lambda status: bool(status["errors"]))
     assert "nothing here" in status["errors"][0]
     assert status["source"] == "synthetic"
-    daemon._lend(False)
+    daemon._people.lend(False)
     eventually(daemon, lambda status: not status["errors"])
 
 
@@ -187,7 +188,7 @@ def test_a_lent_camera_is_a_new_person_and_the_actor_comes_back(
 ) -> None:
     import av
 
-    monkeypatch.setattr("telepresence.daemon.RESUME_S", 0.5)
+    monkeypatch.setattr("telepresence.people.RESUME_S", 0.5)
     daemon = launch(Options("synthetic", tmp_path / "avatar", models=models))
     eventually(daemon, lambda status: status["steps"] > 0)
     home = daemon.status()["avatar"]
@@ -198,10 +199,10 @@ def test_a_lent_camera_is_a_new_person_and_the_actor_comes_back(
         daemon._camera.put(CameraFrame(0, time.monotonic_ns(), rgb))
         return bool(status["source"] == "browser" and status["steps"] > 0)
 
-    daemon._lend(True)
+    daemon._people.lend(True)
     guest = eventually(daemon, lend)["avatar"]
     assert guest != home
-    daemon._lend(False)
+    daemon._people.lend(False)
     status = eventually(daemon, lambda status: status["source"] == "synthetic" and Path(guest).exists())
     assert status["steps"] > 0
     assert status["avatar"] == home
@@ -211,8 +212,8 @@ def test_a_lent_camera_is_a_new_person_and_the_actor_comes_back(
 def test_the_actor_through_the_real_tracker(launch: Callable[..., Watched], models: Path, tmp_path: Path) -> None:
     daemon = launch(Options("synthetic", tmp_path / "avatar", models=models, track=True))
     eventually(daemon, lambda status: status["state"] in ("learning", "live") and status["steps"] > 0)
-    assert daemon._current is not None
-    assert daemon._current.tracker.calibration is not None
+    assert daemon._people.current is not None
+    assert daemon._people.current.tracker.calibration is not None
 
 
 def test_a_stage_that_keeps_failing_ends_the_call_with_the_avatar_saved(

@@ -18,8 +18,9 @@ RUNTIME = (
     *("errors", "types", "geometry", "config", "compilers", "kernels"),
     *("head", "warp", "field", "render", "torso", "learn", "constants", "backends", "avatar", "tracked"),
 )
-STAGES = ("sources", "tracking", "drivers", "streaming", "outputs")
-WIRING = ("daemon", "person", "client", "commands", "cli", "__main__")  # may import stages; no stage imports them
+STAGES = ("sources", "tracking", "drivers", "streaming", "outputs", "learning")
+# May import stages; no stage imports them.
+WIRING = ("daemon", "people", "person", "status", "display", "client", "commands", "cli", "__main__")
 
 RUNTIME_LIBRARIES = {"torch", "numpy", "safetensors"}
 RUNTIME_LAZY = {"cupy", "tinycudann", "PIL"}

@@ -1,0 +1,187 @@
+"""Who is before the camera: the person at home, and guests, who lend a browser's camera."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, cast
+
+from insta_runtime.avatar import Avatar
+from insta_runtime.errors import UserError
+from telepresence.drivers.transfer import Habits, fingerprint
+from telepresence.learning.learner import Learner
+from telepresence.person import Person, make_tracker, new_avatar_path, stored_avatar
+from telepresence.sources import Source, open_source
+from telepresence.sources.synthetic import SyntheticSource
+
+if TYPE_CHECKING:
+    from insta_runtime.head import HeadModel
+    from telepresence.config import Config
+    from telepresence.frames import CameraFrame
+    from telepresence.mailbox import Mailbox
+    from telepresence.tracking.crop import CropPolicy
+    from telepresence.tracking.tracker import Tracker
+
+log = logging.getLogger("telepresence")
+
+RESUME_S: Final = 10.0
+"""A browser whose connection breaks gets its avatar back if it returns within so many seconds."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asks of one run, besides the configuration."""
+
+    source: str
+    avatar: Path | None = None
+    head: Path | None = None
+    models: Path | None = None
+    track: bool = False
+    preview: bool = False
+    freeze: bool = False
+
+
+class People:
+    """Opens, swaps and sees off persons; ``current`` is the one whose camera is used now.
+
+    `lend` is called on the network thread, `learner` on the training thread, `usual` on the zmq thread; all
+    else belongs to the supervisor.  ``note`` hears what went wrong, and where; ``save`` saves a person's avatar.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        options: Options,
+        head: HeadModel,
+        camera: Mailbox[CameraFrame],
+        *,
+        note: Callable[[str, str | None], None],
+        save: Callable[[Person], None],
+    ) -> None:
+        """``camera`` is where a browser's pictures arrive.  ``note(where, None)`` says that it works again."""
+        self.home: Person | None = None  # the one from --source
+        self.guest: Person | None = None  # the one before a browser's camera
+        self.current: Person | None = None
+        self._config, self._options, self._head, self._camera = config, options, head, camera
+        self._note, self._save = note, save
+        self._lent = self._refused = False
+        self._leaving: tuple[Person, float] | None = None
+        self._habits: tuple[str, Habits] | None = None
+        self._known_states = 0
+
+    # ---- coming and going
+
+    def stored(self) -> tuple[Path, Avatar | None]:
+        """Where the avatar of the person at home belongs, and what is there.  UserError if that is something else."""
+        path = self._options.avatar or new_avatar_path()
+        return path, stored_avatar(path, self._head, self._config.run.device)
+
+    def open_home(self, path: Path, avatar: Avatar | None) -> None:
+        """Open ``--source``.  UserError if it cannot be had, or whoever is there not be tracked."""
+        name = self._options.source
+        self.home = self._person(name, open_source(name, browser=self._camera), path, avatar)
+
+    def begin(self) -> None:
+        """The person at home is before the camera."""
+        self.current = self.home
+
+    def lend(self, started: bool) -> None:
+        """A browser began or ceased to lend its camera."""
+        self._lent = started
+
+    def follow(self, now: float, rounds: float) -> None:
+        """A new person while a browser's camera is lent, the one at home when it is taken back.
+
+        Every stage has finished a round since ``rounds`` (monotonic seconds, as ``now``): whoever was swapped
+        before then is touched by none.
+        """
+        if self.home is None or self._options.source == "browser":
+            return
+        if self._lent and self.guest is None and not self._refused:
+            self.guest = self._leaving[0] if self._leaving is not None else self._new_guest()
+            self.current, self._leaving = self.guest or self.home, None
+        elif not self._lent and self.guest is not None:
+            self._leaving = (self.guest, now)
+            self.guest, self.current = None, self.home
+        elif not self._lent and self._refused:
+            self._refused = False
+            self._note("browser camera", None)
+        elif self._leaving is not None:
+            person, since = self._leaving
+            # A broken connection may bring them back.
+            if now - since > RESUME_S and rounds > since:
+                self._leaving = None
+                self._save(person)
+                person.close()
+
+    def close(self, release: bool) -> None:
+        """Save everybody's avatar; ``release`` cameras and trackers too, once no stage uses them."""
+        for person in (self.home, self.guest, self._leaving and self._leaving[0]):
+            if person is not None:
+                self._save(person)
+                if release:
+                    person.close()
+        self.home = self.guest = self._leaving = self.current = None
+
+    # ---- what is known of them
+
+    def learner(self, person: Person) -> Learner | None:
+        """The learner of ``person``, who gets a new avatar once it is known who that is."""
+        shape = person.tracker.shape
+        if person.learner is None and person.pose is not None and shape is not None:
+            config, device = self._config.avatar, self._config.run.device
+            avatar = Avatar.create(self._head, shape, person.pose.camera, config, device)
+            if (calibration := person.tracker.calibration) is not None:
+                avatar.calibration = json.loads(calibration.to_json())
+            person.learner = self._learner(avatar, person.path)
+        return person.learner
+
+    def usual(self) -> tuple[str, Habits] | None:
+        """Whose avatar there is and what is usual for them."""
+        person = self.current
+        learner = person.learner if person is not None else None
+        if learner is None:
+            return None
+        shape, seen = learner.avatar.model.shape, learner.avatar.model.code.repertoire
+        who = fingerprint(shape)
+        if self._habits is None or self._habits[0] != who or seen.count > 1.1 * self._known_states:
+            if not seen.count:
+                return None
+            self._habits, self._known_states = (who, Habits.of(seen, self._head)), seen.count
+        return self._habits
+
+    def _person(self, name: str, source: Source, path: Path, avatar: Avatar | None) -> Person:
+        """Whoever is before ``source``; their avatar belongs at ``path``.  UserError if they cannot be tracked."""
+        try:
+            tracker = self._tracker(source, avatar)
+        except UserError:
+            source.close()
+            raise
+        reopen = partial(open_source, name, browser=self._camera)
+        person = Person(name, source, reopen, tracker, path, partial(self._note, "source"))
+        person.learner = self._learner(avatar, path) if avatar is not None else None
+        return person
+
+    def _tracker(self, source: Source, avatar: Avatar | None) -> Tracker:
+        run, options = self._config.run, self._options
+        actor = source.actor if isinstance(source, SyntheticSource) and not options.track else None
+        return make_tracker(self._head, actor, avatar, cast("CropPolicy", run.crop), run.size, options.models)
+
+    def _learner(self, avatar: Avatar, path: Path) -> Learner:
+        run = self._config.run
+        return Learner(avatar, path, freeze=self._options.freeze or run.train_share == 0.0, backend=run.backend)
+
+    def _new_guest(self) -> Person | None:
+        source = open_source("browser", browser=self._camera)
+        try:
+            guest = self._person("browser", source, new_avatar_path(), None)
+        except UserError as error:
+            self._refused = True
+            self._note("browser camera", str(error))
+            return None
+        log.info("a browser lends its camera; its avatar will be %s", guest.path)
+        return guest
