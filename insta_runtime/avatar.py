@@ -1,15 +1,13 @@
 """An avatar as it is saved: a directory with ``avatar.safetensors``.
 
-The tensors are the averaged weights, the occupancy, the identity and those of optional parts; the file's metadata holds
-one JSON text, ``header``, with everything else: format version, head, camera, configuration, calibration, training.
+The tensors are the averaged weights, the occupancy, the identity and those of optional parts; the file's header holds
+everything else: format version, head, camera, configuration, calibration, training, the person's consent.
 """
 
 from __future__ import annotations
 
-import json
+import logging
 import math
-import os
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self, TypeVar
@@ -17,22 +15,25 @@ from typing import Any, ClassVar, Protocol, Self, TypeVar
 import numpy as np
 import torch
 
+from insta_runtime import avatar_file as files
 from insta_runtime.config import AvatarConfig, from_dict, to_dict
 from insta_runtime.errors import UserError
 from insta_runtime.field.conditioning import ExpressionCode
 from insta_runtime.field.hashgrid import level_rows
 from insta_runtime.field.tcnn import TCNN_WEIGHTS, TcnnMissing
-from insta_runtime.head import HeadModel
+from insta_runtime.head import HeadModel, fingerprint
 from insta_runtime.render.model import AvatarModel, use_tcnn
 from insta_runtime.render.occupancy import CandidateCells
 from insta_runtime.render.renderer import Snapshot, load_snapshot, take_snapshot
 from insta_runtime.torso.layer import TorsoLayer
 from insta_runtime.types import Camera, Float32
 
-FORMAT_VERSION = 1
+log = logging.getLogger(__name__)
+
+FORMAT_VERSION = 2
+UNSEALED = 1  # the version that had no seal, no consent and no fingerprint
 FILE_NAME = "avatar.safetensors"
 CELLS = ("occupancy.cells", "occupancy.triangle", "occupancy.masks")  # indices as float32: exact below 2^24
-MAX_HEADER = 1 << 20  # characters of JSON
 MAX_SIDE = 1 << 14  # pixels of a picture
 
 
@@ -71,6 +72,30 @@ def avatar_file(path: Path) -> Path:
     return path if path.suffix == ".safetensors" else path / FILE_NAME
 
 
+def is_stored(path: Path) -> bool:
+    """Whether there is an avatar at ``path``, whole or not."""
+    file = avatar_file(path)
+    return file.is_file() or files.previous(file).is_file()
+
+
+@dataclass(frozen=True)
+class Record:
+    """An avatar as it was at one moment, ready to be written by any thread: nothing in it is ever changed.
+
+    ``header`` is what JSON can hold, ``tensors`` are float32 on any device.
+    """
+
+    header: dict[str, Any]
+    tensors: Snapshot
+
+    def write(self, path: Path, *, keep: bool = True) -> str:
+        """Write it into the directory ``path`` whole or not at all; the one before it is kept beside it.
+
+        Returns the file's seal.  Raises UserError if it cannot be written.
+        """
+        return files.write(avatar_file(path), self.header, self.tensors, keep=keep)
+
+
 @dataclass
 class Avatar:
     """One person's avatar: the model, the camera it was learned with, and what is known about its making.
@@ -79,6 +104,9 @@ class Avatar:
         camera: of the cropped pictures it was learned from.
         calibration: the tracker's calibration of this person and camera, JSON-able; None for exact states.
         seconds, steps: training so far.
+        consent: whether the person has agreed that it is kept.
+        sha256: the seal of the file that it was read from.
+        spoilt: it was read from the previous file, as the newest is damaged.
     """
 
     model: AvatarModel
@@ -86,6 +114,9 @@ class Avatar:
     calibration: dict[str, Any] | None = None
     seconds: float = 0.0
     steps: int = 0
+    consent: bool = False
+    sha256: str | None = None
+    spoilt: bool = False
     _parts: dict[str, AvatarPart] = field(default_factory=dict)
     _snapshot: Snapshot | None = None
 
@@ -118,59 +149,57 @@ class Avatar:
         """Take over a part of one of the kinds in `PARTS`, in place of an earlier one; `save` writes it."""
         self._parts[part.part_name] = part
 
-    def save(self, path: Path) -> None:
-        """Write the avatar into the directory ``path``, whole or not at all.
-
-        Raises UserError if it cannot be written.
-        """
-        from safetensors.torch import save
-
+    def record(self) -> Record:
+        """What `save` writes, as it is now; belongs to the thread that learns."""
         model = self.model
         header = {
             "version": FORMAT_VERSION,
             "head": {"name": model.head.name, "basis": model.head.basis, "sha256": model.head.sha256},
+            "person": fingerprint(model.shape),
+            "consent": self.consent,
             "camera": {name: getattr(self.camera, name) for name in ("fx", "fy", "cx", "cy", "width", "height")},
             "config": to_dict(model.config),
             "calibration": self.calibration,
             "seconds": self.seconds,
             "steps": self.steps,
         }
-        tensors = self._snapshot if self._snapshot is not None else take_snapshot(model)
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        tensors = dict(self._snapshot if self._snapshot is not None else take_snapshot(model))
         for name, part in self._parts.items():
-            tensors |= {f"{name}.{key}": tensor.cpu().contiguous() for key, tensor in part.tensors().items()}
+            tensors |= {f"{name}.{key}": tensor for key, tensor in part.tensors().items()}
         tensors["shape"] = torch.from_numpy(model.shape.astype(np.float32))
         grid = model.occupancy
         for name, tensor in zip(CELLS, (grid.cells, grid.triangle, grid.masks), strict=True):
-            tensors[name] = tensor.cpu().float()
-        target = avatar_file(path)
-        aside = target.with_name(f".{target.name}.{os.getpid()}")
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with aside.open("wb") as file:
-                file.write(save(tensors, {"header": json.dumps(header)}))
-                file.flush()
-                os.fsync(file.fileno())
-            aside.replace(target)
-        except OSError as error:
-            raise UserError(f"the avatar cannot be written to {target}: {error.strerror}") from None
-        finally:
-            with suppress(OSError):
-                aside.unlink()
+            tensors[name] = tensor.float()
+        return Record(header, tensors)
+
+    def save(self, path: Path) -> None:
+        """Write the avatar into the directory ``path``, whole or not at all; the one before it is kept beside it.
+
+        Raises UserError if it cannot be written.
+        """
+        # What is damaged must not take the place of the one that is not.
+        self.sha256 = self.record().write(path, keep=not self.spoilt)
+        self.spoilt = False
 
     @staticmethod
     def load(path: Path, head: HeadModel, device: str | torch.device) -> Avatar:
-        """Read an avatar that was learned with ``head``.
+        """Read an avatar that was learned with ``head``: the newest that is whole.
 
-        Raises UserError for a file that is absent, damaged, of another version or of another head.
+        Raises UserError if there is none, or if it is of another version or of another head.
         """
         file = avatar_file(path)
-        header, tensors = _read(file)
+        content, spoilt = _newest(file)
+        file = files.previous(file) if spoilt else file
+        header, tensors = content.header, content.tensors
         version, learned_with = header.get("version"), header.get("head")
-        if version != FORMAT_VERSION:
-            raise UserError(f"{file} has avatar format {_brief(version)}; this program reads {FORMAT_VERSION}")
+        if version != FORMAT_VERSION and not (version == UNSEALED and content.sha256 is None):
+            raise UserError(
+                f"{file} has avatar format {files.brief(version)}; this program reads {UNSEALED} to {FORMAT_VERSION}"
+            )
+        if version == FORMAT_VERSION and content.sha256 is None:
+            raise files.damaged(file, "it has no seal")
         if not isinstance(learned_with, dict) or learned_with.get("sha256") != head.sha256:
-            name = _brief(learned_with.get("name") if isinstance(learned_with, dict) else learned_with)
+            name = files.brief(learned_with.get("name") if isinstance(learned_with, dict) else learned_with)
             raise UserError(f"{file} was learned with another head model ({name}): give that one with --head")
         target = choose_device(device) if isinstance(device, str) else device
         try:
@@ -201,10 +230,13 @@ class Avatar:
             if not isinstance(avatar.calibration, dict | None):
                 raise ValueError("its calibration is not a table")
             avatar.seconds, avatar.steps = float(header["seconds"]), int(header["steps"])
+            avatar.consent, avatar.sha256, avatar.spoilt = header.get("consent") is True, content.sha256, spoilt
+            if version != UNSEALED and header["person"] != fingerprint(shape):
+                raise ValueError("it is of another person than it says")
         except TcnnMissing:
             raise
         except (UserError, KeyError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
-            raise _damaged(file, error) from None
+            raise files.damaged(file, error) from None
         return avatar
 
 
@@ -231,23 +263,19 @@ def _candidate_cells(tensors: Snapshot, resolution: int, triangles: int) -> Cand
     return cells
 
 
-def _read(file: Path) -> tuple[dict[str, Any], Snapshot]:
-    from safetensors import SafetensorError, safe_open
-
-    if not file.is_file():
-        raise UserError(f"there is no avatar at {file}: `telepresence fit` makes one")
+def _newest(file: Path) -> tuple[files.Content, bool]:
+    """The contents of ``file``, or of the one before it if this is damaged or missing; and which it was."""
     try:
-        with safe_open(file, "pt") as content:
-            text = (content.metadata() or {}).get("header", "")
-            tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 (not a dict)
-        header = json.loads(text) if len(text) <= MAX_HEADER else None
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise _damaged(file, error) from None
-    if not isinstance(header, dict):
-        raise _damaged(file, "it has no header")
-    if not all(t.dtype == torch.float32 and np.isfinite(t.numpy()).all() for t in tensors.values()):
-        raise _damaged(file, "it holds what are not finite 32-bit numbers")
-    return header, tensors
+        return files.read(file), False
+    except UserError as error:
+        if not files.previous(file).is_file():
+            raise
+        try:
+            content = files.read(files.previous(file))
+        except UserError:
+            raise error from None
+        log.warning("%s; going on with the one before it", error)
+        return content, True
 
 
 def _camera(values: Any) -> Camera:
@@ -259,12 +287,3 @@ def _camera(values: Any) -> Camera:
     if not (all(map(math.isfinite, (fx, fy, cx, cy))) and fx > 0.0 and fy > 0.0):
         raise ValueError("its camera has no focal length or centre")
     return Camera(fx, fy, cx, cy, camera.width, camera.height)
-
-
-def _brief(value: object) -> str:
-    """What a file says, fit for a message: one line, not long."""
-    return " ".join(str(value).split())[:120]
-
-
-def _damaged(file: Path, reason: object) -> UserError:
-    return UserError(f"{file} is damaged or no avatar: {_brief(reason)}")

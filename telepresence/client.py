@@ -25,7 +25,7 @@ class ParameterClient:
 
     ``head_sha256`` is the hash of the head model that the parameters belong to (or its first 16 digits), as
     `/status` names it under ``head``; the daemon refuses those of another head.  ``person`` says whose face they are
-    (`telepresence.drivers.transfer.fingerprint`): the daemon maps somebody else's on the person whom it shows; None
+    (`insta_runtime.head.fingerprint`): the daemon maps somebody else's on the person whom it shows; None
     lets it show them as they are.  Sending never blocks: while nobody listens, messages are dropped.
     """
 

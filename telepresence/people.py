@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Final, cast
 
 from insta_runtime.avatar import Avatar
 from insta_runtime.errors import UserError
-from telepresence.drivers.transfer import Habits, fingerprint
+from insta_runtime.head import fingerprint
+from telepresence.drivers.transfer import Habits
 from telepresence.learning.learner import Learner
 from telepresence.person import Person, make_tracker, new_avatar_path, stored_avatar
-from telepresence.sources import Source, open_source
-from telepresence.sources.synthetic import SyntheticSource
+from telepresence.sources import Informed, Source, open_source
 
 if TYPE_CHECKING:
     from insta_runtime.head import HeadModel
@@ -61,13 +61,18 @@ class People:
         *,
         note: Callable[[str, str | None], None],
         save: Callable[[Person], None],
+        open_home: Callable[[], Source] | None = None,
     ) -> None:
-        """``camera`` is where a browser's pictures arrive.  ``note(where, None)`` says that it works again."""
+        """``camera`` is where a browser's pictures arrive.  ``note(where, None)`` says that it works again.
+
+        ``open_home`` opens what takes the place of ``options.source``.
+        """
         self.home: Person | None = None  # the one from --source
         self.guest: Person | None = None  # the one before a browser's camera
         self.current: Person | None = None
         self._config, self._options, self._head, self._camera = config, options, head, camera
         self._note, self._save = note, save
+        self._open_home = open_home or partial(open_source, options.source, browser=camera)
         self._lent = self._refused = False
         self._leaving: tuple[Person, float] | None = None
         self._habits: tuple[str, Habits] | None = None
@@ -82,8 +87,7 @@ class People:
 
     def open_home(self, path: Path, avatar: Avatar | None) -> None:
         """Open ``--source``.  UserError if it cannot be had, or whoever is there not be tracked."""
-        name = self._options.source
-        self.home = self._person(name, open_source(name, browser=self._camera), path, avatar)
+        self.home = self._person(self._options.source, self._open_home, path, avatar)
 
     def begin(self) -> None:
         """The person at home is before the camera."""
@@ -154,31 +158,31 @@ class People:
             self._habits, self._known_states = (who, Habits.of(seen, self._head)), seen.count
         return self._habits
 
-    def _person(self, name: str, source: Source, path: Path, avatar: Avatar | None) -> Person:
-        """Whoever is before ``source``; their avatar belongs at ``path``.  UserError if they cannot be tracked."""
+    def _person(self, name: str, camera: Callable[[], Source], path: Path, avatar: Avatar | None) -> Person:
+        """Whoever is before ``camera``; their avatar belongs at ``path``.  UserError if they cannot be tracked."""
+        source = camera()
         try:
             tracker = self._tracker(source, avatar)
         except UserError:
             source.close()
             raise
-        reopen = partial(open_source, name, browser=self._camera)
-        person = Person(name, source, reopen, tracker, path, partial(self._note, "source"))
+        person = Person(name, source, camera, tracker, path, partial(self._note, "source"))
         person.learner = self._learner(avatar, path) if avatar is not None else None
         return person
 
     def _tracker(self, source: Source, avatar: Avatar | None) -> Tracker:
         run, options = self._config.run, self._options
-        actor = source.actor if isinstance(source, SyntheticSource) and not options.track else None
-        return make_tracker(self._head, actor, avatar, cast("CropPolicy", run.crop), run.size, options.models)
+        known = source.identity if isinstance(source, Informed) and not options.track else None
+        return make_tracker(self._head, known, avatar, cast("CropPolicy", run.crop), run.size, options.models)
 
     def _learner(self, avatar: Avatar, path: Path) -> Learner:
         run = self._config.run
         return Learner(avatar, path, freeze=self._options.freeze or run.train_share == 0.0, backend=run.backend)
 
     def _new_guest(self) -> Person | None:
-        source = open_source("browser", browser=self._camera)
+        camera = partial(open_source, "browser", browser=self._camera)
         try:
-            guest = self._person("browser", source, new_avatar_path(), None)
+            guest = self._person("browser", camera, new_avatar_path(), None)
         except UserError as error:
             self._refused = True
             self._note("browser camera", str(error))

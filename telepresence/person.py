@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from insta_runtime.avatar import Avatar
     from insta_runtime.head import HeadModel
     from insta_runtime.types import Camera, HeadState
-    from telepresence.actor.actor import Actor
-    from telepresence.sources import Source
+    from telepresence.sources import Identity, Source
     from telepresence.tracking.crop import CropPolicy
     from telepresence.tracking.tracker import Tracker
 
@@ -133,9 +132,9 @@ def new_avatar_path() -> Path:
 
 def stored_avatar(path: Path, head: HeadModel, device: str) -> Avatar | None:
     """The avatar at ``path``, None if there is none yet.  UserError if something else is there."""
-    from insta_runtime.avatar import Avatar, avatar_file
+    from insta_runtime.avatar import Avatar, is_stored
 
-    if avatar_file(path).is_file():
+    if is_stored(path):
         return Avatar.load(path, head, device)
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is no avatar: name a folder, new or one that a call has saved")
@@ -143,9 +142,9 @@ def stored_avatar(path: Path, head: HeadModel, device: str) -> Avatar | None:
 
 
 def make_tracker(
-    head: HeadModel, actor: Actor | None, avatar: Avatar | None, crop: CropPolicy, size: int, models: Path | None
+    head: HeadModel, known: Identity | None, avatar: Avatar | None, crop: CropPolicy, size: int, models: Path | None
 ) -> Tracker:
-    """The real tracker, or the ``actor``'s own knowledge of itself if it has the same ``head``.
+    """The real tracker, or what the source knows itself of who is before it, if that is of the same ``head``.
 
     The tracker starts from the calibration that was saved with ``avatar``, if there is one.  UserError if
     MediaPipe or its model files (in ``models``) are not to be had.
@@ -153,8 +152,9 @@ def make_tracker(
     from telepresence.tracking.calibration import Calibration
     from telepresence.tracking.tracker import FaceTracker, TruthTracker
 
-    if actor is not None and actor.head.sha256 == head.sha256:
-        return TruthTracker(head, actor.shape, size=size)
-    known = avatar.calibration if avatar is not None else None
-    calibration = Calibration.from_json(json.dumps(known)) if known is not None else None
+    if known is not None and known.head_sha256 == head.sha256:
+        told = Calibration.from_json(known.calibration) if known.calibration is not None else None
+        return TruthTracker(head, known.shape, size=size, calibration=told)
+    stored = avatar.calibration if avatar is not None else None
+    calibration = Calibration.from_json(json.dumps(stored)) if stored is not None else None
     return FaceTracker(head, size=size, crop=crop, models=models, calibration=calibration)

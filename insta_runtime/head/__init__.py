@@ -2,7 +2,7 @@
 
 from insta_runtime.head.embedding import LandmarkEmbedding
 from insta_runtime.head.load import load_head
-from insta_runtime.head.model import HeadModel
+from insta_runtime.head.model import HeadModel, fingerprint
 from insta_runtime.head.rig import HeadRig
 
-__all__ = ["HeadModel", "HeadRig", "LandmarkEmbedding", "load_head"]
+__all__ = ["HeadModel", "HeadRig", "LandmarkEmbedding", "fingerprint", "load_head"]

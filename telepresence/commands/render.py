@@ -15,7 +15,7 @@ from insta_runtime.backends import choose_backend, make_renderer
 from insta_runtime.errors import UserError
 from insta_runtime.field.repertoire import Repertoire
 from insta_runtime.geometry import rotation_matrix
-from insta_runtime.head import load_head
+from insta_runtime.head import fingerprint, load_head
 from insta_runtime.render.renderer import painted
 from insta_runtime.torso.layer import TorsoLayer
 from insta_runtime.torso.motion import POSE, seated
@@ -24,7 +24,7 @@ from insta_runtime.types import Bytes, Camera, HeadState, Take
 from telepresence.backgrounds import Backgrounds
 from telepresence.commands.orbit import pitch_turn, turned, yaw_turn
 from telepresence.config import Config
-from telepresence.drivers.transfer import Habits, Transfer, fingerprint
+from telepresence.drivers.transfer import Habits, Transfer
 
 ORBIT_S = 4.0  # seconds of one swing of the turntable, there and back
 FPS = 30.0

@@ -21,11 +21,10 @@ def send(*, take: Path, zmq: str, loop: bool) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from insta_runtime.head import load_head
+    from insta_runtime.head import fingerprint, load_head
     from insta_runtime.tracked import read_take
     from telepresence.client import ParameterClient
     from telepresence.drivers.take import play, schedule
-    from telepresence.drivers.transfer import fingerprint
     from telepresence.drivers.zeromq import check_address
 
     recorded = read_take(take)

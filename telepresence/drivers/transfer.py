@@ -7,7 +7,6 @@ and neck move as the source's do, around the place and pose in which the avatar 
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable
@@ -198,11 +197,6 @@ class LiveTransfer:
             self._newest = Habits.of(self._seen, self._head)
             self._found_ns = now
         return self._newest
-
-
-def fingerprint(shape: Float32) -> str:
-    """16 hexadecimal digits that tell one person's identity code (S,) from another's."""
-    return hashlib.sha256(np.ascontiguousarray(shape, dtype="<f4").tobytes()).hexdigest()[:16]
 
 
 def _gain(source: Float32, target: Float32, least: float) -> Float32:

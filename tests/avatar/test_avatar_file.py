@@ -13,12 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 from small_person import CPU, SMALL, camera, flame_head, neutral_shape, open_head, performance, pose
 
 from insta_runtime.avatar import CELLS as STORED
 from insta_runtime.avatar import FILE_NAME, Avatar, choose_device
+from insta_runtime.avatar_file import previous, read, seal
 from insta_runtime.config import OccupancyConfig
 from insta_runtime.errors import UserError
 from insta_runtime.field.conditioning import ExpressionCode
@@ -64,13 +67,15 @@ def refused(path: Path) -> str:
     return text
 
 
-def tamper(file: Path, change: Callable[[Header, Tensors], object]) -> None:
-    """Rewrite ``file`` with its header and tensors changed in place."""
+def tamper(file: Path, change: Callable[[Header, Tensors], object], *, sealed: bool = True) -> None:
+    """Rewrite ``file`` with its header and tensors changed in place, by somebody who knows how to seal it."""
     with safe_open(file, "pt") as content:
         header: Header = json.loads(content.metadata()["header"])
         tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 (not a dict)
     change(header, tensors)
-    save_file(tensors, file, {"header": json.dumps(header)})
+    text = json.dumps(header)
+    whole = all(tensor.dtype == torch.float32 for tensor in tensors.values())
+    save_file(tensors, file, {"header": text} | ({"sha256": seal(text, tensors)} if sealed and whole else {}))
 
 
 def test_round_trip_renders_the_same_picture(avatar: Avatar, saved: Path) -> None:
@@ -110,11 +115,82 @@ def test_an_avatar_without_a_range_shows_codes_as_they_are(saved: Path) -> None:
     np.testing.assert_array_equal(code.learned(code.raw(state)), code.raw(state))
 
 
-def test_saving_again_replaces_the_file_and_leaves_nothing_else(avatar: Avatar, saved: Path) -> None:
+def test_saving_again_keeps_the_file_before_and_nothing_else(avatar: Avatar, saved: Path) -> None:
     first = saved.read_bytes()
     avatar.save(saved)
     assert saved.read_bytes() == first
-    assert [path.name for path in saved.parent.iterdir()] == [FILE_NAME]
+    other = Avatar.load(saved, open_head(), CPU)
+    other.steps = 341
+    other.save(saved)
+    assert Avatar.load(saved, open_head(), CPU).steps == 341
+    assert previous(saved).read_bytes() == first
+    assert sorted(path.name for path in saved.parent.iterdir()) == ["avatar.previous.safetensors", FILE_NAME]
+
+
+def test_a_damaged_file_gives_way_to_the_one_before(
+    avatar: Avatar, saved: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    avatar.save(saved)
+    for damage in (saved.read_bytes()[:-9], None):
+        saved.unlink()
+        if damage is not None:
+            saved.write_bytes(damage)
+        caplog.clear()
+        loaded = Avatar.load(saved, open_head(), CPU)
+        assert (loaded.steps, loaded.spoilt) == (340, True)
+        assert [str(saved) in record.getMessage() for record in caplog.records] == [True], "one line"
+    saved.write_bytes(b"damaged")
+    before = previous(saved).read_bytes()
+    loaded.save(saved)
+    assert previous(saved).read_bytes() == before, "what is damaged is not kept in place of what is whole"
+    assert not Avatar.load(saved, open_head(), CPU).spoilt
+    previous(saved).write_bytes(b"damaged")
+    saved.write_bytes(b"damaged")
+    assert str(saved) in refused(saved)
+
+
+def test_avatars_of_the_first_version_are_taken_over(avatar: Avatar, saved: Path) -> None:
+    def older(header: Header, tensors: Tensors) -> None:
+        header["version"] = 1
+        del header["person"], header["consent"]
+
+    tamper(saved, older, sealed=False)
+    loaded = Avatar.load(saved, open_head(), CPU)
+    assert (loaded.steps, loaded.consent, loaded.sha256) == (340, False, None)
+    loaded.save(saved)
+    assert read(saved).header["version"] == 2
+
+
+def test_consent_and_seal_are_kept(avatar: Avatar, saved: Path) -> None:
+    loaded = Avatar.load(saved, open_head(), CPU)
+    assert (loaded.consent, loaded.sha256) == (False, read(saved).sha256)
+    loaded.consent = True
+    loaded.save(saved)
+    again = Avatar.load(saved, open_head(), CPU)
+    assert (again.consent, again.sha256) == (True, loaded.sha256)
+
+
+def test_no_bit_may_change(saved: Path) -> None:
+    """Wherever one flips, or the file ends early, it is refused; or it says the same in other words."""
+    data = saved.read_bytes()
+    truth = read(saved)
+    numbers = len(data) - sum(tensor.numel() * 4 for tensor in truth.tensors.values())
+
+    @settings(max_examples=150, deadline=None, derandomize=True, database=None)
+    @given(st.one_of(st.integers(0, numbers - 1), st.integers(0, len(data) - 1)), st.integers(0, 7), st.booleans())
+    def flipped_or_cut(place: int, bit: int, cut: bool) -> None:
+        saved.write_bytes(data[:place] if cut else data[:place] + bytes([data[place] ^ (1 << bit)]) + data[place + 1 :])
+        try:
+            content = read(saved)
+        except UserError:
+            content = None
+        if content is None or content.sha256 is None:  # of these the bit was in the name of the seal
+            refused(saved)
+            return
+        assert content.header == truth.header
+        assert all(torch.equal(content.tensors[name], tensor) for name, tensor in truth.tensors.items())
+
+    flipped_or_cut()
 
 
 def test_what_was_learned_last_is_saved(avatar: Avatar, saved: Path) -> None:
@@ -174,8 +250,11 @@ def nested(depth: int) -> list[Any]:
 
 
 TAMPERED: dict[str, Callable[[Header, Tensors], object]] = {
-    "another version": lambda h, t: h.update(version=2),
+    "another version": lambda h, t: h.update(version=3),
     "a version of many lines": lambda h, t: h.update(version="1\n2\n" * 99),
+    "a sealed file of the first version": lambda h, t: h.update(version=1),
+    "another person": lambda h, t: h.update(person="0" * 16),
+    "nobody": lambda h, t: h.pop("person"),
     "no version": lambda h, t: h.pop("version"),
     "a head of many lines": lambda h, t: h.update(head={"sha256": "0", "name": "a\nb" * 999}),
     "no head": lambda h, t: h.update(head=None),

@@ -10,10 +10,10 @@ import pytest
 
 from insta_runtime.field.repertoire import Repertoire
 from insta_runtime.geometry import axis_angle, rotation_matrix
-from insta_runtime.head import HeadModel, load_head
+from insta_runtime.head import HeadModel, fingerprint, load_head
 from insta_runtime.types import Float32, HeadState
 from telepresence.client import ParameterClient
-from telepresence.drivers.transfer import GAIN, Habits, LiveTransfer, Transfer, fingerprint
+from telepresence.drivers.transfer import GAIN, Habits, LiveTransfer, Transfer
 from telepresence.drivers.zeromq import ZeroMqDriver
 
 SMILE = ("mouthSmileLeft", "mouthSmileRight")

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # The order in which a frame passes through the runtime; each imports only what stands before it.
 RUNTIME = (
-    *("errors", "types", "geometry", "config", "compilers", "kernels"),
+    *("errors", "types", "geometry", "config", "avatar_file", "compilers", "kernels"),
     *("head", "warp", "field", "render", "torso", "learn", "constants", "backends", "avatar", "tracked"),
 )
 STAGES = ("sources", "tracking", "drivers", "streaming", "outputs", "learning")
