@@ -12,8 +12,8 @@ import numpy as np
 
 from insta_runtime.types import Bytes
 from telepresence.frames import ShownFrame
-from telepresence.streaming.pacing import Pacer
 from telepresence.streaming.settings import StreamSettings
+from telepresence.streaming.slot import PacedSlot
 from telepresence.streaming.stats import StreamMeter, StreamStats
 
 if TYPE_CHECKING:
@@ -53,11 +53,9 @@ class EncoderHub:
 
     def __init__(self, settings: StreamSettings) -> None:
         self._settings = settings
-        self._condition = threading.Condition()
+        self._lock = threading.Lock()
         card = np.full((settings.size, settings.size, 3), CARD_GREY, dtype=np.uint8)
-        self._newest = ShownFrame(0, time.monotonic_ns(), card)
-        self._fresh = True
-        self._running = False
+        self._slot = PacedSlot(settings.fps, ShownFrame(0, time.monotonic_ns(), card))
         self._packet_sinks: list[PacketSink] = []
         self._picture_sinks: list[PictureSink] = []
         self._keyframe_gap: float | None = None  # None: nobody asked for a keyframe
@@ -65,13 +63,10 @@ class EncoderHub:
         self._thread = threading.Thread(target=self._run, name="encode", daemon=True)
 
     def start(self) -> None:
-        self._running = True
         self._thread.start()
 
     def stop(self) -> None:
-        with self._condition:
-            self._running = False
-            self._condition.notify()
+        self._slot.close()
         if self._thread.ident is not None:
             self._thread.join(5.0)
 
@@ -81,28 +76,26 @@ class EncoderHub:
 
     def show(self, frame: ShownFrame) -> None:
         """Replace the picture that leaves next; any thread, never waits for the encoder."""
-        with self._condition:
-            self._newest, self._fresh = frame, True
-            self._condition.notify()
+        self._slot.put(frame)
 
     def subscribe_packets(self, sink: PacketSink) -> None:
         """Send every H.264 packet to ``sink`` from now on, and a keyframe as soon as may be."""
-        with self._condition:
+        with self._lock:
             self._packet_sinks.append(sink)
         self.request_keyframe(JOIN_GAP_S)
 
     def subscribe_pictures(self, sink: PictureSink) -> None:
-        with self._condition:
+        with self._lock:
             self._picture_sinks.append(sink)
 
     def unsubscribe(self, sink: PacketSink | PictureSink) -> None:
-        with self._condition:
+        with self._lock:
             self._packet_sinks = [s for s in self._packet_sinks if s != sink]
             self._picture_sinks = [s for s in self._picture_sinks if s != sink]
 
     def request_keyframe(self, gap_s: float = LOSS_GAP_S) -> None:
         """Make a coming picture a keyframe, at least ``gap_s`` seconds after the last one; requests merge."""
-        with self._condition:
+        with self._lock:
             self._keyframe_gap = gap_s if self._keyframe_gap is None else min(gap_s, self._keyframe_gap)
 
     def stats(self) -> StreamStats:
@@ -114,24 +107,17 @@ class EncoderHub:
         s = self._settings
         encoder: H264Encoder | None = None
         start = time.monotonic()
-        pacer = Pacer(s.fps, start)
         last_keyframe = -1e9
         last_pts = -1
         yuv: av.VideoFrame | None = None  # of the newest picture, kept for its repeats
-        while True:
-            with self._condition:
-                while self._running and (wait := pacer.wait(self._fresh, time.monotonic())) > 0.0:
-                    self._condition.wait(wait)
-                if not self._running:
-                    return
-                picture, fresh, self._fresh = self._newest, self._fresh, False
+        while (departure := self._slot.next()) is not None:
+            picture, fresh, begin = departure.picture, departure.fresh, departure.at
+            with self._lock:
                 packet_sinks, picture_sinks = tuple(self._packet_sinks), tuple(self._picture_sinks)
-                begin = time.monotonic()
                 gap = self._keyframe_gap
                 keyframe = bool(packet_sinks) and gap is not None and begin - last_keyframe >= gap
                 if keyframe:
                     self._keyframe_gap = None
-            pacer.sent(begin)
             self._meter.issued(begin)
             yuv = None if fresh else yuv
             if not packet_sinks and not picture_sinks:
