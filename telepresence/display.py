@@ -10,7 +10,7 @@ import numpy as np
 
 from telepresence.backgrounds import Backgrounds
 from telepresence.cards import card
-from telepresence.frames import ShownFrame
+from telepresence.frames import Drawn, ShownFrame
 from telepresence.pacing import Resolution, largest_side
 
 if TYPE_CHECKING:
@@ -112,11 +112,12 @@ class Display:
             learner.make_room(ms / self.budget_ms)
         else:
             self.mesh = measured
-        return self._shown(state.t_capture_ns, resized(rgb, self.side), good)
+        drawn = Drawn(state, view, learner.exchange.taken)
+        return self._shown(state.t_capture_ns, resized(rgb, self.side), good, drawn)
 
-    def _shown(self, t_capture_ns: int, rgb: Bytes, is_avatar: bool) -> ShownFrame:
+    def _shown(self, t_capture_ns: int, rgb: Bytes, is_avatar: bool, drawn: Drawn | None = None) -> ShownFrame:
         self._frame_id += 1
-        return ShownFrame(self._frame_id, t_capture_ns, rgb, is_avatar)
+        return ShownFrame(self._frame_id, t_capture_ns, rgb, is_avatar, drawn)
 
 
 def resized(rgb: Bytes, side: int) -> Bytes:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from insta_runtime.types import Bytes, Camera, HeadState, Observation
+from insta_runtime.types import Bytes, Camera, Float32, HeadState, Observation
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What a source knows about its own picture (the synthetic actor): exact state, matte and camera.
+    """What a source knows about its own picture (the synthetic actor, a tracked folder): state, matte and camera.
 
     ``alpha`` (H, W) uint8 is matte x neck ramp, ``body`` the matte without the ramp, at the picture's resolution.
+    ``shape`` (S,) is the identity code of who is seen, where that may change.
     """
 
     state: HeadState
     alpha: Bytes
     camera: Camera
     body: Bytes | None = None
+    shape: Float32 | None = None
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,26 @@ class TrackedFrame:
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """What a picture of a head was drawn from: the state, the camera at the side that was rendered, the weights.
+
+    ``weights`` is the number of the newest published snapshot that the display had taken over; 0: none.
+    """
+
+    state: HeadState
+    camera: Camera
+    weights: int
+
+
+@dataclass(frozen=True)
 class ShownFrame:
     """A finished picture for viewers: ``rgb`` (H, W, 3) uint8, with the capture time it belongs to.
 
-    ``is_avatar`` tells an avatar picture from the coloured mesh or a card.
+    ``is_avatar`` tells an avatar picture from the coloured mesh or a card; ``drawn`` is None for a card.
     """
 
     frame_id: int
     t_capture_ns: int
     rgb: Bytes
     is_avatar: bool = False
+    drawn: Drawn | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +13,9 @@ from insta_runtime.render.renderer import Snapshot
 
 @dataclass(frozen=True)
 class _Offer:
-    """A snapshot and, on a GPU, the event after which it is whole."""
+    """A snapshot, its number and, on a GPU, the event after which it is whole."""
 
+    number: int
     snapshot: Snapshot
     written: torch.cuda.Event | None
 
@@ -24,12 +26,17 @@ class WeightExchange:
     One snapshot is with the display, one lies ready, one may still be being written by the publisher's stream.  Each is
     a copy of its own that nothing writes to again, and its memory is not used anew before the display's stream has read
     it.
+
+    Attributes:
+        published, taken: number of the newest snapshot that was published, taken; they count from 1.
+        watch: hears number and snapshot of each publication, in the publisher's thread, and may keep but not change it.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._offers: list[_Offer] = []
-        self.published = 0
+        self.published = self.taken = 0
+        self.watch: Callable[[int, Snapshot], None] | None = None
 
     def publish(self, snapshot: Snapshot) -> None:
         """Offer ``snapshot``, which the caller will not touch again and whose copies its current stream makes."""
@@ -38,8 +45,10 @@ class WeightExchange:
         with self._lock:
             # Besides the newest, only what is whole is worth keeping: it is what the display gets meanwhile.
             whole = [offer for offer in self._offers if _is_whole(offer)] or self._offers[:1]
-            self._offers = [*whole[-1:], _Offer(snapshot, written)]
             self.published += 1
+            self._offers = [*whole[-1:], _Offer(self.published, snapshot, written)]
+        if self.watch is not None:
+            self.watch(self.published, snapshot)
 
     def take(self) -> Snapshot | None:
         """The newest whole snapshot, unless it or a newer one was taken before; None if there is none.
@@ -52,6 +61,7 @@ class WeightExchange:
                 return None
             offer = self._offers[found]
             self._offers = self._offers[found + 1 :]
+            self.taken = offer.number
         if offer.written is not None:
             for tensor in offer.snapshot.values():
                 stream = torch.cuda.current_stream(tensor.device)

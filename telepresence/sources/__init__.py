@@ -1,4 +1,4 @@
-"""Where pictures come from: ``synthetic``, ``webcam[:DEVICE]``, ``file:PATH``, ``browser``."""
+"""Where pictures come from: ``synthetic``, ``webcam[:DEVICE]``, ``file:PATH``, ``tracked:DIR``, ``browser``."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 from insta_runtime.errors import UserError
 from telepresence.frames import CameraFrame
 from telepresence.mailbox import Mailbox
-from telepresence.sources.source import Source
+from telepresence.sources.source import Identity, Informed, Source
 
-__all__ = ["SPECS", "Source", "open_source"]
+__all__ = ["SPECS", "Identity", "Informed", "Source", "open_source"]
 
-SPECS = "synthetic, webcam, webcam:DEVICE, file:PATH or browser"
+SPECS = "synthetic, webcam, webcam:DEVICE, file:PATH, tracked:DIR or browser"
 
 
 def open_source(spec: str, *, browser: Mailbox[CameraFrame] | None = None) -> Source:
@@ -33,6 +33,10 @@ def open_source(spec: str, *, browser: Mailbox[CameraFrame] | None = None) -> So
         from telepresence.sources.video import VideoSource
 
         return VideoSource(Path(argument).expanduser())
+    if kind == "tracked" and argument:
+        from telepresence.sources.tracked import TrackedSource
+
+        return TrackedSource(Path(argument).expanduser())
     if kind == "browser" and not argument and browser is not None:
         from telepresence.sources.browser import MailboxSource
 

@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
+from insta_runtime.types import Float32
 from telepresence.frames import CameraFrame
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who is before a camera: identity code ``shape`` (S,) of the head model whose file hash is ``head_sha256``.
+
+    ``calibration`` is what tracking learned of person and camera, as JSON; None of exact states.
+    """
+
+    head_sha256: str
+    shape: Float32
+    calibration: str | None = None
 
 
 class Source(Protocol):
@@ -22,3 +36,11 @@ class Source(Protocol):
     def read(self, timeout: float) -> CameraFrame | None: ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class Informed(Protocol):
+    """A source that knows who is before it; its pictures carry their `Truth`, so that nobody needs to track them."""
+
+    @property
+    def identity(self) -> Identity: ...

@@ -12,6 +12,7 @@ import numpy as np
 from insta_runtime.types import Bytes
 from telepresence.actor.performance import PERIOD, Performance
 from telepresence.frames import CameraFrame, Truth
+from telepresence.sources.source import Identity
 
 if TYPE_CHECKING:
     from telepresence.actor.actor import Actor
@@ -44,6 +45,10 @@ class SyntheticSource:
     def actor(self) -> Actor:
         """Who is before the camera."""
         return self._actor
+
+    @property
+    def identity(self) -> Identity:
+        return Identity(self._actor.head.sha256, self._actor.shape)
 
     def read(self, timeout: float) -> CameraFrame | None:
         now = time.monotonic()

@@ -181,12 +181,19 @@ class _Person:
 
 
 class TruthTracker:
-    """Passes on what the source knows (`CameraFrame.truth`): exact states and mattes, no model files, no MediaPipe."""
+    """Passes on what the source knows (`CameraFrame.truth`): states and mattes, no model files, no MediaPipe.
 
-    def __init__(self, head: HeadModel, shape: Float32, *, size: int = 512) -> None:
+    Whoever is seen first, after a start or `recalibrate`, is the person tracked, as with `FaceTracker`: ``shape`` and
+    ``calibration`` are theirs.
+    """
+
+    def __init__(
+        self, head: HeadModel, shape: Float32, *, size: int = 512, calibration: Calibration | None = None
+    ) -> None:
         self.head = head
         self._shape = shape
         self._size = size
+        self._calibration = calibration
         self._state: TrackerState = "searching"
 
     @property
@@ -195,8 +202,8 @@ class TruthTracker:
 
     @property
     def calibration(self) -> Calibration | None:
-        """None: there is nothing to calibrate."""
-        return None
+        """As the source tells it; None of exact states."""
+        return self._calibration
 
     @property
     def shape(self) -> Float32:
@@ -210,6 +217,8 @@ class TruthTracker:
         if truth is None:
             self._state = "searching" if self._state == "searching" else "lost"
             return TrackedFrame(frame.frame_id, frame.t_capture_ns, rgb, None)
+        if self._state == "searching" and truth.shape is not None:
+            self._shape = truth.shape
         self._state = "tracking"
         alpha = _resized(truth.alpha, size)
         body = _resized(truth.body, size) if truth.body is not None else None
