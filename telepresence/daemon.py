@@ -15,6 +15,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -28,7 +29,7 @@ from telepresence.display import Display, Scene
 from telepresence.drivers.arbiter import FRESH_S, Drive, Driver, choose
 from telepresence.drivers.transfer import LiveTransfer
 from telepresence.drivers.zeromq import ZeroMqDriver
-from telepresence.frames import CameraFrame, ShownFrame
+from telepresence.frames import CameraFrame, ShownFrame, TrackedFrame
 from telepresence.learning.learner import Learner
 from telepresence.mailbox import Mailbox
 from telepresence.outputs import PreviewWindow
@@ -37,7 +38,8 @@ from telepresence.people import Options, People
 from telepresence.person import Person, Pose
 from telepresence.session import AWAY, Facts, Session, State
 from telepresence.status import Moment, Status, missing
-from telepresence.streaming import MediaServer, StreamHooks
+from telepresence.sources import Source
+from telepresence.streaming import MediaServer, Outlet, StreamHooks
 from telepresence.supervision import Supervisor
 from telepresence.telemetry import Telemetry
 from telepresence.worker import limit_torch_threads
@@ -57,10 +59,23 @@ TICK_S: Final = 0.1
 TRAIN_NICE: Final = 5
 
 
+@dataclass(frozen=True)
+class StandIns:
+    """What takes the place of the world when a call is rehearsed: no network is touched then.
+
+    ``outlet`` takes the pictures, ``camera`` opens the source of the person at home, and ``tracked`` hears of every
+    tracked picture and of who learns from it, in the tracking thread.
+    """
+
+    outlet: Outlet
+    camera: Callable[[], Source]
+    tracked: Callable[[TrackedFrame, Learner | None], None]
+
+
 class Daemon:
     """One running call.  `start`, wait on `stopping`, `stop`; `failure` says why it stopped by itself."""
 
-    def __init__(self, config: Config, options: Options) -> None:
+    def __init__(self, config: Config, options: Options, stand_ins: StandIns | None = None) -> None:
         run = config.run
         self.config, self.options = config, options
         self.stopping = threading.Event()
@@ -77,10 +92,19 @@ class Daemon:
         self._saved_at = time.monotonic()
         self._driver: Driver = "tracker"
         self._head = load_head(options.head)
-        self._people = People(config, options, self._head, self._camera, note=self._note, save=self._save)
+        self._stand_ins = stand_ins
+        self._people = People(
+            config,
+            options,
+            self._head,
+            self._camera,
+            note=self._note,
+            save=self._save,
+            open_home=stand_ins.camera if stand_ins is not None else None,
+        )
         self._status = Status(options.source, self._head, self.telemetry, self._display, self._backgrounds)
         self._zmq: ZeroMqDriver | None = None
-        self._server: MediaServer | None = None
+        self._server: Outlet | None = None
 
     @property
     def avatar_path(self) -> Path | None:
@@ -109,24 +133,22 @@ class Daemon:
         run, people = self.config.run, self._people
         limit_torch_threads(self._share.render_threads)
         path, avatar = people.stored()
-        self._zmq = ZeroMqDriver(
-            run.zmq,
-            basis=self._head.basis,
-            head_sha256=self._head.sha256,
-            expressions=len(self._head.expression_names),
-            refused=lambda text: self._note("zmq", text),
-            accepted=self._moved.set,
-            transfer=LiveTransfer(self._head, people.usual),
-        )
-        self._zmq.start()
+        if self._stand_ins is None:
+            self._zmq = ZeroMqDriver(
+                run.zmq,
+                basis=self._head.basis,
+                head_sha256=self._head.sha256,
+                expressions=len(self._head.expression_names),
+                refused=lambda text: self._note("zmq", text),
+                accepted=self._moved.set,
+                transfer=LiveTransfer(self._head, people.usual),
+            )
+            self._zmq.start()
         # What may be missing is found out before anything is promised.  The actor is never missing, but takes
         # some seconds to get dressed: the page is there before.
         if self.options.source != "synthetic":
             people.open_home(path, avatar)
-        hooks = StreamHooks(
-            self.status, self.telemetry.metrics, self._camera, people.lend, self.background, self._choose_background
-        )
-        self._server = MediaServer(self.config.stream, hooks)
+        self._server = self._outlet()
         self._server.start()
         if self._preview is not None:
             self._preview.start()
@@ -191,6 +213,8 @@ class Daemon:
                 person.learner.offer(observation, time.monotonic())
         person.tracked = tracked
         self._moved.set()
+        if self._stand_ins is not None:
+            self._stand_ins.tracked(tracked, person.learner)
 
     def _render(self) -> None:
         self._render_pace.wait(self.stopping)
@@ -242,6 +266,19 @@ class Daemon:
         self._stages.watch(now)
 
     # ---- what they ask of each other
+
+    def _outlet(self) -> Outlet:
+        if self._stand_ins is not None:
+            return self._stand_ins.outlet
+        hooks = StreamHooks(
+            self.status,
+            self.telemetry.metrics,
+            self._camera,
+            self._people.lend,
+            self.background,
+            self._choose_background,
+        )
+        return MediaServer(self.config.stream, hooks)
 
     def _warm_up(self) -> None:
         """Compile while the camera starts: at the first start ever it takes seven seconds on two cores."""
