@@ -100,7 +100,8 @@ struct Memories {
     const unsigned long long* tiles;  // (slots) address of (tiles_across^2) ints: tiles of tile^2 pixels, those of the
                                       // head first, then those around it, y * tiles_across + x
     const int* drawable; // (slots, 2) how many are of the head, and around it
-    const int* order;    // (slots) the slots in use, oldest first
+    const int* newest;   // (as many as there may be) slots of the newest pictures, oldest first
+    const int* deck;     // (slots) slots of those that are drawn in rounds
     int side;
     int tile;
     int tiles_across;

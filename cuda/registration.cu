@@ -123,7 +123,8 @@ KERNEL(128) pull_heads(const Rays rays, const Samples samples, const FieldWeight
 }
 
 // One step of Adam on the motions of the drawn pictures, which also fade towards what their states predict.
-// predicted (slots, MOTION). moments (slots, 2, MOTION): first and second. ages (slots, MOTION): steps a number has had.
+// predicted (slots, MOTION). moments (slots, 2, MOTION): first and second. ages (slots, MOTION): steps a number has had;
+// where it is below zero the motion is not learned.
 // control: as in adam.cu, and control[6] the rate, metres. fades: of the way, a step. items: MOTION.
 KERNEL(32) register_step(int frames, const int* slots, const float* pulls, const float* control,
                          const float* predicted, float fades, float* motions, float* moments, float* ages) {
@@ -133,7 +134,7 @@ KERNEL(32) register_step(int frames, const int* slots, const float* pulls, const
         for (int b = 0; b < frames; ++b) {  // a picture may have been drawn twice
             const size_t own = MOTION * (size_t)slots[b] + k;
             const float gradient = pulls[MOTION * b + k] * (1.0f / LOSS_SCALE);
-            if (!(fabsf(gradient) < 1e18f)) continue;
+            if (!(fabsf(gradient) < 1e18f) || ages[own] < 0.0f) continue;
             float& first = moments[own + MOTION * (size_t)slots[b]];
             float& second = moments[own + MOTION * ((size_t)slots[b] + 1)];
             const float age = ages[own] += 1.0f;

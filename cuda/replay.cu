@@ -25,23 +25,23 @@ DEVICE int shuffled(uint i, uint n, uint key) {
     return int(i);
 }
 
-// Which of `count` memories, oldest first, the frame `b` of `frames` shows in this step: the first one of the `recent`
-// newest, the others from shuffled rounds through all.
-DEVICE int draw_memory(uint seed, int step, int b, int frames, int count, int recent) {
-    if (b == 0) return count - 1 - below(hash(seed, step, PICK_NEW), count < recent ? count : recent);
-    uint drawn = uint(step) * uint(frames - 1) + uint(b - 1);
-    return shuffled(drawn % uint(count), uint(count), hash(seed, drawn / uint(count), PICK_ANY));
+// The slot of the memory that the frame `b` of `frames` shows in this step: the first one of the `recent` newest, the
+// others from shuffled rounds through the `dealt` memories of the deck.
+DEVICE int draw_memory(const Memories& memories, uint seed, int step, int b, int frames, int recent, int dealt) {
+    if (b == 0) return memories.newest[recent - 1 - below(hash(seed, step, PICK_NEW), recent)];
+    uint drawn = uint(step) * uint(frames - 1) + uint(b - 1), count = uint(dealt);
+    return memories.deck[shuffled(drawn % count, count, hash(seed, drawn / count, PICK_ANY))];
 }
 
-// Draws the step's frames. `inputs` is {step, memories, rays of a frame to draw}. slots (frames) and pose (frames) say
+// Draws the step's frames. `inputs` is {step, memories, rays of a frame to draw, newest, dealt}. slots (frames) and pose (frames) say
 // which memory a frame is and where its posed head lies: at the memory's own slot if `in_place`, else at the frame's
 // number, where `posed` (frames, state_size) takes its state. codes (poses, CODE_WIDTH) are the expression codes with
 // Gaussian noise of `jitter`, so that the field does not memorise frames by them.
-KERNEL(128) begin_step(const Memories memories, const int* inputs, uint seed, int frames, int recent, int in_place,
-                       float jitter, int* slots, int* pose, float* posed, float* codes) {
+KERNEL(128) begin_step(const Memories memories, const int* inputs, uint seed, int frames, int in_place, float jitter,
+                       int* slots, int* pose, float* posed, float* codes) {
     EACH(i, frames * memories.state_size) {
         int size = memories.state_size, b = i / size, column = i % size, step = inputs[0];
-        int slot = memories.order[draw_memory(seed, step, b, frames, inputs[1], recent)];
+        int slot = draw_memory(memories, seed, step, b, frames, inputs[3], inputs[4]);
         int at = in_place ? slot : b, code = column - (size - CODE_WIDTH);
         float value = memories.states[slot * size + column];
         if (!in_place) posed[i] = value;

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import threading
-from collections import deque
 from typing import Protocol
 
 import numpy as np
@@ -13,7 +11,8 @@ import torch
 
 from insta_runtime.field.conditioning import CODE_WIDTH
 from insta_runtime.kernels import Kernels, Struct
-from insta_runtime.learn.replay import MATTE, MATTE_GROWS, RECENT, grown, premultiplied, reach
+from insta_runtime.learn.keeping import RECENT, Composition, Keeping
+from insta_runtime.learn.replay import MATTE, MATTE_GROWS, grown, premultiplied, reach
 from insta_runtime.render.model import AvatarModel
 from insta_runtime.types import HeadState, Observation
 from insta_runtime.warp.posing import pack_state
@@ -36,17 +35,18 @@ class Viewer(Protocol):
 
 
 class DeviceReplay:
-    """Observations to draw from.  `add` may be called from any thread, the rest belongs to the learner.
+    """Observations to draw from.  `add` and `turn_page` may be called from any thread, the rest belongs to the learner.
 
-    The newest `RECENT` are always kept; of all older ones a fair sample is, as in `learn.replay.Replay`.  The first
-    observation decides the side of the square that pictures are kept in; larger ones are scaled down to it.
+    What is kept and what is drawn is decided by `learn.keeping`.  The first observation decides the side of the square
+    that pictures are kept in; larger ones are scaled down to it.
 
     Args:
         size: longest side of the pictures, pixels. budget_mb: MiB that slots may take.
         viewer: who looks at new pictures, if anybody. stream: of a GPU, to take in on; kernels read on it, too.
 
     Attributes:
-        order: the slots in use, oldest first. side: of the pictures, 0 before the first.
+        side: of the pictures, 0 before the first. slots: how many there may be; those in use are the first ones.
+        recalled: slots of pictures that the avatar itself has painted.
         states: (slots, S) rows of `pack_state`, the camera being that of the picture.
         memories: the struct that kernels take.
     """
@@ -61,39 +61,67 @@ class DeviceReplay:
         viewer: Viewer | None = None,
         stream: torch.cuda.Stream | None = None,
     ) -> None:
-        self.model, self.kernels, self.size, self.budget = model, kernels, size, budget_mb << 20
-        self.order: list[int] = []
+        self.model, self.kernels, self.size = model, kernels, size
+        self.keeping: Keeping[int] = Keeping(model.code, budget_mb << 20, seed)
+        self.recalled: set[int] = set()
         self.frame_ids: dict[int, int] = {}
         self.side = self.slots = 0
         self.states: torch.Tensor
         self.memories: Struct
         self._viewer, self._stream = viewer, stream
-        self._incoming: deque[Observation] = deque(maxlen=RECENT)
-        self._lock = threading.Lock()
-        self._generator = torch.Generator().manual_seed(seed)
         self._chunks: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._taken = 0
 
     def __len__(self) -> int:
-        return len(self.order)
+        return len(self.keeping.pictures)
+
+    @property
+    def order(self) -> list[int]:
+        """The slots in use, oldest first."""
+        return self.keeping.items
+
+    @property
+    def drawn_from(self) -> tuple[int, int]:
+        """How many of ``memories.newest`` and of ``memories.deck`` there are."""
+        return len(self.keeping.newest), len(self.keeping.deck)
+
+    @property
+    def composition(self) -> Composition:
+        """What is held; from any thread."""
+        return self.keeping.composition
 
     def add(self, observation: Observation) -> None:
         """Offer an observation; it is taken in at the next `take_in`."""
-        with self._lock:
-            self._incoming.append(observation)
+        self.keeping.offer(observation)
+
+    def turn_page(self, weight: float = 0.0) -> None:
+        """From the next observation on pictures look different: see `Keeping.turn_page`."""
+        self.keeping.turn_page(weight)
 
     def take_in(self) -> None:
         """Move offered observations into the buffer."""
-        with self._lock:
-            incoming = list(self._incoming)
-            self._incoming.clear()
-        with contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
-            changed = [self.model.code.observe(observation.state) for observation in incoming]
-            for observation in incoming:
+        arrived = self.keeping.arrived()
+        if not arrived:
+            return
+        with self._on_stream():
+            changed = [self.model.code.observe(observation.state) for observation in arrived]
+            for observation in arrived:
                 self._take(observation)
             if any(changed):
                 codes = torch.from_numpy(self.model.code.learned(self._raw))
                 self.states[:, -CODE_WIDTH:] = codes.to(self.states.device)
+            self._deal()
+
+    def recall(self, observation: Observation) -> bool:
+        """Take in a picture that the avatar has painted of itself; False if there is no need or no room for it.
+
+        There must be a real one, which has decided the side.
+        """
+        if not (self.side and self.keeping.misses(observation.state, self._slot_bytes)):
+            return False
+        with self._on_stream():
+            self._take(observation, recalled=True)
+            self._deal()
+        return True
 
     def picture(self, slot: int) -> torch.Tensor:
         """The picture of a slot, (height, width, 4) uint8, premultiplied RGBA: a view."""
@@ -121,13 +149,20 @@ class DeviceReplay:
         tiles.copy_(ranks.argsort(descending=True, stable=True))
         self._drawable[slot] = torch.stack([head.sum(), (near & ~head).sum()])
 
-    def _take(self, observation: Observation) -> None:
+    def _on_stream(self) -> contextlib.AbstractContextManager[object]:
+        return contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+
+    def _take(self, observation: Observation, *, recalled: bool = False) -> None:
         size, binary = min(self.size, self.side or self.size), self.model.config.learn.binary_matte
         rgba, camera = premultiplied(observation, size, self.model.device, binary)
         height, width = rgba.shape[:2]
         if not self.side:
             self._reserve(max(width, height))
-        slot = self._free_slot()
+        kept = self.keeping.picture(observation.state, self._slot_bytes, recalled=recalled)
+        slot = self._free_slot(self.keeping.make_room(kept))
+        self.keeping.admit(kept, slot)
+        if recalled:
+            self.recalled.add(slot)
         self.extents[slot] = (width, height)
         self.frame_ids[slot] = observation.frame_id
         self._reach[slot] = reach(self.model, observation.state, camera)
@@ -140,16 +175,20 @@ class DeviceReplay:
         self.picture(slot).copy_(rgba * 255.0 + 0.5)
         if self._viewer:
             self._viewer.look(slot, observation.state)
-        self.order.append(slot)
-        self._taken += 1
-        self._order[: len(self.order)] = torch.tensor(self.order, dtype=torch.int32)
+
+    def _deal(self) -> None:
+        self.keeping.deal()
+        for slots, found in ((self._newest, self.keeping.newest), (self._deck, self.keeping.deck)):
+            slots[: len(found)] = torch.tensor(found, dtype=torch.int32)
 
     def _reserve(self, side: int) -> None:
         device = self.model.device
         self.side, self._tile = side, math.ceil(side / TILES)
         self._across = math.ceil(side / self._tile)
         a_slot = side * side * 4 + self._across**2 * 4 + (self._viewer.slot_bytes(side) if self._viewer else 0)
-        self.slots = slots = max(RECENT, self.budget // a_slot)
+        self.slots = slots = max(RECENT, self.keeping.budget // a_slot)
+        # The newest are kept, however small the budget; and so that slots in use are the first ones, all are alike.
+        self.keeping.budget, self._slot_bytes = slots * a_slot, a_slot
 
         def integers(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
@@ -158,7 +197,8 @@ class DeviceReplay:
         self._raw = np.zeros((slots, CODE_WIDTH), dtype=np.float32)  # codes before the person's range comes in
         self.extents: dict[int, tuple[int, int]] = {}
         self._reach: dict[int, int] = {}
-        self._extent, self._drawable, self._order = integers(slots, 2), integers(slots, 2), integers(slots)
+        self._extent, self._drawable = integers(slots, 2), integers(slots, 2)
+        self._newest, self._deck = integers(RECENT), integers(slots)
         self._pictures, self._tiles = integers(slots, dtype=torch.int64), integers(slots, dtype=torch.int64)
         self.memories = self.kernels.struct(
             "Memories",
@@ -167,7 +207,8 @@ class DeviceReplay:
             states=self.states,
             tiles=self._tiles,
             drawable=self._drawable,
-            order=self._order,
+            newest=self._newest,
+            deck=self._deck,
             side=side,
             tile=self._tile,
             tiles_across=self._across,
@@ -176,16 +217,16 @@ class DeviceReplay:
         if self._viewer:
             self._viewer.prepare(side, slots)
 
-    def _free_slot(self) -> int:
-        """A slot for one more picture; the lot decides which one goes if there is no room."""
-        if len(self.order) < self.slots:
-            slot = len(self.order)
-            if slot == len(self._chunks) * CHUNK:
-                self._grow()
+    def _free_slot(self, given_up: list[int]) -> int:
+        """The slot of the picture that was ``given_up``, or the next one."""
+        if given_up:
+            (slot,) = given_up
+            self.recalled.discard(slot)
             return slot
-        # With the new one, the last of the older ones is number slots - RECENT; it stays if the lot falls on another.
-        lot = int(torch.randint(self._taken + 1 - RECENT, (1,), generator=self._generator))
-        return self.order.pop(min(lot, self.slots - RECENT))
+        slot = len(self)
+        if slot == len(self._chunks) * CHUNK:
+            self._grow()
+        return slot
 
     def _grow(self) -> None:
         first, device = len(self._chunks) * CHUNK, self.model.device

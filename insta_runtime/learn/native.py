@@ -11,6 +11,7 @@ import contextlib
 import math
 import time
 from collections import deque
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,8 +24,8 @@ from insta_runtime.learn.native_registration import HeadRegistration
 from insta_runtime.learn.posed_frames import GraphFrames, HostFrames, host_bytes
 from insta_runtime.learn.ray_batch import RayBatch
 from insta_runtime.learn.registration import INTERVAL, rate
-from insta_runtime.learn.replay import RECENT
 from insta_runtime.learn.trainer import StepReport
+from insta_runtime.learn.training_state import TrainingState
 from insta_runtime.render.occupancy import UPDATE_CELLS, space_struct
 from insta_runtime.render.renderer import Snapshot, take_snapshot
 from insta_runtime.types import HeadState, Observation
@@ -49,6 +50,7 @@ class NativeTrainer:
         progress: where the learning rate stands between its first value (0) and its last (1); None lets the
             number of steps decide (`LearnConfig.decay_steps`).
         steps: done so far; may be set, to go on with an earlier training.
+        pace: what the rate of the schedule is multiplied by.
     """
 
     def __init__(self, model: AvatarModel, kernels: Kernels) -> None:
@@ -56,6 +58,7 @@ class NativeTrainer:
         self.model, self.kernels, self.config = model, kernels, config
         self.steps, self._updates = 0, 0
         self.progress: float | None = None
+        self.pace = 1.0
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._seed = config.seed & 0x7FFFFFFF
         self._frames = config.frames
@@ -86,6 +89,10 @@ class NativeTrainer:
         """Offer an observation to learn from; safe from any thread, never waits."""
         self.replay.add(observation)
 
+    def recall(self, observation: Observation) -> bool:
+        """Take in a picture that the avatar has painted of itself (`learn.recall`); False if there is no use for it."""
+        return self.replay.recall(observation)
+
     def step(self) -> StepReport | None:
         """One step of Adam on rays of a few observations; None while there is nothing to learn from.
 
@@ -95,7 +102,7 @@ class NativeTrainer:
         if not len(self.replay):
             return None
         with self.kernels.range("step"), self.on_stream():
-            self._inputs.send(self._controls(), [self.steps, len(self.replay), self._wanted])
+            self._inputs.send(self._controls(), [self.steps, len(self.replay), self._wanted, *self.replay.drawn_from])
             self._graph()
             self._figures.note(self._wanted / self._each)
             self.steps += 1
@@ -122,17 +129,58 @@ class NativeTrainer:
 
         On a GPU the caller's current stream copies them, after the steps that were queued and before later ones.
         """
+        with self._between_steps():
+            weights = unflatten(self._averaged, self.model.config.radiance)
+            return take_snapshot(self.model, weights, self.registration.table)
+
+    def state(self) -> TrainingState:
+        """A copy of all that is learned, but for the pictures.  On a GPU it is made as `snapshot` makes its own."""
+        with self._between_steps():
+
+            def copy(vector: torch.Tensor) -> Snapshot:
+                return unflatten(vector.clone(), self.model.config.radiance)
+
+            return TrainingState(
+                self.steps,
+                self._updates,
+                weights=copy(self._parameters),
+                averaged=copy(self._averaged),
+                first=copy(self._first),
+                second=copy(self._second),
+                occupancy={name: tensor.clone() for name, tensor in self.model.occupancy.state().items()},
+                registration=self.registration.table.clone(),
+            )
+
+    def resume(self, state: TrainingState) -> None:
+        """Go on from ``state``, of this run or of an earlier one; pictures stay.  ValueError if it is of another model."""
+        if not state.fits(self.state()):
+            raise ValueError("the training does not fit the model")
+        config = self.model.config.radiance
+        with self._between_steps(), self.on_stream():
+            vectors = self._parameters, self._averaged, self._first, self._second
+            for vector, part in zip(vectors, (state.weights, state.averaged, state.first, state.second), strict=True):
+                vector.copy_(flatten(part, config))
+            self._gradients.zero_()
+            self.field.load(self._parameters)
+            for name, tensor in self.model.occupancy.state().items():
+                tensor.copy_(state.occupancy[name])
+            self._publish()
+            self.registration.table.copy_(state.registration)
+        self.steps, self._updates = state.steps, state.updates
+        if self.replay.side:  # else nothing was prepared yet
+            self._posed.expire()
+            self._figures.forget()
+
+    @contextlib.contextmanager
+    def _between_steps(self) -> Iterator[None]:
+        """What the caller's current stream does within comes after the steps that were queued, and before later ones."""
         if self._stream is None:
-            return self._copied()
+            yield
+            return
         current = torch.cuda.current_stream(self.model.device)
         current.wait_stream(self._stream)
-        snapshot = self._copied()
+        yield
         self._stream.wait_stream(current)
-        return snapshot
-
-    def _copied(self) -> Snapshot:
-        weights = unflatten(self._averaged, self.model.config.radiance)
-        return take_snapshot(self.model, weights, self.registration.table)
 
     def on_stream(self) -> contextlib.AbstractContextManager[object]:
         """Makes the stream of training the caller's current one; on a CPU nothing.
@@ -162,7 +210,6 @@ class NativeTrainer:
             self._inputs.counters,
             self._seed,
             self._frames,
-            RECENT,
             int(self._posed.in_place),
             self.config.code_jitter,
             drawn,
@@ -231,7 +278,7 @@ class NativeTrainer:
         self._figures = _Figures(self._inputs.control, self._batch.totals, self._stream)
 
     def look(self, slot: int, state: HeadState) -> None:
-        self.registration.take(slot, state)
+        self.registration.take(slot, state, held=slot in self.replay.recalled)
         if isinstance(self._posed, HostFrames):
             self._posed.forget(slot)
         else:
@@ -241,6 +288,8 @@ class NativeTrainer:
         """Find out where a picture's head is: its tiles, and which cells its silhouette rules out."""
         poses, number, depth = self._posed.look(slot)
         self.replay.list_tiles(slot, depth)
+        if slot in self.replay.recalled:  # what the avatar says of its own outline is no evidence
+            return
         alpha = self.replay.picture(slot)[..., 3].contiguous()
         height, width = alpha.shape
         cells = len(self.model.occupancy.cells)
@@ -276,7 +325,7 @@ class NativeTrainer:
         """What Adam is to do in this step: the rates, the corrections of its young moments, the average's decay."""
         config, steps, update = self.config, self.steps, self._updates + 1
         progress = self.progress if self.progress is not None else min(1.0, steps / config.decay_steps)
-        learning = config.learning_rate * config.final_rate**progress * min(1.0, (steps + 1) / 20)
+        learning = self.pace * config.learning_rate * config.final_rate**progress * min(1.0, (steps + 1) / 20)
         # A young average must forget the random start faster than its decay says.
         decay = min(config.ema, (1.0 + steps) / (10.0 + steps))
         motion = rate(self.model.config.registration, steps, config.final_rate**progress)
@@ -344,6 +393,11 @@ class _Figures:
                 self._running.popleft()
             else:
                 time.sleep(POLL_S)
+
+    def forget(self) -> None:
+        """Tell nothing of the steps so far."""
+        self._due.clear()
+        self._newest = (math.nan, 0)
 
     def newest(self) -> tuple[float, int]:
         """The loss and the number of samples of the newest step of which they are known."""

@@ -11,7 +11,7 @@ from insta_runtime.field.packed import PackedField
 from insta_runtime.geometry import rotation_matrix
 from insta_runtime.kernels import Call, Kernels
 from insta_runtime.learn.device_replay import DeviceReplay
-from insta_runtime.learn.registration import MOVED, predict, regression
+from insta_runtime.learn.registration import HELD, MOVED, predict, regression
 from insta_runtime.render.registration import MOTION, pose_features
 from insta_runtime.types import HeadState
 
@@ -68,15 +68,17 @@ class HeadRegistration:
         learned = self._predicted, self.config.fades, self.motions, self._moments, self._ages
         self.step: Call = bind("register_step", frames, slots, self._pulls, control, *learned, items=MOTION)
 
-    def take(self, slot: int, state: HeadState) -> None:
-        """A new picture has come into the slot, tracked as ``state``."""
+    def take(self, slot: int, state: HeadState, *, held: bool = False) -> None:
+        """A new picture has come into the slot, tracked as ``state``; where it is held its motion is not learned."""
         head = np.concatenate([rotation_matrix(state.rotation).ravel(), state.translation]).astype(np.float32)
         self._tracked[slot] = torch.from_numpy(head)
         self._features[slot] = torch.from_numpy(pose_features(state))
-        self.motions[slot] = self._predicted[slot] = predict(self.table, self._features[slot : slot + 1])[0]
+        # The avatar has painted what is held with the correction that it was loaded with.
+        table = torch.from_numpy(self.model.registration.table).to(self.table.device) if held else self.table
+        self.motions[slot] = self._predicted[slot] = predict(table, self._features[slot : slot + 1])[0]
         self._looked[slot] = self.motions[slot]
         self._moments[slot] = 0.0
-        self._ages[slot] = 0.0
+        self._ages[slot] = HELD if held else 0.0
 
     def strayed(self, slot: int) -> bool:
         """Whether the head of a picture is no longer where it was when this was last asked and found so."""

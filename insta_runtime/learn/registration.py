@@ -18,17 +18,18 @@ BEGINS, WARM = 100, 100  # steps before which the field is too young to pull, an
 INTERVAL = 64  # steps between regressions
 LEAST_SPREAD = 0.02  # added to the standard deviation that a feature is divided by
 YOUNG = 5.0  # steps after which a picture's motion counts in full
+HELD = -YOUNG  # the age of a picture whose motion is not learned; it counts in full
 MOVED = 0.003  # metres that a head may move before what is known of its picture is found out anew
 
 
 def regression(features: torch.Tensor, motions: torch.Tensor, ages: torch.Tensor, penalty: float) -> torch.Tensor:
     """The table (F, COLUMNS) of the ridge regression of ``motions`` (N, MOTION) on ``features`` (N, F).
 
-    Pictures count by their ``ages`` (N,), up to `YOUNG`.  Features are standardised, and ``penalty`` is relative to the
-    number of pictures.
+    Pictures count by their ``ages`` (N,), up to `YOUNG`; those that are `HELD`, in full.  Features are standardised,
+    and ``penalty`` is relative to the number of pictures.
     """
     x, y = features.double(), motions.double()
-    weight = (ages.double() / YOUNG).clamp(1e-6, 1.0)
+    weight = (ages.double().abs() / YOUNG).clamp(1e-6, 1.0)
     weight = (weight / weight.sum())[:, None]
     mean = (weight * x).sum(dim=0)
     scale = (weight * (x - mean).square()).sum(dim=0).sqrt() + LEAST_SPREAD
@@ -59,18 +60,20 @@ class PictureMotion:
     """The motion of one picture for `learn.trainer.Trainer`: the twin of a slot's part of the kernels.
 
     Attributes:
-        now: (MOTION,) float32. features: (F,) of its tracked state. age: steps it has had.
+        now: (MOTION,) float32. features: (F,) of its tracked state. age: steps it has had, or `HELD`.
     """
 
-    def __init__(self, state: HeadState, table: torch.Tensor) -> None:
+    def __init__(self, state: HeadState, table: torch.Tensor, *, held: bool = False) -> None:
         self.features = torch.from_numpy(pose_features(state)).to(table.device)
         self.now = predict(table, self.features[None])[0]
-        self.age = 0
+        self.age = HELD if held else 0.0
         self._first, self._second = torch.zeros_like(self.now), torch.zeros_like(self.now)
 
     def step(self, gradient: torch.Tensor, rate: float, predicted: torch.Tensor, fades: float) -> None:
-        """One step of Adam, and a little of the way to ``predicted`` (MOTION,)."""
-        self.age += 1
+        """One step of Adam, and a little of the way to ``predicted`` (MOTION,); nothing if it is held."""
+        if self.age < 0.0:
+            return
+        self.age += 1.0
         self._first.lerp_(gradient, 1.0 - BETA1)
         self._second.lerp_(gradient.square(), 1.0 - BETA2)
         mean = self._first / (1.0 - BETA1**self.age)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import threading
-from collections import deque
 
 import numpy as np
 import torch
 
+from insta_runtime.learn.keeping import Composition, Keeping
 from insta_runtime.learn.registration import MOVED, PictureMotion
 from insta_runtime.render.model import AvatarModel
 from insta_runtime.render.raster import rasterise
@@ -17,7 +16,6 @@ from insta_runtime.render.registration import moved
 from insta_runtime.types import Camera, HeadState, Observation
 from insta_runtime.warp.warp import PosedHead
 
-RECENT = 16  # the newest observations that the buffer never gives up
 MATTE = 0.02  # opacity from which on a pixel belongs to the person ...
 MATTE_GROWS = 2  # ... and so many pixels around it, for the matte may be a little too small
 NEAREST_PART = 0.1  # metres that parts of a head are nearer to the camera than its origin, about
@@ -73,20 +71,20 @@ class Memory:
     """One observation as learning needs it; the costly parts are made when it is first drawn.
 
     Attributes:
-        rgba: (h * w, 4) uint8, premultiplied. camera: of that size.
+        rgba: (h * w, 4) uint8, premultiplied. camera: of that size. recalled: whether the avatar itself has painted it.
         raw: (CODE_WIDTH,) expression code before the person's range comes in. code: as the field is told it.
         pixels: of the head, flat. margin: pixels around it in which the band may be seen.
     """
 
-    def __init__(self, model: AvatarModel, observation: Observation, size: int) -> None:
-        self.model, self.state = model, observation.state
+    def __init__(self, model: AvatarModel, observation: Observation, size: int, *, recalled: bool = False) -> None:
+        self.model, self.state, self.recalled = model, observation.state, recalled
         self.frame_id = observation.frame_id
         rgba, self.camera = premultiplied(observation, size, binary=model.config.learn.binary_matte)
         self.rgba = (rgba.view(-1, 4) * 255.0 + 0.5).to(torch.uint8).to(model.device)
         self.raw = model.code.raw(observation.state)
         self.tell()
         self._posed: PosedHead | None = None
-        self.motion = PictureMotion(self.state, torch.from_numpy(model.registration.table))
+        self.motion = PictureMotion(self.state, torch.from_numpy(model.registration.table), held=recalled)
         self._looked = self.motion.now
 
     @property
@@ -124,6 +122,8 @@ class Memory:
         near = grown(raster.mask, reach(model, self.state, camera))
         head = raster.mask | (near & grown(picture > MATTE, MATTE_GROWS))
         self.pixels, self.margin = (part.view(-1).nonzero()[:, 0] for part in (head, near & ~head))
+        if self.recalled:  # what the avatar says of its own outline is no evidence
+            return
         model.occupancy.carve(self._posed, self.placed, camera, picture, raster.depth, model.config.sampling.behind)
 
     @property
@@ -132,60 +132,77 @@ class Memory:
 
 
 class Replay:
-    """Observations to draw from.  `add` may be called from any thread, the rest belongs to the learner.
+    """Observations to draw from.  `add` and `turn_page` may be called from any thread, the rest belongs to the learner.
 
-    The newest `RECENT` are always kept.  Of all older ones, what the budget has room for is a fair sample: every
-    observation of the past is as likely to be in it as any other (Vitter 1985, algorithm R).
+    What is kept and what is drawn is decided by `learn.keeping`.
     """
 
     def __init__(self, model: AvatarModel, size: int, budget_mb: int, seed: int) -> None:
-        self.model, self.size, self.budget = model, size, budget_mb << 20
-        self.memories: list[Memory] = []
-        self._incoming: deque[Observation] = deque(maxlen=RECENT)
-        self._lock = threading.Lock()
+        self.model, self.size = model, size
+        self.keeping: Keeping[Memory] = Keeping(model.code, budget_mb << 20, seed)
         self._generator = torch.Generator().manual_seed(seed)
-        self._order: list[int] = []
-        self._taken = 0
+        self._round: list[Memory] = []
         self._untold = False  # whether codes are not what the person's range makes of them now
 
     def __len__(self) -> int:
-        return len(self.memories)
+        return len(self.keeping.pictures)
+
+    @property
+    def memories(self) -> list[Memory]:
+        """All that are kept, oldest first."""
+        return self.keeping.items
+
+    @property
+    def composition(self) -> Composition:
+        """What is held; from any thread."""
+        return self.keeping.composition
 
     def add(self, observation: Observation) -> None:
         """Offer an observation; it is taken in at the next `draw`."""
-        with self._lock:
-            self._incoming.append(observation)
+        self.keeping.offer(observation)
+
+    def turn_page(self, weight: float = 0.0) -> None:
+        """From the next observation on pictures look different: see `Keeping.turn_page`."""
+        self.keeping.turn_page(weight)
 
     def take_in(self) -> None:
         """Move offered observations into the buffer."""
-        with self._lock:
-            incoming = list(self._incoming)
-            self._incoming.clear()
-        for observation in incoming:
+        arrived = self.keeping.arrived()
+        for observation in arrived:
             self._untold = self.model.code.observe(observation.state) or self._untold
-            self.memories.append(Memory(self.model, observation, self.size))
-            self._taken += 1
-            while len(self.memories) > RECENT and sum(m.bytes for m in self.memories) > self.budget:
-                # The last of the older ones has just become one; it stays if the lot falls on another's place.
-                last = len(self.memories) - RECENT - 1
-                lot = int(torch.randint(self._taken - RECENT, (1,), generator=self._generator))
-                del self.memories[min(lot, last)]
-                self._order = []
+            self._take(Memory(self.model, observation, self.size))
+        if arrived:
+            self.keeping.deal()
+
+    def recall(self, observation: Observation) -> bool:
+        """Take in a picture that the avatar has painted of itself; False if there is no need or no room for it."""
+        memory = Memory(self.model, observation, self.size, recalled=True)
+        if not self.keeping.misses(memory.state, memory.bytes):
+            return False
+        self._take(memory)
+        self.keeping.deal()
+        return True
 
     def draw(self, count: int) -> list[Memory]:
-        """``count`` observations: one of the newest, the others from shuffled rounds through all; or none."""
+        """``count`` observations: one of the newest, the others from shuffled rounds through the deck; or none."""
         self.take_in()
         if self._untold:
             for memory in self.memories:
                 memory.tell()
             self._untold = False
-        total = len(self.memories)
-        if total == 0:
+        newest, deck = self.keeping.newest, self.keeping.deck
+        if not newest:
             return []
-        newest = total - 1 - int(torch.randint(min(total, RECENT), (1,), generator=self._generator))
-        chosen = [newest]
-        while len(chosen) < min(count, total):
-            if not self._order:
-                self._order = torch.randperm(total, generator=self._generator).tolist()
-            chosen.append(self._order.pop())
-        return [self.memories[i] for i in chosen]
+        chosen = [newest[-1 - int(torch.randint(len(newest), (1,), generator=self._generator))]]
+        while len(chosen) < min(count, len(self)):
+            if not self._round:
+                order = torch.randperm(len(deck), generator=self._generator).tolist()
+                self._round = [deck[i] for i in order]
+            chosen.append(self._round.pop())
+        return chosen
+
+    def _take(self, memory: Memory) -> None:
+        picture = self.keeping.picture(memory.state, memory.bytes, recalled=memory.recalled)
+        gone = self.keeping.make_room(picture)
+        self.keeping.admit(picture, memory)
+        self._round = [left for left in self._round if not any(left is one for one in gone)]

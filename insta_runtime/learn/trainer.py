@@ -12,6 +12,7 @@ from insta_runtime.learn.adam import BETA1, BETA2, EPSILON
 from insta_runtime.learn.losses import RayTargets, ray_loss
 from insta_runtime.learn.registration import INTERVAL, follow, predict, rate, regression
 from insta_runtime.learn.replay import Memory, Replay
+from insta_runtime.learn.training_state import TrainingState
 from insta_runtime.render.model import AvatarModel
 from insta_runtime.render.rays import pixel_rays, slant
 from insta_runtime.render.renderer import Snapshot, take_snapshot
@@ -35,6 +36,7 @@ class Trainer:
     Attributes:
         progress: where the learning rate stands between its first value (0) and its last (1); None lets the
             number of steps decide (`LearnConfig.decay_steps`).
+        pace: what the rate of the schedule is multiplied by.
     """
 
     def __init__(self, model: AvatarModel) -> None:
@@ -43,6 +45,7 @@ class Trainer:
         self.replay = Replay(model, config.size, config.replay_mb, config.seed)
         self.steps = 0
         self.progress: float | None = None
+        self.pace = 1.0
         self._generator = torch.Generator().manual_seed(config.seed)
         grid = list(model.field.grid.parameters())
         networks = [*model.field.density_net.parameters(), *model.field.colour_net.parameters()]
@@ -59,6 +62,10 @@ class Trainer:
     def add(self, observation: Observation) -> None:
         """Offer an observation to learn from; safe from any thread, never waits."""
         self.replay.add(observation)
+
+    def recall(self, observation: Observation) -> bool:
+        """Take in a picture that the avatar has painted of itself (`learn.recall`); False if there is no use for it."""
+        return self.replay.recall(observation)
 
     def step(self) -> StepReport | None:
         """One step of Adam on rays of a few observations; None while there is nothing to learn from."""
@@ -97,6 +104,43 @@ class Trainer:
     def snapshot(self) -> Snapshot:
         """A copy of the averaged weights and the occupancy, for display or for saving."""
         return take_snapshot(self.model, self._averaged, self._table)
+
+    def state(self) -> TrainingState:
+        """A copy of all that is learned, but for the pictures."""
+        weights = {name: tensor.detach().clone() for name, tensor in self.model.field.state_dict().items()}
+        first, second = ({name: torch.zeros_like(tensor) for name, tensor in weights.items()} for _ in range(2))
+        updates = 0
+        for name, parameter in self.model.field.named_parameters():
+            if known := self._optimiser.state.get(parameter):
+                first[name], second[name] = known["exp_avg"].clone(), known["exp_avg_sq"].clone()
+                updates = int(known["step"])
+        return TrainingState(
+            self.steps,
+            updates,
+            weights=weights,
+            averaged={name: tensor.clone() for name, tensor in self._averaged.items()},
+            first=first,
+            second=second,
+            occupancy={name: tensor.clone() for name, tensor in self.model.occupancy.state().items()},
+            registration=self._table.clone(),
+        )
+
+    def resume(self, state: TrainingState) -> None:
+        """Go on from ``state``, of this run or of an earlier one; pictures stay.  ValueError if it is of another model."""
+        if not state.fits(self.state()):
+            raise ValueError("the training does not fit the model")
+        self.model.field.load_state_dict(state.weights)
+        for name, parameter in self.model.field.named_parameters():
+            self._optimiser.state[parameter] = {
+                "step": torch.tensor(float(state.updates), device=parameter.device),
+                "exp_avg": state.first[name].clone(),
+                "exp_avg_sq": state.second[name].clone(),
+            }
+        for name, average in self._averaged.items():
+            average.copy_(state.averaged[name])
+        self.model.occupancy.load(state.occupancy)
+        self._table = state.registration.clone()
+        self.steps = state.steps
 
     def _loss(self, memories: list[Memory], motions: list[torch.Tensor]) -> tuple[int, int, torch.Tensor]:
         each = self.config.rays // len(memories)
@@ -141,7 +185,7 @@ class Trainer:
         if (self.steps + 1) % INTERVAL == 0:
             known = [memory.motion for memory in self.replay.memories]
             features, now = torch.stack([m.features for m in known]), torch.stack([m.now for m in known])
-            ages = torch.tensor([float(m.age) for m in known])
+            ages = torch.tensor([m.age for m in known])
             self._table = regression(features, now, ages, config.ridge)
 
     def _progress(self) -> float:
@@ -160,7 +204,7 @@ class Trainer:
 
     def _set_rate(self) -> None:
         warm = min(1.0, (self.steps + 1) / 20)
-        rate = self.config.learning_rate * self.config.final_rate ** self._progress() * warm
+        rate = self.pace * self.config.learning_rate * self.config.final_rate ** self._progress() * warm
         grid, networks = self._optimiser.param_groups
         grid["lr"], networks["lr"] = rate, rate * self.config.network_rate
 

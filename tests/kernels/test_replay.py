@@ -17,7 +17,7 @@ from insta_runtime.constants import avatar_constants
 from insta_runtime.field.conditioning import CODE_WIDTH
 from insta_runtime.kernels import Kernels, Struct
 from insta_runtime.learn.device_replay import DeviceReplay
-from insta_runtime.learn.replay import RECENT
+from insta_runtime.learn.keeping import RECENT
 from insta_runtime.render.model import AvatarModel
 from insta_runtime.render.raster import rasterise
 from insta_runtime.render.rays import camera_vertices, farthest_around, pixel_rays, slant
@@ -305,10 +305,9 @@ def begin(scene: Scene, step: int, memories: int, frames: int = 4, in_place: boo
     scene.kernels.launch(
         "begin_step",
         scene.replay.memories,
-        scene.ints(step, memories, EACH),
+        scene.ints(step, memories, EACH, min(memories, RECENT), memories),
         seed,
         frames,
-        RECENT,
         int(in_place),
         SMALL.learn.code_jitter,
         slots,
@@ -321,8 +320,10 @@ def begin(scene: Scene, step: int, memories: int, frames: int = 4, in_place: boo
 
 
 def test_frames_come_round_to_every_memory_and_one_is_always_new(scene: Scene) -> None:
-    scene.replay._order.copy_(torch.arange(len(scene.replay._order)).flip(0))  # not in the order of slots
-    count, order = 60, scene.replay._order.tolist()
+    count, deck = 60, scene.replay._deck
+    deck.copy_(torch.arange(len(deck)).flip(0))  # not in the order of slots
+    order = deck.tolist()
+    scene.replay._newest.copy_(deck[count - RECENT : count])
     draws = [begin(scene, step, count)[0].tolist() for step in range(40)]
     assert all(draw[0] in order[count - RECENT : count] for draw in draws)
     assert len({draw[0] for draw in draws}) > 10
@@ -331,6 +332,7 @@ def test_frames_come_round_to_every_memory_and_one_is_always_new(scene: Scene) -
     assert others[:count] != others[count:]
     assert [begin(scene, step, count)[0].tolist() for step in range(40)] == draws
     assert [begin(scene, step, count, seed=4)[0].tolist() for step in range(40)] != draws
+    scene.replay._newest[0] = order[0]
     assert begin(scene, 9, 1)[0].tolist() == [order[0]] * 4, "one memory is all four frames"
 
 

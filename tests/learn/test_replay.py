@@ -9,7 +9,8 @@ import pytest
 import torch
 from small_person import camera, open_head, paint, performance, photograph, pose, small_model
 
-from insta_runtime.learn.replay import BYTES_A_HEAD, RECENT, Replay, premultiplied
+from insta_runtime.learn.keeping import RECENT
+from insta_runtime.learn.replay import BYTES_A_HEAD, Replay, premultiplied
 from insta_runtime.render.model import AvatarModel
 from insta_runtime.types import Camera, Observation
 
@@ -29,7 +30,7 @@ def model() -> AvatarModel:
 def filled(model: AvatarModel, count: int, room: int, seed: int = 0) -> Replay:
     """A replay that has room for ``room`` small pictures, offered ``count`` one by one."""
     replay = Replay(model, 8, 1, seed)
-    replay.budget = room * (BYTES_A_HEAD + 8 * 8 * 4 * 2)
+    replay.keeping.budget = room * (BYTES_A_HEAD + 8 * 8 * 4 * 2)
     for i in range(count):
         replay.add(picture(i))
         replay.take_in()
@@ -42,13 +43,6 @@ def test_the_budget_holds_and_the_newest_are_never_dropped(model: AvatarModel) -
     assert len(kept) == 40
     assert kept[-RECENT:] == list(range(120 - RECENT, 120))
     assert kept == sorted(kept)
-
-
-def test_what_is_older_is_a_fair_sample_of_the_whole_past(model: AvatarModel) -> None:
-    older = [m.frame_id for seed in range(12) for m in filled(model, 120, 26, seed).memories[:-RECENT]]
-    quarters = np.histogram(older, bins=4, range=(0, 120 - RECENT))[0]
-    assert quarters.sum() == 120
-    assert quarters.min() >= 15, "30 each on average"
 
 
 def test_a_budget_below_the_newest_still_keeps_them(model: AvatarModel) -> None:
