@@ -1,0 +1,75 @@
+"""What a loaded avatar knows, as pictures to go on learning from when the real ones are gone.
+
+A field that goes on learning from a few minutes of one face forgets what it knew of others.  The avatar's file holds
+states that its person was seen in (`field.repertoire`): a diverse choice of them, painted by the avatar as it was
+loaded, stands in for the history that was not kept, until real pictures of the same pose and expression arrive.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+
+from insta_runtime.learn.keeping import Keeping
+from insta_runtime.render.model import AvatarModel
+from insta_runtime.types import Bytes, Camera, Float32, HeadState, Observation, RenderedFrame
+
+FRAME_ID = -1  # of what no camera took
+LARGEST_BUDGET = 1 << 62  # bytes
+
+
+class Recall:
+    """Paints one picture after another, for as long as there are states left.
+
+    Args:
+        model: as it was loaded, and not yet learned with. camera: that it was learned with.
+        render: draws it, with a copy of the loaded weights that learning leaves alone.
+        count: pictures at most.
+    """
+
+    def __init__(
+        self, model: AvatarModel, camera: Camera, render: Callable[[HeadState, Camera], RenderedFrame], count: int
+    ) -> None:
+        size = model.config.learn.size
+        scale = min(1.0, size / max(camera.width, camera.height))
+        self._camera = camera.scaled(max(1, round(scale * camera.width)), max(1, round(scale * camera.height)))
+        self._render = render
+        self._left = deque(diverse_states(model, count))
+
+    def __len__(self) -> int:
+        """How many pictures are left to paint."""
+        return len(self._left)
+
+    def paint(self) -> Observation:
+        """The next picture; its matte is the opacity that was drawn."""
+        state = self._left.popleft()
+        rgba = self._render(state, self._camera).rgba
+        alpha = rgba[..., 3:]
+        colour = rgba[..., :3] / np.maximum(alpha, 1.0 / 255.0)
+        return Observation(FRAME_ID, _bytes(colour), _bytes(alpha[..., 0]), self._camera, state)
+
+
+def _bytes(values: Float32) -> Bytes:
+    return (np.clip(values, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
+
+
+def diverse_states(model: AvatarModel, count: int) -> list[HeadState]:
+    """At most ``count`` of the states that the avatar was learned from, by turns of the cells of `learn.keeping`.
+
+    Cells that hold most come first, so that what is usual is there soonest.
+    """
+    repertoire = model.code.repertoire
+    keeping: Keeping[int] = Keeping(model.code, LARGEST_BUDGET, 0)
+    for place in range(len(repertoire)):
+        keeping.admit(keeping.picture(repertoire.state(place), 1), place)
+    cells: dict[object, list[int]] = {}
+    for picture in keeping.pictures:
+        cells.setdefault(picture.cell, []).append(picture.item)
+    turns = sorted(cells.values(), key=len, reverse=True)
+    chosen: list[int] = []
+    while turns and len(chosen) < count:
+        chosen += [cell.pop() for cell in turns]
+        turns = [cell for cell in turns if cell]
+    return [repertoire.state(place) for place in chosen[:count]]
