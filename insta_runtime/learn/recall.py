@@ -11,10 +11,11 @@ from collections import deque
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from insta_runtime.learn.keeping import Keeping
 from insta_runtime.render.model import AvatarModel
-from insta_runtime.types import Bytes, Camera, Float32, HeadState, Observation, RenderedFrame
+from insta_runtime.types import Bytes, Camera, HeadState, Observation, RenderedFrame
 
 FRAME_ID = -1  # of what no camera took
 LARGEST_BUDGET = 1 << 62  # bytes
@@ -51,7 +52,7 @@ class Recall:
         return Observation(FRAME_ID, _bytes(colour), _bytes(alpha[..., 0]), self._camera, state)
 
 
-def _bytes(values: Float32) -> Bytes:
+def _bytes(values: NDArray[np.floating]) -> Bytes:
     return (np.clip(values, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
 
 
