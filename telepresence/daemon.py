@@ -36,9 +36,10 @@ from telepresence.outputs import PreviewWindow
 from telepresence.pacing import CpuShare, training_pause
 from telepresence.people import Options, People
 from telepresence.person import Person, Pose
+from telepresence.policy import one_line
 from telepresence.session import AWAY, Facts, Session, State
-from telepresence.status import Moment, Status, missing
 from telepresence.sources import Source
+from telepresence.status import Moment, Status, missing
 from telepresence.streaming import MediaServer, Outlet, StreamHooks
 from telepresence.supervision import Supervisor
 from telepresence.telemetry import Telemetry
@@ -90,6 +91,7 @@ class Daemon:
         self._moved = threading.Event()  # there is a new state to show
         self._stages = Supervisor(self._note, self._die)
         self._saved_at = time.monotonic()
+        self._unsaved: str | None = None  # why the avatar could not be saved last
         self._driver: Driver = "tracker"
         self._head = load_head(options.head)
         self._stand_ins = stand_ins
@@ -162,7 +164,7 @@ class Daemon:
         self._capture_pace, self._render_pace = Ratekeeper(run.render_fps), Ratekeeper(run.render_fps)
         share = self._share
         self._stages.begin("capture", self._capture)
-        self._stages.begin("track", self._track)
+        self._stages.begin("track", self._track, mend=self._renew_tracker)
         self._stages.begin("render", self._render, threads=share.render_threads)
         self._stages.begin("train", self._train, threads=share.train_threads, nice=TRAIN_NICE)
         self._stages.begin("supervise", self._supervise)
@@ -171,14 +173,23 @@ class Daemon:
         """Stop every thread, save what was learned, release everything; may be called twice."""
         self.stopping.set()
         self._frames.close()
-        ended = self._stages.stop()
+        busy = self._stages.stop()
         if self._zmq is not None:
             self._zmq.stop()
-        self._people.close(release=ended)
+        if "train" in busy:
+            self._note("avatar", "training hangs: the avatar is as it was saved last")
+        self._people.close(save="train" not in busy, release=not busy)
+        if self._unsaved is not None:
+            self._die(f"the avatar is as it was saved last: {self._unsaved}")
         if self._preview is not None:
             self._preview.stop()
         if self._server is not None:
             self._server.stop()
+
+    def wait(self) -> None:
+        """Until the call is to end, or has to: by then `failure` says why."""
+        while not self.stopping.wait(1.0):
+            self._stages.overdue(time.monotonic())
 
     def _die(self, text: str) -> None:
         self.failure = self.failure or text
@@ -264,6 +275,8 @@ class Daemon:
                 log.info("%s -> %s", before, person.session.state)
             self._watch_for_faces(person, now)
         self._stages.watch(now)
+        if self._server is not None and (trouble := self._server.watch(now)) is not None:
+            self._die(trouble)
 
     # ---- what they ask of each other
 
@@ -287,6 +300,12 @@ class Daemon:
 
         run = self.config.run
         warm_up(run.backend, choose_device(run.device), self.config.avatar)
+
+    def _renew_tracker(self) -> None:
+        """After the tracker raised: MediaPipe does not recover from every error."""
+        person = self._people.current
+        if person is not None:
+            person.renew_tracker()
 
     def _facts(self, person: Person) -> Facts:
         age = self._zmq.age(now_ns()) if self._zmq is not None else None
@@ -343,13 +362,17 @@ class Daemon:
             self._preview.show(frame, f"{state}  {self.telemetry.avatar.read():.0f} avatar pictures/s  {self._driver}")
 
     def _save(self, person: Person) -> None:
+        """Save the avatar; where that fails the last one stays, and the next try is a minute later."""
         self._saved_at = time.monotonic()
         try:
             if person.learner is not None and person.learner.save():
-                log.info("avatar saved: %s", person.path)
-        except UserError as error:
-            self._note("avatar", str(error))
-            self.failure = self.failure or str(error)
+                log.info("avatar saved: %s", person.path, extra={"event": "avatar_saved", "stage": "avatar"})
+            self._note("avatar", None)
+            self._unsaved = None
+        except Exception as error:  # a lost GPU raises anything; whoever else is there must be saved all the same
+            text = str(error) if isinstance(error, UserError) else f"it cannot be saved: {one_line(error)}"
+            self._note("avatar", text)
+            self._unsaved = text
 
     def _choose_background(self, text: str) -> None:
         """A viewer wants the head over something else (on the network thread).  UserError if there is no such."""
