@@ -27,7 +27,7 @@ from insta_runtime.learn.registration import INTERVAL, rate
 from insta_runtime.learn.trainer import StepReport
 from insta_runtime.learn.training_state import TrainingState
 from insta_runtime.render.occupancy import UPDATE_CELLS, space_struct
-from insta_runtime.render.renderer import Snapshot, take_snapshot
+from insta_runtime.render.renderer import REGISTRATION, Snapshot, take_snapshot
 from insta_runtime.types import HeadState, Observation
 from insta_runtime.warp.posing import head_struct
 
@@ -143,29 +143,27 @@ class NativeTrainer:
             return TrainingState(
                 self.steps,
                 self._updates,
+                self.snapshot(),
                 weights=copy(self._parameters),
-                averaged=copy(self._averaged),
                 first=copy(self._first),
                 second=copy(self._second),
-                occupancy={name: tensor.clone() for name, tensor in self.model.occupancy.state().items()},
-                registration=self.registration.table.clone(),
             )
 
     def resume(self, state: TrainingState) -> None:
-        """Go on from ``state``, of this run or of an earlier one; pictures stay.  ValueError if it is of another model."""
+        """Go on from ``state``, of this run or an earlier one; pictures stay.  ValueError if it is of another model."""
         if not state.fits(self.state()):
             raise ValueError("the training does not fit the model")
         config = self.model.config.radiance
-        with self._between_steps(), self.on_stream():
+        with self._between_steps():
             vectors = self._parameters, self._averaged, self._first, self._second
             for vector, part in zip(vectors, (state.weights, state.averaged, state.first, state.second), strict=True):
                 vector.copy_(flatten(part, config))
             self._gradients.zero_()
             self.field.load(self._parameters)
             for name, tensor in self.model.occupancy.state().items():
-                tensor.copy_(state.occupancy[name])
+                tensor.copy_(state.shown[f"occupancy.{name}"])
             self._publish()
-            self.registration.table.copy_(state.registration)
+            self.registration.table.copy_(state.shown[REGISTRATION])
         self.steps, self._updates = state.steps, state.updates
         if self.replay.side:  # else nothing was prepared yet
             self._posed.expire()
@@ -173,7 +171,7 @@ class NativeTrainer:
 
     @contextlib.contextmanager
     def _between_steps(self) -> Iterator[None]:
-        """What the caller's current stream does within comes after the steps that were queued, and before later ones."""
+        """What the caller's current stream does within comes after steps that were queued, and before later ones."""
         if self._stream is None:
             yield
             return

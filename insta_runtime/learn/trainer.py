@@ -15,7 +15,7 @@ from insta_runtime.learn.replay import Memory, Replay
 from insta_runtime.learn.training_state import TrainingState
 from insta_runtime.render.model import AvatarModel
 from insta_runtime.render.rays import pixel_rays, slant
-from insta_runtime.render.renderer import Snapshot, take_snapshot
+from insta_runtime.render.renderer import REGISTRATION, Snapshot, take_snapshot
 from insta_runtime.render.sampling import RaySamples
 from insta_runtime.types import Observation
 
@@ -117,16 +117,14 @@ class Trainer:
         return TrainingState(
             self.steps,
             updates,
+            self.snapshot(),
             weights=weights,
-            averaged={name: tensor.clone() for name, tensor in self._averaged.items()},
             first=first,
             second=second,
-            occupancy={name: tensor.clone() for name, tensor in self.model.occupancy.state().items()},
-            registration=self._table.clone(),
         )
 
     def resume(self, state: TrainingState) -> None:
-        """Go on from ``state``, of this run or of an earlier one; pictures stay.  ValueError if it is of another model."""
+        """Go on from ``state``, of this run or an earlier one; pictures stay.  ValueError if it is of another model."""
         if not state.fits(self.state()):
             raise ValueError("the training does not fit the model")
         self.model.field.load_state_dict(state.weights)
@@ -138,8 +136,8 @@ class Trainer:
             }
         for name, average in self._averaged.items():
             average.copy_(state.averaged[name])
-        self.model.occupancy.load(state.occupancy)
-        self._table = state.registration.clone()
+        self.model.occupancy.load({name: state.shown[f"occupancy.{name}"] for name in self.model.occupancy.state()})
+        self._table = state.shown[REGISTRATION].clone()
         self.steps = state.steps
 
     def _loss(self, memories: list[Memory], motions: list[torch.Tensor]) -> tuple[int, int, torch.Tensor]:
