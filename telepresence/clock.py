@@ -5,10 +5,32 @@ from __future__ import annotations
 import threading
 import time
 
+from telepresence.policy import OLD_S
+
 
 def now_ns() -> int:
     """Monotonic time in nanoseconds; every capture time in the process is on this clock."""
     return time.monotonic_ns()
+
+
+class CaptureClock:
+    """Holds a camera to its promise that capture times grow and are of now.
+
+    A time that goes back, lies ahead or is older than `OLD_S` is replaced by the present: what is counted from
+    it (latency, speeds) would be wrong for as long as the camera's clock is.
+    """
+
+    def __init__(self) -> None:
+        self.wrong = 0
+        self._last = -1
+
+    def stamp(self, t_capture_ns: int, now: int) -> int:
+        """The time of a picture that says it was taken at ``t_capture_ns``, in nanoseconds like ``now``."""
+        if not (self._last < t_capture_ns <= now and now - t_capture_ns <= OLD_S * 1e9):
+            self.wrong += 1
+            t_capture_ns = max(now, self._last + 1)
+        self._last = t_capture_ns
+        return t_capture_ns
 
 
 class Ratekeeper:

@@ -15,7 +15,7 @@ from insta_runtime.errors import UserError
 from insta_runtime.head import fingerprint
 from telepresence.drivers.transfer import Habits
 from telepresence.learning.learner import Learner
-from telepresence.person import Person, make_tracker, new_avatar_path, stored_avatar
+from telepresence.person import Person, make_tracker, new_avatar_path, stored_avatar, stored_calibration
 from telepresence.sources import Informed, Source, open_source
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from telepresence.config import Config
     from telepresence.frames import CameraFrame
     from telepresence.mailbox import Mailbox
+    from telepresence.sources import Identity
+    from telepresence.tracking.calibration import Calibration
     from telepresence.tracking.crop import CropPolicy
     from telepresence.tracking.tracker import Tracker
 
@@ -122,11 +124,12 @@ class People:
                 self._save(person)
                 person.close()
 
-    def close(self, release: bool) -> None:
-        """Save everybody's avatar; ``release`` cameras and trackers too, once no stage uses them."""
+    def close(self, save: bool, release: bool) -> None:
+        """``save`` everybody's avatar; ``release`` cameras and trackers too, once no stage uses them."""
         for person in (self.home, self.guest, self._leaving and self._leaving[0]):
             if person is not None:
-                self._save(person)
+                if save:
+                    self._save(person)
                 if release:
                     person.close()
         self.home = self.guest = self._leaving = self.current = None
@@ -161,19 +164,20 @@ class People:
     def _person(self, name: str, camera: Callable[[], Source], path: Path, avatar: Avatar | None) -> Person:
         """Whoever is before ``camera``; their avatar belongs at ``path``.  UserError if they cannot be tracked."""
         source = camera()
+        known = source.identity if isinstance(source, Informed) and not self._options.track else None
+        retrack = partial(self._tracker, known)
         try:
-            tracker = self._tracker(source, avatar)
+            tracker = retrack(stored_calibration(avatar))
         except UserError:
             source.close()
             raise
-        person = Person(name, source, camera, tracker, path, partial(self._note, "source"))
+        person = Person(name, source, camera, tracker, path, partial(self._note, "source"), retrack)
         person.learner = self._learner(avatar, path) if avatar is not None else None
         return person
 
-    def _tracker(self, source: Source, avatar: Avatar | None) -> Tracker:
-        run, options = self._config.run, self._options
-        known = source.identity if isinstance(source, Informed) and not options.track else None
-        return make_tracker(self._head, known, avatar, cast("CropPolicy", run.crop), run.size, options.models)
+    def _tracker(self, known: Identity | None, calibration: Calibration | None) -> Tracker:
+        run, models = self._config.run, self._options.models
+        return make_tracker(self._head, known, calibration, cast("CropPolicy", run.crop), run.size, models)
 
     def _learner(self, avatar: Avatar, path: Path) -> Learner:
         run = self._config.run

@@ -7,15 +7,16 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from insta_runtime.errors import UserError
-from telepresence.clock import now_ns
+from telepresence.clock import CaptureClock, now_ns
 from telepresence.frames import CameraFrame, TrackedFrame
 from telepresence.learning.learner import Learner
+from telepresence.policy import POLICIES, Condition, Health, one_line
 from telepresence.session import Session
 
 if TYPE_CHECKING:
@@ -23,13 +24,13 @@ if TYPE_CHECKING:
     from insta_runtime.head import HeadModel
     from insta_runtime.types import Camera, HeadState
     from telepresence.sources import Identity, Source
+    from telepresence.tracking.calibration import Calibration
     from telepresence.tracking.crop import CropPolicy
     from telepresence.tracking.tracker import Tracker
 
 log = logging.getLogger("telepresence")
 
-RETRY_S: Final = 2.0
-"""Seconds between attempts to open a camera that failed."""
+CAMERA: Final = POLICIES["camera"]
 SILENT_NS: Final = 1_000_000_000
 """A camera that gave no picture for so long gives none."""
 
@@ -57,10 +58,12 @@ class Person:
         tracker: Tracker,
         path: Path,
         report: Callable[[str | None], None],
+        retrack: Callable[[Calibration | None], Tracker],
     ) -> None:
         """Takes over ``source`` and ``tracker``; the avatar belongs at ``path``.
 
-        ``reopen`` opens the camera again after it failed; ``report`` hears of failures, and None once it works.
+        ``reopen`` opens the camera again after it failed, ``retrack`` makes the tracker anew for somebody with this
+        calibration; ``report`` hears of the camera's failures, and None once it works.
         """
         self.name, self.tracker, self.path = name, tracker, path
         self.session = Session()
@@ -71,28 +74,58 @@ class Person:
         self.seen = False
         self.trouble: str | None = None
         self._source: Source | None = source
-        self._reopen, self._report = reopen, report
+        self._reopen, self._report, self._retrack = reopen, report, retrack
         self._retry_at = 0.0
-        self._read_ns = 0
+        self._read_ns = self._asked_ns = self._silent_ns = now_ns()
+        self._reopened = 0
+        self._lost: str | None = None  # why the camera was lost last
+        self._clock = CaptureClock()
 
     def read(self, timeout: float) -> CameraFrame | None:
-        """The next camera frame; a camera that fails is reported and opened again until it works."""
+        """The next camera frame; a camera that fails or falls silent is reported and opened again until it works."""
+        if now_ns() - self._asked_ns > SILENT_NS:  # somebody else's camera was used
+            self._silent_ns = now_ns()
+        self._asked_ns = now_ns()
         try:
             if self._source is None:
                 if time.monotonic() < self._retry_at:
                     time.sleep(min(timeout, 0.1))
                     return None
                 self._source = self._reopen()
-                self.trouble = None
-                self._report(None)
+                self._reopened += 1
+                self._silent_ns = now_ns()
             frame = self._source.read(timeout)
-        except UserError as error:
-            self._lose(error)
+        except (UserError, OSError) as error:
+            self._lose(str(error) or one_line(error))
             return None
-        if frame is not None:
-            self.seen = True
-            self._read_ns = now_ns()
-        return frame
+        if frame is None:
+            # A browser's camera may be taken away without a word: that is no fault.
+            if self.name != "browser" and self._silent_s() > CAMERA.silent_s:
+                self._lose(f"{self.name} has sent no picture for {self._silent_s():.0f} s; it is opened again")
+            return None
+        self._read_ns = self._silent_ns = now_ns()
+        if self.trouble is not None:
+            self.trouble = None
+            self._report(None)
+            log.info("%s sends pictures again", self.name, extra={"event": "camera_back", "stage": "capture"})
+        self.seen = True
+        return self._timed(frame)
+
+    def camera(self) -> Health:
+        """How the camera is."""
+        condition = Condition.RUNNING if self.trouble is None else Condition.RESTARTING
+        return Health(condition, self._silent_s(), self._reopened, self._lost)
+
+    @property
+    def wrong_times(self) -> int:
+        """How many pictures had a capture time that cannot be."""
+        return self._clock.wrong
+
+    def renew_tracker(self) -> None:
+        """Track with a new tracker that knows of the person what this one knew; on the tracking thread."""
+        before = self.tracker
+        self.tracker = self._retrack(before.calibration)
+        before.close()
 
     def face(self) -> bool:
         """Whether a face is there, as far as is known.
@@ -101,7 +134,7 @@ class Person:
         camera that gives no pictures shows no face.
         """
         tracked = self.tracked
-        if tracked is None or now_ns() - self._read_ns > SILENT_NS:
+        if tracked is None or not self.seen or now_ns() - self._read_ns > SILENT_NS:
             return False
         return tracked.observation is not None or self.tracker.state == "calibrating"
 
@@ -111,14 +144,29 @@ class Person:
             self._source.close()
         self.tracker.close()
 
-    def _lose(self, error: UserError) -> None:
-        self.trouble = str(error)
-        self._report(self.trouble)
-        log.warning("%s", error)
+    def _silent_s(self) -> float:
+        return (now_ns() - self._silent_ns) / 1e9
+
+    def _timed(self, frame: CameraFrame) -> CameraFrame:
+        wrong = self._clock.wrong
+        stamp = self._clock.stamp(frame.t_capture_ns, self._read_ns)
+        if self._clock.wrong == wrong:
+            return frame
+        if wrong == 0:
+            log.warning(
+                "%s tells times that cannot be; pictures get the time at which they come",
+                self.name,
+                extra={"event": "capture_clock", "stage": "capture"},
+            )
+        return replace(frame, t_capture_ns=stamp)
+
+    def _lose(self, text: str) -> None:
+        self.trouble = self._lost = text
+        self._report(text)
         if self._source is not None:
             self._source.close()
             self._source = None
-        self._retry_at = time.monotonic() + RETRY_S
+        self._retry_at = time.monotonic() + CAMERA.pauses[-1]
 
 
 def new_avatar_path() -> Path:
@@ -142,12 +190,17 @@ def stored_avatar(path: Path, head: HeadModel, device: str) -> Avatar | None:
 
 
 def make_tracker(
-    head: HeadModel, known: Identity | None, avatar: Avatar | None, crop: CropPolicy, size: int, models: Path | None
+    head: HeadModel,
+    known: Identity | None,
+    calibration: Calibration | None,
+    crop: CropPolicy,
+    size: int,
+    models: Path | None,
 ) -> Tracker:
     """The real tracker, or what the source knows itself of who is before it, if that is of the same ``head``.
 
-    The tracker starts from the calibration that was saved with ``avatar``, if there is one.  UserError if
-    MediaPipe or its model files (in ``models``) are not to be had.
+    The tracker starts from the ``calibration`` of an earlier call, if there is one.  UserError if MediaPipe or its
+    model files (in ``models``) are not to be had.
     """
     from telepresence.tracking.calibration import Calibration
     from telepresence.tracking.tracker import FaceTracker, TruthTracker
@@ -155,6 +208,12 @@ def make_tracker(
     if known is not None and known.head_sha256 == head.sha256:
         told = Calibration.from_json(known.calibration) if known.calibration is not None else None
         return TruthTracker(head, known.shape, size=size, calibration=told)
-    stored = avatar.calibration if avatar is not None else None
-    calibration = Calibration.from_json(json.dumps(stored)) if stored is not None else None
     return FaceTracker(head, size=size, crop=crop, models=models, calibration=calibration)
+
+
+def stored_calibration(avatar: Avatar | None) -> Calibration | None:
+    """What was known of the person and the camera when ``avatar`` was saved."""
+    from telepresence.tracking.calibration import Calibration
+
+    known = avatar.calibration if avatar is not None else None
+    return Calibration.from_json(json.dumps(known)) if known is not None else None

@@ -1,33 +1,54 @@
-"""The stages of the daemon: their threads, whether they live, and what happens when they do not."""
+"""The stages of the daemon: their threads, whether they live, and what happens when they do not.
+
+What happens is in `policy.POLICIES`; docs/supervision.md has it in words.
+"""
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Iterable
 from typing import Final
 
+from telepresence.policy import JUMP_S, POLICIES, Health, Then, is_device_error, one_line
 from telepresence.worker import Worker, limit_torch_threads
 
-STALLED_S: Final = 60.0
-"""Seconds without a finished round after which a stage is said to have stalled."""
+log = logging.getLogger("telepresence")
+
 JOIN_S: Final = 10.0
 
 
 class Supervisor:
     """Starts, watches and ends the stages.
 
-    ``note(stage, text)`` hears of every failure, ``die(text)`` of the one that ends the call.
+    ``note(stage, text)`` hears of every failure, ``die(text)`` of the one that ends the call.  `begin`, `stop` and
+    `overdue` are for the main thread, `watch` for the stage ``supervise``; the rest may be called on any.
     """
 
     def __init__(self, note: Callable[[str, str | None], None], die: Callable[[str], None]) -> None:
         self._note, self._die = note, die
         self._workers: dict[str, Worker] = {}
+        self._watched = time.monotonic()
 
-    def begin(self, stage: str, work: Callable[[], None], *, threads: int = 1, nice: int = 0) -> None:
-        """Run ``work`` over and over in a thread of its own, which may use ``threads`` cores."""
+    def begin(
+        self,
+        stage: str,
+        work: Callable[[], None],
+        *,
+        mend: Callable[[], None] | None = None,
+        threads: int = 1,
+        nice: int = 0,
+    ) -> None:
+        """Run ``work`` over and over in a thread of its own, which may use ``threads`` cores.
+
+        ``mend`` is called there before each restart.
+        """
         self._workers[stage] = worker = Worker(
             stage,
             work,
+            policy=POLICIES[stage],
             setup=lambda: limit_torch_threads(threads),
+            mend=mend,
             failed=self._failed,
             fatal=self._fatal,
             nice=nice,
@@ -35,25 +56,56 @@ class Supervisor:
         worker.start()
 
     def watch(self, now: float) -> None:
-        """Name the stages that hang."""
-        for worker in self._workers.values():
-            if worker.silent_for(now) > STALLED_S:
-                self._note(worker.name, f"no sign of life for {STALLED_S:.0f} s")
-                worker.heartbeat = now
+        """Deal with the stages that hang; call it several times a second."""
+        gap, self._watched = now - self._watched, now
+        workers = tuple(self._workers.values())
+        if gap > JUMP_S:
+            log.warning(
+                "nothing was watched for %.0f s: the machine slept or was very busy",
+                gap,
+                extra={"event": "clock_jump", "stage": "supervise", "fields": {"seconds": round(gap, 1)}},
+            )
+            for worker in workers:
+                worker.heartbeat = max(worker.heartbeat, now)
+            return
+        for worker in workers:
+            if worker.hangs(now):
+                self._hangs(worker)
+
+    def overdue(self, now: float) -> None:
+        """Deal with the watching itself, should it hang."""
+        watcher = self._workers.get("supervise")
+        if watcher is not None and watcher.hangs(now):
+            self._hangs(watcher)
 
     def rounds(self, stages: Iterable[str]) -> float:
-        """The moment (monotonic seconds) since when each of ``stages`` has finished a round."""
-        return min(self._workers[stage].heartbeat for stage in stages)
+        """The moment (monotonic seconds) since when each of ``stages`` has finished a round, or was left behind."""
+        beats = [self._workers[stage].heartbeat for stage in stages if not self._workers[stage].stop.is_set()]
+        return min(beats, default=time.monotonic())
 
-    def stop(self) -> bool:
-        """End every stage; False if one is still busy."""
+    def health(self, now: float) -> dict[str, Health]:
+        """How each stage is."""
+        return {stage: worker.health(now) for stage, worker in tuple(self._workers.items())}
+
+    def stop(self) -> frozenset[str]:
+        """End every stage; those that are busy still."""
         for worker in self._workers.values():
             worker.stop.set()
-        ended = [worker.join(JOIN_S) for worker in self._workers.values()]
-        return all(ended)
+        return frozenset(stage for stage, worker in self._workers.items() if not worker.join(JOIN_S))
 
     def _failed(self, stage: str, error: Exception) -> None:
-        self._note(stage, f"{type(error).__name__}: {error}")
+        self._note(stage, one_line(error))
 
     def _fatal(self, stage: str, error: Exception) -> None:
-        self._die(f"stage {stage} failed again and again: {type(error).__name__}: {error}")
+        if is_device_error(error):
+            self._die(f"the GPU is lost to this process ({one_line(error)}); start again to go on")
+        else:
+            self._die(f"stage {stage} failed again and again: {one_line(error)}")
+
+    def _hangs(self, worker: Worker) -> None:
+        policy = worker.policy
+        text = f"no sign of life for {policy.silent_s:.0f} s"
+        worker.leave(text)
+        self._note(worker.name, text)
+        if policy.hung is Then.STOP:
+            self._die(f"stage {worker.name} hangs: {text}")

@@ -8,24 +8,20 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from typing import Final
+
+from telepresence.policy import HEALTHY_S, Condition, Health, Policy, Then, is_device_error, one_line
 
 log = logging.getLogger("telepresence")
-
-BACKOFF_S: Final = (0.25, 1.0, 3.0)
-"""Pauses before the restarts of a stage that raised; after the last one the failure is fatal."""
-
-HEALTHY_S: Final = 60.0
-"""A stage that ran this long since its last failure starts over with all its restarts."""
 
 
 class Worker:
     """Runs ``work`` over and over in a thread called ``name`` until stopped.
 
-    ``work`` does one round and returns within about a second, so that a stop is noticed.  ``setup`` runs in
-    the thread before the first round and after every failure.  A round that raises is logged with one line,
-    reported to ``failed``, and retried after a pause; after three restarts ``fatal`` is called and the thread
-    ends.  ``nice`` lowers the priority of this thread alone, where the system can (Linux).
+    ``work`` does one round and returns within about a second, so that a stop is noticed.  ``setup`` runs in the
+    thread before the first round, ``mend`` before each that follows a failure.  A round that raises is reported to
+    ``failed`` and tried again after the pauses of ``policy``; when they are used up, or the GPU is lost, and the
+    policy says so, ``fatal`` is called and the thread ends.  ``nice`` lowers the priority of this thread
+    alone, where the system can (Linux).
     """
 
     def __init__(
@@ -33,16 +29,21 @@ class Worker:
         name: str,
         work: Callable[[], None],
         *,
+        policy: Policy,
         failed: Callable[[str, Exception], None],
         fatal: Callable[[str, Exception], None],
         setup: Callable[[], None] | None = None,
+        mend: Callable[[], None] | None = None,
         nice: int = 0,
     ) -> None:
-        self.name = name
+        self.name, self.policy = name, policy
         self.stop = threading.Event()
         self.heartbeat = time.monotonic()
-        self._work, self._setup, self._failed, self._fatal = work, setup, failed, fatal
+        self._work, self._setup, self._mend, self._failed, self._fatal = work, setup, mend, failed, fatal
         self._nice = nice
+        self._condition = Condition.RUNNING
+        self._restarts = 0
+        self._error: str | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
@@ -55,9 +56,19 @@ class Worker:
             self._thread.join(timeout)
         return not self._thread.is_alive()
 
-    def silent_for(self, now: float) -> float:
-        """Seconds since the last finished round, 0 if the thread is not running."""
-        return now - self.heartbeat if self._thread.is_alive() else 0.0
+    def hangs(self, now: float) -> bool:
+        """Whether a round has taken longer than the policy allows."""
+        return self._thread.is_alive() and not self.stop.is_set() and now - self.heartbeat > self.policy.silent_s
+
+    def leave(self, reason: str) -> None:
+        """Give up on a thread that hangs: should it wake, it ends."""
+        self.stop.set()
+        self._condition, self._error = Condition.HUNG, reason
+
+    def health(self, now: float) -> Health:
+        stopped = self._condition is Condition.RUNNING and not self._thread.is_alive()
+        condition = Condition.STOPPED if stopped else self._condition
+        return Health(condition, max(0.0, now - self.heartbeat), self._restarts, self._error)
 
     def _run(self) -> None:
         if self._nice and hasattr(os, "setpriority"):
@@ -65,26 +76,50 @@ class Worker:
             with contextlib.suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._nice)
         failures = 0
+        began = time.monotonic()
+        next_step = self._setup
         while not self.stop.is_set():
-            started = time.monotonic()
             try:
-                if self._setup is not None:
-                    self._setup()
-                while not self.stop.is_set():
-                    self._work()
-                    self.heartbeat = time.monotonic()
-                return
-            except Exception as error:
-                if time.monotonic() - started > HEALTHY_S:
-                    failures = 0
-                log.debug("stage %s failed", self.name, exc_info=True)
-                log.error("stage %s failed: %s: %s", self.name, type(error).__name__, error)
-                self._failed(self.name, error)
-                if failures == len(BACKOFF_S):
-                    self._fatal(self.name, error)
+                if next_step is not None:
+                    next_step()
+                    next_step = None
+                self._work()
+                self.heartbeat = time.monotonic()
+                if self.stop.is_set():
                     return
-                self.stop.wait(BACKOFF_S[failures])
-                failures += 1
+                self._condition = Condition.RUNNING
+            except Exception as error:
+                now = time.monotonic()
+                failures = 1 if now - began > HEALTHY_S else failures + 1
+                began, next_step = now, self._mend
+                if not self._fails(error, failures):
+                    return
+
+    def _fails(self, error: Exception, failures: int) -> bool:
+        """Report the failure and wait until the next attempt; False if there is none."""
+        self.heartbeat = time.monotonic()
+        self._error = one_line(error)
+        log.debug("stage %s failed", self.name, exc_info=True)
+        log.error(
+            "stage %s failed: %s",
+            self.name,
+            self._error,
+            extra={"event": "stage_failed", "stage": self.name, "fields": {"error": self._error, "failures": failures}},
+        )
+        self._failed(self.name, error)
+        pauses = self.policy.pauses
+        exhausted = failures > len(pauses)
+        # Tried seldom from now on, or not at all.
+        lasting = exhausted or (failures == len(pauses) and self.policy.failed is Then.AGAIN)
+        self._condition = Condition.FAILED if lasting else Condition.RESTARTING
+        if is_device_error(error) or (exhausted and self.policy.failed is Then.STOP):
+            self._condition = Condition.FAILED
+            self._fatal(self.name, error)
+            return False
+        self._restarts += 1
+        pause = pauses[min(failures, len(pauses)) - 1]
+        self.heartbeat += pause  # it is silent because it was told to be
+        return not self.stop.wait(pause)
 
 
 def limit_torch_threads(threads: int) -> None:

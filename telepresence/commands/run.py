@@ -51,7 +51,7 @@ def run(
         daemon.start(lambda address: console.print(f"telepresence is at [bold]{address}[/]"))
         if not daemon.stopping.is_set():
             console.print(f"source: {options.source}; avatar: {daemon.avatar_path}; Ctrl-C saves it and stops")
-        daemon.stopping.wait()
+        daemon.wait()
     finally:
         daemon.stop()
         for number, previous in before.items():

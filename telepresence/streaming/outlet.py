@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import Protocol
 
 from telepresence.frames import ShownFrame
+from telepresence.policy import Health
 from telepresence.streaming.stats import StreamStats
 
 
 class Outlet(Protocol):
     """What the daemon shows its pictures to: `MediaServer`, or what stands in for it in a rehearsal.
 
-    ``address`` is what a user opens, ``viewers`` how many watch.  ``show`` never waits; any thread may call it.
+    ``address`` is what a user opens, ``viewers`` how many watch, ``watched`` whether pictures go to
+    anybody (a viewer that is just coming, a recorder).  ``show`` never waits; any thread may call it.  ``watch``
+    restarts what hangs, and gives the line that says why it cannot; ``health`` tells how each of its stages is.
     """
 
     @property
@@ -20,7 +23,14 @@ class Outlet(Protocol):
     @property
     def viewers(self) -> int: ...
 
+    @property
+    def watched(self) -> bool: ...
+
     def start(self) -> None: ...
+
+    def watch(self, now: float) -> str | None: ...
+
+    def health(self, now: float) -> dict[str, Health]: ...
 
     def show(self, frame: ShownFrame) -> None: ...
 

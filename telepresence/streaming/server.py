@@ -7,6 +7,7 @@ import errno
 import logging
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from insta_runtime.errors import UserError
 from telepresence.frames import CameraFrame, ShownFrame
 from telepresence.mailbox import Mailbox
+from telepresence.policy import JUMP_S, POLICIES, Condition, Health
 from telepresence.streaming.hub import EncoderHub
 from telepresence.streaming.settings import StreamSettings
 from telepresence.streaming.stats import StreamStats
@@ -62,6 +64,7 @@ class MediaServer:
         self._stopping: asyncio.Event | None = None
         self._thread: threading.Thread | None = None
         self._port = settings.port
+        self._heartbeat = self._watched = time.monotonic()
 
     def start(self) -> None:
         """Listen; on return the page is there and `/whep` takes offers.  UserError when the port cannot be had."""
@@ -88,6 +91,27 @@ class MediaServer:
         """How many peers are watching now."""
         return self._peers.viewers if self._peers is not None else 0
 
+    @property
+    def watched(self) -> bool:
+        """Whether pictures go to anybody: a peer that was answered counts before it is connected."""
+        return self._hub.watched
+
+    def watch(self, now: float) -> str | None:
+        """Restart an encoder that hangs; what is wrong if the server cannot go on.  ``now``: monotonic seconds."""
+        self._hub.watch(now)
+        gap, self._watched = now - self._watched, now
+        if gap > JUMP_S:
+            self._heartbeat = now  # nobody could have seen it
+        if self._thread is not None and not self._thread.is_alive():
+            return "the network thread has ended"
+        if now - self._heartbeat > (silent := POLICIES["network"].silent_s):
+            return f"the network thread has given no sign of life for {silent:.0f} s"
+        return None
+
+    def health(self, now: float) -> dict[str, Health]:
+        """How the stages ``encode`` and ``network`` are."""
+        return {"encode": self._hub.health(now), "network": self._network(now)}
+
     def show(self, frame: ShownFrame) -> None:
         """Make ``frame`` the picture that viewers see; any thread, never waits.  Other sizes are scaled (stretched)."""
         self._hub.show(frame)
@@ -103,6 +127,10 @@ class MediaServer:
             self._loop.call_soon_threadsafe(self._stopping.set)
         if self._thread is not None:
             self._thread.join(STOP_S)
+
+    def _network(self, now: float) -> Health:
+        alive = self._thread is not None and self._thread.is_alive()
+        return Health(Condition.RUNNING if alive else Condition.STOPPED, max(0.0, now - self._heartbeat), 0, None)
 
     def _listen(self) -> socket.socket:
         host, port = self._settings.host, self._settings.port
@@ -140,14 +168,21 @@ class MediaServer:
         runner = AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
         await runner.setup()
         watchdog = asyncio.create_task(peers.watchdog())
+        pulse = asyncio.create_task(self._beat())
         try:
             await SockSite(runner, listener).start()
             ready.set_result(None)
             await self._stopping.wait()
         finally:
             watchdog.cancel()
+            pulse.cancel()
             await peers.close_all()
             await runner.cleanup()
+
+    async def _beat(self) -> None:
+        while True:
+            self._heartbeat = time.monotonic()
+            await asyncio.sleep(1.0)
 
 
 def _can_share() -> bool:

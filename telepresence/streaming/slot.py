@@ -52,6 +52,10 @@ class PacedSlot:
         self._pacer.sent(departure.at)
         return departure
 
+    @property
+    def closed(self) -> bool:
+        return not self._open
+
     def close(self) -> None:
         """Nothing leaves any more; may be called twice."""
         with self._condition:

@@ -7,6 +7,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from telepresence.config import Config, load_config
 from telepresence.daemon import Daemon
 from telepresence.frames import CameraFrame, ShownFrame
 from telepresence.people import Options
+from telepresence.policy import POLICIES
 from telepresence.session import State
 
 TINY = (
@@ -219,7 +221,7 @@ def test_the_actor_through_the_real_tracker(launch: Callable[..., Watched], mode
 def test_a_stage_that_keeps_failing_ends_the_call_with_the_avatar_saved(
     launch: Callable[..., Watched], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("telepresence.worker.BACKOFF_S", (0.01, 0.01, 0.01))
+    monkeypatch.setitem(POLICIES, "render", replace(POLICIES["render"], pauses=(0.01, 0.01, 0.01)))
     daemon = launch(Options("synthetic", tmp_path / "avatar"))
     eventually(daemon, lambda status: status["steps"] > 0)
 

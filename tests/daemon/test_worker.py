@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 
 import pytest
 
-from telepresence import worker
+from telepresence.policy import Condition, Policy, Then, is_device_error
 from telepresence.worker import Worker
+
+QUICK = Policy((0.001, 0.001, 0.001), Then.STOP, 60.0, Then.STOP)
 
 
 def test_it_works_until_it_is_stopped_under_its_own_name() -> None:
@@ -21,7 +24,7 @@ def test_it_works_until_it_is_stopped_under_its_own_name() -> None:
         rounds.release()
         thread.stop.wait(0.001)
 
-    thread = Worker("capture", work, failed=pytest.fail, fatal=pytest.fail)
+    thread = Worker("capture", work, policy=QUICK, failed=pytest.fail, fatal=pytest.fail)
     thread.start()
     for _ in range(3):
         assert rounds.acquire(timeout=10)
@@ -29,9 +32,8 @@ def test_it_works_until_it_is_stopped_under_its_own_name() -> None:
     assert names == {"capture"}
 
 
-def test_a_stage_that_raises_is_restarted_and_then_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "BACKOFF_S", (0.001, 0.001, 0.001))
-    setups: list[int] = []
+def test_a_stage_that_raises_is_mended_and_then_given_up() -> None:
+    calls: list[str] = []
     failures: list[str] = []
     ended = threading.Event()
 
@@ -41,15 +43,63 @@ def test_a_stage_that_raises_is_restarted_and_then_given_up(monkeypatch: pytest.
     thread = Worker(
         "track",
         work,
-        setup=lambda: setups.append(1),
+        policy=QUICK,
+        setup=lambda: calls.append("setup"),
+        mend=lambda: calls.append("mend"),
         failed=lambda name, error: failures.append(f"{name}: {error}"),
         fatal=lambda name, error: ended.set(),
     )
     thread.start()
     assert ended.wait(10)
-    assert len(setups) == 4
+    assert calls == ["setup", "mend", "mend", "mend"]
     assert failures == ["track: no good"] * 4
     assert thread.join(10)
+    health = thread.health(time.monotonic())
+    assert (health.condition, health.restarts, health.error) == (Condition.FAILED, 3, "ValueError: no good")
+
+
+def test_a_stage_that_is_never_given_up_comes_back() -> None:
+    rounds = 0
+    back = threading.Event()
+
+    def work() -> None:
+        nonlocal rounds
+        rounds += 1
+        if rounds <= 6:
+            raise ValueError("not yet")
+        back.set()
+        thread.stop.wait(0.001)
+
+    policy = Policy((0.001, 0.001), Then.AGAIN, 60.0, Then.WITHOUT)
+    thread = Worker("train", work, policy=policy, failed=lambda *_: None, fatal=pytest.fail)
+    thread.start()
+    assert back.wait(10)
+    while thread.health(time.monotonic()).condition is not Condition.RUNNING:
+        time.sleep(0.001)
+    assert thread.health(time.monotonic()).restarts == 6
+    assert thread.join(10)
+
+
+def test_a_lost_gpu_ends_a_stage_at_once_and_no_memory_does_not() -> None:
+    lost = RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be ...")
+    ended = threading.Event()
+
+    def work() -> None:
+        raise lost
+
+    failures: list[Exception] = []
+    thread = Worker(
+        "render", work, policy=QUICK, failed=lambda _, error: failures.append(error), fatal=lambda *_: ended.set()
+    )
+    thread.start()
+    assert ended.wait(10)
+    assert thread.join(10)
+    assert failures == [lost]
+    assert thread.health(time.monotonic()).error == "RuntimeError: CUDA error: an illegal memory access was encountered"
+    assert is_device_error(type("CUDARuntimeError", (RuntimeError,), {})("cudaErrorIllegalAddress"))
+    assert not is_device_error(type("OutOfMemoryError", (RuntimeError,), {})("CUDA error: out of memory"))
+    assert not is_device_error(type("CUDADriverError", (RuntimeError,), {})("CUDA_ERROR_OUT_OF_MEMORY: out of memory"))
+    assert not is_device_error(ValueError("no such triangle"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="nice levels of single threads exist on Linux only")
@@ -63,7 +113,7 @@ def test_only_its_own_thread_is_made_nicer() -> None:
         thread.stop.wait(1)
 
     before = os.getpriority(os.PRIO_PROCESS, 0)
-    thread = Worker("train", work, failed=pytest.fail, fatal=pytest.fail, nice=min(before + 5, 19))
+    thread = Worker("train", work, policy=QUICK, failed=pytest.fail, fatal=pytest.fail, nice=min(before + 5, 19))
     thread.start()
     assert done.wait(10)
     assert thread.join(10)
