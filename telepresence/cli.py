@@ -302,6 +302,38 @@ def render(
 
 
 @app.command()
+def rehearse(
+    source: Annotated[Path, typer.Argument(metavar="CLIP|TRACKED", help="A video of a face, or a tracked folder.")],
+    seconds: Annotated[float, typer.Option(metavar="S", min=1.0, help="How long the call is.")] = 60.0,
+    avatar: Annotated[
+        Path | None, typer.Option(metavar="AVATAR", help="Keep the avatar here, and go on with it if it exists.")
+    ] = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Compare with a fit of as much training (a tracked folder only).")
+    ] = False,
+    size: Annotated[
+        int | None, typer.Option(metavar="PIXELS", help="Side of the pictures learned from; else the preset's.")
+    ] = None,
+    crop: CropOption = None,
+    head: HeadOption = None,
+    models: ModelsOption = None,
+    device: DeviceOption = None,
+    config: ConfigOption = None,
+    changes: SetOption = None,
+    json_file: JsonOption = None,
+) -> int:
+    """Hold a call with a clip as the camera, in real time and without a network, and measure it."""
+    settings = _configure(config, changes, device, {"avatar.learn.size": size, "run.crop": crop})
+    from telepresence.commands.rehearse import rehearse as command
+
+    figures = command(
+        source=source, seconds=seconds, config=settings, avatar=avatar, head=head, models=models, offline=offline
+    )
+    _write_json(json_file, figures)
+    return 1 if figures["failure"] is not None else 0
+
+
+@app.command()
 def send(
     take: Annotated[Path, typer.Argument(metavar="TAKE", help="A take: take.npz or its tracked folder.")],
     zmq: Annotated[str, typer.Option(metavar="ADDRESS", help="Where the daemon receives.")] = "tcp://127.0.0.1:5577",

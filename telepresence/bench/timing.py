@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -139,6 +140,20 @@ def device_name(device: torch.device) -> str:
     import platform
 
     return platform.processor() or platform.machine()
+
+
+def source_commit() -> str | None:
+    """The commit that is measured: git's, ``-dirty`` if files differ from it, else what the environment says."""
+    here = Path(__file__).resolve().parents[2]
+    if (here / ".git").exists():
+        try:
+            command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--match="]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)  # noqa: S603
+            if done.returncode == 0 and done.stdout.strip():
+                return done.stdout.strip()
+        except (OSError, subprocess.TimeoutExpired):
+            pass
+    return os.environ.get("TELEPRESENCE_COMMIT")
 
 
 def rounded(value: object, digits: int = 4) -> object:

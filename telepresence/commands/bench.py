@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -82,7 +80,7 @@ def bench(
     """
     from insta_runtime.backends import choose_backend
     from telepresence.bench.subject import open_subject
-    from telepresence.bench.timing import device_name, rounded
+    from telepresence.bench.timing import device_name, rounded, source_commit
 
     unknown = [name for name in only if name not in PARTS]
     if unknown:
@@ -98,7 +96,7 @@ def bench(
         backend=chosen.kind,
         backend_reason=chosen.reason,
         device=device_name(subject.device),
-        commit=_commit(),
+        commit=source_commit(),
     )
     if run.figures["commit"] is None:
         run.notes["commit"] = "neither git nor TELEPRESENCE_COMMIT says it"
@@ -363,20 +361,6 @@ def _release(run: Bench) -> None:
 
     if run.on_gpu:
         torch.cuda.empty_cache()
-
-
-def _commit() -> str | None:
-    """The commit that is measured: git's, ``-dirty`` if files differ from it, else what the environment says."""
-    here = Path(__file__).resolve().parents[2]
-    if (here / ".git").exists():
-        try:
-            command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--match="]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)  # noqa: S603
-            if done.returncode == 0 and done.stdout.strip():
-                return done.stdout.strip()
-        except (OSError, subprocess.TimeoutExpired):
-            pass
-    return os.environ.get("TELEPRESENCE_COMMIT")
 
 
 def _print(figures: dict[str, Any]) -> None:

@@ -1,0 +1,105 @@
+"""Memory and threads of this process while a call goes on, and whether they grow."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from telepresence.bench.timing import resident_gb
+
+if TYPE_CHECKING:
+    import torch
+
+EVERY_S: Final = 1.0
+SAMPLES: Final = 3600
+"""More are thinned out, so that looking at memory does not take any."""
+STAGES: Final = ("capture", "track", "render", "train", "supervise", "encode")
+"""Threads that a call has from its beginning to its end."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """MB (10^6 bytes) in RAM and on the device, and threads of the process, at a monotonic second."""
+
+    at: float
+    host_mb: float | None
+    device_mb: float | None
+    threads: int
+
+
+class ResourceMeter:
+    """Looks at memory and threads from `start` to `stop`, in a thread that sleeps otherwise."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.samples: list[Sample] = []
+        self.lost: list[str] = []
+        self._device = device
+        self._every = EVERY_S
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="resources", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Look once more; every stage should still be there."""
+        self._done.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+        alive = {thread.name for thread in threading.enumerate()}
+        self.lost = [name for name in STAGES if name not in alive]
+
+    def _run(self) -> None:
+        while not self._done.wait(self._every):
+            host = resident_gb()
+            host_mb = 1000.0 * host if host is not None else None
+            self.samples.append(Sample(time.monotonic(), host_mb, self._device_mb(), _threads()))
+            if len(self.samples) >= SAMPLES:
+                del self.samples[::2]
+                self._every *= 2.0
+
+    def _device_mb(self) -> float | None:
+        if self._device.type != "cuda":
+            return None
+        import torch
+
+        free, total = torch.cuda.mem_get_info(self._device)
+        return (total - free) / 1e6
+
+    def figures(self) -> dict[str, Any]:
+        """How much at the end, at most, and how it grew; ``lost`` names the stages that are gone."""
+        return {
+            "host_mb": self._trend(lambda sample: sample.host_mb),
+            "device_mb": self._trend(lambda sample: sample.device_mb),
+            "threads": self._trend(lambda sample: float(sample.threads)),
+            "lost_threads": self.lost,
+            "samples": len(self.samples),
+        }
+
+    def _trend(self, value: Callable[[Sample], float | None]) -> dict[str, float] | None:
+        known = [(sample.at, number) for sample in self.samples if (number := value(sample)) is not None]
+        return trend(known) if known else None
+
+
+def trend(samples: Sequence[tuple[float, float]]) -> dict[str, float]:
+    """Of (seconds, value): the last, the largest, and the slope an hour over the second half (least squares)."""
+    times, values = np.asarray(samples, dtype=np.float64).T
+    half = len(values) // 2
+    late, slope = times[half:] - times[half], 0.0
+    if len(late) > 1:
+        slope = 3600.0 * float(np.polyfit(late, values[half:], 1)[0])
+    return {"end": float(values[-1]), "max": float(values.max()), "slope_per_hour": slope}
+
+
+def _threads() -> int:
+    """All threads of the process, those of libraries too, where the system tells them."""
+    try:
+        return len(os.listdir("/proc/self/task"))  # noqa: PTH208 - names alone
+    except OSError:
+        return threading.active_count()
