@@ -17,6 +17,16 @@ DEVICE vec3 pixel_over(const float* rgba, const float* background, int i) {
                 clampf(clampf(front.z, 0.0f, 1.0f) + passes * behind.z, 0.0f, 1.0f)};
 }
 
+// Lays the head mesh under what rays saw: `underlay` (triangles, 4), premultiplied, where the triangle of a pixel shows.
+KERNEL(128) lay_under(const int* triangle, const float* underlay, float* rgba, int pixels) {
+    EACH(i, pixels) {
+        const int seen = triangle[i];
+        const float passes = 1.0f - clampf(rgba[4 * i + 3], 0.0f, 1.0f);
+        if (seen < 0 || !(passes > 0.0f)) continue;
+        UNROLL for (int c = 0; c < 4; ++c) rgba[4 * i + c] += passes * underlay[4 * seen + c];
+    }
+}
+
 // (height * width, 4) premultiplied, over nothing.
 KERNEL(128) write_rgba(const float* rgba, byte* out, int pixels) {
     EACH(i, pixels) {

@@ -121,6 +121,7 @@ class OccupancyConfig:
     decay: float = setting(0.95, "how fast an old density fades at an update", ge=0.0, le=1.0)
     threshold: float = setting(0.03, "opacity of one step above which a cell is occupied", ge=0.0, le=1.0)
     silhouettes: bool = setting(True, "empty cells that lie outside the matte of what was seen")
+    inpaint: bool = setting(True, "show, where nobody saw anything, the head mesh in the colours around it")
 
 
 @dataclass(frozen=True)

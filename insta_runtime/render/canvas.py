@@ -63,6 +63,7 @@ class Canvas:
     Args:
         fused: the display path (fused_render.cu); else the chain of march.cu, field.cu and composite.cu, its proof.
         capacity: samples that there is memory for; in the chain, steps in marked cells.
+        underlay: (F, 4), `AvatarModel.underlay`; may be written to between pictures.
 
     Attributes:
         rgba: (H * W, 4) float32 premultiplied. bytes: (4 H W,) uint8. counters: int32, `COUNTERS`; on the device.
@@ -81,7 +82,9 @@ class Canvas:
         stream: torch.cuda.Stream | None,
         fused: bool,
         capacity: int,
+        underlay: torch.Tensor,
     ) -> None:
+        self._underlay = underlay
         self.kernels, self.heads, self.space, self.field, self.config = kernels, heads, space, field, config
         self.width, self.height = size
         self.stream, self.capacity = stream, capacity
@@ -102,6 +105,7 @@ class Canvas:
             def work() -> None:
                 self.heads.pose(self.space)
                 self._march()
+                self._lay_under()
                 self._write(kind)
 
             self._graphs[kind] = Graph(work, self.stream)
@@ -139,7 +143,12 @@ class Canvas:
             launch("write_yuv", *planes, items=pixels // 4)
 
     def _depth(self) -> torch.Tensor:
-        return self.heads.rasterise(self.width, self.height)[0]
+        depth, self._triangle = self.heads.rasterise(self.width, self.height)
+        return depth
+
+    def _lay_under(self) -> None:
+        seen = self._triangle, self._underlay, self.rgba, self.pixels
+        self.kernels.launch("lay_under", *seen, items=self.pixels)
 
     def _fused(self) -> Callable[[], None]:
         launch, head, poses, step = self.kernels.launch, self.heads.head, self.heads.poses, self.config.step

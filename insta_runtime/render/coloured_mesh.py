@@ -11,6 +11,7 @@ from insta_runtime.types import Camera, Float32, HeadState, Observation, Rendere
 
 VISIBLE_DEPTH = 0.006  # metres behind the depth map where a vertex still counts as seen
 RINGS = 20  # how far colours spread from what was seen; beyond lies the mean colour
+SEEN_WEIGHT = 0.5  # of a picture that saw it from straight ahead: a vertex that has it was seen
 OBSERVE_SIZE = 192  # pictures are looked at at this size: vertices lie about 2 pixels apart there
 
 
@@ -73,6 +74,11 @@ class ColouredMesh:
             value = torch.where(value[:, 4:] > 0, value[:, :4], mean)
             self._colours = value
         return self._colours
+
+    def underlay(self) -> torch.Tensor:
+        """(F, 4) premultiplied RGBA of what no picture showed, from the colours around it; zero for what one did."""
+        unseen = 1.0 - (self._sum[:, 4:] / SEEN_WEIGHT).clamp(max=1.0)
+        return (self.colours() * unseen)[self.faces].mean(dim=1)
 
     @torch.no_grad()
     def render(self, state: HeadState, camera: Camera, frame_id: int = 0) -> RenderedFrame:

@@ -28,6 +28,10 @@ class AvatarModel:
         config: all knobs; device: where tensors live.
         seed: of the field's initial weights.
         cells: the occupancy's candidate cells if they are known already, from a stored avatar.
+
+    Attributes:
+        underlay: (F, 4) premultiplied RGBA of the mesh where nobody saw it, shown where rays of the field pass
+            (`ColouredMesh.underlay`); zero elsewhere, and until somebody sets it.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class AvatarModel:
         self.occupancy = OccupancyGrid(self.warp, found, config.occupancy, config.sampling.step)
         self.code = ExpressionCode(head, config.conditioning)
         self.registration = Registration.none(len(head.expression_names))
+        self.underlay = torch.zeros((len(canonical.faces), 4), device=device)
 
     def pose(self, state: HeadState) -> PosedHead:
         """The warp of one state."""

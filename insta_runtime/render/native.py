@@ -104,6 +104,7 @@ class NativeRenderer:
             self._grid = {name: tensor.clone() for name, tensor in self._shown_cells(model.occupancy.state()).items()}
             self._space = space_struct(kernels, model.occupancy, self._grid)
             self._occupied, self._dense = self._space.tensor("occupied"), self._space.tensor("dense")
+            self._underlay = model.underlay.clone()
             self._settle()
         self._registration = model.registration
         self._drawn = False  # whether `frame` has shown anything that could fade
@@ -116,7 +117,7 @@ class NativeRenderer:
         Pictures that are under way still show what they were asked with.  ValueError if the snapshot is of another
         configuration.
         """
-        weights, grid, registration = split_snapshot(snapshot)
+        weights, grid, registration, underlay = split_snapshot(snapshot)
         if {n: t.shape for n, t in grid.items()} != {n: t.shape for n, t in self._grid.items()}:
             raise ValueError("the occupancy does not fit the configuration")
         if registration is not None:
@@ -124,6 +125,8 @@ class NativeRenderer:
         self.model.code = copy.copy(self._learned)
         with self._on_stream(after=list(snapshot.values())):
             self._target.copy_(flatten(weights, self.model.config.radiance))
+            if underlay is not None:
+                self._underlay.copy_(underlay)
             for name, tensor in self._shown_cells(grid).items():
                 self._grid[name].copy_(tensor)
             if not self._drawn:
@@ -233,7 +236,7 @@ class NativeRenderer:
             capacity = self._capacity or each * size[0] * size[1]
             parts = self.kernels, self._heads, self._space, self._field, sampling
             with self._on_stream():
-                self._canvases[size] = Canvas(*parts, size, self._stream, self.fused, capacity)
+                self._canvases[size] = Canvas(*parts, size, self._stream, self.fused, capacity, self._underlay)
         return self._canvases[size]
 
     def _registered(self, state: HeadState) -> HeadState:

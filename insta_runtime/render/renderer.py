@@ -16,9 +16,10 @@ from insta_runtime.render.registration import Registration
 from insta_runtime.types import Bytes, Camera, Float32, HeadState, RenderedFrame
 
 Snapshot = dict[str, torch.Tensor]
-"""What travels from learning to display: the field's tensors; under ``occupancy.`` the grid's; ``registration``."""
+"""What travels from learning to display: the field's tensors; under ``occupancy.`` the grid's; ``registration`` and
+``underlay``."""
 
-REGISTRATION = "registration"
+REGISTRATION, UNDERLAY = "registration", "underlay"
 
 Painter = Callable[[], torch.Tensor]
 """Paints what a picture is composited over: (H, W, 3) float32 in [0, 1], on the avatar's device."""
@@ -55,16 +56,17 @@ class Renderer:
         posed = model.pose(state)
         code, turn = model.code_of(state), torch.as_tensor(model.code.turn(state), device=model.device)
         parts = []
-        depth = farthest_around(rasterise(camera_vertices(posed.vertices, state), model.rig.faces, camera).depth).view(
-            -1
-        )
+        raster = rasterise(camera_vertices(posed.vertices, state), model.rig.faces, camera)
+        depth = farthest_around(raster.depth).view(-1)
         pixels = torch.arange(camera.width * camera.height, device=model.device)
         for chunk in pixels.split(RAYS_AT_ONCE):
             rays = pixel_rays(state, camera, chunk, depth[chunk], model.config.sampling.behind)
             samples = model.march(replace(rays, turn=turn), posed)
             seen = model.shade(samples, code.expand(len(samples.ray), -1), len(chunk))
             parts.append(torch.cat([seen.colour, seen.opacity[:, None]], dim=-1))
-        rgba = torch.cat(parts).view(camera.height, camera.width, 4).clamp(0.0, 1.0)
+        field = torch.cat(parts).view(camera.height, camera.width, 4)
+        mesh = model.underlay[raster.triangle.clamp(min=0)] * raster.mask[..., None]
+        rgba = (field + (1.0 - field[..., 3:]).clamp(min=0.0) * mesh).clamp(0.0, 1.0)
         return RenderedFrame(frame_id, state.t_capture_ns, rgba.cpu().numpy())
 
     def picture(self, state: HeadState, camera: Camera, background: Float32 | Painter) -> Bytes:
@@ -84,25 +86,35 @@ def take_snapshot(
     source = model.field.state_dict() if weights is None else weights
     snapshot = {name: tensor.detach().clone() for name, tensor in source.items()}
     snapshot |= {f"occupancy.{name}": t.clone() for name, t in model.occupancy.state().items()}
+    if model.config.occupancy.inpaint:
+        cameras = torch.from_numpy(model.code.views.cameras())
+        snapshot["occupancy.hidden"] = model.occupancy.out_of_sight(cameras)
+    snapshot[UNDERLAY] = model.underlay.clone()
     own = torch.from_numpy(model.registration.table)
     return snapshot | {REGISTRATION: (own if registration is None else registration).detach().clone()}
 
 
-def split_snapshot(snapshot: Snapshot) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], Registration | None]:
-    """The field's tensors of a snapshot, those of the occupancy grid, and the registration if it has one."""
+def split_snapshot(
+    snapshot: Snapshot,
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], Registration | None, torch.Tensor | None]:
+    """The field's tensors of a snapshot, those of the occupancy grid, registration and underlay if it has them."""
     prefix = "occupancy."
-    field = {k: v for k, v in snapshot.items() if not k.startswith(prefix) and k != REGISTRATION}
+    field = {k: v for k, v in snapshot.items() if not k.startswith(prefix) and k not in (REGISTRATION, UNDERLAY)}
     grid = {k.removeprefix(prefix): v for k, v in snapshot.items() if k.startswith(prefix)}
     known = snapshot.get(REGISTRATION)
-    return field, grid, None if known is None else Registration(known.cpu().numpy())
+    return field, grid, None if known is None else Registration(known.cpu().numpy()), snapshot.get(UNDERLAY)
 
 
 def load_snapshot(model: AvatarModel, snapshot: Snapshot) -> None:
     """Put a snapshot into a model of the same configuration."""
-    field, grid, registration = split_snapshot(snapshot)
+    field, grid, registration, underlay = split_snapshot(snapshot)
     if registration is not None:
         if registration.table.shape != model.registration.table.shape:
             raise ValueError("the registration does not fit the head")
         model.registration = registration
+    if underlay is not None:
+        if underlay.shape != model.underlay.shape or not bool(((underlay >= 0.0) & (underlay <= 1.0)).all()):
+            raise ValueError("its colours do not fit the head")
+        model.underlay = underlay.to(model.device)
     model.field.load_state_dict(field)
     model.occupancy.load(grid)

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from insta_runtime.avatar import Avatar, avatar_file
 from insta_runtime.backends import AnyTrainer, choose_backend, make_renderer, make_trainer
@@ -19,6 +19,9 @@ from insta_runtime.types import Observation
 from telepresence.commands import scoring
 from telepresence.commands.recordings import UNSEEN, Recording, open_recording, spread
 from telepresence.config import Config
+
+if TYPE_CHECKING:
+    import torch
 
 COLOURED_FROM = 60  # pictures that the coloured mesh takes its colours from
 CURVE_PICTURES = 16
@@ -80,7 +83,10 @@ def learn(
     avatar = Avatar.create(recording.head, recording.shape, camera, config.avatar, config.run.device)
     avatar.calibration = recording.calibration
     device = avatar.model.device
-    mesh_psnr = _mesh_psnr(avatar, learned, kept_back, size) if baseline else {}
+    mesh = _coloured_mesh(avatar, learned)
+    mesh_psnr = _mesh_psnr(mesh, kept_back, size, device) if baseline else {}
+    if config.avatar.occupancy.inpaint:
+        avatar.model.underlay = mesh.underlay()
 
     backend = choose_backend(config.run.backend, avatar.model)
     trainer, display = make_trainer(avatar.model, backend), make_renderer(avatar.model, backend)
@@ -149,12 +155,16 @@ def figures_file(avatar: Path) -> Path:
     return file.with_name("fit.json" if file.stem == "avatar" else f"{file.stem}.fit.json")
 
 
-def _mesh_psnr(avatar: Avatar, learned: list[Observation], kept_back: list[Observation], size: int) -> dict[str, float]:
+def _coloured_mesh(avatar: Avatar, learned: list[Observation]) -> ColouredMesh:
     """What viewers see before there is an avatar."""
     mesh = ColouredMesh(avatar.model.rig, avatar.model.shape)
     for observation in spread(learned, COLOURED_FROM):
         mesh.observe(observation)
-    whole, head = score_psnr(mesh.render, kept_back, size, avatar.model.device)
+    return mesh
+
+
+def _mesh_psnr(mesh: ColouredMesh, kept_back: list[Observation], size: int, device: torch.device) -> dict[str, float]:
+    whole, head = score_psnr(mesh.render, kept_back, size, device)
     return {"mesh_psnr_db": whole, "mesh_head_psnr_db": head}
 
 

@@ -256,3 +256,21 @@ def test_nothing_is_allocated_once_a_size_is_known(device: torch.device) -> None
     for state in states_of_a_turn(5):
         native.frame(state, VIEW)
     assert {n: t.data_ptr() for n, t in vars(native._canvas(VIEW)).items() if isinstance(t, torch.Tensor)} == kept
+
+
+def test_where_nobody_looked_the_mesh_lies_under_the_field(device: torch.device) -> None:
+    model = copy.copy(painted_model(device, opaque=False))
+    plain = renderer(model).render(STATE, VIEW).rgba
+    model.underlay = torch.zeros_like(model.underlay)
+    model.underlay[::2] = torch.tensor([0.1, 0.3, 0.6, 0.8], device=device)
+    for fused in (True, False):
+        ours, truth = renderer(model, fused=fused).render(STATE, VIEW).rgba, Renderer(model).render(STATE, VIEW).rgba
+        assert psnr(ours, truth) > ALIKE[device.type]
+    added = ours - plain
+    assert (added > -1e-3).all()
+    assert added[plain[..., 3] == 0.0].max() > 0.5
+    assert (added[..., 3] < 0.8 * (1.0 - plain[..., 3]) + 1e-3).all(), "it is seen as far as light passes the field"
+    # It travels with the weights.
+    late = renderer(painted_model(device, opaque=False))
+    late.load(take_snapshot(model))
+    np.testing.assert_array_equal(late.render(STATE, VIEW).rgba, renderer(model).render(STATE, VIEW).rgba)
