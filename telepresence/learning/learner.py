@@ -189,6 +189,8 @@ class Learner:
             return False
         self._colours.observe(observation)
         self._colours.colours()
+        if self.avatar.model.config.occupancy.inpaint:
+            self.avatar.model.underlay = self._colours.underlay()
         # The copy's colours are never touched again: the display may use it while this one goes on.
         self.mesh = copy.copy(self._colours)
         return True
