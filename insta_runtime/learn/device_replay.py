@@ -111,17 +111,15 @@ class DeviceReplay:
                 self.states[:, -CODE_WIDTH:] = codes.to(self.states.device)
             self._deal()
 
-    def recall(self, observation: Observation) -> bool:
-        """Take in a picture that the avatar has painted of itself; False if there is no need or no room for it.
+    def misses(self, state: HeadState) -> bool:
+        """Whether a recalled picture in ``state`` would help: not before there is a real one."""
+        return self.side > 0 and self.keeping.misses(state, self._slot_bytes)
 
-        There must be a real one, which has decided the side.
-        """
-        if not (self.side and self.keeping.misses(observation.state, self._slot_bytes)):
-            return False
+    def recall(self, observation: Observation) -> None:
+        """Take in a picture that the avatar has painted of itself, and that is missed."""
         with self._on_stream():
             self._take(observation, recalled=True)
             self._deal()
-        return True
 
     def picture(self, slot: int) -> torch.Tensor:
         """The picture of a slot, (height, width, 4) uint8, premultiplied RGBA: a view."""

@@ -5,7 +5,7 @@ room is needed the fullest cell gives up one, so what was rarely seen stays, how
 
 When the light changes, or glasses come off, a page is turned (`Keeping.turn_page`): earlier pictures fade as new ones
 arrive, and are given up first, but not those of cells for which nothing new is there.  Pictures that were recalled
-(`learn.recall`) stand in for real ones that are gone, and make room for each real one of their cell.
+(`learn.recall`) stand in for real ones that are gone, and make room as real ones of their cell arrive.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ RECENT: Final = 16
 FADE: Final = 100
 """Pictures after a page was turned over which earlier ones fade: 20 s of a call that takes five a second."""
 ENOUGH: Final = 4
-"""So many new pictures of a cell replace its earlier ones altogether."""
+"""So many new pictures of a cell replace earlier ones, or recalled ones."""
 LONE: Final = 0.25
 """What earlier pictures count in the end, as a part of a new one, where their cell has no new one."""
 TURN: Final = math.radians(12.0)
@@ -195,16 +195,15 @@ class Keeping(Generic[T]):
         return picture
 
     def misses(self, state: HeadState, size: int) -> bool:
-        """Whether a recalled picture of ``state`` would help: none of its cell is real, and there is room to spare."""
-        cell = self.picture(state, size).cell
+        """Whether a recalled picture of ``state`` would help: few of its cell are real, and there is room to spare."""
         recalled = sum(p.size for p in self.pictures if p.recalled)
         room = self._bytes + size <= self.budget and recalled + size <= RECALLED * self.budget
-        return room and not any(p.cell == cell and not p.recalled for p in self.pictures)
+        return room and self._real(self.picture(state, size).cell) < ENOUGH
 
     def make_room(self, new: Picture[T]) -> list[T]:
         """Give up pictures, until there is room for ``new`` or only the newest are left: the items given up."""
         given_up = []
-        if not new.recalled:
+        if not new.recalled and self._real(new.cell) >= ENOUGH:
             stand_in = next((p for p in self.pictures if p.recalled and p.cell == new.cell), None)
             if stand_in is not None:
                 given_up.append(self._give_up(stand_in))
@@ -281,6 +280,9 @@ class Keeping(Generic[T]):
             alone = 1.0 - min(1.0, new[picture.cell] / ENOUGH)
             weights.append(faded + alone * (max(faded, LONE) - faded))
         return weights
+
+    def _real(self, cell: Cell) -> int:
+        return sum(p.cell == cell and not p.recalled for p in self.pictures)
 
     def _new_of_cells(self) -> Counter[Cell]:
         """Real pictures of the present page, by cell."""

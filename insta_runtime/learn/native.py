@@ -89,10 +89,6 @@ class NativeTrainer:
         """Offer an observation to learn from; safe from any thread, never waits."""
         self.replay.add(observation)
 
-    def recall(self, observation: Observation) -> bool:
-        """Take in a picture that the avatar has painted of itself (`learn.recall`); False if there is no use for it."""
-        return self.replay.recall(observation)
-
     def step(self) -> StepReport | None:
         """One step of Adam on rays of a few observations; None while there is nothing to learn from.
 

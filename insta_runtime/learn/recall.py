@@ -7,46 +7,81 @@ loaded, stands in for the history that was not kept, until real pictures of the 
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from insta_runtime.learn.keeping import Keeping
 from insta_runtime.render.model import AvatarModel
+from insta_runtime.render.renderer import Snapshot, take_snapshot
 from insta_runtime.types import Bytes, Camera, HeadState, Observation, RenderedFrame
 
 FRAME_ID = -1  # of what no camera took
 LARGEST_BUDGET = 1 << 62  # bytes
 
 
+class Shower(Protocol):
+    """Renderers, of whichever back end."""
+
+    def load(self, snapshot: Snapshot) -> None: ...
+
+    def render(self, state: HeadState, camera: Camera) -> RenderedFrame: ...
+
+
+class History(Protocol):
+    """Replays, of whichever back end."""
+
+    def misses(self, state: HeadState) -> bool: ...
+
+    def recall(self, observation: Observation) -> None: ...
+
+
 class Recall:
-    """Paints one picture after another, for as long as there are states left.
+    """Paints pictures of a loaded avatar for its replay, one at a time, whenever there is time for it.
 
     Args:
-        model: as it was loaded, and not yet learned with. camera: that it was learned with.
-        render: draws it, with a copy of the loaded weights that learning leaves alone.
+        model: as it was loaded; what it knows now is kept, whatever it learns later.
+        camera: that it was learned with.
+        make_renderer: makes one that draws a model; asked for when the first picture is painted.
         count: pictures at most.
     """
 
     def __init__(
-        self, model: AvatarModel, camera: Camera, render: Callable[[HeadState, Camera], RenderedFrame], count: int
+        self, model: AvatarModel, camera: Camera, make_renderer: Callable[[AvatarModel], Shower], count: int
     ) -> None:
         size = model.config.learn.size
         scale = min(1.0, size / max(camera.width, camera.height))
         self._camera = camera.scaled(max(1, round(scale * camera.width)), max(1, round(scale * camera.height)))
-        self._render = render
+        self._model = copy.copy(model)
+        self._model.code = copy.copy(model.code)  # its range goes on with the person
+        self._snapshot = take_snapshot(model)
+        self._make_renderer = make_renderer
+        self._renderer: Shower | None = None
         self._left = deque(diverse_states(model, count))
 
     def __len__(self) -> int:
         """How many pictures are left to paint."""
         return len(self._left)
 
-    def paint(self) -> Observation:
-        """The next picture; its matte is the opacity that was drawn."""
-        state = self._left.popleft()
-        rgba = self._render(state, self._camera).rgba
+    def give(self, replay: History) -> bool:
+        """Paint the next picture that ``replay`` misses, and put it there; False if none is left."""
+        while self._left:
+            state = self._left.popleft()
+            if replay.misses(state):
+                replay.recall(self._paint(state))
+                return True
+        return False
+
+    def _paint(self, state: HeadState) -> Observation:
+        """The avatar in ``state``; the matte is the opacity that was drawn."""
+        if self._renderer is None:
+            self._renderer = self._make_renderer(self._model)
+            self._renderer.load(self._snapshot)
+        rgba = self._renderer.render(state, self._camera).rgba
         alpha = rgba[..., 3:]
         colour = rgba[..., :3] / np.maximum(alpha, 1.0 / 255.0)
         return Observation(FRAME_ID, _bytes(colour), _bytes(alpha[..., 0]), self._camera, state)

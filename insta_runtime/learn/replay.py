@@ -174,14 +174,15 @@ class Replay:
         if arrived:
             self.keeping.deal()
 
-    def recall(self, observation: Observation) -> bool:
-        """Take in a picture that the avatar has painted of itself; False if there is no need or no room for it."""
-        memory = Memory(self.model, observation, self.size, recalled=True)
-        if not self.keeping.misses(memory.state, memory.bytes):
-            return False
-        self._take(memory)
+    def misses(self, state: HeadState) -> bool:
+        """Whether a recalled picture in ``state`` would help: not before there is a real one."""
+        pictures = self.keeping.pictures
+        return bool(pictures) and self.keeping.misses(state, pictures[-1].size)
+
+    def recall(self, observation: Observation) -> None:
+        """Take in a picture that the avatar has painted of itself, and that is missed."""
+        self._take(Memory(self.model, observation, self.size, recalled=True))
         self.keeping.deal()
-        return True
 
     def draw(self, count: int) -> list[Memory]:
         """``count`` observations: one of the newest, the others from shuffled rounds through the deck; or none."""

@@ -1,0 +1,356 @@
+"""What is worth learning from: each tracked picture is looked at, and refused for a reason that is counted.
+
+What is bad is told by comparison with what this person, camera and light usually give: where everything is blurred,
+nothing is.  And no reason but a lost face keeps for ever: who sits still, or in bad light, is learned at a low rate.
+Looking takes about a millisecond of one core.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal, get_args
+
+import numpy as np
+
+from insta_runtime.geometry import axis_angle, rotation_matrix
+from insta_runtime.types import Bytes, Camera, Float32, Float64, HeadState, Observation
+
+if TYPE_CHECKING:
+    from insta_runtime.render.model import AvatarModel
+
+Reason = Literal["mistracked", "cut off", "occluded", "vague matte", "moving", "blurred", "duplicate"]
+REASONS: Final[tuple[Reason, ...]] = get_args(Reason)
+
+PATIENCE: Final[dict[Reason, float]] = {
+    "mistracked": math.inf,
+    "cut off": math.inf,
+    "occluded": 5.0,
+    "vague matte": 4.0,
+    "moving": 2.0,
+    "blurred": 2.0,
+    "duplicate": 1.0,
+}
+"""Seconds since a picture was last taken, after which one is in spite of the reason."""
+
+POINTS: Final = 160
+"""Places of the face that are looked at."""
+FACING: Final = 0.35
+"""Cosine between a place's normal and the way to the camera from which on it is in view."""
+LEAST_INSIDE: Final = 0.75
+"""Part of the face that the picture must show."""
+JUMP: Final = math.radians(25.0)
+"""No head turns by so much from a frame to the next."""
+FRAME_S: Final = 0.12
+"""Pictures farther apart than that say nothing of speed."""
+FASTEST: Final = 1.2
+"""Widths of the face a second beyond which matte and pose lag behind the picture."""
+WIDTH: Final = 96
+"""Sharpness is that of a face scaled to so many pixels across, about."""
+LEAST_SHARP: Final = 0.45
+"""Part of the usual best sharpness below which a face is blurred."""
+WINDOW: Final = 64
+"""Pictures that say what is usual: half a minute at most, for they are looked at twice a second or oftener."""
+YOUNG: Final = 40
+"""Pictures taken before which duplicates are welcome: with little else there is, they still tell noise from face."""
+KNOWN: Final = 8
+"""Pictures before which nothing is called usual."""
+MATTE_SIDE: Final = 128
+"""The matte is looked at with about so many pixels a side."""
+VAGUE: Final = 0.04
+"""Part of the head, beyond the usual, that may be half transparent without being at an edge."""
+HIDDEN: Final = 0.08
+"""Part of the face, beyond the usual, that the matte may lack."""
+STRANGE: Final = 0.1
+"""Part of the face, beyond the usual, whose colours may be others than before."""
+OTHER_COLOUR: Final = 0.16
+"""Difference from the usual colour, a part of the face's brightness, that makes a place strange ..."""
+OTHER_THAN_USUAL: Final = 3.0
+"""... and times the place's own usual difference."""
+COLOUR_RATE: Final = 0.2
+"""How fast usual colours follow the pictures that are taken."""
+SAME: Final = 0.03, 0.006, 0.15
+"""Radians, metres and expression code that two states may differ by and be the same."""
+COMPARED: Final = 8
+"""Newest pictures taken that a new one may be a duplicate of."""
+
+
+@dataclass(frozen=True)
+class FacePoints:
+    """Places of the neutral face in head space: ``points`` and unit ``normals`` (N, 3), metres."""
+
+    points: Float64
+    normals: Float64
+
+    @staticmethod
+    def of(model: AvatarModel) -> FacePoints:
+        """Evenly over the face of this person."""
+        mesh = model.rig.canonical(model.shape, 0.0)
+        vertices, faces = mesh.vertices.cpu().numpy().astype(np.float64), mesh.faces.cpu().numpy()
+        corners = vertices[faces]
+        across = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+        normals = np.zeros_like(vertices)
+        for corner in range(3):
+            np.add.at(normals, faces[:, corner], across)
+        normals /= np.linalg.norm(normals, axis=1, keepdims=True) + 1e-12
+        face = np.flatnonzero((model.head.masks["face"] > 0.5) & (normals[:, 2] > 0.0))
+        chosen = [int(face[0])]
+        away = np.full(len(face), np.inf)
+        while len(chosen) < min(POINTS, len(face)):  # the one that is farthest from all chosen ones
+            away = np.minimum(away, np.linalg.norm(vertices[face] - vertices[chosen[-1]], axis=1))
+            chosen.append(int(face[away.argmax()]))
+        return FacePoints(vertices[chosen], normals[chosen])
+
+
+@dataclass(frozen=True)
+class View:
+    """Where a state puts the places of a face: ``u``, ``v`` (N,) pixels; ``facing`` and ``inside`` (N,) bool."""
+
+    u: Float64
+    v: Float64
+    facing: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    inside: np.ndarray[tuple[int], np.dtype[np.bool_]]
+
+    @staticmethod
+    def of(face: FacePoints, state: HeadState, camera: Camera) -> View | None:
+        """None for a state that is none: not finite, or behind the camera."""
+        numbers = np.concatenate([np.ravel(value) for value in state.arrays().values()])
+        if not np.isfinite(numbers).all():
+            return None
+        rotation = rotation_matrix(state.rotation)
+        points = face.points @ rotation.T + state.translation
+        if points[:, 2].min() < 0.05:
+            return None
+        u = camera.fx * points[:, 0] / points[:, 2] + camera.cx
+        v = camera.fy * points[:, 1] / points[:, 2] + camera.cy
+        towards = -(points * (face.normals @ rotation.T)).sum(axis=1) / np.linalg.norm(points, axis=1)
+        inside = (u >= 1.0) & (v >= 1.0) & (u < camera.width - 1.0) & (v < camera.height - 1.0)
+        return View(u, v, towards > FACING, inside)
+
+    @property
+    def width(self) -> float:
+        """Of the face, pixels."""
+        return float(max(np.ptp(self.u), np.ptp(self.v) / 1.3, 1.0))
+
+
+@dataclass(frozen=True)
+class Signs:
+    """What a picture looks like, beyond where the face is.
+
+    Attributes:
+        sharpness: of the face at the scale ``bin`` (pixels averaged along a side); only comparable at the same.
+        hidden: part of the face that the matte lacks. vague: half-transparent part of the head, away from edges.
+        colours: (N, 3) of the places of the face, in [0, 1].
+    """
+
+    sharpness: float
+    bin: int
+    hidden: float
+    vague: float
+    colours: Float32
+
+
+def look(observation: Observation, view: View) -> Signs:
+    """Measure a picture whose face is in ``view``."""
+    seen = view.facing & view.inside
+    x, y = np.clip(view.u, 0, None).astype(np.intp), np.clip(view.v, 0, None).astype(np.intp)
+    x, y = np.minimum(x, observation.rgb.shape[1] - 2), np.minimum(y, observation.rgb.shape[0] - 2)
+    alpha = observation.alpha[y[seen], x[seen]]
+    patch = sum(
+        observation.rgb[np.maximum(y + down, 0), np.maximum(x + right, 0)].astype(np.float32)
+        for down in (-1, 0, 1)
+        for right in (-1, 0, 1)
+    )
+    sharpness, scale = _sharpness(observation.rgb, view)
+    matte = observation.alpha if observation.body is None else observation.body
+    return Signs(
+        sharpness,
+        scale,
+        float((alpha < 128).mean()) if len(alpha) else 1.0,
+        _vagueness(matte, float(view.v.max())),
+        np.asarray(patch, dtype=np.float32) / (9.0 * 255.0),
+    )
+
+
+class Gate:
+    """Decides which pictures one person's avatar learns from.  Belongs to the thread that offers them.
+
+    Args:
+        face: what is looked at. code: of a state's expression, (C,), about one in size.
+
+    Attributes:
+        taken: pictures so far. refused: others by `Reason`; from any thread.
+    """
+
+    def __init__(self, face: FacePoints, code: Callable[[HeadState], Float32]) -> None:
+        self.taken, self.refused = 0, Counter[Reason]()
+        self._face, self._code = face, code
+        self._before: tuple[HeadState, View] | None = None
+        self._kept: deque[tuple[HeadState, Float32]] = deque(maxlen=COMPARED)
+        self._last = -math.inf
+        self.forget()
+
+    def forget(self) -> None:
+        """Light, glasses or camera have changed: find out anew what is usual."""
+        self._usual: deque[Signs] = deque(maxlen=WINDOW)
+        self._strange: deque[float] = deque(maxlen=WINDOW)
+        self._colours: Float32 | None = None
+        self._wander: Float32 | None = None  # (N,) usual difference of a place from its colour
+
+    def follow(self, observation: Observation) -> None:
+        """See where a head has gone that is not to be judged now: what moves is told from frame to frame."""
+        view = View.of(self._face, observation.state, observation.camera)
+        self._before = (observation.state, view) if view is not None else None
+
+    def judge(self, observation: Observation, now: float) -> Reason | None:
+        """Why the picture is not worth learning from, counted; None if it is taken.  ``now``: seconds."""
+        before = self._before
+        self.follow(observation)
+        reason = self._reason(observation, before, now)
+        if reason is not None:
+            self.refused[reason] += 1
+            return reason
+        self.taken += 1
+        self._last = now
+        return None
+
+    def _reason(self, observation: Observation, before: tuple[HeadState, View] | None, now: float) -> Reason | None:
+        state = observation.state
+        if self._before is None or _jumped(before, state):
+            return "mistracked"
+        view = self._before[1]
+        if float(view.inside.mean()) < LEAST_INSIDE:
+            return "cut off"
+        waited = now - self._last
+        code = self._code(state)
+        still = self.taken >= YOUNG and waited < PATIENCE["duplicate"]
+        if still and any(_same(state, code, *other) for other in self._kept):
+            return "duplicate"
+        signs = look(observation, view)
+        strange, differences = self._strangeness(signs, view)
+        found = self._worst(signs, strange, _speed(before, state, view))
+        self._usual.append(signs)
+        self._strange.append(strange)
+        if found is not None and waited < PATIENCE[found]:
+            return found
+        self._learn_colours(signs, view, differences)
+        self._kept.append((state, code))
+        return None
+
+    def _worst(self, signs: Signs, strange: float, speed: float) -> Reason | None:
+        usual = [other for other in self._usual if other.bin == signs.bin]
+        known = len(self._usual) >= KNOWN
+        hidden = float(np.median([other.hidden for other in self._usual])) if known else 0.0
+        vague = float(np.median([other.vague for other in self._usual])) if known else 0.0
+        if signs.hidden > hidden + HIDDEN or (known and strange > float(np.median(self._strange)) + STRANGE):
+            return "occluded"
+        if signs.vague > vague + VAGUE:
+            return "vague matte"
+        if speed > FASTEST:
+            return "moving"
+        if len(usual) >= KNOWN:
+            best = float(np.quantile([other.sharpness for other in usual], 0.8))
+            if signs.sharpness < LEAST_SHARP * best:
+                return "blurred"
+        return None
+
+    def _strangeness(self, signs: Signs, view: View) -> tuple[float, Float32]:
+        """Part of the visible face with other colours than usual, whatever the exposure, and all differences (N,)."""
+        seen = view.facing & view.inside
+        if self._colours is None or self._wander is None or not seen.any():
+            return 0.0, np.zeros(len(seen), dtype=np.float32)
+        usual = self._colours
+        gain = np.median((signs.colours[seen] + 0.02) / (usual[seen] + 0.02), axis=0)
+        brightness = float((gain * usual[seen]).mean()) + 0.02
+        differences = np.abs(signs.colours - gain * usual).mean(axis=1) / brightness
+        strange = differences > np.maximum(OTHER_COLOUR, OTHER_THAN_USUAL * self._wander)
+        return float(strange[seen].mean()), differences.astype(np.float32)
+
+    def _learn_colours(self, signs: Signs, view: View, differences: Float32) -> None:
+        if self._colours is None or self._wander is None:
+            self._colours, self._wander = signs.colours.copy(), np.zeros(len(signs.colours), dtype=np.float32)
+            return
+        rate = COLOUR_RATE * (view.facing & view.inside).astype(np.float32)
+        self._colours = self._colours + rate[:, None] * (signs.colours - self._colours)
+        self._wander = self._wander + rate * (differences - self._wander)
+
+
+def _jumped(before: tuple[HeadState, View] | None, state: HeadState) -> bool:
+    if before is None or _elapsed(before[0], state) is None:
+        return False
+    return _turn(before[0], state) > JUMP
+
+
+def _elapsed(before: HeadState, state: HeadState) -> float | None:
+    """Seconds between two states, None if they do not follow one another."""
+    seconds = (state.t_capture_ns - before.t_capture_ns) / 1e9
+    return seconds if 0.0 < seconds <= FRAME_S else None
+
+
+def _speed(before: tuple[HeadState, View] | None, state: HeadState, view: View) -> float:
+    """How fast the face moves across the picture, in its widths a second; 0 if that is not known."""
+    seconds = _elapsed(before[0], state) if before is not None else None
+    if before is None or seconds is None:
+        return 0.0
+    moved = np.hypot(view.u - before[1].u, view.v - before[1].v).mean()
+    return float(moved) / view.width / seconds
+
+
+def _turn(one: HeadState, other: HeadState) -> float:
+    """The angle between two heads, radians."""
+    return float(np.linalg.norm(axis_angle(rotation_matrix(one.rotation).T @ rotation_matrix(other.rotation))))
+
+
+def _same(state: HeadState, code: Float32, other: HeadState, other_code: Float32) -> bool:
+    turn, place, expression = SAME
+    moved = float(np.linalg.norm(state.translation - other.translation)) / place
+    changed = float(np.linalg.norm(code - other_code)) / expression
+    near = math.hypot(moved, changed) < 1.0
+    return near and math.hypot(moved, changed, _turn(state, other) / turn) < 1.0
+
+
+def _sharpness(rgb: Bytes, view: View) -> tuple[float, int]:
+    """Fine detail of the face for its contrast, and the pixels that were averaged along a side."""
+    height, width = rgb.shape[:2]
+    left, right = (int(np.clip(edge, 0, width)) for edge in (view.u.min(), view.u.max()))
+    top, bottom = (int(np.clip(edge, 0, height)) for edge in (view.v.min(), view.v.max()))
+    scale = max(1, round(view.width / WIDTH))
+    green = rgb[top:bottom, left:right, 1]
+    rows, columns = green.shape[0] // scale, green.shape[1] // scale
+    if rows < 8 or columns < 8:
+        return 0.0, scale
+    small = np.zeros((rows, columns), dtype=np.float32)
+    for down in range(scale):
+        for across in range(scale):
+            small += green[down : rows * scale : scale, across : columns * scale : scale]
+    small /= scale * scale
+    middle = small[1:-1, 1:-1]
+    detail = 4.0 * middle - small[:-2, 1:-1] - small[2:, 1:-1] - small[1:-1, :-2] - small[1:-1, 2:]
+    return float(np.square(detail).mean() / (small.var() + 1.0)), scale
+
+
+def _vagueness(matte: Bytes, chin: float) -> float:
+    """Half-transparent pixels above the chin with none that are solid and empty nearby, as a part of the head."""
+    stride = max(1, min(matte.shape) // MATTE_SIDE)
+    small = matte[: max(1, int(chin)) : stride, ::stride]
+    solid, empty = small > 230, small < 25
+    head = int((~empty).sum())
+    if min(small.shape) < 8 or not head:
+        return 0.0
+    inner = ~solid & ~empty & ~(_near(solid) & _near(empty))
+    return float(inner.sum()) / head
+
+
+def _near(mask: np.ndarray[tuple[int, int], np.dtype[np.bool_]]) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
+    """Where the mask is set within three pixels along both axes."""
+    grown = mask.copy()
+    for away in (1, 2, 3):
+        grown[away:] |= mask[:-away]
+        grown[:-away] |= mask[away:]
+    wide = grown.copy()
+    for away in (1, 2, 3):
+        wide[:, away:] |= grown[:, :-away]
+        wide[:, :-away] |= grown[:, away:]
+    return wide
