@@ -140,6 +140,7 @@ def run(
         bool, typer.Option("--show-camera", help="Let viewers see the camera until the avatar is good enough.")
     ] = False,
     freeze: Annotated[bool, typer.Option("--freeze", help="Show the avatar without learning on.")] = False,
+    log_json: Annotated[bool, typer.Option("--log-json", help="Log one JSON object a line.")] = False,
     device: DeviceOption = None,
     config: ConfigOption = None,
     changes: SetOption = None,
@@ -167,6 +168,7 @@ def run(
         track=track,
         preview=preview,
         freeze=freeze,
+        log_json=log_json,
     )
 
 

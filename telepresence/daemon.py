@@ -89,7 +89,7 @@ class Daemon:
         self._frames: Mailbox[tuple[Person, CameraFrame]] = Mailbox("camera")
         self._preview = PreviewWindow(self.stopping.set) if options.preview else None
         self._moved = threading.Event()  # there is a new state to show
-        self._stages = Supervisor(self._note, self._die)
+        self._stages = Supervisor(self.telemetry.error, self.telemetry.errors.clear, self._die)
         self._saved_at = time.monotonic()
         self._unsaved: str | None = None  # why the avatar could not be saved last
         self._driver: Driver = "tracker"
@@ -192,7 +192,9 @@ class Daemon:
             self._stages.overdue(time.monotonic())
 
     def _die(self, text: str) -> None:
-        self.failure = self.failure or text
+        if self.failure is None:
+            self.failure = text
+            log.error("the call ends: %s", text, extra={"event": "call_ends", "fields": {"error": text}})
         self.stopping.set()
 
     # ---- the threads' rounds
@@ -272,7 +274,8 @@ class Daemon:
             before = person.session.state
             person.session = person.session.advance(self._facts(person), now)
             if person.session.state is not before:
-                log.info("%s -> %s", before, person.session.state)
+                fields = {"from": before, "to": person.session.state}
+                log.info("%s -> %s", before, person.session.state, extra={"event": "state", "fields": fields})
             self._watch_for_faces(person, now)
         self._stages.watch(now)
         if self._server is not None and (trouble := self._server.watch(now)) is not None:
@@ -351,7 +354,7 @@ class Daemon:
         if text is None:
             self.telemetry.errors.clear(where)
         elif self.telemetry.error(where, text) == 1:
-            log.warning("%s: %s", where, text)
+            log.warning("%s: %s", where, text, extra={"event": "trouble", "stage": where, "fields": {"error": text}})
 
     def _show(self, frame: ShownFrame) -> None:
         if self._server is not None:

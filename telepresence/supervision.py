@@ -16,17 +16,23 @@ from telepresence.worker import Worker, limit_torch_threads
 log = logging.getLogger("telepresence")
 
 JOIN_S: Final = 10.0
+WELL_S: Final = 10.0
+"""A stage that has worked for so long after a failure is well again."""
 
 
 class Supervisor:
     """Starts, watches and ends the stages.
 
-    ``note(stage, text)`` hears of every failure, ``die(text)`` of the one that ends the call.  `begin`, `stop` and
-    `overdue` are for the main thread, `watch` for the stage ``supervise``; the rest may be called on any.
+    ``note(stage, text)`` hears of every failure, ``well(stage)`` once it has worked again for `WELL_S`, and
+    ``die(text)`` of the failure that ends the call.  `begin`, `stop` and `overdue` are for the main thread, `watch`
+    for the stage ``supervise``; the rest may be called on any.
     """
 
-    def __init__(self, note: Callable[[str, str | None], None], die: Callable[[str], None]) -> None:
-        self._note, self._die = note, die
+    def __init__(
+        self, note: Callable[[str, str], object], well: Callable[[str], None], die: Callable[[str], None]
+    ) -> None:
+        self._note, self._well, self._die = note, well, die
+        self._ailing: dict[str, float] = {}  # when a stage failed last, until it is well again
         self._workers: dict[str, Worker] = {}
         self._watched = time.monotonic()
 
@@ -71,6 +77,9 @@ class Supervisor:
         for worker in workers:
             if worker.hangs(now):
                 self._hangs(worker)
+            elif now - self._ailing.get(worker.name, now) > WELL_S and worker.well:
+                del self._ailing[worker.name]
+                self._well(worker.name)
 
     def overdue(self, now: float) -> None:
         """Deal with the watching itself, should it hang."""
@@ -94,6 +103,7 @@ class Supervisor:
         return frozenset(stage for stage, worker in self._workers.items() if not worker.join(JOIN_S))
 
     def _failed(self, stage: str, error: Exception) -> None:
+        self._ailing[stage] = time.monotonic()
         self._note(stage, one_line(error))
 
     def _fatal(self, stage: str, error: Exception) -> None:
@@ -106,6 +116,7 @@ class Supervisor:
         policy = worker.policy
         text = f"no sign of life for {policy.silent_s:.0f} s"
         worker.leave(text)
+        log.error("stage %s hangs: %s", worker.name, text, extra={"event": "stage_hangs", "stage": worker.name})
         self._note(worker.name, text)
         if policy.hung is Then.STOP:
             self._die(f"stage {worker.name} hangs: {text}")

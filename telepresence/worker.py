@@ -65,6 +65,11 @@ class Worker:
         self.stop.set()
         self._condition, self._error = Condition.HUNG, reason
 
+    @property
+    def well(self) -> bool:
+        """Whether its last round was finished."""
+        return self._condition is Condition.RUNNING
+
     def health(self, now: float) -> Health:
         stopped = self._condition is Condition.RUNNING and not self._thread.is_alive()
         condition = Condition.STOPPED if stopped else self._condition

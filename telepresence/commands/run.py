@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 from pathlib import Path
@@ -23,20 +22,21 @@ def run(
     track: bool,
     preview: bool,
     freeze: bool,
+    log_json: bool = False,
 ) -> None:
     """Run until SIGINT or SIGTERM, then save the avatar and return; a second signal ends the process at once.
 
     ``source`` None takes the webcam if there is one, else the synthetic actor.  UserError if what was asked for
-    cannot be had; SystemExit(1) if the daemon had to stop by itself.
+    cannot be had; SystemExit(1) if the daemon had to stop by itself.  ``log_json``: the log is one JSON object a line.
     """
     from rich.console import Console
 
     from telepresence.daemon import Daemon
+    from telepresence.logs import configure
     from telepresence.people import Options
 
     console = Console(soft_wrap=True, highlight=False)
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("telepresence").setLevel(logging.INFO)
+    configure(as_json=log_json)
 
     options = Options(source or default_source(), avatar, head, models, track, preview, freeze)
     daemon = Daemon(config, options)

@@ -1,0 +1,93 @@
+"""How much to learn, and whether at all: pure functions of (state, facts, now).
+
+The display comes first: it has its own cores or a stream of higher priority, and on a GPU a step draws fewer rays
+while a picture takes long (`telepresence.pacing.ray_part`).  What is left is for learning, in the part
+``run.train_share``; and learning rests while there is nothing to be learned.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Final
+
+NEWS_S: Final = 20.0
+"""Seconds without a picture that shows anything new, after which there may be nothing more to learn ..."""
+FLAT_S: Final = 20.0
+"""... if the likeness has not risen for so long either ..."""
+FLAT_DB: Final = 0.05
+"""... by at least so much."""
+
+
+class Mode(StrEnum):
+    """What learning does; the values are what `/status` says."""
+
+    WAITING = "waiting"  # it is not known yet who is there
+    LEARNING = "learning"
+    RESTING = "resting"  # nothing new is to be learned; it goes on as soon as there is
+    FROZEN = "frozen"  # it was asked not to
+    FAILED = "failed"  # it cannot; the last weights are shown
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known at one moment.
+
+    ``known``: there is an avatar to learn.  ``away``: nobody has been there for long.  ``news``: the monotonic
+    second at which a picture was taken that showed something new; None if none ever was.  ``likeness_db``: PSNR on
+    held-back pictures, None before it is measured.  ``failure``: why learning cannot go on.
+    """
+
+    known: bool = False
+    away: bool = False
+    news: float | None = None
+    likeness_db: float | None = None
+    frozen: bool = False
+    failure: str | None = None
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What learning does and why, since when (monotonic seconds), and when the likeness last rose, and to what."""
+
+    mode: Mode = Mode.WAITING
+    why: str = "nobody is known yet"
+    since: float = 0.0
+    risen: float = 0.0
+    best_db: float | None = None
+
+    def after(self, facts: Facts, now: float) -> Budget:
+        """The budget at ``now``, given the facts of that moment."""
+        mode, why = self._mode(facts, now)
+        woken = self.mode is not Mode.LEARNING and mode is Mode.LEARNING
+        budget = replace(self, mode=mode, why=why, since=self.since if mode is self.mode else now)
+        likeness = facts.likeness_db
+        if woken:  # whatever it was like before: there is something new to be like
+            return replace(budget, risen=now, best_db=likeness)
+        if likeness is not None and (self.best_db is None or likeness >= self.best_db + FLAT_DB):
+            return replace(budget, risen=now, best_db=likeness)
+        return budget
+
+    def _mode(self, facts: Facts, now: float) -> tuple[Mode, str]:
+        if facts.failure is not None:
+            return Mode.FAILED, facts.failure
+        if not facts.known:
+            return Mode.WAITING, "nobody is known yet"
+        if facts.frozen:
+            return Mode.FROZEN, "it was asked for"
+        if facts.away:
+            return Mode.RESTING, "nobody is there"
+        stale = facts.news is None or now - facts.news > NEWS_S
+        flat = self.mode is Mode.RESTING or now - self.risen > FLAT_S
+        if stale and flat and facts.likeness_db is not None:
+            return Mode.RESTING, "nothing new is to be learned"
+        return Mode.LEARNING, "there is something to learn"
+
+
+def duty(share: float, cores: int, threads: int, device: str) -> float:
+    """The part of its time that the training thread works, so that learning takes ``share`` of the computing time.
+
+    On a CPU of ``cores`` it computes with ``threads`` of them; a GPU is shared by time alone.
+    """
+    part = share if device == "cuda" else share * cores / threads
+    return min(1.0, max(part, 0.01))
