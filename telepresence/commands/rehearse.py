@@ -312,10 +312,9 @@ def show(figures: dict[str, Any]) -> None:
     for name, unit in (("host_mb", "MB"), ("device_mb", "MB"), ("threads", "")):
         found = figures["resources"][name]
         if found is not None:
-            console.print(
-                f"{name}: {found['end']:.0f} at the end, {found['max']:.0f} at most, "
-                f"{found['slope_per_hour']:+.1f} {unit} an hour over the second half"
-            )
+            slope = found["slope_per_hour"]
+            grew = f", {slope:+.1f} {unit} an hour over the second half" if slope is not None else ""
+            console.print(f"{name}: {found['end']:.0f} at the end, {found['max']:.0f} at most{grew}")
     for name in figures["resources"]["lost_threads"]:
         console.print(f"[bold red]the thread {name} was lost[/]")
     if figures["failure"] is not None:

@@ -17,10 +17,15 @@ if TYPE_CHECKING:
     import torch
 
 EVERY_S: Final = 1.0
+SLOPE_S: Final = 30.0
+"""A slope over less time says nothing."""
 SAMPLES: Final = 3600
 """More are thinned out, so that looking at memory does not take any."""
 STAGES: Final = ("capture", "track", "render", "train", "supervise", "encode")
 """Threads that a call has from its beginning to its end."""
+
+
+Trend = dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -82,17 +87,20 @@ class ResourceMeter:
             "samples": len(self.samples),
         }
 
-    def _trend(self, value: Callable[[Sample], float | None]) -> dict[str, float] | None:
+    def _trend(self, value: Callable[[Sample], float | None]) -> Trend | None:
         known = [(sample.at, number) for sample in self.samples if (number := value(sample)) is not None]
         return trend(known) if known else None
 
 
-def trend(samples: Sequence[tuple[float, float]]) -> dict[str, float]:
-    """Of (seconds, value): the last, the largest, and the slope an hour over the second half (least squares)."""
+def trend(samples: Sequence[tuple[float, float]]) -> Trend:
+    """Of (seconds, value): the last, the largest, and the slope an hour over the second half (least squares).
+
+    The slope is None where that half is shorter than `SLOPE_S`.
+    """
     times, values = np.asarray(samples, dtype=np.float64).T
     half = len(values) // 2
-    late, slope = times[half:] - times[half], 0.0
-    if len(late) > 1:
+    late, slope = times[half:] - times[half], None
+    if late[-1] >= SLOPE_S:
         slope = 3600.0 * float(np.polyfit(late, values[half:], 1)[0])
     return {"end": float(values[-1]), "max": float(values.max()), "slope_per_hour": slope}
 
