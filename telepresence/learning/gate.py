@@ -181,11 +181,13 @@ class Gate:
         face: what is looked at. code: of a state's expression, (C,), about one in size.
 
     Attributes:
-        taken: pictures so far. refused: others by `Reason`; from any thread.
+        taken: pictures so far. refused: others by `Reason`. news: when one was taken last that was no duplicate,
+            seconds; None: never. All from any thread.
     """
 
     def __init__(self, face: FacePoints, code: Callable[[HeadState], Float32]) -> None:
         self.taken, self.refused = 0, Counter[Reason]()
+        self.news: float | None = None
         self._face, self._code = face, code
         self._before: tuple[HeadState, View] | None = None
         self._kept: deque[tuple[HeadState, Float32]] = deque(maxlen=COMPARED)
@@ -225,8 +227,8 @@ class Gate:
             return "cut off"
         waited = now - self._last
         code = self._code(state)
-        still = self.taken >= YOUNG and waited < PATIENCE["duplicate"]
-        if still and any(_same(state, code, *other) for other in self._kept):
+        same = self.taken >= YOUNG and any(_same(state, code, *other) for other in self._kept)
+        if same and waited < PATIENCE["duplicate"]:
             return "duplicate"
         signs = look(observation, view)
         strange, differences = self._strangeness(signs, view)
@@ -237,6 +239,8 @@ class Gate:
             return found
         self._learn_colours(signs, view, differences)
         self._kept.append((state, code))
+        if not same:
+            self.news = now
         return None
 
     def _worst(self, signs: Signs, strange: float, speed: float) -> Reason | None:
