@@ -70,8 +70,8 @@ class FieldConfig:
     base: int = setting(16, "resolution of the coarsest level across the canonical box", ge=2, le=128)
     finest: int = setting(512, "resolution of the finest level across the canonical box", ge=4, le=8192)
     hidden: int = setting(64, "width of the hidden layers", ge=8, le=256)
-    density_layers: int = setting(1, "hidden layers of the density network", ge=1, le=3)
-    colour_layers: int = setting(2, "hidden layers of the colour network", ge=2, le=3)
+    density_layers: int = setting(2, "hidden layers of the density network", ge=1, le=3)
+    colour_layers: int = setting(3, "hidden layers of the colour network", ge=2, le=3)
     direction_bands: int = setting(
         2, "bands of spherical harmonics of the view direction: 2 is linear, 4 has sixteen numbers", ge=1, le=4
     )

@@ -67,8 +67,13 @@ SWITCHES = {
         "hash grid of INSTA, 16 x 8 at 2^18",
         ("avatar.radiance.levels=16", "avatar.radiance.features=8", "avatar.radiance.log2_entries=18"),
     ),
+    "networks-small": Switch(
+        "one hidden layer less in either network",
+        ("avatar.radiance.density_layers=1", "avatar.radiance.colour_layers=2"),
+    ),
     "direction-4": Switch("view directions to degree 3 of spherical harmonics", ("avatar.radiance.direction_bands=4",)),
     "ray-through": Switch("rays go on behind the first surface", ("avatar.sampling.behind=0.3",)),
+    "no-inpainting": Switch("what nobody saw stays as the field has it", ("avatar.occupancy.inpaint=false",)),
     "no-silhouettes": Switch("silhouettes empty no cells", ("avatar.occupancy.silhouettes=false",)),
     "matte-binary": Switch("a matte that is solid or nothing", ("avatar.learn.binary_matte=true",)),
     "no-mask-loss": Switch("no loss on opacity", ("avatar.learn.mask_weight=0.0",)),

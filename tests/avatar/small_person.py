@@ -26,7 +26,9 @@ from insta_runtime.types import Camera, HeadState, Observation
 CPU = torch.device("cpu")
 SMALL = AvatarConfig(
     warp=WarpConfig(cell=0.025, candidates=24),
-    radiance=FieldConfig(levels=4, features=2, log2_entries=12, base=8, finest=64, hidden=16),
+    radiance=FieldConfig(
+        levels=4, features=2, log2_entries=12, base=8, finest=64, hidden=16, density_layers=1, colour_layers=2
+    ),
     sampling=SamplingConfig(step=0.006, max_samples=24),
     occupancy=OccupancyConfig(resolution=32),
     learn=LearnConfig(rays=512, learning_rate=0.03, frames=2, size=48, replay_mb=64, decay_steps=100),
