@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
@@ -81,9 +83,16 @@ def warm_up(name: str, device: torch.device, config: AvatarConfig) -> None:
             _native(device, config)
 
 
-def make_renderer(model: AvatarModel, backend: Backend) -> AnyRenderer:
-    """What draws ``model``; it owns its own copy of the weights."""
-    return Renderer(model) if backend.kernels is None else NativeRenderer(model, backend.kernels)
+def make_renderer(
+    model: AvatarModel, backend: Backend, *, urgent: bool = True, clock: Callable[[], float] = time.monotonic
+) -> AnyRenderer:
+    """What draws ``model``; it owns its own copy of the weights.
+
+    ``urgent`` ones draw before others, where they can; ``clock`` tells the seconds by which snapshots fade in.
+    """
+    if backend.kernels is None:
+        return Renderer(model, clock)
+    return NativeRenderer(model, backend.kernels, urgent=urgent, clock=clock)
 
 
 def make_trainer(model: AvatarModel, backend: Backend) -> AnyTrainer:

@@ -71,7 +71,8 @@ class Display:
                 state.t_capture_ns,
                 min(scene.absent_s, HOLD_S + RELAX_S),
             )
-            if not self._fresh and subject == self._last:
+            moves = self._fresh or (scene.good and learner.display.fading)
+            if not moves and subject == self._last:
                 return None
             self._last, self._fresh = subject, False
             if scene.good or scene.raw is None:
@@ -97,7 +98,7 @@ class Display:
         from insta_runtime.render.renderer import painted
 
         resolution = self.avatar if good else self.mesh
-        began = time.perf_counter()
+        began = time.monotonic()
         view = camera.scaled(resolution.side, resolution.side)
         background = self.backgrounds.under(learner.torso, state, view)
         if good:
@@ -105,14 +106,14 @@ class Display:
         else:
             assert learner.mesh is not None
             rgb = learner.mesh.render(state, view).over(painted(background))
-        ms = 1000.0 * (time.perf_counter() - began)
+        ms = 1000.0 * (time.monotonic() - began)
         measured = resolution.after(ms, self.budget_ms)
         if good:
             self.avatar = measured
             learner.make_room(ms / self.budget_ms)
         else:
             self.mesh = measured
-        drawn = Drawn(state, view, learner.exchange.taken)
+        drawn = Drawn(state, view, learner.exchange.taken, began)
         return self._shown(state.t_capture_ns, resized(rgb, self.side), good, drawn)
 
     def _shown(self, t_capture_ns: int, rgb: Bytes, is_avatar: bool, drawn: Drawn | None = None) -> ShownFrame:

@@ -37,25 +37,30 @@ class TrackedFrame:
     """What tracking made of a camera frame.
 
     ``observation`` is the cropped picture with matte, state and crop camera, or None while no face is
-    tracked (``lost``).  ``crop_rgb`` is the cropped picture even when no face was found.
+    tracked (``lost``).  ``crop_rgb`` is the cropped picture even when no face was found.  ``misfit`` (N, 2) mm says how
+    the face that was found lies beside the proportions of the person tracked (`tracking.proportions`), also where the
+    fit was not to be believed; None without a face, and while calibrating.
     """
 
     frame_id: int
     t_capture_ns: int
     crop_rgb: Bytes
     observation: Observation | None
+    misfit: Float32 | None = None
 
 
 @dataclass(frozen=True)
 class Drawn:
     """What a picture of a head was drawn from: the state, the camera at the side that was rendered, the weights.
 
-    ``weights`` is the number of the newest published snapshot that the display had taken over; 0: none.
+    ``weights`` is the number of the newest published snapshot that the display had taken over; 0: none.  ``at`` is the
+    second of the monotonic clock at which it was begun.
     """
 
     state: HeadState
     camera: Camera
     weights: int
+    at: float
 
 
 @dataclass(frozen=True)

@@ -7,24 +7,25 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Final
 
+import numpy as np
 import torch
 
 from insta_runtime.field.packed import PackedField, flatten
 from insta_runtime.kernels import Kernels
 from insta_runtime.render.canvas import COUNTERS, STEPS_A_PIXEL, Canvas, Format, Slot, picture_shape
+from insta_runtime.render.fading import Fade
 from insta_runtime.render.model import AvatarModel
 from insta_runtime.render.occupancy import shown_cells, space_struct
 from insta_runtime.render.renderer import Painter, Snapshot, split_snapshot
 from insta_runtime.types import Bytes, Camera, Float32, HeadState, RenderedFrame
 from insta_runtime.warp.posing import PosedHeads, pack_state
 
-FADE_PICTURES: Final = 8
-"""Over so many pictures one snapshot fades into the next."""
 SIZES: Final = 8
 """Picture sizes whose buffers are kept."""
 
@@ -85,17 +86,27 @@ class NativeRenderer:
         kernels: compiled for the model's field and device.
         fused: the display path; else the chain of kernels that learning uses, which proves it.
         capacity: samples that there is memory for (the chain: steps in marked cells); None for more than pictures need.
+        urgent: on a GPU, before others that are not.
+        clock: seconds, by which snapshots fade in.
     """
 
     def __init__(
-        self, model: AvatarModel, kernels: Kernels, *, fused: bool = True, capacity: int | None = None
+        self,
+        model: AvatarModel,
+        kernels: Kernels,
+        *,
+        fused: bool = True,
+        capacity: int | None = None,
+        urgent: bool = True,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.kernels, self.fused, self._capacity = kernels, fused, capacity
+        self._clock, self._fade = clock, Fade()
         self._learned = model.code
         self.model = copy.copy(model)
         self.model.code = copy.copy(model.code)
         device = kernels.device
-        self._stream = torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
+        self._stream = torch.cuda.Stream(device, priority=-int(urgent)) if device.type == "cuda" else None
         with self._on_stream(after=[]):
             self._heads = PosedHeads(kernels, model, 1)
             self._field = PackedField(kernels, model.config.radiance)
@@ -104,15 +115,16 @@ class NativeRenderer:
             self._grid = {name: tensor.clone() for name, tensor in self._shown_cells(model.occupancy.state()).items()}
             self._space = space_struct(kernels, model.occupancy, self._grid)
             self._occupied, self._dense = self._space.tensor("occupied"), self._space.tensor("dense")
-            self._underlay = model.underlay.clone()
+            self._underlay, self._next_underlay = model.underlay.clone(), model.underlay.clone()
             self._settle()
         self._registration = model.registration
+        self._before = self.model, self._registration  # what told states and codes before the newest snapshot
         self._drawn = False  # whether `frame` has shown anything that could fade
         self._canvases: dict[tuple[int, int], Canvas] = {}
         self._totals = dict.fromkeys(("pictures", *COUNTERS), 0)
 
     def load(self, snapshot: Snapshot) -> None:
-        """Show this snapshot from now on; `frame` fades into it.
+        """Show this snapshot from now on; `frame` fades into it (`fading.FADE_S`).
 
         Pictures that are under way still show what they were asked with.  ValueError if the snapshot is of another
         configuration.
@@ -120,13 +132,16 @@ class NativeRenderer:
         weights, grid, registration, underlay = split_snapshot(snapshot)
         if {n: t.shape for n, t in grid.items()} != {n: t.shape for n, t in self._grid.items()}:
             raise ValueError("the occupancy does not fit the configuration")
+        if self._fade.done >= 0.5:  # else the one that is more of what is shown is the one before
+            self._before = self.model, self._registration
+        self.model = copy.copy(self.model)
+        self.model.code = copy.copy(self._learned)
         if registration is not None:
             self._registration = registration
-        self.model.code = copy.copy(self._learned)
         with self._on_stream(after=list(snapshot.values())):
             self._target.copy_(flatten(weights, self.model.config.radiance))
             if underlay is not None:
-                self._underlay.copy_(underlay)
+                self._next_underlay.copy_(underlay)
             for name, tensor in self._shown_cells(grid).items():
                 self._grid[name].copy_(tensor)
             if not self._drawn:
@@ -137,7 +152,12 @@ class NativeRenderer:
             self._publish()
             self._occupied |= before[0]
             self._dense |= before[1]
-        self._fading = FADE_PICTURES
+        self._fade.begin(self._clock())
+
+    @property
+    def fading(self) -> bool:
+        """Whether the next `frame` may differ from the last one of the same state."""
+        return self._fade.under_way
 
     def render(self, state: HeadState, camera: Camera, frame_id: int = 0) -> RenderedFrame:
         """The avatar in ``state`` as ``camera`` sees it, over nothing: premultiplied RGBA.
@@ -145,10 +165,10 @@ class NativeRenderer:
         Shows the newest snapshot, no fade, and waits for the picture.
         """
         canvas = self._canvas(camera)
-        row = torch.from_numpy(pack_state(self.model, self._registered(state), camera))
         with self._on_stream():
-            if self._fading:
+            if self._fade.under_way:
                 self._settle()
+            row = torch.from_numpy(self._row(state, camera))
             self._heads.states.copy_(row[None])
             canvas.draw(None)
             rgba = canvas.rgba.clamp(0.0, 1.0).view(camera.height, camera.width, 4).cpu().numpy()
@@ -173,9 +193,10 @@ class NativeRenderer:
         canvas = self._canvas(camera)
         slot = canvas.next_slot()
         self._collect(slot)
-        slot.row[0] = torch.from_numpy(pack_state(self.model, self._registered(state), camera))
+        part = self._fade.advance(self._clock()) if self._fade.under_way else 0.0
+        slot.row[0] = torch.from_numpy(self._row(state, camera))
         with self.kernels.range("frame"), self._on_stream():
-            self._fade()
+            self._approach(part)
             canvas.set_background(background() if callable(background) else background)
             self._heads.states.copy_(slot.row, non_blocking=True)
             canvas.draw(format)
@@ -239,8 +260,15 @@ class NativeRenderer:
                 self._canvases[size] = Canvas(*parts, size, self._stream, self.fused, capacity, self._underlay)
         return self._canvases[size]
 
-    def _registered(self, state: HeadState) -> HeadState:
-        return self._registration.corrected(state)
+    def _row(self, state: HeadState, camera: Camera) -> Float32:
+        """What kernels are told of a state: what `pack_state` makes of it; in a fade, between old and new."""
+        row = pack_state(self.model, self._registration.corrected(state), camera)
+        if not self._fade.under_way:
+            return row
+        model, registration = self._before
+        # Rotations are among the numbers, but of angles that differ by parts of a degree.
+        old = pack_state(model, registration.corrected(state), camera)
+        return old + np.float32(self._fade.done) * (row - old)
 
     def _shown_cells(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return shown_cells(state) if self.model.config.occupancy.silhouettes else state
@@ -252,18 +280,17 @@ class NativeRenderer:
     def _settle(self) -> None:
         """Show the target as it is."""
         self._shown.copy_(self._target)
+        self._underlay.copy_(self._next_underlay)
         self._field.load(self._shown)
         self._publish()
-        self._fading = 0
+        self._fade.settle()
 
-    def _fade(self) -> None:
-        """One picture nearer to the target."""
-        if not self._fading:
-            return
-        if self._fading == 1:
+    def _approach(self, part: float) -> None:
+        """Go ``part`` of what is left of the way to the target."""
+        if part == 1.0:
             self._settle()
-            return
-        count = len(self._shown)
-        self.kernels.launch("cross_fade", self._shown, self._target, 1.0 / self._fading, count, items=count)
-        self._field.load(self._shown)
-        self._fading -= 1
+        elif part > 0.0:
+            count = len(self._shown)
+            self.kernels.launch("cross_fade", self._shown, self._target, part, count, items=count)
+            self._underlay.lerp_(self._next_underlay, part)
+            self._field.load(self._shown)

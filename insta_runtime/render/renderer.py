@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 
+from insta_runtime.render.fading import Fade
 from insta_runtime.render.model import AvatarModel
 from insta_runtime.render.occupancy import shown_cells
 from insta_runtime.render.raster import rasterise
@@ -30,8 +32,11 @@ RAYS_AT_ONCE = 1 << 16
 class Renderer:
     """Renders snapshots of a model; owns its own copy of the weights, so that learning may go on meanwhile."""
 
-    def __init__(self, model: AvatarModel) -> None:
+    def __init__(self, model: AvatarModel, clock: Callable[[], float] = time.monotonic) -> None:
         self._learned = model.code
+        self._clock, self._fade = clock, Fade()
+        self._drawn = False  # whether `picture` has shown anything that could fade
+        self._target: Snapshot = {}  # the weights that are faded to
         self.model = copy.copy(model)
         self.model.code = copy.copy(model.code)
         self.model.field = copy.deepcopy(model.field).requires_grad_(False)
@@ -39,10 +44,29 @@ class Renderer:
         self._hide_cells()
 
     def load(self, snapshot: Snapshot) -> None:
-        """Show this snapshot from now on, with codes in the range that was learned by now."""
+        """Show this snapshot from now on, with codes in the range that was learned by now; `picture` fades into it.
+
+        What fades is the weights; the rest, which changes little, is that of the snapshot at once.
+        """
+        shown = {name: tensor.clone() for name, tensor in self.model.field.state_dict().items()}
         load_snapshot(self.model, snapshot)
         self.model.code = copy.copy(self._learned)
         self._hide_cells()
+        if self._drawn:
+            self._target = {name: tensor.clone() for name, tensor in self.model.field.state_dict().items()}
+            self.model.field.load_state_dict(shown)
+            self._fade.begin(self._clock())
+
+    @property
+    def fading(self) -> bool:
+        """Whether the next `picture` may differ from the last one of the same state."""
+        return self._fade.under_way
+
+    @torch.no_grad()
+    def _approach(self, part: float) -> None:
+        """Go ``part`` of what is left of the way to the target."""
+        for name, tensor in self.model.field.state_dict().items():
+            tensor.copy_(self._target[name]) if part == 1.0 else tensor.lerp_(self._target[name], part)
 
     def _hide_cells(self) -> None:
         if self.model.config.occupancy.silhouettes:
@@ -50,7 +74,13 @@ class Renderer:
 
     @torch.no_grad()
     def render(self, state: HeadState, camera: Camera, frame_id: int = 0) -> RenderedFrame:
-        """The avatar in ``state`` as ``camera`` sees it, over nothing: premultiplied RGBA."""
+        """The avatar in ``state`` as ``camera`` sees it, over nothing: premultiplied RGBA.  No fade."""
+        if self._fade.under_way:
+            self._approach(1.0)
+            self._fade.settle()
+        return self._rendered(state, camera, frame_id)
+
+    def _rendered(self, state: HeadState, camera: Camera, frame_id: int = 0) -> RenderedFrame:
         model = self.model
         state = model.registered(state)
         posed = model.pose(state)
@@ -69,9 +99,13 @@ class Renderer:
         rgba = (field + (1.0 - field[..., 3:]).clamp(min=0.0) * mesh).clamp(0.0, 1.0)
         return RenderedFrame(frame_id, state.t_capture_ns, rgba.cpu().numpy())
 
+    @torch.no_grad()
     def picture(self, state: HeadState, camera: Camera, background: Float32 | Painter) -> Bytes:
         """The avatar over ``background`` ((H, W, 3) in [0, 1]), (H, W, 3) uint8."""
-        return self.render(state, camera).over(painted(background))
+        if self._fade.under_way:
+            self._approach(self._fade.advance(self._clock()))
+        self._drawn = True
+        return self._rendered(state, camera).over(painted(background))
 
 
 def painted(background: Float32 | Painter) -> Float32:

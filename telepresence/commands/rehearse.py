@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from insta_runtime.errors import UserError
 from insta_runtime.learn.evaluation import PROTOCOL, split
-from insta_runtime.render.native import FADE_PICTURES
+from insta_runtime.render.fading import FADE_S
 from insta_runtime.tracked import TrackedFolder
 from telepresence import __version__
 from telepresence.bench.timing import device_name, source_commit
@@ -135,7 +135,7 @@ class Call:
 
         self.config, self.seconds = config, seconds
         self.device = choose_device(config.run.device)
-        self.record = Record(Plan.of(seconds), FADE_PICTURES)
+        self.record = Record(Plan.of(seconds), FADE_S)
         self.resources = ResourceMeter(self.device)
         self.outlet = RehearsalOutlet(config.stream, self.record.shown)
         self.status: dict[str, Any] = {}

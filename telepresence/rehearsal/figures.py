@@ -171,7 +171,8 @@ def _replay(fade: Fade, *, publishing: bool) -> list[float]:
     published = fade.before
     model = copy.copy(published.learner.avatar.model)
     model.code = copy.copy(published.code)
-    renderer = make_renderer(model, published.learner.backend)
+    now = fade.drawn[0].at
+    renderer = make_renderer(model, published.learner.backend, clock=lambda: now)
     renderer.load(published.snapshot)
     first = fade.drawn[0].camera
     white = np.ones((first.height, first.width, 3), np.float32)
@@ -180,6 +181,7 @@ def _replay(fade: Fade, *, publishing: bool) -> list[float]:
         if number == 1 and publishing:
             vars(model.code).update(vars(fade.after.code))  # as it is in a call, where a renderer's code learns on
             renderer.load(fade.after.snapshot)
+        now = drawn.at
         view = drawn.camera.scaled(first.width, first.height)
         pictures.append(renderer.picture(drawn.state, view, white))
     return [float(np.abs(b.astype(np.int16) - a).mean()) for a, b in pairwise(pictures)]

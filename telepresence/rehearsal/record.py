@@ -76,8 +76,8 @@ class Record:
         pictures, faces: tracked so far, and those with a face in them.
     """
 
-    def __init__(self, plan: Plan, fade_pictures: int) -> None:
-        """``fade_pictures`` is how many pictures it takes until a publication is shown fully."""
+    def __init__(self, plan: Plan, fade_s: float) -> None:
+        """``fade_s`` is how many seconds it takes until a publication is shown fully."""
         self.plan = plan
         self.began: float | None = None
         self.first_face: float | None = None
@@ -88,7 +88,7 @@ class Record:
         self.showing: list[tuple[float, bool]] = []
         self.fades: list[Fade] = []
         self.pictures = self.faces = 0
-        self._fade_pictures = fade_pictures
+        self._fade_s = fade_s
         self._lock = threading.Lock()
         self._learner: Learner | None = None
         self._recent: deque[Published] = deque(maxlen=RECENT)
@@ -174,7 +174,7 @@ class Record:
         if drawn.weights != last.weights:
             if at >= self._next_fade:
                 self._begin_fade(at, last, drawn)
-        elif fade is not None and fade.drawn[-1] is last and len(fade.drawn) <= self._fade_pictures:
+        elif fade is not None and fade.drawn[-1] is last and last.at - fade.drawn[0].at <= self._fade_s:
             fade.drawn.append(drawn)
 
     def _begin_fade(self, at: float, last: Drawn, drawn: Drawn) -> None:

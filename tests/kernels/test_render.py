@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +18,9 @@ from insta_runtime.field.views import ViewRange
 from insta_runtime.kernels import Kernels
 from insta_runtime.learn.trainer import Trainer
 from insta_runtime.render.canvas import EARLY_STOP, RING, Format
+from insta_runtime.render.fading import FADE_S
 from insta_runtime.render.model import AvatarModel
-from insta_runtime.render.native import FADE_PICTURES, NativeRenderer
+from insta_runtime.render.native import NativeRenderer
 from insta_runtime.render.renderer import Renderer, take_snapshot
 from insta_runtime.types import Camera, Float32, HeadState
 
@@ -53,8 +56,8 @@ def kernels_on(device: torch.device) -> Kernels:
     return Kernels(device, avatar_constants(SMALL))
 
 
-def renderer(model: AvatarModel, *, fused: bool = True, capacity: int | None = None) -> NativeRenderer:
-    return NativeRenderer(model, kernels_on(model.device), fused=fused, capacity=capacity)
+def renderer(model: AvatarModel, **options: Any) -> NativeRenderer:
+    return NativeRenderer(model, kernels_on(model.device), **options)
 
 
 def psnr(ours: Float32, truth: Float32) -> float:
@@ -196,19 +199,44 @@ def test_what_cannot_be_a_picture_is_refused(device: torch.device) -> None:
 
 def test_a_snapshot_is_shown_at_once_by_render_and_fades_in_by_frame(device: torch.device) -> None:
     first, second = painted_model(device), painted_model(device, seed=1)
-    native, fresh = renderer(first), renderer(second)
+    now = [100.0]
+    native, fresh = renderer(first, clock=lambda: now[0]), renderer(second)
     target = fresh.render(STATE, VIEW).rgba
     native.load(take_snapshot(second))
     np.testing.assert_array_equal(native.render(STATE, VIEW).rgba, target)
     native.load(take_snapshot(first))
     before = native.frame(STATE, VIEW, "rgba").wait().copy()
     native.load(take_snapshot(second))
-    pictures = [native.frame(STATE, VIEW, "rgba").wait().copy().astype(float) for _ in range(FADE_PICTURES)]
+    pictures = []
+    for _ in range(5):  # at any rate: five pictures in the time of a fade
+        assert native.fading
+        now[0] += 0.201 * FADE_S
+        pictures.append(native.frame(STATE, VIEW, "rgba").wait().copy().astype(float))
     end = fresh.frame(STATE, VIEW, "rgba").wait()
+    assert not native.fading
     np.testing.assert_array_equal(pictures[-1], end)
     whole = np.abs(before - end.astype(float)).mean()
     assert 0.0 < np.abs(pictures[0] - before).mean() < 0.7 * whole
     np.testing.assert_array_equal(native.frame(STATE, VIEW, "rgba").wait(), end)
+
+
+def test_poses_and_codes_fade_with_the_weights(device: torch.device) -> None:
+    """A snapshot with another registration: the head glides there, it does not jump."""
+    now = [0.0]
+    model = painted_model(device)
+    native = renderer(model, clock=lambda: now[0])
+    before = native.frame(STATE, VIEW, "rgba").wait().astype(float)
+    snapshot = take_snapshot(model)
+    snapshot["registration"][0, 2:5] = torch.tensor([1.0, 1.0, 0.02])  # two centimetres aside, whatever the state
+    native.load(snapshot)
+    seen = [before]
+    for _ in range(4):
+        now[0] += 0.251 * FADE_S
+        seen.append(native.frame(STATE, VIEW, "rgba").wait().astype(float))
+    whole = np.abs(seen[-1] - before).mean()
+    assert whole > 1.0
+    for a, b in pairwise(seen):
+        assert 0.0 < np.abs(b - a).mean() < 0.6 * whole
 
 
 def test_a_snapshot_of_another_configuration_is_refused(device: torch.device) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -20,6 +22,7 @@ from small_person import (
 from insta_runtime.head import HeadModel, HeadRig
 from insta_runtime.learn.trainer import Trainer
 from insta_runtime.render.coloured_mesh import ColouredMesh
+from insta_runtime.render.fading import FADE_S
 from insta_runtime.render.renderer import Renderer, load_snapshot, take_snapshot
 from insta_runtime.types import RenderedFrame
 
@@ -113,3 +116,27 @@ def test_over_composites_premultiplied_colour() -> None:
     room = np.zeros((2, 2, 3), np.float32)
     room[1, 1] = [0.0, 0.0, 2.0]
     assert frame.over(room)[1].tolist() == [[0, 0, 0], [0, 0, 255]]
+
+
+def test_a_snapshot_fades_into_pictures_and_is_rendered_at_once() -> None:
+    now, model = [0.0], small_model()
+    renderer, state, view = Renderer(model, lambda: now[0]), STATE, camera(24)
+    white = np.ones(3, np.float32)
+    first = renderer.picture(state, view, white).astype(float)
+    snapshot = take_snapshot(model)
+    snapshot["colour_net.4.bias"] += 2.0
+    renderer.load(snapshot)
+    seen = [first]
+    for _ in range(4):
+        assert renderer.fading
+        now[0] += 0.251 * FADE_S
+        seen.append(renderer.picture(state, view, white).astype(float))
+    assert not renderer.fading
+    whole = np.abs(seen[-1] - first).mean()
+    assert whole > 1.0
+    assert all(0.0 < np.abs(b - a).mean() < 0.6 * whole for a, b in pairwise(seen))
+    fresh = Renderer(model)
+    fresh.load(snapshot)
+    np.testing.assert_array_equal(seen[-1], fresh.picture(state, view, white))
+    renderer.load(take_snapshot(model))
+    np.testing.assert_array_equal(renderer.render(state, view).rgba, Renderer(model).render(state, view).rgba)
