@@ -55,7 +55,9 @@ class RunConfig:
         " torso+ and any of these",
     )
     render_fps: float = setting(30.0, "avatar pictures a second to aim at", ge=1.0, le=240.0)
-    train_share: float = setting(0.5, "part of the computing time that learning may take on a CPU", ge=0.0, le=1.0)
+    train_share: float = setting(
+        0.5, "part of a CPU's cores, or of a GPU's time, that learning may take", ge=0.0, le=1.0
+    )
 
 
 @dataclass(frozen=True)

@@ -30,13 +30,14 @@ from telepresence.drivers.arbiter import FRESH_S, Drive, Driver, choose
 from telepresence.drivers.transfer import LiveTransfer
 from telepresence.drivers.zeromq import ZeroMqDriver
 from telepresence.frames import CameraFrame, ShownFrame, TrackedFrame
+from telepresence.learning.budget import Mode, Wants
 from telepresence.learning.learner import Learner
 from telepresence.mailbox import Mailbox
 from telepresence.outputs import PreviewWindow
 from telepresence.pacing import CpuShare, training_pause
 from telepresence.people import Options, People
 from telepresence.person import Person, Pose
-from telepresence.policy import one_line
+from telepresence.policy import Condition, one_line
 from telepresence.session import AWAY, Facts, Session, State
 from telepresence.sources import Source
 from telepresence.status import Moment, Status, missing
@@ -55,6 +56,8 @@ NO_FACE_S: Final = 10.0
 """Seconds without any face after which `/status` says so."""
 MOVE_S: Final = 0.1
 """Without a new state the picture is looked after this often (seconds): faces that left ease to neutral."""
+UNSEEN_S: Final = 1.0
+"""While nobody looks there is a picture so often (seconds): whoever comes sees no old one."""
 READ_S: Final = 0.5
 TICK_S: Final = 0.1
 TRAIN_NICE: Final = 5
@@ -82,7 +85,7 @@ class Daemon:
         self.stopping = threading.Event()
         self.failure: str | None = None
         self.telemetry = Telemetry()
-        self._share = CpuShare.of(os.cpu_count() or 1, run.train_share)
+        self._share = CpuShare.of(os.cpu_count() or 1, run.train_share, run.device)
         self._backgrounds = Backgrounds(run.background)
         self._display = Display(config.stream.size, 1000.0 * RENDER_PART / run.render_fps, self._backgrounds)
         self._camera: Mailbox[CameraFrame] = Mailbox("browser camera")
@@ -90,7 +93,7 @@ class Daemon:
         self._preview = PreviewWindow(self.stopping.set) if options.preview else None
         self._moved = threading.Event()  # there is a new state to show
         self._stages = Supervisor(self.telemetry.error, self.telemetry.errors.clear, self._die)
-        self._saved_at = time.monotonic()
+        self._rendered_at = self._saved_at = time.monotonic()
         self._unsaved: str | None = None  # why the avatar could not be saved last
         self._driver: Driver = "tracker"
         self._head = load_head(options.head)
@@ -233,6 +236,10 @@ class Daemon:
         self._render_pace.wait(self.stopping)
         self._moved.wait(MOVE_S)
         self._moved.clear()
+        now = time.monotonic()
+        if not self._watched() and now - self._rendered_at < UNSEEN_S:
+            return
+        self._rendered_at = now
         began = time.perf_counter()
         person = self._people.current
         frame = self._display.picture(self._scene(person)) if person is not None else None
@@ -248,9 +255,10 @@ class Daemon:
 
     def _train(self) -> None:
         person = self._people.current
-        # With nobody there for long, nothing new is learned: let the machine rest.
-        if person is None or person.session.state is State.IDLE:
-            self.stopping.wait(READ_S)
+        if person is None or person.budget.mode is Mode.RESTING:
+            if person is not None:
+                self._autosave(person)
+            self.stopping.wait(TICK_S)
             return
         began = time.perf_counter()
         learner = self._people.learner(person)
@@ -260,8 +268,7 @@ class Daemon:
         spent = time.perf_counter() - began
         self.telemetry.stage("train", spent)
         self.telemetry.trained.tick()
-        if time.monotonic() - self._saved_at > SAVE_S:
-            self._save(person)
+        self._autosave(person)
         self.stopping.wait(training_pause(spent, self._share.duty))
 
     def _supervise(self) -> None:
@@ -276,6 +283,7 @@ class Daemon:
             if person.session.state is not before:
                 fields = {"from": before, "to": person.session.state}
                 log.info("%s -> %s", before, person.session.state, extra={"event": "state", "fields": fields})
+            self._allot(person, now)
             self._watch_for_faces(person, now)
         self._stages.watch(now)
         if self._server is not None and (trouble := self._server.watch(now)) is not None:
@@ -321,6 +329,28 @@ class Daemon:
             driven=person.learner is not None and self._driver == "zmq" and age is not None and age < FRESH_S,
         )
 
+    def _allot(self, person: Person, now: float) -> None:
+        """Decide whether ``person`` is learned now."""
+        learner, health = person.learner, self._stages.health(now)["train"]
+        score = learner.score if learner is not None else None
+        wants = Wants(
+            known=learner is not None,
+            away=person.session.state in (State.WAITING, State.IDLE),
+            news=learner.gate.news if learner is not None else None,
+            likeness_db=score.avatar_db if score is not None else None,
+            frozen=learner is not None and learner.freeze,
+            failure=health.error if health.condition in (Condition.FAILED, Condition.HUNG) else None,
+        )
+        before = person.budget
+        person.budget = before.after(wants, now)
+        if person.budget.mode is not before.mode:
+            log.info(
+                "training: %s (%s)",
+                person.budget.mode,
+                person.budget.why,
+                extra={"event": "training", "stage": "train", "fields": {"mode": person.budget.mode}},
+            )
+
     def _scene(self, person: Person) -> Scene:
         """What the picture of this moment depends on."""
         session, learner, pose, tracked = person.session, person.learner, person.pose, person.tracked
@@ -356,6 +386,10 @@ class Daemon:
         elif self.telemetry.error(where, text) == 1:
             log.warning("%s: %s", where, text, extra={"event": "trouble", "stage": where, "fields": {"error": text}})
 
+    def _watched(self) -> bool:
+        """Whether anybody sees the pictures."""
+        return self._preview is not None or (self._server is not None and self._server.watched)
+
     def _show(self, frame: ShownFrame) -> None:
         if self._server is not None:
             self._server.show(frame)
@@ -363,6 +397,10 @@ class Daemon:
             person = self._people.current
             state = person.session.state if person is not None else State.WAITING
             self._preview.show(frame, f"{state}  {self.telemetry.avatar.read():.0f} avatar pictures/s  {self._driver}")
+
+    def _autosave(self, person: Person) -> None:
+        if time.monotonic() - self._saved_at > SAVE_S:
+            self._save(person)
 
     def _save(self, person: Person) -> None:
         """Save the avatar; where that fails the last one stays, and the next try is a minute later."""

@@ -65,17 +65,22 @@ def ray_part(part: float, load: float) -> float:
     return max(LEAST_RAYS, 0.8 * part) if load > 0.5 else min(1.0, 1.05 * part)
 
 
+CORES_PART: Final = 0.5
+"""Part of the cores that training may use beside a GPU: for what it does not compute there."""
+
+
 @dataclass(frozen=True)
 class CpuShare:
-    """How the cores of a machine are shared: intra-op threads of rendering and training, and training's duty."""
+    """How a machine is shared: intra-op threads of rendering and training, the part of its time that training works."""
 
     render_threads: int
     train_threads: int
     duty: float
 
     @staticmethod
-    def of(cores: int, train_share: float) -> CpuShare:
-        """Training gets ``train_share`` (0..1) of the cores, rendering what is left but one for all the rest."""
-        train = max(1, int(cores * train_share))
-        duty = min(1.0, max(train_share, 0.01) * cores / train)
-        return CpuShare(max(1, cores - train - 1), train, duty)
+    def of(cores: int, train_share: float, device: str = "cpu") -> CpuShare:
+        """Training gets ``train_share`` (0..1) of the cores or of a GPU's time, rendering the other cores but one."""
+        on_cpu = device == "cpu"
+        train = max(1, int(cores * (train_share if on_cpu else CORES_PART)))
+        duty = train_share * cores / train if on_cpu else train_share
+        return CpuShare(max(1, cores - train - 1), train, min(1.0, max(duty, 0.01)))

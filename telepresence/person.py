@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from insta_runtime.errors import UserError
 from telepresence.clock import CaptureClock, now_ns
 from telepresence.frames import CameraFrame, TrackedFrame
+from telepresence.learning.budget import Budget
 from telepresence.learning.learner import Learner
 from telepresence.policy import POLICIES, Condition, Health, one_line
 from telepresence.session import Session
@@ -47,7 +48,8 @@ class Person:
     """Belongs to the daemon; every thread touches only its own part.
 
     Capture calls `read`, tracking sets ``tracked`` and ``pose``, training sets ``learner``, the supervisor
-    ``session``.  ``trouble`` is the line that says why the camera gives no pictures, ``seen`` whether it ever did.
+    ``session`` and ``budget``.  ``trouble`` is the line that says why the camera gives no pictures, ``seen`` whether
+    it ever did.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Person:
         """
         self.name, self.tracker, self.path = name, tracker, path
         self.session = Session()
+        self.budget = Budget()
         self.began = time.monotonic()
         self.learner: Learner | None = None
         self.tracked: TrackedFrame | None = None

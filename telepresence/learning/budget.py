@@ -1,4 +1,4 @@
-"""How much to learn, and whether at all: pure functions of (state, facts, now).
+"""How much to learn, and whether at all: pure functions of (budget, wants, now).
 
 The display comes first: it has its own cores or a stream of higher priority, and on a GPU a step draws fewer rays
 while a picture takes long (`telepresence.pacing.ray_part`).  What is left is for learning, in the part
@@ -30,8 +30,8 @@ class Mode(StrEnum):
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What is known at one moment.
+class Wants:
+    """What there is to learn at one moment.
 
     ``known``: there is an avatar to learn.  ``away``: nobody has been there for long.  ``news``: the monotonic
     second at which a picture was taken that showed something new; None if none ever was.  ``likeness_db``: PSNR on
@@ -56,38 +56,29 @@ class Budget:
     risen: float = 0.0
     best_db: float | None = None
 
-    def after(self, facts: Facts, now: float) -> Budget:
-        """The budget at ``now``, given the facts of that moment."""
-        mode, why = self._mode(facts, now)
+    def after(self, wants: Wants, now: float) -> Budget:
+        """The budget at ``now``, given what is known at that moment."""
+        mode, why = self._mode(wants, now)
         woken = self.mode is not Mode.LEARNING and mode is Mode.LEARNING
         budget = replace(self, mode=mode, why=why, since=self.since if mode is self.mode else now)
-        likeness = facts.likeness_db
+        likeness = wants.likeness_db
         if woken:  # whatever it was like before: there is something new to be like
             return replace(budget, risen=now, best_db=likeness)
         if likeness is not None and (self.best_db is None or likeness >= self.best_db + FLAT_DB):
             return replace(budget, risen=now, best_db=likeness)
         return budget
 
-    def _mode(self, facts: Facts, now: float) -> tuple[Mode, str]:
-        if facts.failure is not None:
-            return Mode.FAILED, facts.failure
-        if not facts.known:
+    def _mode(self, wants: Wants, now: float) -> tuple[Mode, str]:
+        if wants.failure is not None:
+            return Mode.FAILED, wants.failure
+        if not wants.known:
             return Mode.WAITING, "nobody is known yet"
-        if facts.frozen:
+        if wants.frozen:
             return Mode.FROZEN, "it was asked for"
-        if facts.away:
+        if wants.away:
             return Mode.RESTING, "nobody is there"
-        stale = facts.news is None or now - facts.news > NEWS_S
+        stale = wants.news is None or now - wants.news > NEWS_S
         flat = self.mode is Mode.RESTING or now - self.risen > FLAT_S
-        if stale and flat and facts.likeness_db is not None:
+        if stale and flat and wants.likeness_db is not None:
             return Mode.RESTING, "nothing new is to be learned"
         return Mode.LEARNING, "there is something to learn"
-
-
-def duty(share: float, cores: int, threads: int, device: str) -> float:
-    """The part of its time that the training thread works, so that learning takes ``share`` of the computing time.
-
-    On a CPU of ``cores`` it computes with ``threads`` of them; a GPU is shared by time alone.
-    """
-    part = share if device == "cuda" else share * cores / threads
-    return min(1.0, max(part, 0.01))
