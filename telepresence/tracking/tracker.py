@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from insta_runtime.head import HeadModel
-from insta_runtime.types import Bytes, Float32, HeadState, Observation
+from insta_runtime.types import Bytes, Float32, Float64, HeadState, Observation
 from telepresence.frames import CameraFrame, TrackedFrame
 
 from .calibration import Calibration, calibrate
@@ -20,6 +20,7 @@ from .crop import Crop, CropPolicy, choose_crop
 from .follower import HeadFollower
 from .landmarks import FaceLandmarker, FaceLandmarks
 from .matting import Matter
+from .proportions import Known, LandmarkProportions, calibration_misfit, shape_misfit
 from .state import StateBuilder, trackable, with_gaze
 
 TrackerState = Literal["searching", "calibrating", "tracking", "lost"]
@@ -29,7 +30,15 @@ CALIBRATION_FRAMES = 12  # at least
 
 
 class Tracker(Protocol):
-    """What the daemon knows of a tracker.  ``track`` never raises for a picture, whatever is in it."""
+    """What the daemon knows of a tracker.  ``track`` never raises for a picture, whatever is in it.
+
+    ``trusts``: whether whoever is seen is taken for the person that is tracked; while False, nothing is learned of
+    their proportions and texture.  `recalibrate` forgets the person; somebody who is ``known`` is who is tracked next.
+    `misfit_of` says how the person tracked lies beside somebody known, as `TrackedFrame.misfit` does; None where that
+    cannot be said.
+    """
+
+    trusts: bool
 
     @property
     def state(self) -> TrackerState: ...
@@ -42,7 +51,9 @@ class Tracker(Protocol):
 
     def track(self, frame: CameraFrame) -> TrackedFrame: ...
 
-    def recalibrate(self) -> None: ...
+    def recalibrate(self, known: Known | None = None) -> None: ...
+
+    def misfit_of(self, known: Known) -> Float32 | None: ...
 
     def close(self) -> None: ...
 
@@ -73,6 +84,7 @@ class FaceTracker:
     ) -> None:
         self.head = trackable(head, models)
         self._size, self._policy, self._focal, self._models = size, crop, focal, models
+        self.trusts = True
         self._landmarker = FaceLandmarker(models, live=True)
         self._person: _Person | None = None
         self._stored = calibration
@@ -110,18 +122,28 @@ class FaceTracker:
                 "center" if face is None else self._policy, [face] if face else [], width, height, self._size
             )
             return TrackedFrame(frame.frame_id, frame.t_capture_ns, crop.apply(frame.rgb), None)
-        tracked = self._person.track(frame, face)
+        tracked = self._person.track(frame, face, self.trusts)
         self._lost = tracked.observation is None
         return tracked
 
-    def recalibrate(self) -> None:
-        """Forget the person: the next second or two are for getting to know whoever is there."""
+    def recalibrate(self, known: Known | None = None) -> None:
+        """Forget the person: the next second or two are for getting to know whoever is there.
+
+        A person who is ``known``, with a calibration of this camera, is tracked at once.
+        """
         if self._person is not None:
             self._person.close()
             self._stored = None
+        self._stored = known.calibration if known is not None else self._stored
         self._person = None
         self._seen.clear()
         self._lost = False
+
+    def misfit_of(self, known: Known) -> Float32 | None:
+        mine, theirs = self.calibration, known.calibration
+        if mine is None or theirs is None or theirs.head_sha256 != mine.head_sha256:
+            return None
+        return calibration_misfit(self.head, theirs, mine)
 
     def close(self) -> None:
         if self._person is not None:
@@ -134,7 +156,7 @@ class FaceTracker:
         height, width = self._shape
         self._seen.append((frame.t_capture_ns, face))
         faces = [seen for _, seen in self._seen]
-        stored = self._stored
+        stored, shift = self._stored, None
         if stored is not None and stored.head_sha256 != self.head.sha256:
             stored = None
         if stored is not None and (stored.width, stored.height) == (width, height):
@@ -143,11 +165,13 @@ class FaceTracker:
             known = stored.shape if stored is not None else None
             calibration = calibrate(self.head, faces, width, height, self._focal, known)
             calibration = with_gaze(self.head, calibration, faces)
+            if stored is not None:
+                shift = (calibration.offsets - stored.offsets).astype(np.float64)
         else:
             return
         crop = choose_crop(self._policy, faces, width, height, self._size)
         size = float(np.median([face.face_size for face in faces]))
-        self._person = _Person(self.head, calibration, crop, size, self._models)
+        self._person = _Person(self.head, calibration, crop, size, self._models, shift)
         self._seen.clear()
 
 
@@ -155,26 +179,36 @@ class _Person:
     """A calibrated person being followed."""
 
     def __init__(
-        self, head: HeadModel, calibration: Calibration, crop: Crop, face_size: float, models: Path | None
+        self,
+        head: HeadModel,
+        calibration: Calibration,
+        crop: Crop,
+        face_size: float,
+        models: Path | None,
+        shift: Float64 | None,
     ) -> None:
+        """``shift`` (L, 3) m: how far the landmarks of ``calibration`` lie from where the person's are known to."""
         self.shape = calibration.shape
         self.crop = crop
         self._matter = Matter(head, calibration.shape, models, live=True)
         self.follower = HeadFollower(head, calibration, self._matter, face_size)
         self._states = StateBuilder(head, calibration, self.follower.basis)
+        self._proportions = LandmarkProportions(self.follower.basis, shift)
         self._camera = crop.camera(self.follower.camera)
         self._before_ns = 0
 
-    def track(self, frame: CameraFrame, face: FaceLandmarks | None) -> TrackedFrame:
+    def track(self, frame: CameraFrame, face: FaceLandmarks | None, trusts: bool) -> TrackedFrame:
         crop_rgb = self.crop.apply(frame.rgb)
-        fit, good = self.follower.follow(frame.rgb, face, (frame.t_capture_ns - self._before_ns) / 1e9)
+        interval = (frame.t_capture_ns - self._before_ns) / 1e9
+        fit, good = self.follower.follow(frame.rgb, face, interval, learn=trusts)
         self._before_ns = frame.t_capture_ns
         observation = None
         if good and fit is not None and face is not None:
             state = self._states.build(fit, face, frame.t_capture_ns)
             alpha, body = self._matter.mattes(frame.rgb, face, self.crop, self._camera, state)
             observation = Observation(frame.frame_id, crop_rgb, alpha, self._camera, state, body)
-        return TrackedFrame(frame.frame_id, frame.t_capture_ns, crop_rgb, observation)
+        misfit = self._proportions.misfit(fit, self.follower.camera) if fit is not None else None
+        return TrackedFrame(frame.frame_id, frame.t_capture_ns, crop_rgb, observation, misfit)
 
     def close(self) -> None:
         self._matter.close()
@@ -194,6 +228,10 @@ class TruthTracker:
         self._shape = shape
         self._size = size
         self._calibration = calibration
+        self.trusts = True
+        self._own = shape  # of whoever is before the source, where its pictures do not say
+        self._given = False  # `recalibrate` said who is to be tracked
+        self._compared: tuple[Float32, Float32] | None = None  # who was seen last, and their misfit
         self._state: TrackerState = "searching"
 
     @property
@@ -217,17 +255,26 @@ class TruthTracker:
         if truth is None:
             self._state = "searching" if self._state == "searching" else "lost"
             return TrackedFrame(frame.frame_id, frame.t_capture_ns, rgb, None)
-        if self._state == "searching" and truth.shape is not None:
-            self._shape = truth.shape
+        seen = truth.shape if truth.shape is not None else self._own
+        if self._state == "searching" and not self._given and seen is not self._shape:
+            self._shape, self._calibration = seen, None
+        if self._compared is None or self._compared[0] is not seen or self._state == "searching":
+            self._compared = seen, shape_misfit(self.head, self._shape, seen)
         self._state = "tracking"
         alpha = _resized(truth.alpha, size)
         body = _resized(truth.body, size) if truth.body is not None else None
         state: HeadState = truth.state.at(frame.t_capture_ns)
         observation = Observation(frame.frame_id, rgb, alpha, truth.camera.scaled(*size), state, body)
-        return TrackedFrame(frame.frame_id, frame.t_capture_ns, rgb, observation)
+        return TrackedFrame(frame.frame_id, frame.t_capture_ns, rgb, observation, self._compared[1])
 
-    def recalibrate(self) -> None:
+    def recalibrate(self, known: Known | None = None) -> None:
         self._state = "searching"
+        self._given = known is not None
+        if known is not None:
+            self._shape, self._calibration = known.shape, known.calibration
+
+    def misfit_of(self, known: Known) -> Float32 | None:
+        return shape_misfit(self.head, known.shape, self._shape) if len(known.shape) == len(self._shape) else None
 
     def close(self) -> None:
         self._state = "searching"
