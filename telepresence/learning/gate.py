@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
+from insta_runtime.field.views import view_angles
 from insta_runtime.geometry import axis_angle, rotation_matrix
 from insta_runtime.types import Bytes, Camera, Float32, Float64, HeadState, Observation
 
 if TYPE_CHECKING:
     from insta_runtime.render.model import AvatarModel
 
+Mask = NDArray[np.bool_]
 Reason = Literal["mistracked", "cut off", "occluded", "vague matte", "moving", "blurred", "duplicate"]
 REASONS: Final[tuple[Reason, ...]] = get_args(Reason)
 
@@ -59,12 +62,14 @@ KNOWN: Final = 8
 """Pictures before which nothing is called usual."""
 MATTE_SIDE: Final = 128
 """The matte is looked at with about so many pixels a side."""
-VAGUE: Final = 0.04
+VAGUE: Final = 0.06
 """Part of the head, beyond the usual, that may be half transparent without being at an edge."""
 HIDDEN: Final = 0.08
 """Part of the face, beyond the usual, that the matte may lack."""
-STRANGE: Final = 0.1
+STRANGE: Final = 0.12
 """Part of the face, beyond the usual, whose colours may be others than before."""
+SIDE: Final = math.radians(12.0)
+"""Colours are compared with those of views that are less than this apart, about."""
 OTHER_COLOUR: Final = 0.16
 """Difference from the usual colour, a part of the face's brightness, that makes a place strange ..."""
 OTHER_THAN_USUAL: Final = 3.0
@@ -79,10 +84,16 @@ COMPARED: Final = 8
 
 @dataclass(frozen=True)
 class FacePoints:
-    """Places of the neutral face in head space: ``points`` and unit ``normals`` (N, 3), metres."""
+    """Places of the face in head space, metres.
+
+    Attributes:
+        points, normals: (N, 3) of the neutral face, normals of length one. moves: (E, 3 N) what expressions add.
+            (What a jaw's joint adds is left out.)
+    """
 
     points: Float64
     normals: Float64
+    moves: Float64
 
     @staticmethod
     def of(model: AvatarModel) -> FacePoints:
@@ -101,7 +112,8 @@ class FacePoints:
         while len(chosen) < min(POINTS, len(face)):  # the one that is farthest from all chosen ones
             away = np.minimum(away, np.linalg.norm(vertices[face] - vertices[chosen[-1]], axis=1))
             chosen.append(int(face[away.argmax()]))
-        return FacePoints(vertices[chosen], normals[chosen])
+        moves = model.head.expression_dirs[:, chosen].reshape(-1, 3 * len(chosen))
+        return FacePoints(vertices[chosen], normals[chosen], moves.astype(np.float64))
 
 
 @dataclass(frozen=True)
@@ -110,8 +122,8 @@ class View:
 
     u: Float64
     v: Float64
-    facing: np.ndarray[tuple[int], np.dtype[np.bool_]]
-    inside: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    facing: Mask
+    inside: Mask
 
     @staticmethod
     def of(face: FacePoints, state: HeadState, camera: Camera) -> View | None:
@@ -120,7 +132,7 @@ class View:
         if not np.isfinite(numbers).all():
             return None
         rotation = rotation_matrix(state.rotation)
-        points = face.points @ rotation.T + state.translation
+        points = (face.points + (state.expression @ face.moves).reshape(-1, 3)) @ rotation.T + state.translation
         if points[:, 2].min() < 0.05:
             return None
         u = camera.fx * points[:, 0] / points[:, 2] + camera.cx
@@ -174,6 +186,40 @@ def look(observation: Observation, view: View) -> Signs:
     )
 
 
+class _Colours:
+    """What colours a face usually has, seen from one side."""
+
+    def __init__(self) -> None:
+        self._seen = 0
+        self._mean = np.zeros((0, 3), dtype=np.float32)  # (N, 3)
+        self._wander = np.zeros(0, dtype=np.float32)  # (N,) how far from it a place usually is
+
+    def strangeness(self, signs: Signs, view: View) -> float:
+        """Part of the visible face with other colours than usual, whatever the exposure; 0 while little is known."""
+        seen = view.facing & view.inside
+        if self._seen < KNOWN or not seen.any():
+            return 0.0
+        strange = self._differences(signs, seen) > np.maximum(OTHER_COLOUR, OTHER_THAN_USUAL * self._wander)
+        return float(strange[seen].mean())
+
+    def learn(self, signs: Signs, view: View) -> None:
+        seen = view.facing & view.inside
+        if not self._seen:
+            self._mean, self._wander = signs.colours.copy(), np.zeros(len(seen), dtype=np.float32)
+        rate = max(COLOUR_RATE, 1.0 / (self._seen + 1)) * seen.astype(np.float32)
+        self._wander += rate * (self._differences(signs, seen) - self._wander)
+        self._mean += rate[:, None] * (signs.colours - self._mean)
+        self._seen += 1
+
+    def _differences(self, signs: Signs, seen: Mask) -> Float32:
+        """(N,) from the mean, as a part of the face's brightness, after each channel's exposure is made alike."""
+        if not seen.any():
+            return np.zeros(len(seen), dtype=np.float32)
+        gain = np.median((signs.colours[seen] + 0.02) / (self._mean[seen] + 0.02), axis=0)
+        brightness = float((gain * self._mean[seen]).mean()) + 0.02
+        return np.asarray(np.abs(signs.colours - gain * self._mean).mean(axis=1) / brightness, dtype=np.float32)
+
+
 class Gate:
     """Decides which pictures one person's avatar learns from.  Belongs to the thread that offers them.
 
@@ -197,9 +243,8 @@ class Gate:
     def forget(self) -> None:
         """Light, glasses or camera have changed: find out anew what is usual."""
         self._usual: deque[Signs] = deque(maxlen=WINDOW)
-        self._strange: deque[float] = deque(maxlen=WINDOW)
-        self._colours: Float32 | None = None
-        self._wander: Float32 | None = None  # (N,) usual difference of a place from its colour
+        self._looks: deque[tuple[float, float, float]] = deque(maxlen=WINDOW)  # hidden, vague, strange
+        self._colours: dict[tuple[int, int], _Colours] = {}  # of the sides from which the face was seen
 
     def follow(self, observation: Observation) -> None:
         """See where a head has gone that is not to be judged now: what moves is told from frame to frame."""
@@ -231,54 +276,33 @@ class Gate:
         if same and waited < PATIENCE["duplicate"]:
             return "duplicate"
         signs = look(observation, view)
-        strange, differences = self._strangeness(signs, view)
-        found = self._worst(signs, strange, _speed(before, state, view))
+        azimuth, elevation = view_angles(state) / SIDE
+        colours = self._colours.setdefault((round(azimuth), round(elevation)), _Colours())
+        strange = colours.strangeness(signs, view)
+        faults = list(self._faults(signs, strange, _speed(before, state, view)))
         self._usual.append(signs)
-        self._strange.append(strange)
-        if found is not None and waited < PATIENCE[found]:
-            return found
-        self._learn_colours(signs, view, differences)
+        self._looks.append((signs.hidden, signs.vague, strange))
+        for fault in faults:
+            if waited < PATIENCE[fault]:
+                return fault
+        colours.learn(signs, view)
         self._kept.append((state, code))
         if not same:
             self.news = now
         return None
 
-    def _worst(self, signs: Signs, strange: float, speed: float) -> Reason | None:
-        usual = [other for other in self._usual if other.bin == signs.bin]
-        known = len(self._usual) >= KNOWN
-        hidden = float(np.median([other.hidden for other in self._usual])) if known else 0.0
-        vague = float(np.median([other.vague for other in self._usual])) if known else 0.0
-        if signs.hidden > hidden + HIDDEN or (known and strange > float(np.median(self._strange)) + STRANGE):
-            return "occluded"
-        if signs.vague > vague + VAGUE:
-            return "vague matte"
+    def _faults(self, signs: Signs, strange: float, speed: float) -> Iterator[Reason]:
+        """What is wrong with a picture, compared with those before."""
         if speed > FASTEST:
-            return "moving"
-        if len(usual) >= KNOWN:
-            best = float(np.quantile([other.sharpness for other in usual], 0.8))
-            if signs.sharpness < LEAST_SHARP * best:
-                return "blurred"
-        return None
-
-    def _strangeness(self, signs: Signs, view: View) -> tuple[float, Float32]:
-        """Part of the visible face with other colours than usual, whatever the exposure, and all differences (N,)."""
-        seen = view.facing & view.inside
-        if self._colours is None or self._wander is None or not seen.any():
-            return 0.0, np.zeros(len(seen), dtype=np.float32)
-        usual = self._colours
-        gain = np.median((signs.colours[seen] + 0.02) / (usual[seen] + 0.02), axis=0)
-        brightness = float((gain * usual[seen]).mean()) + 0.02
-        differences = np.abs(signs.colours - gain * usual).mean(axis=1) / brightness
-        strange = differences > np.maximum(OTHER_COLOUR, OTHER_THAN_USUAL * self._wander)
-        return float(strange[seen].mean()), differences.astype(np.float32)
-
-    def _learn_colours(self, signs: Signs, view: View, differences: Float32) -> None:
-        if self._colours is None or self._wander is None:
-            self._colours, self._wander = signs.colours.copy(), np.zeros(len(signs.colours), dtype=np.float32)
-            return
-        rate = COLOUR_RATE * (view.facing & view.inside).astype(np.float32)
-        self._colours = self._colours + rate[:, None] * (signs.colours - self._colours)
-        self._wander = self._wander + rate * (differences - self._wander)
+            yield "moving"
+        same = [other.sharpness for other in self._usual if other.bin == signs.bin]
+        if len(same) >= KNOWN and signs.sharpness < LEAST_SHARP * float(np.quantile(same, 0.8)):
+            yield "blurred"
+        hidden, vague, usually = np.median(self._looks, axis=0) if len(self._looks) >= KNOWN else (0.0, 0.0, 1.0)
+        if signs.hidden > hidden + HIDDEN or strange > usually + STRANGE:
+            yield "occluded"
+        if signs.vague > vague + VAGUE:
+            yield "vague matte"
 
 
 def _jumped(before: tuple[HeadState, View] | None, state: HeadState) -> bool:
@@ -347,7 +371,7 @@ def _vagueness(matte: Bytes, chin: float) -> float:
     return float(inner.sum()) / head
 
 
-def _near(mask: np.ndarray[tuple[int, int], np.dtype[np.bool_]]) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
+def _near(mask: Mask) -> Mask:
     """Where the mask is set within three pixels along both axes."""
     grown = mask.copy()
     for away in (1, 2, 3):

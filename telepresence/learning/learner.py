@@ -12,34 +12,40 @@ import math
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
-from statistics import fmean
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from insta_runtime.errors import UserError
+from telepresence.learning.gate import FacePoints, Gate
+from telepresence.learning.guidance import Guidance
+from telepresence.learning.publishing import Event, Publisher
+from telepresence.learning.saving import Save, Saver, stored_training
+from telepresence.learning.score import SIDE, HeldBack, Judge, Score
 from telepresence.pacing import ray_part
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from insta_runtime.avatar import Avatar
+    from insta_runtime.learn.training_state import TrainingState
     from insta_runtime.render.coloured_mesh import ColouredMesh
     from insta_runtime.torso.layer import TorsoLayer
-    from insta_runtime.types import Camera, Float64, Observation, RenderedFrame
+    from insta_runtime.types import Float64, Observation
 
 log = logging.getLogger("telepresence")
 
 OFFER_S: Final = 0.2
 """Seconds between pictures that are learned from: closer ones look alike and cost the same."""
+REFUSED_S: Final = 0.1
+"""Seconds after a picture that was refused until the next is looked at."""
 HOLD_BACK: Final = 8
 """Every so many-th of them is kept from learning and measured on instead."""
-HELD_BACK: Final = 4
-"""How many of the newest held-back pictures the measurement takes."""
-PUBLISH_S: Final = 1.0
-FIRST_STEPS: Final = 8
-"""A new avatar is not worth measuring before so many steps."""
-EVALUATE_S: Final = 4.0
-EVALUATE_PART: Final = 0.1
-"""Part of the time that measuring may take: a slow machine measures less often."""
+AUTOSAVE_S: Final = 10.0
+"""Seconds between saves."""
+RECALLED: Final = 64
+"""Pictures that an avatar of an earlier call paints of itself, so that it goes on learning what it knew ..."""
+RECALL_PART: Final = 0.2
+"""... and the part of the time that this may take."""
 COLOUR_S: Final = 5.0
 COLOUR_FIRST: Final = 10
 """The mesh takes its colours from the first so many pictures at once, then from one every `COLOUR_S`."""
@@ -56,27 +62,18 @@ TORSO_AGAIN: Final = 40
 """... and one that takes the place of an earlier call's, of other clothes maybe, not before so many."""
 
 
-@dataclass(frozen=True)
-class Score:
-    """Mean PSNR (dB, head region) of the avatar and of the coloured mesh on held-back pictures, after ``steps``."""
-
-    avatar_db: float
-    mesh_db: float
-    steps: int
-
-    @property
-    def gain_db(self) -> float:
-        return self.avatar_db - self.mesh_db
-
-
 class Learner:
     """Learns ``avatar`` from what it is offered, and measures how good it is; ``freeze`` only measures.
 
-    ``backend`` is a name that `insta_runtime.backends.choose_backend` knows.
+    ``backend`` is a name that `insta_runtime.backends.choose_backend` knows.  ``gate`` counts what was not worth
+    learning from, ``guidance`` what was seen of the person.
     """
 
-    def __init__(self, avatar: Avatar, path: Path, *, freeze: bool, backend: str) -> None:
+    def __init__(
+        self, avatar: Avatar, path: Path, *, freeze: bool, backend: str, autosave_s: float = AUTOSAVE_S
+    ) -> None:
         from insta_runtime.backends import choose_backend, make_renderer, make_trainer
+        from insta_runtime.learn.recall import Recall
         from insta_runtime.learn.weights import WeightExchange
         from insta_runtime.render.coloured_mesh import ColouredMesh
         from insta_runtime.torso.layer import TorsoLayer
@@ -89,56 +86,84 @@ class Learner:
         log.info("back end %s: %s", self.backend.kind, self.backend.reason)
         self.trainer = make_trainer(avatar.model, self.backend)
         self.trainer.steps = avatar.steps
+        if not freeze and (training := stored_training(path, avatar)) is not None:
+            self.trainer.resume(training)
+        self.gate = Gate(FacePoints.of(avatar.model), avatar.model.code.raw)
         self.exchange = WeightExchange()
         self.display = make_renderer(avatar.model, self.backend)
         self.mesh: ColouredMesh | None = None
-        self.score: Score | None = None
         self.torso: TorsoLayer | None = avatar.part(TorsoLayer)
-        self._judge = make_renderer(avatar.model, self.backend)
+        self._held_back = HeldBack(min(SIDE, avatar.model.config.learn.size))
+        judge = Judge(avatar.model, self.backend)
+        self._publisher = Publisher(self.trainer, judge, self._held_back, self.exchange)
+        self._saver = Saver(path, avatar, autosave_s)
+        self._untold: str | None = None
+        self._recall: Recall | None = None
+        if self.loaded and not freeze:
+            painter = partial(make_renderer, backend=self.backend)
+            self._recall = Recall(avatar.model, avatar.camera, painter, RECALLED)
+        self._next_recall = 0.0
         self._colours = ColouredMesh(avatar.model.rig, avatar.model.shape)
         self._shoulders = TorsoLearner(avatar.model.config.torso.size, avatar.model.device)
         self._slow = SlowPose()
         self._unseen: tuple[Observation, Float64] | None = None  # the newest picture for the torso
         self._torso_first = TORSO_FIRST if self.torso is None else TORSO_AGAIN
         self._next_torso = self._torso_shown = 0.0
-        self._size = avatar.model.config.learn.size
         self._lock = threading.Lock()
         self._uncoloured: deque[Observation] = deque(maxlen=COLOUR_FIRST)
-        self._held_back: deque[Observation] = deque(maxlen=HELD_BACK)
         self._offered = 0
-        self._last_offer = self._last_colour = self._last_publish = -math.inf
-        self._next_score = 0.0
-        self._saved_steps = avatar.steps
+        self.guidance = Guidance.of(avatar.model.head.expression_names)
+        self._next_offer = self._last_colour = -math.inf
         self._ray_part = 1.0
         self._seconds = avatar.seconds
 
+    @property
+    def score(self) -> Score | None:
+        """Of what is shown, on pictures that were held back."""
+        return self._publisher.score
+
+    @property
+    def published(self) -> Publisher:
+        """What became of candidates."""
+        return self._publisher
+
     def offer(self, observation: Observation, now: float) -> None:
-        """Take a tracked picture to learn from, unless one was taken just before."""
+        """Take a tracked picture to learn from, unless one was taken just before or it is not worth it."""
         self._offer_torso(observation)
-        if now - self._last_offer < OFFER_S:
+        if now < self._next_offer:
+            self.gate.follow(observation)
             return
-        self._last_offer = now
+        refused = self.gate.judge(observation, now) is not None
+        self._next_offer = now + (REFUSED_S if refused else OFFER_S)
+        if refused:
+            return
         self._offered += 1
         with self._lock:
             if self._offered % HOLD_BACK == 0:
-                self._held_back.append(observation)
+                self._held_back.add(observation)
                 return
             if self._offered <= COLOUR_FIRST or now - self._last_colour >= COLOUR_S:
                 self._last_colour = now
                 self._uncoloured.append(observation)
+        self.guidance = self.guidance.after(observation.state)
         if not self.freeze:
             self.trainer.add(observation)
 
     def work(self) -> bool:
         """One round: colours, a training step, and whatever is due.  False if there was nothing to do."""
         busy = self._colour()
-        if not self.freeze:
-            busy = self._learn_torso() or busy
-            began = time.monotonic()
-            busy = self.trainer.step() is not None or busy
-            self._seconds += time.monotonic() - began
-            self._publish()
-        return self._measure() or busy
+        now = time.monotonic()
+        if self.freeze:
+            return self._publisher.measure(self.mesh, now) or busy
+        busy = self._learn_torso() or busy
+        began = time.monotonic()
+        report = self.trainer.step()
+        done = time.monotonic()
+        self._seconds += done - began
+        self._publisher.watch(report, done)
+        self._remember()
+        self.autosave(done)
+        return self._publisher.work(self.mesh, done) or report is not None or busy
 
     def make_room(self, load: float) -> None:
         """Learn with fewer rays while the display needs the GPU: a picture took ``load`` of the time it has."""
@@ -148,16 +173,43 @@ class Learner:
             self._ray_part = ray_part(self._ray_part, load)
             self.trainer.set_budget(self._ray_part)
 
+    def autosave(self, now: float) -> None:
+        """Save what is shown if it is time; never waits."""
+        if self._saver.due(now) and self._publisher.good.steps != self._saver.steps:
+            self._saver.start(self._save_of(self._publisher.good))
+
     def save(self) -> bool:
-        """Write the avatar where it belongs, whole or not at all; False if nothing was learned since."""
-        if self.trainer.steps == self._saved_steps:
+        """Write the avatar where it belongs, whole or not at all; False if nothing was learned since.
+
+        Waits until it is written; UserError if it cannot be.
+        """
+        self._saver.finish()
+        newest = self._publisher.newest()
+        if self.freeze or newest.steps == self._saver.steps:
             return False
+        self._saver.start(self._save_of(newest))
+        self._saver.finish()
+        if self._saver.trouble is not None:
+            raise UserError(self._saver.trouble)
+        return True
+
+    def events(self) -> list[Event]:
+        """What has happened to the avatar since this was last asked, for `/status` and the log."""
+        told = [self._publisher.events.popleft() for _ in range(len(self._publisher.events))]
+        if self._saver.trouble not in (None, self._untold):
+            told.append(Event("avatar", str(self._saver.trouble)))
+        self._untold = self._saver.trouble
+        return told
+
+    def turn_page(self) -> None:
+        """The light, glasses or a hat have changed: what was before is no measure any more."""
+        self._held_back.forget_older()
+
+    def _save_of(self, state: TrainingState) -> Save:
         if self.torso is not None:
             self.avatar.attach(self.torso)
-        self.avatar.update(self.trainer.snapshot(), self.trainer.steps, self._seconds)
-        self.avatar.save(self.path)
-        self._saved_steps = self.trainer.steps
-        return True
+        self.avatar.update(state.shown, state.steps, self._seconds)
+        return Save.of(self.avatar.record(), state, self.trainer)
 
     def _offer_torso(self, observation: Observation) -> None:
         from insta_runtime.torso.motion import picture_pose
@@ -182,6 +234,17 @@ class Learner:
         self._next_torso = max(began + TORSO_S, done + (done - began) / TORSO_PART)
         return True
 
+    def _remember(self) -> None:
+        """Give the replay a picture of what the avatar knew, if it misses one and there is time."""
+        began = time.monotonic()
+        if self._recall is None or not len(self.trainer.replay) or began < self._next_recall:
+            return
+        if not self._recall.give(self.trainer.replay):
+            self._recall = None
+            return
+        done = time.monotonic()
+        self._next_recall = done + (done - began) / RECALL_PART
+
     def _colour(self) -> bool:
         with self._lock:
             observation = self._uncoloured.popleft() if self._uncoloured else None
@@ -194,41 +257,3 @@ class Learner:
         # The copy's colours are never touched again: the display may use it while this one goes on.
         self.mesh = copy.copy(self._colours)
         return True
-
-    def _publish(self) -> None:
-        now = time.monotonic()
-        if self.trainer.steps and now - self._last_publish >= PUBLISH_S:
-            self._last_publish = now
-            with self.trainer.on_stream():
-                self.exchange.publish(self.trainer.snapshot())
-
-    def _measure(self) -> bool:
-        now = time.monotonic()
-        with self._lock:
-            held_back = list(self._held_back)
-        young = not self.loaded and self.trainer.steps < FIRST_STEPS
-        if young or not held_back or self.mesh is None or now < self._next_score:
-            return False
-        if not self.freeze:
-            self._judge.load(self.trainer.snapshot())
-        avatar_db = fmean(self._psnr(o, self._judge.render(o.state, self._camera(o))) for o in held_back)
-        mesh_db = fmean(self._psnr(o, self.mesh.render(o.state, self._camera(o))) for o in held_back)
-        if math.isfinite(avatar_db) and math.isfinite(mesh_db):
-            self.score = Score(avatar_db, mesh_db, self.trainer.steps)
-        done = time.monotonic()
-        self._next_score = done + max(EVALUATE_S, (done - now) / EVALUATE_PART)
-        return True
-
-    def _camera(self, observation: Observation) -> Camera:
-        return observation.camera.scaled(self._size, self._size)
-
-    def _psnr(self, observation: Observation, picture: RenderedFrame) -> float:
-        """Over white, in the head region, at the size that is learned."""
-        import torch
-
-        from insta_runtime.learn.metrics import head_mask, over_white, psnr
-        from insta_runtime.learn.replay import premultiplied
-
-        truth, _ = premultiplied(observation, self._size)
-        alpha = (truth[..., 3] * 255.0).to(torch.uint8).numpy()
-        return psnr(over_white(picture.rgba), over_white(truth), head_mask(alpha))
