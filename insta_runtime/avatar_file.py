@@ -126,6 +126,11 @@ def seal(header: str, tensors: dict[str, torch.Tensor]) -> str:
     return _seal(header, {name: _on_host(tensor) for name, tensor in sorted(tensors.items())})
 
 
+def seal_of(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> str:
+    """The seal that `write` gives these."""
+    return seal(json.dumps(header), tensors)
+
+
 def _seal(header: str, arrays: dict[str, np.ndarray[Any, Any]]) -> str:
     digest = hashlib.sha256(header.encode())
     for name, array in arrays.items():

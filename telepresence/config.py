@@ -58,6 +58,11 @@ class RunConfig:
     train_share: float = setting(
         0.5, "part of a CPU's cores, or of a GPU's time, that learning may take", ge=0.0, le=1.0
     )
+    freeze: bool = setting(False, "show the avatar as it is, learn nothing")
+    autosave_s: float = setting(
+        10.0, "time between saves of the avatar: what is lost if the program is killed", unit="s", ge=0.1, le=3600.0
+    )
+    consent: bool = setting(False, "whoever is learned has agreed that their avatar is kept: noted in its file")
 
 
 @dataclass(frozen=True)

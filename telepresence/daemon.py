@@ -50,8 +50,6 @@ log = logging.getLogger("telepresence")
 
 RENDER_PART: Final = 0.8
 """Part of the time between two pictures that rendering one may take; the rest is for everybody else."""
-SAVE_S: Final = 60.0
-"""Seconds between saves of the avatar."""
 NO_FACE_S: Final = 10.0
 """Seconds without any face after which `/status` says so."""
 MOVE_S: Final = 0.1
@@ -93,7 +91,7 @@ class Daemon:
         self._preview = PreviewWindow(self.stopping.set) if options.preview else None
         self._moved = threading.Event()  # there is a new state to show
         self._stages = Supervisor(self.telemetry.error, self.telemetry.errors.clear, self._die)
-        self._rendered_at = self._saved_at = time.monotonic()
+        self._rendered_at = time.monotonic()
         self._unsaved: str | None = None  # why the avatar could not be saved last
         self._driver: Driver = "tracker"
         self._head = load_head(options.head)
@@ -399,12 +397,19 @@ class Daemon:
             self._preview.show(frame, f"{state}  {self.telemetry.avatar.read():.0f} avatar pictures/s  {self._driver}")
 
     def _autosave(self, person: Person) -> None:
-        if time.monotonic() - self._saved_at > SAVE_S:
-            self._save(person)
+        """Save now and then, without waiting for it, and tell what became of weights and files."""
+        learner = person.learner
+        if learner is None:
+            return
+        learner.autosave(time.monotonic())
+        for event in learner.events():
+            self._note("learning", event.text)
+        if learner.unsaved != self._unsaved:
+            self._unsaved = learner.unsaved
+            self._note("avatar", self._unsaved)
 
     def _save(self, person: Person) -> None:
-        """Save the avatar; where that fails the last one stays, and the next try is a minute later."""
-        self._saved_at = time.monotonic()
+        """Save the avatar; where that fails the last one stays."""
         try:
             if person.learner is not None and person.learner.save():
                 log.info("avatar saved: %s", person.path, extra={"event": "avatar_saved", "stage": "avatar"})

@@ -181,7 +181,9 @@ class People:
 
     def _learner(self, avatar: Avatar, path: Path) -> Learner:
         run = self._config.run
-        return Learner(avatar, path, freeze=self._options.freeze or run.train_share == 0.0, backend=run.backend)
+        freeze = self._options.freeze or run.freeze or run.train_share == 0.0
+        avatar.consent = avatar.consent or run.consent
+        return Learner(avatar, path, freeze=freeze, backend=run.backend, autosave_s=run.autosave_s)
 
     def _new_guest(self) -> Person | None:
         camera = partial(open_source, "browser", browser=self._camera)

@@ -97,7 +97,6 @@ class Learner:
         judge = Judge(avatar.model, self.backend)
         self._publisher = Publisher(self.trainer, judge, self._held_back, self.exchange)
         self._saver = Saver(path, avatar, autosave_s)
-        self._untold: str | None = None
         self._recall: Recall | None = None
         if self.loaded and not freeze:
             painter = partial(make_renderer, backend=self.backend)
@@ -194,12 +193,13 @@ class Learner:
         return True
 
     def events(self) -> list[Event]:
-        """What has happened to the avatar since this was last asked, for `/status` and the log."""
-        told = [self._publisher.events.popleft() for _ in range(len(self._publisher.events))]
-        if self._saver.trouble not in (None, self._untold):
-            told.append(Event("avatar", str(self._saver.trouble)))
-        self._untold = self._saver.trouble
-        return told
+        """What has happened to the avatar's weights since this was last asked, for `/status`."""
+        return [self._publisher.events.popleft() for _ in range(len(self._publisher.events))]
+
+    @property
+    def unsaved(self) -> str | None:
+        """Why the avatar could not be saved last; None if it could."""
+        return self._saver.trouble
 
     def turn_page(self) -> None:
         """The light, glasses or a hat have changed: what was before is no measure any more."""
