@@ -44,6 +44,10 @@ if TYPE_CHECKING:
 
 HOLDOUT: Final = 0.125
 """With `--offline`: the last part of the tracked pictures, which the call never shows, as in `fit`."""
+STATUS_S: Final = 1.0
+"""What the daemon says of itself is asked so often ..."""
+STATUSES: Final = 500
+"""... but hardly more often than this in a call."""
 CAMERA_S: Final = 60.0
 """Seconds until the first picture of the clip must have been tracked."""
 
@@ -139,6 +143,7 @@ class Call:
         self.resources = ResourceMeter(self.device)
         self.outlet = RehearsalOutlet(config.stream, self.record.shown)
         self.status: dict[str, Any] = {}
+        self.statuses: list[tuple[float, dict[str, Any]]] = []  # (seconds, what `/status` would have said)
         self.failure: str | None = None
         self.compile_s = self.stop_s = 0.0
         self._name, self._camera, self._avatar, self._head, self._models = name, camera, avatar, head, models
@@ -175,7 +180,10 @@ class Call:
                 return
             if time.monotonic() > deadline:
                 raise UserError(f"{self._name} gave no picture within {CAMERA_S:.0f} s")
-        daemon.stopping.wait(self.record.began + self.seconds + NEXT_S - time.monotonic())
+        over = self.record.began + self.seconds + NEXT_S
+        every = max(STATUS_S, self.seconds / STATUSES)
+        while (left := over - time.monotonic()) > 0.0 and not daemon.stopping.wait(min(left, every)):
+            self.statuses.append((self.record.at(time.monotonic()), daemon.status()))
 
     def figures(self, clip_s: float) -> dict[str, Any]:
         """Everything that was measured; ``clip_s`` is how long it takes until the camera shows the same again."""
@@ -204,6 +212,10 @@ class Call:
             "faces": record.faces,
             "curve": points,
             "showing": record.showing,
+            "held_back": [
+                {"seconds": at, **{name: status.get(name) for name in ("state", "psnr_db", "mesh_psnr_db")}}
+                for at, status in self.statuses
+            ],
             "steps": newest.learner.trainer.steps if newest is not None else 0,
             "training_seconds": newest.learner.avatar.seconds if newest is not None else 0.0,
             "publications": newest.learner.exchange.published if newest is not None else 0,

@@ -37,6 +37,7 @@ MEANINGS: Final = {
     "`seen_in_earlier_rounds` is true, the clip had begun anew and earlier rounds showed the same pictures",
     "interval_ms": "between pictures handed to the encoder at the declared rate, new or repeated, after the first 5 s",
     "fresh_interval_ms": "between new pictures handed to the encoder, after the first 5 s",
+    "held_back": "what the daemon itself said of held-back recent pictures, PSNR of the head region",
     "forgetting_db": "PSNR (whole frame) of the last weights on pictures of the first minute (of a short call: its "
     "first half) minus that of the weights at the end of that time; positive: nothing was forgotten",
     "publish_change_ratio": "the pictures of a publication and its cross-fade are drawn again, with the states and at "
@@ -116,7 +117,7 @@ def forgetting(record: Record, judge: Judge) -> dict[str, Any]:
     """What the end of the call knows of its beginning: PSNR of early pictures then and at the end, and the gain."""
     then, now = record.newest(record.plan.early), record.newest(math.inf)
     early: list[Observation] = []
-    if then is not None and now is not None and then.learner is now.learner:
+    if then is not None and now is not None and _same_person(then, now):
         early = _spread(record.until(record.plan.early, then.learner), EARLY_PICTURES)
     if then is None or now is None or not early:
         return {"forgetting_db": None}
@@ -160,6 +161,11 @@ def intervals(times: Sequence[float], since: float) -> dict[str, float | int] | 
     gaps = 1000.0 * np.diff(late)
     p50, p99 = np.percentile(gaps, (50.0, 99.0))
     return {"p50": float(p50), "p99": float(p99), "max": float(gaps.max()), "count": len(gaps)}
+
+
+def _same_person(one: Published, other: Published) -> bool:
+    """Whether weights are of the same head; somebody who came back may have got another learner."""
+    return np.array_equal(one.learner.avatar.model.shape, other.learner.avatar.model.shape)
 
 
 def _changes(fade: Fade) -> tuple[list[float], list[float]]:
