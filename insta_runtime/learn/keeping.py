@@ -140,7 +140,8 @@ class Keeping(Generic[T]):
 
     Attributes:
         pictures: those kept, in the order in which they came, recalled ones first.
-        newest: items that a step draws one of. deck: items that it draws the others from, in shuffled rounds.
+        newest: items that a step draws one of; of the present page, if there are any.
+        deck: items that it draws the others from, in shuffled rounds.
         composition: of it all.  These three are replaced whole by `deal`.
     """
 
@@ -190,7 +191,8 @@ class Keeping(Generic[T]):
         """What the policy makes of a new picture in ``state`` that takes ``size`` bytes."""
         code = np.nan_to_num(self._code.raw(state), posinf=0.0, neginf=0.0)
         azimuth, elevation = (round(float(angle) / TURN) for angle in np.nan_to_num(view_angles(state)))
-        picture: Picture[T] = Picture((azimuth, elevation), code, size, len(self._pages), recalled)
+        epoch = 0 if recalled else len(self._pages)
+        picture: Picture[T] = Picture((azimuth, elevation), code, size, epoch, recalled)
         self._place([picture])
         return picture
 
@@ -229,18 +231,18 @@ class Keeping(Generic[T]):
 
     def deal(self) -> None:
         """Decide what is drawn from, until the next time."""
-        recalled = sum(p.recalled for p in self.pictures)
-        real = len(self.pictures) - recalled
-        # With nothing real a step has to make do with what was recalled.
-        self.newest = [p.item for p in self.pictures[-min(real or recalled, RECENT) :]]
+        recent = [p for p in self.pictures if not p.recalled][-RECENT:]
+        new = [p for p in recent if p.epoch == len(self._pages)]
+        self.newest = [p.item for p in new or recent or self.pictures[-RECENT:]]
         weights = self._weights()
         lots = self._random.random(len(weights))
         self.deck = [p.item for p, w, lot in zip(self.pictures, weights, lots, strict=True) if lot < w] or self.items
         cells = Counter(p.cell for p in self.pictures)
+        recalled = sum(p.recalled for p in self.pictures)
         self.composition = Composition(
             pictures=len(self.pictures),
-            recent=min(real, RECENT),
-            history=max(0, real - RECENT),
+            recent=len(recent),
+            history=len(self.pictures) - len(recent) - recalled,
             recalled=recalled,
             cells=len(cells),
             fullest=max(cells.values(), default=0),
