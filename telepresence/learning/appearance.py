@@ -1,0 +1,231 @@
+"""How a new picture differs from what the avatar shows in the same state, and what that says: light, glasses, hat.
+
+`Onlooker` measures a picture: the error before and after the light was matched (a gain for each channel and one gamma),
+and where it is.  `Appearance` keeps what is usual, and is a pure function of measured looks: an error that is suddenly
+and lastingly above it is a change; of the light if matching it takes the better part away, else of the place that is
+worst off.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from statistics import median
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from insta_runtime.backends import Backend
+    from insta_runtime.render.model import AvatarModel
+    from insta_runtime.render.renderer import Snapshot
+    from insta_runtime.types import Camera, Float32, Float64, HeadState, Observation
+
+Mask = NDArray[np.bool_]
+
+SIDE: Final = 128
+"""Pictures are looked at with this side at most, pixels: what is looked for is large."""
+DARK, BRIGHT = 0.03, 0.97
+"""Colours beyond these say nothing of the light: they are noise, or clipped."""
+GAIN: Final = (1 / 3, 3.0)
+GAMMA: Final = (0.5, 2.0)
+"""Light changes within these; what is beyond is no light."""
+EYES: Final = 0.55
+"""Half the height of what glasses cover, in distances between the eyes; it is 2.5 times as wide as that."""
+TOP: Final = 0.85
+"""What is so far above the eyes, in distances between them, is hair or hat."""
+
+
+USUAL: Final = 30
+"""Looks that say what is usual ..."""
+ENOUGH: Final = 6
+"""... and how many do."""
+CHANGE_DB: Final = 4.0
+"""A look is odd where its error is above the usual by so much ..."""
+CHANGE_SD: Final = 3.0
+"""... and by so many robust standard deviations."""
+LASTING: Final = 3
+"""Looks in a row that must be odd ..."""
+LASTING_S: Final = 3.0
+"""... over so many seconds: a hand before the face, or a grimace, is over by then."""
+LOCAL: Final = 0.5
+"""A place has changed if all else is worse by less than this part of what it is; else it is only a new pose."""
+
+
+class Place(StrEnum):
+    """Where a picture differs."""
+
+    EYES = "eyes"
+    TOP = "top"
+    REST = "rest"
+
+
+class Change(StrEnum):
+    """What changed about one and the same person: the light, what is around the eyes, or above the brows."""
+
+    LIGHT = "light"
+    EYES = "glasses"
+    TOP = "hair or hat"
+
+
+@dataclass(frozen=True)
+class Look:
+    """One picture against the avatar's: PSNR (dB) of the head as it is and with the light matched, and then by place.
+
+    The places are around the eyes, above the brows, and all else; NaN where there is none of it in the picture.
+    """
+
+    plain_db: float
+    lit_db: float
+    eyes_db: float
+    top_db: float
+    rest_db: float
+
+
+@dataclass(frozen=True)
+class Appearance:
+    """What looks are usual for a person, and which odd ones came since: a pure function of looks and their times."""
+
+    usual: tuple[Look, ...] = ()
+    odd: tuple[tuple[float, Look], ...] = ()
+
+    @property
+    def usual_db(self) -> float | None:
+        """Median PSNR with the light matched, None before it is known."""
+        return median(look.lit_db for look in self.usual) if len(self.usual) >= ENOUGH else None
+
+    def after(self, look: Look, now: float) -> tuple[Appearance, Change | None]:
+        """Take in a ``look`` of second ``now``; what has changed, said once."""
+        if len(self.usual) < ENOUGH or self._kind(look) is None:
+            return Appearance((*self.usual, look)[-USUAL:]), None
+        odd = (*self.odd, (now, look))[-LASTING:]
+        if len(odd) < LASTING or now - odd[0][0] < LASTING_S:
+            return replace(self, odd=odd), None
+        kinds = [self._kind(each) for _, each in odd]
+        # What is odd in several ways is not what this knows of; it is taken for usual from now on.
+        change = kinds[-1] if len(set(kinds)) == 1 and isinstance(kinds[-1], Change) else None
+        return Appearance(tuple(each for _, each in odd)), change
+
+    def _kind(self, look: Look) -> Change | Place | None:
+        """What is odd about ``look``: a change that has a name, else the place; None if it is as usual."""
+        plain, lit = self._worse(look, "plain_db"), self._worse(look, "lit_db")
+        places = {place: self._worse(look, f"{place}_db") for place in Place}
+        if not any(odd for _, odd in (plain, *places.values())):
+            return None
+        if plain[1] and lit[0] < 0.5 * plain[0]:
+            return Change.LIGHT
+        place = max(places, key=lambda each: places[each][0])
+        others = [places[each][0] for each in Place if each is not place]
+        if not places[place][1] or max(others) > LOCAL * places[place][0]:
+            return Place.REST
+        return {Place.EYES: Change.EYES, Place.TOP: Change.TOP}.get(place, place)
+
+    def _worse(self, look: Look, name: str) -> tuple[float, bool]:
+        """By how many dB ``look`` is worse than usual in this respect, and whether that is odd."""
+        known = [value for each in self.usual if math.isfinite(value := getattr(each, name))]
+        value = getattr(look, name)
+        if len(known) < ENOUGH // 2 or not math.isfinite(value):
+            return 0.0, False
+        middle = median(known)
+        deviation = 1.4826 * median(abs(each - middle) for each in known)
+        return middle - value, middle - value > max(CHANGE_DB, CHANGE_SD * deviation)
+
+
+class Onlooker:
+    """Looks at pictures with a renderer of its own.  Belongs to the training thread."""
+
+    def __init__(self, model: AvatarModel, backend: Backend) -> None:
+        from insta_runtime.backends import make_renderer
+
+        self._rig, self._shape = model.rig, model.shape
+        self._renderer = make_renderer(model, backend, urgent=False)
+
+    def load(self, snapshot: Snapshot) -> None:
+        """Compare with this one from now on."""
+        self._renderer.load(snapshot)
+
+    def look(self, observation: Observation) -> Look | None:
+        """The avatar in the observation's state against its picture; None if hardly any head is in it."""
+        from insta_runtime.learn.replay import premultiplied
+
+        truth, camera = premultiplied(observation, SIDE)
+        picture = self._renderer.render(observation.state, camera).rgba
+        return compare(np.asarray(picture), truth.numpy(), self._eyes(observation.state, camera))
+
+    def _eyes(self, state: HeadState, camera: Camera) -> Float64:
+        """(2, 2) px: where the left and the right eye are."""
+        from insta_runtime.geometry import rotation_matrix
+        from insta_runtime.head.model import EYE_LEFT, EYE_RIGHT
+
+        head = self._rig.model
+        group = head.vertex_group()
+        rest = head.template + np.einsum("s,svx->vx", self._shape, head.shape_dirs)
+        eyes = np.stack([rest[group == each].mean(0) for each in (EYE_LEFT, EYE_RIGHT)])
+        at = eyes @ rotation_matrix(state.rotation.astype(np.float64)).T + state.translation
+        return np.column_stack(
+            [camera.fx * at[:, 0] / at[:, 2] + camera.cx, camera.fy * at[:, 1] / at[:, 2] + camera.cy]
+        )
+
+
+def compare(picture: Float32, truth: Float32, eyes: Float64) -> Look | None:
+    """Two premultiplied pictures (H, W, 4) of one state; ``eyes`` (2, 2) px.  None if hardly any head is in them."""
+    head = np.maximum(picture[..., 3], truth[..., 3]) > 0.5
+    both = np.minimum(picture[..., 3], truth[..., 3]) > 0.9
+    if both.sum() < 0.01 * both.size:
+        return None
+    matched = match_light(picture, truth, both)
+    plain, lit = (_error(each, truth) for each in (picture, matched))
+    where = _places(head.shape, eyes)
+    eyes_db, top_db, rest_db = (_decibel(lit[head & where[place]]) for place in Place)
+    return Look(_decibel(plain[head]), _decibel(lit[head]), eyes_db, top_db, rest_db)
+
+
+def match_light(picture: Float32, truth: Float32, where: Mask) -> Float32:
+    """``picture`` (H, W, 4) in the light of ``truth``: least squares of log colours ``where`` both are solid.
+
+    A gain for each channel and one gamma, bounded; the worst third of the pixels is left out.
+    """
+    alpha = np.maximum(picture[..., 3:], 1e-3)
+    colour = np.clip(picture[..., :3] / alpha, DARK, BRIGHT)
+    wanted = np.clip(truth[where][:, :3] / truth[where][:, 3:], DARK, BRIGHT)
+    source, target = np.log(colour[where]), np.log(wanted)
+    use = np.ones(len(source), bool)
+    for _ in range(3):
+        mean_source, mean_target = source[use].mean(0), target[use].mean(0)
+        x, y = source[use] - mean_source, target[use] - mean_target
+        gamma = float(np.clip((x * y).sum() / max((x * x).sum(), 1e-9), *GAMMA))
+        gain = np.clip(mean_target - gamma * mean_source, *np.log(GAIN))
+        left = np.abs(gain + gamma * source - target).sum(1)
+        use = left <= np.quantile(left, 2 / 3)
+    matched = picture.copy()
+    matched[..., :3] = np.clip(np.exp(gain + gamma * np.log(colour)), 0.0, 1.0) * picture[..., 3:]
+    return matched
+
+
+def _error(picture: Float32, truth: Float32) -> Float32:
+    """(H, W): squared error over white, averaged over the channels."""
+    over = [each[..., :3] + 1.0 - each[..., 3:] for each in (picture, truth)]
+    error: Float32 = np.square(over[0] - over[1]).mean(-1)
+    return error
+
+
+def _places(shape: tuple[int, ...], eyes: Float64) -> dict[Place, Mask]:
+    """The pixels (H, W) of each place."""
+    y, x = np.mgrid[: shape[0], : shape[1]] + 0.5
+    along = eyes[0] - eyes[1]
+    apart = max(float(np.hypot(*along)), 1.0)
+    along = along / apart
+    if along[0] < 0.0:
+        along = -along
+    middle = eyes.mean(0)
+    side = ((x - middle[0]) * along[0] + (y - middle[1]) * along[1]) / apart
+    above = ((x - middle[0]) * along[1] - (y - middle[1]) * along[0]) / apart
+    around = (np.abs(above) < EYES) & (np.abs(side) < 2.5 * EYES)
+    top = above > TOP
+    return {Place.EYES: around, Place.TOP: top, Place.REST: ~around & ~top}
+
+
+def _decibel(error: Float32) -> float:
+    return -10.0 * math.log10(max(float(error.mean()), 1e-10)) if error.size else math.nan
