@@ -140,7 +140,7 @@ class Call:
         self.config, self.seconds = config, seconds
         self.device = choose_device(config.run.device)
         self.record = Record(Plan.of(seconds), FADE_S)
-        self.resources = ResourceMeter(self.device)
+        self.resources = ResourceMeter(self.device, lambda: (self.record.host_bytes, self.record.device_bytes))
         self.outlet = RehearsalOutlet(config.stream, self.record.shown)
         self.status: dict[str, Any] = {}
         self.statuses: list[tuple[float, dict[str, Any]]] = []  # (seconds, what `/status` would have said)
@@ -220,7 +220,8 @@ class Call:
             "training_seconds": newest.learner.avatar.seconds if newest is not None else 0.0,
             "publications": newest.learner.exchange.published if newest is not None else 0,
             "backend": newest.learner.backend.kind if newest is not None else None,
-            "resources": self.resources.figures() | {"kept_to_measure_mb": _kept_mb(record)},
+            "resources": self.resources.figures(),
+            "kept_to_measure_mb": (record.host_bytes + record.device_bytes) / 1e6,
             "compile_s": self.compile_s,
             "stop_s": self.stop_s,
             "failure": self.failure,
@@ -266,16 +267,6 @@ def _against_offline(call: Call, source: Path, head: Path | None, config: Config
 
 def _since(first: float | None, then: float | None) -> float | None:
     return then - first if first is not None and then is not None else None
-
-
-def _kept_mb(record: Record) -> float:
-    """What the measurement itself holds on to, part of which is on the device."""
-    weights = {id(item.snapshot): item.snapshot for item in record.published}
-    weights |= {id(p.snapshot): p.snapshot for fade in record.fades for p in (fade.before, fade.after)}
-    tensors = sum(t.numel() * t.element_size() for snapshot in weights.values() for t in snapshot.values())
-    pictures = [seen.observation for seen in record.seen]
-    arrays = sum(o.rgb.nbytes + o.alpha.nbytes + (o.body.nbytes if o.body is not None else 0) for o in pictures)
-    return (tensors + arrays) / 1e6
 
 
 def _versions() -> dict[str, str]:

@@ -11,8 +11,8 @@ NEXT_S: Final = 2.0
 """An avatar is measured on what comes in so many seconds after the moment at which it was shown."""
 HEADLINES_S: Final = (10.0, 60.0)
 """Moments of a call whose figures have names; every picture after them is measured on."""
-FIRST_S: Final = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 12.0, 15.0, 20.0, 25.0)
-LATER_S: Final = 30.0
+FIRST_S: Final = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 12.0, 15.0)
+LATER_S: Final = 5.0
 """A curve has a point at each of `FIRST_S`, then every so many seconds ..."""
 LATER_POINTS: Final = 32
 """... but not more often than so many times in a call, however long."""
@@ -38,7 +38,7 @@ class Plan:
     @staticmethod
     def of(seconds: float) -> Plan:
         step = max(LATER_S, seconds / LATER_POINTS)
-        later = takewhile(lambda moment: moment < seconds, (LATER_S + n * step for n in count()))
+        later = takewhile(lambda moment: moment < seconds, (FIRST_S[-1] + n * step for n in count(1)))
         early = min(FIRST_MINUTE_S, seconds / 2.0)
         wanted = {*FIRST_S, *HEADLINES_S, *later, early, seconds}
         return Plan(seconds, tuple(sorted(moment for moment in wanted if moment <= seconds)), early)

@@ -74,6 +74,7 @@ class Record:
         published: those that were the newest at a moment of the plan, ascending. seen: pictures to measure on.
         showing: (seconds, whether it was the avatar), wherever that changed. fades: publications to look at.
         pictures, faces: tracked so far, and those with a face in them.
+        host_bytes, device_bytes: what all this holds on to.
     """
 
     def __init__(self, plan: Plan, fade_s: float) -> None:
@@ -88,11 +89,13 @@ class Record:
         self.showing: list[tuple[float, bool]] = []
         self.fades: list[Fade] = []
         self.pictures = self.faces = 0
+        self.host_bytes = self.device_bytes = 0
         self._fade_s = fade_s
         self._lock = threading.Lock()
         self._learner: Learner | None = None
         self._recent: deque[Published] = deque(maxlen=RECENT)
         self._kept_at = -math.inf
+        self._weighed: dict[int, set[int]] = {}  # publications of each learner that were counted
         self._last: Drawn | None = None
         self._next_fade = 0.0
 
@@ -116,6 +119,7 @@ class Record:
             self.first_face = at
         if self.plan.wants_picture(at, self._kept_at):
             self._kept_at = at
+            self._hold(frame.observation)
             self.seen.append(Seen(at, frame.observation, learner))
 
     def shown(self, frame: ShownFrame) -> None:
@@ -165,6 +169,23 @@ class Record:
     def _keep_newest(self, until: float) -> None:
         if self._recent and self.plan.wants_weights(self._recent[-1].at, until):
             self.published.append(self._recent[-1])
+            self._weigh(self._recent[-1])
+
+    def _hold(self, observation: Observation) -> None:
+        body = observation.body.nbytes if observation.body is not None else 0
+        self.host_bytes += observation.rgb.nbytes + observation.alpha.nbytes + body
+
+    def _weigh(self, published: Published) -> None:
+        """Count what a publication takes, once."""
+        if published.number in self._weighed.setdefault(id(published.learner), set()):
+            return
+        self._weighed[id(published.learner)].add(published.number)
+        for tensor in published.snapshot.values():
+            size = tensor.numel() * tensor.element_size()
+            if tensor.is_cuda:
+                self.device_bytes += size
+            else:
+                self.host_bytes += size
 
     def _follow(self, at: float, drawn: Drawn) -> None:
         """Note a picture of the avatar if it belongs to a publication that is looked at."""
@@ -182,5 +203,8 @@ class Record:
             recent = {item.number: item for item in self._recent}
         before, after = recent.get(last.weights), recent.get(drawn.weights)
         if before is not None and after is not None and before.learner is after.learner:
+            with self._lock:
+                self._weigh(before)
+                self._weigh(after)
             self.fades.append(Fade(before, after, [last, drawn]))
             self._next_fade = at + self.plan.fade_every

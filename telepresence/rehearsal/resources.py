@@ -39,12 +39,15 @@ class Sample:
 
 
 class ResourceMeter:
-    """Looks at memory and threads from `start` to `stop`, in a thread that sleeps otherwise."""
+    """Looks at memory and threads from `start` to `stop`, in a thread that sleeps otherwise.
 
-    def __init__(self, device: torch.device) -> None:
+    ``kept`` tells how many bytes, of the host and of the device, are held only in order to measure; they do not count.
+    """
+
+    def __init__(self, device: torch.device, kept: Callable[[], tuple[int, int]] = lambda: (0, 0)) -> None:
         self.samples: list[Sample] = []
         self.lost: list[str] = []
-        self._device = device
+        self._device, self._kept = device, kept
         self._every = EVERY_S
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="resources", daemon=True)
@@ -62,20 +65,21 @@ class ResourceMeter:
 
     def _run(self) -> None:
         while not self._done.wait(self._every):
-            host = resident_gb()
-            host_mb = 1000.0 * host if host is not None else None
-            self.samples.append(Sample(time.monotonic(), host_mb, self._device_mb(), _threads()))
+            host, on_device = self._kept()
+            resident = resident_gb()
+            host_mb = 1000.0 * resident - host / 1e6 if resident is not None else None
+            self.samples.append(Sample(time.monotonic(), host_mb, self._device_mb(on_device), _threads()))
             if len(self.samples) >= SAMPLES:
                 del self.samples[::2]
                 self._every *= 2.0
 
-    def _device_mb(self) -> float | None:
+    def _device_mb(self, kept: int) -> float | None:
         if self._device.type != "cuda":
             return None
         import torch
 
         free, total = torch.cuda.mem_get_info(self._device)
-        return (total - free) / 1e6
+        return (total - free - kept) / 1e6
 
     def figures(self) -> dict[str, Any]:
         """How much at the end, at most, and how it grew; ``lost`` names the stages that are gone."""
