@@ -106,6 +106,7 @@ class Daemon:
             open_home=stand_ins.camera if stand_ins is not None else None,
         )
         self._status = Status(options.source, self._head, self.telemetry, self._display, self._backgrounds)
+        self.telemetry.export(self.status)
         self._zmq: ZeroMqDriver | None = None
         self._server: Outlet | None = None
 
@@ -220,6 +221,7 @@ class Daemon:
         self.telemetry.tracked.tick()
         observation = tracked.observation
         if observation is not None:
+            self.telemetry.found.tick()
             person.pose = Pose(observation.state, observation.camera)
             if self._zmq is not None:
                 self._zmq.follow(observation.state)
@@ -260,12 +262,14 @@ class Daemon:
             return
         began = time.perf_counter()
         learner = self._people.learner(person)
+        samples = learner.samples if learner is not None else 0
         if learner is None or not learner.work():
             self.stopping.wait(0.05)
             return
         spent = time.perf_counter() - began
         self.telemetry.stage("train", spent)
         self.telemetry.trained.tick()
+        self.telemetry.samples.tick(count=learner.samples - samples)
         self._autosave(person)
         self.stopping.wait(training_pause(spent, self._share.duty))
 
@@ -283,6 +287,7 @@ class Daemon:
                 log.info("%s -> %s", before, person.session.state, extra={"event": "state", "fields": fields})
             self._allot(person, now)
             self._watch_for_faces(person, now)
+        self.telemetry.measure_memory(self.config.run.device, now)
         self._stages.watch(now)
         if self._server is not None and (trouble := self._server.watch(now)) is not None:
             self._die(trouble)
@@ -433,7 +438,7 @@ class Daemon:
 
     def status(self) -> dict[str, Any]:
         """What `GET /status` shows."""
-        server, zmq = self._server, self._zmq
+        server, zmq, now = self._server, self._zmq, time.monotonic()
         return self._status.read(
             Moment(
                 self._people.current,
@@ -441,5 +446,6 @@ class Daemon:
                 server.viewers if server is not None else 0,
                 server.stream_stats() if server is not None else None,
                 zmq.address if zmq is not None else None,
+                self._stages.health(now) | (server.health(now) if server is not None else {}),
             )
         )

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from telepresence.learning.budget import Budget
 from telepresence.session import State
 
 if TYPE_CHECKING:
     from insta_runtime.head import HeadModel
     from telepresence.backgrounds import Backgrounds
     from telepresence.display import Display
+    from telepresence.learning.learner import Learner
     from telepresence.person import Person
+    from telepresence.policy import Health
     from telepresence.streaming import StreamStats
     from telepresence.telemetry import Telemetry
 
@@ -39,6 +44,7 @@ class Moment:
     viewers: int
     stream: StreamStats | None
     zmq: str | None
+    stages: Mapping[str, Health]
 
 
 class Status:
@@ -65,7 +71,7 @@ class Status:
             "latency_ms": round(latency, 1) if latency is not None else None,
             "viewers": moment.viewers,
             "driver": moment.driver,
-            "drops": telemetry.drops(),
+            "drops": telemetry.drops() | ({"capture_clock": person.wrong_times} if person is not None else {}),
             "errors": telemetry.errors.lines(),
             "source": person.name if person is not None else self._source,
             "camera_fps": round(telemetry.captured.read(), 1),
@@ -79,4 +85,71 @@ class Status:
             "head": {"name": self._head.name, "sha256": self._head.sha256, "basis": self._head.basis},
             "zmq": moment.zmq,
             "seconds": round(time.monotonic() - telemetry.started, 1),
+            "stages": self._stages(moment),
+            "tracking": {
+                "state": person.tracker.state if person is not None else "searching",
+                "health": _rounded(telemetry.tracking_health(), 3),
+            },
+            "training": self._training(person),
+            "replay": _replay(learner),
+            "gate": _gate(learner),
+            "guidance": _guidance(learner),
+            "memory": telemetry.memory,
         }
+
+    def _stages(self, moment: Moment) -> dict[str, Any]:
+        stages = dict(moment.stages)
+        if moment.person is not None:
+            stages["camera"] = moment.person.camera()
+        return {
+            name: {
+                "state": str(health.condition),
+                "silent_s": round(health.silent_s, 1),
+                "restarts": health.restarts,
+                "error": health.error,
+                "ms": self._telemetry.stage_ms(name),
+            }
+            for name, health in stages.items()
+        }
+
+    def _training(self, person: Person | None) -> dict[str, Any]:
+        budget = person.budget if person is not None else Budget()
+        learner = person.learner if person is not None else None
+        published = learner.published if learner is not None else None
+        age = time.monotonic() - published.published_at if published is not None else math.inf
+        return {
+            "state": str(budget.mode),
+            "why": budget.why,
+            "samples_per_second": round(self._telemetry.samples.read()),
+            "snapshot_age_s": round(age, 1) if math.isfinite(age) else None,
+            "snapshots": {str(outcome): count for outcome, count in published.counts.items()} if published else {},
+        }
+
+
+def _replay(learner: Learner | None) -> dict[str, Any] | None:
+    """What is learned from, by `insta_runtime.learn.keeping.Composition`."""
+    if learner is None:
+        return None
+    held = learner.trainer.replay.composition
+    kinds = {"recent": held.recent, "history": held.history, "recalled": held.recalled}
+    return {"pictures": kinds, "cells": held.cells, "fullest": held.fullest, "bytes": held.bytes}
+
+
+def _gate(learner: Learner | None) -> dict[str, Any] | None:
+    """What was worth learning from, and why the rest was not."""
+    if learner is None:
+        return None
+    return {"taken": learner.gate.taken, "refused": dict(learner.gate.refused)}
+
+
+def _guidance(learner: Learner | None) -> dict[str, Any] | None:
+    """What has been seen of the person, and what to ask for next; None for nobody."""
+    if learner is None:
+        return None
+    guidance = learner.guidance
+    ring = [round(part, 2) for part in guidance.directions]
+    return {"ring": ring, "seen": guidance.expressions, "hint": guidance.hint}
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return round(value, digits) if value is not None else None

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import os
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,37 +20,61 @@ if TYPE_CHECKING:
 WINDOW_S: Final = 3.0
 """Seconds over which rates and latencies are taken."""
 
+ROUNDS: Final = 300
+"""Newest rounds of a stage that its times are told of: ten seconds of pictures."""
+
 MAX_ERRORS: Final = 8
 MAX_ERROR_CHARS: Final = 240
 
 
 class Rate:
-    """Events a second over the last `WINDOW_S` seconds."""
+    """Events a second over the last `WINDOW_S` seconds; an event may count for many."""
 
     def __init__(self) -> None:
         self.total = 0
-        self._times: deque[float] = deque()
+        self._events: deque[tuple[float, int]] = deque()
         self._lock = threading.Lock()
 
-    def tick(self, now: float | None = None) -> None:
+    def tick(self, now: float | None = None, count: int = 1) -> None:
         moment = time.monotonic() if now is None else now
         with self._lock:
-            self.total += 1
-            self._times.append(moment)
+            self.total += count
+            self._events.append((moment, count))
             self._forget(moment)
 
     def read(self, now: float | None = None) -> float:
         moment = time.monotonic() if now is None else now
         with self._lock:
             self._forget(moment)
-            if len(self._times) < 2:
-                return len(self._times) / WINDOW_S
+            count = sum(count for _, count in self._events)
+            if len(self._events) < 2:
+                return count / WINDOW_S
             # Up to now, not to the last event: a stopped stage falls to zero instead of freezing at its rate.
-            return len(self._times) / max(moment - self._times[0], WINDOW_S / 2)
+            return count / max(moment - self._events[0][0], WINDOW_S / 2)
 
     def _forget(self, now: float) -> None:
-        while self._times and self._times[0] < now - WINDOW_S:
-            self._times.popleft()
+        while self._events and self._events[0][0] < now - WINDOW_S:
+            self._events.popleft()
+
+
+class Times:
+    """Durations of the newest `ROUNDS` events."""
+
+    def __init__(self) -> None:
+        self._seconds: deque[float] = deque(maxlen=ROUNDS)
+
+    def add(self, seconds: float) -> None:
+        self._seconds.append(seconds)
+
+    def read_ms(self) -> dict[str, float] | None:
+        """``p50``, ``p95``, ``p99`` and ``max`` in ms; None before the first."""
+        found = sorted(self._seconds.copy())
+        if not found:
+            return None
+        ranks = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}
+        return {
+            name: round(1e3 * found[min(int(rank * len(found)), len(found) - 1)], 1) for name, rank in ranks.items()
+        }
 
 
 class ErrorLog:
@@ -90,7 +117,12 @@ class Telemetry:
         from prometheus_client import CollectorRegistry, Counter, Histogram
 
         self.started = time.monotonic()
-        self.captured, self.tracked, self.shown, self.avatar, self.trained = (Rate() for _ in range(5))
+        self.captured, self.tracked, self.found = Rate(), Rate(), Rate()  # pictures; those that show a face
+        self.shown, self.avatar = Rate(), Rate()  # pictures; those of the avatar
+        self.trained, self.samples = Rate(), Rate()  # steps; samples of the field
+        self.memory: dict[str, float | None] = {"rss_mb": None, "device_mb": None}
+        self._weighed = -math.inf
+        self._times: dict[str, Times] = {}
         self.errors = ErrorLog()
         self._latencies: deque[tuple[float, float]] = deque(maxlen=256)
         self._mailboxes: list[Mailbox[Any]] = []
@@ -112,6 +144,29 @@ class Telemetry:
     def stage(self, name: str, seconds: float) -> None:
         """One round of a stage took this long."""
         self._stages.labels(name).observe(seconds)
+        self._times.setdefault(name, Times()).add(seconds)
+
+    def stage_ms(self, name: str) -> dict[str, float] | None:
+        """Times of the newest rounds of a stage: median, percentiles, longest; None if none was measured."""
+        times = self._times.get(name)
+        return times.read_ms() if times is not None else None
+
+    def tracking_health(self) -> float | None:
+        """Part of the newest pictures in which a face was tracked; None while no pictures are tracked."""
+        tracked = self.tracked.read()
+        return min(1.0, self.found.read() / tracked) if tracked else None
+
+    def measure_memory(self, device: str, now: float) -> None:
+        """Look at the memory of this process, and at what is used of the device, once a second at most."""
+        if now - self._weighed >= 1.0:
+            self._weighed = now
+            self.memory = {"rss_mb": _resident_mb(), "device_mb": _device_mb() if device == "cuda" else None}
+
+    def export(self, read: Callable[[], Mapping[str, Any]]) -> None:
+        """Let `metrics` tell, too, what the status that ``read`` gives says in numbers."""
+        from telepresence.metrics import StatusCollector
+
+        self._registry.register(StatusCollector(read))
 
     def event(self, name: str) -> None:
         """Count something that happened, such as a message that was dropped."""
@@ -144,3 +199,23 @@ class Telemetry:
         from prometheus_client import generate_latest
 
         return generate_latest(self._registry).decode()
+
+
+def _resident_mb() -> float | None:
+    """Memory of this process that is in RAM, 10^6 bytes; None where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        return round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _device_mb() -> float | None:
+    """Memory of the GPU that is in use, by whomever, 10^6 bytes; None if it does not say."""
+    import torch
+
+    try:
+        free, total = torch.cuda.mem_get_info()
+    except RuntimeError:  # the GPU is lost: whoever computes with it says so
+        return None
+    return round((total - free) / 1e6, 1)

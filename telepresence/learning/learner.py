@@ -111,6 +111,7 @@ class Learner:
         self._lock = threading.Lock()
         self._uncoloured: deque[Observation] = deque(maxlen=COLOUR_FIRST)
         self._offered = 0
+        self.samples = 0  # of the field, in all steps
         self.guidance = Guidance.of(avatar.model.head.expression_names)
         self._next_offer = self._last_colour = -math.inf
         self._ray_part = 1.0
@@ -157,6 +158,7 @@ class Learner:
         busy = self._learn_torso() or busy
         began = time.monotonic()
         report = self.trainer.step()
+        self.samples += report.samples if report is not None else 0
         done = time.monotonic()
         self._seconds += done - began
         self._publisher.watch(report, done)
