@@ -20,7 +20,10 @@ RUNTIME = (
 )
 STAGES = ("sources", "tracking", "drivers", "streaming", "outputs", "learning")
 # May import stages; no stage imports them.
-WIRING = ("daemon", "people", "person", "status", "display", "client", "rehearsal", "commands", "cli", "__main__")
+WIRING = (
+    *("daemon", "people", "person", "status", "metrics", "display", "rehearsal"),
+    *("client", "commands", "cli", "__main__"),
+)
 
 RUNTIME_LIBRARIES = {"torch", "numpy", "safetensors"}
 RUNTIME_LAZY = {"cupy", "tinycudann", "PIL"}

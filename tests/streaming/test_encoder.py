@@ -7,6 +7,7 @@ import itertools
 import re
 import threading
 import time
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -17,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from telepresence.frames import ShownFrame
+from telepresence.policy import POLICIES, Condition
 from telepresence.streaming import StreamSettings
 from telepresence.streaming.encoder import CLOCK_RATE, H264Encoder, to_yuv420p
 from telepresence.streaming.hub import JOIN_GAP_S, EncodedPicture, EncoderHub, RawPicture
@@ -278,3 +280,79 @@ def test_each_viewer_with_its_own_encoder_gets_its_own_frame() -> None:
         np.testing.assert_array_equal(a.to_ndarray(), b.to_ndarray())
 
     asyncio.run(scenario())
+
+
+# ---- what hangs and what raises
+
+
+def hub_with_sink() -> tuple[EncoderHub, list[EncodedPicture]]:
+    hub, packets = EncoderHub(StreamSettings(size=128, fps=30)), []
+    hub.subscribe_packets(packets.append)
+    hub.start()
+    return hub, packets
+
+
+def wait_for(condition: Any) -> None:
+    end = time.monotonic() + 20.0
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_an_encoder_that_raises_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = H264Encoder.encode
+    broken = threading.Event()
+
+    def encode(self: H264Encoder, *arguments: Any) -> Any:
+        if broken.is_set():
+            broken.clear()
+            raise av.FFmpegError(1, "out of order")
+        return real(self, *arguments)
+
+    monkeypatch.setattr(H264Encoder, "encode", encode)
+    hub, packets = hub_with_sink()
+    try:
+        wait_for(lambda: len(packets) > 3)
+        broken.set()
+        wait_for(lambda: not broken.is_set())
+        before = len(packets)
+        wait_for(lambda: len(packets) > before + 3)
+        assert packets[before].keyframe
+        health = hub.health(time.monotonic())
+        assert (health.condition, health.restarts) == (Condition.RUNNING, 1)
+        assert "out of order" in str(health.error)
+    finally:
+        hub.stop()
+
+
+def test_an_encoder_that_hangs_is_replaced_and_says_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("telepresence.streaming.hub.ENCODE", replace(POLICIES["encode"], silent_s=0.5))
+    real = H264Encoder.encode
+    hangs, free = threading.Event(), threading.Event()
+
+    def encode(self: H264Encoder, *arguments: Any) -> Any:
+        if hangs.is_set():
+            hangs.clear()
+            free.wait(20.0)
+        return real(self, *arguments)
+
+    monkeypatch.setattr(H264Encoder, "encode", encode)
+    hub, packets = hub_with_sink()
+    try:
+        wait_for(lambda: len(packets) > 3)
+        hangs.set()
+        wait_for(lambda: not hangs.is_set())
+        before = len(packets)
+        while hub.health(time.monotonic()).restarts == 0:
+            hub.watch(time.monotonic())
+            time.sleep(0.01)
+        wait_for(lambda: len(packets) > before + 3)
+        assert packets[before].keyframe
+        free.set()
+        after = len(packets)
+        wait_for(lambda: len(packets) > after + 3)
+        times = [encoded.packet.pts for encoded in packets]
+        assert times == sorted(set(times))  # the one that hung has not sent its old picture
+        assert [thread.name for thread in threading.enumerate()].count("encode") == 1
+    finally:
+        hub.stop()
