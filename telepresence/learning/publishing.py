@@ -34,7 +34,11 @@ log = logging.getLogger("telepresence")
 PUBLISH_S: Final = 1.0
 """Seconds between candidates at least."""
 JUDGE_PART: Final = 0.15
-"""Part of the time that judging may take: a slow machine publishes less often."""
+"""Part of the time that judging may take: a slow machine looks at fewer pictures ..."""
+JUDGE_S: Final = 2.5
+"""... so that candidates come about so often all the same."""
+YOUNG_STEPS: Final = 64
+"""Until then everything gets better quickly: one picture will do."""
 FIRST_STEPS: Final = 8
 """A new avatar is not worth showing before so many steps."""
 MARGIN_DB: Final = 0.3
@@ -87,7 +91,15 @@ class Standing:
         """What the learning rate is multiplied by, 1 long after the last step back."""
         if self.slowed is None:
             return 1.0
-        return SLOW ** max(0.0, 1.0 - (now - self.slowed) / SLOW_S)
+        return SLOW ** min(1.0, max(0.0, 1.0 - (now - self.slowed) / SLOW_S))
+
+
+def chosen(pictures: list[Held], room: int) -> list[Held]:
+    """At most ``room`` of the pictures, half of them the newest."""
+    older, recent = pictures[:-RECENT], pictures[-RECENT:]
+    recent = recent[-max(room - len(older), room - room // 2) :]
+    spare = room - len(recent)
+    return [*(older[-spare:] if spare > 0 else []), *recent]
 
 
 def novelty(older: list[float], newest: list[float]) -> float:
@@ -126,6 +138,8 @@ class Publisher:
         self._due = -math.inf
         self._news = 0.0
         self._number = 0  # of what is shown
+        self._each_s = 0.0  # what measuring a picture takes
+        self._now = 0.0
         with trainer.on_stream():
             self.good = trainer.state()
 
@@ -144,12 +158,14 @@ class Publisher:
 
     def watch(self, report: StepReport | None, now: float) -> None:
         """A step was done: go back at once if its loss is no number."""
+        self._now = now
         if report is not None and report.samples > 0 and not math.isfinite(report.loss):
-            self._go_back("a loss that is no number", now)
+            self._go_back("a loss that is no number")
         self._trainer.pace = self._pace(now)
 
     def work(self, mesh: ColouredMesh | None, now: float) -> bool:
         """Do a little of what is due: at most one picture is measured.  False if there was nothing."""
+        self._now = now
         if self._work is None:
             young = self._trainer.steps < FIRST_STEPS
             if young or now < self._due or self._trainer.steps == self.good.steps:
@@ -167,6 +183,7 @@ class Publisher:
 
     def measure(self, mesh: ColouredMesh | None, now: float) -> bool:
         """Do a little of measuring what is shown, for whoever does not learn.  False if there was nothing to do."""
+        self._now = now
         if self._work is None:
             if now < self._due:
                 return False
@@ -183,9 +200,9 @@ class Publisher:
             candidate = self._trainer.state()
             sound = candidate.is_sound()
         if not sound:
-            self._go_back("weights that are no numbers, or too large ones", time.monotonic())
+            self._go_back("weights that are no numbers, or too large ones")
             return
-        pictures = self._held_back.pictures()
+        pictures = chosen(self._held_back.pictures(), self._room())
         if not pictures:
             self._publish(candidate)
             return
@@ -193,11 +210,13 @@ class Publisher:
         yield
         found = []
         for held in pictures:
+            began = time.monotonic()
             found.append(self._judge.avatar_db(held))
+            self._each_s += 0.2 * (time.monotonic() - began - self._each_s)
             yield
         yield from self._complete(pictures, mesh)
         known = [held.shown_db[1] for held in pictures]
-        self.standing, verdict = self.standing.judged(mean(found), mean(known), time.monotonic())
+        self.standing, verdict = self.standing.judged(mean(found), mean(known), self._now)
         if verdict is Verdict.PUBLISH:
             self._publish(candidate)
             for held, value in zip(pictures, found, strict=True):
@@ -219,7 +238,7 @@ class Publisher:
             )
 
     def _measure_shown(self, mesh: ColouredMesh | None) -> Iterator[None]:
-        pictures = self._held_back.pictures()
+        pictures = chosen(self._held_back.pictures(), self._room())
         yield from self._complete(pictures, mesh)
         self._tell(pictures)
 
@@ -241,6 +260,12 @@ class Publisher:
             held.mesh, held.mesh_db = mesh, self._judge.mesh_db(held, mesh)
             yield
 
+    def _room(self) -> int:
+        """How many pictures to measure on."""
+        if self._trainer.steps < YOUNG_STEPS:
+            return 1
+        return max(2, int(JUDGE_PART * JUDGE_S / max(self._each_s, 1e-6)))
+
     def _tell(self, pictures: list[Held]) -> None:
         avatar_db = mean([held.shown_db[1] for held in pictures if held.shown_db[0] == self._number])
         mesh_db = mean([held.mesh_db for held in pictures])
@@ -255,13 +280,13 @@ class Publisher:
         self.good = candidate
         self._number += 1
         self.counts[Verdict.PUBLISH] += 1
-        self.published_at = time.monotonic()
+        self.published_at = self._now
         with self._trainer.on_stream():
             self._exchange.publish(candidate.shown)
 
-    def _go_back(self, why: str, now: float) -> None:
+    def _go_back(self, why: str) -> None:
         self._work = None
-        self.standing = self.standing.went_back(now)
+        self.standing = self.standing.went_back(self._now)
         self.counts["roll back"] += 1
         self._resume()
         self._note("rolled back", f"learning came to {why}; it goes on from step {self.good.steps}")
