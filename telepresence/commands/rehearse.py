@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
 from insta_runtime.errors import UserError
@@ -18,7 +19,7 @@ from insta_runtime.learn.evaluation import PROTOCOL, split
 from insta_runtime.render.fading import FADE_S
 from insta_runtime.tracked import TrackedFolder
 from telepresence import __version__
-from telepresence.bench.timing import device_name, source_commit
+from telepresence.bench.timing import device_name, finish, source_commit
 from telepresence.commands import scoring
 from telepresence.rehearsal.figures import (
     GOOD_DB,
@@ -157,7 +158,7 @@ class Call:
         began = time.perf_counter()
         warm_up(self.config.run.backend, self.device, self.config.avatar)
         self.compile_s = time.perf_counter() - began
-        options = Options(self._name, self._avatar, self._head, self._models)
+        options = Options(f"rehearsal of {self._name}", self._avatar, self._head, self._models)
         daemon = Daemon(self.config, options, StandIns(self.outlet, self._camera, self.record.tracked))
         try:
             daemon.start()
@@ -169,6 +170,7 @@ class Call:
             began = time.perf_counter()
             daemon.stop()
             self.stop_s = time.perf_counter() - began
+        finish(self.device)
         self.record.finish()
         self.failure = daemon.failure
 
@@ -190,7 +192,7 @@ class Call:
         record, judge = self.record, Judge(self.config.avatar.learn.size)
         settled = (record.began or 0.0) + SETTLED_S
         points = curve(record, judge, clip_s)
-        newest = record.newest(math.inf)
+        learner = record.learner
         new = [at for at, fresh in zip(self.outlet.times, self.outlet.fresh, strict=True) if fresh]
         figures: dict[str, Any] = {"seconds": self.seconds}
         for moment in (10, 60):
@@ -216,10 +218,13 @@ class Call:
                 {"seconds": at, **{name: status.get(name) for name in ("state", "psnr_db", "mesh_psnr_db")}}
                 for at, status in self.statuses
             ],
-            "steps": newest.learner.trainer.steps if newest is not None else 0,
-            "training_seconds": newest.learner.avatar.seconds if newest is not None else 0.0,
-            "publications": newest.learner.exchange.published if newest is not None else 0,
-            "backend": newest.learner.backend.kind if newest is not None else None,
+            "steps": learner.trainer.steps if learner is not None else 0,
+            "training_seconds": learner.avatar.seconds if learner is not None else 0.0,
+            "publications": learner.exchange.published if learner is not None else 0,
+            "backend": learner.backend.kind if learner is not None else None,
+            "samples_per_s": self._median("training", "samples_per_second"),
+            "render_px": self._median("render_px"),
+            "gate": self.status.get("gate"),
             "resources": self.resources.figures(),
             "kept_to_measure_mb": (record.host_bytes + record.device_bytes) / 1e6,
             "compile_s": self.compile_s,
@@ -232,6 +237,17 @@ class Call:
             "protocol": {**PROTOCOL, **MEANINGS, "size": self.config.avatar.learn.size},
         }
         return figures
+
+    def _median(self, *path: str) -> float | None:
+        """The median over the call of what `/status` says at ``path``, leaving out when it said nothing."""
+        known = []
+        for _, status in self.statuses:
+            value: Any = status
+            for name in path:
+                value = value.get(name) if isinstance(value, dict) else None
+            if value:
+                known.append(float(value))
+        return median(known) if known else None
 
 
 def _against_offline(call: Call, source: Path, head: Path | None, config: Config) -> dict[str, Any]:
@@ -309,6 +325,7 @@ def show(figures: dict[str, Any]) -> None:
         ("publish_change_ratio", "x"),
         ("online_minus_offline_db", "dB"),
         ("steps", "steps"),
+        ("samples_per_s", "samples a second"),
     ):
         if name in figures:
             console.print(f"{name}: {words(figures[name], 2)} {unit}")

@@ -74,6 +74,7 @@ class Record:
         published: those that were the newest at a moment of the plan, ascending. seen: pictures to measure on.
         showing: (seconds, whether it was the avatar), wherever that changed. fades: publications to look at.
         pictures, faces: tracked so far, and those with a face in them.
+        learner: of whoever was learned last.
         host_bytes, device_bytes: what all this holds on to.
     """
 
@@ -89,10 +90,10 @@ class Record:
         self.showing: list[tuple[float, bool]] = []
         self.fades: list[Fade] = []
         self.pictures = self.faces = 0
+        self.learner: Learner | None = None
         self.host_bytes = self.device_bytes = 0
         self._fade_s = fade_s
         self._lock = threading.Lock()
-        self._learner: Learner | None = None
         self._recent: deque[Published] = deque(maxlen=RECENT)
         self._kept_at = -math.inf
         self._weighed: dict[int, set[int]] = {}  # publications of each learner that were counted
@@ -107,8 +108,8 @@ class Record:
         """A picture was tracked while ``learner`` was learning, if anybody."""
         if self.began is None:
             self.began = frame.t_capture_ns / 1e9
-        if learner is not None and learner is not self._learner:
-            self._learner = learner
+        if learner is not None and learner is not self.learner:
+            self.learner = learner
             learner.exchange.watch = partial(self._publish, learner)
         self.pictures += 1
         if frame.observation is None:

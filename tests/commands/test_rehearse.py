@@ -87,7 +87,7 @@ def test_a_call_without_network_is_measured(folder: Path, tmp_path: Path) -> Non
     assert figures["failure"] is None
     assert figures["resources"]["lost_threads"] == []
     assert figures["status"]["zmq"] is None
-    assert figures["status"]["source"] == "tracked"
+    assert figures["status"]["source"] == "rehearsal of tracked"
     assert figures["clip"]["seconds"] == 2.0
 
     assert figures["faces"] == figures["camera_pictures_tracked"] > 20
