@@ -199,6 +199,11 @@ class Learner:
         return [self._publisher.events.popleft() for _ in range(len(self._publisher.events))]
 
     @property
+    def saved_steps(self) -> int:
+        """Steps of the newest avatar on the disk."""
+        return self._saver.steps
+
+    @property
     def unsaved(self) -> str | None:
         """Why the avatar could not be saved last; None if it could."""
         return self._saver.trouble

@@ -1,0 +1,152 @@
+"""Kill a process that learns and saves, again and again, at moments that nobody chose: what is left must load.
+
+    python tools/kill_saving.py --kills 50 --json killed.json
+
+A small avatar is learned on the CPU and saved without a pause.  Each time the process gets SIGKILL, somewhere in a step
+or a save; then the avatar is read as the next call would read it, and the next process goes on with it.  Leaves with 1
+if an avatar cannot be read, or is older than the last save that was told of.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # no threads but this one may be running when the process is forked
+
+import argparse
+import json
+import logging
+import random
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from insta_runtime import avatar_file as files
+from insta_runtime.avatar import Avatar, is_stored
+from insta_runtime.errors import UserError
+from insta_runtime.head import HeadModel, load_head
+from insta_runtime.types import Camera, HeadState, Observation
+from telepresence.config import Config, load_config
+from telepresence.learning import publishing, saving
+from telepresence.learning.learner import Learner
+
+SMALL: Final = (
+    "avatar.warp.cell=0.025",
+    "avatar.radiance.levels=3",
+    "avatar.radiance.log2_entries=12",
+    "avatar.radiance.hidden=16",
+    "avatar.occupancy.resolution=16",
+    "avatar.learn.rays=128",
+    "avatar.learn.frames=1",
+    "avatar.learn.size=32",
+    "avatar.torso.size=64",
+)
+FIRST_S: Final = 60.0
+"""A process has so many seconds until its first save."""
+LATEST_S: Final = 0.5
+"""It is killed at most so many seconds after it."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    with tempfile.TemporaryDirectory() as folder:
+        figures = measure(Path(folder) / "avatar", arguments.kills, random.Random(arguments.seed))
+    print(json.dumps(figures))
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    sys.exit(1 if figures["lost"] or figures["older"] else 0)
+
+
+def measure(path: Path, kills: int, lot: random.Random) -> dict[str, Any]:
+    """Learn at ``path``, with ``kills`` deaths.
+
+    ``lost`` counts avatars that could not be read and ``older`` those behind the last save; ``within_a_save`` deaths
+    that left a file half written, ``previous`` avatars read from the one before the newest, ``without_training`` those
+    whose training could not go on; ``steps`` is how far learning came in all its lives.
+    """
+    head, config = load_head(), load_config("cpu", SMALL, "cpu")
+    figures = dict.fromkeys(("kills", "lost", "older", "within_a_save", "previous", "without_training", "steps"), 0)
+    for _ in range(kills):
+        told = live(path, head, config, lot)
+        figures["kills"] += 1
+        figures["within_a_save"] += any(
+            files.aside(file).exists() for file in (path / "avatar.safetensors", saving.training_file(path))
+        )
+        try:
+            avatar = Avatar.load(path, head, "cpu")
+        except UserError as error:
+            print(error, file=sys.stderr)
+            figures["lost"] += 1
+            continue
+        figures["older"] += avatar.steps < told
+        figures["previous"] += avatar.spoilt
+        figures["without_training"] += saving.stored_training(path, avatar) is None
+        figures["steps"] = avatar.steps
+    return figures
+
+
+def live(path: Path, head: HeadModel, config: Config, lot: random.Random) -> int:
+    """One process from its start to its death: the steps of the last avatar that it said was saved."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            learn(path, head, config, writing)
+        finally:
+            os._exit(1)
+    os.close(writing)
+    with os.fdopen(reading, "rb", buffering=0) as pipe:
+        signal.alarm(round(FIRST_S))  # or this process ends, too
+        told = pipe.readline()
+        signal.alarm(0)
+        time.sleep(lot.uniform(0.0, LATEST_S))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        rest = pipe.read() or b""
+    if not told:
+        raise SystemExit("the process that learns has failed")
+    # The last line may have been cut short.
+    return int([told, *rest.splitlines(keepends=True)[: rest.count(b"\n")]][-1])
+
+
+def learn(path: Path, head: HeadModel, config: Config, told: int) -> None:
+    """Learn and save for ever; write the steps of each avatar that is on the disk to the descriptor ``told``."""
+    vars(publishing).update(PUBLISH_S=0.0, JUDGE_PART=1.0)
+    vars(saving).update(SAVE_PART=1.0)
+    picture = Camera(40.0, 40.0, 16.0, 16.0, 32, 32)
+    stored = is_stored(path)
+    shape = np.zeros(len(head.shape_dirs), np.float32)
+    avatar = Avatar.load(path, head, "cpu") if stored else Avatar.create(head, shape, picture, config.avatar, "cpu")
+    learner = Learner(avatar, path, freeze=False, backend="host", autosave_s=0.0)
+    state = HeadState(
+        np.zeros(len(head.expression_names), np.float32),
+        rotation=np.array([np.pi, 0.0, 0.0], np.float32),
+        translation=np.array([0.0, 0.0, 0.6], np.float32),
+    )
+    noise = np.random.default_rng(0)
+    for number in range(4):
+        rgb = noise.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        learner.trainer.add(Observation(number, rgb, np.full((32, 32), 255, np.uint8), picture, state))
+    said = avatar.steps
+    while learner.unsaved is None:
+        learner.work()
+        if learner.saved_steps != said:
+            said = learner.saved_steps
+            os.write(told, b"%d\n" % said)
+    raise SystemExit(learner.unsaved)
+
+
+if __name__ == "__main__":
+    main()
