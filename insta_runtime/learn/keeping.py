@@ -28,11 +28,11 @@ Cell = tuple[int, int, int]
 
 RECENT: Final = 16
 """The newest pictures, which are never given up; a step draws one of them."""
-FADE: Final = 100
-"""Pictures after a page was turned over which earlier ones fade: 20 s of a call that takes five a second."""
+FADE: Final = 30
+"""Pictures after a page was turned over which earlier ones fade: 6 s of a call that takes five a second."""
 ENOUGH: Final = 4
 """So many new pictures of a cell replace earlier ones, or recalled ones."""
-LONE: Final = 0.25
+LONE: Final = 0.1
 """What earlier pictures count in the end, as a part of a new one, where their cell has no new one."""
 TURN: Final = math.radians(12.0)
 """Width of a cell: of azimuth and of elevation from which the head is seen."""

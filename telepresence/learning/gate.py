@@ -221,7 +221,7 @@ class _Colours:
 
 
 class Gate:
-    """Decides which pictures one person's avatar learns from.  Belongs to the thread that offers them.
+    """Decides which pictures one avatar learns from.  Belongs to the thread that offers them, but for `forget`.
 
     Args:
         face: what is looked at. code: of a state's expression, (C,), about one in size.
@@ -238,10 +238,14 @@ class Gate:
         self._before: tuple[HeadState, View] | None = None
         self._kept: deque[tuple[HeadState, Float32]] = deque(maxlen=COMPARED)
         self._last = -math.inf
-        self.forget()
+        self._begin()
 
     def forget(self) -> None:
-        """Light, glasses or camera have changed: find out anew what is usual."""
+        """Light, glasses or camera have changed: find out anew what is usual, from the next picture on."""
+        self._forgetting = True
+
+    def _begin(self) -> None:
+        self._forgetting = False
         self._usual: deque[Signs] = deque(maxlen=WINDOW)
         self._looks: deque[tuple[float, float, float]] = deque(maxlen=WINDOW)  # hidden, vague, strange
         self._colours: dict[tuple[int, int], _Colours] = {}  # of the sides from which the face was seen
@@ -253,6 +257,8 @@ class Gate:
 
     def judge(self, observation: Observation, now: float) -> Reason | None:
         """Why the picture is not worth learning from, counted; None if it is taken.  ``now``: seconds."""
+        if self._forgetting:
+            self._begin()
         before = self._before
         self.follow(observation)
         reason = self._reason(observation, before, now)

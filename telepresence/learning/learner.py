@@ -16,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from insta_runtime.errors import UserError
+from telepresence.learning.appearance import Change, Onlooker, Watch
 from telepresence.learning.gate import FacePoints, Gate
 from telepresence.learning.guidance import Guidance
 from telepresence.learning.publishing import Event, Publisher
@@ -46,6 +47,8 @@ RECALLED: Final = 64
 """Pictures that an avatar of an earlier call paints of itself, so that it goes on learning what it knew ..."""
 RECALL_PART: Final = 0.2
 """... and the part of the time that this may take."""
+KNOWN_STEPS: Final = 300
+"""A younger avatar does not tell what is usual of a person."""
 COLOUR_S: Final = 5.0
 COLOUR_FIRST: Final = 10
 """The mesh takes its colours from the first so many pictures at once, then from one every `COLOUR_S`."""
@@ -97,6 +100,9 @@ class Learner:
         judge = Judge(avatar.model, self.backend)
         self._publisher = Publisher(self.trainer, judge, self._held_back, self.exchange)
         self._saver = Saver(path, avatar, autosave_s)
+        self._watch = Watch(partial(Onlooker, avatar.model, self.backend), self.loaded)
+        self._paused = False  # until it is known whose face is seen
+        self.changes: deque[Change] = deque(maxlen=8)  # of light, glasses, hair; whoever tells of them takes them out
         self._recall: Recall | None = None
         if self.loaded and not freeze:
             painter = partial(make_renderer, backend=self.backend)
@@ -129,6 +135,7 @@ class Learner:
 
     def offer(self, observation: Observation, now: float) -> None:
         """Take a tracked picture to learn from, unless one was taken just before or it is not worth it."""
+        self._paused = False
         self._offer_torso(observation)
         if now < self._next_offer:
             self.gate.follow(observation)
@@ -137,6 +144,7 @@ class Learner:
         self._next_offer = now + (REFUSED_S if refused else OFFER_S)
         if refused:
             return
+        self._watch.offer(observation)
         self._offered += 1
         with self._lock:
             if self._offered % HOLD_BACK == 0:
@@ -149,10 +157,23 @@ class Learner:
         if not self.freeze:
             self.trainer.add(observation)
 
+    def consider(self, observation: Observation) -> None:
+        """Learn nothing until the next `offer`: whose face this is, is not known.  `worse_db` will help to tell."""
+        self._paused = True
+        self._watch.consider(observation)
+
+    @property
+    def worse_db(self) -> float | None:
+        """By how much the avatar renders what was considered worse than the person usually, dB; None if unknown."""
+        return self._watch.worse_db
+
     def work(self) -> bool:
         """One round: colours, a training step, and whatever is due.  False if there was nothing to do."""
-        busy = self._colour()
         now = time.monotonic()
+        self._look(now)
+        if self._paused:
+            return False
+        busy = self._colour()
         if self.freeze:
             return self._publisher.measure(self.mesh, now) or busy
         busy = self._learn_torso() or busy
@@ -209,8 +230,23 @@ class Learner:
         return self._saver.trouble
 
     def turn_page(self) -> None:
-        """The light, glasses or a hat have changed: what was before is no measure any more."""
+        """The light, glasses or a hat have changed: old pictures fade, and are no measure any more."""
         self._held_back.forget_older()
+        self.trainer.replay.turn_page()
+
+    def _look(self, now: float) -> None:
+        """Compare the newest picture with the avatar, if it is time and there is one worth comparing with."""
+        good = self._publisher.good
+        if good.steps < KNOWN_STEPS:
+            return
+        with self.trainer.on_stream():
+            change = self._watch.work(good.shown, now)
+        if change is not None:
+            self.changes.append(change)
+            if not self.freeze:
+                self.turn_page()
+        self.trainer.replay.turn_page()
+        self.gate.forget()
 
     def _save_of(self, state: TrainingState) -> Save:
         if self.torso is not None:
