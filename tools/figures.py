@@ -74,6 +74,16 @@ def fit(source: str) -> Figures:
     return figures
 
 
+def rehearse(clip: str) -> Figures:
+    if not (SCRATCH / clip / "meta.json").exists():
+        track(clip)
+    figures = run_for_json("rehearse", f"{SCRATCH}/{clip}", "--seconds", "60")
+    for lengthy in ("held_back", "status", "showing"):
+        del figures[lengthy]
+    del figures["resources"]["curve"]
+    return figures
+
+
 # ---- the daemon
 
 
@@ -257,6 +267,8 @@ FIGURES: dict[str, tuple[bool, Callable[[], Figures]]] = {  # whether the test m
     "fit-d9": (True, partial(fit, "d9")),
     "fit-d18": (True, partial(fit, "d18")),
     "fit-synthetic": (False, partial(fit, "synthetic")),
+    "rehearse-d9": (True, partial(rehearse, "d9")),
+    "rehearse-d6": (True, partial(rehearse, "d6")),
     "demo": (False, demo),
     "failures": (False, failures),
 }

@@ -234,10 +234,6 @@ def scripted_call(paths: Sequence[Path], seconds: float, config: Any, models: Pa
         figures = call.figures(clip_s=0.0)
         figures["avatars"] = avatars
         figures["interval_curve"] = interval_curve(call)
-        figures["resources_curve"] = [
-            {"seconds": s.at - (call.record.began or 0.0), "host_mb": s.host_mb, "device_mb": s.device_mb}
-            for s in call.resources.samples
-        ]
     starts = np.cumsum([0.0, *(scene.seconds for scene in script)])
     figures["scenes"] = [
         {"from": start, "who": paths[s.who].name if s.who is not None else None, "seconds": s.seconds, "gamma": s.gamma}
@@ -289,7 +285,7 @@ def page(figures: dict[str, Any]) -> str:
         + lines(figures["interval_curve"], p50="p50", p99="p99", max="max"),
         "<h2>Change in the picture at a publication, in parts of the usual change</h2>"
         + lines([{"seconds": at, "ratio": ratio} for at, ratio in changes], ratio="ratio"),
-        "<h2>Memory, MB</h2>" + lines(figures["resources_curve"], host="host_mb", device="device_mb"),
+        "<h2>Memory, MB</h2>" + lines(figures["resources"]["curve"], host="host_mb", device="device_mb"),
         "".join(f"<p><b>{escape(text)}</b></p>" for text in figures["broken"]),
     )
     return f'<!doctype html><meta charset="utf-8"><title>A scripted call</title><style>{STYLE}</style>{"".join(parts)}'

@@ -21,6 +21,8 @@ SLOPE_S: Final = 30.0
 """A slope over less time says nothing."""
 SAMPLES: Final = 3600
 """More are thinned out, so that looking at memory does not take any."""
+CURVE: Final = 240
+"""Points of the curve of memory at most."""
 STAGES: Final = ("capture", "track", "render", "train", "supervise", "encode")
 """Threads that a call has from its beginning to its end."""
 
@@ -88,7 +90,15 @@ class ResourceMeter:
             "device_mb": self._trend(lambda sample: sample.device_mb),
             "threads": self._trend(lambda sample: float(sample.threads)),
             "lost_threads": self.lost,
-            "samples": len(self.samples),
+            "curve": [
+                {
+                    "seconds": s.at - self.samples[0].at,
+                    "host_mb": s.host_mb,
+                    "device_mb": s.device_mb,
+                    "threads": s.threads,
+                }
+                for s in self.samples[:: 1 + len(self.samples) // CURVE]
+            ],
         }
 
     def _trend(self, value: Callable[[Sample], float | None]) -> Trend | None:

@@ -115,7 +115,7 @@ def test_the_page_draws_every_curve() -> None:
         "held_back": points,
         "interval_curve": [{"seconds": n, "p50": 33.0, "p99": 34.0, "max": 40.0} for n in range(3)],
         "publish_change": {"each": [[1.0, 1.1], [2.0, 1.05]]},
-        "resources_curve": [{"seconds": n, "host_mb": 500.0, "device_mb": None} for n in range(3)],
+        "resources": {"curve": [{"seconds": n, "host_mb": 500.0, "device_mb": None} for n in range(3)]},
         "broken": ["something < bad"],
     }
     text = scripted_call.page(figures)
