@@ -87,6 +87,11 @@ class Learner:
         self.loaded = avatar.steps > 0  # learned in an earlier call
         self.backend = choose_backend(backend, avatar.model)
         log.info("back end %s: %s", self.backend.kind, self.backend.reason)
+        self._recall: Recall | None = None
+        if self.loaded and not freeze:  # before anything of the model is trained
+            painter = partial(make_renderer, backend=self.backend)
+            self._recall = Recall(avatar.model, avatar.camera, painter, RECALLED)
+        self._next_recall = 0.0
         self.trainer = make_trainer(avatar.model, self.backend)
         self.trainer.steps = avatar.steps
         if not freeze and (training := stored_training(path, avatar)) is not None:
@@ -103,11 +108,6 @@ class Learner:
         self._watch = Watch(partial(Onlooker, avatar.model, self.backend), self.loaded)
         self._paused = False  # until it is known whose face is seen
         self.changes: deque[Change] = deque(maxlen=8)  # of light, glasses, hair; whoever tells of them takes them out
-        self._recall: Recall | None = None
-        if self.loaded and not freeze:
-            painter = partial(make_renderer, backend=self.backend)
-            self._recall = Recall(avatar.model, avatar.camera, painter, RECALLED)
-        self._next_recall = 0.0
         self._colours = ColouredMesh(avatar.model.rig, avatar.model.shape)
         self._shoulders = TorsoLearner(avatar.model.config.torso.size, avatar.model.device)
         self._slow = SlowPose()
