@@ -9,6 +9,7 @@ worst off.
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from statistics import median
@@ -18,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from insta_runtime.backends import Backend
     from insta_runtime.render.model import AvatarModel
     from insta_runtime.render.renderer import Snapshot
@@ -50,6 +53,12 @@ LASTING: Final = 3
 """Looks in a row that must be odd ..."""
 LASTING_S: Final = 3.0
 """... over so many seconds: a hand before the face, or a grimace, is over by then."""
+EVERY_S: Final = 1.0
+"""Seconds between two looks at a person who is known, at least ..."""
+PART: Final = 0.05
+"""... and the part of the time that they may take."""
+LEARNED_DB: Final = 20.0
+"""What is taken for usual of an avatar from an earlier call, before it is known."""
 LOCAL: Final = 0.5
 """A place has changed if all else is worse by less than this part of what it is; else it is only a new pose."""
 
@@ -167,6 +176,72 @@ class Onlooker:
         return np.column_stack(
             [camera.fx * at[:, 0] / at[:, 2] + camera.cx, camera.fy * at[:, 1] / at[:, 2] + camera.cy]
         )
+
+
+class Watch:
+    """Compares new pictures with what the avatar shows, now and then.
+
+    `offer` and `consider` are called by the tracking thread, `work` by the training thread.
+
+    Attributes:
+        worse_db: by how much pictures that were considered are worse than usual (median); None before that is known.
+    """
+
+    def __init__(self, onlooker: Callable[[], Onlooker], learned: bool) -> None:
+        """``onlooker`` makes one when it is needed; ``learned``: the avatar was, in an earlier call."""
+        self.worse_db: float | None = None
+        self.appearance = Appearance()
+        self._make = onlooker
+        self._onlooker: Onlooker | None = None
+        self._learned = learned
+        self._newest: tuple[Observation, bool] | None = None
+        self._considered: list[Look] = []
+        self._loaded: Snapshot | None = None
+        self._due = 0.0
+
+    def offer(self, observation: Observation) -> None:
+        """A picture of the person."""
+        self._newest = observation, False
+        self.worse_db = None
+
+    def consider(self, observation: Observation) -> None:
+        """A picture of a face that may be somebody else's."""
+        self._newest = observation, True
+
+    def work(self, shown: Snapshot, now: float) -> Change | None:
+        """Look at the newest picture if it is time, with the weights ``shown``; what has changed, said once."""
+        newest = self._newest
+        if newest is None:
+            return None
+        observation, considered = newest
+        if not considered:
+            self._considered.clear()
+        if now < self._due and not considered:
+            return None
+        self._newest = None
+        if self._onlooker is None:
+            self._onlooker = self._make()
+        if shown is not self._loaded:
+            self._onlooker.load(shown)
+            self._loaded = shown
+        look = self._onlooker.look(observation)
+        done = time.monotonic()
+        self._due = done + max(EVERY_S, (done - now) / PART)
+        if look is None:
+            return None
+        if considered:
+            self._consider(look)
+            return None
+        self.appearance, change = self.appearance.after(look, now)
+        return change
+
+    def _consider(self, look: Look) -> None:
+        usual = self.appearance.usual_db
+        if usual is None and self._learned:
+            usual = LEARNED_DB
+        self._considered = [*self._considered[1 - USUAL :], look]
+        if usual is not None and len(self._considered) >= LASTING:
+            self.worse_db = usual - median(each.lit_db for each in self._considered)
 
 
 def compare(picture: Float32, truth: Float32, eyes: Float64) -> Look | None:

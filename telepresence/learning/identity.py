@@ -53,7 +53,7 @@ STRANGE_DB: Final = 8.0
 """... those of another by more than this."""
 WATCH_S: Final = 0.5
 """Time constant of the misfit of a person who is known ..."""
-WATCH_MM: Final = 1.4
+WATCH_MM: Final = 1.3
 """... above which it is looked at again whether it is still them."""
 JUMP_M: Final = 0.15
 """A head that moved so far from one picture to the next is perhaps another."""

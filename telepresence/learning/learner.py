@@ -47,6 +47,8 @@ RECALLED: Final = 64
 """Pictures that an avatar of an earlier call paints of itself, so that it goes on learning what it knew ..."""
 RECALL_PART: Final = 0.2
 """... and the part of the time that this may take."""
+UNLIKE: Final = ("mistracked", "cut off", "moving", "blurred")
+"""Pictures that were refused for one of these say nothing of light, glasses or hair."""
 KNOWN_STEPS: Final = 300
 """A younger avatar does not tell what is usual of a person."""
 COLOUR_S: Final = 5.0
@@ -140,11 +142,12 @@ class Learner:
         if now < self._next_offer:
             self.gate.follow(observation)
             return
-        refused = self.gate.judge(observation, now) is not None
-        self._next_offer = now + (REFUSED_S if refused else OFFER_S)
-        if refused:
+        reason = self.gate.judge(observation, now)
+        self._next_offer = now + (OFFER_S if reason is None else REFUSED_S)
+        if reason not in UNLIKE:
+            self._watch.offer(observation)
+        if reason is not None:
             return
-        self._watch.offer(observation)
         self._offered += 1
         with self._lock:
             if self._offered % HOLD_BACK == 0:
@@ -233,6 +236,7 @@ class Learner:
         """The light, glasses or a hat have changed: old pictures fade, and are no measure any more."""
         self._held_back.forget_older()
         self.trainer.replay.turn_page()
+        self.gate.forget()
 
     def _look(self, now: float) -> None:
         """Compare the newest picture with the avatar, if it is time and there is one worth comparing with."""
@@ -245,8 +249,6 @@ class Learner:
             self.changes.append(change)
             if not self.freeze:
                 self.turn_page()
-        self.trainer.replay.turn_page()
-        self.gate.forget()
 
     def _save_of(self, state: TrainingState) -> Save:
         if self.torso is not None:
