@@ -36,7 +36,7 @@ from telepresence.mailbox import Mailbox
 from telepresence.outputs import PreviewWindow
 from telepresence.pacing import CpuShare, training_pause
 from telepresence.people import Options, People
-from telepresence.person import Person, Pose
+from telepresence.person import Person
 from telepresence.policy import Condition, one_line
 from telepresence.session import AWAY, Facts, Session, State
 from telepresence.sources import Source
@@ -222,12 +222,11 @@ class Daemon:
         observation = tracked.observation
         if observation is not None:
             self.telemetry.found.tick()
-            person.pose = Pose(observation.state, observation.camera)
             if self._zmq is not None:
                 self._zmq.follow(observation.state)
             if person.learner is not None:
                 person.learner.offer(observation, time.monotonic())
-        person.tracked = tracked
+        person.notice(tracked)
         self._moved.set()
         if self._stand_ins is not None:
             self._stand_ins.tracked(tracked, person.learner)
@@ -259,6 +258,9 @@ class Daemon:
             if person is not None:
                 self._autosave(person)
             self.stopping.wait(TICK_S)
+            return
+        if self._people.at_first_sight(person):
+            self._moved.set()
             return
         began = time.perf_counter()
         learner = self._people.learner(person)
@@ -368,8 +370,9 @@ class Daemon:
             camera = learner.avatar.camera
         absent = time.monotonic() - session.last_face if session.state in AWAY and session.last_face else 0.0
         raw = tracked.crop_rgb if self.config.run.show_camera and tracked is not None else None
+        mesh = learner.mesh if learner is not None and learner.mesh is not None else person.mesh
         title, hint = missing(person)
-        return Scene(state, camera, learner, self._good(session, learner), absent, raw, title, hint)
+        return Scene(state, camera, learner, self._good(session, learner), absent, raw, title, hint, mesh)
 
     def _good(self, session: Session, learner: Learner | None) -> bool:
         """Whether the avatar is to be shown: it is live, or came from a file and was not measured yet."""

@@ -14,6 +14,7 @@ from telepresence.frames import Drawn, ShownFrame
 from telepresence.pacing import Resolution, largest_side
 
 if TYPE_CHECKING:
+    from insta_runtime.render.coloured_mesh import ColouredMesh
     from insta_runtime.types import Bytes, Camera, Float32, HeadState
     from telepresence.learning.learner import Learner
 
@@ -30,7 +31,8 @@ class Scene:
     """All that the picture of one moment depends on.
 
     ``state`` is what the face does, in ``camera``; None while there is no face to show.  ``absent_s`` is how long
-    the face has been gone.  ``good`` says that the avatar is good enough to show.  ``raw`` is the camera's
+    the face has been gone.  ``mesh`` is the head in the colours of the camera's pictures, ``good`` says that the
+    avatar of ``learner`` is good enough to show instead.  ``raw`` is the camera's
     picture if viewers may see it.  ``title`` and ``hint`` are for the card that fills in for all of these.
     """
 
@@ -42,6 +44,7 @@ class Scene:
     raw: Bytes | None
     title: str
     hint: str
+    mesh: ColouredMesh | None = None
 
 
 class Display:
@@ -62,23 +65,24 @@ class Display:
         state, camera = scene.state, scene.camera
         if state is not None and scene.absent_s > 0.0:
             state = relaxed(state, scene.absent_s)
-        if learner is not None and state is not None and camera is not None and (scene.good or learner.mesh):
+        subject: tuple[object, ...]
+        if state is not None and camera is not None and (scene.good or scene.mesh):
             subject = (
                 learner,
-                scene.good,
+                scene.good or scene.mesh,
                 scene.raw is None,
                 self.backgrounds.chosen,
                 state.t_capture_ns,
                 min(scene.absent_s, HOLD_S + RELAX_S),
             )
-            moves = self._fresh or (scene.good and learner.display.fading)
+            moves = self._fresh or (scene.good and learner is not None and learner.display.fading)
             if not moves and subject == self._last:
                 return None
             self._last, self._fresh = subject, False
             if scene.good or scene.raw is None:
                 # A face that is gone has no capture time that a latency could be counted from.
                 stamp = state.t_capture_ns if scene.absent_s == 0.0 else time.monotonic_ns()
-                return self._head(learner, state.at(stamp), camera, scene.good)
+                return self._head(scene, state.at(stamp), camera)
         if scene.raw is not None:
             self._last = None
             return self._shown(time.monotonic_ns(), resized(scene.raw, self.side), False)
@@ -94,27 +98,29 @@ class Display:
             learner.display.load(snapshot)
             self._fresh = True
 
-    def _head(self, learner: Learner, state: HeadState, camera: Camera, good: bool) -> ShownFrame:
+    def _head(self, scene: Scene, state: HeadState, camera: Camera) -> ShownFrame:
         from insta_runtime.render.renderer import painted
 
-        resolution = self.avatar if good else self.mesh
+        learner = scene.learner
+        avatar = learner if scene.good else None
+        resolution = self.mesh if avatar is None else self.avatar
         began = time.monotonic()
         view = camera.scaled(resolution.side, resolution.side)
-        background = self.backgrounds.under(learner.torso, state, view)
-        if good:
-            rgb = learner.display.picture(state, view, background)
+        background = self.backgrounds.under(learner.torso if learner is not None else None, state, view)
+        if avatar is not None:
+            rgb = avatar.display.picture(state, view, background)
         else:
-            assert learner.mesh is not None
-            rgb = learner.mesh.render(state, view).over(painted(background))
+            assert scene.mesh is not None
+            rgb = scene.mesh.render(state, view).over(painted(background))
         ms = 1000.0 * (time.monotonic() - began)
         measured = resolution.after(ms, self.budget_ms)
-        if good:
+        if avatar is not None:
             self.avatar = measured
-            learner.make_room(ms / self.budget_ms)
+            avatar.make_room(ms / self.budget_ms)
         else:
             self.mesh = measured
-        drawn = Drawn(state, view, learner.exchange.taken, began)
-        return self._shown(state.t_capture_ns, resized(rgb, self.side), good, drawn)
+        drawn = Drawn(state, view, learner.exchange.taken if learner is not None else 0, began)
+        return self._shown(state.t_capture_ns, resized(rgb, self.side), avatar is not None, drawn)
 
     def _shown(self, t_capture_ns: int, rgb: Bytes, is_avatar: bool, drawn: Drawn | None = None) -> ShownFrame:
         self._frame_id += 1

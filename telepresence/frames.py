@@ -33,13 +33,24 @@ class CameraFrame:
 
 
 @dataclass(frozen=True)
+class Glimpse:
+    """A face at first sight: fit to be shown, not to be learned from.
+
+    ``observation`` is tracked with the identity code ``shape`` (S,), which one picture suggests.
+    """
+
+    observation: Observation
+    shape: Float32
+
+
+@dataclass(frozen=True)
 class TrackedFrame:
     """What tracking made of a camera frame.
 
     ``observation`` is the cropped picture with matte, state and crop camera, or None while no face is
     tracked (``lost``).  ``crop_rgb`` is the cropped picture even when no face was found.  ``misfit`` (N, 2) mm says how
     the face that was found lies beside the proportions of the person tracked (`tracking.proportions`), also where the
-    fit was not to be believed; None without a face, and while calibrating.
+    fit was not to be believed; None without a face, and while calibrating; then ``glimpse`` is the face at first sight.
     """
 
     frame_id: int
@@ -47,6 +58,7 @@ class TrackedFrame:
     crop_rgb: Bytes
     observation: Observation | None
     misfit: Float32 | None = None
+    glimpse: Glimpse | None = None
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from insta_runtime.avatar import Avatar
 from insta_runtime.errors import UserError
 from insta_runtime.head import fingerprint
 from telepresence.drivers.transfer import Habits
+from telepresence.learning.album import Album, album_folder
 from telepresence.learning.learner import Learner
 from telepresence.person import Person, make_tracker, new_avatar_path, stored_avatar, stored_calibration
 from telepresence.sources import Informed, Source, open_source
@@ -44,14 +45,13 @@ class Options:
     models: Path | None = None
     track: bool = False
     preview: bool = False
-    freeze: bool = False
 
 
 class People:
     """Opens, swaps and sees off persons; ``current`` is the one whose camera is used now.
 
-    `lend` is called on the network thread, `learner` on the training thread, `usual` on the zmq thread; all
-    else belongs to the supervisor.  ``note`` hears what went wrong, and where; ``save`` saves a person's avatar.
+    `lend` is called on the network thread, `at_first_sight` and `learner` on the training thread, `usual` on the zmq
+    thread; all else belongs to the supervisor.  ``note`` hears what went wrong, and where; ``save`` saves a person's avatar.
     """
 
     def __init__(
@@ -136,6 +136,22 @@ class People:
 
     # ---- what is known of them
 
+    def at_first_sight(self, person: Person) -> bool:
+        """Colour a mesh from the first picture, to be shown until something is learned.  False if that is done."""
+        glimpse = person.glimpse
+        if glimpse is None or person.mesh is not None or person.learner is not None:
+            return False
+        import torch
+
+        from insta_runtime.head import HeadRig
+        from insta_runtime.render.coloured_mesh import ColouredMesh
+
+        mesh = ColouredMesh(HeadRig(self._head, torch.device("cpu")), glimpse.shape)
+        mesh.observe(glimpse.observation)
+        mesh.colours()
+        person.mesh = mesh
+        return True
+
     def learner(self, person: Person) -> Learner | None:
         """The learner of ``person``, who gets a new avatar once it is known who that is."""
         shape = person.tracker.shape
@@ -181,9 +197,10 @@ class People:
 
     def _learner(self, avatar: Avatar, path: Path) -> Learner:
         run = self._config.run
-        freeze = self._options.freeze or run.freeze or run.train_share == 0.0
         avatar.consent = avatar.consent or run.consent
-        return Learner(avatar, path, freeze=freeze, backend=run.backend, autosave_s=run.autosave_s)
+        album = Album(album_folder(path), self._head, avatar.model.shape) if run.keep_frames else None
+        freeze = run.freeze or run.train_share == 0.0
+        return Learner(avatar, path, freeze=freeze, backend=run.backend, autosave_s=run.autosave_s, album=album)
 
     def _new_guest(self) -> Person | None:
         camera = partial(open_source, "browser", browser=self._camera)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from insta_runtime.errors import UserError
 from telepresence.clock import CaptureClock, now_ns
-from telepresence.frames import CameraFrame, TrackedFrame
+from telepresence.frames import CameraFrame, Glimpse, TrackedFrame
 from telepresence.learning.budget import Budget
 from telepresence.learning.learner import Learner
 from telepresence.policy import POLICIES, Condition, Health, one_line
@@ -23,6 +23,7 @@ from telepresence.session import Session
 if TYPE_CHECKING:
     from insta_runtime.avatar import Avatar
     from insta_runtime.head import HeadModel
+    from insta_runtime.render.coloured_mesh import ColouredMesh
     from insta_runtime.types import Camera, HeadState
     from telepresence.sources import Identity, Source
     from telepresence.tracking.calibration import Calibration
@@ -47,7 +48,8 @@ class Pose:
 class Person:
     """Belongs to the daemon; every thread touches only its own part.
 
-    Capture calls `read`, tracking sets ``tracked`` and ``pose``, training sets ``learner``, the supervisor
+    Capture calls `read`, tracking sets ``tracked``, ``pose`` and ``glimpse``, training sets ``learner``
+    and, for the time before there is one, ``mesh``, the supervisor
     ``session`` and ``budget``.  ``trouble`` is the line that says why the camera gives no pictures, ``seen`` whether
     it ever did.
     """
@@ -74,6 +76,8 @@ class Person:
         self.learner: Learner | None = None
         self.tracked: TrackedFrame | None = None
         self.pose: Pose | None = None
+        self.glimpse: Glimpse | None = None
+        self.mesh: ColouredMesh | None = None
         self.seen = False
         self.trouble: str | None = None
         self._source: Source | None = source
@@ -123,6 +127,18 @@ class Person:
     def wrong_times(self) -> int:
         """How many pictures had a capture time that cannot be."""
         return self._clock.wrong
+
+    def notice(self, tracked: TrackedFrame) -> None:
+        """Take over what tracking made of a frame: the pose, and a glimpse of somebody who is not yet learned."""
+        observation, glimpse, shape = tracked.observation, tracked.glimpse, self.tracker.shape
+        if glimpse is None and observation is not None and shape is not None and self.learner is None:
+            glimpse = Glimpse(observation, shape)
+        if glimpse is not None:
+            self.glimpse = glimpse
+        seen = observation if observation is not None or glimpse is None else glimpse.observation
+        if seen is not None:
+            self.pose = Pose(seen.state, seen.camera)
+        self.tracked = tracked
 
     def renew_tracker(self) -> None:
         """Track with a new tracker that knows of the person what this one knew; on the tracking thread."""

@@ -59,6 +59,7 @@ class Supervisor:
             fatal=self._fatal,
             nice=nice,
         )
+        self._watched = time.monotonic()
         worker.start()
 
     def watch(self, now: float) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from insta_runtime.head import HeadModel
 from insta_runtime.types import Bytes, Float32, Float64, HeadState, Observation
-from telepresence.frames import CameraFrame, TrackedFrame
+from telepresence.frames import CameraFrame, Glimpse, TrackedFrame
 
 from .calibration import Calibration, calibrate
 from .crop import Crop, CropPolicy, choose_crop
@@ -87,7 +87,9 @@ class FaceTracker:
         self.trusts = True
         self._landmarker = FaceLandmarker(models, live=True)
         self._person: _Person | None = None
+        self._first: _Person | None = None  # as they look at first sight, until they are known
         self._stored = calibration
+        self._known_shape: Float32 | None = None  # of somebody who has no calibration
         self._seen: list[tuple[int, FaceLandmarks]] = []
         self._shape = (0, 0)  # height, width of the pictures so far
         self._lost = False
@@ -109,7 +111,10 @@ class FaceTracker:
         return self._person.shape if self._person is not None else None
 
     def track(self, frame: CameraFrame) -> TrackedFrame:
-        """Track one picture; ``observation`` is None while searching, calibrating or lost."""
+        """Track one picture; ``observation`` is None while searching, calibrating or lost.
+
+        While calibrating there is a ``glimpse``.
+        """
         height, width = frame.rgb.shape[:2]
         if (height, width) != self._shape:  # another camera, or it was turned
             self._shape = (height, width)
@@ -118,10 +123,7 @@ class FaceTracker:
         if self._person is None:
             self._get_to_know(frame, face)
         if self._person is None:
-            crop = choose_crop(
-                "center" if face is None else self._policy, [face] if face else [], width, height, self._size
-            )
-            return TrackedFrame(frame.frame_id, frame.t_capture_ns, crop.apply(frame.rgb), None)
+            return self._at_first_sight(frame, face)
         tracked = self._person.track(frame, face, self.trusts)
         self._lost = tracked.observation is None
         return tracked
@@ -134,7 +136,9 @@ class FaceTracker:
         if self._person is not None:
             self._person.close()
             self._stored = None
-        self._stored = known.calibration if known is not None else self._stored
+        self._forget_first()
+        if known is not None:
+            self._stored, self._known_shape = known.calibration, known.shape
         self._person = None
         self._seen.clear()
         self._lost = False
@@ -148,7 +152,27 @@ class FaceTracker:
     def close(self) -> None:
         if self._person is not None:
             self._person.close()
+        self._forget_first()
         self._landmarker.close()
+
+    def _at_first_sight(self, frame: CameraFrame, face: FaceLandmarks | None) -> TrackedFrame:
+        """While nobody is known: the face as the head of whom the first picture suggests."""
+        height, width = self._shape
+        if self._first is None and face is not None:
+            crop = choose_crop(self._policy, [face], width, height, self._size)
+            guess = calibrate(self.head, [face], width, height, self._focal)
+            self._first = _Person(self.head, guess, crop, face.face_size, self._models, None)
+        if self._first is None:
+            crop = choose_crop("center", [], width, height, self._size)
+            return TrackedFrame(frame.frame_id, frame.t_capture_ns, crop.apply(frame.rgb), None)
+        seen = self._first.track(frame, face, trusts=True)
+        glimpse = Glimpse(seen.observation, self._first.shape) if seen.observation is not None else None
+        return TrackedFrame(frame.frame_id, frame.t_capture_ns, seen.crop_rgb, None, glimpse=glimpse)
+
+    def _forget_first(self) -> None:
+        if self._first is not None:
+            self._first.close()
+            self._first = None
 
     def _get_to_know(self, frame: CameraFrame, face: FaceLandmarks | None) -> None:
         if face is None:
@@ -162,16 +186,18 @@ class FaceTracker:
         if stored is not None and (stored.width, stored.height) == (width, height):
             calibration = stored
         elif len(faces) >= CALIBRATION_FRAMES and frame.t_capture_ns - self._seen[0][0] >= CALIBRATION_SECONDS * 1e9:
-            known = stored.shape if stored is not None else None
+            known = stored.shape if stored is not None else self._known_shape
             calibration = calibrate(self.head, faces, width, height, self._focal, known)
             calibration = with_gaze(self.head, calibration, faces)
-            if stored is not None:
-                shift = (calibration.offsets - stored.offsets).astype(np.float64)
+            if known is not None:
+                before = stored.offsets if stored is not None else 0.0
+                shift = (calibration.offsets - before).astype(np.float64)
         else:
             return
         crop = choose_crop(self._policy, faces, width, height, self._size)
         size = float(np.median([face.face_size for face in faces]))
         self._person = _Person(self.head, calibration, crop, size, self._models, shift)
+        self._forget_first()
         self._seen.clear()
 
 
