@@ -140,6 +140,9 @@ def run(
         bool, typer.Option("--show-camera", help="Let viewers see the camera until the avatar is good enough.")
     ] = False,
     freeze: Annotated[bool, typer.Option("--freeze", help="Show the avatar without learning on.")] = False,
+    keep_frames: Annotated[
+        bool, typer.Option("--keep-frames", help="Keep the pictures that are learned from beside the avatar.")
+    ] = False,
     log_json: Annotated[bool, typer.Option("--log-json", help="Log one JSON object a line.")] = False,
     device: DeviceOption = None,
     config: ConfigOption = None,
@@ -155,6 +158,8 @@ def run(
         "stream.size": size,
         "run.background": background,
         "run.show_camera": True if show_camera else None,
+        "run.freeze": True if freeze else None,
+        "run.keep_frames": True if keep_frames else None,
     }
     settings = _configure(config, changes, device, flags)
     from telepresence.commands.run import run as command
@@ -167,7 +172,6 @@ def run(
         models=models,
         track=track,
         preview=preview,
-        freeze=freeze,
         log_json=log_json,
     )
 
@@ -381,6 +385,20 @@ def bench(
         config=settings,
     )
     _write_json(json_file, figures)
+
+
+@app.command()
+def forget(
+    avatar: Annotated[
+        Path | None, typer.Argument(metavar="AVATAR", help="An avatar: its folder or its .safetensors.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All avatars of calls that were given no place.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Delete an avatar, its training and the pictures that were kept of it, for good."""
+    from telepresence.commands.forget import forget as command
+
+    command(avatar, everything=everything, sure=yes, ask=typer.confirm)
 
 
 @app.command()

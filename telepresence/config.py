@@ -62,6 +62,9 @@ class RunConfig:
     autosave_s: float = setting(
         10.0, "time between saves of the avatar: what is lost if the program is killed", unit="s", ge=0.1, le=3600.0
     )
+    keep_frames: bool = setting(
+        False, "keep the pictures that are learned from beside the avatar, to learn from them in the next call, too"
+    )
     consent: bool = setting(False, "whoever is learned has agreed that their avatar is kept: noted in its file")
 
 

@@ -21,7 +21,6 @@ def run(
     models: Path | None,
     track: bool,
     preview: bool,
-    freeze: bool,
     log_json: bool = False,
 ) -> None:
     """Run until SIGINT or SIGTERM, then save the avatar and return; a second signal ends the process at once.
@@ -38,7 +37,7 @@ def run(
     console = Console(soft_wrap=True, highlight=False)
     configure(as_json=log_json)
 
-    options = Options(source or default_source(), avatar, head, models, track, preview, freeze)
+    options = Options(source or default_source(), avatar, head, models, track, preview)
     daemon = Daemon(config, options)
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:

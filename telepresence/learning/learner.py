@@ -16,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from insta_runtime.errors import UserError
+from telepresence.learning.album import Album
 from telepresence.learning.appearance import Change, Onlooker, Watch
 from telepresence.learning.gate import FacePoints, Gate
 from telepresence.learning.guidance import Guidance
@@ -75,7 +76,14 @@ class Learner:
     """
 
     def __init__(
-        self, avatar: Avatar, path: Path, *, freeze: bool, backend: str, autosave_s: float = AUTOSAVE_S
+        self,
+        avatar: Avatar,
+        path: Path,
+        *,
+        freeze: bool,
+        backend: str,
+        autosave_s: float = AUTOSAVE_S,
+        album: Album | None = None,
     ) -> None:
         from insta_runtime.backends import choose_backend, make_renderer, make_trainer
         from insta_runtime.learn.recall import Recall
@@ -106,7 +114,9 @@ class Learner:
         self._held_back = HeldBack(min(SIDE, avatar.model.config.learn.size))
         judge = Judge(avatar.model, self.backend)
         self._publisher = Publisher(self.trainer, judge, self._held_back, self.exchange)
-        self._saver = Saver(path, avatar, autosave_s)
+        self._saver = Saver(path, avatar, autosave_s, album)
+        self._album = album
+        self._stored = album.stored() if album is not None and not freeze else None
         self._watch = Watch(partial(Onlooker, avatar.model, self.backend), self.loaded)
         self._paused = False  # until it is known whose face is seen
         self.changes: deque[Change] = deque(maxlen=8)  # of light, glasses, hair; whoever tells of them takes them out
@@ -159,6 +169,8 @@ class Learner:
         self.guidance = self.guidance.after(observation.state)
         if not self.freeze:
             self.trainer.add(observation)
+            if self._album is not None:
+                self._album.offer(observation)
 
     def consider(self, observation: Observation) -> None:
         """Learn nothing until the next `offer`: whose face this is, is not known.  `worse_db` will help to tell."""
@@ -280,13 +292,20 @@ class Learner:
         return True
 
     def _remember(self) -> None:
-        """Give the replay a picture of what the avatar knew, if it misses one and there is time."""
+        """Give the replay a picture of an earlier call: one that was kept, or one of what the avatar knew."""
         began = time.monotonic()
-        if self._recall is None or not len(self.trainer.replay) or began < self._next_recall:
+        if not len(self.trainer.replay) or began < self._next_recall:
             return
-        if not self._recall.give(self.trainer.replay):
+        if self._stored is not None:
+            observation = next(self._stored, None)
+            if observation is None:
+                self._stored = None
+            else:
+                self.trainer.replay.recall(observation)
+        elif self._recall is None:
+            return
+        elif not self._recall.give(self.trainer.replay):
             self._recall = None
-            return
         done = time.monotonic()
         self._next_recall = done + (done - began) / RECALL_PART
 

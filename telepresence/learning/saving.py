@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from insta_runtime.avatar import Avatar, Record
     from insta_runtime.backends import AnyTrainer
     from insta_runtime.learn.training_state import TrainingState
+    from telepresence.learning.album import Album
 
 log = logging.getLogger("telepresence")
 
@@ -73,8 +74,9 @@ class Saver:
         trouble: why the last attempt failed, None if it did not.
     """
 
-    def __init__(self, path: Path, avatar: Avatar, every_s: float) -> None:
-        self.path, self.steps, self.every_s = path, avatar.steps, every_s
+    def __init__(self, path: Path, avatar: Avatar, every_s: float, album: Album | None = None) -> None:
+        """``album`` is written with each save."""
+        self.path, self.steps, self.every_s, self.album = path, avatar.steps, every_s, album
         self._spoilt = avatar.spoilt  # what is damaged must not take the place of what is not
         self.sha256: str | None = None
         self.trouble: str | None = None
@@ -106,7 +108,10 @@ class Saver:
         began = time.monotonic()
         try:
             self.sha256 = self._write(save)
-            self.steps, self.trouble, self._spoilt = save.training.steps, None, False
+            self.steps, self._spoilt = save.training.steps, False
+            if self.album is not None:
+                self.album.write()
+            self.trouble = None
         except UserError as error:
             self.trouble = str(error)
         except Exception as error:  # of a lost GPU, say: learning will meet it, too

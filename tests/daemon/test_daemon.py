@@ -118,7 +118,7 @@ def test_a_call_from_the_first_card_to_a_saved_avatar(launch: Callable[..., Watc
     steps = Avatar.load(tmp_path / "avatar", head, "cpu").steps
     assert steps >= status["steps"]
 
-    again = launch(Options("synthetic", tmp_path / "avatar", freeze=True))
+    again = launch(Options("synthetic", tmp_path / "avatar"), load_config("cpu", (*TINY, "run.freeze=true"), "cpu"))
     eventually(again, lambda status: status["avatar_fps"] > 0)
     assert again.status()["steps"] == steps
     assert any(picture.is_avatar for picture in again.pictures)

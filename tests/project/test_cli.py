@@ -16,7 +16,7 @@ import telepresence
 from telepresence.cli import run_command
 from telepresence.commands.doctor import NEEDED, doctor
 
-COMMANDS = ("run", "track", "fit", "evaluate", "render", "send", "bench", "rehearse", "doctor")
+COMMANDS = ("run", "track", "fit", "evaluate", "render", "send", "bench", "rehearse", "forget", "doctor")
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
