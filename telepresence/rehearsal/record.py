@@ -69,7 +69,7 @@ class Record:
 
     Attributes:
         began: monotonic seconds of that picture, None before it.
-        first_face, first_picture, first_avatar: seconds of the first tracked face, and of the first picture that
+        first_face, first_picture, first_avatar: seconds of the first tracked face (or glimpse of it), and of the first picture that
             showed the head, the avatar; None if there was none.
         published: those that were the newest at a moment of the plan, ascending. seen: pictures to measure on.
         showing: (seconds, whether it was the avatar), wherever that changed. fades: publications to look at.
@@ -112,12 +112,12 @@ class Record:
             self.learner = learner
             learner.exchange.watch = partial(self._publish, learner)
         self.pictures += 1
+        at = self.at(frame.t_capture_ns / 1e9)
+        if self.first_face is None and (frame.observation or frame.glimpse):
+            self.first_face = at
         if frame.observation is None:
             return
-        at = self.at(frame.t_capture_ns / 1e9)
         self.faces += 1
-        if self.first_face is None:
-            self.first_face = at
         if self.plan.wants_picture(at, self._kept_at):
             self._kept_at = at
             self._hold(frame.observation)
