@@ -69,8 +69,8 @@ class Record:
 
     Attributes:
         began: monotonic seconds of that picture, None before it.
-        first_face, first_picture, first_avatar: seconds of the first tracked face (or glimpse of it), and of the first picture that
-            showed the head, the avatar; None if there was none.
+        first_face, first_picture, first_avatar: seconds of the first tracked face (or glimpse of it), and of the first
+            picture that showed the head, the avatar; None if there was none.
         published: those that were the newest at a moment of the plan, ascending. seen: pictures to measure on.
         showing: (seconds, whether it was the avatar), wherever that changed. fades: publications to look at.
         pictures, faces: tracked so far, and those with a face in them.
