@@ -38,15 +38,17 @@ PATIENCE: Final[dict[Reason, float]] = {
 }
 """Seconds since a picture was last taken, after which one is in spite of the reason."""
 
+GAP_S: Final = 1.0
+"""Who was away for longer than this is not waited for: patience begins anew."""
 POINTS: Final = 160
 """Places of the face that are looked at."""
 FACING: Final = 0.35
 """Cosine between a place's normal and the way to the camera from which on it is in view."""
 LEAST_INSIDE: Final = 0.75
 """Part of the face that the picture must show."""
-JUMP: Final = math.radians(25.0)
-"""No head turns by so much from a frame to the next."""
-FRAME_S: Final = 0.12
+JUMP, JUMP_RATE = math.radians(25.0), math.radians(500.0)
+"""No head turns by so much from a frame to the next, nor so much a second."""
+FRAME_S: Final = 0.25
 """Pictures farther apart than that say nothing of speed."""
 FASTEST: Final = 1.2
 """Widths of the face a second beyond which matte and pose lag behind the picture."""
@@ -236,8 +238,7 @@ class Gate:
         self.news: float | None = None
         self._face, self._code = face, code
         self._before: tuple[HeadState, View] | None = None
-        self._kept: deque[tuple[HeadState, Float32]] = deque(maxlen=COMPARED)
-        self._last = -math.inf
+        self._last = self._looked = -math.inf
         self._begin()
 
     def forget(self) -> None:
@@ -246,6 +247,7 @@ class Gate:
 
     def _begin(self) -> None:
         self._forgetting = False
+        self._kept: deque[tuple[HeadState, Float32]] = deque(maxlen=COMPARED)
         self._usual: deque[Signs] = deque(maxlen=WINDOW)
         self._looks: deque[tuple[float, float, float]] = deque(maxlen=WINDOW)  # hidden, vague, strange
         self._colours: dict[tuple[int, int], _Colours] = {}  # of the sides from which the face was seen
@@ -259,6 +261,9 @@ class Gate:
         """Why the picture is not worth learning from, counted; None if it is taken.  ``now``: seconds."""
         if self._forgetting:
             self._begin()
+        if now - self._looked > GAP_S:
+            self._last = now
+        self._looked = now
         before = self._before
         self.follow(observation)
         reason = self._reason(observation, before, now)
@@ -312,9 +317,10 @@ class Gate:
 
 
 def _jumped(before: tuple[HeadState, View] | None, state: HeadState) -> bool:
-    if before is None or _elapsed(before[0], state) is None:
+    seconds = _elapsed(before[0], state) if before is not None else None
+    if before is None or seconds is None:
         return False
-    return _turn(before[0], state) > JUMP
+    return _turn(before[0], state) > max(JUMP, JUMP_RATE * seconds)
 
 
 def _elapsed(before: HeadState, state: HeadState) -> float | None:

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFilter
+from small_person import flame_head, neutral_shape, pose
 
 from insta_runtime.config import AvatarConfig, FieldConfig, OccupancyConfig
 from insta_runtime.render.model import AvatarModel
 from insta_runtime.types import Observation
 from telepresence.actor.actor import Actor
 from telepresence.actor.performance import Performance
-from telepresence.learning.gate import PATIENCE, YOUNG, FacePoints, Gate
+from telepresence.learning.gate import PATIENCE, YOUNG, FacePoints, Gate, View
 
 SMALL = AvatarConfig(radiance=FieldConfig(levels=2, log2_entries=8), occupancy=OccupancyConfig(resolution=16))
 SIZE, APART = 192, 0.5
@@ -168,3 +169,29 @@ def test_no_reason_but_a_lost_face_keeps_for_ever(gate: Gate, pictures: list[Obs
         assert any(fresh.judge(damage(pictures[i % SEEN]), now) is None for i, now in enumerate(moments[:24]))
     lost = [gate.judge(half_outside(pictures[i % SEEN]), NOW + APART * i) for i in range(60)]
     assert set(lost) == {"cut off"}
+
+
+def test_who_comes_back_does_not_find_the_gate_open(gate: Gate, pictures: list[Observation]) -> None:
+    assert gate.judge(blurred(pictures[3]), NOW + 60.0) == "blurred"
+    assert gate.judge(pictures[3], NOW + 60.2) is None
+
+
+def test_after_a_change_of_light_nothing_is_a_duplicate_or_strange(gate: Gate, pictures: list[Observation]) -> None:
+    last = pictures[SEEN - 2]
+    assert gate.judge(last, NOW) == "duplicate"
+    gate.forget()
+    side = np.linspace(0.2, 1.0, SIZE)[None, :, None]
+    assert gate.judge(replace(last, rgb=(last.rgb * side).astype(np.uint8)), NOW + 0.2) is None
+
+
+def test_places_lie_on_any_head(new: Gate) -> None:
+    """Those of a head in FLAME's layout follow its expressions, too."""
+    model = AvatarModel(flame_head(), neutral_shape(flame_head()), SMALL, torch.device("cpu"))
+    face = FacePoints.of(model)
+    view = View.of(face, pose(flame_head()), Actor.camera(SIZE))
+    smiling = View.of(face, pose(flame_head(), smile=1.0), Actor.camera(SIZE))
+    assert view is not None
+    assert smiling is not None
+    assert view.inside.all()
+    assert view.facing.mean() > 0.5
+    assert 0.0 < np.abs(smiling.v - view.v).max() < 0.2 * view.width
