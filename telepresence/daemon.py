@@ -39,6 +39,7 @@ from telepresence.people import Options, People
 from telepresence.person import Person
 from telepresence.policy import Condition, one_line
 from telepresence.session import AWAY, Facts, Session, State
+from telepresence.sitter import Sitter
 from telepresence.sources import Source
 from telepresence.status import Moment, Status, missing
 from telepresence.streaming import MediaServer, Outlet, StreamHooks
@@ -224,9 +225,7 @@ class Daemon:
             self.telemetry.found.tick()
             if self._zmq is not None:
                 self._zmq.follow(observation.state)
-            if person.learner is not None:
-                person.learner.offer(observation, time.monotonic())
-        person.notice(tracked)
+        person.notice(tracked, time.monotonic())
         self._moved.set()
         if self._stand_ins is not None:
             self._stand_ins.tracked(tracked, person.learner)
@@ -254,7 +253,8 @@ class Daemon:
 
     def _train(self) -> None:
         person = self._people.current
-        if person is None or person.budget.mode is Mode.RESTING:
+        # Whether it is still the same face is told from pictures, too.
+        if person is None or (person.budget.mode is Mode.RESTING and person.sitter.acquaintance.settled):
             if person is not None:
                 self._autosave(person)
             self.stopping.wait(TICK_S)
@@ -282,11 +282,12 @@ class Daemon:
         self._people.follow(now, self._stages.rounds(("capture", "track", "render", "train")))
         person = self._people.current
         if person is not None:
-            before = person.session.state
-            person.session = person.session.advance(self._facts(person), now)
-            if person.session.state is not before:
-                fields = {"from": before, "to": person.session.state}
-                log.info("%s -> %s", before, person.session.state, extra={"event": "state", "fields": fields})
+            sitter = person.sitter
+            before = sitter.session.state
+            sitter.session = sitter.session.advance(self._facts(person), now)
+            if sitter.session.state is not before:
+                fields = {"from": before, "to": sitter.session.state}
+                log.info("%s -> %s", before, sitter.session.state, extra={"event": "state", "fields": fields})
             self._allot(person, now)
             self._watch_for_faces(person, now)
         self.telemetry.measure_memory(self.config.run.device, now)
@@ -306,6 +307,7 @@ class Daemon:
             self._people.lend,
             self.background,
             self._choose_background,
+            self._answer,
         )
         return MediaServer(self.config.stream, hooks)
 
@@ -331,6 +333,7 @@ class Daemon:
             face=person.face(),
             calibrated=person.learner is not None,
             gain_db=score.gain_db if score is not None else None,
+            likeness_db=score.avatar_db if score is not None else None,
             driven=person.learner is not None and self._driver == "zmq" and age is not None and age < FRESH_S,
         )
 
@@ -346,14 +349,15 @@ class Daemon:
             frozen=learner is not None and learner.freeze,
             failure=health.error if health.condition in (Condition.FAILED, Condition.HUNG) else None,
         )
-        before = person.budget
-        person.budget = before.after(wants, now)
-        if person.budget.mode is not before.mode:
+        sitter = person.sitter
+        before = sitter.budget
+        sitter.budget = budget = before.after(wants, now)
+        if budget.mode is not before.mode:
             log.info(
                 "training: %s (%s)",
-                person.budget.mode,
-                person.budget.why,
-                extra={"event": "training", "stage": "train", "fields": {"mode": person.budget.mode}},
+                budget.mode,
+                budget.why,
+                extra={"event": "training", "stage": "train", "fields": {"mode": budget.mode}},
             )
 
     def _scene(self, person: Person) -> Scene:
@@ -370,7 +374,7 @@ class Daemon:
             camera = learner.avatar.camera
         absent = time.monotonic() - session.last_face if session.state in AWAY and session.last_face else 0.0
         raw = tracked.crop_rgb if self.config.run.show_camera and tracked is not None else None
-        mesh = learner.mesh if learner is not None and learner.mesh is not None else person.mesh
+        mesh = learner.mesh if learner is not None and learner.mesh is not None else person.sitter.mesh
         title, hint = missing(person)
         return Scene(state, camera, learner, self._good(session, learner), absent, raw, title, hint, mesh)
 
@@ -412,15 +416,18 @@ class Daemon:
         learner.autosave(time.monotonic())
         for event in learner.events():
             self._note("learning", event.text)
+        while learner.changes:
+            change = learner.changes.popleft()
+            person.sitters.note("appearance", f"what has changed: {change}; earlier pictures fade")
         if learner.unsaved != self._unsaved:
             self._unsaved = learner.unsaved
             self._note("avatar", self._unsaved)
 
-    def _save(self, person: Person) -> None:
+    def _save(self, sitter: Sitter) -> None:
         """Save the avatar; where that fails the last one stays."""
         try:
-            if person.learner is not None and person.learner.save():
-                log.info("avatar saved: %s", person.path, extra={"event": "avatar_saved", "stage": "avatar"})
+            if sitter.learner is not None and sitter.learner.save():
+                log.info("avatar saved: %s", sitter.path, extra={"event": "avatar_saved", "stage": "avatar"})
             self._note("avatar", None)
             self._unsaved = None
         except Exception as error:  # a lost GPU raises anything; whoever else is there must be saved all the same
@@ -432,6 +439,13 @@ class Daemon:
         """A viewer wants the head over something else (on the network thread).  UserError if there is no such."""
         self._backgrounds.choose(text)
         self._moved.set()
+
+    def _answer(self, same: bool) -> None:
+        """Somebody says whether this is the avatar's person (on the network thread).  UserError if nobody asked."""
+        person = self._people.current
+        if person is None:
+            raise UserError("nobody asks who this is")
+        person.sitters.answer(same)
 
     # ---- what it says of itself
 

@@ -17,7 +17,9 @@ from telepresence.drivers.transfer import Habits
 from telepresence.learning.album import Album, album_folder
 from telepresence.learning.learner import Learner
 from telepresence.person import Person, make_tracker, new_avatar_path, stored_avatar, stored_calibration
+from telepresence.sitter import Sitter
 from telepresence.sources import Informed, Source, open_source
+from telepresence.tracking.proportions import Known
 
 if TYPE_CHECKING:
     from insta_runtime.head import HeadModel
@@ -51,7 +53,7 @@ class People:
     """Opens, swaps and sees off persons; ``current`` is the one whose camera is used now.
 
     `lend` is called on the network thread, `at_first_sight` and `learner` on the training thread, `usual` on the zmq
-    thread; all else belongs to the supervisor.  ``note`` hears what went wrong, and where; ``save`` saves a person's avatar.
+    thread; all else belongs to the supervisor.  ``note`` hears what went wrong, and where; ``save`` saves an avatar.
     """
 
     def __init__(
@@ -62,7 +64,7 @@ class People:
         camera: Mailbox[CameraFrame],
         *,
         note: Callable[[str, str | None], None],
-        save: Callable[[Person], None],
+        save: Callable[[Sitter], None],
         open_home: Callable[[], Source] | None = None,
     ) -> None:
         """``camera`` is where a browser's pictures arrive.  ``note(where, None)`` says that it works again.
@@ -121,15 +123,16 @@ class People:
             # A broken connection may bring them back.
             if now - since > RESUME_S and rounds > since:
                 self._leaving = None
-                self._save(person)
+                for sitter in {person.sitter, *person.sitters.away}:
+                    self._save(sitter)
                 person.close()
 
     def close(self, save: bool, release: bool) -> None:
         """``save`` everybody's avatar; ``release`` cameras and trackers too, once no stage uses them."""
         for person in (self.home, self.guest, self._leaving and self._leaving[0]):
             if person is not None:
-                if save:
-                    self._save(person)
+                for sitter in {person.sitter, *person.sitters.away} if save else ():
+                    self._save(sitter)
                 if release:
                     person.close()
         self.home = self.guest = self._leaving = self.current = None
@@ -138,8 +141,9 @@ class People:
 
     def at_first_sight(self, person: Person) -> bool:
         """Colour a mesh from the first picture, to be shown until something is learned.  False if that is done."""
-        glimpse = person.glimpse
-        if glimpse is None or person.mesh is not None or person.learner is not None:
+        sitter = person.sitter
+        glimpse = sitter.glimpse
+        if glimpse is None or sitter.mesh is not None or sitter.learner is not None:
             return False
         import torch
 
@@ -149,19 +153,34 @@ class People:
         mesh = ColouredMesh(HeadRig(self._head, torch.device("cpu")), glimpse.shape)
         mesh.observe(glimpse.observation)
         mesh.colours()
-        person.mesh = mesh
+        sitter.mesh = mesh
         return True
 
     def learner(self, person: Person) -> Learner | None:
-        """The learner of ``person``, who gets a new avatar once it is known who that is."""
+        """The learner of whoever is there: the avatar that they have, or a new one once it is known who that is.
+
+        Learners of those who are there no more are saved, and let go.
+        """
+        sitter = person.sitter
+        for gone in person.sitters.away:
+            if gone is not sitter and gone.learner is not None:
+                self._save(gone)
+                gone.learner = None
+        if sitter.learner is not None:
+            return sitter.learner
+        if sitter in person.sitters.away:
+            avatar = stored_avatar(sitter.path, self._head, self._config.run.device)
+            if avatar is not None:
+                sitter.learner = self._learner(avatar, sitter.path)
+            return sitter.learner
         shape = person.tracker.shape
-        if person.learner is None and person.pose is not None and shape is not None:
+        if sitter.pose is not None and shape is not None:
             config, device = self._config.avatar, self._config.run.device
-            avatar = Avatar.create(self._head, shape, person.pose.camera, config, device)
+            avatar = Avatar.create(self._head, shape, sitter.pose.camera, config, device)
             if (calibration := person.tracker.calibration) is not None:
                 avatar.calibration = json.loads(calibration.to_json())
-            person.learner = self._learner(avatar, person.path)
-        return person.learner
+            sitter.learner = self._learner(avatar, sitter.path)
+        return sitter.learner
 
     def usual(self) -> tuple[str, Habits] | None:
         """Whose avatar there is and what is usual for them."""
@@ -187,8 +206,11 @@ class People:
         except UserError:
             source.close()
             raise
-        person = Person(name, source, camera, tracker, path, partial(self._note, "source"), retrack)
-        person.learner = self._learner(avatar, path) if avatar is not None else None
+        stored = avatar is not None
+        person = Person(name, source, camera, tracker, path, partial(self._note, "source"), retrack, stored)
+        if avatar is not None:
+            tracker.recalibrate(Known(avatar.model.shape, stored_calibration(avatar)))
+            person.sitter.learner = self._learner(avatar, path)
         return person
 
     def _tracker(self, known: Identity | None, calibration: Calibration | None) -> Tracker:

@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -15,16 +15,15 @@ from typing import TYPE_CHECKING, Final
 from insta_runtime.errors import UserError
 from telepresence.clock import CaptureClock, now_ns
 from telepresence.frames import CameraFrame, Glimpse, TrackedFrame
-from telepresence.learning.budget import Budget
-from telepresence.learning.learner import Learner
 from telepresence.policy import POLICIES, Condition, Health, one_line
-from telepresence.session import Session
+from telepresence.sitter import Pose, Sitter, Sitters
 
 if TYPE_CHECKING:
     from insta_runtime.avatar import Avatar
     from insta_runtime.head import HeadModel
-    from insta_runtime.render.coloured_mesh import ColouredMesh
-    from insta_runtime.types import Camera, HeadState
+    from telepresence.learning.budget import Budget
+    from telepresence.learning.learner import Learner
+    from telepresence.session import Session
     from telepresence.sources import Identity, Source
     from telepresence.tracking.calibration import Calibration
     from telepresence.tracking.crop import CropPolicy
@@ -37,21 +36,12 @@ SILENT_NS: Final = 1_000_000_000
 """A camera that gave no picture for so long gives none."""
 
 
-@dataclass(frozen=True)
-class Pose:
-    """A tracked state and the camera that it is seen by."""
-
-    state: HeadState
-    camera: Camera
-
-
 class Person:
     """Belongs to the daemon; every thread touches only its own part.
 
-    Capture calls `read`, tracking sets ``tracked``, ``pose`` and ``glimpse``, training sets ``learner``
-    and, for the time before there is one, ``mesh``, the supervisor
-    ``session`` and ``budget``.  ``trouble`` is the line that says why the camera gives no pictures, ``seen`` whether
-    it ever did.
+    Capture calls `read`, tracking `notice`; ``sitters`` are those who were before the camera, and say which thread
+    sets what of them.  ``trouble`` is the line that says why the camera gives no pictures, ``seen`` whether it ever
+    did.
     """
 
     def __init__(
@@ -63,21 +53,17 @@ class Person:
         path: Path,
         report: Callable[[str | None], None],
         retrack: Callable[[Calibration | None], Tracker],
+        stored: bool = False,
     ) -> None:
-        """Takes over ``source`` and ``tracker``; the avatar belongs at ``path``.
+        """Takes over ``source`` and ``tracker``; the avatar belongs at ``path``, and is ``stored`` there or begins.
 
         ``reopen`` opens the camera again after it failed, ``retrack`` makes the tracker anew for somebody with this
         calibration; ``report`` hears of the camera's failures, and None once it works.
         """
-        self.name, self.tracker, self.path = name, tracker, path
-        self.session = Session()
-        self.budget = Budget()
+        self.name, self.tracker = name, tracker
+        self.sitters = Sitters(path, stored)
         self.began = time.monotonic()
-        self.learner: Learner | None = None
         self.tracked: TrackedFrame | None = None
-        self.pose: Pose | None = None
-        self.glimpse: Glimpse | None = None
-        self.mesh: ColouredMesh | None = None
         self.seen = False
         self.trouble: str | None = None
         self._source: Source | None = source
@@ -87,6 +73,31 @@ class Person:
         self._reopened = 0
         self._lost: str | None = None  # why the camera was lost last
         self._clock = CaptureClock()
+
+    @property
+    def sitter(self) -> Sitter:
+        """Who is taken to be before the camera now."""
+        return self.sitters.current
+
+    @property
+    def path(self) -> Path:
+        return self.sitter.path
+
+    @property
+    def learner(self) -> Learner | None:
+        return self.sitter.learner
+
+    @property
+    def pose(self) -> Pose | None:
+        return self.sitter.pose
+
+    @property
+    def session(self) -> Session:
+        return self.sitter.session
+
+    @property
+    def budget(self) -> Budget:
+        return self.sitter.budget
 
     def read(self, timeout: float) -> CameraFrame | None:
         """The next camera frame; a camera that fails or falls silent is reported and opened again until it works."""
@@ -128,17 +139,31 @@ class Person:
         """How many pictures had a capture time that cannot be."""
         return self._clock.wrong
 
-    def notice(self, tracked: TrackedFrame) -> None:
-        """Take over what tracking made of a frame: the pose, and a glimpse of somebody who is not yet learned."""
+    def notice(self, tracked: TrackedFrame, now: float) -> None:
+        """Take over what tracking made of a frame: the pose, and a glimpse of somebody who is not yet learned.
+
+        Whether it is still the same face is decided here; what is known to be theirs is offered to be learned.
+        """
+        self.tracked = tracked
+        sitter = self.sitters.meet(self.tracker, tracked, now)
+        if sitter is None:
+            return
         observation, glimpse, shape = tracked.observation, tracked.glimpse, self.tracker.shape
-        if glimpse is None and observation is not None and shape is not None and self.learner is None:
+        learner, who = sitter.learner, sitter.acquaintance
+        if learner is not None and observation is not None:
+            if who.settled:
+                learner.offer(observation, now)
+            else:
+                learner.consider(observation)
+        if not who.shows:
+            return
+        if glimpse is None and observation is not None and shape is not None and learner is None:
             glimpse = Glimpse(observation, shape)
         if glimpse is not None:
-            self.glimpse = glimpse
+            sitter.glimpse = glimpse
         seen = observation if observation is not None or glimpse is None else glimpse.observation
         if seen is not None:
-            self.pose = Pose(seen.state, seen.camera)
-        self.tracked = tracked
+            sitter.pose = Pose(seen.state, seen.camera)
 
     def renew_tracker(self) -> None:
         """Track with a new tracker that knows of the person what this one knew; on the tracking thread."""
@@ -155,6 +180,8 @@ class Person:
         tracked = self.tracked
         if tracked is None or not self.seen or now_ns() - self._read_ns > SILENT_NS:
             return False
+        if not self.sitter.acquaintance.shows:
+            return False  # of the person; whoever else is there
         return tracked.observation is not None or self.tracker.state == "calibrating"
 
     def close(self) -> None:

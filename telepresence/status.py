@@ -30,6 +30,8 @@ def missing(person: Person) -> tuple[str, str]:
         if person.name == "browser":
             return "Waiting for a camera", "Press “Use my camera” on the page."
         return "Waiting for the camera", f"{person.name} has sent no picture yet."
+    if person.sitters.asked:
+        return "Is this you?", "Say so on the page, please."
     if person.session.state is State.WAITING:
         return "Waiting for a face", "Sit so that the camera sees your whole face."
     return "Getting to know you", "Look into the camera and talk for a moment."
@@ -95,6 +97,8 @@ class Status:
             "gate": _gate(learner),
             "guidance": _guidance(learner),
             "memory": telemetry.memory,
+            "person": _who(person),
+            "events": _events(person),
         }
 
     def _stages(self, moment: Moment) -> dict[str, Any]:
@@ -124,6 +128,27 @@ class Status:
             "snapshot_age_s": round(age, 1) if math.isfinite(age) else None,
             "snapshots": {str(outcome): count for outcome, count in published.counts.items()} if published else {},
         }
+
+
+def _who(person: Person | None) -> dict[str, Any] | None:
+    """Who the face is taken for, by `learning.identity`."""
+    if person is None:
+        return None
+    who, learner = person.sitter.acquaintance, person.learner
+    return {
+        "standing": str(who.standing),
+        "asked": person.sitters.asked,
+        "misfit_mm": _rounded(who.mm, 2),
+        "worse_db": _rounded(learner.worse_db if learner is not None else None, 1),
+        "put_away": len(person.sitters.away),
+    }
+
+
+def _events(person: Person | None) -> list[dict[str, Any]]:
+    """What happened, oldest first, and how many seconds ago."""
+    now = time.monotonic()
+    events = list(person.sitters.events) if person is not None else []
+    return [{"ago_s": round(now - event.at, 1), "kind": event.kind, "text": event.text} for event in events]
 
 
 def _replay(learner: Learner | None) -> dict[str, Any] | None:

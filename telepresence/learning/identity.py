@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 LOST_S: Final = 0.7
 """Without a face for so many seconds, whoever comes next may be somebody else (as `session.LOST_AFTER_S`)."""
+SILENT_S: Final = 5.0
+"""Likewise if there was no picture at all for so many seconds."""
 SKIPPED: Final = 3
 """Pictures of a face that has just come into view whose fit is not to be believed yet."""
 SOON: Final = 5
@@ -104,6 +106,7 @@ class Acquaintance:
     _usual: Float32 | None = field(default=None, repr=False)  # of a person who was confirmed by somebody
     _last: float | None = None  # when there was a face
     _place: Float32 | None = field(default=None, repr=False)
+    _gone: bool = False  # the last picture showed no face
 
     @staticmethod
     def stored() -> Acquaintance:
@@ -127,15 +130,15 @@ class Acquaintance:
         if seen.answer is not None and self.standing is Standing.ASKING:
             return self._answered(seen.answer)
         if seen.misfit is None:
-            return replace(self, _place=None)
+            return replace(self, _place=None, _gone=True)
         looked = self._again(now) if self._anew(seen, now) else self
         looked = looked._measured(seen.misfit, now)
-        looked = replace(looked, _last=now, _place=seen.place)
+        looked = replace(looked, _last=now, _place=seen.place, _gone=False)
         return looked._watched(now) if looked.settled else looked._decided(seen.worse_db, now)
 
     def _anew(self, seen: Sighting, now: float) -> bool:
         """Whether this may be another face than that of the last picture."""
-        gone = self._last is not None and now - self._last > LOST_S
+        gone = self._last is not None and now - self._last > (LOST_S if self._gone else SILENT_S)
         moved = (
             seen.place is not None
             and self._place is not None

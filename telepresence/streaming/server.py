@@ -37,6 +37,7 @@ class StreamHooks:
     ``status`` gives what `GET /status` shows, ``metrics`` the Prometheus text of `GET /metrics`.  Pictures of a
     browser's camera go into ``camera``; ``on_camera`` hears True at its first picture and False when it has ended.
     ``background`` gives what `GET /background` shows, ``choose_background`` takes another one or raises UserError.
+    ``answer`` hears whether the face is the person of the avatar, when that was asked; UserError if it was not.
     """
 
     status: Callable[[], Mapping[str, Any]] = dict
@@ -45,6 +46,7 @@ class StreamHooks:
     on_camera: Callable[[bool], None] = lambda _started: None
     background: Callable[[], Mapping[str, Any]] = dict
     choose_background: Callable[[str], None] = lambda _text: None
+    answer: Callable[[bool], None] = lambda _same: None
 
 
 class MediaServer:

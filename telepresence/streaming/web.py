@@ -40,7 +40,7 @@ HEADERS = {
 }
 
 MAX_WISH = 1024
-"""Bytes that it takes to wish for a background."""
+"""Bytes that it takes to wish for a background, or to answer."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -71,6 +71,18 @@ def application(peers: Peers, hooks: StreamHooks, healthy: Callable[[], bool]) -
     async def choose_background(request: web.Request) -> web.Response:
         return await _choose(request, hooks.choose_background)
 
+    async def answer(request: web.Request) -> web.Response:
+        same = await _wish(request, "person", "same")
+        if isinstance(same, web.Response):
+            return same
+        if not isinstance(same, bool):
+            return _refuse(400, 'send {"same": true} or {"same": false}')
+        try:
+            hooks.answer(same)
+        except UserError as error:
+            return _refuse(409, str(error))
+        return web.Response(status=204)
+
     async def health(_request: web.Request) -> web.Response:
         return web.Response(text="ok\n") if healthy() else _refuse(503, "the encoder has stopped")
 
@@ -85,6 +97,7 @@ def application(peers: Peers, hooks: StreamHooks, healthy: Callable[[], bool]) -
             web.get("/metrics", show_metrics),
             web.get("/background", show_background),
             web.put("/background", choose_background),
+            web.post("/person", answer),
             web.get("/healthz", health),
             *(web.get(path, _asset(name, media_type)) for path, (name, media_type) in PAGE.items()),
         ]
@@ -109,15 +122,10 @@ async def _answer(request: web.Request, wants: str, take: Callable[[str], Awaita
 
 
 async def _choose(request: web.Request, choose: Callable[[str], None]) -> web.Response:
-    """``{"background": "room"}`` comes in, 204 goes out.  JSON, which no page of another origin may send unasked."""
-    if request.content_type != "application/json":
-        return _refuse(415, "send the background as application/json")
-    body = await request.read()
-    try:
-        wanted = json.loads(body) if len(body) <= MAX_WISH else None
-    except (ValueError, RecursionError):
-        wanted = None
-    text = wanted.get("background") if isinstance(wanted, dict) else None
+    """``{"background": "room"}`` comes in, 204 goes out."""
+    text = await _wish(request, "background", "background")
+    if isinstance(text, web.Response):
+        return text
     if not isinstance(text, str):
         return _refuse(400, 'send {"background": "room"} or the like')
     try:
@@ -125,6 +133,21 @@ async def _choose(request: web.Request, choose: Callable[[str], None]) -> web.Re
     except UserError as error:
         return _refuse(400, str(error))
     return web.Response(status=204)
+
+
+async def _wish(request: web.Request, what: str, key: str) -> Any:
+    """The value of ``key`` in a small JSON table; None if there is none, a refusal where it is no JSON.
+
+    JSON is what no page of another origin may send unasked.
+    """
+    if request.content_type != "application/json":
+        return _refuse(415, f"send the {what} as application/json")
+    body = await request.read()
+    try:
+        wanted = json.loads(body) if len(body) <= MAX_WISH else None
+    except (ValueError, RecursionError):
+        wanted = None
+    return wanted.get(key) if isinstance(wanted, dict) else None
 
 
 @web.middleware
