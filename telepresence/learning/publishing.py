@@ -222,7 +222,8 @@ class Publisher:
             for held, value in zip(pictures, found, strict=True):
                 held.shown_db = (self._number, value)
             self._tell(pictures)
-            self._news = novelty(found[:-2], found[-2:]) if len(found) > RECENT else 0.0
+            newest = max(1, len(found) // 4)
+            self._news = novelty(found[:-newest], found[-newest:])
             return
         self.counts[verdict] += 1
         self._tell(pictures)
@@ -264,7 +265,7 @@ class Publisher:
         """How many pictures to measure on."""
         if self._trainer.steps < YOUNG_STEPS:
             return 1
-        return max(2, int(JUDGE_PART * JUDGE_S / max(self._each_s, 1e-6)))
+        return max(3, int(JUDGE_PART * JUDGE_S / max(self._each_s, 1e-6)))
 
     def _tell(self, pictures: list[Held]) -> None:
         avatar_db = mean([held.shown_db[1] for held in pictures if held.shown_db[0] == self._number])
@@ -292,6 +293,7 @@ class Publisher:
         self._note("rolled back", f"learning came to {why}; it goes on from step {self.good.steps}")
 
     def _resume(self) -> None:
+        self._news = 0.0  # they may have been what did it
         with self._trainer.on_stream():
             self._trainer.resume(self.good)
 
@@ -305,10 +307,11 @@ class Publisher:
 
 
 def rise(trainer: AnyTrainer, news: float) -> float:
-    """What the rate is multiplied by for the sake of ``news`` (0 to 1): all of it takes back half of what fell.
+    """What the rate is multiplied by for the sake of ``news`` (0 to 1): all of it takes back what the schedule took.
 
-    Halves of the decay, that is: a rate that has fallen to a tenth rises to a third.
+    What is not new is not shaken by that, as long as it is drawn, too: its gradients cancel, and what is shown is an
+    average.
     """
     config = trainer.config
     progress = trainer.progress if trainer.progress is not None else min(1.0, trainer.steps / config.decay_steps)
-    return config.final_rate ** (-0.5 * news * progress) if config.final_rate > 0.0 else 1.0
+    return config.final_rate ** (-news * progress) if config.final_rate > 0.0 else 1.0

@@ -174,6 +174,19 @@ def test_a_loss_that_is_no_number_is_undone_at_once(pictures: list[Observation])
     assert [event.kind for event in call.publisher.events] == ["rolled back"]
 
 
+def test_what_is_seen_first_after_a_while_is_learned_at_the_rate_of_the_beginning(pictures: list[Observation]) -> None:
+    call = Call(pictures, CONFIG.learn.decay_steps)
+    call.judge()
+    call.learn(1)
+    assert call.trainer.pace < 1.5
+    for picture in pictures[:3]:
+        call.held_back.add(replace(picture, rgb=255 - picture.rgb))
+    call.judge()
+    call.learn(1)
+    first = 1.0 / CONFIG.learn.final_rate
+    assert 0.5 * first < call.trainer.pace <= 1.01 * first
+
+
 def test_an_avatar_that_is_not_learned_on_is_measured(pictures: list[Observation]) -> None:
     call = Call(pictures, 30)
     call.judge()
