@@ -21,6 +21,11 @@ IDLE_AFTER_S: Final = 30.0
 LIVE_GAIN_DB: Final = 1.0
 """The avatar is live once it beats the coloured mesh by this much on frames it never learned from."""
 
+LIVE_DB: Final = 18.0
+"""... and is no worse than this: a bald mesh of somebody with hair is beaten by a haze of their size."""
+SLACK_DB: Final = 2.0
+"""A live avatar may become worse than `LIVE_DB` by so much, in a change of light say, and stays live."""
+
 
 class State(StrEnum):
     """The states of a session; their values are what `/status` says."""
@@ -41,13 +46,15 @@ class Facts:
     """What is known at one moment.
 
     ``face``: the newest camera frame was tracked.  ``calibrated``: the identity is known.  ``gain_db``: PSNR of
-    the avatar minus that of the coloured mesh on held-back frames, None before the first measurement.
+    the avatar minus that of the coloured mesh on held-back frames, ``likeness_db`` that of the avatar, None before
+    the first measurement.
     ``driven``: parameters from elsewhere (ZeroMQ, a take) move the face, so that no camera needs to see one.
     """
 
     face: bool = False
     calibrated: bool = False
     gain_db: float | None = None
+    likeness_db: float | None = None
     driven: bool = False
 
 
@@ -70,7 +77,8 @@ class Session:
         last_face = now if present else self.last_face
         live = self.live
         if facts.gain_db is not None:
-            live = facts.gain_db >= (0.0 if live else LIVE_GAIN_DB)
+            like = facts.likeness_db is None or facts.likeness_db >= LIVE_DB - (SLACK_DB if live else 0.0)
+            live = like and facts.gain_db >= (0.0 if live else LIVE_GAIN_DB)
         state = self._next(facts, last_face, live, now)
         since = self.since if state is self.state else now
         return replace(self, state=state, since=since, last_face=last_face, live=live)

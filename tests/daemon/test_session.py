@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from telepresence.session import AWAY, IDLE_AFTER_S, LIVE_GAIN_DB, LOST_AFTER_S, Facts, Session, State
+from telepresence.session import (
+    AWAY,
+    IDLE_AFTER_S,
+    LIVE_DB,
+    LIVE_GAIN_DB,
+    LOST_AFTER_S,
+    SLACK_DB,
+    Facts,
+    Session,
+    State,
+)
 
 FACE = Facts(face=True)
 KNOWN = Facts(face=True, calibrated=True)
@@ -49,6 +61,16 @@ def test_live_needs_a_margin_and_keeps_it_until_the_mesh_is_better() -> None:
     assert live.advance(Facts(face=True, calibrated=True, gain_db=-0.2), 2.0).state is State.LEARNING
 
 
+def test_a_haze_that_beats_a_bald_mesh_is_not_yet_live() -> None:
+    haze = replace(GOOD, likeness_db=LIVE_DB - 1.0)
+    session = Session().advance(haze, 0.0)
+    assert session.state is State.LEARNING
+    session = session.advance(replace(GOOD, likeness_db=LIVE_DB), 1.0)
+    assert session.state is State.LIVE
+    assert session.advance(haze, 2.0).state is State.LIVE
+    assert session.advance(replace(GOOD, likeness_db=LIVE_DB - SLACK_DB - 0.1), 3.0).state is State.LEARNING
+
+
 def test_parameters_from_elsewhere_need_no_face() -> None:
     session = Session().advance(Facts(driven=True, calibrated=True), 0.0)
     assert session.state is State.LEARNING
@@ -56,7 +78,12 @@ def test_parameters_from_elsewhere_need_no_face() -> None:
 
 
 facts = st.builds(
-    Facts, st.booleans(), st.booleans(), st.one_of(st.none(), st.floats(-10, 10, allow_nan=False)), st.booleans()
+    Facts,
+    st.booleans(),
+    st.booleans(),
+    st.one_of(st.none(), st.floats(-10, 10)),
+    st.one_of(st.none(), st.floats(5, 40)),
+    st.booleans(),
 )
 histories = st.lists(st.tuples(st.floats(0.001, 40.0), facts), max_size=30)
 
