@@ -49,8 +49,8 @@ SLOW: Final = 0.3
 """What the learning rate is multiplied by after a step back ..."""
 SLOW_S: Final = 30.0
 """... and over how many seconds it comes back."""
-NEW_DB: Final = 2.0
-"""Pictures differ: the newest may be rendered worse than the others by so much without being news."""
+NEW_DB: Final = 3.0
+"""Pictures differ: the newest may be rendered worse than the better half of the others by so much and be no news."""
 NEWS_DB: Final = 4.0
 """Beyond that, so much more makes them news altogether."""
 
@@ -103,10 +103,11 @@ def chosen(pictures: list[Held], room: int) -> list[Held]:
 
 
 def novelty(older: list[float], newest: list[float]) -> float:
-    """How much the newest pictures are news, 0 to 1, from PSNRs (dB) of the avatar on them and on older ones."""
+    """How much the newest pictures are news, 0 to 1, from PSNRs (dB) of the avatar on them and on others."""
     if not older or not newest:
         return 0.0
-    return min(1.0, max(0.0, (fmean(older) - fmean(newest) - NEW_DB) / NEWS_DB))
+    usual = fmean(sorted(older)[len(older) // 2 :])  # of the others some may be news, too
+    return min(1.0, max(0.0, (usual - fmean(newest) - NEW_DB) / NEWS_DB))
 
 
 @dataclass(frozen=True)

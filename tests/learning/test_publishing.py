@@ -234,7 +234,7 @@ def test_caution_fades() -> None:
 def test_news_is_what_is_rendered_much_worse_than_the_rest() -> None:
     assert novelty([25.0, 24.0, 26.0], [24.5, 23.5]) == 0.0
     assert novelty([25.0, 25.0], [12.0, 12.0]) == 1.0
-    assert 0.0 < novelty([25.0, 25.0], [21.0, 21.5]) < 1.0
+    assert 0.0 < novelty([15.0, 25.0], [20.0, 20.5]) < 1.0
     assert novelty([], [12.0]) == novelty([25.0], []) == 0.0
 
 
