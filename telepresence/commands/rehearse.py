@@ -189,6 +189,7 @@ class Call:
 
     def figures(self, clip_s: float) -> dict[str, Any]:
         """Everything that was measured; ``clip_s`` is how long it takes until the camera shows the same again."""
+        began = time.perf_counter()
         record, judge = self.record, Judge(self.config.avatar.learn.size)
         settled = (record.began or 0.0) + SETTLED_S
         points = curve(record, judge, clip_s)
@@ -229,6 +230,7 @@ class Call:
             "kept_to_measure_mb": (record.host_bytes + record.device_bytes) / 1e6,
             "compile_s": self.compile_s,
             "stop_s": self.stop_s,
+            "measuring_s": time.perf_counter() - began,
             "failure": self.failure,
             "status": self.status,
             "device": device_name(self.device),

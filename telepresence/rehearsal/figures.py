@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from insta_runtime.types import Observation
+    from telepresence.learning.learner import Learner
 
 SETTLED_S: Final = 5.0
 """Intervals count from so many seconds of the call on: before, the call is being set up."""
@@ -50,29 +52,41 @@ MEANINGS: Final = {
 }
 
 
+class Drawer:
+    """Draws with weights that a call has published, one renderer for all of a learner's."""
+
+    def __init__(self, learner: Learner, clock: Callable[[], float] = time.monotonic) -> None:
+        """By the seconds of ``clock`` weights fade in, in pictures that are drawn by `AnyRenderer.picture`."""
+        model = copy.copy(learner.avatar.model)
+        # A renderer looks at its model's code when weights are loaded, as in a call, where that learns on.
+        self._code = model.code = copy.copy(model.code)
+        self.renderer: AnyRenderer = make_renderer(model, learner.backend, clock=clock)
+        self._published: Published | None = None
+
+    def load(self, published: Published) -> None:
+        """Draw with these weights, and codes as they were told then."""
+        if published is not self._published:
+            vars(self._code).update(vars(published.code))
+            self.renderer.load(published.snapshot)
+            self._published = published
+
+
 class Judge:
-    """Draws with weights that a call has published."""
+    """Measures weights that a call has published."""
 
     def __init__(self, size: int) -> None:
         """``size`` is the longest side of pictures that are measured, pixels."""
         self.size = size
-        self._published: Published | None = None
-        self._renderer: AnyRenderer | None = None
-
-    def renderer(self, published: Published) -> AnyRenderer:
-        """What draws with these weights and nothing newer."""
-        if self._renderer is None or published is not self._published:
-            model = copy.copy(published.learner.avatar.model)
-            model.code = published.code
-            self._renderer = make_renderer(model, published.learner.backend)
-            self._renderer.load(published.snapshot)
-            self._published = published
-        return self._renderer
+        self._drawers: dict[int, Drawer] = {}
 
     def psnr(self, published: Published, observations: Sequence[Observation]) -> tuple[float, float]:
         """dB of the whole frame and of the head; NaN without pictures."""
-        device = published.learner.avatar.model.device
-        return score_psnr(self.renderer(published).render, observations, self.size, device)
+        learner = published.learner
+        if id(learner) not in self._drawers:
+            self._drawers[id(learner)] = Drawer(learner)
+        drawer = self._drawers[id(learner)]
+        drawer.load(published)
+        return score_psnr(drawer.renderer.render, observations, self.size, learner.avatar.model.device)
 
 
 def curve(record: Record, judge: Judge, clip_s: float) -> list[Point]:
@@ -135,7 +149,13 @@ def forgetting(record: Record, judge: Judge) -> dict[str, Any]:
 def publish_change(fades: Sequence[Fade]) -> dict[str, Any]:
     """How much publications show in the picture, as `MEANINGS` says."""
     whole = [fade for fade in fades if len(fade.drawn) > 2]
-    pairs = [_changes(fade) for fade in whole]
+    replays: dict[int, _Replay] = {}
+    pairs = []
+    for fade in whole:
+        learner = fade.after.learner
+        if id(learner) not in replays:
+            replays[id(learner)] = _Replay(learner)
+        pairs.append(replays[id(learner)].changes(fade))
     if not pairs:
         return {"publish_change_ratio": None, "publish_change": None}
     usual = median(change for _, still in pairs for change in still)
@@ -168,29 +188,32 @@ def _same_person(one: Published, other: Published) -> bool:
     return np.array_equal(one.learner.avatar.model.shape, other.learner.avatar.model.shape)
 
 
-def _changes(fade: Fade) -> tuple[list[float], list[float]]:
-    """Mean absolute change from picture to picture: with the weights as shown, and with those before it."""
-    return _replay(fade, publishing=True), _replay(fade, publishing=False)
+class _Replay:
+    """Draws what viewers saw of a publication once more."""
 
+    def __init__(self, learner: Learner) -> None:
+        self._now = 0.0
+        self._drawer = Drawer(learner, lambda: self._now)
 
-def _replay(fade: Fade, *, publishing: bool) -> list[float]:
-    published = fade.before
-    model = copy.copy(published.learner.avatar.model)
-    model.code = copy.copy(published.code)
-    now = fade.drawn[0].at
-    renderer = make_renderer(model, published.learner.backend, clock=lambda: now)
-    renderer.load(published.snapshot)
-    first = fade.drawn[0].camera
-    white = np.ones((first.height, first.width, 3), np.float32)
-    pictures: list[Bytes] = []
-    for number, drawn in enumerate(fade.drawn):
-        if number == 1 and publishing:
-            vars(model.code).update(vars(fade.after.code))  # as it is in a call, where a renderer's code learns on
-            renderer.load(fade.after.snapshot)
-        now = drawn.at
-        view = drawn.camera.scaled(first.width, first.height)
-        pictures.append(renderer.picture(drawn.state, view, white))
-    return [float(np.abs(b.astype(np.int16) - a).mean()) for a, b in pairwise(pictures)]
+    def changes(self, fade: Fade) -> tuple[list[float], list[float]]:
+        """Mean absolute change from picture to picture: with the weights as shown, and with those before it."""
+        first = fade.drawn[0]
+        self._drawer.load(fade.before)
+        self._drawer.renderer.render(first.state, first.camera)  # nothing fades any more
+        still = self._series(fade, publishing=False)
+        return self._series(fade, publishing=True), still
+
+    def _series(self, fade: Fade, *, publishing: bool) -> list[float]:
+        side = fade.drawn[0].camera
+        white = np.ones((side.height, side.width, 3), np.float32)
+        pictures: list[Bytes] = []
+        for number, drawn in enumerate(fade.drawn):
+            if number == 1 and publishing:  # the display takes weights over right after a picture
+                self._drawer.load(fade.after)
+            self._now = drawn.at
+            view = drawn.camera.scaled(side.width, side.height)
+            pictures.append(self._drawer.renderer.picture(drawn.state, view, white))
+        return [float(np.abs(b.astype(np.int16) - a).mean()) for a, b in pairwise(pictures)]
 
 
 def _spread(observations: Sequence[Observation], count: int) -> list[Observation]:
