@@ -2,18 +2,22 @@
 // the same from tensors. All arrays are dense, row-major, float32 metres in head space unless said otherwise.
 //
 // A state is a row of floats: [expression (expressions) | eyelids 2 | neck 3 | jaw 3 | left eye 3 | right eye 3 |
-// rotation 9 (row-major, head to camera) | translation 3 | fx fy cx cy | turn 9 of rays before colours are asked for |
-// code (CODE_WIDTH)]: axis-angle radians, pixels.
+// rotation 9 (row-major, head to camera) | translation 3 | fx fy cx cy | motions (PARTS, MOTION) of mouth and eyes apart
+// from the head | turn 9 of rays before colours are asked for | code (CODE_WIDTH)]: axis-angle radians, pixels.
 #pragma once
 #include "platform.cuh"
+
+#define PARTS 2   // of the face that move apart from the head: where the masks of mouth and eyes are
+#define MOTION 6  // numbers of a motion: metres along x, y, z, then a turn about them, in metres at a distance of LEVER
 
 #define STATE_LIDS(e) (e)
 #define STATE_TURNS(e) ((e) + 2)
 #define STATE_ROTATION(e) ((e) + 14)
 #define STATE_TRANSLATION(e) ((e) + 23)
 #define STATE_CAMERA(e) ((e) + 26)
-#define STATE_VIEW(e) ((e) + 30)
-#define STATE_CODE(e) ((e) + 39)
+#define STATE_APART(e) ((e) + 30)
+#define STATE_VIEW(e) (STATE_APART(e) + PARTS * MOTION)
+#define STATE_CODE(e) (STATE_VIEW(e) + 9)
 
 #define REGION_FACE 1  // of Head.around, as in warp/regions.py; any other number is another part of the head
 #define REGION_EYES 2

@@ -1,23 +1,24 @@
 // Where heads really are: corrections of tracked poses, learned from the same pixels as the field.
 //
-// A correction is a small motion of the head in its own space: metres along x, y, z, then a turn about them, in metres
-// at a distance of LEVER. Twin: learn/registration.py.
+// A picture has small motions in the head's own space: the head's, the mouth's and the eyes', each from where it was
+// tracked. Mouth and eyes move as they do where their mask is one, and with the head where both are zero.
+// Twin: learn/registration.py.
 #include "hashgrid.cuh"
 #include "layout.cuh"
 #include "rotation.cuh"
 
-#define MOTION 6  // numbers of a correction
+#define MOTIONS ((1 + PARTS) * MOTION)  // numbers of a picture
 
 // The poses of the drawn pictures with their corrections, into their rows of `states` (slots, state_size) and, unless
-// it is null, of `posed` (frames, state_size); pulls (frames, MOTION) becomes zero.
+// it is null, of `posed` (frames, state_size); pulls (frames, MOTIONS) becomes zero.
 //
-// tracked (slots, 12): rotation 9 and translation 3 as the tracker has them. motions (slots, MOTION). items: frames.
+// tracked (slots, 12): rotation 9 and translation 3 as the tracker has them. motions (slots, MOTIONS). items: frames.
 KERNEL(32) register_heads(int expressions, int state_size, int frames, const int* slots, const float* tracked,
                           const float* motions, float* states, float* posed, float* pulls) {
     EACH(b, frames) {
         const int slot = slots[b];
         const float* head = tracked + 12 * (size_t)slot;
-        const float* motion = motions + MOTION * (size_t)slot;
+        const float* motion = motions + MOTIONS * (size_t)slot;
         const float angles[3] = {motion[3] / LEVER, motion[4] / LEVER, motion[5] / LEVER};
         float turn[9], placed[12];
         rotation_matrix(angles, turn);
@@ -31,7 +32,13 @@ KERNEL(32) register_heads(int expressions, int state_size, int frames, const int
             states[(size_t)slot * state_size + column] = placed[i];
             if (posed) posed[(size_t)b * state_size + column] = placed[i];
         }
-        for (int k = 0; k < MOTION; ++k) pulls[MOTION * b + k] = 0.0f;
+        for (int k = 0; k < PARTS * MOTION; ++k) {
+            const int column = STATE_APART(expressions) + k;
+            const float apart = sound(motion[k % MOTION]) - sound(motion[MOTION + k]);
+            states[(size_t)slot * state_size + column] = apart;
+            if (posed) posed[(size_t)b * state_size + column] = apart;
+        }
+        for (int k = 0; k < MOTIONS; ++k) pulls[MOTIONS * b + k] = 0.0f;
     }
 }
 
@@ -71,19 +78,21 @@ DEVICE vec3 level_slope(const storage_t* table, int level, vec3 point, const flo
                                  fy * (gx * (value[6] - value[2]) + fx * (value[7] - value[3]))};
 }
 
-// Adds to pulls (frames, MOTION) the gradient of the loss, times LOSS_SCALE, with respect to the motion of each frame's
-// head, from what field_backward left. As the head moves one way, a fixed ray's samples move the other way in its space;
-// that canonical space follows posed space as it is, neither turned nor stretched, holds but for jaw and lids, and
-// is taken for granted. items: capacity of samples.
+// Adds to pulls (frames, MOTIONS) the gradient of the loss, times LOSS_SCALE, with respect to the motions of each frame's
+// head, mouth and eyes, from what field_backward left. As the head moves one way, a fixed ray's samples move the other
+// way in its space; those of mouth and eyes do so with their own motions, as far as their masks go. That canonical space
+// follows posed space as it is, neither turned nor stretched, holds but for jaw and lids, and is taken for granted.
+// items: capacity of samples.
 KERNEL(128) pull_heads(const Rays rays, const Samples samples, const FieldWeights weights,
                        const storage_t* encoded_gradients, float side, int frames, float* pulls) {
     const int steps = samples.totals[0], each = rays.count / frames;
     EACH_PACKET(p, (steps + PACKET - 1) / PACKET) {
-        float pull[MOTION][LANES], frame[LANES], none[LANES];
+        float pull[MOTION][LANES], share[1 + PARTS][LANES], frame[LANES], none[LANES];
         for (int l = 0; l < LANES; ++l) {
             const int j = p * PACKET + COLUMN(l), ray = j < steps ? samples.step_ray[j] : -1;
             const int sample = ray >= 0 ? samples.slot[j] : -1;
             for (int k = 0; k < MOTION; ++k) pull[k][l] = 0.0f;
+            for (int part = 0; part <= PARTS; ++part) share[part][l] = 0.0f;
             frame[l] = 1e9f, none[l] = 1e9f;
             if (sample < 0) continue;
             const vec3 unit = load3(samples.position + 3 * (size_t)sample);
@@ -103,6 +112,8 @@ KERNEL(128) pull_heads(const Rays rays, const Samples samples, const FieldWeight
             const float t = samples.step_t[j];
             const vec3 at = vec3{origin.x, origin.y, origin.z} + t * vec3{direction.x, direction.y, direction.z};
             const vec3 force = (-1.0f / side) * slope, moment = cross(at, force);
+            share[1][l] = samples.masks[2 * (size_t)sample], share[2][l] = samples.masks[2 * (size_t)sample + 1];
+            share[0][l] = 1.0f - share[1][l] - share[2][l];
             frame[l] = float(ray / each), none[l] = -frame[l];
             pull[0][l] = force.x, pull[1][l] = force.y, pull[2][l] = force.z;
             pull[3][l] = (1.0f / LEVER) * moment.x, pull[4][l] = (1.0f / LEVER) * moment.y;
@@ -111,32 +122,35 @@ KERNEL(128) pull_heads(const Rays rays, const Samples samples, const FieldWeight
         // Steps side by side are mostly of one frame.
         const float lowest = min_lanes(frame), highest = -min_lanes(none);
         if (lowest > highest) continue;
-        for (float b = lowest; b <= highest; b += 1.0f)
-            for (int k = 0; k < MOTION; ++k) {
-                float own[LANES];
-                for (int l = 0; l < LANES; ++l) own[l] = frame[l] == b ? pull[k][l] : 0.0f;
-                const float sum = sum_lanes(own);
-                for (int l = 0; l < LANES; ++l)
-                    if (COLUMN(l) == 0 && sum != 0.0f) add_atomic(pulls + MOTION * int(b) + k, sum);
-            }
+        UNROLL for (int part = 0; part <= PARTS; ++part) {
+            if (part > 0 && sum_lanes(share[part]) == 0.0f) continue;  // most are of the head alone
+            for (float b = lowest; b <= highest; b += 1.0f)
+                for (int k = 0; k < MOTION; ++k) {
+                    float own[LANES];
+                    for (int l = 0; l < LANES; ++l) own[l] = frame[l] == b ? share[part][l] * pull[k][l] : 0.0f;
+                    const float sum = sum_lanes(own);
+                    for (int l = 0; l < LANES; ++l)
+                        if (COLUMN(l) == 0 && sum != 0.0f) add_atomic(pulls + MOTIONS * int(b) + MOTION * part + k, sum);
+                }
+        }
     }
 }
 
 // One step of Adam on the motions of the drawn pictures, which also fade towards what their states predict.
-// predicted (slots, MOTION). moments (slots, 2, MOTION): first and second. ages (slots, MOTION): steps a number has had;
-// where it is below zero the motion is not learned.
-// control: as in adam.cu, and control[6] the rate, metres. fades: of the way, a step. items: MOTION.
+// predicted (slots, MOTIONS). moments (slots, 2, MOTIONS): first and second. ages (slots, MOTIONS): steps a number has
+// had; where it is below zero the motion is not learned.
+// control: as in adam.cu, and control[6] the rate, metres. fades: of the way, a step. items: MOTIONS.
 KERNEL(32) register_step(int frames, const int* slots, const float* pulls, const float* control,
                          const float* predicted, float fades, float* motions, float* moments, float* ages) {
     const float rate = control[6];
     const bool learns = fabsf(control[5]) < 3.0e38f && rate > 0.0f;
-    EACH(k, learns ? MOTION : 0) {
+    EACH(k, learns ? MOTIONS : 0) {
         for (int b = 0; b < frames; ++b) {  // a picture may have been drawn twice
-            const size_t own = MOTION * (size_t)slots[b] + k;
-            const float gradient = pulls[MOTION * b + k] * (1.0f / LOSS_SCALE);
+            const size_t own = MOTIONS * (size_t)slots[b] + k;
+            const float gradient = pulls[MOTIONS * b + k] * (1.0f / LOSS_SCALE);
             if (!(fabsf(gradient) < 1e18f) || ages[own] < 0.0f) continue;
-            float& first = moments[own + MOTION * (size_t)slots[b]];
-            float& second = moments[own + MOTION * ((size_t)slots[b] + 1)];
+            float& first = moments[own + MOTIONS * (size_t)slots[b]];
+            float& second = moments[own + MOTIONS * ((size_t)slots[b] + 1)];
             const float age = ages[own] += 1.0f;
             first += (1.0f - BETA1) * (gradient - first);
             second = BETA2 * second + (1.0f - BETA2) * gradient * gradient;

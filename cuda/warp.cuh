@@ -131,6 +131,13 @@ DEVICE vec3 viewed(const Head& head, const Poses& poses, int frame, vec3 directi
     return transform(poses.states + (size_t)frame * poses.state_size + STATE_VIEW(head.expressions), direction);
 }
 
+// What the motions of mouth and eyes apart from the head add to the canonical position of a point p, metres.
+DEVICE vec3 shifted_apart(const Head& head, const Poses& poses, int frame, vec3 p, float mouth, float eyes) {
+    const float* apart = poses.states + (size_t)frame * poses.state_size + STATE_APART(head.expressions);
+    return mouth * (load3(apart) + (1.0f / LEVER) * cross(load3(apart + 3), p)) +
+           eyes * (load3(apart + MOTION) + (1.0f / LEVER) * cross(load3(apart + MOTION + 3), p));
+}
+
 // A point p (metres) of the cell of `row` and a direction d (unit) there, carried to canonical space.
 DEVICE Carried to_canonical(const Head& head, const Poses& poses, int frame, int row, vec3 p, vec3 d) {
     const Nearest nearest = nearest_to(head, poses, frame, row, p);
@@ -179,6 +186,8 @@ DEVICE Carried to_canonical(const Head& head, const Poses& poses, int frame, int
         carried.mouth = head.around[4 * nearest.triangle + 3] == REGION_LIPS ? 1.0f : 0.0f;
         carried.eyes = 0.0f;
     }
+    if (carried.mouth + carried.eyes > 0.0f)
+        carried.position = carried.position + shifted_apart(head, poses, frame, p, carried.mouth, carried.eyes);
     carried.distance = nearest.distance;
     carried.triangle = nearest.triangle;
     return carried;

@@ -138,7 +138,12 @@ class RegistrationConfig:
     fades: float = setting(
         0.01, "part of the way to what its state predicts that it goes whenever it is drawn", ge=0.0, le=1.0
     )
-    ridge: float = setting(0.03, "ridge of the regression that predicts, a part of the pictures", ge=1e-6, le=100.0)
+    ridge: float = setting(
+        0.03,
+        "least ridge of the regressions that predict, a part of the pictures; cross-validation may take 300 times it",
+        ge=1e-6,
+        le=100.0,
+    )
 
 
 @dataclass(frozen=True)

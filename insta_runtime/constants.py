@@ -8,9 +8,8 @@ from insta_runtime.kernels import Constant
 from insta_runtime.learn.adam import BETA1, BETA2, EPSILON
 from insta_runtime.render.occupancy import HULL_ALPHA, HULL_NEAR, HULL_SHARE, HULL_VOTES
 from insta_runtime.render.rays import EDGE
-from insta_runtime.render.registration import LEVER
 from insta_runtime.warp.frames import SCALES
-from insta_runtime.warp.warp import BLENDS, loosens
+from insta_runtime.warp.warp import BLENDS, LEVER, loosens
 
 NEVER = 1 << 30  # pictures
 

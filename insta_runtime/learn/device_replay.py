@@ -16,6 +16,7 @@ from insta_runtime.learn.replay import MATTE, MATTE_GROWS, grown, premultiplied,
 from insta_runtime.render.model import AvatarModel
 from insta_runtime.types import HeadState, Observation
 from insta_runtime.warp.posing import pack_state
+from insta_runtime.warp.warp import MOTION, PARTS
 
 TILES = 64  # across a picture at most: their lists stay short, and at small sizes a tile is a pixel
 CHUNK = 16  # slots whose memory is allocated at once: a short call takes little
@@ -238,4 +239,4 @@ class DeviceReplay:
 
 
 def _state_size(model: AvatarModel) -> int:
-    return len(model.head.expression_names) + 39 + CODE_WIDTH
+    return len(model.head.expression_names) + 39 + PARTS * MOTION + CODE_WIDTH

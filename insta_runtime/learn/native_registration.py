@@ -12,8 +12,9 @@ from insta_runtime.geometry import rotation_matrix
 from insta_runtime.kernels import Call, Kernels
 from insta_runtime.learn.device_replay import DeviceReplay
 from insta_runtime.learn.registration import HELD, MOVED, predict, regression
-from insta_runtime.render.registration import MOTION, pose_features
+from insta_runtime.render.registration import MOTIONS, pose_features
 from insta_runtime.types import HeadState
+from insta_runtime.warp.warp import MOTION
 
 if TYPE_CHECKING:
     from insta_runtime.learn.ray_batch import RayBatch
@@ -25,13 +26,14 @@ class HeadRegistration:
 
     Attributes:
         table: of the `Registration` that is shown, (F, COLUMNS).
-        motions: (slots, MOTION) of the pictures.
+        motions: (slots, MOTIONS) of the pictures.
         place: call after pictures were drawn, before rays are. pull, then step: after the field's backward pass.
     """
 
     def __init__(self, model: AvatarModel, kernels: Kernels) -> None:
         self.model, self.kernels, self.config = model, kernels, model.config.registration
         self.table = torch.from_numpy(model.registration.table.copy()).to(model.device)
+        self._taken = 0
 
     def prepare(
         self,
@@ -54,9 +56,9 @@ class HeadRegistration:
             return torch.zeros(shape, device=device)
 
         self._tracked, self._features = zeros(count, 12), zeros(count, len(self.table))
-        self.motions, self._predicted = zeros(count, MOTION), zeros(count, MOTION)
-        self._looked = zeros(count, MOTION)
-        self._moments, self._ages, self._pulls = zeros(count, 2, MOTION), zeros(count, MOTION), zeros(frames, MOTION)
+        self.motions, self._predicted = zeros(count, MOTIONS), zeros(count, MOTIONS)
+        self._looked, self._order = zeros(count, MOTION), zeros(count)
+        self._moments, self._ages, self._pulls = zeros(count, 2, MOTIONS), zeros(count, MOTIONS), zeros(frames, MOTIONS)
         bind, size = self.kernels.bind, replay.states.shape[1]
         expressions = len(self.model.head.expression_names)
         drawn = expressions, size, frames, slots
@@ -66,7 +68,7 @@ class HeadRegistration:
         pulled = batch.rays, samples, field.weights, batch.encoded_gradients, float(box.side), frames, self._pulls
         self.pull: Call = bind("pull_heads", *pulled, items=samples.value.capacity)
         learned = self._predicted, self.config.fades, self.motions, self._moments, self._ages
-        self.step: Call = bind("register_step", frames, slots, self._pulls, control, *learned, items=MOTION)
+        self.step: Call = bind("register_step", frames, slots, self._pulls, control, *learned, items=MOTIONS)
 
     def take(self, slot: int, state: HeadState, *, held: bool = False) -> None:
         """A new picture has come into the slot, tracked as ``state``; where it is held its motion is not learned."""
@@ -76,19 +78,23 @@ class HeadRegistration:
         # The avatar has painted what is held with the correction that it was loaded with.
         table = torch.from_numpy(self.model.registration.table).to(self.table.device) if held else self.table
         self.motions[slot] = self._predicted[slot] = predict(table, self._features[slot : slot + 1])[0]
-        self._looked[slot] = self.motions[slot]
+        self._looked[slot] = self.motions[slot, :MOTION]
+        self._taken += 1
+        self._order[slot] = self._taken
         self._moments[slot] = 0.0
         self._ages[slot] = HELD if held else 0.0
 
     def strayed(self, slot: int) -> bool:
         """Whether the head of a picture is no longer where it was when this was last asked and found so."""
-        stray = float((self.motions[slot] - self._looked[slot]).abs().max()) > MOVED
+        stray = float((self.motions[slot, :MOTION] - self._looked[slot]).abs().max()) > MOVED
         if stray:
-            self._looked[slot] = self.motions[slot]
+            self._looked[slot] = self.motions[slot, :MOTION]
         return stray
 
     def regress(self, pictures: int) -> None:
         """What the states of the first ``pictures`` slots predict, from the motions they have now."""
         features, motions = self._features[:pictures], self.motions[:pictures]
-        self.table.copy_(regression(features, motions, self._ages[:pictures, 0], self.config.ridge))
+        self.table.copy_(
+            regression(features, motions, self._ages[:pictures, 0], self._order[:pictures], self.config.ridge)
+        )
         self._predicted[:pictures] = predict(self.table, features)

@@ -12,9 +12,9 @@ from insta_runtime.learn.registration import MOVED, PictureMotion
 from insta_runtime.render.model import AvatarModel
 from insta_runtime.render.raster import rasterise
 from insta_runtime.render.rays import camera_vertices, farthest_around
-from insta_runtime.render.registration import moved
+from insta_runtime.render.registration import apart, moved
 from insta_runtime.types import Camera, HeadState, Observation
-from insta_runtime.warp.warp import PosedHead
+from insta_runtime.warp.warp import MOTION, PosedHead
 
 MATTE = 0.02  # opacity from which on a pixel belongs to the person ...
 MATTE_GROWS = 2  # ... and so many pixels around it, for the matte may be a little too small
@@ -101,8 +101,9 @@ class Memory:
         if self._posed is None:
             self._posed = self.model.pose(self.state)
             self._look()
-        elif float((self.motion.now - self._looked).abs().max()) > MOVED:
+        elif float((self.motion.now - self._looked)[:MOTION].abs().max()) > MOVED:
             self._look()
+        self._posed.apart = torch.from_numpy(apart(self.motion.now.numpy())).to(self.model.device)
         return self._posed
 
     def _look(self) -> None:

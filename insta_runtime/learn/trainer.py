@@ -149,7 +149,7 @@ class Trainer:
             )
             samples = self.model.march(rays, posed, self._generator)
             points = rays.origins[samples.ray] + samples.distance[:, None] * rays.directions[samples.ray]
-            shift = follow(motion.to(device), points) / self.model.warp.box.side
+            shift = follow(motion.to(device), points, samples.masks) / self.model.warp.box.side
             samples = replace(samples, position=samples.position + shift)
             packed.append(samples)
             noise = torch.randn(len(memory.code), generator=self._generator).to(device) * self.config.code_jitter
@@ -180,7 +180,7 @@ class Trainer:
             known = [memory.motion for memory in self.replay.memories]
             features, now = torch.stack([m.features for m in known]), torch.stack([m.now for m in known])
             ages = torch.tensor([m.age for m in known])
-            self._table = regression(features, now, ages, config.ridge)
+            self._table = regression(features, now, ages, torch.arange(len(known)), config.ridge)
 
     def _progress(self) -> float:
         return self.progress if self.progress is not None else min(1.0, self.steps / self.config.decay_steps)

@@ -65,12 +65,13 @@ class AvatarModel:
         self.registration = Registration.none(len(head.expression_names))
         self.underlay = torch.zeros((len(canonical.faces), 4), device=device)
 
-    def pose(self, state: HeadState) -> PosedHead:
-        """The warp of one state."""
-        return self.warp.pose(self.rig.pose(self.shape, state).vertices)
+    def pose(self, state: HeadState, apart: Float32 | None = None) -> PosedHead:
+        """The warp of one state, with mouth and eyes moved ``apart`` from the head (`Registration.corrected`)."""
+        motions = None if apart is None else torch.from_numpy(apart).to(self.device)
+        return self.warp.pose(self.rig.pose(self.shape, state).vertices, motions)
 
-    def registered(self, state: HeadState) -> HeadState:
-        """A tracked ``state`` with the pose in which the avatar is to be shown."""
+    def registered(self, state: HeadState) -> tuple[HeadState, Float32]:
+        """A tracked ``state`` as the avatar is to be shown: `Registration.corrected`."""
         return self.registration.corrected(state)
 
     def code_of(self, state: HeadState) -> torch.Tensor:

@@ -22,6 +22,7 @@ from insta_runtime.render.canvas import COUNTERS, STEPS_A_PIXEL, Canvas, Format,
 from insta_runtime.render.fading import Fade
 from insta_runtime.render.model import AvatarModel
 from insta_runtime.render.occupancy import shown_cells, space_struct
+from insta_runtime.render.registration import Registration
 from insta_runtime.render.renderer import Painter, Snapshot, split_snapshot
 from insta_runtime.types import Bytes, Camera, Float32, HeadState, RenderedFrame
 from insta_runtime.warp.posing import PosedHeads, pack_state
@@ -262,12 +263,12 @@ class NativeRenderer:
 
     def _row(self, state: HeadState, camera: Camera) -> Float32:
         """What kernels are told of a state: what `pack_state` makes of it; in a fade, between old and new."""
-        row = pack_state(self.model, self._registration.corrected(state), camera)
+        row = _packed(self.model, self._registration, state, camera)
         if not self._fade.under_way:
             return row
         model, registration = self._before
         # Rotations are among the numbers, but of angles that differ by parts of a degree.
-        old = pack_state(model, registration.corrected(state), camera)
+        old = _packed(model, registration, state, camera)
         return old + np.float32(self._fade.done) * (row - old)
 
     def _shown_cells(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -294,3 +295,9 @@ class NativeRenderer:
             self.kernels.launch("cross_fade", self._shown, self._target, part, count, items=count)
             self._underlay.lerp_(self._next_underlay, part)
             self._field.load(self._shown)
+
+
+def _packed(model: AvatarModel, registration: Registration, state: HeadState, camera: Camera) -> Float32:
+    """The row of a tracked state, corrected."""
+    placed, apart = registration.corrected(state)
+    return pack_state(model, placed, camera, apart)

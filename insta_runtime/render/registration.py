@@ -1,8 +1,11 @@
-"""Where the head really is: a correction of tracked poses that is learned with the avatar.
+"""Where the head really is, and mouth and eyes: corrections of what was tracked, learned with the avatar.
 
 Landmarks of the face tell a head's pose with errors that repeat: an open mouth tips it, a turn pulls it sideways.
 On the face that shows little, at the crown it is many pixels.  What repeats is a function of the tracked state, and
 is learned from the pictures (`learn.registration`); here it is applied, whoever drives the face.
+
+Hair and outline say most of the head's motion, and landmarks know the inner face better: so mouth and eyes have motions
+of their own, from where they were tracked, which fade into the head's as their masks do.
 """
 
 from __future__ import annotations
@@ -13,10 +16,10 @@ import numpy as np
 
 from insta_runtime.geometry import axis_angle, rotation_matrix
 from insta_runtime.types import Float32, HeadState
+from insta_runtime.warp.warp import LEVER, MOTION, PARTS
 
-MOTION = 6  # metres along x, y, z in head space, then a turn about them, in metres at a distance of LEVER
-LEVER = 0.1  # metres
-COLUMNS = 4 + MOTION  # of a registration's table
+MOTIONS = (1 + PARTS) * MOTION  # numbers of the head's motion, then of mouth and eyes
+COLUMNS = 4 + MOTIONS  # of a registration's table
 PLACE = 6  # features of where the head is and how it is turned; their products are features too
 _AHEAD = np.diag([1.0, -1.0, -1.0])  # the rotation of a face that looks into the camera
 _PAIRS = np.triu_indices(PLACE)
@@ -48,7 +51,7 @@ class Registration:
 
     Attributes:
         table: (F, COLUMNS) float32; of each feature its mean, what it is divided by, the least and the largest value
-            that was learned from, beyond which nothing is guessed, and what it adds to the motion.
+            that was learned from, beyond which nothing is guessed, and what it adds to the motions.
     """
 
     table: Float32
@@ -64,18 +67,36 @@ class Registration:
         table[:, 1] = 1.0
         return Registration(table)
 
-    def corrected(self, state: HeadState) -> HeadState:
-        """``state`` with the pose in which the avatar is to be shown."""
+    @staticmethod
+    def stored(table: Float32) -> Registration:
+        """That of a table as it was saved: in older ones mouth and eyes move with the head.  ValueError if damaged."""
+        if table.ndim == 2 and table.shape[1] == 4 + MOTION:
+            table = np.concatenate([table[:, :4], *[table[:, 4:]] * (1 + PARTS)], axis=1)
+        return Registration(table)
+
+    def corrected(self, state: HeadState) -> tuple[HeadState, Float32]:
+        """How the avatar is to be shown in ``state``: with its pose, and with mouth and eyes moved `apart`."""
         mean, scale, low, high = self.table[:, :4].T
         weights = self.table[:, 4:]
         if not weights.any():
-            return state
+            return state, np.zeros((PARTS, MOTION), dtype=np.float32)
         features = np.clip(pose_features(state), low, high)
-        return moved(state, (features - mean) / scale @ weights)
+        motions = (features - mean) / scale @ weights
+        return moved(state, motions), apart(motions)
 
 
-def moved(state: HeadState, motion: Float32) -> HeadState:
-    """``state`` with its head moved by ``motion`` (MOTION,) in the head's own space."""
+def apart(motions: Float32) -> Float32:
+    """What the motions (MOTIONS,) of a picture do to samples of mouth and eyes, the head being moved: (PARTS, MOTION).
+
+    As a part moves one way, what a ray meets of it lies the other way in its space.
+    """
+    head, *parts = motions.reshape(1 + PARTS, MOTION)
+    return np.stack([head - part for part in parts])
+
+
+def moved(state: HeadState, motions: Float32) -> HeadState:
+    """``state`` with its head moved by the first of ``motions`` in the head's own space."""
+    motion = motions[:MOTION]
     rotation = rotation_matrix(state.rotation)
     turn = rotation_matrix(motion[3:] / LEVER)
     return replace(

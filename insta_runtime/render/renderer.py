@@ -82,8 +82,8 @@ class Renderer:
 
     def _rendered(self, state: HeadState, camera: Camera, frame_id: int = 0) -> RenderedFrame:
         model = self.model
-        state = model.registered(state)
-        posed = model.pose(state)
+        state, apart = model.registered(state)
+        posed = model.pose(state, apart)
         code, turn = model.code_of(state), torch.as_tensor(model.code.turn(state), device=model.device)
         parts = []
         raster = rasterise(camera_vertices(posed.vertices, state), model.rig.faces, camera)
@@ -136,7 +136,7 @@ def split_snapshot(
     field = {k: v for k, v in snapshot.items() if not k.startswith(prefix) and k not in (REGISTRATION, UNDERLAY)}
     grid = {k.removeprefix(prefix): v for k, v in snapshot.items() if k.startswith(prefix)}
     known = snapshot.get(REGISTRATION)
-    return field, grid, None if known is None else Registration(known.cpu().numpy()), snapshot.get(UNDERLAY)
+    return field, grid, None if known is None else Registration.stored(known.cpu().numpy()), snapshot.get(UNDERLAY)
 
 
 def load_snapshot(model: AvatarModel, snapshot: Snapshot) -> None:

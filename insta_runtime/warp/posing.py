@@ -17,7 +17,7 @@ from insta_runtime.geometry import rotation_matrix
 from insta_runtime.head import HeadModel, HeadRig
 from insta_runtime.kernels import Kernels, Struct
 from insta_runtime.types import Camera, Float32, HeadState
-from insta_runtime.warp.warp import HeadWarp
+from insta_runtime.warp.warp import MOTION, PARTS, HeadWarp
 
 LARGEST = 1e4  # a number of a state that is larger, or not one, counts as zero
 DRAWERS = 8  # threads that draw a triangle
@@ -49,10 +49,10 @@ class Person(Protocol):
         """Tells what a state looks like."""
 
 
-def pack_state(model: Person, state: HeadState, camera: Camera) -> Float32:
+def pack_state(model: Person, state: HeadState, camera: Camera, apart: Float32 | None = None) -> Float32:
     """A state before a camera as a row of numbers (S,), as layout.cuh describes it.
 
-    Numbers that are not finite count as zero.
+    ``apart`` (PARTS, MOTION) is that of `PosedHead`, None is none.  Numbers that are not finite count as zero.
     """
     sound: dict[str, Any] = {
         name: np.where(np.abs(a) <= LARGEST, a, np.float32(0)) for name, a in state.arrays().items()
@@ -62,8 +62,9 @@ def pack_state(model: Person, state: HeadState, camera: Camera) -> Float32:
     view = np.array([camera.fx, camera.fy, camera.cx, camera.cy], dtype=np.float32)
     joints = [state.neck_pose, state.jaw_pose, state.eye_pose.ravel()]
     pose = [rotation.ravel(), state.translation]
+    moved = np.zeros(PARTS * MOTION, dtype=np.float32) if apart is None else apart.ravel()
     told = [model.code.turn(state).ravel(), model.code(state)]
-    return np.concatenate([state.expression, state.eyelids, *joints, *pose, view, *told])
+    return np.concatenate([state.expression, state.eyelids, *joints, *pose, view, moved, *told])
 
 
 def head_struct(kernels: Kernels, model: Person) -> Struct:

@@ -29,6 +29,9 @@ BLENDS = ("surface", "neighbours", "triangle")  # of `WarpConfig.blend`, in the 
 OWN_DECAY, NEIGHBOURS_DECAY = 1.0, 4.0  # 1 / metre, of the weights of triangles around the nearest one
 HELD_WHOLLY = 0.25  # part of `WarpConfig.loosens` within which a sample rides with the surface as it is
 MOST_WAYS = 6  # places between where the surface takes a cell and where the head alone does
+PARTS = 2  # of the face that move apart from the head: mouth and eyes, as `CanonicalSamples.masks` has them
+MOTION = 6  # of a small motion: metres along x, y, z in head space, then a turn about them, in metres at LEVER
+LEVER = 0.1  # metres
 SUBCELLS = 3  # a canonical cell is carried to a pose by SUBCELLS^3 points, its corners included: no holes, no clipping
 
 
@@ -108,9 +111,9 @@ class HeadWarp:
         self.box = Box((lower + upper - side) / 2.0, side)
         self.resolution = round(side / config.cell)
 
-    def pose(self, vertices: torch.Tensor) -> PosedHead:
-        """The warp of one pose, from (V, 3) posed vertices in head space."""
-        return PosedHead(self, vertices)
+    def pose(self, vertices: torch.Tensor, apart: torch.Tensor | None = None) -> PosedHead:
+        """The warp of one pose, from (V, 3) posed vertices in head space; ``apart`` is that of `PosedHead`."""
+        return PosedHead(self, vertices, apart)
 
     def masks_at(self, nearest: Nearest) -> torch.Tensor:
         """How much the mouth's and the eyes' code count at points of which this is nearest: (N, 2) in [0, 1]."""
@@ -138,10 +141,15 @@ class HeadWarp:
 
 
 class PosedHead:
-    """The warp of one posed mesh: carries canonical cells to the pose, and posed points to canonical space."""
+    """The warp of one posed mesh: carries canonical cells to the pose, and posed points to canonical space.
 
-    def __init__(self, warp: HeadWarp, vertices: torch.Tensor) -> None:
+    Attributes:
+        apart: (PARTS, MOTION) small motions by which samples of mouth and eyes are moved, as far as their masks go.
+    """
+
+    def __init__(self, warp: HeadWarp, vertices: torch.Tensor, apart: torch.Tensor | None = None) -> None:
         self.warp, self.vertices = warp, vertices
+        self.apart = vertices.new_zeros((PARTS, MOTION)) if apart is None else apart
         self.triangle_maps = warp.maps.triangle_maps(vertices)
         self.vertex_maps = warp.maps.average(self.triangle_maps)
         self.soup = TriangleSoup(vertices, warp.canonical.faces)
@@ -222,7 +230,10 @@ class PosedHead:
         else:
             position, linear = self._with_triangles(points, nearest.triangle)
         direction = torch.nn.functional.normalize(torch.einsum("nij,nj->ni", linear, directions), dim=-1)
-        return CanonicalSamples(position, direction, self.warp.masks_at(nearest), nearest.distance)
+        masks = self.warp.masks_at(nearest)
+        for part, motion in enumerate(self.apart):
+            position = position + masks[:, part, None] * displacements(motion, points)
+        return CanonicalSamples(position, direction, masks, nearest.distance)
 
     def _over_surface(self, points: torch.Tensor, nearest: Nearest) -> tuple[torch.Tensor, torch.Tensor]:
         """Canonical positions (N, 3) and the linear part (N, 3, 3) of maps blended over the surface."""
@@ -258,6 +269,11 @@ class PosedHead:
         offset = points[:, None] - self.vertices[corner]
         carried = warp.canonical.vertices[corner] + torch.einsum("nkij,nkj->nki", linear, offset)
         return (carried * weight[..., None]).sum(dim=1), (linear * weight[..., None, None]).sum(dim=1)
+
+
+def displacements(motion: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    """How far a small ``motion`` (MOTION,) moves points (N, 3) of head space, to first order: (N, 3) metres."""
+    return motion[:3] + torch.linalg.cross(motion[None, 3:] / LEVER, points)
 
 
 def loosens(config: WarpConfig) -> float:

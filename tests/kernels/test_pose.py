@@ -14,6 +14,7 @@ from insta_runtime.field.conditioning import CODE_WIDTH
 from insta_runtime.geometry import rotation_matrix
 from insta_runtime.types import HeadState
 from insta_runtime.warp.posing import pack_state
+from insta_runtime.warp.warp import MOTION, PARTS
 
 VERTICES = {"rtol": 0.0, "atol": 2e-6}  # metres: sums of up to 150 float32 terms on a head of 0.3 m
 
@@ -61,8 +62,9 @@ def test_what_is_no_number_counts_as_zero(device: torch.device, bad: float) -> N
 def test_a_row_holds_what_layout_cuh_says(device: torch.device) -> None:
     model = model_of(device)
     state, view = random_state(model.head, 4), camera(48)
-    row, units = pack_state(model, state, view), len(model.head.expression_names)
-    parts = np.split(row, np.cumsum([units, 2, 3, 3, 6, 9, 3, 4, 9]))
+    apart = np.arange(PARTS * MOTION, dtype=np.float32).reshape(PARTS, MOTION)
+    row, units = pack_state(model, state, view, apart), len(model.head.expression_names)
+    parts = np.split(row, np.cumsum([units, 2, 3, 3, 6, 9, 3, 4, PARTS * MOTION, 9]))
     wanted = [
         state.expression,
         state.eyelids,
@@ -72,6 +74,7 @@ def test_a_row_holds_what_layout_cuh_says(device: torch.device) -> None:
         rotation_matrix(state.rotation).ravel(),
         state.translation,
         [view.fx, view.fy, view.cx, view.cy],
+        apart.ravel(),
         np.eye(3).ravel(),  # before anything was seen, any view will do
         model.code(state),
     ]

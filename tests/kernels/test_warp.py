@@ -10,7 +10,7 @@ from posed_person import DEFAULT, Posed, band_points, model_of, random_state, ru
 
 from insta_runtime.config import ConditioningConfig, WarpConfig
 from insta_runtime.warp.nearest import nearest_brute_force
-from insta_runtime.warp.warp import fade
+from insta_runtime.warp.warp import MOTION, PARTS, fade
 
 DISPLACED = 2e-5  # metres, of 95 % of the points: rounding; the finest cells of the field are 1 mm
 TURNED = 1e-4  # of a unit vector
@@ -84,6 +84,32 @@ def test_every_blend_and_scale_is_the_twins(device: torch.device, switch: str) -
     if switch in ("paper", "lips"):
         assert set(masks.unique().tolist()) == {0.0, 1.0}
         assert not masks[:, 1].any()
+
+
+def test_mouth_and_eyes_move_apart_as_the_twins_do(device: torch.device) -> None:
+    model = model_of(device, DEFAULT)
+    posed = run(model, [random_state(model.head, 25)])
+    points = band_points(posed, 0, 3000)
+    directions = torch.nn.functional.normalize(torch.randn_like(points), dim=-1)
+    before, _, masks = carry(posed, 0, points, directions)
+    motions = 3e-3 * torch.randn((PARTS, MOTION), device=device)
+    first = len(model.head.expression_names) + 30
+    posed.heads.states[0, first : first + PARTS * MOTION] = motions.flatten()
+    after, _, unchanged = carry(posed, 0, points, directions)
+    twin = posed.twins()[0]
+    truth = nearest_brute_force(points, twin.vertices, model.rig.faces)
+    still = twin.ride(points, directions, truth).position
+    twin.apart = motions
+    moved = twin.ride(points, directions, truth).position
+    agree = (before - still).norm(dim=-1) < DISPLACED
+    assert float(agree.float().mean()) > 0.8
+    torch.testing.assert_close((after - before)[agree], (moved - still)[agree], rtol=0.0, atol=5e-6)
+    assert torch.equal(masks, unchanged)
+    for part in range(PARTS):
+        assert float((after - before)[masks[:, part] > 0.5].norm(dim=-1).amax()) > 1e-3
+    alone = masks.amax(dim=-1) == 0.0
+    assert alone.any()
+    assert torch.equal(after[alone], before[alone])
 
 
 def test_unmarked_points_stay(device: torch.device) -> None:

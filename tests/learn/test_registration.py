@@ -19,8 +19,9 @@ from insta_runtime.kernels import Kernels
 from insta_runtime.learn.native import NativeTrainer
 from insta_runtime.learn.trainer import Trainer
 from insta_runtime.render.model import AvatarModel
-from insta_runtime.render.registration import LEVER, moved
+from insta_runtime.render.registration import moved
 from insta_runtime.types import Observation
+from insta_runtime.warp.warp import LEVER, MOTION
 
 STEPS, TWIN_STEPS, PICTURES = 420, 180, 24
 CONFIG = replace(
@@ -62,7 +63,7 @@ def test_kernels_find_where_heads_are(device: torch.device, mistracked: tuple[li
         trainer.replay.take_in()
     for _ in range(STEPS):
         trainer.step()
-    found = trainer.registration.motions[:PICTURES].cpu().numpy()
+    found = trainer.registration.motions[:PICTURES, :MOTION].cpu().numpy()
     assert agreement(found, error) > 0.7
     left = displacement(found - found.mean(axis=0) - error)
     assert np.square(left).mean() < 0.5 * np.square(error[:, :2]).mean()
@@ -87,7 +88,7 @@ def test_what_was_found_is_shown_and_saved(
     path = tmp_path_factory.mktemp("avatar")
     avatar.save(path)
     loaded = Avatar.load(path, head, CPU)
-    shown = [loaded.model.registered(p.state) for p in pictures]
+    shown = [loaded.model.registered(p.state)[0] for p in pictures]
     nose = np.array([0.0, 0.0, 0.08])
     before, after = (
         np.stack([rotation_matrix(s.rotation) @ nose + s.translation for s in states])
