@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import platform
 import tempfile
 import time
@@ -15,7 +14,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
 from insta_runtime.errors import UserError
-from insta_runtime.learn.evaluation import PROTOCOL, split
+from insta_runtime.learn.evaluation import PROTOCOL, score_psnr, split
 from insta_runtime.render.fading import FADE_S
 from insta_runtime.tracked import TrackedFolder
 from telepresence import __version__
@@ -90,7 +89,7 @@ def rehearse(
         figures = call.figures(clip.seconds)
         figures["clip"] = {"name": clip.name, "seconds": clip.seconds, "fps": clip.fps, **clip.facts}
         if offline:
-            figures |= _against_offline(call, source, clip.head, config)
+            figures |= _against_offline(avatar, source, clip.head, config)
     figures = scoring.without_nan(figures)
     show(figures)
     return figures
@@ -252,26 +251,28 @@ class Call:
         return median(known) if known else None
 
 
-def _against_offline(call: Call, source: Path, head: Path | None, config: Config) -> dict[str, Any]:
-    """The avatar of the call and one of `fit` with as much training, on the part of the clip that neither has seen."""
+def _against_offline(avatar: Path, source: Path, head: Path | None, config: Config) -> dict[str, Any]:
+    """The avatar that a call saved and one of `fit` with as much training, on what neither has seen of the clip."""
+    from insta_runtime.avatar import Avatar, is_stored
+    from insta_runtime.backends import choose_backend, make_renderer
     from telepresence.commands.fit import learn
     from telepresence.commands.recordings import tracked_recording
 
-    newest = call.record.newest(math.inf)
-    if newest is None or newest.learner.avatar.seconds <= 0.0:
+    if not is_stored(avatar):  # nothing was learned
         return {"online_minus_offline_db": None}
     recording = tracked_recording(source, head)
+    online = Avatar.load(avatar, recording.head, config.run.device)
+    renderer = make_renderer(online.model, choose_backend(config.run.backend, online.model))
     _, held = split(len(recording.observations), HOLDOUT)
-    kept_back = [recording.observations[i] for i in held]
-    size, seconds = config.avatar.learn.size, newest.learner.avatar.seconds
-    whole, of_head = Judge(size).psnr(newest, kept_back)
-    fitted = learn(recording, None, seconds=seconds, size=size, holdout=HOLDOUT, config=config, baseline=False)
+    kept_back, size = [recording.observations[i] for i in held], config.avatar.learn.size
+    whole, of_head = score_psnr(renderer.render, kept_back, size, online.model.device)
+    fitted = learn(recording, None, seconds=online.seconds, size=size, holdout=HOLDOUT, config=config, baseline=False)
     return {
         "online_minus_offline_db": whole - fitted["psnr_db"],
         "head_online_minus_offline_db": of_head - fitted["head_psnr_db"],
         "offline": {
-            "training_seconds": seconds,
-            "online_steps": newest.steps,
+            "training_seconds": online.seconds,
+            "online_steps": online.steps,
             "offline_steps": fitted["steps"],
             "online_psnr_db": whole,
             "online_head_psnr_db": of_head,

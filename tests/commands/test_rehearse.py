@@ -116,13 +116,13 @@ def test_a_call_without_network_is_measured(folder: Path, tmp_path: Path) -> Non
 
 def test_against_an_offline_fit_the_end_of_the_clip_is_shown_to_neither(folder: Path, tmp_path: Path) -> None:
     answer = tmp_path / "figures.json"
-    assert run_command(["rehearse", str(folder), "--seconds=2", "--offline", f"--json={answer}", *SMALL]) == 0
+    assert run_command(["rehearse", str(folder), "--seconds=3", "--offline", f"--json={answer}", *SMALL]) == 0
     figures = json.loads(answer.read_text())
     compared = figures["offline"]
     assert figures["clip"]["seconds"] == (COUNT - 2) / 8.0
     assert compared["pictures"] == 2
     assert compared["online_steps"] > 0
-    assert compared["training_seconds"] == figures["training_seconds"]
+    assert compared["training_seconds"] == pytest.approx(figures["training_seconds"], abs=1e-3)
     assert figures["online_minus_offline_db"] == pytest.approx(
         compared["online_psnr_db"] - compared["offline_psnr_db"], abs=1e-3
     )
