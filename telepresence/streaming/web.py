@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 PAGE = {
     "/": ("index.html", "text/html"),
     "/app.js": ("app.js", "text/javascript"),
+    "/chart.js": ("chart.js", "text/javascript"),
+    "/guide.js": ("guide.js", "text/javascript"),
+    "/question.js": ("question.js", "text/javascript"),
     "/style.css": ("style.css", "text/css"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }

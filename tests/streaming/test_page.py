@@ -79,6 +79,40 @@ def test_a_viewer_chooses_what_the_head_is_put_over(studio: Any, chromium: Brows
 
 
 @pytest.mark.timeout(60)
+def test_the_ring_fills_one_thing_is_asked_for_and_the_chart_is_drawn(studio: Any, chromium: Browser) -> None:
+    seen = {"ahead": True, "left": False, "talk": True, "smile": False, "open": False, "brows": False}
+    studio.status |= {"state": "learning", "source": "webcam", "psnr_db": 20.0, "latency_ms": 50.0}
+    studio.status["guidance"] = {
+        "ring": [1.0, 0.0, 0.33, 0.0, 0.0, 0.0, 0.0, 0.0],
+        "seen": seen,
+        "hint": "Turn your head to the left.",
+    }
+    page = chromium.new_page()
+    troubles: list[str] = []
+    page.on("console", lambda message: troubles.append(message.text))
+    page.on("pageerror", lambda error: troubles.append(str(error)))
+    page.goto(studio.server.address)
+    studio.until(lambda: page.locator("#guide").is_visible())
+    assert page.locator("#hint").text_content() == "Turn your head to the left."
+    assert page.locator("#hint").get_attribute("aria-live") == "polite"
+    label = "Seen so far: 1 of 8 directions, 1 expressions"
+    assert page.locator("#ring").get_attribute("aria-label") == label
+    colours = page.eval_on_selector_all("#ring path", "paths => paths.map((path) => getComputedStyle(path).stroke)")
+    assert len(colours) == 12
+    assert len(set(colours[:8])) == 3  # full, a third, nothing
+    assert colours[0] == colours[8] != colours[9]  # talking was seen, a smile was not
+
+    studio.status["psnr_db"] = 22.0
+    studio.until(lambda: "L" in (page.locator("#chart path.psnr").get_attribute("d") or ""))
+    assert page.locator("#chart .psnr-high").text_content() in ("22", "24")
+    studio.until(lambda: "L" in (page.locator("#chart path.latency").get_attribute("d") or ""))
+
+    studio.status["guidance"] = {"ring": [1.0] * 8, "seen": dict.fromkeys(seen, True), "hint": None}
+    studio.until(lambda: page.locator("#guide").is_hidden())
+    assert troubles == []
+
+
+@pytest.mark.timeout(60)
 def test_a_viewer_without_h264_gets_vp8(studio: Any, chromium: Browser) -> None:
     page = chromium.new_page()
     page.goto(studio.server.address)

@@ -1,5 +1,9 @@
 // The page of the daemon: watches the avatar over WHEP, lends it the browser's camera over WHIP, shows its state.
 
+import { Chart } from "./chart.js";
+import { Guide } from "./guide.js";
+import { Question } from "./question.js";
+
 // What each state means, and what a person before the camera can do about it.
 const SENTENCES = {
   connecting: ["Looking for the daemon on this machine."],
@@ -12,6 +16,8 @@ const SENTENCES = {
   idle: ["Nobody is driving the avatar at the moment."],
 };
 
+const GUIDED = new Set(["learning", "live"]); // when somebody is there who can be asked for something
+
 const CAMERA_WORDS = {
   NotAllowedError: "The camera was not allowed. Allow it beside the address bar, then try again.",
   NotFoundError: "No camera was found on this device.",
@@ -21,7 +27,6 @@ const CAMERA_WORDS = {
 const GATHER_MS = 1000; // for local addresses before the offer is sent
 const DISCONNECTED_MS = 3000; // of "disconnected" before a new connection is made
 const STALL_S = 5; // without a new picture before a new connection is made
-const CURVE_POINTS = 120;
 
 const $ = (id) => document.getElementById(id);
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
@@ -276,7 +281,9 @@ async function chooseScene() {
 
 // ---- state
 
-const curve = [];
+const chart = new Chart($("chart"));
+const question = new Question($("question"), $("notice"), trouble);
+const guide = new Guide($("guide"), $("ring"), $("hint"));
 let acted = false; // whether the synthetic actor is before the camera
 
 async function follow() {
@@ -295,7 +302,8 @@ function show(status) {
   const state = status.state ?? "connecting";
   acted = status.source === "synthetic";
   const [meaning, advice] = SENTENCES[state] ?? [""];
-  const words = advice && !acted ? `${meaning} ${advice}` : meaning;
+  const guided = !acted && GUIDED.has(state) && Boolean(status.guidance?.hint);
+  const words = advice && !acted && !guided ? `${meaning} ${advice}` : meaning;
   if ($("sentence").textContent !== words) $("sentence").textContent = words; // else a screen reader would repeat it
   $("state").textContent = state;
   document.body.dataset.state = state;
@@ -304,11 +312,14 @@ function show(status) {
   showScene(status.background);
   number("fps", received.fps, 0);
   number("avatar-fps", status.avatar_fps, status.avatar_fps > 0 && status.avatar_fps < 10 ? 1 : 0);
-  number("latency", status.latency_ms > 0 && received.fps ? status.latency_ms + received.delay : undefined, 0);
+  const latency = status.latency_ms > 0 && received.fps ? status.latency_ms + received.delay : undefined;
+  number("latency", latency, 0);
   number("viewers", status.viewers, 0);
   list(Array.isArray(status.errors) ? status.errors : []);
   number("psnr", status.psnr_db, 1);
-  if (Number.isFinite(status.psnr_db)) draw(status.psnr_db);
+  chart.add(status.psnr_db, latency);
+  question.show(status.person, status.events);
+  guide.show(guided ? status.guidance : null);
 }
 
 function number(id, value, digits) {
@@ -322,17 +333,6 @@ function list(problems) {
   $("problems").querySelector("ul").replaceChildren(
     ...problems.map((text) => Object.assign(document.createElement("li"), { textContent: String(text) })),
   );
-}
-
-/** The likeness over the last two minutes, as a line. */
-function draw(psnr) {
-  curve.push(psnr);
-  if (curve.length > CURVE_POINTS) curve.shift();
-  const low = Math.min(...curve);
-  const span = Math.max(...curve, low + 2) - low;
-  const x = (i) => (100 * i) / Math.max(curve.length - 1, 1);
-  const points = curve.map((value, i) => `${x(i).toFixed(2)},${(22 - (18 * (value - low)) / span).toFixed(2)}`);
-  $("curve").firstElementChild.setAttribute("points", curve.length > 1 ? points.join(" ") : "");
 }
 
 // ---- start
