@@ -313,3 +313,22 @@ def test_a_camera_whose_clock_goes_back_is_tracked_on(start: Callable[[], Daemon
     assert times == sorted(set(times))
     assert abs(times[-1] - time.monotonic_ns()) < 10 * 10**9
     assert daemon.status()["state"] in ("learning", "live")
+
+
+def test_the_documentation_says_what_the_table_says(root: Path) -> None:
+    words = {Then.STOP: "the call ends", Then.WITHOUT: "the call goes on without it"}
+    again = {"camera": "opened anew", "encode": "another thread takes over"}
+    page = (root / "docs" / "supervision.md").read_text(encoding="utf-8")
+    rows = {}
+    for line in page.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("| `") and len(cells) == 5:
+            rows[cells[0].strip("`")] = cells[1:]
+    assert rows.keys() == POLICIES.keys()
+    for stage, policy in POLICIES.items():
+        assert rows[stage] == [
+            ", ".join(f"{pause:g}" for pause in policy.pauses),
+            words.get(policy.failed, "again, always"),
+            f"{policy.silent_s:g}",
+            words.get(policy.hung) or again[stage],
+        ]
