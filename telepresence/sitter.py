@@ -54,7 +54,7 @@ class Sitter:
 
     The tracking thread sets ``pose``, ``glimpse``, ``acquaintance`` and ``known`` (how to track them again), the
     training thread ``learner`` and, for the time before there is one, ``mesh``; the supervisor ``session`` and
-    ``budget``.  ``others`` are those that this is known not to be.
+    ``budget``.  ``others`` are those that it was found not to be since the face came.
     """
 
     def __init__(self, path: Path, acquaintance: Acquaintance, others: tuple[Sitter, ...] = ()) -> None:
@@ -107,6 +107,7 @@ class Sitters:
             sitter.compared = True
             if self._returns(tracker, sitter):
                 return None
+            sitter.others = ()
         learner, observation = sitter.learner, tracked.observation
         answer, self._answer = self._answer, None
         seen = Sighting(
@@ -179,6 +180,8 @@ class Sitters:
             "?" if worse is None else f"{worse:.1f}",
             extra={"event": "identity", "stage": "track", "fields": {"standing": standing, "misfit_mm": mm}},
         )
+        if standing is Standing.KNOWN:
+            sitter.others = ()
         if standing is Standing.ASKING:
             self.note("question", "it is not sure whose face this is: learning waits for an answer")
         elif standing is Standing.KNOWN and sitter in self.away:

@@ -161,7 +161,7 @@ class Acquaintance:
         if self._mean is None:
             mean = beside
         elif self.settled:
-            part = 1.0 - np.exp(-max(now - (self._last or now), 0.0) / WATCH_S)
+            part = 1.0 - np.exp(-max(now - (now if self._last is None else self._last), 0.0) / WATCH_S)
             mean = self._mean + np.float32(part) * (beside - self._mean)
         else:
             mean = self._mean + (beside - self._mean) / np.float32(pictures - SKIPPED)
@@ -172,7 +172,7 @@ class Acquaintance:
         return self._again(now) if self.mm is not None and self.mm > WATCH_MM else self
 
     def _decided(self, worse_db: float | None, now: float) -> Acquaintance:
-        seconds = now - (self.since or now)
+        seconds = now - (now if self.since is None else self.since)
         pictures = self._pictures - SKIPPED
         if self.mm is None or pictures < SOON:
             return self
