@@ -49,6 +49,7 @@ class ResourceMeter:
     def __init__(self, device: torch.device, kept: Callable[[], tuple[int, int]] = lambda: (0, 0)) -> None:
         self.samples: list[Sample] = []
         self.lost: list[str] = []
+        self.cpu_s: dict[str, float | None] = {}
         self._device, self._kept = device, kept
         self._every = EVERY_S
         self._done = threading.Event()
@@ -62,8 +63,9 @@ class ResourceMeter:
         self._done.set()
         if self._thread.ident is not None:
             self._thread.join()
-        alive = {thread.name for thread in threading.enumerate()}
+        alive = {thread.name: thread.native_id for thread in threading.enumerate()}
         self.lost = [name for name in STAGES if name not in alive]
+        self.cpu_s = {name: _cpu_seconds(alive[name]) for name in STAGES if name in alive}
 
     def _run(self) -> None:
         while not self._done.wait(self._every):
@@ -84,12 +86,16 @@ class ResourceMeter:
         return (total - free - kept) / 1e6
 
     def figures(self) -> dict[str, Any]:
-        """How much at the end, at most, and how it grew; ``lost`` names the stages that are gone."""
+        """How much at the end, at most, and how it grew.
+
+        ``lost_threads`` names the stages that are gone, ``cpu_s`` the seconds of a core that each has taken.
+        """
         return {
             "host_mb": self._trend(lambda sample: sample.host_mb),
             "device_mb": self._trend(lambda sample: sample.device_mb),
             "threads": self._trend(lambda sample: float(sample.threads)),
             "lost_threads": self.lost,
+            "cpu_s": self.cpu_s,
             "curve": [
                 {
                     "seconds": s.at - self.samples[0].at,
@@ -117,6 +123,16 @@ def trend(samples: Sequence[tuple[float, float]]) -> Trend:
     if late[-1] >= SLOPE_S:
         slope = 3600.0 * float(np.polyfit(late, values[half:], 1)[0])
     return {"end": float(values[-1]), "max": float(values.max()), "slope_per_hour": slope}
+
+
+def _cpu_seconds(thread: int | None) -> float | None:
+    """What a thread of this process has run for, without those that it started; None where the system does not say."""
+    try:
+        with open(f"/proc/self/task/{thread}/stat", encoding="ascii") as file:  # noqa: PTH123 - not a file on a disk
+            fields = file.read().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def _threads() -> int:
