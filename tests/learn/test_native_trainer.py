@@ -87,7 +87,7 @@ def test_a_snapshot_is_a_copy_of_the_average(device: torch.device, pictures: lis
     trainer, _ = learned(native(device), pictures, 3)
     snapshot = trainer.snapshot()
     model = trainer.model
-    grid = {"occupancy.value", "occupancy.seen", "occupancy.inside"}
+    grid = {f"occupancy.{name}" for name in model.occupancy.state()} | {"underlay"}
     assert set(snapshot) == set(model.field.state_dict()) | grid | {"registration"}
     kept = {name: tensor.clone() for name, tensor in snapshot.items()}
     for _ in range(2):
