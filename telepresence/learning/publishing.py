@@ -37,6 +37,8 @@ JUDGE_PART: Final = 0.15
 """Part of the time that judging may take: a slow machine looks at fewer pictures ..."""
 JUDGE_S: Final = 2.5
 """... so that candidates come about so often all the same."""
+SLICE_S: Final = 0.3
+"""On a CPU judging goes on for so long at a time; on a GPU, which the display needs, it is one picture."""
 YOUNG_STEPS: Final = 64
 """Until then everything gets better quickly: one picture will do."""
 FIRST_STEPS: Final = 8
@@ -165,7 +167,7 @@ class Publisher:
         self._trainer.pace = self._pace(now)
 
     def work(self, mesh: ColouredMesh | None, now: float) -> bool:
-        """Do a little of what is due: at most one picture is measured.  False if there was nothing."""
+        """Do a little of what is due.  False if there was nothing."""
         self._now = now
         if self._work is None:
             young = self._trainer.steps < FIRST_STEPS
@@ -174,11 +176,8 @@ class Publisher:
             self._due = now + PUBLISH_S
             self._work = self._consider(mesh)
         began = time.monotonic()
-        try:
-            next(self._work)
-        except StopIteration:
-            self._work = None
-        # What one part took, all candidates together are to make up for.
+        self._go_on(began)
+        # What it takes, all candidates together are to make up for.
         self._due += (time.monotonic() - began) * (1.0 / JUDGE_PART - 1.0)
         return True
 
@@ -190,11 +189,19 @@ class Publisher:
                 return False
             self._due = now + PUBLISH_S
             self._work = self._measure_shown(mesh)
-        try:
-            next(self._work)
-        except StopIteration:
-            self._work = None
+        self._go_on(time.monotonic())
         return True
+
+    def _go_on(self, began: float) -> None:
+        """Do a part of what is under way; on a CPU some, as the display has cores of its own."""
+        on_gpu = self._trainer.model.device.type == "cuda"
+        while self._work is not None:
+            try:
+                next(self._work)
+            except StopIteration:
+                self._work = None
+            if on_gpu or time.monotonic() - began > SLICE_S:
+                return
 
     def _consider(self, mesh: ColouredMesh | None) -> Iterator[None]:
         with self._trainer.on_stream():
