@@ -118,7 +118,7 @@ def run(
         str | None,
         typer.Option(
             metavar="SOURCE",
-            help="synthetic, webcam[:DEVICE], file:PATH or browser; else the webcam, or synthetic without one.",
+            help="synthetic, webcam[:DEVICE], file:PATH, tracked:DIR, browser; else the webcam, or synthetic.",
         ),
     ] = None,
     avatar: Annotated[
