@@ -20,6 +20,7 @@ from insta_runtime.learn.native import NativeTrainer
 from insta_runtime.learn.trainer import Trainer
 from insta_runtime.render.model import AvatarModel
 from insta_runtime.render.registration import moved
+from insta_runtime.render.renderer import load_snapshot, take_snapshot
 from insta_runtime.types import Observation
 from insta_runtime.warp.warp import LEVER, MOTION
 
@@ -96,6 +97,18 @@ def test_what_was_found_is_shown_and_saved(
     )
     ahead = np.array([1.0, -1.0])  # head space to camera space of a face that looks ahead
     assert float(np.corrcoef(((after - before)[:, :2] * ahead).ravel(), error[:, :2].ravel())[0, 1]) > 0.6
+
+
+def test_registrations_of_before_are_loaded() -> None:
+    """Mouth and eyes had no motions of their own: they move with the head."""
+    model = AvatarModel(open_head(), neutral_shape(open_head()), CONFIG, CPU, 0)
+    snapshot = take_snapshot(model)
+    old = snapshot["registration"][:, : 4 + MOTION].clone()
+    old[:, 4:] = 1e-3
+    load_snapshot(model, snapshot | {"registration": old})
+    tables = torch.from_numpy(model.registration.table).split([4, MOTION, MOTION, MOTION], dim=1)
+    for part, wanted in zip(tables, (old[:, :4], *[old[:, 4:]] * 3), strict=True):
+        assert torch.equal(part, wanted)
 
 
 def test_a_damaged_registration_is_refused(tmp_path_factory: pytest.TempPathFactory) -> None:
