@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from collections import Counter
@@ -300,7 +301,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--config")
     parser.add_argument("--set", dest="changes", action="append", default=[])
-    parser.add_argument("--models", type=Path)
+    parser.add_argument("--models", type=Path, default=os.environ.get("TELEPRESENCE_MODELS"))
     parser.add_argument("--json", type=Path)
     parser.add_argument("--page", type=Path)
     arguments = parser.parse_args()
