@@ -111,10 +111,14 @@ class Status:
                 "silent_s": round(health.silent_s, 1),
                 "restarts": health.restarts,
                 "error": health.error,
-                "ms": self._telemetry.stage_ms(name),
+                "ms": self._encode_ms(moment) if name == "encode" else self._telemetry.stage_ms(name),
             }
             for name, health in stages.items()
         }
+
+    def _encode_ms(self, moment: Moment) -> dict[str, float] | None:
+        median = moment.stream.encode_ms if moment.stream is not None else None
+        return {"p50": median} if median is not None else None
 
     def _training(self, person: Person | None) -> dict[str, Any]:
         budget = person.budget if person is not None else Budget()

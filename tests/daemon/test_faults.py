@@ -21,6 +21,7 @@ from telepresence.frames import CameraFrame, TrackedFrame
 from telepresence.people import Options
 from telepresence.policy import JUMP_S, OLD_S, POLICIES, Condition, Policy, Then
 from telepresence.sources.synthetic import SyntheticSource
+from telepresence.streaming import MediaServer
 from telepresence.supervision import Supervisor
 from telepresence.tracking.tracker import TruthTracker
 
@@ -245,6 +246,37 @@ def test_an_avatar_that_cannot_be_saved_goes_on_and_ends_in_an_error(
     daemon.stop()
     assert daemon.failure is not None
     assert "cannot" in daemon.failure or "no avatar" in daemon.failure
+
+
+def test_learning_rests_while_nothing_is_new_and_drawing_while_nobody_looks(
+    start: Callable[[], Daemon], camera: Camera, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("telepresence.daemon.UNSEEN_S", 600.0)
+    for name in ("NEWS_S", "FLAT_S"):
+        monkeypatch.setattr(f"telepresence.learning.budget.{name}", 0.5)
+    daemon = start()
+    still: list[CameraFrame] = []
+
+    def stand_still(frame: CameraFrame | None) -> CameraFrame | None:
+        if frame is None:
+            return None
+        still[:] = still or [frame]
+        return replace(still[0], t_capture_ns=frame.t_capture_ns)
+
+    camera.fault = stand_still
+    status = eventually(daemon, lambda status: status["training"]["state"] == "resting")
+    assert status["training"]["why"] == "nothing new is to be learned"
+    camera.fault = None
+    steps = status["steps"]
+    eventually(daemon, lambda status: status["steps"] > steps + 1)
+
+    assert isinstance(daemon._server, MediaServer)
+    tracked, shown = daemon.telemetry.tracked, daemon.telemetry.shown.total
+    end = tracked.total + 5
+    eventually(daemon, lambda _: tracked.total >= end)
+    assert daemon.telemetry.shown.total == shown
+    daemon._server._hub.subscribe_packets(lambda _: None)
+    eventually(daemon, lambda _: daemon.telemetry.shown.total > shown + 2)
 
 
 # ---- the parts, without a call
