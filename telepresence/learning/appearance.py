@@ -275,7 +275,8 @@ def match_light(picture: Float32, truth: Float32, where: Mask) -> Float32:
         left = np.abs(gain + gamma * source - target).sum(1)
         use = left <= np.quantile(left, 2 / 3)
     matched = picture.copy()
-    matched[..., :3] = np.clip(np.exp(gain + gamma * np.log(colour)), 0.0, 1.0) * picture[..., 3:]
+    matched[..., :3] *= np.exp(gain + (gamma - 1.0) * np.log(colour))
+    matched[..., :3] = np.clip(matched[..., :3], 0.0, matched[..., 3:])
     return matched
 
 
