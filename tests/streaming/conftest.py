@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from insta_runtime.errors import UserError
 from telepresence.backgrounds import Backgrounds
 from telepresence.frames import CameraFrame, ShownFrame
 from telepresence.mailbox import Mailbox
@@ -63,6 +64,7 @@ class Studio:
         self.camera_events: list[bool] = []
         self.recent: deque[np.ndarray] = deque(maxlen=90)
         self.backgrounds = Backgrounds("torso")
+        self.answers: list[bool] = []  # to the question whose face it is, which is asked while the status says so
         hooks = StreamHooks(
             lambda: {"background": str(self.backgrounds.chosen), **self.status},
             lambda: "up 1\n",
@@ -70,10 +72,17 @@ class Studio:
             self.camera_events.append,
             lambda: {"background": str(self.backgrounds.chosen), "choices": self.backgrounds.choices},
             self.backgrounds.choose,
+            self._answer,
         )
         self.server = MediaServer(StreamSettings(**{"port": 0, **settings}), hooks)
         self._going = True
         self._feeder = threading.Thread(target=self._feed)
+
+    def _answer(self, same: bool) -> None:
+        if not self.status.get("person", {}).get("asked"):
+            raise UserError("nobody asks who this is")
+        self.answers.append(same)
+        self.status["person"] = {"asked": False}
 
     def __enter__(self) -> Studio:
         self.server.start()

@@ -88,6 +88,35 @@ def test_other_wishes_change_nothing(studio: Any, body: bytes, headers: dict[str
     assert str(studio.backgrounds.chosen) == "torso"
 
 
+def test_whose_face_it_is_is_answered_while_it_is_asked(studio: Any) -> None:
+    yes, no = b'{"same": true}', b'{"same": false}'
+    assert ask(studio.server, "POST", "/person", yes, JSON)[0] == 409
+    for sent, heard in ((yes, True), (no, False)):
+        studio.status["person"] = {"asked": True}
+        assert ask(studio.server, "POST", "/person", sent, JSON)[0] == 204
+        assert studio.answers.pop() is heard
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "wanted"),
+    [
+        (b'{"same": "yes"}', JSON, 400),
+        (b'{"same": 1}', JSON, 400),
+        (b"true", JSON, 400),
+        (b"", JSON, 400),
+        (b'{"same": true}', {"Content-Type": "text/plain"}, 415),
+        (b'{"same": true}', JSON | {"Origin": "http://evil.example"}, 403),
+        (b'{"same": true}', JSON | {"Host": "evil.example"}, 403),
+    ],
+)
+def test_other_answers_are_none(studio: Any, body: bytes, headers: dict[str, str], wanted: int) -> None:
+    studio.status["person"] = {"asked": True}
+    status, _, answer = ask(studio.server, "POST", "/person", body, headers)
+    assert status == wanted
+    assert answer.count(b"\n") == 1
+    assert studio.answers == []
+
+
 def test_page_and_its_headers(studio: Any) -> None:
     status, headers, body = ask(studio.server, "GET", "/")
     assert status == 200
