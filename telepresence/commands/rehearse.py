@@ -14,6 +14,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
 from insta_runtime.errors import UserError
+from insta_runtime.head import load_head
 from insta_runtime.learn.evaluation import PROTOCOL, score_psnr, split
 from insta_runtime.render.fading import FADE_S
 from insta_runtime.tracked import TrackedFolder
@@ -105,10 +106,13 @@ def open_clip(source: Path, head: Path | None, holdout: float = 0.0) -> Clip:
         train, _ = split(len(folder.frames), holdout)
         if len(train) < 2:
             raise UserError(f"{source} has {len(folder.frames)} pictures of a face: too few for a call")
+        file = head or folder.head_file
+        if load_head(file).sha256 != folder.take.head_sha256:
+            raise UserError(f"{source} was tracked with another head model than --head: give that one")
         played = int(folder.frames[train[-1]]) + 1 if holdout else len(folder)
         camera = partial(TrackedSource, source, played)
         fps = folder.take.fps
-        return Clip(source.name, camera, played / fps, fps, head or folder.head_file, tracking_facts(folder))
+        return Clip(source.name, camera, played / fps, fps, file, tracking_facts(folder))
     if holdout:
         raise UserError(f"{source} is no tracked folder: --offline needs one (telepresence track {source} --out DIR)")
     if not source.is_file():

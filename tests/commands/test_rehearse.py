@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flame_layout import flame_layout, write_npz
 from small_person import neutral_shape, open_head, paint, performance, photograph
 
 from insta_runtime.avatar import Avatar
+from insta_runtime.errors import UserError
 from telepresence.cli import run_command
 from telepresence.commands.rehearse import open_clip
 from telepresence.commands.track import track_truth
@@ -138,7 +140,9 @@ def test_what_cannot_be_played_is_one_line(tmp_path: Path, capsys: pytest.Captur
     assert "not a video" in capsys.readouterr().err
 
 
-def test_a_folder_says_with_which_head_it_was_tracked(folder: Path) -> None:
+def test_a_folder_says_with_which_head_it_was_tracked(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="another head model"):
+        open_clip(folder, write_npz(tmp_path / "head.npz", flame_layout()))
     clip = open_clip(folder, None)
     assert (clip.head, clip.fps, clip.seconds) == (None, 8.0, 2.0)
     assert clip.facts["head_model"] == open_head().name
