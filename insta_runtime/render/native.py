@@ -115,7 +115,11 @@ class NativeRenderer:
             self._shown = self._target.clone()
             self._grid = {name: tensor.clone() for name, tensor in self._shown_cells(model.occupancy.state()).items()}
             self._space = space_struct(kernels, model.occupancy, self._grid)
-            self._occupied, self._dense = self._space.tensor("occupied"), self._space.tensor("dense")
+            self._dense = self._space.tensor("dense")
+            self._old_grid, self._new_grid = ({n: t.clone() for n, t in self._grid.items()} for _ in range(2))
+            # When in a fade each cell becomes the new one: one by one, for a cell that appears is seen at once.
+            lots = torch.rand(len(model.occupancy.cells), generator=torch.Generator().manual_seed(0))
+            self._turn, self._turned = lots.to(device), torch.zeros(len(lots), dtype=torch.bool, device=device)
             self._underlay, self._next_underlay = model.underlay.clone(), model.underlay.clone()
             self._settle()
         self._registration = model.registration
@@ -144,16 +148,12 @@ class NativeRenderer:
             if underlay is not None:
                 self._next_underlay.copy_(underlay)
             for name, tensor in self._shown_cells(grid).items():
-                self._grid[name].copy_(tensor)
-            if not self._drawn:
+                self._old_grid[name].copy_(self._grid[name])
+                self._new_grid[name].copy_(tensor)
+            if self._drawn:
+                self._fade.begin(self._clock())
+            else:
                 self._settle()
-                return
-            # While one fades into the other, all that either of them occupies is sampled.
-            before = self._occupied.clone(), self._dense.clone()
-            self._publish()
-            self._occupied |= before[0]
-            self._dense |= before[1]
-        self._fade.begin(self._clock())
 
     @property
     def fading(self) -> bool:
@@ -282,6 +282,8 @@ class NativeRenderer:
         """Show the target as it is."""
         self._shown.copy_(self._target)
         self._underlay.copy_(self._next_underlay)
+        for name, tensor in self._grid.items():
+            tensor.copy_(self._new_grid[name])
         self._field.load(self._shown)
         self._publish()
         self._fade.settle()
@@ -294,7 +296,11 @@ class NativeRenderer:
             count = len(self._shown)
             self.kernels.launch("cross_fade", self._shown, self._target, part, count, items=count)
             self._underlay.lerp_(self._next_underlay, part)
+            torch.lt(self._turn, self._fade.done, out=self._turned)
+            for name, tensor in self._grid.items():
+                torch.where(self._turned, self._new_grid[name], self._old_grid[name], out=tensor)
             self._field.load(self._shown)
+            self._publish()
 
 
 def _packed(model: AvatarModel, registration: Registration, state: HeadState, camera: Camera) -> Float32:

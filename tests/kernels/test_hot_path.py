@@ -49,6 +49,7 @@ ALLOWED = {
         "NativeRenderer._collect",
         "synchronize",
     ): "the ring is full of pictures that nobody has fetched: its documented wait",
+    ("NativeRenderer._approach", "where"): "into a tensor that is there",
     ("NativeRenderer._collect", "tolist"): "pinned host memory, after it has arrived",
     ("_Inputs.send", "numpy"): "a view of pinned host memory",
 }
