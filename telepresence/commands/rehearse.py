@@ -6,7 +6,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -149,11 +149,11 @@ class Call:
         self.status: dict[str, Any] = {}
         self.statuses: list[tuple[float, dict[str, Any]]] = []  # (seconds, what `/status` would have said)
         self.failure: str | None = None
-        self.compile_s = self.stop_s = 0.0
+        self.compile_s = self.stop_s = self.lasted_s = 0.0
         self._name, self._camera, self._avatar, self._head, self._models = name, camera, avatar, head, models
 
     def play(self) -> None:
-        """Hold the call, in real time.  UserError if it cannot begin."""
+        """Hold the call, in real time; Ctrl-C ends it.  UserError if it cannot begin."""
         from insta_runtime.backends import warm_up
         from telepresence.daemon import Daemon, StandIns
         from telepresence.people import Options
@@ -166,7 +166,9 @@ class Call:
         try:
             daemon.start()
             self.resources.start()
-            self._wait(daemon)
+            with suppress(KeyboardInterrupt):  # what was measured so far is worth having
+                self._wait(daemon)
+            self.lasted_s = self.record.at(time.monotonic())
             self.status = daemon.status()
         finally:
             self.resources.stop()
@@ -198,7 +200,7 @@ class Call:
         points = curve(record, judge, clip_s)
         learner = record.learner
         new = [at for at, fresh in zip(self.outlet.times, self.outlet.fresh, strict=True) if fresh]
-        figures: dict[str, Any] = {"seconds": self.seconds}
+        figures: dict[str, Any] = {"seconds": self.seconds, "lasted_s": self.lasted_s}
         for moment in (10, 60):
             point = point_at(points, float(moment)) or {}
             figures[f"psnr_next2s_at_{moment}s"] = point.get("psnr_db")
