@@ -37,6 +37,9 @@ class Renderer:
         self._clock, self._fade = clock, Fade()
         self._drawn = False  # whether `picture` has shown anything that could fade
         self._target: Snapshot = {}  # the weights that are faded to
+        self._grids: tuple[Snapshot, Snapshot] = ({}, {})  # the occupancy that is faded from, and to
+        lots = torch.rand(len(model.occupancy.cells), generator=torch.Generator().manual_seed(0))
+        self._turn = lots.to(model.device)  # when in a fade each cell becomes the new one
         self.model = copy.copy(model)
         self.model.code = copy.copy(model.code)
         self.model.field = copy.deepcopy(model.field).requires_grad_(False)
@@ -46,15 +49,18 @@ class Renderer:
     def load(self, snapshot: Snapshot) -> None:
         """Show this snapshot from now on, with codes in the range that was learned by now; `picture` fades into it.
 
-        What fades is the weights; the rest, which changes little, is that of the snapshot at once.
+        Weights fade, and cells of the occupancy turn one by one; poses and codes are those of the snapshot at once.
         """
         shown = {name: tensor.clone() for name, tensor in self.model.field.state_dict().items()}
+        cells = {name: tensor.clone() for name, tensor in self.model.occupancy.state().items()}
         load_snapshot(self.model, snapshot)
         self.model.code = copy.copy(self._learned)
         self._hide_cells()
         if self._drawn:
             self._target = {name: tensor.clone() for name, tensor in self.model.field.state_dict().items()}
+            self._grids = cells, {name: tensor.clone() for name, tensor in self.model.occupancy.state().items()}
             self.model.field.load_state_dict(shown)
+            self.model.occupancy.load(cells)
             self._fade.begin(self._clock())
 
     @property
@@ -67,6 +73,9 @@ class Renderer:
         """Go ``part`` of what is left of the way to the target."""
         for name, tensor in self.model.field.state_dict().items():
             tensor.copy_(self._target[name]) if part == 1.0 else tensor.lerp_(self._target[name], part)
+        old, new = self._grids
+        turned = self._turn < (1.0 if part == 1.0 else self._fade.done)
+        self.model.occupancy.load({name: torch.where(turned, new[name], old[name]) for name in new})
 
     def _hide_cells(self) -> None:
         if self.model.config.occupancy.silhouettes:
