@@ -108,6 +108,8 @@ class Sitters:
             if self._returns(tracker, sitter):
                 return None
             sitter.others = ()
+            if sitter.known is None and self.away:
+                self.note("new avatar", f"somebody else is there: a new avatar was begun, {sitter.path}")
         learner, observation = sitter.learner, tracked.observation
         answer, self._answer = self._answer, None
         seen = Sighting(
@@ -139,7 +141,6 @@ class Sitters:
             before.known = Known(tracker.shape, tracker.calibration)
         self.away = (*(each for each in self.away if each is not before), before)
         sitter = Sitter(self._beside(), Acquaintance(), (*before.others, before))
-        self.note("new avatar", f"somebody else is there: a new avatar was begun, {sitter.path}")
         tracker.recalibrate()
         tracker.trusts = True
         self.current = sitter

@@ -1,15 +1,15 @@
 """How a new picture differs from what the avatar shows in the same state, and what that says: light, glasses, hat.
 
 `Onlooker` measures a picture: the error before and after the light was matched (a gain for each channel and one gamma),
-and where it is.  `Appearance` keeps what is usual, and is a pure function of measured looks: an error that is suddenly
-and lastingly above it is a change; of the light if matching it takes the better part away, else of the place that is
-worst off.
+and where it is.  `Appearance` keeps what is usual, and is a pure function of measured looks: what is suddenly and
+lastingly otherwise is a change, of the light if matching it makes pictures better, or of the place that is worse off.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from statistics import median
@@ -45,12 +45,16 @@ USUAL: Final = 30
 """Looks that say what is usual ..."""
 ENOUGH: Final = 6
 """... and how many do."""
-CHANGE_DB: Final = 4.0
-"""A look is odd where its error is above the usual by so much ..."""
-CHANGE_SD: Final = 3.0
+LIGHT_DB: Final = 2.5
+"""A look is odd if matching the light makes it better by so much more than usual ..."""
+PLACE_DB: Final = 5.0
+"""... or if a place is worse than the others by so much more than usual ..."""
+SURE_SD: Final = 3.0
 """... and by so many robust standard deviations."""
 LASTING: Final = 3
-"""Looks in a row that must be odd ..."""
+"""Looks in a row that must be odd in the same way ..."""
+MOST: Final = 6
+"""... of so many that are odd at all ..."""
 LASTING_S: Final = 3.0
 """... over so many seconds: a hand before the face, or a grimace, is over by then."""
 EVERY_S: Final = 1.0
@@ -59,8 +63,6 @@ PART: Final = 0.05
 """... and the part of the time that they may take."""
 LEARNED_DB: Final = 20.0
 """What is taken for usual of an avatar from an earlier call, before it is known."""
-LOCAL: Final = 0.5
-"""A place has changed if all else is worse by less than this part of what it is; else it is only a new pose."""
 
 
 class Place(StrEnum):
@@ -92,10 +94,25 @@ class Look:
     top_db: float
     rest_db: float
 
+    def unlit_db(self) -> float:
+        """How much better the picture is with the light matched."""
+        return self.lit_db - self.plain_db
+
+    def eyes_apart_db(self) -> float:
+        """How much worse it is around the eyes than elsewhere."""
+        return self.rest_db - self.eyes_db
+
+    def top_apart_db(self) -> float:
+        """How much worse it is above the brows than elsewhere."""
+        return self.rest_db - self.top_db
+
 
 @dataclass(frozen=True)
 class Appearance:
-    """What looks are usual for a person, and which odd ones came since: a pure function of looks and their times."""
+    """What looks are usual for a person, and which odd ones came since: a pure function of looks and their times.
+
+    Only differences within a picture count: how well a picture is rendered at all differs from pose to pose.
+    """
 
     usual: tuple[Look, ...] = ()
     odd: tuple[tuple[float, Look], ...] = ()
@@ -107,39 +124,35 @@ class Appearance:
 
     def after(self, look: Look, now: float) -> tuple[Appearance, Change | None]:
         """Take in a ``look`` of second ``now``; what has changed, said once."""
-        if len(self.usual) < ENOUGH or self._kind(look) is None:
+        if len(self.usual) < ENOUGH or self._odd(look) is None:
             return Appearance((*self.usual, look)[-USUAL:]), None
-        odd = (*self.odd, (now, look))[-LASTING:]
+        odd = (*self.odd, (now, look))[-MOST:]
         if len(odd) < LASTING or now - odd[0][0] < LASTING_S:
             return replace(self, odd=odd), None
-        kinds = [self._kind(each) for _, each in odd]
-        # What is odd in several ways is not what this knows of; it is taken for usual from now on.
-        change = kinds[-1] if len(set(kinds)) == 1 and isinstance(kinds[-1], Change) else None
-        return Appearance(tuple(each for _, each in odd)), change
+        (kind, times), *_ = Counter(self._odd(each) for _, each in odd).most_common()
+        if times < LASTING:
+            return replace(self, odd=odd), None
+        # From now on that is what is usual.
+        return Appearance(tuple(each for _, each in odd)), kind
 
-    def _kind(self, look: Look) -> Change | Place | None:
-        """What is odd about ``look``: a change that has a name, else the place; None if it is as usual."""
-        plain, lit = self._worse(look, "plain_db"), self._worse(look, "lit_db")
-        places = {place: self._worse(look, f"{place}_db") for place in Place}
-        if not any(odd for _, odd in (plain, *places.values())):
-            return None
-        if plain[1] and lit[0] < 0.5 * plain[0]:
+    def _odd(self, look: Look) -> Change | None:
+        """What is odd about ``look``; None if it is as usual, or worse all over, as in a new pose."""
+        if self._above(look, Look.unlit_db) > LIGHT_DB:
             return Change.LIGHT
-        place = max(places, key=lambda each: places[each][0])
-        others = [places[each][0] for each in Place if each is not place]
-        if not places[place][1] or max(others) > LOCAL * places[place][0]:
-            return Place.REST
-        return {Place.EYES: Change.EYES, Place.TOP: Change.TOP}.get(place, place)
+        places = {Change.EYES: self._above(look, Look.eyes_apart_db), Change.TOP: self._above(look, Look.top_apart_db)}
+        worst = max(places, key=lambda place: places[place])
+        return worst if places[worst] > PLACE_DB else None
 
-    def _worse(self, look: Look, name: str) -> tuple[float, bool]:
-        """By how many dB ``look`` is worse than usual in this respect, and whether that is odd."""
-        known = [value for each in self.usual if math.isfinite(value := getattr(each, name))]
-        value = getattr(look, name)
+    def _above(self, look: Look, measure: Callable[[Look], float]) -> float:
+        """By how many dB this is above what is usual and what varies; 0 where it is not known."""
+        known = [value for each in self.usual if math.isfinite(value := measure(each))]
+        value = measure(look)
         if len(known) < ENOUGH // 2 or not math.isfinite(value):
-            return 0.0, False
+            return 0.0
         middle = median(known)
         deviation = 1.4826 * median(abs(each - middle) for each in known)
-        return middle - value, middle - value > max(CHANGE_DB, CHANGE_SD * deviation)
+        above = value - middle
+        return above if above > SURE_SD * deviation else 0.0
 
 
 class Onlooker:

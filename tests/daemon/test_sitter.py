@@ -80,7 +80,7 @@ def test_two_people_in_turn_have_an_avatar_each(head: HeadModel, tmp_path: Path)
     assert seats.sit(third, 5.0).path == tmp_path / "me-3"
     assert seats.shown == seats.learned == {tmp_path / "me-3"}
     kinds = [event.kind for event in seats.sitters.events]
-    assert kinds == ["new avatar", "new avatar", "person back", "new avatar"]
+    assert kinds == ["new avatar", "person back", "new avatar"]
 
 
 def test_without_a_pause_the_change_is_noticed_as_well(head: HeadModel, tmp_path: Path) -> None:

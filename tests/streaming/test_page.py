@@ -233,3 +233,24 @@ def resized(picture: np.ndarray, width: int, height: int) -> np.ndarray:
     left, top = (w - crop_w) // 2, (h - crop_h) // 2
     window = Image.fromarray(picture[top : top + crop_h, left : left + crop_w])
     return np.asarray(window.resize((width, height), Image.Resampling.BILINEAR))
+
+
+@pytest.mark.timeout(60)
+def test_who_it_is_is_asked_and_answered_by_keyboard(studio: Any, chromium: Browser) -> None:
+    page = chromium.new_page()
+    page.goto(studio.server.address)
+    studio.until(lambda: page.locator("#state").inner_text() == "waiting")
+    assert page.locator("#question").is_hidden()
+    new = {"ago_s": 1.0, "kind": "new avatar", "text": "somebody else is there: <b>a new avatar</b> was begun"}
+    for button, same in (("Yes, it is me", True), ("Someone else", False)):
+        studio.status["person"] = {"asked": True}
+        studio.until(lambda: page.locator("#question").is_visible())
+        page.get_by_role("button", name=button).focus()
+        page.keyboard.press("Enter")
+        studio.until(lambda: studio.answers != [])
+        assert studio.answers.pop() is same
+        studio.until(lambda: page.locator("#question").is_hidden())
+    studio.status["events"] = [new]
+    studio.until(lambda: page.locator("#notice").is_visible())
+    assert "<b>" in page.locator("#notice").inner_text()  # words, never a tag
+    assert page.locator("#trouble").is_hidden()
