@@ -90,7 +90,8 @@ class Trainer:
     def update_occupancy(self) -> None:
         """Refresh the canonical occupancy with expression codes from replay."""
         pick = torch.randint(len(self.replay), (64,), generator=self._generator).tolist()
-        codes = torch.stack([self.replay.memories[i].code for i in pick])
+        memories = self.replay.memories
+        codes = torch.stack([memories[i].code for i in pick])
         self.model.occupancy.update(self.model.field, codes, self._generator)
 
     def on_stream(self) -> contextlib.AbstractContextManager[object]:
