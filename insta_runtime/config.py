@@ -136,7 +136,7 @@ class RegistrationConfig:
         le=0.01,
     )
     fades: float = setting(
-        0.01, "part of the way to what its state predicts that it goes whenever it is drawn", ge=0.0, le=1.0
+        0.04, "part of the way to what its state predicts that it goes whenever it is drawn", ge=0.0, le=1.0
     )
     ridge: float = setting(
         0.03,

@@ -29,7 +29,7 @@ HULL_ALPHA = 0.1  # opacity of a matte from which on it has what lies there
 HULL_NEAR = 0.05  # metres before the camera; what is nearer is not counted as shown
 UPDATE_CELLS = 16384
 OUT_OF_SIGHT_ABOVE = 0.018  # metres above the surface, from which on cells can be out of sight of all views ...
-IN_SIGHT = 0.1  # ... that is where less light than this comes through to them
+IN_SIGHT = 0.01  # ... that is where less light than this comes through to them
 SIGHT_STEP = 0.7  # of a cell's side: how far apart what lies before a cell is asked for opacity
 
 

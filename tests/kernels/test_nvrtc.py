@@ -24,7 +24,7 @@ MOST_REGISTERS = 255  # what a thread can have
 MOST_SHARED = 48 * 1024  # bytes that a block has on every card
 MOST_SPILLED = 64  # bytes a thread, stored and loaded: a few, around a loop, stay in the first cache
 SPILLED = {  # where it is more, and why that is borne
-    "render_rays": 128,  # around a loop; with fewer warps to hide the table's latency it would be slower
+    "render_rays": 256,  # around a loop; with fewer warps to hide the table's latency it would be slower
     "grid_mlp_backward": 128,  # a second block a processor is worth a quarter of the time
     "field_backward": 800,  # gradients of a whole layer stay in registers; fewer would mean a second pass
 }
