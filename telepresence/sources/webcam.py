@@ -96,7 +96,7 @@ class WebcamSource:
     def read(self, timeout: float) -> CameraFrame | None:
         frame = self._mailbox.get(timeout)
         if frame is None and self._mailbox.closed and not self._stopping.is_set():
-            raise UserError(f"webcam {self._address} stopped sending pictures; plug it in again and restart")
+            raise UserError(f"webcam {self._address} stopped sending pictures; plug it in again")
         return frame
 
     def close(self) -> None:

@@ -77,3 +77,26 @@ def test_resized() -> None:
     picture = torch.randint(0, 256, (32, 32, 3), dtype=torch.uint8).numpy()
     assert resized(picture, 32) is picture
     assert resized(picture, 96).shape == (96, 96, 3)
+
+
+def test_before_there_is_an_avatar_the_coloured_mesh_is_shown() -> None:
+    from insta_runtime.head import HeadRig, load_head
+    from insta_runtime.render.coloured_mesh import ColouredMesh
+    from insta_runtime.types import Observation
+    from telepresence.sources.synthetic import actor_take
+
+    head = load_head()
+    frame = next(actor_take(1, size=128))
+    truth = frame.truth
+    assert truth is not None
+    mesh = ColouredMesh(HeadRig(head, torch.device("cpu")), np.zeros(len(head.shape_dirs), np.float32))
+    mesh.observe(Observation(0, frame.rgb, truth.alpha, truth.camera, truth.state))
+    display = Display(128, 50.0, Backgrounds("#000000"))
+    scene = Scene(truth.state, truth.camera, None, False, 0.0, None, "", "", mesh)
+    shown = display.picture(scene)
+    assert shown is not None
+    assert shown.drawn is not None
+    assert (shown.is_avatar, shown.drawn.weights) == (False, 0)
+    face = truth.alpha > 250
+    assert np.abs(shown.rgb[face].astype(float) - frame.rgb[face]).mean() < 40
+    assert display.picture(scene) is None, "nothing has changed"

@@ -75,18 +75,25 @@ def test_live_it_calibrates_tracks_loses_and_recovers(open_head, pictures, model
     tracker = FaceTracker(open_head, size=256, models=models)
     try:
         assert tracker.state == "searching"
-        states, observations = [], []
+        states, observations, glimpses = [], [], []
         blank = np.zeros_like(pictures[0].rgb)
         # Time runs double, so that two seconds of pictures are enough for the calibration.
         for index, frame in enumerate([*pictures[:40], *[replace(pictures[0], rgb=blank)] * 15, *pictures[40:50]]):
             tracked = tracker.track(replace(frame, frame_id=index, t_capture_ns=index * 66_000_000))
             states.append(tracker.state)
             observations.append(tracked.observation)
+            glimpses.append(tracked.glimpse)
             assert tracked.crop_rgb.shape == (256, 256, 3)
             assert tracked.frame_id == index
         first = next(i for i, seen in enumerate(observations) if seen is not None)
         assert states[0] == "calibrating"
         assert first < 30
+        assert all(glimpses[1:first]), "until they are known they are shown as the first picture suggests"
+        assert not any(glimpses[first:])
+        guess = glimpses[first - 1]
+        assert guess.shape.shape == (len(open_head.shape_dirs),)
+        assert np.abs(guess.observation.state.translation - observations[first].state.translation).max() < 0.03
+        assert guess.observation.alpha[128, 128] > 250
         assert set(states[first:40]) == {"tracking"}
         assert set(states[40:55]) == {"lost"}
         assert observations[40] is None
