@@ -81,18 +81,17 @@ class Health:
     error: str | None
 
 
-def is_device_error(error: BaseException) -> bool:
-    """Whether the GPU is lost to this process: after such an error every call to it fails.
+LOST: Final = (
+    *("illegal memory access", "unspecified launch failure", "launch timed out", "illegal instruction"),
+    *("misaligned address", "hardware stack error", "invalid program counter", "device-side assert"),
+    *("address space", "uncorrectable ECC", "unknown error", "context is destroyed", "no CUDA-capable device"),
+)
+"""What CUDA's driver says when all that was on the GPU is gone, and every further call of this process fails."""
 
-    No memory left is no such error.  By name, as what raises them (torch, CuPy) may not be there.
-    """
-    names = {kind.__name__ for kind in type(error).__mro__}
-    text = str(error)
-    if "OutOfMemoryError" in names or "OUT_OF_MEMORY" in text or "cudaErrorMemoryAllocation" in text:
-        return False
-    if names & {"AcceleratorError", "CUDARuntimeError", "CUDADriverError"}:
-        return True
-    return isinstance(error, RuntimeError) and "CUDA error" in text
+
+def is_device_error(error: BaseException) -> bool:
+    """Whether the GPU is lost to this process.  By its words, as what raises it (torch, CuPy) may not be there."""
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in LOST)
 
 
 def one_line(error: BaseException) -> str:
