@@ -35,9 +35,9 @@ def moments(actor: Actor) -> list[tuple[Float32, Bytes, Bytes, Float64]]:
     performance = Performance(actor.head.expression_names, 0)
     camera = actor.camera(SIDE)
     found = []
-    for moment in range(ENOUGH + 4):
+    for moment in range(ENOUGH + 6):
         state = performance(0.7 * moment)
-        before, alpha = actor.render(performance(0.7 * moment + 0.06), camera, background=False, samples=1)
+        before, alpha = actor.render(performance(0.7 * moment + 0.02), camera, background=False, samples=1)
         shown = premultiplied(before, alpha)
         rgb, matte = actor.render(state, camera, samples=1)
         found.append((shown, rgb, matte, eyes_in(actor, state, camera)))
