@@ -145,8 +145,8 @@ def _on_host(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
     flat = tensor.detach().reshape(-1)
     if not flat.is_cuda:
         return np.ascontiguousarray(flat.numpy(), dtype="<f4").reshape(tensor.shape)
-    parts = [part.cpu() for part in flat.split(PIECE // 4)]
-    return torch.cat(parts).numpy().astype("<f4", copy=False).reshape(tensor.shape) if parts else np.zeros(0, "<f4")
+    parts = [part.cpu().numpy() for part in flat.split(PIECE // 4)]
+    return np.concatenate(parts).astype("<f4", copy=False).reshape(tensor.shape)
 
 
 def _preamble(metadata: dict[str, str], arrays: dict[str, np.ndarray[Any, Any]]) -> bytes:

@@ -123,7 +123,7 @@ def live(path: Path, head: HeadModel, config: Config, lot: random.Random) -> int
 
 def learn(path: Path, head: HeadModel, config: Config, told: int) -> None:
     """Learn and save for ever; write the steps of each avatar that is on the disk to the descriptor ``told``."""
-    vars(publishing).update(PUBLISH_S=0.0, JUDGE_PART=1.0)
+    vars(publishing).update(EAGER_S=0.0, PUBLISH_S=0.0, JUDGE_PART=1.0)
     vars(saving).update(SAVE_PART=1.0)
     picture = Camera(40.0, 40.0, 16.0, 16.0, 32, 32)
     stored = is_stored(path)

@@ -32,7 +32,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("telepresence")
 
 PUBLISH_S: Final = 1.0
-"""Seconds between candidates at least."""
+"""Seconds between candidates at least ..."""
+EAGER_S: Final = 0.5
+"""... and in the beginning, when each is much better than the last ..."""
+BEGINNING_S: Final = 10.0
+"""... which is so long."""
 JUDGE_PART: Final = 0.15
 """Part of the time that judging may take: a slow machine looks at fewer pictures ..."""
 JUDGE_S: Final = 2.5
@@ -41,6 +45,8 @@ SLICE_S: Final = 0.3
 """On a CPU judging goes on for so long at a time; on a GPU, which the display needs, it is one picture."""
 YOUNG_STEPS: Final = 64
 """Until then everything gets better quickly: one picture will do."""
+ENOUGH: Final = 3
+"""Of fewer pictures no candidate is called worse."""
 FIRST_STEPS: Final = 8
 """A new avatar is not worth showing before so many steps."""
 MARGIN_DB: Final = 0.3
@@ -138,7 +144,7 @@ class Publisher:
         self.standing = Standing()
         self._trainer, self._judge, self._held_back, self._exchange = trainer, judge, held_back, exchange
         self._work: Iterator[None] | None = None
-        self._due = -math.inf
+        self._due, self._began = -math.inf, math.inf
         self._news = 0.0
         self._number = 0  # of what is shown
         self._each_s = 0.0  # what measuring a picture takes
@@ -173,7 +179,8 @@ class Publisher:
             young = self._trainer.steps < FIRST_STEPS
             if young or now < self._due or self._trainer.steps == self.good.steps:
                 return False
-            self._due = now + PUBLISH_S
+            self._began = min(self._began, now)
+            self._due = now + (EAGER_S if now - self._began < BEGINNING_S else PUBLISH_S)
             self._work = self._consider(mesh)
         began = time.monotonic()
         self._go_on(began)
@@ -224,7 +231,8 @@ class Publisher:
             yield
         yield from self._complete(pictures, mesh)
         known = [held.shown_db[1] for held in pictures]
-        self.standing, verdict = self.standing.judged(mean(found), mean(known), self._now)
+        enough = len(pictures) >= ENOUGH
+        self.standing, verdict = self.standing.judged(mean(found), mean(known) if enough else None, self._now)
         if verdict is Verdict.PUBLISH:
             self._publish(candidate)
             for held, value in zip(pictures, found, strict=True):
@@ -273,7 +281,7 @@ class Publisher:
         """How many pictures to measure on."""
         if self._trainer.steps < YOUNG_STEPS:
             return 1
-        return max(3, int(JUDGE_PART * JUDGE_S / max(self._each_s, 1e-6)))
+        return max(ENOUGH, int(JUDGE_PART * JUDGE_S / max(self._each_s, 1e-6)))
 
     def _tell(self, pictures: list[Held]) -> None:
         avatar_db = mean([held.shown_db[1] for held in pictures if held.shown_db[0] == self._number])

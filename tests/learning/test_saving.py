@@ -40,7 +40,7 @@ def pictures() -> list[Observation]:
 @pytest.fixture
 def begin(pictures: list[Observation], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Learner]:
     """A learner at a path, going on with what is there; every candidate is published at once."""
-    monkeypatch.setattr(publishing, "PUBLISH_S", 0.0)
+    monkeypatch.setattr(publishing, "EAGER_S", 0.0)
     monkeypatch.setattr(publishing, "FIRST_STEPS", 1)
 
     def start(path: Path, autosave_s: float = 3600.0) -> Learner:
