@@ -294,7 +294,7 @@ def _since(first: float | None, then: float | None) -> float | None:
     return then - first if first is not None and then is not None else None
 
 
-def _versions() -> dict[str, str]:
+def _versions() -> dict[str, str | None]:
     import numpy
     import torch
 
@@ -302,6 +302,7 @@ def _versions() -> dict[str, str]:
         "telepresence": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "cuda": torch.version.cuda,
         "numpy": numpy.__version__,
     }
 
