@@ -78,7 +78,7 @@ OTHER_THAN_USUAL: Final = 3.0
 """... and times the place's own usual difference."""
 COLOUR_RATE: Final = 0.2
 """How fast usual colours follow the pictures that are taken."""
-SAME: Final = 0.03, 0.006, 0.15
+SAME: Final = 0.015, 0.003, 0.08
 """Radians, metres and expression code that two states may differ by and be the same."""
 COMPARED: Final = 8
 """Newest pictures taken that a new one may be a duplicate of."""
