@@ -223,9 +223,9 @@ class Daemon:
         observation = tracked.observation
         if observation is not None:
             self.telemetry.found.tick()
-            if self._zmq is not None:
-                self._zmq.follow(observation.state)
         person.notice(tracked, time.monotonic())
+        if observation is not None and self._zmq is not None and person.sitter.acquaintance.shows:
+            self._zmq.follow(observation.state)
         self._moved.set()
         if self._stand_ins is not None:
             self._stand_ins.tracked(tracked, person.learner)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, cast
+
+import numpy as np
 
 from insta_runtime.avatar import Avatar
 from insta_runtime.errors import UserError
@@ -33,6 +37,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("telepresence")
 
+CALIBRATION_S: Final = 20.0
+"""Seconds between looks at what tracking knows of a person by now."""
 RESUME_S: Final = 10.0
 """A browser whose connection breaks gets its avatar back if it returns within so many seconds."""
 
@@ -81,6 +87,7 @@ class People:
         self._leaving: tuple[Person, float] | None = None
         self._habits: tuple[str, Habits] | None = None
         self._known_states = 0
+        self._remembered = -math.inf
 
     # ---- coming and going
 
@@ -167,6 +174,7 @@ class People:
                 self._save(gone)
                 gone.learner = None
         if sitter.learner is not None:
+            self._remember(person, sitter, sitter.learner)
             return sitter.learner
         if sitter in person.sitters.away:
             avatar = stored_avatar(sitter.path, self._head, self._config.run.device)
@@ -181,6 +189,17 @@ class People:
                 avatar.calibration = json.loads(calibration.to_json())
             sitter.learner = self._learner(avatar, sitter.path)
         return sitter.learner
+
+    def _remember(self, person: Person, sitter: Sitter, learner: Learner) -> None:
+        """Save with the avatar, now and then, what tracking has learned of its person since."""
+        now = time.monotonic()
+        if not sitter.acquaintance.settled or now - self._remembered < CALIBRATION_S:
+            return
+        self._remembered = now
+        calibration = person.tracker.calibration
+        shape = learner.avatar.model.shape
+        if calibration is not None and np.array_equal(calibration.shape, shape) and person.sitter is sitter:
+            learner.avatar.calibration = json.loads(calibration.to_json())
 
     def usual(self) -> tuple[str, Habits] | None:
         """Whose avatar there is and what is usual for them."""
