@@ -1,19 +1,20 @@
 // Likeness and latency of the last minutes, as two lines in one chart.
 
 const POINTS = 180; // seconds that are drawn
-const [LEFT, RIGHT, TOP, BOTTOM] = [26, 274, 8, 84]; // of the plot in the 300 x 100 of the chart
+const [LEFT, RIGHT, TOP, BOTTOM] = [26, 268, 8, 84]; // of the plot in the 300 x 100 of the chart
 
-/** The round numbers that hold all of `values`: [low, high], at least `least` apart. */
-function range(values, step, least) {
-  const low = step * Math.floor(Math.min(...values) / step);
-  const high = step * Math.ceil(Math.max(...values) / step);
+/** The round numbers that hold `values` but the largest part of them, `spikes`: [low, high], at least `least` apart. */
+function range(values, step, least, spikes) {
+  const sorted = [...values].sort((a, b) => a - b);
+  const low = step * Math.floor(sorted[0] / step);
+  const high = step * Math.ceil(sorted[Math.floor((1 - spikes) * (sorted.length - 1))] / step);
   return [low, Math.max(high, low + least)];
 }
 
 /** A line through `values` (null: a gap), the newest at the right, scaled to [low, high]. */
 function line(values, [low, high]) {
   const x = (i) => RIGHT - ((RIGHT - LEFT) * (values.length - 1 - i)) / (POINTS - 1);
-  const y = (value) => BOTTOM - ((BOTTOM - TOP) * (value - low)) / (high - low);
+  const y = (value) => BOTTOM - ((BOTTOM - TOP) * (Math.min(value, high) - low)) / (high - low);
   let path = "";
   values.forEach((value, i) => {
     if (value === null) return;
@@ -36,16 +37,16 @@ export class Chart {
       values.push(Number.isFinite(value) ? value : null);
       if (values.length > POINTS) values.shift();
     }
-    this.draw("psnr", this.psnr, 2, 4);
-    this.draw("latency", this.latency, 20, 40);
+    const known = (values) => values.filter((value) => value !== null);
+    this.draw("psnr", this.psnr, range(known(this.psnr), 2, 4, 0));
+    this.draw("latency", this.latency, range([0, ...known(this.latency)], 20, 40, 0.05));
   }
 
-  draw(name, values, step, least) {
-    const known = values.filter((value) => value !== null);
-    const bounds = known.length ? range(known, step, least) : null;
+  draw(name, values, bounds) {
+    const shown = values.some((value) => value !== null);
     const part = (selector) => this.svg.querySelector(`.${name}${selector}`);
-    part("").setAttribute("d", bounds ? line(values, bounds) : "");
-    part("-low").textContent = bounds ? bounds[0] : "";
-    part("-high").textContent = bounds ? bounds[1] : "";
+    part("").setAttribute("d", shown ? line(values, bounds) : "");
+    part("-low").textContent = shown ? bounds[0] : "";
+    part("-high").textContent = shown ? bounds[1] : "";
   }
 }
