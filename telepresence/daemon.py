@@ -328,13 +328,14 @@ class Daemon:
     def _facts(self, person: Person) -> Facts:
         age = self._zmq.age(now_ns()) if self._zmq is not None else None
         self._driver = choose(cast(Drive, self.config.run.drive), age)
-        score = person.learner.score if person.learner is not None else None
+        learner = person.learner
+        score = learner.score if learner is not None else None
         return Facts(
             face=person.face(),
-            calibrated=person.learner is not None,
+            calibrated=learner is not None,
             gain_db=score.gain_db if score is not None else None,
-            likeness_db=score.avatar_db if score is not None else None,
-            driven=person.learner is not None and self._driver == "zmq" and age is not None and age < FRESH_S,
+            likeness_db=score.avatar_db if score is not None and learner is not None and not learner.loaded else None,
+            driven=learner is not None and self._driver == "zmq" and age is not None and age < FRESH_S,
         )
 
     def _allot(self, person: Person, now: float) -> None:

@@ -23,8 +23,6 @@ LIVE_GAIN_DB: Final = 1.0
 
 LIVE_DB: Final = 18.0
 """... and is no worse than this: a bald mesh of somebody with hair is beaten by a haze of their size."""
-SLACK_DB: Final = 2.0
-"""A live avatar may become worse than `LIVE_DB` by so much, in a change of light say, and stays live."""
 
 
 class State(StrEnum):
@@ -47,7 +45,7 @@ class Facts:
 
     ``face``: the newest camera frame was tracked.  ``calibrated``: the identity is known.  ``gain_db``: PSNR of
     the avatar minus that of the coloured mesh on held-back frames, ``likeness_db`` that of the avatar, None before
-    the first measurement.
+    the first measurement, the latter also for an avatar of an earlier call.
     ``driven``: parameters from elsewhere (ZeroMQ, a take) move the face, so that no camera needs to see one.
     """
 
@@ -77,7 +75,7 @@ class Session:
         last_face = now if present else self.last_face
         live = self.live
         if facts.gain_db is not None:
-            like = facts.likeness_db is None or facts.likeness_db >= LIVE_DB - (SLACK_DB if live else 0.0)
+            like = live or facts.likeness_db is None or facts.likeness_db >= LIVE_DB
             live = like and facts.gain_db >= (0.0 if live else LIVE_GAIN_DB)
         state = self._next(facts, last_face, live, now)
         since = self.since if state is self.state else now
