@@ -260,6 +260,14 @@ def failures() -> Figures:
     return figures
 
 
+def kills() -> Figures:
+    """Fifty processes that learn and save, killed at random moments."""
+    written = SCRATCH / "killed.json"
+    subprocess.run([sys.executable, "tools/kill_saving.py", "--kills", "50", "--json", str(written)], check=True)
+    found: Figures = json.loads(written.read_text())
+    return found
+
+
 # ---- all of them
 
 FIGURES: dict[str, tuple[bool, Callable[[], Figures]]] = {  # whether the test material is needed, and how
@@ -271,6 +279,7 @@ FIGURES: dict[str, tuple[bool, Callable[[], Figures]]] = {  # whether the test m
     "rehearse-d6": (True, partial(rehearse, "d6")),
     "demo": (False, demo),
     "failures": (False, failures),
+    "kill-saving": (False, kills),
 }
 
 
