@@ -281,6 +281,52 @@ def test_learning_rests_while_nothing_is_new_and_drawing_while_nobody_looks(
     eventually(daemon, lambda _: daemon.telemetry.shown.total > shown + 2)
 
 
+def test_a_call_goes_on_without_training_that_hangs(
+    start: Callable[[], Daemon], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("telepresence.supervision.JOIN_S", 0.2)
+    daemon = start()
+    person = daemon._people.home
+    assert person is not None
+    assert person.learner is not None
+    free = threading.Event()
+    training = daemon._stages._workers["train"]
+    training.policy = replace(training.policy, silent_s=0.5)
+    monkeypatch.setattr(type(person.learner.trainer), "step", lambda _: free.wait(PATIENCE_S))
+    status = eventually(daemon, lambda status: status["training"]["state"] == "failed")
+    assert status["stages"]["train"]["state"] == "hung"
+    assert "no sign of life" in status["training"]["why"]
+    shown = daemon.telemetry.shown.total
+    eventually(daemon, lambda _: daemon.telemetry.shown.total > shown)
+    daemon.stop()  # and does not wait for what never comes
+    assert any("training hangs" in line for line in daemon.telemetry.errors.lines())
+    free.set()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_call_without_network_or_supervision_ends_with_the_avatar_saved(
+    start: Callable[[], Daemon], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    daemon = start()
+    assert isinstance(daemon._server, MediaServer)
+    assert daemon._server._loop is not None
+    daemon._server._loop.call_soon_threadsafe(daemon._server._loop.stop)
+    daemon.wait()
+    assert daemon.failure == "the network thread has ended"
+    daemon.stop()
+    assert Avatar.load(tmp_path / "avatar", load_head(), "cpu").steps > 0
+
+    daemon = start()
+    free = threading.Event()
+    watching = daemon._stages._workers["supervise"]
+    watching.policy = replace(watching.policy, silent_s=0.5)
+    monkeypatch.setattr(daemon._people, "follow", lambda *_: free.wait(PATIENCE_S))
+    daemon.wait()
+    assert daemon.failure is not None
+    assert "supervise hangs" in daemon.failure
+    free.set()
+
+
 # ---- the parts, without a call
 
 
