@@ -217,7 +217,8 @@ class Publisher:
         if not sound:
             self._go_back("weights that are no numbers, or too large ones")
             return
-        pictures = chosen(self._held_back.pictures(), self._room())
+        known = self._held_back.pictures()
+        pictures = chosen(known, self._room())
         if not pictures:
             self._publish(candidate)
             return
@@ -230,21 +231,20 @@ class Publisher:
             self._each_s += 0.2 * (time.monotonic() - began - self._each_s)
             yield
         yield from self._complete(pictures, mesh)
-        known = [held.shown_db[1] for held in pictures]
-        enough = len(pictures) >= ENOUGH
-        self.standing, verdict = self.standing.judged(mean(found), mean(known) if enough else None, self._now)
+        shown = mean([held.shown_db[1] for held in pictures]) if len(pictures) >= ENOUGH else None
+        self.standing, verdict = self.standing.judged(mean(found), shown, self._now)
         if verdict is Verdict.PUBLISH:
             self._publish(candidate)
             for held, value in zip(pictures, found, strict=True):
                 held.shown_db = (self._number, value)
-            self._tell(pictures)
+            self._tell(known)
             newest = max(1, len(found) // 4)
             self._news = novelty(found[:-newest], found[-newest:])
             return
         self.counts[verdict] += 1
-        self._tell(pictures)
+        self._tell(known)
         if verdict is Verdict.STEP_BACK:
-            loss = (mean(known) or 0.0) - (mean(found) or 0.0)
+            loss = (shown or 0.0) - (mean(found) or 0.0)
             self._resume()
             # If that was no fault of learning, what is long past must not hold it back for ever.
             self._held_back.forget_older()
@@ -255,9 +255,10 @@ class Publisher:
             )
 
     def _measure_shown(self, mesh: ColouredMesh | None) -> Iterator[None]:
-        pictures = chosen(self._held_back.pictures(), self._room())
+        known = self._held_back.pictures()
+        pictures = chosen(known, self._room())
         yield from self._complete(pictures, mesh)
-        self._tell(pictures)
+        self._tell(known)
 
     def _complete(self, pictures: list[Held], mesh: ColouredMesh | None) -> Iterator[None]:
         """Measure what is shown, and the mesh, on those pictures on which they were not yet."""
@@ -284,8 +285,9 @@ class Publisher:
         return max(ENOUGH, int(JUDGE_PART * JUDGE_S / max(self._each_s, 1e-6)))
 
     def _tell(self, pictures: list[Held]) -> None:
-        avatar_db = mean([held.shown_db[1] for held in pictures if held.shown_db[0] == self._number])
-        mesh_db = mean([held.mesh_db for held in pictures])
+        """Make the score of what was found last on each of these: some may not have been measured just now."""
+        both = [held for held in pictures if math.isfinite(held.shown_db[1] + held.mesh_db)]
+        avatar_db, mesh_db = mean([held.shown_db[1] for held in both]), mean([held.mesh_db for held in both])
         if avatar_db is not None and mesh_db is not None:
             self.score = Score(avatar_db, mesh_db, self.good.steps)
 

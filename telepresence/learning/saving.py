@@ -148,6 +148,8 @@ def stored_training(path: Path, avatar: Avatar) -> TrainingState | None:
     """The training of ``avatar``, as it was read from ``path``; None, with a line in the log, if there is none."""
     from insta_runtime.learn.training_state import TrainingState
 
+    if avatar.sha256 is None:  # it is new, or from before there were any
+        return None
     newest = training_file(path)
     trouble = None
     for file in (newest, files.previous(newest)):
