@@ -191,9 +191,7 @@ class ExpressionCode:
 
     def _seen_views(self) -> ViewRange:
         known = len(self.repertoire)
-        if known < PULLED_FROM:
-            return ViewRange.unknown()
-        return ViewRange.of(self._angles[:known], self.repertoire.column("translation"))
+        return ViewRange.of(self._angles[:known]) if known >= PULLED_FROM else ViewRange.unknown()
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """For a file: those of the repertoire, and ``mean`` and ``spread`` (CODE_WIDTH,) of the codes."""

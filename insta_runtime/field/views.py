@@ -19,16 +19,10 @@ SLACK = math.radians(3.0)  # beyond what was seen
 
 @dataclass(frozen=True)
 class ViewRange:
-    """Where around the head the camera was.
-
-    Attributes:
-        low, high: azimuth and elevation in radians, zero before the face, left and up; with some slack.
-        away: metres from the head, usually.
-    """
+    """Where around the head the camera was: azimuth and elevation in radians, zero before the face, left and up."""
 
     low: Float64
     high: Float64
-    away: float = math.inf
 
     @staticmethod
     def unknown() -> ViewRange:
@@ -37,10 +31,9 @@ class ViewRange:
         return ViewRange(-endless, endless)
 
     @staticmethod
-    def of(angles: Float64, translations: Float32) -> ViewRange:
-        """The range of ``angles`` (N, 2), as `view_angles` gives them, of states with ``translations`` (N, 3)."""
-        away = float(np.median(np.linalg.norm(translations, axis=-1)))
-        return ViewRange(angles.min(axis=0) - SLACK, angles.max(axis=0) + SLACK, away)
+    def of(angles: Float64) -> ViewRange:
+        """The range of ``angles`` (N, 2), as `view_angles` gives them, and some slack."""
+        return ViewRange(angles.min(axis=0) - SLACK, angles.max(axis=0) + SLACK)
 
     def turn(self, state: HeadState) -> Float32:
         """The (3, 3) rotation, in head space, of the rays of ``state``'s view to those of the nearest one in range."""
@@ -52,19 +45,6 @@ class ViewRange:
         axis = np.cross(before, after)
         sine, cosine = float(np.linalg.norm(axis)), float(before @ after)
         return rotation_matrix(axis * (math.atan2(sine, cosine) / max(sine, 1e-9))).astype(np.float32)
-
-    def cameras(self) -> Float32:
-        """Where in head space the outermost cameras were and the one between them: (5, 3) metres; none if unknown."""
-        if not math.isfinite(self.away):
-            return np.zeros((0, 3), dtype=np.float32)
-        middle = 0.5 * (self.low + self.high)
-        some = [middle]
-        for axis in range(2):
-            for end in (self.low + SLACK, self.high - SLACK):
-                angles = middle.copy()
-                angles[axis] = end[axis]
-                some.append(angles)
-        return (self.away * np.stack([_direction(angles) for angles in some])).astype(np.float32)
 
 
 def view_angles(state: HeadState) -> Float64:

@@ -28,9 +28,6 @@ HULL_SHARE = 0.15  # a cell is outside when fewer of the pictures that showed it
 HULL_ALPHA = 0.1  # opacity of a matte from which on it has what lies there
 HULL_NEAR = 0.05  # metres before the camera; what is nearer is not counted as shown
 UPDATE_CELLS = 16384
-OUT_OF_SIGHT_ABOVE = 0.018  # metres above the surface, from which on cells can be out of sight of all views ...
-IN_SIGHT = 0.01  # ... that is where less light than this comes through to them
-SIGHT_STEP = 0.7  # of a cell's side: how far apart what lies before a cell is asked for opacity
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,6 @@ class OccupancyGrid:
         cells: (C,) int64 flat indices of the candidate cells.
         value: (C,) float32, decayed maximum of the opacity that one sampling step has there.
         seen, inside: (C,) float32, pictures that showed the cell, and in whose matte it lay.
-        hidden: (C,) float32, 1 where all that pictures showed lies before the cell (`out_of_sight`), else 0.
     """
 
     def __init__(self, warp: HeadWarp, found: CandidateCells, config: OccupancyConfig, step: float) -> None:
@@ -77,7 +73,6 @@ class OccupancyGrid:
         self.value = torch.full((len(self.cells),), 2.0 * config.threshold, device=device)
         self.seen = torch.zeros_like(self.value)
         self.inside = torch.zeros_like(self.value)
-        self.hidden = torch.zeros_like(self.value)
         self._publish()
 
     @staticmethod
@@ -187,54 +182,13 @@ class OccupancyGrid:
         self.value[chosen] = torch.maximum(self.value[chosen] * self.config.decay, opacity)
         self._publish()
 
-    @torch.no_grad()
-    def out_of_sight(self, cameras: torch.Tensor) -> torch.Tensor:
-        """Which cells of hair lie behind what is opaque in all views: `hidden` for cells as they are now.
-
-        ``cameras`` (K, 3) are places in head space, metres; canonical space will do for it, hair being rigid.  Behind
-        a thick head of hair silhouettes rule nothing out, and what the field has there nobody ever saw: from a new
-        side it would stand out as a cloud.
-        """
-        if not len(cameras):
-            return torch.zeros_like(self.value)
-        box, n, device = self.warp.box, self.config.resolution, self.cells.device
-        size = box.side / n
-        centres = box.cell_centres(self.cells, n)
-        corner = self.warp.canonical.vertices[self.warp.canonical.faces[self.triangle, 0]]
-        height = ((centres - corner) * self.warp.maps.frames[self.triangle][:, :, 2]).sum(-1)
-        chosen = height > OUT_OF_SIGHT_ABOVE
-        if device.type == "cpu":  # a GPU is not asked how many there are, and does all
-            chosen &= self.occupied
-            centres = centres[chosen]
-        thickness = torch.zeros(n**3, device=device)
-        opacity = torch.where(self.occupied, self.value, 0.0).clamp(max=0.999)
-        thickness[self.cells] = -torch.log1p(-opacity) * (SIGHT_STEP * size / self.step)
-        steps = size * (1.5 + SIGHT_STEP * torch.arange(n, device=device))
-        passed = torch.zeros(len(centres), device=device)
-        for camera in cameras.to(device):
-            towards = torch.nn.functional.normalize(camera - centres, dim=-1)
-            points = (centres[:, None] + steps[:, None] * towards[:, None]).view(-1, 3)
-            unit = box.normalise(points)
-            within = ((unit >= 0.0) & (unit < 1.0)).all(dim=-1)
-            before = (thickness[box.cell_of(points, n)] * within).view(len(centres), n).sum(dim=1)
-            passed = torch.maximum(passed, torch.exp(-before))
-        hidden = torch.zeros_like(self.value)
-        if device.type == "cpu":
-            hidden[chosen] = (passed < IN_SIGHT).float()
-            return hidden
-        return (chosen & (passed < IN_SIGHT)).float()
-
     def state(self) -> dict[str, torch.Tensor]:
         """What must be saved with an avatar."""
-        return {"value": self.value, "seen": self.seen, "inside": self.inside, "hidden": self.hidden}
+        return {"value": self.value, "seen": self.seen, "inside": self.inside}
 
     def load(self, state: dict[str, torch.Tensor]) -> None:
-        """Take over a saved `state` of the same warp and configuration.  ValueError if it is of another one.
-
-        Avatars that were saved before there was ``hidden`` have nothing hidden.
-        """
+        """Take over a saved `state` of the same warp and configuration.  ValueError if it is of another one."""
         own = self.state()
-        state = {"hidden": torch.zeros_like(self.hidden)} | state
         if {name: t.shape for name, t in state.items()} != {name: t.shape for name, t in own.items()}:
             raise ValueError("the occupancy does not fit the configuration")
         for name, tensor in own.items():
@@ -243,11 +197,11 @@ class OccupancyGrid:
 
 
 def shown_cells(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A `state` to draw pictures with: cells that nobody saw are empty, for nobody knows what is there.
+    """A `state` to draw pictures with: cells that no picture showed are empty, for nobody knows what is there.
 
     If there are no pictures yet, all stays as it is.
     """
-    shown = ((state["seen"] > 0.0) | (state["seen"].amax() == 0.0)) & (state["hidden"] == 0.0)
+    shown = (state["seen"] > 0.0) | (state["seen"].amax() == 0.0)
     return state | {"value": state["value"] * shown}
 
 

@@ -129,9 +129,6 @@ def take_snapshot(
     source = model.field.state_dict() if weights is None else weights
     snapshot = {name: tensor.detach().clone() for name, tensor in source.items()}
     snapshot |= {f"occupancy.{name}": t.clone() for name, t in model.occupancy.state().items()}
-    if model.config.occupancy.inpaint:
-        cameras = torch.from_numpy(model.code.views.cameras())
-        snapshot["occupancy.hidden"] = model.occupancy.out_of_sight(cameras)
     snapshot[UNDERLAY] = model.underlay.clone()
     own = torch.from_numpy(model.registration.table)
     return snapshot | {REGISTRATION: (own if registration is None else registration).detach().clone()}

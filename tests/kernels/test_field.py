@@ -24,10 +24,16 @@ from insta_runtime.field.radiance import INITIAL_LOG_DENSITY, MAX_LOG_DENSITY, R
 from insta_runtime.kernels import Kernels, Struct
 
 CONFIGS = {
-    "small": FieldConfig(levels=4, features=2, log2_entries=12, base=8, finest=64, hidden=16),
-    "cpu": FieldConfig(levels=6, features=4, log2_entries=12, base=8, finest=128, hidden=32),
+    "small": FieldConfig(
+        levels=4, features=2, log2_entries=12, base=8, finest=64, hidden=16, density_layers=1, colour_layers=2
+    ),
+    "cpu": FieldConfig(
+        levels=6, features=4, log2_entries=12, base=8, finest=128, hidden=32, density_layers=1, colour_layers=2
+    ),
     "default": FieldConfig(levels=12, features=2, log2_entries=12, base=8, finest=128, hidden=64),
-    "odd": FieldConfig(levels=5, features=6, log2_entries=10, base=4, finest=40, hidden=48),
+    "odd": FieldConfig(
+        levels=5, features=6, log2_entries=10, base=4, finest=40, hidden=48, density_layers=1, colour_layers=2
+    ),
     "paper": FieldConfig(
         levels=16,
         features=8,

@@ -20,12 +20,16 @@ from insta_runtime.learn.training_state import TrainingState
 from insta_runtime.types import Observation
 
 # What codes are told in units of changes with every picture; here each run is to be told the same.
-CONFIG = replace(SMALL, conditioning=ConditioningConfig(standardise=False, pull_in=False, pull_views=False))
+CONFIG = replace(
+    SMALL,
+    conditioning=ConditioningConfig(standardise=False, pull_in=False, pull_views=False),
+    learn=replace(SMALL.learn, rays=128, size=32),
+)
 
 
 @pytest.fixture(scope="module")
 def pictures() -> list[Observation]:
-    return photograph(open_head(), performance(open_head(), 6), 48, paint(open_head()))
+    return photograph(open_head(), performance(open_head(), 6), 32, paint(open_head()))
 
 
 @pytest.fixture(params=["host", "torch", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -37,7 +41,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 def create(backend: str) -> Avatar:
     device = "cuda" if backend == "cuda" else "cpu"
-    return Avatar.create(open_head(), neutral_shape(open_head()), camera(48), CONFIG, device)
+    return Avatar.create(open_head(), neutral_shape(open_head()), camera(32), CONFIG, device)
 
 
 def trainer_of(avatar: Avatar, backend: str) -> AnyTrainer:
@@ -87,25 +91,28 @@ def test_saved_and_read_again_it_goes_on_as_if_nothing_had_been(
         cold = trainer_of(Avatar.load(tmp_path, open_head(), "cpu"), backend)
         cold.steps = half
         fresh, truth = np.array(steps(cold, half, pictures)), np.array(whole[half:])
-        assert np.abs(resumed - truth).max() < 0.5 * np.abs(fresh - truth).max(), "of weights without moments"
+        assert resumed[0] == pytest.approx(truth[0], rel=1e-4)
+        apart = [np.abs(losses - truth)[:4].max() for losses in (resumed, fresh)]
+        assert apart[0] < 0.5 * apart[1], "of weights without moments"
 
 
 def test_stepping_back_gives_the_same_weights_bit_for_bit(backend: str, pictures: list[Observation]) -> None:
     trainer = trainer_of(create(backend), backend)
-    steps(trainer, 12, pictures)
+    steps(trainer, 12 if backend == "host" else 4, pictures)
     state = trainer.state()
     before = {name: tensor.clone() for name, tensor in state.shown.items()}
     assert state.is_sound()
-    steps(trainer, 6)
+    steps(trainer, 3)
     for name, tensor in state.shown.items():
         assert torch.equal(tensor, before[name]), "a state is not written to"
     after = trainer.snapshot()
     assert not torch.equal(after["grid.table"], before["grid.table"])
     trainer.resume(state)
-    assert trainer.steps == 12
+    assert trainer.steps == state.steps
     for name, tensor in trainer.snapshot().items():
         assert torch.equal(tensor, before[name]), name
-    assert all(math.isfinite(loss) for loss in steps(trainer, 4)[3 * (backend == "cuda") :])
+    # A GPU tells the loss of some steps ago, now and then.
+    assert math.isfinite(steps(trainer, 20 if backend == "cuda" else 2)[-1])
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e5])
@@ -170,7 +177,7 @@ def test_a_training_of_another_avatar_is_refused(pictures: list[Observation], tm
         Avatar.create(
             open_head(),
             neutral_shape(open_head()),
-            camera(48),
+            camera(32),
             replace(CONFIG, radiance=replace(CONFIG.radiance, hidden=32)),
             "cpu",
         ),

@@ -181,25 +181,3 @@ def test_state_round_trip(model: AvatarModel) -> None:
     assert torch.equal(other.dense, model.occupancy.dense)
     head = model.pose(pose(open_head(), jaw=0.5))
     assert torch.equal(other.posed(head), model.occupancy.posed(head))
-
-
-def test_hair_behind_hair_is_out_of_sight_of_a_camera_in_front(model: AvatarModel) -> None:
-    grid = model.occupancy
-    grid.value.fill_(0.9)
-    front, back = torch.tensor([[0.0, 0.0, 0.6]]), torch.tensor([[0.0, 0.0, -0.6]])
-    hidden = grid.out_of_sight(front) > 0
-    z = centres(grid)[:, 2]
-    size = grid.warp.box.side / grid.config.resolution
-    behind, before = z < z.min() + 0.5 * size, z > z.max() - 0.5 * size
-    assert hidden[behind].float().mean() > 0.5
-    assert not hidden[before].any()
-    assert not (grid.out_of_sight(torch.cat([front, back])) > 0)[behind].any()
-    assert not grid.out_of_sight(torch.zeros((0, 3))).any()
-    grid.value.fill_(1e-4)
-    assert not grid.out_of_sight(front).any(), "light comes through haze"
-    # Skin is never taken to be out of sight, and nothing that is gets drawn.
-    grid.value.fill_(0.9)
-    drawn = small_model().occupancy
-    drawn.load(shown_cells(grid.state() | {"hidden": hidden.float()}))
-    assert not drawn.occupied[hidden].any()
-    assert drawn.occupied[~hidden].all()
