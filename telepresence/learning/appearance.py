@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from statistics import median
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from insta_runtime.backends import Backend
     from insta_runtime.render.model import AvatarModel
@@ -200,13 +202,21 @@ class Watch:
         worse_db: by how much pictures that were considered are worse than usual (median); None before that is known.
     """
 
-    def __init__(self, onlooker: Callable[[], Onlooker], learned: bool) -> None:
-        """``onlooker`` makes one when it is needed; ``learned``: the avatar was, in an earlier call."""
+    def __init__(
+        self,
+        onlooker: Callable[[], Onlooker],
+        learned: bool,
+        stream: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
+        """``onlooker`` makes one when it is needed; ``learned``: the avatar was, in an earlier call.
+
+        ``stream`` gives the context in which weights are copied: the trainer's, which wrote them.
+        """
         self.worse_db: float | None = None
         self.appearance = Appearance()
         self._make = onlooker
         self._onlooker: Onlooker | None = None
-        self._learned = learned
+        self._learned, self._stream = learned, stream
         self._newest: tuple[Observation, bool] | None = None
         self._considered: list[Look] = []
         self._loaded: Snapshot | None = None
@@ -235,11 +245,13 @@ class Watch:
         if self._onlooker is None:
             self._onlooker = self._make()
         if shown is not self._loaded:
-            self._onlooker.load(shown)
+            with self._stream():
+                self._onlooker.load(shown)
             self._loaded = shown
+        began = time.monotonic()
         look = self._onlooker.look(observation)
-        done = time.monotonic()
-        self._due = done + max(EVERY_S, (done - now) / PART)
+        took = time.monotonic() - began
+        self._due = now + took + max(EVERY_S, took / PART)
         if look is None:
             return None
         if considered:

@@ -117,7 +117,7 @@ class Learner:
         self._saver = Saver(path, avatar, autosave_s, album)
         self._album = album
         self._stored = album.stored() if album is not None and not freeze else None
-        self._watch = Watch(partial(Onlooker, avatar.model, self.backend), self.loaded)
+        self._watch = Watch(partial(Onlooker, avatar.model, self.backend), self.loaded, self.trainer.on_stream)
         self._paused = False  # until it is known whose face is seen
         self.changes: deque[Change] = deque(maxlen=8)  # of light, glasses, hair; whoever tells of them takes them out
         self._colours = ColouredMesh(avatar.model.rig, avatar.model.shape)
@@ -255,8 +255,7 @@ class Learner:
         good = self._publisher.good
         if good.steps < KNOWN_STEPS:
             return
-        with self.trainer.on_stream():
-            change = self._watch.work(good.shown, now)
+        change = self._watch.work(good.shown, now)
         if change is not None:
             self.changes.append(change)
             if not self.freeze:

@@ -6,8 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from small_person import SMALL, open_head, paint, performance, photograph, small_model
 
-from insta_runtime.types import Bytes, Camera, Float32, Float64, HeadState
+from insta_runtime.backends import Backend, choose_backend, make_trainer
+from insta_runtime.render.model import AvatarModel
+from insta_runtime.render.renderer import Snapshot
+from insta_runtime.types import Bytes, Camera, Float32, Float64, HeadState, Observation
 from telepresence.actor.actor import Actor
 from telepresence.actor.performance import Performance
 from telepresence.learning.appearance import (
@@ -17,6 +21,8 @@ from telepresence.learning.appearance import (
     Appearance,
     Change,
     Look,
+    Onlooker,
+    Watch,
     compare,
     match_light,
 )
@@ -176,3 +182,59 @@ def test_a_place_that_is_not_in_the_picture_says_nothing(usual):
         bald = replace(varied(USUAL, number), top_db=float("nan"))
         usual, change = usual.after(bald, 20.0 + 2.0 * number)
         assert change is None
+
+
+@pytest.fixture(scope="module")
+def learned() -> tuple[AvatarModel, Backend, Snapshot, list[Observation]]:
+    """A small avatar of a painted head, and pictures of that."""
+    head = open_head()
+    pictures = photograph(head, performance(head, 12), 48, paint(head))
+    model = small_model(config=replace(SMALL, learn=replace(SMALL.learn, learning_rate=0.02)))
+    backend = choose_backend("auto", model)
+    trainer = make_trainer(model, backend)
+    for picture in pictures:
+        trainer.add(picture)
+    for _ in range(120):
+        trainer.step()
+    return model, backend, trainer.snapshot(), pictures
+
+
+def darker(picture: Observation) -> Observation:
+    return replace(picture, rgb=relit(picture.rgb, 1.8))
+
+
+def of_another(picture: Observation) -> Observation:
+    """The colours of somebody else, whom no light makes the same."""
+    y, x = np.mgrid[: picture.rgb.shape[0], : picture.rgb.shape[1]]
+    painted = np.where(((x // 4 + y // 4) % 2 == 0)[..., None], np.uint8([255, 0, 255]), np.uint8([0, 255, 0]))
+    return replace(picture, rgb=painted)
+
+
+def test_a_watch_says_how_much_worse_a_face_is_and_what_changed(learned):
+    model, backend, snapshot, pictures = learned
+    watch = Watch(lambda: Onlooker(model, backend), learned=False)
+    assert watch.work(snapshot, 0.0) is None  # there is nothing to look at
+    now = 10.0
+
+    def show(change, *, known: bool) -> list[Change]:
+        nonlocal now
+        changes = []
+        for picture in pictures[:8]:
+            (watch.offer if known else watch.consider)(change(picture))
+            changes.append(watch.work(snapshot, now))
+            now += 30.0
+        return [each for each in changes if each is not None]
+
+    assert show(lambda picture: picture, known=True) == []
+    assert watch.worse_db is None
+    show(lambda picture: picture, known=False)
+    assert abs(watch.worse_db) < 1.5
+    show(lambda picture: picture, known=True)
+    assert watch.worse_db is None  # of whoever came before
+    show(darker, known=False)
+    assert watch.worse_db < 3.0
+    show(lambda picture: picture, known=True)
+    show(of_another, known=False)
+    assert watch.worse_db > 8.0
+    show(lambda picture: picture, known=True)
+    assert show(darker, known=True) == [Change.LIGHT]
