@@ -239,7 +239,7 @@ class People:
     def _learner(self, avatar: Avatar, path: Path) -> Learner:
         run = self._config.run
         avatar.consent = avatar.consent or run.consent
-        album = Album(album_folder(path), self._head, avatar.model.shape) if run.keep_frames else None
+        album = Album(album_folder(path), self._head, avatar.model.shape, keep=run.keep_frames)
         freeze = run.freeze or run.train_share == 0.0
         return Learner(avatar, path, freeze=freeze, backend=run.backend, autosave_s=run.autosave_s, album=album)
 

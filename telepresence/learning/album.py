@@ -44,10 +44,13 @@ def album_folder(path: Path) -> Path:
 
 
 class Album:
-    """Keeps pictures of one person in ``folder``.  Any thread may `offer`, one at a time `write`."""
+    """Keeps pictures of one person in ``folder``; if not ``keep``, only gives back what earlier calls have kept.
 
-    def __init__(self, folder: Path, head: HeadModel, shape: Float32) -> None:
-        self.folder, self._head, self._shape = folder, head, shape
+    Any thread may `offer`, one at a time `write`.
+    """
+
+    def __init__(self, folder: Path, head: HeadModel, shape: Float32, *, keep: bool = True) -> None:
+        self.folder, self.keep, self._head, self._shape = folder, keep, head, shape
         self._waiting: deque[Observation] = deque(maxlen=WAITING)
         self._lock = threading.Lock()
         self._offered = 0
@@ -57,6 +60,8 @@ class Album:
 
     def offer(self, observation: Observation) -> None:
         """A picture was taken to learn from: keep it, or one of those like it."""
+        if not self.keep:
+            return
         with self._lock:
             self._offered += 1
             if self._offered >= self._next:

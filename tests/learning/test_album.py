@@ -46,6 +46,10 @@ def test_what_was_offered_is_a_tracked_folder_and_comes_back(pictures: list[Obse
         np.testing.assert_array_equal(found.alpha, picture.alpha)
         assert np.abs(found.rgb.astype(int) - picture.rgb).mean() < 12.0
         np.testing.assert_allclose(found.state.rotation, picture.state.rotation)
+    third = Album(album_folder(tmp_path), open_head(), neutral_shape(open_head()), keep=False)
+    third.offer(pictures[0])
+    third.write()
+    assert len(list(third.stored())) == 7, "nothing more is kept, and what was is still learned from"
     second.offer(pictures[0])
     second.write()
     assert sorted(page.name for page in (tmp_path / "frames").iterdir()) == ["0000", "0001", "0002"]

@@ -20,6 +20,7 @@ from insta_runtime.avatar import Avatar
 from insta_runtime.errors import UserError
 from insta_runtime.types import Observation
 from telepresence.learning import publishing
+from telepresence.learning.album import Album
 from telepresence.learning.learner import Learner
 from telepresence.learning.saving import stored_training, training_file
 
@@ -204,3 +205,22 @@ def test_an_autosave_that_fails_is_told_and_tried_again_later(begin: Callable[..
     thread = learner._saver._thread
     work(learner, 3)
     assert learner._saver._thread is thread, "not at once again"
+
+
+def test_pictures_that_were_kept_are_learned_from_again(
+    begin: Callable[..., Learner], pictures: list[Observation], tmp_path: Path
+) -> None:
+    learner = begin(tmp_path)
+    learner._album = learner._saver.album = Album(tmp_path / "frames", open_head(), neutral_shape(open_head()))
+    for second, picture in enumerate(pictures):
+        learner._album.offer(replace(picture, frame_id=second))
+    work(learner, 2)
+    learner.save()
+    avatar = Avatar.load(tmp_path, open_head(), "cpu")
+    album = Album(tmp_path / "frames", open_head(), avatar.model.shape, keep=False)
+    again = Learner(avatar, tmp_path, freeze=False, backend="host", album=album)
+    again.trainer.add(pictures[0])
+    end = time.monotonic() + 60.0
+    while len(again.trainer.replay) < 1 + len(pictures) and time.monotonic() < end:
+        again.work()
+    assert len(again.trainer.replay) == 1 + len(pictures)
