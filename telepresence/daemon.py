@@ -419,7 +419,7 @@ class Daemon:
             self._note("learning", event.text)
         while learner.changes:
             change = learner.changes.popleft()
-            person.sitters.note("appearance", f"what has changed: {change}; earlier pictures fade")
+            person.sitters.note("appearance", f"the {change} changed: earlier pictures fade")
         if learner.unsaved != self._unsaved:
             self._unsaved = learner.unsaved
             self._note("avatar", self._unsaved)
