@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_person import CPU, SMALL, neutral_shape, open_head
 
+from insta_runtime import avatar_file
 from insta_runtime.avatar import FILE_NAME, Avatar
 from insta_runtime.errors import UserError
 from insta_runtime.torso.layer import ROOM_SIDE, TorsoLayer
@@ -200,20 +201,15 @@ damages: dict[str, Callable[[dict[str, torch.Tensor]], object]] = {
 def test_a_damaged_layer_is_refused_in_one_line(
     damage: Callable[[dict[str, torch.Tensor]], object], tmp_path: Path
 ) -> None:
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-
     head = open_head()
     avatar = Avatar.create(head, neutral_shape(head), CAMERA, SMALL, CPU)
     model = MotionModel(np.zeros((INPUTS + 1, 4)), np.zeros(INPUTS), np.ones(INPUTS))
     avatar.attach(TorsoLayer(torch.zeros(4, 64, 64), torch.zeros(3, ROOM_SIDE, ROOM_SIDE), model))
     avatar.save(tmp_path)
     file = tmp_path / FILE_NAME
-    with safe_open(file, "pt") as content:
-        tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 (not a dict)
-        metadata = content.metadata()
-    damage(tensors)
-    save_file(tensors, file, metadata)
+    content = avatar_file.read(file)
+    damage(content.tensors)
+    avatar_file.write(file, content.header, content.tensors)
     with pytest.raises(UserError) as caught:
         Avatar.load(tmp_path, head, CPU)
     assert "\n" not in str(caught.value)
