@@ -16,35 +16,22 @@ import numpy as np
 import torch
 
 from insta_runtime.config import AvatarConfig, ConditioningConfig
-from insta_runtime.field.lips import LIPS_WIDTH, LipsNumbers
+from insta_runtime.field.lips import LIPS_UNITS, LIPS_WIDTH, LipsNumbers
 from insta_runtime.field.repertoire import CAPACITY, Repertoire
 from insta_runtime.field.views import ViewRange, view_angles
 from insta_runtime.head import HeadModel
 from insta_runtime.types import Float32, HeadState
 
-MOUTH_UNITS: tuple[tuple[str, ...], ...] = (
-    ("jawOpen",),
-    ("mouthClose",),
-    ("mouthFunnel",),
-    ("mouthPucker",),
-    ("mouthSmileLeft", "mouthSmileRight"),
-    ("mouthFrownLeft", "mouthFrownRight"),
-    ("mouthStretchLeft", "mouthStretchRight"),
-    ("mouthUpperUpLeft", "mouthUpperUpRight"),
-    ("mouthLowerDownLeft", "mouthLowerDownRight"),
-    ("mouthRollLower", "mouthRollUpper", "mouthPressLeft", "mouthPressRight"),
-)
 EYE_UNITS: tuple[tuple[str, ...], ...] = (
     ("eyeBlinkLeft",),
     ("eyeBlinkRight",),
     ("eyeSquintLeft", "eyeSquintRight"),
     ("eyeWideLeft", "eyeWideRight"),
 )
-FLAME_COMPONENTS = 7  # with the jaw's three angles they make the ten numbers of the mouth's code
-MOUTH_WIDTH = len(MOUTH_UNITS)
+FLAME_COMPONENTS = 13  # with the jaw's three angles they make the sixteen numbers of the mouth's code
+MOUTH_WIDTH = len(LIPS_UNITS)
 EYE_WIDTH = len(EYE_UNITS) + 2
 CODE_WIDTH = MOUTH_WIDTH + EYE_WIDTH
-assert CODE_WIDTH == LIPS_WIDTH  # one layout of states serves both
 
 
 PRIOR = 16  # pictures that it takes to make somebody's range count as much as the usual one:
@@ -139,7 +126,7 @@ class ExpressionCode:
         self._arkit = head.basis == "arkit52"
         if self._arkit:
             column = {name: i for i, name in enumerate(head.expression_names)}
-            groups = MOUTH_UNITS + EYE_UNITS
+            groups = LIPS_UNITS + EYE_UNITS
             self._matrix = np.zeros((len(groups), len(column)), dtype=np.float32)
             for row, group in enumerate(groups):
                 for name in group:
@@ -153,7 +140,7 @@ class ExpressionCode:
     def raw(self, state: HeadState) -> Float32:
         """The code of ``state`` before the person's range comes in."""
         if self._lips is not None:
-            return self._lips(state)
+            return np.pad(self._lips(state), (0, CODE_WIDTH - LIPS_WIDTH))  # one layout of states serves both
         gaze = state.eye_pose.mean(axis=0)[:2] * 2.0
         if self._arkit:
             units = self._matrix @ state.expression
@@ -161,7 +148,13 @@ class ExpressionCode:
             code = [units[:MOUTH_WIDTH], lids, units[MOUTH_WIDTH + 2 :], gaze]
         else:
             mouth = state.expression[:FLAME_COMPONENTS] / 2.0
-            code = [mouth, state.jaw_pose * 4.0, state.eyelids, state.expression[7:9] / 2.0, gaze]
+            code = [
+                mouth,
+                state.jaw_pose * 4.0,
+                state.eyelids,
+                state.expression[FLAME_COMPONENTS : FLAME_COMPONENTS + 2] / 2.0,
+                gaze,
+            ]
         return np.concatenate(code).astype(np.float32)
 
     def learned(self, raw: Float32) -> Float32:

@@ -54,5 +54,5 @@ class LipsNumbers:
 
 
 def condition_lips(codes: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Codes (N, 16) where the first of masks (N, 2) is one, ones where it is zero: (N, 16)."""
+    """Codes (N, C) where the first of masks (N, 2) is one, ones where it is zero: (N, C)."""
     return 1.0 + masks[:, :1] * (codes - 1.0)

@@ -9,7 +9,8 @@ import pytest
 import torch
 from small_person import flame_head, open_head
 
-from insta_runtime.field.conditioning import CODE_WIDTH, EYE_WIDTH, MOUTH_UNITS, MOUTH_WIDTH, ExpressionCode, condition
+from insta_runtime.field.conditioning import CODE_WIDTH, EYE_WIDTH, MOUTH_WIDTH, ExpressionCode, condition
+from insta_runtime.field.lips import LIPS_UNITS
 from insta_runtime.types import Float32, HeadState
 
 
@@ -32,7 +33,7 @@ def test_a_neutral_face_has_the_zero_code(head) -> None:
 
 
 def test_mouth_units_fill_the_mouth_part_of_the_code() -> None:
-    for row, names in enumerate(MOUTH_UNITS):
+    for row, names in enumerate(LIPS_UNITS):
         code = open_head_code(expression=unit(*names))
         expected = np.zeros(CODE_WIDTH)
         expected[row] = 1.0
@@ -58,12 +59,12 @@ def test_the_code_of_flame_holds_jaw_lids_and_first_components() -> None:
     encode = ExpressionCode(flame_head())
     neutral = HeadState.neutral(100)
     jaw = encode(replace(neutral, jaw_pose=np.array([0.25, 0, 0], np.float32)))
-    assert np.flatnonzero(jaw).tolist() == [7]
-    assert jaw[7] == pytest.approx(1.0)
+    assert np.flatnonzero(jaw).tolist() == [13]
+    assert jaw[13] == pytest.approx(1.0)
     lids = encode(replace(neutral, eyelids=np.ones(2, np.float32)))
     assert np.flatnonzero(lids).tolist() == [MOUTH_WIDTH, MOUTH_WIDTH + 1]
     components = encode(replace(neutral, expression=np.full(100, 2.0, np.float32)))
-    assert np.flatnonzero(components).tolist() == [*range(7), MOUTH_WIDTH + 2, MOUTH_WIDTH + 3]
+    assert np.flatnonzero(components).tolist() == [*range(13), MOUTH_WIDTH + 2, MOUTH_WIDTH + 3]
 
 
 def test_masks_fade_each_part_of_the_code_to_zero() -> None:
