@@ -38,6 +38,11 @@ log = logging.getLogger("telepresence")
 
 OFFER_S: Final = 0.2
 """Seconds between pictures that are learned from: closer ones look alike and cost the same."""
+STEPS_A_PICTURE: Final = 3
+"""Steps that are done for each picture taken: on a CPU a new one costs as much as two steps, and one that is hardly
+learned from is worth nothing ..."""
+PATIENT_S: Final = 2.0
+"""... but one in so many seconds is taken on any machine."""
 REFUSED_S: Final = 0.1
 """Seconds after a picture that was refused until the next is looked at."""
 HOLD_BACK: Final = 8
@@ -129,6 +134,7 @@ class Learner:
         self._lock = threading.Lock()
         self._uncoloured: deque[Observation] = deque(maxlen=COLOUR_FIRST)
         self._offered = 0
+        self._taken = -math.inf, 0  # when the last picture was, and after which step
         self.samples = 0  # of the field, in all steps
         self.guidance = Guidance.of(avatar.model.head.expression_names)
         self._next_offer = self._last_colour = -math.inf
@@ -149,7 +155,7 @@ class Learner:
         """Take a tracked picture to learn from, unless one was taken just before or it is not worth it."""
         self._paused = False
         self._offer_torso(observation)
-        if now < self._next_offer:
+        if now < self._next_offer or self._behind(now):
             self.gate.follow(observation)
             return
         reason = self.gate.judge(observation, now)
@@ -159,6 +165,7 @@ class Learner:
         if reason is not None:
             return
         self._offered += 1
+        self._taken = now, self.trainer.steps
         with self._lock:
             if self._offered % HOLD_BACK == 0:
                 self._held_back.add(observation)
@@ -266,6 +273,12 @@ class Learner:
             self.avatar.attach(self.torso)
         self.avatar.update(state.shown, state.steps, self._seconds)
         return Save.of(self.avatar.record(), state, self.trainer)
+
+    def _behind(self, now: float) -> bool:
+        """Whether training has not learned enough yet from the pictures that were taken."""
+        taken, steps = self._taken
+        young = self.freeze or self._offered < COLOUR_FIRST
+        return not young and self.trainer.steps < steps + STEPS_A_PICTURE and now < taken + PATIENT_S
 
     def _offer_torso(self, observation: Observation) -> None:
         from insta_runtime.torso.motion import picture_pose
