@@ -44,14 +44,13 @@ system:
 demo: setup
 	@$(VENV)/bin/telepresence run --source synthetic
 
-# The sanitizers take minutes of one core and no clock looks at them: they run beside the other tests.
-SANITIZERS := tests/kernels/test_sanitizers.py
+# What only computes takes minutes, and no clock looks at it: it runs beside the tests of calls, which mostly wait.
+COMPUTING := $(addprefix tests/,actor avatar field head kernels learn render torso warp)
 test: setup-dev system lint
-	@nice -n 15 $(PY) -m pytest $(SANITIZERS) >$(VENV)/sanitizers.log 2>&1 & sanitizers=$$!; \
-	$(PY) -m pytest --ignore $(SANITIZERS); tests=$$?; \
-	wait $$sanitizers; found=$$?; \
-	if [ $$found = 0 ]; then tail -n 1 $(VENV)/sanitizers.log; else cat $(VENV)/sanitizers.log; fi; \
-	exit $$(( tests + found ))
+	@nice -n 10 $(PY) -m pytest $(COMPUTING) >$(VENV)/computing.log 2>&1 & computing=$$!; \
+	$(PY) -m pytest $(addprefix --ignore=,$(COMPUTING)); calls=$$?; \
+	wait $$computing; found=$$?; cat $(VENV)/computing.log; \
+	exit $$(( calls + found ))
 
 lint: setup-dev
 	@$(PY) -m ruff check .

@@ -79,7 +79,7 @@ def test_what_was_known_is_not_forgotten(saved: Path, pictures: list[Observation
             trainer.step()
         lost[remembers] = before - psnr(avatar, backend, trainer, pictures)
         assert (trainer.replay.composition.recalled > COUNT // 2) == remembers
-    assert lost[False] > 1.0, lost
+    assert lost[False] > 0.5, lost
     assert lost[True] < 0.7 * lost[False], lost
 
 

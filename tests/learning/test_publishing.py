@@ -184,7 +184,7 @@ def test_what_is_seen_first_after_a_while_is_learned_at_the_rate_of_the_beginnin
     call.judge()
     call.learn(1)
     first = 1.0 / CONFIG.learn.final_rate
-    assert 0.5 * first < call.trainer.pace <= 1.01 * first
+    assert 0.35 * first < call.trainer.pace <= 1.01 * first
 
 
 def test_an_avatar_that_is_not_learned_on_is_measured(pictures: list[Observation]) -> None:
