@@ -48,6 +48,11 @@ class Camera:
         sx, sy = width / self.width, height / self.height
         return Camera(self.fx * sx, self.fy * sy, self.cx * sx, self.cy * sy, width, height)
 
+    def within(self, side: int) -> Camera:
+        """The same view with a longest side of ``side`` pixels at most; pictures are never enlarged."""
+        scale = min(1.0, side / max(self.width, self.height))
+        return self.scaled(max(1, round(scale * self.width)), max(1, round(scale * self.height)))
+
     def cropped(self, left: float, top: float, width: int, height: int) -> Camera:
         """The view through a window of the picture whose upper left corner is (left, top)."""
         return Camera(self.fx, self.fy, self.cx - left, self.cy - top, width, height)

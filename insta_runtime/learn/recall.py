@@ -53,9 +53,7 @@ class Recall:
     def __init__(
         self, model: AvatarModel, camera: Camera, make_renderer: Callable[[AvatarModel], Shower], count: int
     ) -> None:
-        size = model.config.learn.size
-        scale = min(1.0, size / max(camera.width, camera.height))
-        self._camera = camera.scaled(max(1, round(scale * camera.width)), max(1, round(scale * camera.height)))
+        self._camera = camera.within(model.config.learn.size)
         self._model = copy.copy(model)
         self._model.code = copy.copy(model.code)  # its range goes on with the person
         self._snapshot = take_snapshot(model)

@@ -31,16 +31,14 @@ def premultiplied(
         (h, w, 4) float in [0, 1], premultiplied RGBA, on ``device`` (the CPU), and its camera.  Pictures are never
         enlarged.
     """
-    camera = observation.camera
-    scale = min(1.0, size / max(camera.width, camera.height))
-    width, height = max(1, round(camera.width * scale)), max(1, round(camera.height * scale))
+    camera = observation.camera.within(size)
     alpha = torch.from_numpy(observation.alpha).to(device).float()[None] / 255.0
     if binary:
         alpha = (alpha > 0.5).float()
     rgb = torch.from_numpy(observation.rgb).to(device).permute(2, 0, 1).float() / 255.0
     picture = torch.cat([rgb * alpha, alpha])[None]
-    small = torch.nn.functional.interpolate(picture, (height, width), mode="area")[0]
-    return small.permute(1, 2, 0).contiguous(), camera.scaled(width, height)
+    small = torch.nn.functional.interpolate(picture, (camera.height, camera.width), mode="area")[0]
+    return small.permute(1, 2, 0).contiguous(), camera
 
 
 def ray_regions(model: AvatarModel) -> torch.Tensor:
