@@ -49,6 +49,9 @@ ModelsOption = Annotated[
 CropOption = Annotated[
     str | None, typer.Option("--crop", metavar="auto|head|center", help="Which window of the picture to take.")
 ]
+LearnSizeOption = Annotated[
+    int | None, typer.Option("--size", metavar="PIXELS", help="Side of the pictures learned from; else the preset's.")
+]
 CropSizeOption = Annotated[int | None, typer.Option("--size", metavar="PIXELS", help="Side of the picture; 512.")]
 BackgroundOption = Annotated[
     str | None,
@@ -206,9 +209,7 @@ def fit(
     ],
     out: Annotated[Path, typer.Option(metavar="AVATAR", help="The avatar to write.")],
     seconds: Annotated[float, typer.Option(metavar="S", min=0.0, help="How long to learn.")] = 240.0,
-    size: Annotated[
-        int | None, typer.Option(metavar="PIXELS", help="Side of the pictures learned from; else the preset's.")
-    ] = None,
+    size: LearnSizeOption = None,
     holdout: Annotated[
         float, typer.Option(metavar="PART", min=0.0, max=0.9, help="Last part of the frames, kept back to measure.")
     ] = 0.125,
@@ -317,9 +318,7 @@ def rehearse(
     offline: Annotated[
         bool, typer.Option("--offline", help="Compare with a fit of as much training (a tracked folder only).")
     ] = False,
-    size: Annotated[
-        int | None, typer.Option(metavar="PIXELS", help="Side of the pictures learned from; else the preset's.")
-    ] = None,
+    size: LearnSizeOption = None,
     crop: CropOption = None,
     head: HeadOption = None,
     models: ModelsOption = None,
