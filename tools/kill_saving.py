@@ -142,6 +142,7 @@ def learn(path: Path, head: HeadModel, config: Config, told: int) -> None:
     said = avatar.steps
     while learner.unsaved is None:
         learner.work()
+        learner.autosave(time.monotonic())
         if learner.saved_steps != said:
             said = learner.saved_steps
             os.write(told, b"%d\n" % said)

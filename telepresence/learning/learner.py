@@ -206,7 +206,6 @@ class Learner:
         self._seconds += done - began
         self._publisher.watch(report, done)
         self._remember()
-        self.autosave(done)
         return self._publisher.work(self.mesh, done) or report is not None or busy
 
     def make_room(self, load: float) -> None:

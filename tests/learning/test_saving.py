@@ -61,6 +61,7 @@ def work(learner: Learner, steps: int) -> None:
     end = learner.trainer.steps + steps
     while learner.trainer.steps < end:
         learner.work()
+        learner.autosave(time.monotonic())
 
 
 def test_learning_goes_on_where_it_was_saved(begin: Callable[..., Learner], tmp_path: Path) -> None:
@@ -93,6 +94,7 @@ def test_what_is_saved_is_what_was_shown_then_whatever_is_learned_meanwhile(
     while len(saved) < 3 and time.monotonic() < end:
         good = learner.published.good
         learner.work()
+        learner.autosave(time.monotonic())
         if learner.saved_steps not in saved | {0}:
             saved.add(learner.saved_steps)
             learner._saver.finish()
@@ -201,6 +203,7 @@ def test_an_autosave_that_fails_is_told_and_tried_again_later(begin: Callable[..
     end = time.monotonic() + 30.0
     while learner.unsaved is None and time.monotonic() < end:
         learner.work()
+        learner.autosave(time.monotonic())
     assert "cannot be written" in str(learner.unsaved)
     thread = learner._saver._thread
     work(learner, 3)
