@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from small_avatar import SMALL_AVATAR_OPTIONS
 from small_person import neutral_shape, open_head, paint, performance, photograph
 
 from insta_runtime.avatar import Avatar
@@ -29,13 +30,8 @@ SIZE, COUNT = 48, 6
 SMALL = (
     "--device=cpu",
     "--set=avatar.warp.cell=0.025",
-    "--set=avatar.radiance.levels=2",
-    "--set=avatar.radiance.log2_entries=9",
     "--set=avatar.radiance.finest=64",
-    "--set=avatar.radiance.hidden=16",
-    "--set=avatar.occupancy.resolution=16",
-    "--set=avatar.learn.rays=128",
-    "--set=avatar.learn.frames=1",
+    *SMALL_AVATAR_OPTIONS,
 )
 ASKED = {"psnr_db", "ssim", "head_psnr_db", "mesh_head_psnr_db", "curve", "steps", "train_frames", "holdout_frames"}
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from flame_layout import flame_layout, write_npz
+from small_avatar import SMALL_AVATAR_OPTIONS
 from small_person import neutral_shape, open_head, paint, performance, photograph
 
 from insta_runtime.avatar import Avatar
@@ -28,15 +29,10 @@ SMALL = (
     "--set=run.render_fps=10",
     "--set=stream.size=64",
     "--set=avatar.warp.cell=0.025",
-    "--set=avatar.radiance.levels=2",
-    "--set=avatar.radiance.log2_entries=9",
     "--set=avatar.radiance.finest=64",
-    "--set=avatar.radiance.hidden=16",
-    "--set=avatar.occupancy.resolution=16",
-    "--set=avatar.learn.rays=128",
-    "--set=avatar.learn.frames=1",
     "--set=avatar.learn.size=32",
     "--set=avatar.torso.size=64",
+    *SMALL_AVATAR_OPTIONS,
 )
 
 REFUSING = """

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from PIL import Image
+from small_avatar import SMALL_AVATAR_OPTIONS
 
 from insta_runtime.types import Bytes
 
@@ -20,13 +21,8 @@ if TYPE_CHECKING:
 
 TINY = (
     "--set=run.zmq=tcp://127.0.0.1:*",
-    "--set=avatar.radiance.levels=2",
-    "--set=avatar.radiance.log2_entries=9",
-    "--set=avatar.radiance.hidden=16",
-    "--set=avatar.learn.rays=128",
-    "--set=avatar.learn.frames=1",
     "--set=avatar.learn.size=32",
-    "--set=avatar.occupancy.resolution=16",
+    *SMALL_AVATAR_OPTIONS,
 )
 
 GRAB = """() => {

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_avatar import SMALL_AVATAR
 
 from insta_runtime.avatar import Avatar
 from insta_runtime.errors import UserError
@@ -33,13 +34,8 @@ TINY = (
     "run.size=128",
     "run.render_fps=10",
     "run.autosave_s=0.2",
-    "avatar.radiance.levels=2",
-    "avatar.radiance.log2_entries=9",
-    "avatar.radiance.hidden=16",
-    "avatar.learn.rays=128",
-    "avatar.learn.frames=1",
     "avatar.learn.size=32",
-    "avatar.occupancy.resolution=16",
+    *SMALL_AVATAR,
 )
 PATIENCE_S = 60.0
 SOON = (0.01, 0.01, 0.01)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small_avatar import SMALL_AVATAR
 
 from insta_runtime.avatar import is_stored
 from insta_runtime.head import HeadModel, load_head
@@ -24,13 +25,8 @@ SIDE = 64
 FPS = 10.0
 TINY = (
     "run.size=64",
-    "avatar.radiance.levels=2",
-    "avatar.radiance.log2_entries=9",
-    "avatar.radiance.hidden=16",
-    "avatar.learn.rays=128",
-    "avatar.learn.frames=1",
     "avatar.learn.size=32",
-    "avatar.occupancy.resolution=16",
+    *SMALL_AVATAR,
 )
 
 

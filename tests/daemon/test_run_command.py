@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_avatar import SMALL_AVATAR_OPTIONS
 
 from insta_runtime.avatar import Avatar
 from insta_runtime.head import load_head
@@ -18,13 +19,8 @@ TINY = (
     "--set=run.zmq=tcp://127.0.0.1:*",
     "--set=run.size=128",
     "--set=stream.size=128",
-    "--set=avatar.radiance.levels=2",
-    "--set=avatar.radiance.log2_entries=9",
-    "--set=avatar.radiance.hidden=16",
-    "--set=avatar.learn.rays=128",
-    "--set=avatar.learn.frames=1",
     "--set=avatar.learn.size=32",
-    "--set=avatar.occupancy.resolution=16",
+    *SMALL_AVATAR_OPTIONS,
 )
 
 WITHOUT_MEDIAPIPE = """

@@ -8,6 +8,7 @@ from typing import Any
 
 import ablate
 import pytest
+from small_avatar import SMALL_AVATAR
 from small_person import neutral_shape, open_head, paint, performance, photograph
 
 from telepresence.commands.track import track_truth
@@ -16,13 +17,8 @@ from telepresence.frames import CameraFrame, Truth
 
 SMALL = (
     "avatar.warp.cell=0.025",
-    "avatar.radiance.levels=2",
-    "avatar.radiance.log2_entries=9",
     "avatar.radiance.finest=64",
-    "avatar.radiance.hidden=16",
-    "avatar.occupancy.resolution=16",
-    "avatar.learn.rays=128",
-    "avatar.learn.frames=1",
+    *SMALL_AVATAR,
 )
 
 
