@@ -24,7 +24,6 @@ from telepresence.commands import scoring
 from telepresence.rehearsal.figures import (
     GOOD_DB,
     MEANINGS,
-    SETTLED_S,
     Judge,
     curve,
     forgetting,
@@ -196,7 +195,7 @@ class Call:
         """Everything that was measured; ``clip_s`` is how long it takes until the camera shows the same again."""
         began = time.perf_counter()
         record, judge = self.record, Judge(self.config.avatar.learn.size)
-        settled = (record.began or 0.0) + SETTLED_S
+        start = record.began or 0.0
         points = curve(record, judge, clip_s)
         learner = record.learner
         new = [at for at, fresh in zip(self.outlet.times, self.outlet.fresh, strict=True) if fresh]
@@ -208,8 +207,8 @@ class Call:
             figures[f"seen_in_earlier_rounds_at_{moment}s"] = point.get("seen_in_earlier_rounds")
         first_face, first_picture = record.first_face, record.first_picture
         figures |= {
-            "interval_ms": intervals(self.outlet.times, settled),
-            "fresh_interval_ms": intervals(new, settled),
+            "interval_ms": intervals(self.outlet.times, start),
+            "fresh_interval_ms": intervals(new, start),
             **forgetting(record, judge),
             **publish_change(record.fades),
             "seconds_to_22db": seconds_to(points, GOOD_DB, first_face),

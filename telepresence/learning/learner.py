@@ -46,7 +46,9 @@ PATIENT_S: Final = 2.0
 REFUSED_S: Final = 0.1
 """Seconds after a picture that was refused until the next is looked at."""
 HOLD_BACK: Final = 8
-"""Every so many-th of them is kept from learning and measured on instead."""
+"""One of so many of them is kept from learning and measured on instead ..."""
+FIRST_HELD: Final = 2
+"""... beginning with this one: until there is one, nobody knows when the avatar is worth showing."""
 AUTOSAVE_S: Final = 10.0
 """Seconds between saves."""
 RECALLED: Final = 64
@@ -167,7 +169,7 @@ class Learner:
         self._offered += 1
         self._taken = now, self.trainer.steps
         with self._lock:
-            if self._offered % HOLD_BACK == 0:
+            if self._offered % HOLD_BACK == FIRST_HELD:
                 self._held_back.add(observation)
                 return
             if self._offered <= COLOUR_FIRST or now - self._last_colour >= COLOUR_S:

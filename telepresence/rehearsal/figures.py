@@ -29,6 +29,7 @@ SETTLED_S: Final = 5.0
 GOOD_DB: Final = 22.0
 """Whole frame, from which on a picture counts as one of the person."""
 EARLY_PICTURES: Final = 24
+LONGEST: Final = 5  # intervals whose moment is told
 Point = dict[str, Any]
 
 MEANINGS: Final = {
@@ -173,14 +174,19 @@ def publish_change(fades: Sequence[Fade]) -> dict[str, Any]:
     return {"publish_change_ratio": spread["p50"], "publish_change": spread}
 
 
-def intervals(times: Sequence[float], since: float) -> dict[str, float | int] | None:
-    """``p50, p99, max`` in ms between moments (seconds) from ``since`` on, and how many there were; None without."""
-    late = np.asarray([moment for moment in times if moment >= since], dtype=np.float64)
+def intervals(times: Sequence[float], began: float) -> dict[str, Any] | None:
+    """``p50, p99, max`` in ms between moments (seconds), and how many there were; None without.
+
+    Those of the first `SETTLED_S` after ``began`` do not count.  ``longest`` says when, in seconds since then, and how
+    many ms the longest lasted.
+    """
+    late = np.asarray([moment for moment in times if moment >= began + SETTLED_S], dtype=np.float64)
     if len(late) < 2:
         return None
     gaps = 1000.0 * np.diff(late)
     p50, p99 = np.percentile(gaps, (50.0, 99.0))
-    return {"p50": float(p50), "p99": float(p99), "max": float(gaps.max()), "count": len(gaps)}
+    longest = [[float(late[i] - began), float(gaps[i])] for i in gaps.argsort()[::-1][:LONGEST]]
+    return {"p50": float(p50), "p99": float(p99), "max": float(gaps.max()), "count": len(gaps), "longest": longest}
 
 
 def _same_person(one: Published, other: Published) -> bool:
