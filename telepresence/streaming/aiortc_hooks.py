@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable
-from typing import Any
 
 import aioice.ice
 import aiortc
@@ -27,7 +26,6 @@ def missing() -> list[str]:
     lacking = [] if aiortc.__version__.startswith(VERSION) else [f"aiortc {VERSION}*, found {aiortc.__version__}"]
     for owner, name in (
         (RTCRtpSender, "_send_keyframe"),
-        (RTCRtpSender, "_handle_rtcp_packet"),
         (JitterBuffer, "_remove_frame"),
         (JitterBuffer, "remove"),
         (aioice.ice, "get_host_addresses"),
@@ -39,18 +37,9 @@ def missing() -> list[str]:
     return lacking
 
 
-def on_feedback(sender: RTCRtpSender, keyframe: Callable[[], None], heard: Callable[[], None]) -> None:
-    """Call ``keyframe`` when the peer asks ``sender`` for one (PLI, FIR), ``heard`` at every RTCP packet from it.
-
-    Both run on the event loop.  Retransmission and statistics go on as before.
-    """
-    handle = sender._handle_rtcp_packet
-
-    async def hearing(packet: Any) -> None:
-        heard()
-        await handle(packet)
-
-    vars(sender).update(_send_keyframe=keyframe, _handle_rtcp_packet=hearing)
+def on_feedback(sender: RTCRtpSender, keyframe: Callable[[], None]) -> None:
+    """Call ``keyframe``, on the event loop, when the peer asks ``sender`` for one (PLI, FIR)."""
+    vars(sender).update(_send_keyframe=keyframe)
 
 
 def release_on_marker(receiver: RTCRtpReceiver) -> None:

@@ -6,26 +6,25 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from aiortc import MediaStreamTrack, RTCConfiguration, RTCPeerConnection, RTCRtpSender, RTCSessionDescription
+from aiortc import MediaStreamTrack, RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 
 from insta_runtime.errors import UserError
-from telepresence.frames import CameraFrame
-from telepresence.mailbox import Mailbox
 from telepresence.streaming import aiortc_hooks
 from telepresence.streaming.camera import CameraIntake
-from telepresence.streaming.hub import EncoderHub
-from telepresence.streaming.offer import first_video_codec
-from telepresence.streaming.tracks import PacketTrack, PictureTrack
+from telepresence.streaming.feed import Feed
+from telepresence.streaming.hooks import StreamHooks
+from telepresence.streaming.offer import Offer
 
 log = logging.getLogger(__name__)
 
-CONNECT_S = 20.0  # from the answer to connected, at most
+CONNECT_S = 15.0  # from the answer to connected, at most
 CLOSE_S = 5.0
-VIEWER_SILENCE_S = 6.0  # browsers report on what they receive about once a second
+LOOK_S = 0.5
+SILENCE_S = 3.0  # who receives reports on it about once a second, who sends is heard all the time
 
 
 class Full(UserError):
@@ -42,84 +41,66 @@ class Peer:
 
     pc: RTCPeerConnection
     watches: bool
+    gives: bool
     id: str = field(default_factory=lambda: secrets.token_hex(16))
     since: float = field(default_factory=time.monotonic)
-    heard: float = 0.0  # of the last RTCP packet; 0.0 while hearing is not possible
     intake: asyncio.Task[None] | None = None
+    packets: int = 0  # that came from it
+    quiet_s: float = 0.0  # since one came
 
     @property
     def connected(self) -> bool:
         return bool(self.pc.connectionState == "connected")
 
-    def hear(self) -> None:
-        self.heard = time.monotonic()
+    def look(self, packets: int, passed_s: float) -> None:
+        """So many packets came so far, ``passed_s`` seconds after the last look.
+
+        Looks are counted, not the clock: while this process stood still, nobody can have been heard.
+        """
+        self.quiet_s = 0.0 if packets != self.packets or not self.connected else self.quiet_s + passed_s
+        self.packets = packets
 
     def gone(self, now: float) -> bool:
         """Whether this peer never came, or left without a word."""
         if not self.connected:
             return now - self.since > CONNECT_S
-        return self.heard > 0.0 and now - self.heard > VIEWER_SILENCE_S
+        return self.quiet_s >= SILENCE_S
 
 
 class Peers:
     """Answers offers and keeps the sessions; lives on the event loop of the network thread."""
 
-    def __init__(
-        self,
-        hub: EncoderHub,
-        limit: int,
-        camera: Mailbox[CameraFrame],
-        on_camera: Callable[[bool], None],
-        shared: bool,
-    ) -> None:
-        """``limit`` viewers at most; ``shared``: viewers that speak H.264 get the packets of the hub."""
-        self._hub = hub
+    def __init__(self, feed: Feed, limit: int, hooks: StreamHooks) -> None:
+        """``limit`` viewers at most."""
+        self._feed = feed
         self._limit = limit
-        self._camera = camera
-        self._on_camera = on_camera
-        self._shared = shared
+        self._hooks = hooks
         self._peers: dict[str, Peer] = {}
 
     @property
     def viewers(self) -> int:
         return sum(peer.watches and peer.connected for peer in tuple(self._peers.values()))
 
-    async def watch(self, offer: str) -> tuple[str, str]:
-        """Answer a viewer: (session id, SDP answer).  Full at the limit, UserError for an offer that does not fit."""
-        if sum(peer.watches for peer in self._peers.values()) >= self._limit:
-            raise Full(f"{self._limit} viewers are watching already; try again later")
-        peer = self._admit(watches=True)
-        transceiver = peer.pc.addTransceiver("video", direction="sendonly")
-        first = "video/H264" if self._shared else "video/VP8"  # VP8 is the cheaper one to encode for each viewer
-        codecs = RTCRtpSender.getCapabilities("video").codecs
-        transceiver.setCodecPreferences(sorted(codecs, key=lambda codec: codec.mimeType != first))
-        async with self._answering(peer, offer):
-            answer = await peer.pc.createAnswer()
-            shared = self._shared and first_video_codec(answer.sdp) == "H264"
-            track: MediaStreamTrack = PacketTrack(self._hub) if shared else PictureTrack(self._hub)
-            transceiver.sender.replaceTrack(track)
-            if shared:
-                aiortc_hooks.on_feedback(transceiver.sender, self._hub.request_keyframe, peer.hear)
-            await peer.pc.setLocalDescription(answer)
-        return peer.id, peer.pc.localDescription.sdp
+    async def watch(self, offer: Offer) -> tuple[str, str]:
+        """Answer a viewer: (session id, SDP answer).
 
-    async def publish(self, offer: str) -> tuple[str, str]:
-        """Take a camera: (session id, SDP answer).  Taken while another one is in use."""
-        if any(not peer.watches for peer in self._peers.values()):
-            raise Taken("another camera is in use; stop it first")
-        peer = self._admit(watches=False)
+        Full at the limit, UserError for an offer that does not fit; so with `publish` and `call`.
+        """
+        if not offer.takes:
+            raise UserError("the video section of the offer must be a=recvonly")
+        return await self._answer(self._admit(watches=True, gives=False), offer)
 
-        def on_track(track: MediaStreamTrack) -> None:
-            if track.kind == "video":
-                peer.intake = asyncio.create_task(self._take_camera(peer, track))
+    async def publish(self, offer: Offer) -> tuple[str, str]:
+        """Take a camera.  Taken while another one is in use."""
+        if not offer.gives:
+            raise UserError("the video section of the offer must be a=sendonly")
+        return await self._answer(self._admit(watches=False, gives=True), offer)
 
-        peer.pc.on("track", on_track)
-        async with self._answering(peer, offer):
-            for transceiver in peer.pc.getTransceivers():
-                if self._shared and transceiver.kind == "video":
-                    aiortc_hooks.release_on_marker(transceiver.receiver)
-            await peer.pc.setLocalDescription(await peer.pc.createAnswer())
-        return peer.id, peer.pc.localDescription.sdp
+    async def call(self, offer: Offer) -> tuple[str, str]:
+        """Both ways over one connection; an offer that gives no pictures is a call without a camera."""
+        if not offer.takes:
+            raise UserError("the video section of the offer must be a=sendrecv, or a=recvonly without a camera")
+        return await self._answer(self._admit(watches=True, gives=offer.gives), offer)
 
     async def close(self, session: str) -> bool:
         """End a session; False when there is none of that id."""
@@ -139,30 +120,56 @@ class Peers:
         await asyncio.gather(*(self.close(session) for session in tuple(self._peers)))
 
     async def watchdog(self) -> None:
-        """Close, once a second, the sessions whose peer is gone; runs until cancelled."""
+        """Close the sessions whose peer is gone; runs until cancelled."""
         while True:
-            await asyncio.sleep(1.0)
-            now = time.monotonic()
-            for session in [peer.id for peer in self._peers.values() if peer.gone(now)]:
-                await self.close(session)
+            await asyncio.sleep(LOOK_S)
+            for peer in tuple(self._peers.values()):
+                peer.look(await received(peer.pc), LOOK_S)
+                if peer.gone(time.monotonic()):
+                    log.info("a peer is gone without a word; its session has ended")
+                    await self.close(peer.id)
 
-    def _admit(self, watches: bool) -> Peer:
+    def _admit(self, watches: bool, gives: bool) -> Peer:
+        if watches and sum(peer.watches for peer in self._peers.values()) >= self._limit:
+            raise Full(f"{self._limit} viewers are watching already; try again later")
+        if gives and any(peer.gives for peer in self._peers.values()):
+            raise Taken("another camera is in use; stop it first")
         # Without the empty list aiortc asks Google's STUN server, and waits five seconds where that is unreachable.
-        peer = Peer(RTCPeerConnection(RTCConfiguration(iceServers=[])), watches)
+        peer = Peer(RTCPeerConnection(RTCConfiguration(iceServers=[])), watches, gives)
         self._peers[peer.id] = peer
 
         async def on_change() -> None:
             if peer.pc.connectionState in ("failed", "closed"):
                 await self.close(peer.id)
 
+        def on_track(track: MediaStreamTrack) -> None:
+            if track.kind == "video" and peer.gives:
+                peer.intake = asyncio.create_task(self._take_camera(peer, track))
+
         peer.pc.on("connectionstatechange", on_change)
+        peer.pc.on("track", on_track)
         return peer
 
+    async def _answer(self, peer: Peer, offer: Offer) -> tuple[str, str]:
+        async with self._refusing(peer):
+            video = None
+            if peer.watches:
+                video = self._feed.add(peer.pc, "sendrecv" if peer.gives else "sendonly")
+            await peer.pc.setRemoteDescription(RTCSessionDescription(sdp=offer.sdp, type="offer"))
+            if peer.gives and self._feed.shared:
+                for transceiver in peer.pc.getTransceivers():
+                    if transceiver.kind == "video":
+                        aiortc_hooks.release_on_marker(transceiver.receiver)
+            answer = await peer.pc.createAnswer()
+            if video is not None:
+                self._feed.attach(video.sender, answer.sdp)
+            await peer.pc.setLocalDescription(answer)
+        return peer.id, peer.pc.localDescription.sdp
+
     @asynccontextmanager
-    async def _answering(self, peer: Peer, offer: str) -> AsyncIterator[None]:
-        """Apply ``offer``, then run the body; whatever goes wrong ends the session and is the offer's fault."""
+    async def _refusing(self, peer: Peer) -> AsyncIterator[None]:
+        """Whatever goes wrong in the body ends the session and is the offer's fault."""
         try:
-            await peer.pc.setRemoteDescription(RTCSessionDescription(sdp=offer, type="offer"))
             yield
         except Exception as error:  # aiortc's parser raises anything on a malformed offer
             await self.close(peer.id)
@@ -173,16 +180,31 @@ class Peers:
             raise
 
     async def _take_camera(self, peer: Peer, track: MediaStreamTrack) -> None:
+        """Pictures of ``track`` until it ends; a camera that is all that a peer gives takes its session with it."""
         began = False
 
         def begin() -> None:
             nonlocal began
             began = True
-            self._on_camera(True)
+            self._hooks.on_camera(True)
 
-        try:
-            await CameraIntake(track, self._camera, begin).run()
-        finally:
-            if began:
-                self._on_camera(False)
-        await self.close(peer.id)
+        while track.readyState == "live":
+            try:
+                await CameraIntake(track, self._hooks.camera, begin).run()
+            finally:
+                if began:
+                    began = False
+                    self._hooks.on_camera(False)
+            if not peer.watches:
+                break
+        if not peer.watches:
+            await self.close(peer.id)
+
+
+async def received(pc: RTCPeerConnection) -> int:
+    """How many packets of media and reports have come in over ``pc``."""
+    for transceiver in pc.getTransceivers():
+        for report in (await transceiver.sender.getStats()).values():
+            if report.type == "transport":
+                return int(report.packetsReceived)
+    return 0

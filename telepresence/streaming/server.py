@@ -8,15 +8,13 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from insta_runtime.errors import UserError
-from telepresence.frames import CameraFrame, ShownFrame
-from telepresence.mailbox import Mailbox
+from telepresence.frames import ShownFrame
 from telepresence.policy import JUMP_S, POLICIES, Condition, Health
+from telepresence.streaming.hooks import StreamHooks
 from telepresence.streaming.hub import EncoderHub
 from telepresence.streaming.settings import StreamSettings
 from telepresence.streaming.stats import StreamStats
@@ -28,25 +26,6 @@ log = logging.getLogger(__name__)
 
 START_S = 30.0
 STOP_S = 10.0
-
-
-@dataclass(frozen=True)
-class StreamHooks:
-    """What the server asks of, and tells, the daemon.  All are called on the network thread and must not block.
-
-    ``status`` gives what `GET /status` shows, ``metrics`` the Prometheus text of `GET /metrics`.  Pictures of a
-    browser's camera go into ``camera``; ``on_camera`` hears True at its first picture and False when it has ended.
-    ``background`` gives what `GET /background` shows, ``choose_background`` takes another one or raises UserError.
-    ``answer`` hears whether the face is the person of the avatar, when that was asked; UserError if it was not.
-    """
-
-    status: Callable[[], Mapping[str, Any]] = dict
-    metrics: Callable[[], str] = str
-    camera: Mailbox[CameraFrame] = field(default_factory=lambda: Mailbox("browser camera"))
-    on_camera: Callable[[bool], None] = lambda _started: None
-    background: Callable[[], Mapping[str, Any]] = dict
-    choose_background: Callable[[str], None] = lambda _text: None
-    answer: Callable[[bool], None] = lambda _same: None
 
 
 class MediaServer:
@@ -157,15 +136,14 @@ class MediaServer:
         from aiohttp.web import AppRunner, SockSite
 
         from telepresence.streaming import aiortc_hooks, web
+        from telepresence.streaming.feed import Feed
         from telepresence.streaming.peers import Peers
 
         aiortc_hooks.quieten()
         if not aiortc_hooks.missing():
             aiortc_hooks.offer_loopback()
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
-        self._peers = peers = Peers(
-            self._hub, self._settings.viewers, self._hooks.camera, self._hooks.on_camera, _can_share()
-        )
+        self._peers = peers = Peers(Feed(self._hub, _can_share()), self._settings.viewers, self._hooks)
         app = web.application(peers, self._hooks, lambda: self._hub.alive)
         runner = AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
         await runner.setup()

@@ -12,12 +12,12 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from insta_runtime.errors import UserError
-from telepresence.streaming.offer import MAX_BYTES, read_offer
+from telepresence.streaming.offer import MAX_BYTES, Offer, read_offer
 from telepresence.streaming.peers import Full, Peers, Taken
 from telepresence.streaming.settings import is_loopback
 
 if TYPE_CHECKING:
-    from telepresence.streaming.server import StreamHooks
+    from telepresence.streaming.hooks import StreamHooks
 
 PAGE = {
     "/": ("index.html", "text/html"),
@@ -52,10 +52,13 @@ def application(peers: Peers, hooks: StreamHooks, healthy: Callable[[], bool]) -
     """All routes.  What they call of ``hooks`` is called on the event loop and must not block."""
 
     async def whep(request: web.Request) -> web.Response:
-        return await _answer(request, "recv", peers.watch)
+        return await _answer(request, peers.watch)
 
     async def whip(request: web.Request) -> web.Response:
-        return await _answer(request, "send", peers.publish)
+        return await _answer(request, peers.publish)
+
+    async def call(request: web.Request) -> web.Response:
+        return await _answer(request, peers.call)
 
     async def end(request: web.Request) -> web.Response:
         if await peers.close(request.match_info["session"]):
@@ -95,6 +98,7 @@ def application(peers: Peers, hooks: StreamHooks, healthy: Callable[[], bool]) -
         [
             web.post("/whep", whep),
             web.post("/whip", whip),
+            web.post("/call", call),
             web.delete("/session/{session:[0-9a-f]{32}}", end),
             web.get("/status", show_status),
             web.get("/metrics", show_metrics),
@@ -108,12 +112,12 @@ def application(peers: Peers, hooks: StreamHooks, healthy: Callable[[], bool]) -
     return app
 
 
-async def _answer(request: web.Request, wants: str, take: Callable[[str], Awaitable[tuple[str, str]]]) -> web.Response:
+async def _answer(request: web.Request, take: Callable[[Offer], Awaitable[tuple[str, str]]]) -> web.Response:
     """WHEP and WHIP (RFC 9725) alike: an SDP offer comes in, 201 with the SDP answer and the session's address."""
     if request.content_type != "application/sdp":
         return _refuse(415, "send the SDP offer as application/sdp")
     try:
-        session, answer = await take(read_offer(await request.read(), wants))
+        session, answer = await take(read_offer(await request.read(), request.remote or "127.0.0.1"))
     except Full as error:
         return _refuse(503, str(error), {"Retry-After": "5"})
     except Taken as error:

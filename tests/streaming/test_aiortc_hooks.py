@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from types import SimpleNamespace
 from typing import Any
 
 import aioice.ice
@@ -14,8 +13,7 @@ from aiortc.jitterbuffer import JitterBuffer
 from aiortc.rtp import RTCP_PSFB_PLI, RtcpPsfbPacket, RtpPacket
 
 from telepresence.streaming import aiortc_hooks, server
-from telepresence.streaming.offer import first_video_codec, read_offer
-from telepresence.streaming.peers import CONNECT_S, VIEWER_SILENCE_S, Peer
+from telepresence.streaming.offer import first_video_codec
 
 
 def test_nothing_is_missing() -> None:
@@ -43,9 +41,9 @@ def test_feedback_reaches_the_hooks() -> None:
         pc = RTCPeerConnection(RTCConfiguration(iceServers=[]))
         sender = pc.addTransceiver("video", direction="sendonly").sender
         heard: list[str] = []
-        aiortc_hooks.on_feedback(sender, lambda: heard.append("keyframe"), lambda: heard.append("packet"))
+        aiortc_hooks.on_feedback(sender, lambda: heard.append("keyframe"))
         await sender._handle_rtcp_packet(RtcpPsfbPacket(fmt=RTCP_PSFB_PLI, ssrc=1, media_ssrc=sender._ssrc))
-        assert heard == ["packet", "keyframe"]
+        assert heard == ["keyframe"]
         await pc.close()
 
     asyncio.run(scenario())
@@ -112,27 +110,3 @@ def test_codec_of_an_answer() -> None:
     assert first_video_codec(asyncio.run(scenario("H264"))) == "H264"
     assert first_video_codec(asyncio.run(scenario("VP8"))) == "VP8"
     assert first_video_codec("v=0\r\n") == ""
-
-
-def test_hidden_names_become_loopback() -> None:
-    lines = [
-        "v=0",
-        "m=video 9 UDP/TLS/RTP/SAVPF 96",
-        "a=recvonly",
-        "a=candidate:1 1 udp 2113937151 f3825127-c952-44c7-ac5f-a7ca7359e75a.local 55842 typ host",
-        "a=candidate:2 1 udp 2113937151 192.0.2.7 55843 typ host",
-    ]
-    text = read_offer("\r\n".join(lines).encode(), "recv")
-    assert ".local" not in text
-    assert "a=candidate:1 1 udp 2113937151 127.0.0.1 55842 typ host" in text
-    assert "192.0.2.7 55843" in text
-
-
-def test_a_peer_is_gone_when_it_never_came_or_fell_silent() -> None:
-    never: Any = SimpleNamespace(connectionState="connecting")
-    assert not Peer(never, watches=True, since=100.0).gone(100.0 + CONNECT_S - 1)
-    assert Peer(never, watches=True, since=100.0).gone(100.0 + CONNECT_S + 1)
-    there: Any = SimpleNamespace(connectionState="connected")
-    assert not Peer(there, watches=True, since=100.0).gone(1000.0)  # cannot be heard: ICE tells
-    assert not Peer(there, watches=True, since=100.0, heard=1000.0).gone(1000.0 + VIEWER_SILENCE_S - 1)
-    assert Peer(there, watches=True, since=100.0, heard=1000.0).gone(1000.0 + VIEWER_SILENCE_S + 1)

@@ -1,0 +1,29 @@
+"""What the server asks of, and tells, the daemon."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from telepresence.frames import CameraFrame
+from telepresence.mailbox import Mailbox
+
+
+@dataclass(frozen=True)
+class StreamHooks:
+    """What the server asks of, and tells, the daemon.  All are called on the network thread and must not block.
+
+    ``status`` gives what `GET /status` shows, ``metrics`` the Prometheus text of `GET /metrics`.  Pictures of a
+    browser's camera go into ``camera``; ``on_camera`` hears True at its first picture and False when it has ended.
+    ``background`` gives what `GET /background` shows, ``choose_background`` takes another one or raises UserError.
+    ``answer`` hears whether the face is the person of the avatar, when that was asked; UserError if it was not.
+    """
+
+    status: Callable[[], Mapping[str, Any]] = dict
+    metrics: Callable[[], str] = str
+    camera: Mailbox[CameraFrame] = field(default_factory=lambda: Mailbox("browser camera"))
+    on_camera: Callable[[bool], None] = lambda _started: None
+    background: Callable[[], Mapping[str, Any]] = dict
+    choose_background: Callable[[str], None] = lambda _text: None
+    answer: Callable[[bool], None] = lambda _same: None
