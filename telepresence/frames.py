@@ -23,13 +23,39 @@ class Truth:
 
 
 @dataclass(frozen=True)
+class Landmarks:
+    """What a browser found in a picture that it keeps to itself.
+
+    ``points`` (478, 3) float32 are MediaPipe's, x and y in parts of the picture's width and height, z in parts of its
+    width.  ``scores`` (52,) float32 in [0, 1] are its blendshapes, in its own order.
+    """
+
+    points: Float32
+    scores: Float32
+
+
+@dataclass(frozen=True)
 class CameraFrame:
-    """A picture as it comes from a source: ``rgb`` (H, W, 3) uint8; ``t_capture_ns`` monotonic."""
+    """A picture as it comes from a source: ``rgb`` (H, W, 3) uint8; ``t_capture_ns`` monotonic.
+
+    ``withheld``: the camera's owner keeps the picture, ``rgb`` is black, and ``landmarks`` are what was found in it
+    (None: no face).
+    """
 
     frame_id: int
     t_capture_ns: int
     rgb: Bytes
     truth: Truth | None = None
+    withheld: bool = False
+    landmarks: Landmarks | None = None
+
+
+@dataclass(frozen=True)
+class Pose:
+    """A tracked state and the camera that it is seen by."""
+
+    state: HeadState
+    camera: Camera
 
 
 @dataclass(frozen=True)
@@ -51,6 +77,7 @@ class TrackedFrame:
     tracked (``lost``).  ``crop_rgb`` is the cropped picture even when no face was found.  ``misfit`` (N, 2) mm says how
     the face that was found lies beside the proportions of the person tracked (`tracking.proportions`), also where the
     fit was not to be believed; None without a face, and while calibrating; then ``glimpse`` is the face at first sight.
+    ``pose`` is that of ``observation``, or of a face whose picture was withheld: it can be shown, not learned from.
     """
 
     frame_id: int
@@ -59,6 +86,12 @@ class TrackedFrame:
     observation: Observation | None
     misfit: Float32 | None = None
     glimpse: Glimpse | None = None
+    withheld: Pose | None = None
+
+    @property
+    def pose(self) -> Pose | None:
+        seen = self.observation
+        return Pose(seen.state, seen.camera) if seen is not None else self.withheld
 
 
 @dataclass(frozen=True)

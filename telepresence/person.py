@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Final
 
 from insta_runtime.errors import UserError
 from telepresence.clock import CaptureClock, now_ns
-from telepresence.frames import CameraFrame, Glimpse, TrackedFrame
+from telepresence.frames import CameraFrame, Glimpse, Pose, TrackedFrame
 from telepresence.policy import POLICIES, Condition, Health, one_line
-from telepresence.sitter import Pose, Sitter, Sitters
+from telepresence.sitter import Sitter, Sitters
 
 if TYPE_CHECKING:
     from insta_runtime.avatar import Avatar
@@ -161,9 +161,11 @@ class Person:
             glimpse = Glimpse(observation, shape)
         if glimpse is not None:
             sitter.glimpse = glimpse
-        seen = observation if observation is not None or glimpse is None else glimpse.observation
-        if seen is not None:
-            sitter.pose = Pose(seen.state, seen.camera)
+        pose = tracked.pose
+        if pose is None and glimpse is not None:
+            pose = Pose(glimpse.observation.state, glimpse.observation.camera)
+        if pose is not None:
+            sitter.pose = pose
 
     def renew_tracker(self) -> None:
         """Track with a new tracker that knows of the person what this one knew; on the tracking thread."""
@@ -182,7 +184,7 @@ class Person:
             return False
         if not self.sitter.acquaintance.shows:
             return False  # of the person; whoever else is there
-        return tracked.observation is not None or self.tracker.state == "calibrating"
+        return tracked.pose is not None or self.tracker.state == "calibrating"
 
     def close(self) -> None:
         """Release the camera and the tracker."""

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from insta_runtime.errors import UserError
+from telepresence.frames import Pose
 from telepresence.learning.budget import Budget
 from telepresence.learning.identity import Acquaintance, Sighting, Standing
 from telepresence.session import Session
 
 if TYPE_CHECKING:
     from insta_runtime.render.coloured_mesh import ColouredMesh
-    from insta_runtime.types import Camera, HeadState
     from telepresence.frames import Glimpse, TrackedFrame
     from telepresence.learning.learner import Learner
     from telepresence.tracking.proportions import Known
@@ -30,14 +30,6 @@ RETURN_MM: Final = 1.0
 """Whose calibrations differ by less than this may be the same person: it is looked at whether they are."""
 EVENTS: Final = 16
 """How many of the newest events are remembered."""
-
-
-@dataclass(frozen=True)
-class Pose:
-    """A tracked state and the camera that it is seen by."""
-
-    state: HeadState
-    camera: Camera
 
 
 @dataclass(frozen=True)
@@ -110,11 +102,11 @@ class Sitters:
             sitter.others = ()
             if sitter.known is None and self.away:
                 self.note("new avatar", f"somebody else is there: a new avatar was begun, {sitter.path}")
-        learner, observation = sitter.learner, tracked.observation
+        learner, pose = sitter.learner, tracked.pose
         answer, self._answer = self._answer, None
         seen = Sighting(
             tracked.misfit,
-            observation.state.translation if observation is not None else None,
+            pose.state.translation if pose is not None else None,
             learner.worse_db if learner is not None else None,
             answer,
         )

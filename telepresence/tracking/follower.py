@@ -82,14 +82,21 @@ class HeadFollower:
         return self._fitter.project(fit)
 
     def follow(
-        self, rgb: Bytes, face: FaceLandmarks | None, interval: float, *, learn: bool = True
+        self, rgb: Bytes | None, face: FaceLandmarks | None, interval: float, *, learn: bool = True
     ) -> tuple[HeadFit | None, bool]:
         """The head in ``rgb`` (H, W, 3), ``interval`` seconds after the last picture, and whether it is to be believed.
 
-        ``face``: the landmarks in that picture; without them there is no fit.
+        ``face``: the landmarks in that picture; without them there is no fit.  Without the picture itself (None) they
+        alone say how the head turned, and nothing is learned.
         """
         before = self._before if not self._health.lost and 0 < interval < MAX_INTERVAL else None
-        fit = None if face is None else self._fit(rgb, face, before, interval or REFERENCE_INTERVAL, learn)
+        interval = interval or REFERENCE_INTERVAL
+        if face is None:
+            fit = None
+        elif rgb is None:
+            fit = self._fitter.fit(face, before, interval)
+        else:
+            fit = self._fit(rgb, face, before, interval, learn)
         good = self._health.judge(fit)
         self._before = fit
         return fit, good

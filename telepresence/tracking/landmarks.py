@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from insta_runtime.types import Bytes, Float32
+from telepresence.frames import Landmarks
 
 from .models import import_mediapipe, landmarker_path, quietly
 
@@ -22,6 +23,20 @@ CROP_SCALE = 2.8  # side of that crop, in face sizes
 TILE_SCALES = (1.0, 2 / 3, 1 / 2)  # tile sides, in shortest sides of the picture; stride is half a tile
 LIVE_TILES = 4  # tiles looked at in one picture, live; the search goes on in the next one
 TILE_INTERVAL = 5  # pictures between two searches through all tiles, in a recording
+
+
+BLENDSHAPES = (
+    *("_neutral", "browDownLeft", "browDownRight", "browInnerUp", "browOuterUpLeft", "browOuterUpRight"),
+    *("cheekPuff", "cheekSquintLeft", "cheekSquintRight", "eyeBlinkLeft", "eyeBlinkRight", "eyeLookDownLeft"),
+    *("eyeLookDownRight", "eyeLookInLeft", "eyeLookInRight", "eyeLookOutLeft", "eyeLookOutRight", "eyeLookUpLeft"),
+    *("eyeLookUpRight", "eyeSquintLeft", "eyeSquintRight", "eyeWideLeft", "eyeWideRight", "jawForward", "jawLeft"),
+    *("jawOpen", "jawRight", "mouthClose", "mouthDimpleLeft", "mouthDimpleRight", "mouthFrownLeft", "mouthFrownRight"),
+    *("mouthFunnel", "mouthLeft", "mouthLowerDownLeft", "mouthLowerDownRight", "mouthPressLeft", "mouthPressRight"),
+    *("mouthPucker", "mouthRight", "mouthRollLower", "mouthRollUpper", "mouthShrugLower", "mouthShrugUpper"),
+    *("mouthSmileLeft", "mouthSmileRight", "mouthStretchLeft", "mouthStretchRight", "mouthUpperUpLeft"),
+    *("mouthUpperUpRight", "noseSneerLeft", "noseSneerRight"),
+)
+"""MediaPipe's 52 scores, in its order."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +49,12 @@ class FaceLandmarks:
 
     points: Float32
     scores: dict[str, float]
+
+    @staticmethod
+    def found(landmarks: Landmarks, width: int, height: int) -> FaceLandmarks:
+        """What somebody else found in a picture, as if it had ``width`` x ``height`` pixels."""
+        points = landmarks.points * np.array([width, height, width], np.float32)
+        return FaceLandmarks(points, dict(zip(BLENDSHAPES, landmarks.scores.tolist(), strict=True)))
 
     @property
     def box(self) -> tuple[float, float, float, float]:

@@ -13,10 +13,11 @@ import numpy as np
 
 from insta_runtime.head import HeadModel
 from insta_runtime.types import Bytes, Float32, Float64, HeadState, Observation
-from telepresence.frames import CameraFrame, Glimpse, TrackedFrame
+from telepresence.frames import CameraFrame, Glimpse, Pose, TrackedFrame
 
 from .calibration import Calibration, calibrate
 from .crop import Crop, CropPolicy, choose_crop
+from .fit import HeadFit
 from .follower import HeadFollower
 from .landmarks import FaceLandmarker, FaceLandmarks
 from .matting import Matter
@@ -27,6 +28,7 @@ TrackerState = Literal["searching", "calibrating", "tracking", "lost"]
 
 CALIBRATION_SECONDS = 1.5
 CALIBRATION_FRAMES = 12  # at least
+SAME_ASPECT = 0.02  # by which two pictures of the same camera may differ in width / height
 
 
 class Tracker(Protocol):
@@ -113,8 +115,11 @@ class FaceTracker:
     def track(self, frame: CameraFrame) -> TrackedFrame:
         """Track one picture; ``observation`` is None while searching, calibrating or lost.
 
-        While calibrating there is a ``glimpse``.
+        While calibrating there is a ``glimpse``.  Where the picture is withheld its landmarks are tracked alone, if
+        it is of the camera that is known: then there is a ``pose``, and nothing to learn from.
         """
+        if frame.withheld:
+            return self._track_withheld(frame)
         height, width = frame.rgb.shape[:2]
         if (height, width) != self._shape:  # another camera, or it was turned
             self._shape = (height, width)
@@ -127,6 +132,26 @@ class FaceTracker:
         tracked = self._person.track(frame, face, self.trusts)
         self._lost = tracked.observation is None
         return tracked
+
+    def _track_withheld(self, frame: CameraFrame) -> TrackedFrame:
+        height, width = frame.rgb.shape[:2]
+        if self._shape == (0, 0):
+            self._shape = (height, width)
+        if abs(width / height * self._shape[0] / self._shape[1] - 1.0) > SAME_ASPECT:
+            return TrackedFrame(frame.frame_id, frame.t_capture_ns, self._black(), None)
+        face = None
+        if frame.landmarks is not None:
+            face = FaceLandmarks.found(frame.landmarks, self._shape[1], self._shape[0])
+        if self._person is None:
+            self._get_to_know(frame, face)
+        pose, misfit = None, None
+        if self._person is not None:
+            pose, misfit = self._person.follow(frame.t_capture_ns, face)
+            self._lost = pose is None
+        return TrackedFrame(frame.frame_id, frame.t_capture_ns, self._black(), None, misfit, withheld=pose)
+
+    def _black(self) -> Bytes:
+        return np.zeros((self._size, self._size, 3), np.uint8)
 
     def recalibrate(self, known: Known | None = None) -> None:
         """Forget the person: the next second or two are for getting to know whoever is there.
@@ -233,8 +258,19 @@ class _Person:
             state = self._states.build(fit, face, frame.t_capture_ns)
             alpha, body = self._matter.mattes(frame.rgb, face, self.crop, self._camera, state)
             observation = Observation(frame.frame_id, crop_rgb, alpha, self._camera, state, body)
-        misfit = self._proportions.misfit(fit, self.follower.camera) if fit is not None else None
-        return TrackedFrame(frame.frame_id, frame.t_capture_ns, crop_rgb, observation, misfit)
+        return TrackedFrame(frame.frame_id, frame.t_capture_ns, crop_rgb, observation, self._misfit(fit))
+
+    def follow(self, t_capture_ns: int, face: FaceLandmarks | None) -> tuple[Pose | None, Float32 | None]:
+        """The pose of a face whose picture is withheld, if it is to be believed, and its misfit."""
+        fit, good = self.follower.follow(None, face, (t_capture_ns - self._before_ns) / 1e9)
+        self._before_ns = t_capture_ns
+        pose = None
+        if good and fit is not None and face is not None:
+            pose = Pose(self._states.build(fit, face, t_capture_ns), self._camera)
+        return pose, self._misfit(fit)
+
+    def _misfit(self, fit: HeadFit | None) -> Float32 | None:
+        return self._proportions.misfit(fit, self.follower.camera) if fit is not None else None
 
     def close(self) -> None:
         self._matter.close()

@@ -20,13 +20,13 @@ from insta_runtime.tracked import TrackedFolder
 from insta_runtime.types import Camera, HeadState
 from telepresence.commands.track import track
 from telepresence.config import Config
-from telepresence.frames import CameraFrame, Truth
+from telepresence.frames import CameraFrame, Landmarks, Truth
 from telepresence.sources.video import video_frames
 from telepresence.tracking.basis import landmark_basis
 from telepresence.tracking.calibration import calibrate
 from telepresence.tracking.embedding import clay
 from telepresence.tracking.fit import HeadFitter, Pinhole
-from telepresence.tracking.landmarks import FaceLandmarker
+from telepresence.tracking.landmarks import BLENDSHAPES, FaceLandmarker
 from telepresence.tracking.recording import track_recording
 from telepresence.tracking.tracker import FaceTracker, TruthTracker
 
@@ -235,3 +235,57 @@ def test_truth_passes_through(open_head):
     assert tracked.observation.alpha.shape == (96, 96)
     assert tracker.track(CameraFrame(8, 124, rgb)).observation is None
     assert tracker.state == "lost"
+
+
+def found(face, frame):
+    """What a browser would send of ``face`` in a picture that it keeps."""
+    height, width = frame.rgb.shape[:2]
+    points = face.points / np.array([width, height, width], np.float32)
+    return Landmarks(points, np.array([face.scores[name] for name in BLENDSHAPES], np.float32))
+
+
+def withheld(frame, landmarks, size=None):
+    """``frame`` as a browser sends it that keeps its pictures."""
+    black = np.zeros((*(size or frame.rgb.shape[:2]), 3), np.uint8)
+    return replace(frame, rgb=black, withheld=True, landmarks=landmarks)
+
+
+def test_a_known_face_is_followed_where_its_pictures_are_withheld(open_head, pictures, faces, models):
+    tracker = FaceTracker(open_head, size=256, models=models)
+    seeing = FaceTracker(open_head, size=256, models=models)
+    try:
+        stamped = [replace(frame, frame_id=i, t_capture_ns=i * 66_000_000) for i, frame in enumerate(pictures)]
+        for frame in stamped[:40]:
+            tracker.track(frame)
+            seeing.track(frame)
+        known = tracker.shape
+        angles, apart = [], []
+        for frame, face in zip(stamped[40:], faces[40:], strict=True):
+            half = frame.rgb.shape[0] // 2, frame.rgb.shape[1] // 2  # a browser may track at another size
+            blind = tracker.track(withheld(frame, found(face, frame), half))
+            seen = seeing.track(frame).observation.state
+            assert blind.observation is None, "there is nothing to learn from"
+            assert not blind.crop_rgb.any()
+            assert blind.misfit is not None, "whose face it is can be told"
+            turn = rotation_matrix(seen.rotation).T @ rotation_matrix(blind.pose.state.rotation)
+            angles.append(np.rad2deg(np.arccos(np.clip((np.trace(turn) - 1) / 2, -1, 1))))
+            apart.append(np.linalg.norm(blind.pose.state.translation - seen.translation))
+            assert blind.pose.camera.width == 256
+        assert np.median(angles) < 2.5, "landmarks alone know a turn less well"
+        assert np.median(apart) < 0.01
+        assert tracker.shape is known
+
+        assert tracker.track(withheld(stamped[59], None)).pose is None
+        assert tracker.state == "lost"
+        tall = withheld(stamped[59], found(faces[59], stamped[59]), (640, 320))
+        assert tracker.track(tall).pose is None, "of another camera"
+        assert tracker.shape is known, "which nobody asked to be calibrated"
+        calibration = tracker.calibration
+    finally:
+        tracker.close()
+        seeing.close()
+    stored = FaceTracker(open_head, size=256, models=models, calibration=calibration)
+    try:
+        assert stored.track(withheld(stamped[0], found(faces[0], stamped[0]))).pose is not None, "no picture was needed"
+    finally:
+        stored.close()
