@@ -1,8 +1,8 @@
 """The daemon: wires sources, tracking, drivers, learning, display and streaming, and owns their threads.
 
-    capture -> camera mailbox -> track -> pose ------------> render -> MediaServer (network, encode), preview
+    capture -> camera mailbox -> track -> pose ------------> render -> outlets: MediaServer (network, encode), preview
                                    \\-> learner (replay) -> train -> weight exchange -^
-    zmq ------------------------------------------------------^
+    driving: zmq ---------------------------------------------^
 
 `supervise` advances the session, swaps the person when a browser lends its camera, and names what stalls.
 Every thread is started and stopped here; what they exchange is frozen and goes through mailboxes.
@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from insta_runtime.errors import UserError
 from insta_runtime.head import load_head
@@ -26,13 +26,12 @@ from telepresence.cards import card
 from telepresence.clock import Ratekeeper, now_ns
 from telepresence.config import Config
 from telepresence.display import Display, Scene
-from telepresence.drivers.arbiter import FRESH_S, Drive, Driver, choose
-from telepresence.drivers.transfer import LiveTransfer
-from telepresence.drivers.zeromq import ZeroMqDriver
+from telepresence.driving import Driving
 from telepresence.frames import CameraFrame, ShownFrame, TrackedFrame
 from telepresence.learning.budget import Mode, Wants
 from telepresence.learning.learner import Learner
 from telepresence.mailbox import Mailbox
+from telepresence.outlets import Outlets
 from telepresence.outputs import PreviewWindow
 from telepresence.pacing import CpuShare, training_pause
 from telepresence.people import Options, People
@@ -89,12 +88,10 @@ class Daemon:
         self._display = Display(config.stream.size, 1000.0 * RENDER_PART / run.render_fps, self._backgrounds)
         self._camera: Mailbox[CameraFrame] = Mailbox("browser camera")
         self._frames: Mailbox[tuple[Person, CameraFrame]] = Mailbox("camera")
-        self._preview = PreviewWindow(self.stopping.set) if options.preview else None
         self._moved = threading.Event()  # there is a new state to show
         self._stages = Supervisor(self.telemetry.error, self.telemetry.errors.clear, self._die)
         self._rendered_at = time.monotonic()
         self._unsaved: str | None = None  # why the avatar could not be saved last
-        self._driver: Driver = "tracker"
         self._head = load_head(options.head)
         self._stand_ins = stand_ins
         self._people = People(
@@ -107,9 +104,16 @@ class Daemon:
             open_home=stand_ins.camera if stand_ins is not None else None,
         )
         self._status = Status(options.source, self._head, self.telemetry, self._display, self._backgrounds)
+        self._outlets = self._open_outlets()
+        self._driving = Driving(
+            run,
+            self._head,
+            note=self._note,
+            moved=self._moved.set,
+            usual=self._people.usual,
+            alone=stand_ins is not None,
+        )
         self.telemetry.export(self.status)
-        self._zmq: ZeroMqDriver | None = None
-        self._server: Outlet | None = None
 
     @property
     def avatar_path(self) -> Path | None:
@@ -117,9 +121,9 @@ class Daemon:
         return self._people.home.path if self._people.home is not None else None
 
     @property
-    def address(self) -> str | None:
+    def address(self) -> str:
         """What a browser opens, once `start` has returned."""
-        return self._server.address if self._server is not None else None
+        return self._outlets.address
 
     # ---- life
 
@@ -138,28 +142,15 @@ class Daemon:
         run, people = self.config.run, self._people
         limit_torch_threads(self._share.render_threads)
         path, avatar = people.stored()
-        if self._stand_ins is None:
-            self._zmq = ZeroMqDriver(
-                run.zmq,
-                basis=self._head.basis,
-                head_sha256=self._head.sha256,
-                expressions=len(self._head.expression_names),
-                refused=lambda text: self._note("zmq", text),
-                accepted=self._moved.set,
-                transfer=LiveTransfer(self._head, people.usual),
-            )
-            self._zmq.start()
+        self._driving.start()
         # What may be missing is found out before anything is promised.  The actor is never missing, but takes
         # some seconds to get dressed: the page is there before.
         if self.options.source != "synthetic":
             people.open_home(path, avatar)
-        self._server = self._outlet()
-        self._server.start()
-        if self._preview is not None:
-            self._preview.start()
+        self._outlets.start()
         threading.Thread(target=self._warm_up, name="warm up", daemon=True).start()
         self._show(ShownFrame(0, now_ns(), card("One moment", "The camera is being started.", self._display.side)))
-        announce(self._server.address)
+        announce(self._outlets.address)
         if people.home is None:
             people.open_home(path, avatar)
         people.begin()
@@ -177,17 +168,13 @@ class Daemon:
         self.stopping.set()
         self._frames.close()
         busy = self._stages.stop()
-        if self._zmq is not None:
-            self._zmq.stop()
+        self._driving.stop()
         if "train" in busy:
             self._note("avatar", "training hangs: the avatar is as it was saved last")
         self._people.close(save="train" not in busy, release=not busy)
         if self._unsaved is not None:
             self._die(f"the avatar is as it was saved last: {self._unsaved}")
-        if self._preview is not None:
-            self._preview.stop()
-        if self._server is not None:
-            self._server.stop()
+        self._outlets.stop()
 
     def wait(self) -> None:
         """Until the call is to end, or has to: by then `failure` says why."""
@@ -224,8 +211,8 @@ class Daemon:
         if observation is not None:
             self.telemetry.found.tick()
         person.notice(tracked, time.monotonic())
-        if observation is not None and self._zmq is not None and person.sitter.acquaintance.shows:
-            self._zmq.follow(observation.state)
+        if observation is not None and person.sitter.acquaintance.shows:
+            self._driving.follow(observation.state)
         self._moved.set()
         if self._stand_ins is not None:
             self._stand_ins.tracked(tracked, person.learner)
@@ -235,7 +222,7 @@ class Daemon:
         self._moved.wait(MOVE_S)
         self._moved.clear()
         now = time.monotonic()
-        if not self._watched() and now - self._rendered_at < UNSEEN_S:
+        if not self._outlets.watched and now - self._rendered_at < UNSEEN_S:
             return
         self._rendered_at = now
         began = time.perf_counter()
@@ -292,14 +279,14 @@ class Daemon:
             self._watch_for_faces(person, now)
         self.telemetry.measure_memory(self.config.run.device, now)
         self._stages.watch(now)
-        if self._server is not None and (trouble := self._server.watch(now)) is not None:
+        if (trouble := self._outlets.watch(now)) is not None:
             self._die(trouble)
 
     # ---- what they ask of each other
 
-    def _outlet(self) -> Outlet:
+    def _open_outlets(self) -> Outlets:
         if self._stand_ins is not None:
-            return self._stand_ins.outlet
+            return Outlets(self._stand_ins.outlet)
         hooks = StreamHooks(
             self.status,
             self.telemetry.metrics,
@@ -309,7 +296,8 @@ class Daemon:
             self._choose_background,
             self._answer,
         )
-        return MediaServer(self.config.stream, hooks)
+        preview = PreviewWindow(self.stopping.set) if self.options.preview else None
+        return Outlets(MediaServer(self.config.stream, hooks), preview)
 
     def _warm_up(self) -> None:
         """Compile while the camera starts: at the first start ever it takes seven seconds on two cores."""
@@ -326,8 +314,7 @@ class Daemon:
             person.renew_tracker()
 
     def _facts(self, person: Person) -> Facts:
-        age = self._zmq.age(now_ns()) if self._zmq is not None else None
-        self._driver = choose(cast(Drive, self.config.run.drive), age)
+        driven = self._driving.decide()
         learner = person.learner
         score = learner.score if learner is not None else None
         return Facts(
@@ -335,7 +322,7 @@ class Daemon:
             calibrated=learner is not None,
             gain_db=score.gain_db if score is not None else None,
             likeness_db=score.avatar_db if score is not None and learner is not None and not learner.loaded else None,
-            driven=learner is not None and self._driver == "zmq" and age is not None and age < FRESH_S,
+            driven=learner is not None and driven,
         )
 
     def _allot(self, person: Person, now: float) -> None:
@@ -363,14 +350,8 @@ class Daemon:
 
     def _scene(self, person: Person) -> Scene:
         """What the picture of this moment depends on."""
-        session, learner, pose, tracked = person.session, person.learner, person.pose, person.tracked
-        state = pose.state if pose is not None else None
-        camera = pose.camera if pose is not None else None
-        if self._driver == "zmq" and self._zmq is not None:
-            driven = self._zmq.newest()
-            state = driven.state if driven is not None else state
-            if driven is not None and driven.transferred:
-                camera = None
+        session, learner, tracked = person.session, person.learner, person.tracked
+        state, camera = self._driving.pose(person.pose)
         if learner is not None and camera is None:
             camera = learner.avatar.camera
         absent = time.monotonic() - session.last_face if session.state in AWAY and session.last_face else 0.0
@@ -397,17 +378,14 @@ class Daemon:
         elif self.telemetry.error(where, text) == 1:
             log.warning("%s: %s", where, text, extra={"event": "trouble", "stage": where, "fields": {"error": text}})
 
-    def _watched(self) -> bool:
-        """Whether anybody sees the pictures."""
-        return self._preview is not None or (self._server is not None and self._server.watched)
-
     def _show(self, frame: ShownFrame) -> None:
-        if self._server is not None:
-            self._server.show(frame)
-        if self._preview is not None:
-            person = self._people.current
-            state = person.session.state if person is not None else State.WAITING
-            self._preview.show(frame, f"{state}  {self.telemetry.avatar.read():.0f} avatar pictures/s  {self._driver}")
+        self._outlets.show(frame, self._hud)
+
+    def _hud(self) -> str:
+        """The line at the foot of the preview window."""
+        person = self._people.current
+        state = person.session.state if person is not None else State.WAITING
+        return f"{state}  {self.telemetry.avatar.read():.0f} avatar pictures/s  {self._driving.driver}"
 
     def _autosave(self, person: Person) -> None:
         """Save now and then, without waiting for it, and tell what became of weights and files."""
@@ -456,14 +434,14 @@ class Daemon:
 
     def status(self) -> dict[str, Any]:
         """What `GET /status` shows."""
-        server, zmq, now = self._server, self._zmq, time.monotonic()
+        outlets, now = self._outlets, time.monotonic()
         return self._status.read(
             Moment(
                 self._people.current,
-                self._driver,
-                server.viewers if server is not None else 0,
-                server.stream_stats() if server is not None else None,
-                zmq.address if zmq is not None else None,
-                self._stages.health(now) | (server.health(now) if server is not None else {}),
+                self._driving.driver,
+                outlets.viewers,
+                outlets.stream_stats(),
+                self._driving.address,
+                self._stages.health(now) | outlets.health(now),
             )
         )

@@ -268,12 +268,12 @@ def test_learning_rests_while_nothing_is_new_and_drawing_while_nobody_looks(
     steps = status["steps"]
     eventually(daemon, lambda status: status["steps"] > steps + 1)
 
-    assert isinstance(daemon._server, MediaServer)
+    assert isinstance(daemon._outlets.server, MediaServer)
     tracked, shown = daemon.telemetry.tracked, daemon.telemetry.shown.total
     end = tracked.total + 5
     eventually(daemon, lambda _: tracked.total >= end)
     assert daemon.telemetry.shown.total == shown
-    daemon._server._hub.subscribe_packets(lambda _: None)
+    daemon._outlets.server._hub.subscribe_packets(lambda _: None)
     eventually(daemon, lambda _: daemon.telemetry.shown.total > shown + 2)
 
 
@@ -304,9 +304,9 @@ def test_a_call_without_network_or_supervision_ends_with_the_avatar_saved(
     start: Callable[[], Daemon], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     daemon = start()
-    assert isinstance(daemon._server, MediaServer)
-    assert daemon._server._loop is not None
-    daemon._server._loop.call_soon_threadsafe(daemon._server._loop.stop)
+    assert isinstance(daemon._outlets.server, MediaServer)
+    assert daemon._outlets.server._loop is not None
+    daemon._outlets.server._loop.call_soon_threadsafe(daemon._outlets.server._loop.stop)
     daemon.wait()
     assert daemon.failure == "the network thread has ended"
     daemon.stop()

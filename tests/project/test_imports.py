@@ -21,7 +21,7 @@ RUNTIME = (
 STAGES = ("sources", "tracking", "drivers", "streaming", "outputs", "learning")
 # May import stages; no stage imports them.
 WIRING = (
-    *("daemon", "people", "person", "sitter", "status", "metrics", "display", "rehearsal"),
+    *("daemon", "outlets", "driving", "people", "person", "sitter", "status", "metrics", "display", "rehearsal"),
     *("client", "commands", "cli", "__main__"),
 )
 
