@@ -1,4 +1,4 @@
-"""A browser's camera: decoded pictures of an incoming track become camera frames."""
+"""A browser's camera: decoded pictures of an incoming track, or what was found in them, become camera frames."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from aiortc.mediastreams import MediaStreamError
 from insta_runtime.types import Bytes
 from telepresence.frames import CameraFrame
 from telepresence.mailbox import Mailbox
+from telepresence.streaming.channel import Withheld
 
 MAX_SIDE = 1280  # pixels; a larger picture is scaled down, so that a peer cannot fill the memory
 FIRST_S = 20.0  # the first picture must come within this time: permission, connection, keyframe
@@ -27,7 +28,7 @@ class CameraIntake:
         self._track = track
         self._mailbox = mailbox
         self._began = began  # called at the first picture
-        self._newest: tuple[int, av.VideoFrame] | None = None
+        self._newest: tuple[int, av.VideoFrame | Withheld] | None = None
         self._arrived = asyncio.Event()
 
     async def run(self) -> None:
@@ -42,15 +43,23 @@ class CameraIntake:
                     if self._newest is None:
                         return
                 (t_capture_ns, picture), self._newest = self._newest, None
-                rgb = await asyncio.to_thread(_rgb, picture)
+                if isinstance(picture, Withheld):
+                    frame = _black(frame_id, t_capture_ns, picture)
+                else:
+                    frame = CameraFrame(frame_id, t_capture_ns, await asyncio.to_thread(_rgb, picture))
                 if frame_id == 0:
                     self._began()
-                self._mailbox.put(CameraFrame(frame_id, t_capture_ns, rgb))
+                self._mailbox.put(frame)
                 frame_id += 1
         except TimeoutError:
             return
         finally:
             drain.cancel()
+
+    def take(self, withheld: Withheld) -> None:
+        """What the browser found in a picture that it keeps; on the event loop."""
+        self._newest = time.monotonic_ns() - withheld.age_ms * 1_000_000, withheld
+        self._arrived.set()
 
     async def _drain(self) -> None:
         try:
@@ -62,6 +71,11 @@ class CameraIntake:
         except MediaStreamError:
             self._newest = None
             self._arrived.set()
+
+
+def _black(frame_id: int, t_capture_ns: int, withheld: Withheld) -> CameraFrame:
+    black = np.broadcast_to(np.zeros(3, np.uint8), (withheld.height, withheld.width, 3))
+    return CameraFrame(frame_id, t_capture_ns, black, withheld=True, landmarks=withheld.landmarks)
 
 
 def _rgb(picture: av.VideoFrame) -> Bytes:
