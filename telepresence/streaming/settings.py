@@ -19,6 +19,7 @@ class StreamSettings:
     fps: int = setting(30, "pictures a second that leave, new or repeated", unit="1/s", ge=5, le=60)
     bitrate: int = setting(1500, "rate of the shared H.264 encode", unit="kbit/s", ge=100, le=8000)
     preset: str = setting("superfast", "x264 preset", choices=("ultrafast", "superfast", "veryfast", "faster"))
+    sound: int = setting(64, "rate of the sound", unit="kbit/s", ge=16, le=256)
     viewers: int = setting(8, "viewers at most; the next one is told to come back later", ge=1, le=64)
 
     def check(self) -> None:
