@@ -8,6 +8,7 @@ from typing import Any
 
 from telepresence.frames import CameraFrame
 from telepresence.mailbox import Mailbox
+from telepresence.sound import SoundBus
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class StreamHooks:
     ``status`` gives what `GET /status` shows, ``metrics`` the Prometheus text of `GET /metrics`.  Pictures of a
     browser's camera go into ``camera``; ``on_camera`` hears True at its first picture and False when it has ended.
     ``background`` gives what `GET /background` shows, ``choose_background`` takes another one or raises UserError.
+    ``sound`` carries what viewers hear; a browser's microphone speaks on it.
     ``answer`` hears whether the face is the person of the avatar, when that was asked; UserError if it was not.
     """
 
@@ -27,3 +29,4 @@ class StreamHooks:
     background: Callable[[], Mapping[str, Any]] = dict
     choose_background: Callable[[str], None] = lambda _text: None
     answer: Callable[[bool], None] = lambda _same: None
+    sound: SoundBus = field(default_factory=SoundBus)
