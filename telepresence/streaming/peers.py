@@ -17,6 +17,7 @@ from telepresence.streaming import aiortc_hooks
 from telepresence.streaming.camera import CameraIntake
 from telepresence.streaming.feed import Feed
 from telepresence.streaming.hooks import StreamHooks
+from telepresence.streaming.microphone import Microphone
 from telepresence.streaming.offer import Offer
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class Peer:
     id: str = field(default_factory=lambda: secrets.token_hex(16))
     since: float = field(default_factory=time.monotonic)
     intake: asyncio.Task[None] | None = None
+    ear: asyncio.Task[None] | None = None  # ends with its track
     packets: int = 0  # that came from it
     quiet_s: float = 0.0  # since one came
 
@@ -145,6 +147,8 @@ class Peers:
         def on_track(track: MediaStreamTrack) -> None:
             if track.kind == "video" and peer.gives:
                 peer.intake = asyncio.create_task(self._take_camera(peer, track))
+            elif track.kind == "audio" and peer.gives and not self._feed.shared:
+                peer.ear = asyncio.create_task(Microphone(self._hooks.sound.speak).drain(track))
 
         peer.pc.on("connectionstatechange", on_change)
         peer.pc.on("track", on_track)
@@ -155,11 +159,15 @@ class Peers:
             video = None
             if peer.watches:
                 video = self._feed.add(peer.pc, "sendrecv" if peer.gives else "sendonly")
+            if offer.sounds:  # nobody is sent what they say themselves
+                self._feed.add_sound(peer.pc, "recvonly" if peer.gives else "sendonly")
             await peer.pc.setRemoteDescription(RTCSessionDescription(sdp=offer.sdp, type="offer"))
             if peer.gives and self._feed.shared:
                 for transceiver in peer.pc.getTransceivers():
                     if transceiver.kind == "video":
                         aiortc_hooks.release_on_marker(transceiver.receiver)
+                    else:
+                        aiortc_hooks.tap(transceiver.receiver, Microphone(self._hooks.sound.speak).packet)
             answer = await peer.pc.createAnswer()
             if video is not None:
                 self._feed.attach(video.sender, answer.sdp)
