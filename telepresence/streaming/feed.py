@@ -9,6 +9,8 @@ from aiortc import MediaStreamTrack, RTCPeerConnection, RTCRtpSender, RTCRtpTran
 from telepresence.streaming import aiortc_hooks
 from telepresence.streaming.hub import EncoderHub
 from telepresence.streaming.offer import first_video_codec
+from telepresence.streaming.sound import SoundHub
+from telepresence.streaming.soundtrack import SoundTrack
 from telepresence.streaming.tracks import PacketTrack, PictureTrack
 
 
@@ -21,6 +23,7 @@ class Feed:
 
     hub: EncoderHub
     shared: bool
+    sound: SoundHub
 
     def add(self, pc: RTCPeerConnection, direction: str) -> RTCRtpTransceiver:
         """Give ``pc`` a video section in ``direction`` (``sendonly``, ``sendrecv``), the cheapest codec first."""
@@ -37,3 +40,12 @@ class Feed:
         sender.replaceTrack(track)
         if shared:
             aiortc_hooks.on_feedback(sender, self.hub.request_keyframe)
+
+    def add_sound(self, pc: RTCPeerConnection, direction: str) -> RTCRtpTransceiver:
+        """Give ``pc`` an Opus section in ``direction``; one that sends plays what everybody hears."""
+        transceiver = pc.addTransceiver("audio", direction=direction)
+        codecs = RTCRtpSender.getCapabilities("audio").codecs
+        transceiver.setCodecPreferences([codec for codec in codecs if codec.mimeType == "audio/opus"])
+        if direction != "recvonly":
+            transceiver.sender.replaceTrack(SoundTrack(self.sound))
+        return transceiver

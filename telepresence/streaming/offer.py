@@ -17,16 +17,21 @@ MAX_CANDIDATES: Final = 64
 
 _SECTIONS: Final = {"m=audio": 1, "m=video": 1, "m=application": 1}
 """What an offer may hold, and how often; anything else is declined by the answer, but counts for MAX_SECTIONS."""
+_OPUS: Final = re.compile(r"a=rtpmap:\d+ opus/48000/2", re.IGNORECASE)
 _DIRECTIONS: Final = {"a=sendonly", "a=recvonly", "a=sendrecv", "a=inactive"}
 
 
 @dataclass(frozen=True)
 class Offer:
-    """An offer that is fit to be answered: ``sdp``, and whether its video section ``gives`` and ``takes`` pictures."""
+    """An offer that is fit to be answered: ``sdp``, and whether its video section ``gives`` and ``takes`` pictures.
+
+    ``sounds``: it has a section for Opus, too.
+    """
 
     sdp: str
     gives: bool
     takes: bool
+    sounds: bool = False
 
 
 def read_offer(body: bytes, address: str = "127.0.0.1") -> Offer:
@@ -57,7 +62,8 @@ def read_offer(body: bytes, address: str = "127.0.0.1") -> Offer:
         raise UserError("the offer may have one audio, one video and one data section")
     direction = _direction(lines)
     sdp = "\r\n".join([*_reachable(lines, address), ""])
-    return Offer(sdp, gives=direction in ("sendonly", "sendrecv"), takes=direction in ("recvonly", "sendrecv"))
+    sounds = "m=audio" in sections and any(_OPUS.match(line) for line in lines)
+    return Offer(sdp, direction in ("sendonly", "sendrecv"), direction in ("recvonly", "sendrecv"), sounds)
 
 
 def _direction(lines: list[str]) -> str:

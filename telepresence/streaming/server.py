@@ -17,6 +17,7 @@ from telepresence.policy import JUMP_S, POLICIES, Condition, Health
 from telepresence.streaming.hooks import StreamHooks
 from telepresence.streaming.hub import EncoderHub
 from telepresence.streaming.settings import StreamSettings
+from telepresence.streaming.sound import SoundHub
 from telepresence.streaming.stats import StreamStats
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class MediaServer:
         self._settings = settings
         self._hooks = hooks
         self._hub = EncoderHub(settings)
+        self._sound = SoundHub(hooks.sound, 1000 * settings.sound, lambda: self._hub.stats().latency_ms)
         self._peers: Peers | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Event | None = None
@@ -52,6 +54,7 @@ class MediaServer:
         listener = self._listen()
         self._port = listener.getsockname()[1]
         self._hub.start()
+        self._sound.start()
         ready: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, args=(listener, ready), name="network", daemon=True)
         self._thread.start()
@@ -104,6 +107,7 @@ class MediaServer:
     def stop(self) -> None:
         """End every session and both threads; may be called twice, and after a failed start."""
         self._hub.stop()  # first: its sinks call into the loop
+        self._sound.stop()
         if self._loop is not None and self._stopping is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._stopping.set)
         if self._thread is not None:
@@ -143,7 +147,7 @@ class MediaServer:
         if not aiortc_hooks.missing():
             aiortc_hooks.offer_loopback()
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
-        self._peers = peers = Peers(Feed(self._hub, _can_share()), self._settings.viewers, self._hooks)
+        self._peers = peers = Peers(Feed(self._hub, _can_share(), self._sound), self._settings.viewers, self._hooks)
         app = web.application(peers, self._hooks, lambda: self._hub.alive)
         runner = AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
         await runner.setup()

@@ -1,0 +1,127 @@
+"""Sound that waits for its pictures: how long the stream takes, and a line that holds sound back for so long."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from statistics import median
+from typing import Final
+
+import numpy as np
+
+from telepresence.sound import CHANNELS, RATE, Samples, SoundChunk, Timeline
+
+BLOCK: Final = RATE // 50
+"""Samples that are handed out at a time: 20 ms, an Opus packet."""
+BLOCK_S: Final = BLOCK / RATE
+
+WINDOW_S: Final = 5.0
+MAX_DELAY_S: Final = 0.5
+SLEW: Final = 0.005
+"""Seconds a second by which a delay that can be heard to change changes: half a percent of the pitch."""
+QUIET_SLEW: Final = 0.5
+"""The same between words."""
+QUIET: Final = 200
+"""Amplitude (of 32768) below which nothing is said."""
+NEAR_S: Final = 0.003
+"""A delay so near to the wanted one is left alone."""
+HOLD_S: Final = MAX_DELAY_S + 1.5
+PUNCTUAL: Final = 0.99
+"""Part of the chunks that are waited for."""
+
+
+class Recent:
+    """Values of the last `WINDOW_S` seconds."""
+
+    def __init__(self) -> None:
+        self._values: deque[tuple[float, float]] = deque()
+
+    def add(self, value: float, now: float) -> None:
+        self._values.append((now, value))
+        while self._values[0][0] < now - WINDOW_S:
+            self._values.popleft()
+
+    def median(self) -> float | None:
+        return median(value for _, value in self._values) if self._values else None
+
+    def rank(self, part: float) -> float | None:
+        values = sorted(value for _, value in self._values)
+        return values[math.ceil(part * (len(values) - 1))] if values else None
+
+
+class DelayLine:
+    """Takes sound as it was captured and hands it out a given delay later, without a break when the delay changes.
+
+    While something is said the delay changes by at most `SLEW`, by playing a little faster or slower; between words
+    it changes at once.  Sound that comes later than it should be heard makes the delay larger.  `put` may be called on
+    any thread, `read` on one.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._line = Timeline(follows=True)
+        self._held: Samples = np.zeros((0, CHANNELS), np.int16)
+        self._lateness = Recent()
+        self._cursor: float | None = None  # number in the stretch of the next sample to be heard; None: not playing
+        self._gain = 0.0
+        self.delay_s: float | None = None
+        """How much later than captured the sound is heard now; None while there is none."""
+
+    def put(self, chunk: SoundChunk, now_ns: int) -> None:
+        """Sound that arrives at ``now_ns``."""
+        with self._lock:
+            self._lateness.add((now_ns - chunk.t_capture_ns) * 1e-9, now_ns * 1e-9)
+            if not self._line.count or not self._line.continues(chunk):
+                self._line.begin(chunk.t_capture_ns)
+                self._held = self._held[:0]
+                self._cursor, self._gain = None, 0.0
+            self._held = np.concatenate([self._held, self._line.append(chunk)])[-round(HOLD_S * RATE) :]
+
+    def read(self, now_ns: int, delay_s: float) -> Samples | None:
+        """The `BLOCK` samples to be heard at ``now_ns``: captured ``delay_s`` before, or later if they came late.
+
+        None where there is nothing to be heard.  Call it once a block.
+        """
+        with self._lock:
+            late = self._lateness.rank(PUNCTUAL)
+            if late is not None:
+                delay_s = max(delay_s, late + BLOCK_S)
+            delay_s = min(max(delay_s, 0.0), MAX_DELAY_S)
+            wanted = (now_ns - delay_s * 1e9 - self._line.start_ns) * 1e-9 * RATE
+            first, end = self._line.count - len(self._held), self._line.count
+            if self._cursor is None or not first <= self._cursor:
+                if not first <= wanted <= end - BLOCK - 2:
+                    self._cursor = self.delay_s = None
+                    return None
+                self._cursor = wanted
+            position = self._cursor - first
+            error_s = (wanted - self._cursor) / RATE
+            speed = 1.0 + self._slew(error_s, int(position))
+            where = position + speed * np.arange(BLOCK)
+            if where[-1] + 1 >= len(self._held):  # late: fade out, and begin again when there is more
+                where = where[where + 1 < len(self._held)]
+                block = np.zeros((BLOCK, CHANNELS))
+                block[: len(where)] = self._between(where) * np.linspace(self._gain, 0.0, len(where))[:, None]
+                self._cursor, self._gain, self.delay_s = None, 0.0, None
+                return block.astype(np.int16)
+            block = self._between(where) * np.linspace(self._gain, 1.0, BLOCK)[:, None]
+            self._gain = 1.0
+            self._cursor += speed * BLOCK
+            self.delay_s = delay_s + error_s
+            return np.rint(block).astype(np.int16)
+
+    def _slew(self, error_s: float, position: int) -> float:
+        if abs(error_s) < NEAR_S:
+            return 0.0
+        soon = self._held[position : position + 2 * BLOCK]
+        limit = QUIET_SLEW if int(np.abs(soon.astype(np.int32)).max(initial=0)) < QUIET else SLEW
+        return min(max(error_s / (10 * BLOCK_S), -limit), limit)
+
+    def _between(self, where: np.ndarray) -> np.ndarray:
+        """Samples at fractional positions ``where`` (N,) of what is held, interpolated linearly: (N, 2) float64."""
+        if len(where) and where[0].is_integer() and where[-1] - where[0] == len(where) - 1:
+            return self._held[int(where[0]) : int(where[-1]) + 1].astype(np.float64)
+        left = where.astype(np.int64)
+        weight = (where - left)[:, None]
+        return (1.0 - weight) * self._held[left] + weight * self._held[left + 1]
