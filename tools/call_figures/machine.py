@@ -1,0 +1,92 @@
+"""The machine that is measured on, what was measured, and who else used it meanwhile."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+TICK_S = 1.0 / os.sysconf("SC_CLK_TCK")
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, GPU and versions."""
+    import torch
+
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        model = next(
+            (line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line), model
+        )
+    return {
+        "processor": model,
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def commit() -> str:
+    """The commit measured, marked if the tree differs from it."""
+    git = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def tree(root: int) -> set[int]:
+    """The process ``root`` and all that descend from it."""
+    children: dict[int, list[int]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        fields = _fields(folder)
+        if fields:
+            children.setdefault(int(fields[1]), []).append(int(folder.name))
+    found, waiting = set(), [root]
+    while waiting:
+        pid = waiting.pop()
+        found.add(pid)
+        waiting += children.get(pid, [])
+    return found
+
+
+def cpu_s(folder: Path) -> float:
+    """Seconds of CPU that the process or thread of ``folder`` in /proc has used; 0 for one that is gone."""
+    fields = _fields(folder)
+    return (int(fields[11]) + int(fields[12])) * TICK_S if fields else 0.0
+
+
+class Quiet:
+    """How much of the machine others used from the making of this on, in cores."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._busy, self._own = self._all(), self._ours()
+
+    def others(self) -> float:
+        """Cores that programs which do not descend from this one kept busy."""
+        seconds = time.monotonic() - self._began
+        own = self._ours()
+        used = sum(spent - self._own.get(pid, 0.0) for pid, spent in own.items())
+        return round(max(0.0, (self._all() - self._busy - used) / seconds), 2)
+
+    @staticmethod
+    def _all() -> float:
+        user, nice, system, _idle, _iowait, irq, softirq, steal = map(
+            int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+        )
+        return (user + nice + system + irq + softirq + steal) * TICK_S
+
+    @staticmethod
+    def _ours() -> dict[int, float]:
+        return {pid: cpu_s(Path(f"/proc/{pid}")) for pid in tree(os.getpid())}
+
+
+def _fields(folder: Path) -> list[str]:
+    """The fields of ``stat`` from the state on."""
+    try:
+        return (folder / "stat").read_text().rpartition(")")[2].split()
+    except (OSError, ValueError):
+        return []

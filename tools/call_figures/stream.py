@@ -1,0 +1,131 @@
+"""What of the stream arrives: rate, freezes, the largest gap, the first picture."""
+
+from __future__ import annotations
+
+import time
+from itertools import pairwise
+from typing import Any, Final
+
+from playwright.sync_api import Page
+
+from call_figures.browser import chromium, observed, watch
+from call_figures.conditions import Conditions
+from call_figures.daemon import Daemon
+from call_figures.goals import Figures, Goal, median, spread
+
+FIRST_TIMES: Final = 20
+GAPS_S: Final = 90.0
+AUTOSAVES: Final = 3
+
+
+def received(conditions: Conditions) -> tuple[Figures, list[Goal]]:
+    """Pictures a second that a browser receives while the daemon tracks, renders and learns."""
+    with conditions.call() as daemon, chromium() as browser:
+        page = observed(browser)
+        watch(page, daemon.address)
+        page.wait_for_timeout(1000 * conditions.settle)
+        counts = [_counted(page)]
+        for _ in range(round(conditions.seconds)):
+            page.wait_for_timeout(1000)
+            counts.append(_counted(page))
+        status = daemon.status()
+    first, last = counts[0], counts[-1]
+    rates = [rate(a, b, "framesDecoded") for a, b in pairwise(counts)]
+    grown = {key: last[key] - first[key] for key in ("freezeCount", "framesDropped", "unpainted", "packetsLost")}
+    figures = {
+        "fps": rate(first, last, "framesDecoded"),
+        "painted_fps": rate(first, last, "painted"),
+        "fps_each_second": {"p50": median(rates), "min": min(rates)},
+        "freezes": grown["freezeCount"],
+        "dropped": grown["framesDropped"],
+        "unpainted": grown["unpainted"],
+        "packets_lost": grown["packetsLost"],
+        "kbps": round(
+            8.0 * (last["bytesReceived"] - first["bytesReceived"]) / (last["timestamp"] - first["timestamp"])
+        ),
+        "codec": last["codec"],
+        "size": [last["frameWidth"], last["frameHeight"]],
+        **of_status(status),
+    }
+    return figures, [
+        Goal("pictures a second", figures["fps"], 29.0, 30.0, least=True),
+        Goal("freezes", figures["freezes"], 0.0, 0.0),
+        Goal("dropped", figures["dropped"], 0.0, 0.0),
+    ]
+
+
+def gaps(conditions: Conditions) -> tuple[Figures, list[Goal]]:
+    """The largest gap between pictures of a call that begins with nothing: no avatar, no compiled kernels."""
+    cache = conditions.scratch / f"kernels-{time.time_ns()}"
+    compiling = {"TELEPRESENCE_KERNEL_CACHE": str(cache)}
+    with conditions.call(learned_first=False, environment=compiling) as daemon, chromium() as browser:
+        page = observed(browser)
+        page.goto(daemon.address)
+        page.evaluate("window.watching = callFigures.watchAvatar()")
+        states: dict[str, float] = {}  # when each was first seen
+        seen: list[list[float]] = []
+        began = time.monotonic()
+        while time.monotonic() - began < max(GAPS_S, conditions.seconds):
+            page.wait_for_timeout(500)
+            seen += page.evaluate("watching.take()")
+            status = daemon.status()
+            states.setdefault(status["state"], round(time.monotonic() - began, 1))
+        counts = _counted(page)
+    gaps_ms = [(b[0] - a[0], a[0] - seen[0][0], b[1] - a[1]) for a, b in pairwise(seen)]
+    longest = sorted(gaps_ms, reverse=True)[:5]
+    figures = {
+        "largest_ms": round(longest[0][0], 1) if longest else None,
+        "longest": [{"ms": round(g), "at_s": round(t / 1000, 1), "pictures": int(n)} for g, t, n in longest],
+        "gap_ms": spread([gap for gap, _, _ in gaps_ms]),
+        "pictures": len(seen),
+        "states": states,
+        "freezes": counts["freezeCount"],
+        "freeze_s": counts["totalFreezesDuration"],
+        **of_status(status),
+    }
+    return figures, [Goal("largest gap", figures["largest_ms"], 200.0, 80.0, " ms")]
+
+
+def first_frame(conditions: Conditions) -> tuple[Figures, list[Goal]]:
+    """From just before the POST to the first painted picture, again and again."""
+    with conditions.call() as daemon, chromium() as browser:
+        page = bare(browser, daemon)
+        page.wait_for_timeout(1000 * conditions.settle)
+        times = []
+        for _ in range(FIRST_TIMES):
+            times.append(page.evaluate("callFigures.connect(true)"))
+            page.wait_for_timeout(500)
+            page.evaluate("callFigures.disconnect()")
+            page.wait_for_timeout(500)
+    painted = [found["first"] for found in times if found["first"] is not None]
+    figures = {
+        "first_frame_ms": spread(painted),
+        "answer_ms": spread([found["answered"] for found in times]),
+        "never": len(times) - len(painted),
+    }
+    return figures, [Goal("first picture", figures["first_frame_ms"]["p50"], 500.0, 150.0, " ms")]
+
+
+def bare(browser: Any, daemon: Daemon) -> Page:
+    """A page of the daemon's that shows nothing and connects to nothing by itself."""
+    page = observed(browser)
+    page.goto(f"{daemon.address}/healthz")
+    return page
+
+
+def rate(first: dict[str, Any], last: dict[str, Any], key: str) -> float:
+    """How much ``key`` grew a second."""
+    return round(1000.0 * (last[key] - first[key]) / (last["timestamp"] - first["timestamp"]), 2)
+
+
+def of_status(status: dict[str, Any]) -> Figures:
+    """What the daemon did meanwhile."""
+    keys = ("state", "avatar_fps", "camera_fps", "tracked_fps", "steps_per_second", "render_px", "errors")
+    return {"daemon": {key: status[key] for key in keys}}
+
+
+def _counted(page: Page) -> dict[str, Any]:
+    found: dict[str, Any] | None = page.evaluate("callFigures.counted()")
+    if found is None:
+        raise RuntimeError("the page receives no video")
+    return found
