@@ -10,6 +10,7 @@ Every thread is started and stopped here; what they exchange is frozen and goes 
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import threading
@@ -91,6 +92,7 @@ class Daemon:
         self._moved = threading.Event()  # there is a new state to show
         self._stages = Supervisor(self.telemetry.error, self.telemetry.errors.clear, self._die)
         self._rendered_at = time.monotonic()
+        self._settled = False  # it was live once: all that a call needs is there
         self._unsaved: str | None = None  # why the avatar could not be saved last
         self._head = load_head(options.head)
         self._stand_ins = stand_ins
@@ -154,6 +156,9 @@ class Daemon:
         if people.home is None:
             people.open_home(path, avatar)
         people.begin()
+        # Every thread waits while Python's garbage collector goes through all that was imported, a tenth of a second.
+        gc.collect()
+        gc.freeze()
         self.telemetry.watch([self._frames, self._camera])
         self._capture_pace, self._render_pace = Ratekeeper(run.render_fps), Ratekeeper(run.render_fps)
         share = self._share
@@ -175,6 +180,7 @@ class Daemon:
         if self._unsaved is not None:
             self._die(f"the avatar is as it was saved last: {self._unsaved}")
         self._outlets.stop()
+        gc.unfreeze()
 
     def wait(self) -> None:
         """Until the call is to end, or has to: by then `failure` says why."""
@@ -275,6 +281,9 @@ class Daemon:
             if sitter.session.state is not before:
                 fields = {"from": before, "to": sitter.session.state}
                 log.info("%s -> %s", before, sitter.session.state, extra={"event": "state", "fields": fields})
+                if sitter.session.state is State.LIVE and not self._settled:
+                    self._settled = True
+                    gc.freeze()  # what calibration and compilation have brought stays, too
             self._allot(person, now)
             self._watch_for_faces(person, now)
         self.telemetry.measure_memory(self.config.run.device, now)
