@@ -59,29 +59,27 @@ def cpu_s(folder: Path) -> float:
 
 
 class Quiet:
-    """How much of the machine others used from the making of this on, in cores."""
+    """How much of the machine others used from the making of this on."""
 
     def __init__(self) -> None:
-        self._began = time.monotonic()
-        self._busy, self._own = self._all(), self._ours()
+        self._began, self._busy, self._own = time.monotonic(), _busy_s(), _own_s()
 
     def others(self) -> float:
         """Cores that programs which do not descend from this one kept busy."""
         seconds = time.monotonic() - self._began
-        own = self._ours()
-        used = sum(spent - self._own.get(pid, 0.0) for pid, spent in own.items())
-        return round(max(0.0, (self._all() - self._busy - used) / seconds), 2)
+        return round(max(0.0, _busy_s() - self._busy - (_own_s() - self._own)) / seconds, 2)
 
-    @staticmethod
-    def _all() -> float:
-        user, nice, system, _idle, _iowait, irq, softirq, steal = map(
-            int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
-        )
-        return (user + nice + system + irq + softirq + steal) * TICK_S
 
-    @staticmethod
-    def _ours() -> dict[int, float]:
-        return {pid: cpu_s(Path(f"/proc/{pid}")) for pid in tree(os.getpid())}
+def _busy_s() -> float:
+    """Seconds of CPU that the whole machine has used."""
+    user, nice, system, _idle, _iowait, irq, softirq, steal = Path("/proc/stat").read_text().split()[1:9]
+    return sum(map(int, (user, nice, system, irq, softirq, steal))) * TICK_S
+
+
+def _own_s() -> float:
+    """The same of this process and its descendants, those that have ended too (whoever waited for them counts them)."""
+    spent = (_fields(Path(f"/proc/{pid}"))[11:15] for pid in tree(os.getpid()))
+    return sum(int(ticks) for fields in spent for ticks in fields) * TICK_S
 
 
 def _fields(folder: Path) -> list[str]:
