@@ -1,21 +1,29 @@
 """Everything that reaches into aiortc's and aioice's private parts, and nothing else does.
 
-aiortc hands a track no feedback about packets that were encoded elsewhere, holds every received picture back until
-the next one arrives, and offers no loopback address.  Each hook below changes one of these on one object (loopback:
-in one function of aioice), and `missing` says before the first call whether the names it needs are still there.
+aiortc hands a track no feedback about packets that were encoded elsewhere, sends lost packets again however many they
+are, holds every received picture back until the next one arrives, and offers no loopback address.  Each hook below
+changes one of these on one object (loopback: in one function of aioice), and `missing` says before the first call
+whether the names it needs are still there.
 """
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Protocol
 
 import aioice.ice
 import aiortc
-from aiortc import RTCRtpReceiver, RTCRtpSender
+from aiortc import RTCIceTransport, RTCRtpReceiver, RTCRtpSender
+from aiortc.codecs.h264 import H264Encoder
+from aiortc.codecs.vpx import Vp8Encoder
 from aiortc.jitterbuffer import JitterBuffer, JitterFrame
-from aiortc.rtp import RtpPacket
+from aiortc.rtp import RTCP_PSFB_APP, RtcpPsfbPacket, RtcpRrPacket, RtcpSrPacket, RtpPacket, unpack_remb_fci
+
+from telepresence.streaming.link import Link
 
 VERSION = "1.16."
 JITTER_BUFFER = "_RTCRtpReceiver__jitter_buffer"
@@ -26,6 +34,10 @@ def missing() -> list[str]:
     lacking = [] if aiortc.__version__.startswith(VERSION) else [f"aiortc {VERSION}*, found {aiortc.__version__}"]
     for owner, name in (
         (RTCRtpSender, "_send_keyframe"),
+        (RTCRtpSender, "_handle_rtcp_packet"),
+        (RTCRtpSender, "_retransmit"),
+        (H264Encoder, "pack"),
+        (Vp8Encoder, "pack"),
         (JitterBuffer, "_remove_frame"),
         (JitterBuffer, "add"),
         (JitterBuffer, "remove"),
@@ -35,12 +47,72 @@ def missing() -> list[str]:
             lacking.append(f"{owner.__name__}.{name}")
     if JITTER_BUFFER not in inspect.getsource(RTCRtpReceiver).replace("self.__", "_RTCRtpReceiver__"):
         lacking.append(f"RTCRtpReceiver.{JITTER_BUFFER}")
+    for kind, name in ((RTCRtpSender, "_ssrc"), (RTCIceTransport, "_send")):
+        if f"self.{name} = " not in inspect.getsource(kind):
+            lacking.append(f"{kind.__name__}.{name}")
     return lacking
 
 
-def on_feedback(sender: RTCRtpSender, keyframe: Callable[[], None]) -> None:
-    """Call ``keyframe``, on the event loop, when the peer asks ``sender`` for one (PLI, FIR)."""
-    vars(sender).update(_send_keyframe=keyframe)
+class Listener(Protocol):
+    """Who hears, on the event loop, what a peer reports about the video that it gets."""
+
+    def keyframe(self) -> None:
+        """The peer asks for a keyframe (PLI, FIR)."""
+
+    def believes(self, bitrate: float) -> None:
+        """The peer believes that ``bitrate`` bit/s reach it (REMB)."""
+
+    def lost(self, fraction: float) -> None:
+        """The peer missed this part of the packets since its last report (receiver report)."""
+
+    def may_retransmit(self) -> bool:
+        """Whether one packet that the peer misses (NACK) may go again."""
+
+
+def on_feedback(sender: RTCRtpSender, listener: Listener) -> None:
+    """Let ``listener`` hear what the peer of ``sender`` reports."""
+    handle, retransmit = sender._handle_rtcp_packet, sender._retransmit
+
+    async def hearing(packet: Any) -> None:
+        if isinstance(packet, RtcpRrPacket | RtcpSrPacket):
+            for report in packet.reports:
+                if report.ssrc == sender._ssrc:
+                    listener.lost(report.fraction_lost / 256)
+        elif isinstance(packet, RtcpPsfbPacket) and packet.fmt == RTCP_PSFB_APP:
+            try:
+                bitrate, sources = unpack_remb_fci(packet.fci)
+            except ValueError:  # another application's message
+                return
+            if sender._ssrc in sources:
+                listener.believes(bitrate)
+        await handle(packet)
+
+    async def sparing(sequence_number: int) -> None:
+        if listener.may_retransmit():
+            await retransmit(sequence_number)
+
+    vars(sender).update(_send_keyframe=listener.keyframe, _handle_rtcp_packet=hearing, _retransmit=sparing)
+
+
+def send_through(transport: RTCIceTransport, link: Link) -> None:
+    """Send all that leaves over ``transport`` through the simulated ``link``."""
+    loop, send = asyncio.get_running_loop(), transport._send
+    under_way: set[asyncio.Task[None]] = set()
+
+    async def arrive(data: bytes) -> None:
+        with suppress(ConnectionError):  # closed while this was under way
+            await send(data)
+
+    def set_out(data: bytes) -> None:
+        task = loop.create_task(arrive(data))
+        under_way.add(task)
+        task.add_done_callback(under_way.discard)
+
+    async def sending(data: bytes) -> None:
+        if (at := link.arrival(len(data), loop.time())) is not None:
+            loop.call_at(at, set_out, data)
+
+    vars(transport).update(_send=sending)
 
 
 def release_on_marker(receiver: RTCRtpReceiver) -> None:

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from aiortc import MediaStreamTrack, RTCPeerConnection, RTCRtpSender, RTCRtpTransceiver
+from aiortc import RTCPeerConnection, RTCRtpSender, RTCRtpTransceiver
 
 from telepresence.streaming import aiortc_hooks
-from telepresence.streaming.hub import EncoderHub
+from telepresence.streaming.audience import Audience
+from telepresence.streaming.encoder import Codec
+from telepresence.streaming.link import Link, LinkPlan
 from telepresence.streaming.offer import first_video_codec
 from telepresence.streaming.sound import SoundHub
 from telepresence.streaming.soundtrack import SoundTrack
-from telepresence.streaming.tracks import PacketTrack, PictureTrack
+from telepresence.streaming.tracks import PictureTrack
 
 
 @dataclass(frozen=True)
 class Feed:
     """The stream of one daemon, for every peer that takes it: viewers, calls, a server that it is published to.
 
-    ``shared``: peers that speak H.264 get the packets of the hub, instead of an encoder of their own.
+    ``shared``: peers get packets that are encoded once for all, instead of an encoder of their own.  ``link`` is put
+    between the daemon and each of them.
     """
 
-    hub: EncoderHub
+    audience: Audience
     shared: bool
     sound: SoundHub
+    link: LinkPlan | None = None
 
     def add(self, pc: RTCPeerConnection, direction: str) -> RTCRtpTransceiver:
         """Give ``pc`` a video section in ``direction`` (``sendonly``, ``sendrecv``), the cheapest codec first."""
@@ -35,11 +39,15 @@ class Feed:
 
     def attach(self, sender: RTCRtpSender, answer: str) -> None:
         """Let ``sender`` send what the SDP ``answer`` settled on; call it before the connection is made."""
-        shared = self.shared and first_video_codec(answer) == "H264"
-        track: MediaStreamTrack = PacketTrack(self.hub) if shared else PictureTrack(self.hub)
-        sender.replaceTrack(track)
-        if shared:
-            aiortc_hooks.on_feedback(sender, self.hub.request_keyframe)
+        if self.link is not None:
+            aiortc_hooks.send_through(sender.transport.transport, Link(self.link))
+        codec = first_video_codec(answer)
+        if self.shared and codec in (Codec.H264, Codec.VP8):
+            viewer = self.audience.admit(Codec(codec))
+            sender.replaceTrack(viewer.track)
+            aiortc_hooks.on_feedback(sender, viewer)
+        else:
+            sender.replaceTrack(PictureTrack(self.audience.hub))
 
     def add_sound(self, pc: RTCPeerConnection, direction: str) -> RTCRtpTransceiver:
         """Give ``pc`` an Opus section in ``direction``; one that sends plays what everybody hears."""

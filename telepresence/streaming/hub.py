@@ -1,4 +1,4 @@
-"""The encode thread: the newest picture goes in, every viewer gets the same packets."""
+"""The encode thread: the newest picture goes in, all viewers of a line get the same packets."""
 
 from __future__ import annotations
 
@@ -6,18 +6,28 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from insta_runtime.errors import UserError
 from insta_runtime.types import Bytes
 from telepresence.frames import ShownFrame
 from telepresence.policy import POLICIES, Condition, Health, one_line
-from telepresence.streaming.encoder import CLOCK_RATE, H264Encoder, to_yuv420p
+from telepresence.streaming.encoder import (
+    CLOCK_RATE,
+    Codec,
+    Converter,
+    Encoder,
+    H264Encoder,
+    Vp8Encoder,
+    nvenc_trouble,
+)
 from telepresence.streaming.settings import StreamSettings
 from telepresence.streaming.slot import Departure, PacedSlot
 from telepresence.streaming.stats import StreamMeter, StreamStats
+from telepresence.streaming.tiers import Tier, ladder
 
 if TYPE_CHECKING:
     import av
@@ -33,8 +43,16 @@ LOSS_GAP_S = 1.0  # a viewer that lost packets may ask as often as it likes, and
 
 
 @dataclass(frozen=True)
+class Line:
+    """One encode: every viewer that has this codec and this tier gets its packets."""
+
+    codec: Codec
+    tier: Tier
+
+
+@dataclass(frozen=True)
 class EncodedPicture:
-    """An H.264 access unit for everyone; nobody may change ``packet``."""
+    """An H.264 access unit or a VP8 frame for everyone; nobody may change ``packet``."""
 
     packet: av.Packet[av.VideoStream]
     keyframe: bool
@@ -52,24 +70,38 @@ PacketSink = Callable[[EncodedPicture], None]
 PictureSink = Callable[[RawPicture], None]
 
 
-class EncoderHub:
-    """Runs the stream at its declared rate from the newest picture shown, and encodes it once for all.
+@dataclass
+class _Running:
+    """A line that somebody listens to.  The hub's lock guards it; only the encode thread writes the last two."""
 
-    Sinks are called on the encode thread and must not block.  Nothing is encoded while nobody listens.
+    rate: int  # bit/s
+    sinks: tuple[PacketSink, ...] = ()
+    keyframe_gap: float | None = 0.0  # None: nobody asked for a keyframe
+    last_keyframe: float = -1e9
+    credit: float = field(default=1.0)  # of pictures: one leaves for each whole one
+
+
+class EncoderHub:
+    """Runs the stream at its declared rate from the newest picture shown, and encodes it once a line.
+
+    Sinks are called on the encode thread and must not block.  A line is encoded while somebody listens to it.
     """
 
     def __init__(self, settings: StreamSettings) -> None:
+        """Raises UserError when the settings ask for NVENC and there is none that works."""
+        if settings.encoder == "nvenc" and (trouble := nvenc_trouble()) is not None:
+            raise UserError(f"NVENC cannot encode here ({trouble}); use --set stream.encoder=auto")
         self._settings = settings
+        self.tiers = ladder(settings.size, settings.fps, 1000 * settings.bitrate)
         self._lock = threading.Lock()
         card = np.full((settings.size, settings.size, 3), CARD_GREY, dtype=np.uint8)
         self._slot = PacedSlot(settings.fps, ShownFrame(0, time.monotonic_ns(), card))
-        self._packet_sinks: list[PacketSink] = []
+        self._lines: dict[Line, _Running] = {}
         self._picture_sinks: list[PictureSink] = []
-        self._keyframe_gap: float | None = None  # None: nobody asked for a keyframe
+        self._nvenc = settings.encoder != "x264" and nvenc_trouble() is None  # until it fails
         self._meter = StreamMeter()
         self._began = time.monotonic()  # of the stream's time
         self._last_pts = -1
-        self._last_keyframe = -1e9
         self._heartbeat = self._began
         self._failures = self._restarts = 0
         self._error: str | None = None
@@ -91,10 +123,10 @@ class EncoderHub:
     @property
     def watched(self) -> bool:
         """Whether pictures go to anybody."""
-        return bool(self._packet_sinks or self._picture_sinks)
+        return bool(self._lines or self._picture_sinks)
 
     def watch(self, now: float) -> None:
-        """Let another thread, with an encoder of its own, take the place of one that hangs; call it now and then."""
+        """Let another thread, with encoders of its own, take the place of one that hangs; call it now and then."""
         if self._thread.ident is None or self._slot.closed or now - self._heartbeat <= ENCODE.silent_s:
             return
         self._fails(f"the encoder has made no picture for {now - self._heartbeat:.0f} s")
@@ -113,42 +145,59 @@ class EncoderHub:
         """Replace the picture that leaves next; any thread, never waits for the encoder."""
         self._slot.put(frame)
 
-    def subscribe_packets(self, sink: PacketSink) -> None:
-        """Send every H.264 packet to ``sink`` from now on, and a keyframe as soon as may be."""
+    def subscribe(self, line: Line, sink: PacketSink) -> None:
+        """Send every packet of ``line`` to ``sink`` from now on, and a keyframe as soon as may be."""
         with self._lock:
-            self._packet_sinks.append(sink)
-        self.request_keyframe(JOIN_GAP_S)
+            running = self._lines.setdefault(line, _Running(line.tier.ceiling))
+            running.sinks = (*running.sinks, sink)
+        self.request_keyframe(line, JOIN_GAP_S)
+
+    def unsubscribe(self, line: Line, sink: PacketSink) -> None:
+        with self._lock:
+            if (running := self._lines.get(line)) is not None:
+                running.sinks = tuple(other for other in running.sinks if other != sink)
+                if not running.sinks:
+                    del self._lines[line]
+
+    def set_rate(self, line: Line, bitrate: float) -> None:
+        """Aim at ``bitrate`` bit/s, at most at the tier's ceiling, from the next picture on."""
+        with self._lock:
+            if (running := self._lines.get(line)) is not None:
+                running.rate = round(min(bitrate, line.tier.ceiling))
+
+    def request_keyframe(self, line: Line, gap_s: float = LOSS_GAP_S) -> None:
+        """Make a coming picture a keyframe, at least ``gap_s`` seconds after the last one; requests merge."""
+        with self._lock:
+            if (running := self._lines.get(line)) is not None:
+                gap = running.keyframe_gap
+                running.keyframe_gap = gap_s if gap is None else min(gap_s, gap)
 
     def subscribe_pictures(self, sink: PictureSink) -> None:
+        """Send pictures to ``sink`` that nobody has encoded."""
         with self._lock:
             self._picture_sinks.append(sink)
 
-    def unsubscribe(self, sink: PacketSink | PictureSink) -> None:
+    def unsubscribe_pictures(self, sink: PictureSink) -> None:
         with self._lock:
-            self._packet_sinks = [s for s in self._packet_sinks if s != sink]
-            self._picture_sinks = [s for s in self._picture_sinks if s != sink]
-
-    def request_keyframe(self, gap_s: float = LOSS_GAP_S) -> None:
-        """Make a coming picture a keyframe, at least ``gap_s`` seconds after the last one; requests merge."""
-        with self._lock:
-            self._keyframe_gap = gap_s if self._keyframe_gap is None else min(gap_s, self._keyframe_gap)
+            self._picture_sinks = [other for other in self._picture_sinks if other != sink]
 
     def stats(self) -> StreamStats:
-        return self._meter.read(time.monotonic())
+        """Figures of the last two seconds; `StreamStats.lines` is left to who knows the viewers."""
+        return replace(self._meter.read(time.monotonic()), encoder="nvenc" if self._nvenc else "x264")
 
     def _new_thread(self) -> threading.Thread:
         return threading.Thread(target=self._run, name="encode", daemon=True)
 
     def _run(self) -> None:
-        encoder: _Encoder | None = None
+        bench: _Bench | None = None
         while (departure := self._slot.next()) is not None:
             try:
-                encoder = encoder or _Encoder(self._settings)
-                self._send(departure, encoder)
+                bench = bench or _Bench(self._settings, self._nvenc)
+                self._send(departure, bench)
             except Exception as error:
                 if not self._mine():
                     return
-                encoder = None
+                bench = None
                 self._fails(one_line(error))
                 time.sleep(ENCODE.pauses[min(self._failures, len(ENCODE.pauses)) - 1])
             if not self._mine():
@@ -162,67 +211,106 @@ class EncoderHub:
         self._failures += 1
         self._restarts += 1
         self._error = text
-        self.request_keyframe(0.0)
+        self._nvenc = False  # whatever it was: the next encoder is the one that needs no driver
+        with self._lock:
+            for running in self._lines.values():
+                running.keyframe_gap = 0.0
         fields = {"error": text, "failures": self._failures}
         log.error(
             "the encoder is made anew: %s", text, extra={"event": "stage_failed", "stage": "encode", "fields": fields}
         )
 
-    def _send(self, departure: Departure, encoder: _Encoder) -> None:
+    def _send(self, departure: Departure, bench: _Bench) -> None:
         """One picture to everybody."""
-        begin = departure.at
+        self._meter.issued(departure.at)
+        bench.take(departure.picture, departure.fresh)
         with self._lock:
-            packet_sinks, picture_sinks = tuple(self._packet_sinks), tuple(self._picture_sinks)
-            gap = self._keyframe_gap
-            keyframe = bool(packet_sinks) and gap is not None and begin - self._last_keyframe >= gap
-            if keyframe:
-                self._keyframe_gap = None
-        self._meter.issued(begin)
-        if departure.fresh:
-            encoder.forget()
-        if not packet_sinks and not picture_sinks:
+            lines, picture_sinks = tuple(self._lines.items()), tuple(self._picture_sinks)
+        bench.keep([line for line, _ in lines])
+        if not lines and not picture_sinks:
             return
-        pts = self._last_pts = max(self._last_pts + 1, int((begin - self._began) * CLOCK_RATE))
-        yuv = encoder.converted(departure.picture)
-        size = 0
+        pts = self._last_pts = max(self._last_pts + 1, int((departure.at - self._began) * CLOCK_RATE))
+        for line, running in sorted(lines, key=lambda item: -item[0].tier.need):
+            running.credit += line.tier.fps / self._settings.fps
+            if running.credit >= 1.0 - 1e-6:
+                running.credit -= 1.0
+                self._encode(line, running, departure, bench, pts)
+                if not self._mine():
+                    return
         if picture_sinks:
-            raw = RawPicture(np.asarray(yuv.to_ndarray(), dtype=np.uint8), pts)
-            for picture_sink in picture_sinks:
-                picture_sink(raw)
-        if packet_sinks:
-            packet = encoder.encode(yuv, pts, keyframe)
-            if not self._mine():
-                return
-            size = packet.size
-            if packet.is_keyframe:
-                keyframe, self._last_keyframe = True, begin
-            encoded = EncodedPicture(packet, packet.is_keyframe)
-            for packet_sink in packet_sinks:
-                packet_sink(encoded)
-        end = time.monotonic()
-        latency = (time.monotonic_ns() - departure.picture.t_capture_ns) * 1e-9 if departure.fresh else None
-        self._meter.encoded(end, end - begin, latency, size, keyframe)
+            begin = time.monotonic()
+            raw = RawPicture(np.asarray(bench.frame(self._settings.size).to_ndarray(), dtype=np.uint8), pts)
+            for sink in picture_sinks:
+                sink(raw)
+            self._meter.encoded(time.monotonic(), time.monotonic() - begin, _latency(departure), 0, keyframe=False)
         self._failures = 0
 
+    def _encode(self, line: Line, running: _Running, departure: Departure, bench: _Bench, pts: int) -> None:
+        """One packet to all who listen to ``line``."""
+        begin = time.monotonic()
+        with self._lock:
+            sinks, rate, gap = running.sinks, running.rate, running.keyframe_gap
+            wanted = gap is not None and departure.at - running.last_keyframe >= gap
+            if wanted:
+                running.keyframe_gap = None
+        packet = bench.encode(line, rate, pts, wanted)
+        if not self._mine():
+            return
+        encoded = EncodedPicture(packet, packet.is_keyframe)
+        if encoded.keyframe:
+            running.last_keyframe = departure.at
+        for sink in sinks:
+            sink(encoded)
+        end = time.monotonic()
+        self._meter.encoded(end, end - begin, _latency(departure), packet.size, encoded.keyframe)
 
-class _Encoder:
-    """The H.264 encoder of one thread, made when it is first needed, and the newest picture as it takes it."""
 
-    def __init__(self, settings: StreamSettings) -> None:
+def _latency(departure: Departure) -> float | None:
+    """Seconds since the capture of a picture that is new."""
+    return (time.monotonic_ns() - departure.picture.t_capture_ns) * 1e-9 if departure.fresh else None
+
+
+class _Bench:
+    """The encoders of one thread, each made when it is first needed, and the newest picture as they take it."""
+
+    def __init__(self, settings: StreamSettings, nvenc: bool) -> None:
         self._settings = settings
-        self._codec: H264Encoder | None = None
-        self._yuv: av.VideoFrame | None = None  # kept for repeats
+        self._nvenc = nvenc
+        self._converter = Converter()
+        self._encoders: dict[Line, Encoder] = {}
+        self._picture: ShownFrame | None = None
+        self._frames: dict[int, av.VideoFrame] = {}  # of that picture by side, kept for repeats
 
-    def forget(self) -> None:
-        self._yuv = None
+    def take(self, picture: ShownFrame, fresh: bool) -> None:
+        if fresh or self._picture is None:
+            self._picture = picture
+            self._frames.clear()
 
-    def converted(self, picture: ShownFrame) -> av.VideoFrame:
-        if self._yuv is None:
-            self._yuv = to_yuv420p(picture.rgb, self._settings.size)
-        return self._yuv
+    def keep(self, lines: list[Line]) -> None:
+        """Forget the encoders of all other lines."""
+        for line in [line for line in self._encoders if line not in lines]:
+            del self._encoders[line]
 
-    def encode(self, yuv: av.VideoFrame, pts: int, keyframe: bool) -> av.Packet[av.VideoStream]:
-        s = self._settings
-        if self._codec is None:
-            self._codec = H264Encoder(s.size, s.fps, 1000 * s.bitrate, s.preset)
-        return self._codec.encode(yuv, pts, keyframe)
+    def frame(self, size: int) -> av.VideoFrame:
+        """The picture as yuv420p of side ``size``."""
+        assert self._picture is not None
+        if (frame := self._frames.get(size)) is None:
+            if size == self._settings.size:
+                frame = self._converter.convert(self._picture.rgb, size)
+            else:
+                frame = self._converter.shrink(self.frame(self._settings.size), size)
+            self._frames[size] = frame
+        return frame
+
+    def encode(self, line: Line, rate: int, pts: int, keyframe: bool) -> av.Packet[av.VideoStream]:
+        frame = self.frame(line.tier.size)
+        if (encoder := self._encoders.get(line)) is None:
+            encoder = self._encoders[line] = self._open(line)
+        encoder.set_rate(rate)
+        return encoder.encode(frame, pts, keyframe)
+
+    def _open(self, line: Line) -> Encoder:
+        tier = line.tier
+        if line.codec is Codec.VP8:
+            return Vp8Encoder(tier.size, tier.fps, tier.ceiling)
+        return H264Encoder(tier.size, tier.fps, tier.ceiling, self._settings.preset, self._nvenc)

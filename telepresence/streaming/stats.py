@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from statistics import median
 
 WINDOW_S = 2.0
 STALL_S = 0.5
+
+
+@dataclass(frozen=True)
+class LineStats:
+    """One encode: how many viewers get it, and the rate at which it aims."""
+
+    viewers: int
+    kbps: int
 
 
 @dataclass(frozen=True)
@@ -17,7 +26,8 @@ class StreamStats:
 
     ``fps`` counts the pictures issued at the declared pace, new or repeated.  ``latency_ms`` is the median time from
     capture to the end of the encode (of each new picture, not of repeats), ``encode_ms`` the median time of colour
-    conversion and encode; both None while nobody watches.  ``encoded`` and ``keyframes`` count since the start.
+    conversion and encode; both None while nobody watches.  ``encoded`` and ``keyframes`` count since the start, of all
+    lines.  ``encoder`` makes the H.264; ``lines`` are named by codec and tier, as in ``H264 512@30``.
     """
 
     fps: float
@@ -26,6 +36,8 @@ class StreamStats:
     kbps: float
     encoded: int
     keyframes: int
+    encoder: str = "x264"
+    lines: Mapping[str, LineStats] = field(default_factory=dict)
 
 
 class StreamMeter:

@@ -273,7 +273,7 @@ def test_learning_rests_while_nothing_is_new_and_drawing_while_nobody_looks(
     end = tracked.total + 5
     eventually(daemon, lambda _: tracked.total >= end)
     assert daemon.telemetry.shown.total == shown
-    daemon._outlets.server._hub.subscribe_packets(lambda _: None)
+    daemon._outlets.server._hub.subscribe_pictures(lambda _: None)
     eventually(daemon, lambda _: daemon.telemetry.shown.total > shown + 2)
 
 

@@ -1,0 +1,174 @@
+"""Who watches, and what they can take: viewers stand on tiers, and a tier has the rate of its weakest viewer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+
+from telepresence.streaming.bandwidth import FLOOR, START, Estimate, RetransmitBudget
+from telepresence.streaming.encoder import Codec
+from telepresence.streaming.hub import JOIN_GAP_S, EncodedPicture, EncoderHub, Line, PacketSink
+from telepresence.streaming.stats import LineStats
+from telepresence.streaming.tiers import Climber
+from telepresence.streaming.tracks import PacketTrack
+
+REVIEW_S = 0.25  # estimates change about once a second
+WEAK = 0.5  # a viewer that can take less than this part of what the others of its tier can, leaves it to them
+
+
+class Viewer:
+    """One peer's part of the stream; what it reports comes in here, on the event loop."""
+
+    def __init__(self, audience: Audience, codec: Codec) -> None:
+        self.codec = codec
+        self.track = PacketTrack(self._enter, self._leave, self.keyframe)
+        self.estimate = Estimate()
+        self.climber = Climber()
+        self.line: Line | None = None  # None: not connected, or gone
+        self._audience = audience
+        self._budget = RetransmitBudget(time.monotonic())
+
+    def keyframe(self) -> None:
+        """The peer cannot decode what it gets (PLI, FIR), or lost what it should have got."""
+        if self.line is not None:
+            self._audience.hub.request_keyframe(self.line)
+
+    def believes(self, bitrate: float) -> None:
+        """The peer believes that ``bitrate`` bit/s reach it (REMB)."""
+        self.estimate.believes(bitrate)
+
+    def lost(self, fraction: float) -> None:
+        """The peer missed this part of the packets since its last report."""
+        self.estimate.lost(fraction, self._rate)
+
+    def may_retransmit(self) -> bool:
+        """Whether a packet that the peer misses may go again; if not, the peer will ask for a keyframe."""
+        return self._budget.take(self._rate, time.monotonic())
+
+    @property
+    def _rate(self) -> float:
+        return self._audience.rates.get(self.line, START) if self.line is not None else START
+
+    def _enter(self) -> None:
+        self._audience.enter(self)
+
+    def _leave(self) -> None:
+        self._audience.leave(self)
+
+
+@dataclass(frozen=True)
+class _Reach:
+    """What a viewer can take: ``allowance`` bit/s; ``known`` tells an estimate from a first guess."""
+
+    allowance: float
+    known: bool
+
+
+class Audience:
+    """Hands the packets of the hub to its viewers, and moves these between tiers; lives on the event loop."""
+
+    def __init__(self, hub: EncoderHub) -> None:
+        self.hub = hub
+        self.rates: dict[Line, float] = {}  # bit/s that each line in use aims at
+        self._loop = asyncio.get_running_loop()
+        self._viewers: list[Viewer] = []
+        self._sinks: dict[Line, PacketSink] = {}
+        self._reviewed = 0.0
+
+    def admit(self, codec: Codec) -> Viewer:
+        """A new viewer, who enters when its sender first pulls from its track, and leaves when the track stops."""
+        return Viewer(self, codec)
+
+    def enter(self, viewer: Viewer) -> None:
+        self._viewers.append(viewer)
+        self._move(viewer)
+        self._share_out()
+
+    def leave(self, viewer: Viewer) -> None:
+        if viewer in self._viewers:
+            self._viewers.remove(viewer)
+            viewer.line = None
+            self._close_empty()
+
+    def lines(self) -> Mapping[str, LineStats]:
+        """What is sent to how many, by codec and tier; any thread."""
+        viewers = Counter(viewer.line for viewer in tuple(self._viewers))
+        rates = self.rates.copy()
+        return {
+            f"{line.codec} {line.tier.name}": LineStats(viewers[line], round(rates.get(line, 0.0) / 1000))
+            for line in viewers
+            if line is not None
+        }
+
+    def hand_out(self, line: Line, picture: EncodedPicture) -> None:
+        """Give a picture to all who stand on ``line``."""
+        for viewer in self._viewers:
+            if viewer.line == line and not viewer.track.take(picture):
+                self.hub.request_keyframe(line, JOIN_GAP_S)
+        if (now := time.monotonic()) - self._reviewed >= REVIEW_S:
+            self._reviewed = now
+            self.review(now)
+
+    def review(self, now: float) -> None:
+        """Look at what everybody reported: who moves, and which rate each line gets."""
+        reaches = {viewer: self._reach(viewer) for viewer in self._viewers}
+        for viewer in self._viewers:
+            if reaches[viewer].known:
+                before = viewer.climber.rung
+                if viewer.climber.step(reaches[viewer].allowance, self._needs(viewer, reaches), now) != before:
+                    self._move(viewer)
+        self._close_empty()
+        self._share_out()
+
+    def _reach(self, viewer: Viewer) -> _Reach:
+        allowance = viewer.estimate.allowance
+        return _Reach(START if allowance is None else allowance, allowance is not None)
+
+    def _needs(self, viewer: Viewer, reaches: Mapping[Viewer, _Reach]) -> list[float]:
+        """bit/s that each rung asks of ``viewer``: for its pictures, and so as not to spoil them for the others."""
+        needs = []
+        for rung, tier in enumerate(self.hub.tiers):
+            others = [
+                min(reaches[other].allowance, tier.ceiling)
+                for other in self._viewers
+                if other is not viewer
+                and other.codec is viewer.codec
+                and other.climber.rung == rung
+                and reaches[other].known
+            ]
+            needs.append(max(tier.need, WEAK * median(others)) if others else tier.need)
+        return needs
+
+    def _move(self, viewer: Viewer) -> None:
+        """Put ``viewer`` on the line of its rung, where it begins with the next keyframe."""
+        line = viewer.line = Line(viewer.codec, self.hub.tiers[viewer.climber.rung])
+        viewer.track.restart()
+        if line in self._sinks:
+            self.hub.request_keyframe(line, JOIN_GAP_S)
+        else:
+            sink = self._sinks[line] = partial(self._receive, line)
+            self.hub.subscribe(line, sink)
+
+    def _share_out(self) -> None:
+        """Each line gets what its weakest viewer can take; one of whom nothing is known does not hold up the others."""
+        for line in self._sinks:
+            reaches = [self._reach(viewer) for viewer in self._viewers if viewer.line == line]
+            known = [reach.allowance for reach in reaches if reach.known]
+            rate = min(known or [reach.allowance for reach in reaches], default=START)
+            self.rates[line] = max(FLOOR, min(rate, line.tier.ceiling))
+            self.hub.set_rate(line, self.rates[line])
+
+    def _close_empty(self) -> None:
+        used = {viewer.line for viewer in self._viewers}
+        for line in [line for line in self._sinks if line not in used]:
+            self.hub.unsubscribe(line, self._sinks.pop(line))
+            self.rates.pop(line, None)
+
+    def _receive(self, line: Line, picture: EncodedPicture) -> None:
+        """From the encode thread: once a picture, however many watch."""
+        self._loop.call_soon_threadsafe(self.hand_out, line, picture)

@@ -1,0 +1,74 @@
+"""How much the way to one viewer carries, by what the viewer reports; and how much of it may be spent twice."""
+
+from __future__ import annotations
+
+import math
+
+START = 400_000
+"""bit/s for a viewer of which nothing is known: a link of 600 kbit/s takes it without a queue."""
+
+FLOOR = 50_000
+"""bit/s: less than this is not worth sending."""
+
+HEADROOM = 0.85  # of what the viewer believes to be there; the rest is for sound, packet headers, repeated packets
+LOSSY, CLEAN = 0.10, 0.02  # a link that loses more than the first is too full; less than the second has room
+GROWTH = 1.08  # for each report without loss, of which there is about one a second
+SILENT_REPORTS = 6  # so many without an estimate: this viewer makes none
+
+RETRANSMIT_SHARE = 0.2  # of the rate
+RETRANSMIT_BURST = 4  # packets that may always go again together
+PACKET = 1200  # bytes, about
+
+
+class Estimate:
+    """bit/s that one viewer can take, by its REMB messages and, as a second opinion, the loss that it reports.
+
+    The loss rule is that of Google's congestion control (draft-ietf-rmcat-gcc, section 6): a few lost packets are a
+    property of the link and change nothing.
+    """
+
+    def __init__(self) -> None:
+        self._believed: float | None = None  # by the viewer
+        self._reports = 0
+        self._cap = math.inf  # by loss
+
+    def believes(self, bitrate: float) -> None:
+        """The viewer believes that ``bitrate`` bit/s are there (REMB)."""
+        self._believed = max(0.0, bitrate)
+
+    def lost(self, fraction: float, sending: float) -> None:
+        """The viewer missed ``fraction`` of the packets since its last report, while ``sending`` bit/s were sent."""
+        self._reports += 1
+        if fraction > LOSSY:
+            self._cap = max(FLOOR, min(self._cap, sending) * (1.0 - fraction / 2))
+        elif fraction < CLEAN:
+            self._cap *= GROWTH
+            if self._believed is not None and self._cap > 2 * self._believed:
+                self._cap = math.inf
+        if self._believed is None and math.isinf(self._cap):
+            self._cap = START
+
+    @property
+    def allowance(self) -> float | None:
+        """bit/s; None while the viewer has not told enough."""
+        if self._believed is None:
+            return max(FLOOR, self._cap) if self._reports >= SILENT_REPORTS else None
+        return max(FLOOR, min(HEADROOM * self._believed, self._cap))
+
+
+class RetransmitBudget:
+    """Lets packets be sent again for a fifth of the rate, as more would only fill the queue that loses them."""
+
+    def __init__(self, now: float) -> None:
+        self._credit = float(RETRANSMIT_BURST * PACKET)  # bytes
+        self._at = now
+
+    def take(self, rate: float, now: float) -> bool:
+        """Whether one more packet may go again at ``now`` seconds, when the stream has ``rate`` bit/s."""
+        share = RETRANSMIT_SHARE * rate / 8
+        self._credit = min(max(RETRANSMIT_BURST * PACKET, share), self._credit + share * (now - self._at))
+        self._at = now
+        if self._credit < PACKET:
+            return False
+        self._credit -= PACKET
+        return True
