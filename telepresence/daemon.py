@@ -42,7 +42,7 @@ from telepresence.session import AWAY, Facts, Session, State
 from telepresence.sitter import Sitter
 from telepresence.sources import Source
 from telepresence.status import Moment, Status, missing
-from telepresence.streaming import MediaServer, Outlet, StreamHooks
+from telepresence.streaming import Controls, MediaServer, Outlet, StreamHooks
 from telepresence.supervision import Supervisor
 from telepresence.telemetry import Telemetry
 from telepresence.worker import limit_torch_threads
@@ -210,15 +210,15 @@ class Daemon:
             return
         person, frame = item
         began = time.perf_counter()
-        tracked = person.tracker.track(frame)
+        tracked = person.track(frame)
         self.telemetry.stage("track", time.perf_counter() - began)
         self.telemetry.tracked.tick()
-        observation = tracked.observation
-        if observation is not None:
+        pose = tracked.pose
+        if pose is not None:
             self.telemetry.found.tick()
         person.notice(tracked, time.monotonic())
-        if observation is not None and person.sitter.acquaintance.shows:
-            self._driving.follow(observation.state)
+        if pose is not None and person.sitter.acquaintance.shows:
+            self._driving.follow(pose.state)
         self._moved.set()
         if self._stand_ins is not None:
             self._stand_ins.tracked(tracked, person.learner)
@@ -304,6 +304,13 @@ class Daemon:
             self.background,
             self._choose_background,
             self._answer,
+            controls=Controls(
+                freeze=self._people.halt,
+                recalibrate=self._people.recalibrate,
+                orbit=self._orbit,
+                withhold=self._people.withhold,
+            ),
+            vision=self._vision,
         )
         preview = PreviewWindow(self.stopping.set) if self.options.preview else None
         return Outlets(MediaServer(self.config.stream, hooks), preview)
@@ -343,7 +350,7 @@ class Daemon:
             away=person.session.state in (State.WAITING, State.IDLE),
             news=learner.gate.news if learner is not None else None,
             likeness_db=score.avatar_db if score is not None else None,
-            frozen=learner is not None and learner.freeze,
+            frozen=learner is not None and not learner.learns,
             failure=health.error if health.condition in (Condition.FAILED, Condition.HUNG) else None,
         )
         sitter = person.sitter
@@ -427,6 +434,15 @@ class Daemon:
         """A viewer wants the head over something else (on the network thread).  UserError if there is no such."""
         self._backgrounds.choose(text)
         self._moved.set()
+
+    def _orbit(self, yaw: float, pitch: float) -> None:
+        self._display.orbit = yaw, pitch
+        self._moved.set()
+
+    def _vision(self, name: str) -> bytes:
+        from telepresence.tracking.browser import vision_file
+
+        return vision_file(name, self.options.models)
 
     def _answer(self, same: bool) -> None:
         """Somebody says whether this is the avatar's person (on the network thread).  UserError if nobody asked."""

@@ -11,6 +11,7 @@ import numpy as np
 from telepresence.backgrounds import Backgrounds
 from telepresence.cards import card
 from telepresence.frames import Drawn, ShownFrame
+from telepresence.orbit import pitch_turn, turned, yaw_turn
 from telepresence.pacing import Resolution, largest_side
 
 if TYPE_CHECKING:
@@ -48,23 +49,30 @@ class Scene:
 
 
 class Display:
-    """Makes pictures of ``side`` x ``side`` pixels within ``budget_ms`` each.  Belongs to the render thread."""
+    """Makes pictures of ``side`` x ``side`` pixels within ``budget_ms`` each.  Belongs to the render thread.
+
+    ``orbit`` is how the head is turned on top of its own motion: radians to the right in the picture and up; any thread
+    may replace it.
+    """
 
     def __init__(self, side: int, budget_ms: float, backgrounds: Backgrounds) -> None:
         self.side, self.budget_ms, self.backgrounds = side, budget_ms, backgrounds
         largest = largest_side(side)
         self.avatar = Resolution(min(Resolution().side, largest), largest=largest)
         self.mesh = Resolution(MESH_SIDE, largest=MESH_SIDE)
+        self.orbit = 0.0, 0.0
         self._frame_id = 0
         self._last: tuple[object, ...] | None = None
         self._fresh = False  # weights were taken over that no picture shows yet
 
     def picture(self, scene: Scene) -> ShownFrame | None:
         """The picture of ``scene``, or None if it would be the same as the last one."""
-        learner = scene.learner
+        learner, orbit = scene.learner, self.orbit
         state, camera = scene.state, scene.camera
         if state is not None and scene.absent_s > 0.0:
             state = relaxed(state, scene.absent_s)
+        if state is not None and any(orbit):
+            state = turned(state, pitch_turn(-orbit[1]) @ yaw_turn(orbit[0]))
         subject: tuple[object, ...]
         if state is not None and camera is not None and (scene.good or scene.mesh):
             subject = (
@@ -74,6 +82,7 @@ class Display:
                 self.backgrounds.chosen,
                 state.t_capture_ns,
                 min(scene.absent_s, HOLD_S + RELAX_S),
+                orbit,
             )
             moves = self._fresh or (scene.good and learner is not None and learner.display.fading)
             if not moves and subject == self._last:

@@ -83,7 +83,7 @@ class People:
         self._config, self._options, self._head, self._camera = config, options, head, camera
         self._note, self._save = note, save
         self._open_home = open_home or partial(open_source, options.source, browser=camera)
-        self._lent = self._refused = False
+        self._lent = self._refused = self._halted = False
         self._leaving: tuple[Person, float] | None = None
         self._habits: tuple[str, Habits] | None = None
         self._known_states = 0
@@ -133,6 +133,33 @@ class People:
                 for sitter in {person.sitter, *person.sitters.away}:
                     self._save(sitter)
                 person.close()
+
+    # ---- what a viewer may ask for, on any thread
+
+    def halt(self, on: bool) -> None:
+        """Learn nothing for now, or go on.  UserError if the call was never to learn."""
+        if not on and (self._config.run.freeze or self._config.run.train_share == 0.0):
+            raise UserError("this call was started to learn nothing: start it without --freeze")
+        self._halted = on
+        for person in (self.home, self.guest, self._leaving and self._leaving[0]):
+            for sitter in {person.sitter, *person.sitters.away} if person is not None else ():
+                if sitter.learner is not None:
+                    sitter.learner.halted = on
+
+    def recalibrate(self) -> None:
+        """Get to know anew how the person sits before the camera.  UserError if there is nobody."""
+        person = self.current
+        if person is None or person.tracker.shape is None:
+            raise UserError("nobody is known yet who could be calibrated anew")
+        person.recalibrate()
+
+    def withhold(self) -> None:
+        """Raise UserError unless landmarks are enough to follow the face before a browser's camera."""
+        leaving = self._leaving[0] if self._leaving is not None else None
+        home = self.home if self._options.source == "browser" else None
+        person = self.guest or leaving or home
+        if person is None or person.learner is None:
+            raise UserError("the avatar is not known yet: until it is, it is learned from pictures")
 
     def close(self, save: bool, release: bool) -> None:
         """``save`` everybody's avatar; ``release`` cameras and trackers too, once no stage uses them."""
@@ -241,7 +268,9 @@ class People:
         avatar.consent = avatar.consent or run.consent
         album = Album(album_folder(path), self._head, avatar.model.shape, keep=run.keep_frames)
         freeze = run.freeze or run.train_share == 0.0
-        return Learner(avatar, path, freeze=freeze, backend=run.backend, autosave_s=run.autosave_s, album=album)
+        learner = Learner(avatar, path, freeze=freeze, backend=run.backend, autosave_s=run.autosave_s, album=album)
+        learner.halted = self._halted
+        return learner
 
     def _new_guest(self) -> Person | None:
         camera = partial(open_source, "browser", browser=self._camera)

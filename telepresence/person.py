@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -73,6 +74,7 @@ class Person:
         self._reopened = 0
         self._lost: str | None = None  # why the camera was lost last
         self._clock = CaptureClock()
+        self._anew = threading.Event()  # somebody asked for a calibration
 
     @property
     def sitter(self) -> Sitter:
@@ -138,6 +140,22 @@ class Person:
     def wrong_times(self) -> int:
         """How many pictures had a capture time that cannot be."""
         return self._clock.wrong
+
+    def recalibrate(self) -> None:
+        """Calibrate anew at the next picture; any thread."""
+        self._anew.set()
+
+    def track(self, frame: CameraFrame) -> TrackedFrame:
+        """Track one picture.  Whoever is calibrated anew stays who they are, as if before another camera."""
+        from telepresence.tracking.proportions import Known
+
+        tracker = self.tracker
+        if self._anew.is_set() and tracker.shape is not None:
+            self._anew.clear()
+            before = tracker.calibration
+            tracker.recalibrate(Known(tracker.shape, before and replace(before, width=0, height=0)))
+            self.sitters.note("calibration", "the face is calibrated anew")
+        return tracker.track(frame)
 
     def notice(self, tracked: TrackedFrame, now: float) -> None:
         """Take over what tracking made of a frame: the pose, and a glimpse of somebody who is not yet learned.

@@ -18,7 +18,7 @@ from insta_runtime.head import HeadModel, load_head
 from insta_runtime.learn.evaluation import split
 from insta_runtime.tracked import TrackedFolder
 from insta_runtime.types import Float32, Float64, HeadState, Observation
-from telepresence.commands.orbit import pitch, pitch_turn, turned, yaw, yaw_turn
+from telepresence.orbit import pitch, pitch_turn, turned, yaw, yaw_turn
 from telepresence.config import Config
 
 if TYPE_CHECKING:

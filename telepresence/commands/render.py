@@ -22,7 +22,7 @@ from insta_runtime.torso.motion import POSE, seated
 from insta_runtime.tracked import read_take
 from insta_runtime.types import Bytes, Camera, HeadState, Take
 from telepresence.backgrounds import Backgrounds
-from telepresence.commands.orbit import pitch_turn, turned, yaw_turn
+from telepresence.orbit import pitch_turn, turned, yaw_turn
 from telepresence.config import Config
 from telepresence.drivers.transfer import Habits, Transfer
 

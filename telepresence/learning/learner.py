@@ -78,6 +78,8 @@ TORSO_AGAIN: Final = 40
 class Learner:
     """Learns ``avatar`` from what it is offered, and measures how good it is; ``freeze`` only measures.
 
+    While ``halted`` it does so, too; that may be changed at any time, on any thread.
+
     ``backend`` is a name that `insta_runtime.backends.choose_backend` knows.  ``gate`` counts what was not worth
     learning from, ``guidance`` what was seen of the person.
     """
@@ -125,6 +127,7 @@ class Learner:
         self._album = album
         self._stored = album.stored() if album is not None and not freeze else None
         self._watch = Watch(partial(Onlooker, avatar.model, self.backend), self.loaded, self.trainer.on_stream)
+        self.halted = False  # somebody asked for it
         self._paused = False  # until it is known whose face is seen
         self.changes: deque[Change] = deque(maxlen=8)  # of light, glasses, hair; whoever tells of them takes them out
         self._colours = ColouredMesh(avatar.model.rig, avatar.model.shape)
@@ -147,6 +150,11 @@ class Learner:
     def score(self) -> Score | None:
         """Of what is shown, on pictures that were held back."""
         return self._publisher.score
+
+    @property
+    def learns(self) -> bool:
+        """Whether pictures change the avatar."""
+        return not (self.freeze or self.halted)
 
     @property
     def published(self) -> Publisher:
@@ -176,7 +184,7 @@ class Learner:
                 self._last_colour = now
                 self._uncoloured.append(observation)
         self.guidance = self.guidance.after(observation.state)
-        if not self.freeze:
+        if self.learns:
             self.trainer.add(observation)
             if self._album is not None:
                 self._album.offer(observation)
@@ -198,7 +206,7 @@ class Learner:
         if self._paused:
             return False
         busy = self._colour()
-        if self.freeze:
+        if not self.learns:
             return self._publisher.measure(self.mesh, now) or busy
         busy = self._learn_torso() or busy
         began = time.monotonic()
@@ -266,7 +274,7 @@ class Learner:
         change = self._watch.work(good.shown, now)
         if change is not None:
             self.changes.append(change)
-            if not self.freeze:
+            if self.learns:
                 self.turn_page()
 
     def _save_of(self, state: TrainingState) -> Save:
@@ -278,7 +286,7 @@ class Learner:
     def _behind(self, now: float) -> bool:
         """Whether training has not learned enough yet from the pictures that were taken."""
         taken, steps = self._taken
-        young = self.freeze or self._offered < COLOUR_FIRST
+        young = not self.learns or self._offered < COLOUR_FIRST
         return not young and self.trainer.steps < steps + STEPS_A_PICTURE and now < taken + PATIENT_S
 
     def _offer_torso(self, observation: Observation) -> None:

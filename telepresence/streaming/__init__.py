@@ -1,5 +1,6 @@
 """The daemon's face to browsers: one shared encode, WHEP and WHIP signalling, the web page, a browser's camera."""
 
+from telepresence.streaming.hooks import Controls as Controls
 from telepresence.streaming.hooks import StreamHooks as StreamHooks
 from telepresence.streaming.outlet import Outlet as Outlet
 from telepresence.streaming.server import MediaServer as MediaServer

@@ -34,7 +34,7 @@ PACKETS_S: Final = 75.0
 """So many a second are listened to, and no more than a second's worth at once."""
 
 YAW, PITCH = 1.05, 0.5
-"""By how much the view may be turned around the head, rad: nobody was seen from behind."""
+"""By how much a head may be turned, rad: nobody was seen from behind."""
 
 POINTS: Final = 478
 SCORES: Final = 52
@@ -68,7 +68,7 @@ class Recalibrate(_Request):
 
 
 class Orbit(_Request):
-    """Look at the head from elsewhere: rad to the right of it, and above it."""
+    """Turn the head that is seen, on top of its own motion: rad to the right of the picture, and up."""
 
     yaw: Annotated[float, msgspec.Meta(ge=-YAW, le=YAW)]
     pitch: Annotated[float, msgspec.Meta(ge=-PITCH, le=PITCH)]

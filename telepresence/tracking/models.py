@@ -55,6 +55,11 @@ SEGMENTER_LANDSCAPE = ModelFile(
     "selfie_segmentation_landscape.tflite",
     "a77d03f4659b9f6b6c1f5106947bf40e99d7655094b6527f214ea7d451106edd",
 )
+VISION = ModelFile(
+    "mediapipe-tasks-vision-0.10.35.tgz",
+    "84597a25e13d123b5f4cbe768bb72e97a2c28c7a465f0ace287d8cbe5246bff0",
+    "https://registry.npmjs.org/@mediapipe/tasks-vision/-/tasks-vision-0.10.35.tgz",
+)
 
 
 def model_cache() -> Path:
@@ -73,6 +78,11 @@ def segmenter_path(models: Path | None = None, *, fast: bool = False) -> Path:
     """The selfie segmenter's file; with ``fast`` the small landscape one if it lies there (as good on a face crop)."""
     square = (SEGMENTER, SEGMENTER_SQUARE)
     return _find((SEGMENTER_LANDSCAPE, *square) if fast else (*square, SEGMENTER_LANDSCAPE), models)
+
+
+def vision_path(models: Path | None = None) -> Path:
+    """MediaPipe's package for browsers, as npm packs it."""
+    return _find((VISION,), models)
 
 
 def import_mediapipe() -> Any:

@@ -13,7 +13,7 @@ from small_person import open_head, pose
 from insta_runtime.learn.evaluation import METRICS, REGIONS, Scores, Steadiness
 from telepresence.commands.evaluate import stored_training
 from telepresence.commands.fit import figures_file
-from telepresence.commands.orbit import pitch, pitch_turn, turned, yaw
+from telepresence.orbit import pitch, pitch_turn, turned, yaw
 from telepresence.commands.recordings import UNSEEN, unseen_turns
 from telepresence.commands.scoring import Lpips, figures_of, show, without_nan
 

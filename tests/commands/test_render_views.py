@@ -16,7 +16,7 @@ from insta_runtime.config import OccupancyConfig
 from insta_runtime.tracked import write_take
 from insta_runtime.types import Float32, HeadState, Take
 from telepresence.cli import run_command
-from telepresence.commands.orbit import pitch, pitch_turn, turned, yaw, yaw_turn
+from telepresence.orbit import pitch, pitch_turn, turned, yaw, yaw_turn
 from telepresence.commands.render import transferred
 
 JAW = open_head().expression_names.index("jawOpen")
