@@ -68,11 +68,11 @@ class Microphone:
         self._next: int | None = None
         self._decoder: av.AudioCodecContext | None = None
 
-    def packet(self, sequence: int, timestamp: int, payload: bytes) -> None:
-        """An RTP packet of the stream, in whatever order they arrive."""
+    def packet(self, sequence: int, timestamp: int, payload: bytes, arrived: float | None = None) -> None:
+        """An RTP packet of the stream, in whatever order; ``arrived`` now, or at that second of the monotonic clock."""
         if not payload:
             return
-        sent = self._clock.sent(timestamp, time.monotonic())
+        sent = self._clock.sent(timestamp, time.monotonic() if arrived is None else arrived)
         ahead = (sequence - (self._next if self._next is not None else sequence)) & 0xFFFF
         if ahead > MAX_SKIP:
             if ahead >= 0x10000 - MAX_SKIP:

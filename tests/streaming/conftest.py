@@ -20,6 +20,7 @@ from insta_runtime.errors import UserError
 from telepresence.backgrounds import Backgrounds
 from telepresence.frames import CameraFrame, ShownFrame
 from telepresence.mailbox import Mailbox
+from telepresence.sound import SoundBus
 from telepresence.streaming import MediaServer, StreamHooks, StreamSettings
 
 SIZE = 512
@@ -65,6 +66,7 @@ class Studio:
         self.recent: deque[np.ndarray] = deque(maxlen=90)
         self.backgrounds = Backgrounds("torso")
         self.answers: list[bool] = []  # to the question whose face it is, which is asked while the status says so
+        self.sound = SoundBus()
         hooks = StreamHooks(
             lambda: {"background": str(self.backgrounds.chosen), **self.status},
             lambda: "up 1\n",
@@ -73,6 +75,7 @@ class Studio:
             lambda: {"background": str(self.backgrounds.chosen), "choices": self.backgrounds.choices},
             self.backgrounds.choose,
             self._answer,
+            sound=self.sound,
         )
         self.server = MediaServer(StreamSettings(**{"port": 0, **settings}), hooks)
         self._going = True
