@@ -10,13 +10,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from aiortc import MediaStreamTrack, RTCConfiguration, RTCPeerConnection, RTCSessionDescription
+from aiortc import MediaStreamTrack, RTCPeerConnection, RTCSessionDescription
 
 from insta_runtime.errors import UserError
 from telepresence.streaming import aiortc_hooks
 from telepresence.streaming.camera import CameraIntake
+from telepresence.streaming.channel import PageChannels, Withheld
 from telepresence.streaming.feed import Feed
 from telepresence.streaming.hooks import StreamHooks
+from telepresence.streaming.ice import IceServers
 from telepresence.streaming.microphone import Microphone
 from telepresence.streaming.offer import Offer
 
@@ -46,6 +48,7 @@ class Peer:
     id: str = field(default_factory=lambda: secrets.token_hex(16))
     since: float = field(default_factory=time.monotonic)
     intake: asyncio.Task[None] | None = None
+    camera: CameraIntake | None = None
     ear: asyncio.Task[None] | None = None  # ends with its track
     packets: int = 0  # that came from it
     quiet_s: float = 0.0  # since one came
@@ -72,11 +75,12 @@ class Peer:
 class Peers:
     """Answers offers and keeps the sessions; lives on the event loop of the network thread."""
 
-    def __init__(self, feed: Feed, limit: int, hooks: StreamHooks) -> None:
+    def __init__(self, feed: Feed, limit: int, hooks: StreamHooks, ice: IceServers) -> None:
         """``limit`` viewers at most."""
         self._feed = feed
         self._limit = limit
         self._hooks = hooks
+        self._ice = ice
         self._peers: dict[str, Peer] = {}
 
     @property
@@ -136,8 +140,7 @@ class Peers:
             raise Full(f"{self._limit} viewers are watching already; try again later")
         if gives and any(peer.gives for peer in self._peers.values()):
             raise Taken("another camera is in use; stop it first")
-        # Without the empty list aiortc asks Google's STUN server, and waits five seconds where that is unreachable.
-        peer = Peer(RTCPeerConnection(RTCConfiguration(iceServers=[])), watches, gives)
+        peer = Peer(RTCPeerConnection(self._ice.configuration()), watches, gives)
         self._peers[peer.id] = peer
 
         async def on_change() -> None:
@@ -150,7 +153,12 @@ class Peers:
             elif track.kind == "audio" and peer.gives and not self._feed.shared:
                 peer.ear = asyncio.create_task(Microphone(self._hooks.sound.speak).drain(track))
 
+        def take(withheld: Withheld) -> None:
+            if peer.camera is not None:
+                peer.camera.take(withheld)
+
         peer.pc.on("connectionstatechange", on_change)
+        peer.pc.on("datachannel", PageChannels(self._hooks.controls, take if gives else None).open)
         peer.pc.on("track", on_track)
         return peer
 
@@ -198,7 +206,8 @@ class Peers:
 
         while track.readyState == "live":
             try:
-                await CameraIntake(track, self._hooks.camera, begin).run()
+                peer.camera = CameraIntake(track, self._hooks.camera, begin)
+                await peer.camera.run()
             finally:
                 if began:
                     began = False

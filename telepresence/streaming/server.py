@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from insta_runtime.errors import UserError
@@ -16,15 +17,19 @@ from telepresence.frames import ShownFrame
 from telepresence.policy import JUMP_S, POLICIES, Condition, Health
 from telepresence.streaming.hooks import StreamHooks
 from telepresence.streaming.hub import EncoderHub
+from telepresence.streaming.link import LinkPlan
 from telepresence.streaming.settings import StreamSettings
 from telepresence.streaming.sound import SoundHub
 from telepresence.streaming.stats import StreamStats
+from telepresence.streaming.tls import tls_context
 
 if TYPE_CHECKING:
+    from telepresence.streaming.audience import Audience
     from telepresence.streaming.peers import Peers
 
 log = logging.getLogger(__name__)
 
+ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where all addresses listen, this one does, too
 START_S = 30.0
 STOP_S = 10.0
 
@@ -39,10 +44,12 @@ class MediaServer:
         """Raises UserError when the settings ask for what cannot be (a public address, an odd size)."""
         settings.check()
         self._settings = settings
+        self._tls = tls_context(settings.access)
         self._hooks = hooks
         self._hub = EncoderHub(settings)
         self._sound = SoundHub(hooks.sound, 1000 * settings.sound, lambda: self._hub.stats().latency_ms)
         self._peers: Peers | None = None
+        self._audience: Audience | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Event | None = None
         self._thread: threading.Thread | None = None
@@ -67,8 +74,10 @@ class MediaServer:
     @property
     def address(self) -> str:
         """What a user opens in a browser."""
-        host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
-        return f"http://{host}:{self._port}/"
+        s = self._settings
+        scheme = "https" if s.access.tls_cert else "http"
+        name = s.access.names.split()[0] if s.access.names else ANYWHERE.get(s.host, s.host)
+        return f"{scheme}://{f'[{name}]' if ':' in name else name}:{self._port}/"
 
     @property
     def viewers(self) -> int:
@@ -102,7 +111,8 @@ class MediaServer:
 
     def stream_stats(self) -> StreamStats:
         """Figures of the last two seconds; any thread."""
-        return self._hub.stats()
+        lines = self._audience.lines() if self._audience is not None else {}
+        return replace(self._hub.stats(), lines=lines)
 
     def stop(self) -> None:
         """End every session and both threads; may be called twice, and after a failed start."""
@@ -136,25 +146,31 @@ class MediaServer:
                 raise
             ready.set_exception(error)
 
-    async def _serve(self, listener: socket.socket, ready: Future[None]) -> None:
-        from aiohttp.web import AppRunner, SockSite
-
+    async def _serve(self, port: socket.socket, ready: Future[None]) -> None:
         from telepresence.streaming import aiortc_hooks, web
+        from telepresence.streaming.access import Access
+        from telepresence.streaming.audience import Audience
         from telepresence.streaming.feed import Feed
+        from telepresence.streaming.ice import IceServers
+        from telepresence.streaming.listener import serve
         from telepresence.streaming.peers import Peers
 
         aiortc_hooks.quieten()
         if not aiortc_hooks.missing():
             aiortc_hooks.offer_loopback()
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
-        self._peers = peers = Peers(Feed(self._hub, _can_share(), self._sound), self._settings.viewers, self._hooks)
-        app = web.application(peers, self._hooks, lambda: self._hub.alive)
-        runner = AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
-        await runner.setup()
+        ice = IceServers(self._settings.ice)
+        self._audience = audience = Audience(self._hub)
+        link = LinkPlan.parse(self._settings.link) if self._settings.link else None
+        self._peers = peers = Peers(
+            Feed(audience, _can_share(), self._sound, link), self._settings.viewers, self._hooks, ice
+        )
+        access = Access(self._settings.access, self._settings.host, self._port)
+        app = web.application(peers, self._hooks, access, ice, lambda: self._hub.alive)
+        runner = await serve(app, port, self._tls)
         watchdog = asyncio.create_task(peers.watchdog())
         pulse = asyncio.create_task(self._beat())
         try:
-            await SockSite(runner, listener).start()
             ready.set_result(None)
             await self._stopping.wait()
         finally:
@@ -171,21 +187,12 @@ class MediaServer:
 
 def _can_share() -> bool:
     """Whether one encode can serve all viewers: x264 works, and aiortc is the one that the hooks were made for."""
-    import av
-    import numpy as np
-
     from telepresence.streaming import aiortc_hooks
-    from telepresence.streaming.encoder import H264Encoder, to_yuv420p
+    from telepresence.streaming.encoder import x264_trouble
 
     lacking = aiortc_hooks.missing()
-    try:
-        packet = H264Encoder(64, 30, 100_000, "ultrafast").encode(
-            to_yuv420p(np.zeros((64, 64, 3), np.uint8), 64), 0, True
-        )
-        if not packet.is_keyframe:
-            lacking.append("an x264 that makes keyframes on demand")
-    except (av.FFmpegError, ValueError) as error:
-        lacking.append(f"libx264 in PyAV ({error})")
+    if (trouble := x264_trouble()) is not None:
+        lacking.append(f"libx264 in PyAV ({trouble})")
     if lacking:
         log.warning("every viewer gets an encoder of its own, which costs more; missing: %s", ", ".join(lacking))
     return not lacking

@@ -2,39 +2,46 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 import math
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from aiohttp import web
 
 from insta_runtime.errors import UserError
+from telepresence.streaming.access import Access, Asked, Refusal
+from telepresence.streaming.ice import IceServers
 from telepresence.streaming.offer import MAX_BYTES, Offer, read_offer
 from telepresence.streaming.peers import Full, Peers, Taken
-from telepresence.streaming.settings import is_loopback
 
 if TYPE_CHECKING:
     from telepresence.streaming.hooks import StreamHooks
 
-PAGE = {
-    "/": ("index.html", "text/html"),
-    "/app.js": ("app.js", "text/javascript"),
-    "/chart.js": ("chart.js", "text/javascript"),
-    "/guide.js": ("guide.js", "text/javascript"),
-    "/question.js": ("question.js", "text/javascript"),
-    "/style.css": ("style.css", "text/css"),
-    "/icon.svg": ("icon.svg", "image/svg+xml"),
+MEDIA_TYPES = {
+    ".html": "text/html",
+    ".js": "text/javascript",
+    ".css": "text/css",
+    ".svg": "image/svg+xml",
+    ".wasm": "application/wasm",
+    ".task": "application/octet-stream",
 }
+VISION_S = 86400
+"""Seconds that a browser may keep the files with which it tracks faces: their content never changes."""
 
 HEADERS = {
     "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; media-src 'self' blob:; "
-        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self'; style-src 'self'; "
+        "img-src 'self'; media-src 'self' blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
     ),
-    "Permissions-Policy": "camera=(self), microphone=(), geolocation=()",
+    "Permissions-Policy": "camera=(self), microphone=(self), geolocation=()",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
@@ -42,23 +49,49 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 
+SHARED = {
+    "Access-Control-Expose-Headers": "Location, Link, Retry-After, WWW-Authenticate",
+    "Vary": "Origin",
+}
+"""What pages of other origins, where they are allowed, may read of an answer; no cookie counts for them."""
+PREFLIGHT = {
+    "Access-Control-Allow-Methods": "GET, POST, PUT, DELETE",
+    "Access-Control-Allow-Headers": "Authorization, Content-Type",
+    "Access-Control-Max-Age": "600",
+}
+
+BODY_S = 5.0
+"""Seconds in which the body of a request must be there."""
+LOG_S = 10.0
+"""Seconds between two lines in the log about refusals for the same reason."""
+
 MAX_WISH = 1024
 """Bytes that it takes to wish for a background, or to answer."""
+
+log = logging.getLogger("telepresence")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def application(peers: Peers, hooks: StreamHooks, healthy: Callable[[], bool]) -> web.Application:
+def application(
+    peers: Peers, hooks: StreamHooks, access: Access, ice: IceServers, healthy: Callable[[], bool]
+) -> web.Application:
     """All routes.  What they call of ``hooks`` is called on the event loop and must not block."""
 
     async def whep(request: web.Request) -> web.Response:
-        return await _answer(request, peers.watch)
+        return await _answer(request, peers.watch, ice)
 
     async def whip(request: web.Request) -> web.Response:
-        return await _answer(request, peers.publish)
+        return await _answer(request, peers.publish, ice)
 
     async def call(request: web.Request) -> web.Response:
-        return await _answer(request, peers.call)
+        return await _answer(request, peers.call, ice)
+
+    async def describe(_request: web.Request) -> web.Response:
+        return web.Response(status=204, headers={"Accept-Post": "application/sdp", "Allow": "OPTIONS, POST"})
+
+    async def show_ice(_request: web.Request) -> web.Response:
+        return web.json_response({"iceServers": [server.as_json() for server in ice.now()]})
 
     async def end(request: web.Request) -> web.Response:
         if await peers.close(request.match_info["session"]):
@@ -89,16 +122,30 @@ def application(peers: Peers, hooks: StreamHooks, healthy: Callable[[], bool]) -
             return _refuse(409, str(error))
         return web.Response(status=204)
 
+    async def vision(request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        try:
+            body = await asyncio.to_thread(hooks.vision, name)
+        except KeyError:
+            return _refuse(404, "there is no such file")
+        except UserError as error:
+            return _refuse(503, str(error))
+        response = _file(name, body)
+        response.headers["Cache-Control"] = f"private, max-age={VISION_S}"
+        return response
+
     async def health(_request: web.Request) -> web.Response:
         return web.Response(text="ok\n") if healthy() else _refuse(503, "the encoder has stopped")
 
-    app = web.Application(middlewares=[_guard], client_max_size=MAX_BYTES)
+    app = web.Application(middlewares=[_Guard(access).middleware], client_max_size=MAX_BYTES)
     app.on_response_prepare.append(_add_headers)
     app.add_routes(
         [
             web.post("/whep", whep),
             web.post("/whip", whip),
             web.post("/call", call),
+            *(web.options(path, describe) for path in ("/whep", "/whip", "/call")),
+            web.get("/ice", show_ice),
             web.delete("/session/{session:[0-9a-f]{32}}", end),
             web.get("/status", show_status),
             web.get("/metrics", show_metrics),
@@ -106,26 +153,40 @@ def application(peers: Peers, hooks: StreamHooks, healthy: Callable[[], bool]) -
             web.put("/background", choose_background),
             web.post("/person", answer),
             web.get("/healthz", health),
-            *(web.get(path, _asset(name, media_type)) for path, (name, media_type) in PAGE.items()),
+            web.get("/vision/{name}", vision),
+            *_page(),
         ]
     )
     return app
 
 
-async def _answer(request: web.Request, take: Callable[[Offer], Awaitable[tuple[str, str]]]) -> web.Response:
+async def _answer(
+    request: web.Request, take: Callable[[Offer], Awaitable[tuple[str, str]]], ice: IceServers
+) -> web.Response:
     """WHEP and WHIP (RFC 9725) alike: an SDP offer comes in, 201 with the SDP answer and the session's address."""
     if request.content_type != "application/sdp":
         return _refuse(415, "send the SDP offer as application/sdp")
     try:
-        session, answer = await take(read_offer(await request.read(), request.remote or "127.0.0.1"))
+        session, answer = await take(read_offer(await _body(request), request.remote or "127.0.0.1"))
     except Full as error:
         return _refuse(503, str(error), {"Retry-After": "5"})
     except Taken as error:
         return _refuse(409, str(error))
     except UserError as error:
         return _refuse(400, str(error))
-    headers = {"Location": f"/session/{session}"}
-    return web.Response(status=201, text=answer, content_type="application/sdp", headers=headers)
+    response = web.Response(status=201, text=answer, content_type="application/sdp")
+    response.headers["Location"] = f"/session/{session}"
+    for server in ice.now():
+        response.headers.add("Link", server.as_link())
+    return response
+
+
+async def _body(request: web.Request) -> bytes:
+    """All of it, soon: who sends it drop by drop is not waited for."""
+    try:
+        return await asyncio.wait_for(request.read(), BODY_S)
+    except TimeoutError as error:
+        raise web.HTTPRequestTimeout from error
 
 
 async def _choose(request: web.Request, choose: Callable[[str], None]) -> web.Response:
@@ -149,7 +210,7 @@ async def _wish(request: web.Request, what: str, key: str) -> Any:
     """
     if request.content_type != "application/json":
         return _refuse(415, f"send the {what} as application/json")
-    body = await request.read()
+    body = await _body(request)
     try:
         wanted = json.loads(body) if len(body) <= MAX_WISH else None
     except (ValueError, RecursionError):
@@ -157,41 +218,99 @@ async def _wish(request: web.Request, what: str, key: str) -> Any:
     return wanted.get(key) if isinstance(wanted, dict) else None
 
 
-@web.middleware
-async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Only pages of this very daemon may talk to it: the Host check stops DNS rebinding, the Origin check the rest."""
-    try:
-        host = urlsplit(f"//{request.host}").hostname
-    except ValueError:
-        host = None
-    if host is None or not is_loopback(host):
-        return _refuse(403, "this daemon answers to localhost and 127.0.0.1 only")
-    origin = request.headers.get("Origin")
-    if origin is not None and origin != f"http://{request.host}":
-        return _refuse(403, "this daemon does not answer to other web pages")
-    try:
-        return await handler(request)
-    except web.HTTPException as error:
-        message = f"at most {MAX_BYTES} bytes are allowed" if error.status == 413 else error.reason.lower()
-        allow = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
-        return _refuse(error.status, message, allow)
+class _Guard:
+    """Lets `Access` decide, tells the log of refusals, and keeps every refusal to one line."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+        self._told: dict[str, tuple[float, int]] = {}  # reason: when the log was told last, how many since
+
+    @web.middleware
+    async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        asked = _asked(request)
+        refusal = self._access.refuse(asked)
+        if refusal is not None:
+            self._tell(request, refusal)
+            return self._share(asked, _refuse(refusal.status, refusal.message, refusal.headers))
+        if (cookie := self._access.cookie(asked)) is not None:  # the token is not to stay in the address bar
+            return web.Response(status=303, headers={"Location": "/", "Set-Cookie": cookie})
+        if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
+            return self._share(asked, web.Response(status=204, headers=PREFLIGHT))
+        try:
+            return self._share(asked, await handler(request))
+        except web.HTTPException as error:
+            message = f"at most {MAX_BYTES} bytes are allowed" if error.status == 413 else error.reason.lower()
+            allow = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
+            return self._share(asked, _refuse(error.status, message, allow))
+
+    def _share(self, asked: Asked, response: web.StreamResponse) -> web.StreamResponse:
+        if asked.origin is not None and self._access.shares(asked.origin):
+            response.headers.update({"Access-Control-Allow-Origin": asked.origin, **SHARED})
+        return response
+
+    def _tell(self, request: web.Request, refusal: Refusal) -> None:
+        """One line that holds no secret: neither query nor session, nothing that the peer could have made up."""
+        now = time.monotonic()
+        when, count = self._told.get(refusal.reason, (-LOG_S, 0))
+        if now - when < LOG_S:
+            self._told[refusal.reason] = when, count + 1
+            return
+        self._told[refusal.reason] = now, 0
+        resource = request.match_info.route.resource
+        path = resource.canonical if resource is not None else "an unknown path"
+        more = f" ({count} more lately)" if count else ""
+        fields = {"reason": refusal.reason, "address": request.remote, "path": path, "more": count}
+        log.warning(
+            "refused %s for %s: %s%s",
+            path,
+            request.remote,
+            refusal.reason,
+            more,
+            extra={"event": "refused", "stage": "network", "fields": fields},
+        )
+
+
+def _asked(request: web.Request) -> Asked:
+    return Asked(
+        request.method,
+        request.path,
+        request.query_string,
+        request.remote or "",
+        request.host,
+        request.headers.get("Origin"),
+        request.headers.get("Authorization"),
+        request.headers.get("Cookie"),
+    )
 
 
 async def _add_headers(_request: web.Request, response: web.StreamResponse) -> None:
-    response.headers.update(HEADERS)
+    for name, value in HEADERS.items():
+        response.headers.setdefault(name, value)
 
 
 def _refuse(status: int, message: str, headers: Mapping[str, str] | None = None) -> web.Response:
     return web.Response(status=status, text=message + "\n", headers=headers)
 
 
-def _asset(name: str, media_type: str) -> Handler:
-    body = files("telepresence.streaming").joinpath("page", name).read_bytes()
+def _page() -> list[web.RouteDef]:
+    """A route for each file of the page."""
+    folder = files("telepresence.streaming").joinpath("page")
+    return [_asset("/" if file.name == "index.html" else f"/{file.name}", file) for file in folder.iterdir()]
+
+
+def _asset(path: str, file: Traversable) -> web.RouteDef:
+    body = file.read_bytes()
 
     async def asset(_request: web.Request) -> web.Response:
-        return web.Response(body=body, content_type=media_type, charset="utf-8")
+        return _file(file.name, body)
 
-    return asset
+    return web.get(path, asset)
+
+
+def _file(name: str, body: bytes) -> web.Response:
+    media_type = MEDIA_TYPES[PurePath(name).suffix]
+    text = media_type.startswith("text/")
+    return web.Response(body=body, content_type=media_type, charset="utf-8" if text else None)
 
 
 def _finite(value: Any) -> Any:
