@@ -22,6 +22,7 @@ from telepresence.learning.album import Album, album_folder
 from telepresence.learning.learner import Learner
 from telepresence.person import Person, make_tracker, new_avatar_path, stored_avatar, stored_calibration
 from telepresence.sitter import Sitter
+from telepresence.sound import Ear
 from telepresence.sources import Informed, Source, open_source
 from telepresence.tracking.proportions import Known
 
@@ -71,18 +72,19 @@ class People:
         *,
         note: Callable[[str, str | None], None],
         save: Callable[[Sitter], None],
+        hear: Ear | None = None,
         open_home: Callable[[], Source] | None = None,
     ) -> None:
         """``camera`` is where a browser's pictures arrive.  ``note(where, None)`` says that it works again.
 
-        ``open_home`` opens what takes the place of ``options.source``.
+        ``hear`` is told the sound of ``options.source``; ``open_home`` opens what takes its place.
         """
         self.home: Person | None = None  # the one from --source
         self.guest: Person | None = None  # the one before a browser's camera
         self.current: Person | None = None
         self._config, self._options, self._head, self._camera = config, options, head, camera
         self._note, self._save = note, save
-        self._open_home = open_home or partial(open_source, options.source, browser=camera)
+        self._open_home = open_home or partial(open_source, options.source, browser=camera, hear=hear)
         self._lent = self._refused = self._halted = False
         self._leaving: tuple[Person, float] | None = None
         self._habits: tuple[str, Habits] | None = None

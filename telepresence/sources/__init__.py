@@ -7,6 +7,7 @@ from pathlib import Path
 from insta_runtime.errors import UserError
 from telepresence.frames import CameraFrame
 from telepresence.mailbox import Mailbox
+from telepresence.sound import Ear
 from telepresence.sources.source import Identity, Informed, Source
 
 __all__ = ["SPECS", "Identity", "Informed", "Source", "open_source"]
@@ -14,11 +15,11 @@ __all__ = ["SPECS", "Identity", "Informed", "Source", "open_source"]
 SPECS = "synthetic, webcam, webcam:DEVICE, file:PATH, tracked:DIR or browser"
 
 
-def open_source(spec: str, *, browser: Mailbox[CameraFrame] | None = None) -> Source:
+def open_source(spec: str, *, browser: Mailbox[CameraFrame] | None = None, hear: Ear | None = None) -> Source:
     """The source that ``spec`` names.
 
-    ``browser`` is the mailbox that the ``browser`` source reads.  Only the chosen source is imported.  Raises
-    UserError if there is no such source, or if it cannot be opened.
+    ``browser`` is the mailbox that the ``browser`` source reads; ``hear`` is told the sound of a source that has any.
+    Only the chosen source is imported.  Raises UserError if there is no such source, or if it cannot be opened.
     """
     kind, _, argument = spec.partition(":")
     if kind == "synthetic" and not argument:
@@ -32,7 +33,7 @@ def open_source(spec: str, *, browser: Mailbox[CameraFrame] | None = None) -> So
     if kind == "file" and argument:
         from telepresence.sources.video import VideoSource
 
-        return VideoSource(Path(argument).expanduser())
+        return VideoSource(Path(argument).expanduser(), hear)
     if kind == "tracked" and argument:
         from telepresence.sources.tracked import TrackedSource
 

@@ -12,6 +12,8 @@ import numpy as np
 from insta_runtime.errors import UserError
 from insta_runtime.types import Bytes
 from telepresence.frames import CameraFrame
+from telepresence.sound import Ear, SoundChunk
+from telepresence.sources.sound import FileSound
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -22,11 +24,16 @@ if TYPE_CHECKING:
 # also take a text file for a terminal recording.
 _CONTAINERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,ogg,asf,ivf,h264,hevc,yuv4mpegpipe,gif"
 
+_OPTIONS = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
+
 _MAX_SIDE = 8192
 
 _MAX_GAP = 0.1
 """Seconds of catching up after which a late picture is delivered all the same, so that what
 is too heavy to decode still moves."""
+
+_SOUND_AHEAD = 0.2
+"""Seconds by which sound is told before its picture: more than pictures are apart."""
 
 _MAX_LAG = 1.0
 """Seconds behind its own clock from which playing resumes where it is (nobody read for a while)."""
@@ -39,7 +46,7 @@ class VideoFrames(Iterator[CameraFrame]):
     (rotation applied) with square pixels.  A file that breaks off ends where it breaks.
 
     Attributes: ``fps`` nominal rate; ``count`` number of pictures that the file claims (an estimate, at
-    least 1); ``width, height`` of the pictures in pixels.
+    least 1); ``width, height`` of the pictures in pixels; ``origin`` the file's time of the first picture, in seconds.
     """
 
     def __init__(self, path: Path) -> None:
@@ -47,7 +54,7 @@ class VideoFrames(Iterator[CameraFrame]):
         self._container, self._stream = _open(path)
         self._frames = self._decode()
         self._next_id = 0
-        self._origin = 0.0
+        self.origin = 0.0
         self._last = -1.0
         self.fps = _frame_rate(self._stream)
         self.count = _frame_count(self._container, self._stream, self.fps)
@@ -74,10 +81,10 @@ class VideoFrames(Iterator[CameraFrame]):
             seconds = self._last + interval if self._next_id else 0.0
         else:
             if self._next_id == 0:
-                self._origin = frame.time
-            seconds = frame.time - self._origin
+                self.origin = frame.time
+            seconds = frame.time - self.origin
         if self._next_id and not self._last < seconds < self._last + 10.0:
-            self._origin += seconds - (self._last + interval)
+            self.origin += seconds - (self._last + interval)
             seconds = self._last + interval
         return seconds
 
@@ -117,16 +124,19 @@ def video_frames(path: Path) -> VideoFrames:
 
 
 class VideoSource:
-    """A video file as a camera: in real time, in a loop.
+    """A video file as a camera and a microphone: in real time, in a loop.
 
     Pictures come when their own time stamps say so; a reader or a machine that is too slow loses pictures
-    rather than pace.
+    rather than pace.  The sound of a picture is told a little before the picture comes.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, hear: Ear | None = None) -> None:
+        """``hear`` is told the sound, on the thread that reads the pictures."""
         self.name = path.name
         self._path = path
         self._frames = VideoFrames(path)
+        self._hear = hear
+        self._sound = FileSound(path, _OPTIONS) if hear is not None else None
         self.fps = self._frames.fps
         self._next_id = 0
         self._start: float | None = None  # monotonic time of this round's first picture
@@ -155,8 +165,9 @@ class VideoSource:
     def _decode_next(self) -> tuple[VideoFrame, float]:
         item = self._frames.advance()
         if item is None:
-            self._frames.close()
+            self.close()
             self._frames = VideoFrames(self._path)
+            self._sound = FileSound(self._path, _OPTIONS) if self._hear is not None else None
             self._start = self._last_due + 1.0 / self.fps
             item = self._frames.advance()
             assert item is not None, "VideoFrames holds at least one picture"
@@ -169,10 +180,22 @@ class VideoSource:
             self._start += now - due
             due = now
         self._last_due = due
+        self._play(seconds + _SOUND_AHEAD)
         return frame, due
+
+    def _play(self, seconds: float) -> None:
+        """Tell the sound up to ``seconds`` after the first picture."""
+        if self._sound is None or self._hear is None or self._start is None:
+            return
+        origin = self._frames.origin
+        for at, samples in self._sound.until(seconds + origin):
+            if at >= origin:
+                self._hear(SoundChunk(round((self._start + at - origin) * 1e9), samples))
 
     def close(self) -> None:
         self._frames.close()
+        if self._sound is not None:
+            self._sound.close()
 
 
 def _open(path: Path) -> tuple[InputContainer, VideoStream]:
@@ -180,9 +203,8 @@ def _open(path: Path) -> tuple[InputContainer, VideoStream]:
 
     if not path.is_file():
         raise UserError(f"{path}: no such file; give the path of a video")
-    options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
     try:
-        container = av.open(str(path), container_options=options)
+        container = av.open(str(path), container_options=_OPTIONS)
     except PermissionError:
         raise UserError(f"{path}: no permission to read this file; change its mode or copy it") from None
     except (av.error.FFmpegError, EOFError, OSError):
