@@ -129,7 +129,26 @@ def run(
     ] = None,
     head: HeadOption = None,
     models: ModelsOption = None,
-    port: Annotated[int | None, typer.Option(metavar="N", help="Port of the page on 127.0.0.1; 8080.")] = None,
+    port: Annotated[int | None, typer.Option(metavar="N", help="Port of the page; 8080.")] = None,
+    host: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Listen there; what others reach needs a token and TLS. 127.0.0.1."),
+    ] = None,
+    token: Annotated[
+        str | None,
+        typer.Option(metavar="TOKEN", envvar="TELEPRESENCE_TOKEN", help="What whoever asks the daemon has to show."),
+    ] = None,
+    tls_cert: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Serve https with this certificate, PEM.")
+    ] = None,
+    tls_key: Annotated[str | None, typer.Option(metavar="FILE", help="The key of the certificate.")] = None,
+    publish: Annotated[
+        str | None, typer.Option(metavar="URL", help="Publish the avatar to this WHIP address, too.")
+    ] = None,
+    publish_token: Annotated[
+        str | None,
+        typer.Option(metavar="TOKEN", envvar="TELEPRESENCE_PUBLISH_TOKEN", help="The token that it asks for."),
+    ] = None,
     zmq: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Where head parameters are received.")] = None,
     drive: Annotated[
         str | None, typer.Option(metavar="auto|tracker|zmq", help="Who moves the face; auto: ZeroMQ while it speaks.")
@@ -154,6 +173,12 @@ def run(
     """Start the daemon: learn an avatar from a camera and stream it to the page that it prints."""
     flags = {
         "stream.port": port,
+        "stream.host": host,
+        "stream.access.token": token,
+        "stream.access.tls_cert": tls_cert,
+        "stream.access.tls_key": tls_key,
+        "stream.publish.url": publish,
+        "stream.publish.token": publish_token,
         "run.zmq": zmq,
         "run.drive": drive,
         "run.crop": crop,

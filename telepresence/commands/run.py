@@ -47,7 +47,8 @@ def run(
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        daemon.start(lambda address: console.print(f"telepresence is at [bold]{address}[/]"))
+        once = "?token=TOKEN once" if config.stream.access.token else ""
+        daemon.start(lambda address: console.print(f"telepresence is at [bold]{address}[/]{once}"))
         if not daemon.stopping.is_set():
             console.print(f"source: {options.source}; avatar: {daemon.avatar_path}; Ctrl-C saves it and stops")
         daemon.wait()
