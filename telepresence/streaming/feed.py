@@ -8,6 +8,7 @@ from aiortc import RTCPeerConnection, RTCRtpSender, RTCRtpTransceiver
 
 from telepresence.streaming import aiortc_hooks
 from telepresence.streaming.audience import Audience
+from telepresence.streaming.bandwidth import PROBE_GAP_S, PROBE_PACKETS
 from telepresence.streaming.encoder import Codec
 from telepresence.streaming.link import Link, LinkPlan
 from telepresence.streaming.offer import first_video_codec
@@ -42,6 +43,8 @@ class Feed:
         if self.link is not None:
             aiortc_hooks.send_through(sender.transport.transport, Link(self.link))
         codec = first_video_codec(answer)
+        if self.shared:
+            aiortc_hooks.space_out(sender.transport.transport, PROBE_PACKETS, PROBE_GAP_S)
         if self.shared and codec in (Codec.H264, Codec.VP8):
             viewer = self.audience.admit(Codec(codec))
             sender.replaceTrack(viewer.track)
