@@ -6,6 +6,7 @@ What happens is in `policy.POLICIES`; docs/supervision.md has it in words.
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterable
 from typing import Final
@@ -18,6 +19,9 @@ log = logging.getLogger("telepresence")
 JOIN_S: Final = 10.0
 WELL_S: Final = 10.0
 """A stage that has worked for so long after a failure is well again."""
+HANDOVER_S: Final = 5e-4
+"""A stage that computes in Python lets the others have their turn after so long.  A picture passes through four of
+them, and Python's own 5 ms a time would be seen."""
 
 
 class Supervisor:
@@ -35,6 +39,7 @@ class Supervisor:
         self._ailing: dict[str, float] = {}  # when a stage failed last, until it is well again
         self._workers: dict[str, Worker] = {}
         self._watched = time.monotonic()
+        sys.setswitchinterval(HANDOVER_S)
 
     def begin(
         self,

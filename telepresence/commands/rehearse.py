@@ -207,8 +207,8 @@ class Call:
             figures[f"seen_in_earlier_rounds_at_{moment}s"] = point.get("seen_in_earlier_rounds")
         first_face, first_picture = record.first_face, record.first_picture
         figures |= {
-            "interval_ms": intervals(self.outlet.times, start),
-            "fresh_interval_ms": intervals(new, start),
+            "interval_ms": intervals(self.outlet.times, start, self.lasted_s),
+            "fresh_interval_ms": intervals(new, start, self.lasted_s),
             **forgetting(record, judge),
             **publish_change(record.fades),
             "seconds_to_22db": seconds_to(points, GOOD_DB, first_face),

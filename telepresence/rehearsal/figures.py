@@ -174,13 +174,13 @@ def publish_change(fades: Sequence[Fade]) -> dict[str, Any]:
     return {"publish_change_ratio": spread["p50"], "publish_change": spread}
 
 
-def intervals(times: Sequence[float], began: float) -> dict[str, Any] | None:
-    """``p50, p99, max`` in ms between moments (seconds), and how many there were; None without.
+def intervals(times: Sequence[float], began: float, lasted: float) -> dict[str, Any] | None:
+    """``p50, p99, max`` in ms between moments (seconds) of the call, and how many there were; None without.
 
-    Those of the first `SETTLED_S` after ``began`` do not count.  ``longest`` says when, in seconds since then, and how
-    many ms the longest lasted.
+    The call ``began`` then and ``lasted`` so long; its first `SETTLED_S` do not count.  ``longest`` says when, in
+    seconds since it began, and how many ms the longest lasted.
     """
-    late = np.asarray([moment for moment in times if moment >= began + SETTLED_S], dtype=np.float64)
+    late = np.asarray([at for at in times if SETTLED_S <= at - began <= lasted], dtype=np.float64)
     if len(late) < 2:
         return None
     gaps = 1000.0 * np.diff(late)

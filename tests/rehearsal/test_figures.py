@@ -9,13 +9,13 @@ from telepresence.rehearsal.resources import trend
 
 
 def test_intervals_begin_when_the_call_has_settled() -> None:
-    times = [0.0, 3.0, 5.0, 5.1, 5.2, 5.4]
-    found = intervals(times, 0.0)
+    times = [0.0, 3.0, 5.0, 5.1, 5.2, 5.4, 9.0]  # the last one when it was over
+    found = intervals(times, 0.0, 8.0)
     assert found is not None
     longest = found.pop("longest")
     assert found == pytest.approx({"p50": 100.0, "p99": 198.0, "max": 200.0, "count": 3})
     assert longest[0] == pytest.approx([5.2, 200.0])
-    assert intervals(times, 0.3) is None
+    assert intervals(times, 0.3, 8.0) is None
 
 
 def test_a_trend_has_a_slope_if_it_was_watched_long_enough() -> None:
