@@ -26,6 +26,7 @@ from telepresence.streaming.tls import tls_context
 if TYPE_CHECKING:
     from telepresence.streaming.audience import Audience
     from telepresence.streaming.peers import Peers
+    from telepresence.streaming.publish import Publisher
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class MediaServer:
         self._hub = EncoderHub(settings)
         self._sound = SoundHub(hooks.sound, 1000 * settings.sound, lambda: self._hub.stats().latency_ms)
         self._peers: Peers | None = None
+        self._publisher: Publisher | None = None
         self._audience: Audience | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Event | None = None
@@ -102,8 +104,9 @@ class MediaServer:
         return None
 
     def health(self, now: float) -> dict[str, Health]:
-        """How the stages ``encode`` and ``network`` are."""
-        return {"encode": self._hub.health(now), "network": self._network(now)}
+        """How the stages ``encode`` and ``network`` are, and ``publish`` where there is one."""
+        stages = {"encode": self._hub.health(now), "network": self._network(now)}
+        return stages if self._publisher is None else stages | {"publish": self._publisher.health(now)}
 
     def show(self, frame: ShownFrame) -> None:
         """Make ``frame`` the picture that viewers see; any thread, never waits.  Other sizes are scaled (stretched)."""
@@ -154,6 +157,7 @@ class MediaServer:
         from telepresence.streaming.ice import IceServers
         from telepresence.streaming.listener import serve
         from telepresence.streaming.peers import Peers
+        from telepresence.streaming.publish import Publisher
 
         aiortc_hooks.quieten()
         if not aiortc_hooks.missing():
@@ -162,20 +166,22 @@ class MediaServer:
         ice = IceServers(self._settings.ice)
         self._audience = audience = Audience(self._hub)
         link = LinkPlan.parse(self._settings.link) if self._settings.link else None
-        self._peers = peers = Peers(
-            Feed(audience, _can_share(), self._sound, link), self._settings.viewers, self._hooks, ice
-        )
+        feed = Feed(audience, _can_share(), self._sound, link)
+        self._peers = peers = Peers(feed, self._settings.viewers, self._hooks, ice)
         access = Access(self._settings.access, self._settings.host, self._port)
         app = web.application(peers, self._hooks, access, ice, lambda: self._hub.alive)
         runner = await serve(app, port, self._tls)
-        watchdog = asyncio.create_task(peers.watchdog())
-        pulse = asyncio.create_task(self._beat())
+        tasks = [asyncio.create_task(peers.watchdog()), asyncio.create_task(self._beat())]
+        if self._settings.publish.url:
+            self._publisher = Publisher(self._settings.publish, feed, ice)
+            tasks.append(asyncio.create_task(self._publisher.run()))
         try:
             ready.set_result(None)
             await self._stopping.wait()
         finally:
-            watchdog.cancel()
-            pulse.cancel()
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
             await peers.close_all()
             await runner.cleanup()
 
