@@ -11,7 +11,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,23 +47,50 @@ def frame_name(index: int) -> str:
 
 def write_take(path: Path, take: Take) -> None:
     """Write ``take`` as an uncompressed ``.npz``."""
-    arrays: dict[str, Any] = {
-        name: np.stack([state.arrays()[name] for state in take.states]).astype(np.float32)
-        for name in ("expression", *_STATE_SHAPES)
-    }
-    np.savez(
-        path,
-        version=np.int64(FORMAT_VERSION),
-        t_capture_ns=np.array([state.t_capture_ns for state in take.states], dtype=np.int64),
-        valid=take.valid.astype(np.bool_),
-        shape=take.shape.astype(np.float32),
-        K=take.camera.matrix(),
-        size=np.array([take.camera.width, take.camera.height], dtype=np.int64),
-        crop=np.array(take.crop, dtype=np.float64),
-        head_sha256=np.array(take.head_sha256),
-        fps=np.float64(take.fps),
-        **arrays,
-    )
+    growing = GrowingTake(take.shape, take.camera, take.crop, take.head_sha256, take.fps)
+    for state, valid in zip(take.states, take.valid, strict=True):
+        growing.add(state, bool(valid))
+    growing.write(path)
+
+
+class GrowingTake:
+    """A take whose states come one by one, and that can be written again and again at the cost of its bytes."""
+
+    def __init__(
+        self, shape: Float32, camera: Camera, crop: tuple[float, float, float], head_sha256: str, fps: float
+    ) -> None:
+        """As in `Take`."""
+        self._facts: dict[str, Any] = {
+            "version": np.int64(FORMAT_VERSION),
+            "shape": shape.astype(np.float32),
+            "K": camera.matrix(),
+            "size": np.array([camera.width, camera.height], dtype=np.int64),
+            "crop": np.array(crop, dtype=np.float64),
+            "head_sha256": np.array(head_sha256),
+            "fps": np.float64(fps),
+        }
+        self._columns: dict[str, NDArray[Any]] = {}  # with room to grow
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, state: HeadState, valid: bool) -> None:
+        """Append ``state``."""
+        row: dict[str, Any] = {**state.arrays(), "t_capture_ns": np.int64(state.t_capture_ns), "valid": np.bool_(valid)}
+        for name, value in row.items():
+            column = self._columns.get(name)
+            if column is None:
+                kind = np.float32 if isinstance(value, np.ndarray) else value.dtype
+                column = self._columns[name] = np.zeros((64, *np.shape(value)), kind)
+            elif self._count == len(column):
+                column = self._columns[name] = np.concatenate([column, np.zeros_like(column)])
+            column[self._count] = value
+        self._count += 1
+
+    def write(self, file: Path | IO[bytes]) -> None:
+        """Write all states so far as an uncompressed ``.npz``."""
+        np.savez(file, **self._facts, **{name: column[: self._count] for name, column in self._columns.items()})
 
 
 def read_take(path: Path) -> Take:

@@ -128,7 +128,8 @@ class Display:
             avatar.make_room(ms / self.budget_ms)
         else:
             self.mesh = measured
-        drawn = Drawn(state, view, learner.exchange.taken if learner is not None else 0, began)
+        weights, shape = (learner.exchange.taken, learner.avatar.model.shape) if learner is not None else (0, None)
+        drawn = Drawn(state, view, weights, began, shape)
         return self._shown(state.t_capture_ns, resized(rgb, self.side), avatar is not None, drawn)
 
     def _shown(self, t_capture_ns: int, rgb: Bytes, is_avatar: bool, drawn: Drawn | None = None) -> ShownFrame:

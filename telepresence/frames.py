@@ -99,13 +99,15 @@ class Drawn:
     """What a picture of a head was drawn from: the state, the camera at the side that was rendered, the weights.
 
     ``weights`` is the number of the newest published snapshot that the display had taken over; 0: none.  ``at`` is the
-    second of the monotonic clock at which it was begun.
+    second of the monotonic clock at which it was begun.  ``shape`` (S,) is the identity code of whose head it is; None
+    as long as that is a guess.
     """
 
     state: HeadState
     camera: Camera
     weights: int
     at: float
+    shape: Float32 | None = None
 
 
 @dataclass(frozen=True)
