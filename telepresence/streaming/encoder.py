@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 CLOCK_RATE = 90_000  # of RTP video (RFC 3551); every pts of the stream counts in it
 
-VBV_S = 0.1  # of the highest rate: what a keyframe's burst may be; a smaller one costs likeness, a larger one delay
+VBV_S, VBV_FRAMES = 0.1, 3  # at the highest rate, the longer of both: what a keyframe's burst may be; a smaller one
+# costs likeness, a larger one delay
 REOPEN = 1.25  # libvpx cannot change its rate while it runs: beyond this factor it is opened anew, with a keyframe
 
 PROBE_SIDE = 256  # pixels; NVENC refuses much smaller pictures
@@ -107,7 +108,7 @@ class H264Encoder:
         codec.options = {
             **(nvidia if nvenc else software),
             "maxrate": str(bitrate),
-            "bufsize": str(round(VBV_S * bitrate)),
+            "bufsize": str(round(max(VBV_S, VBV_FRAMES / fps) * bitrate)),
             "forced-idr": "1",
         }
         codec.open()

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import re
 import threading
 import time
 from dataclasses import replace
-from fractions import Fraction
 from typing import Any
 
 import av
@@ -17,14 +15,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from telepresence.frames import ShownFrame
+from insta_runtime.errors import UserError
 from telepresence.policy import POLICIES, Condition
 from telepresence.streaming import StreamSettings
-from telepresence.streaming.encoder import CLOCK_RATE, H264Encoder, to_yuv420p
-from telepresence.streaming.hub import JOIN_GAP_S, EncodedPicture, EncoderHub, RawPicture
+from telepresence.streaming.encoder import (
+    CLOCK_RATE,
+    REOPEN,
+    VBV_S,
+    Codec,
+    Converter,
+    Encoder,
+    H264Encoder,
+    Vp8Encoder,
+    nvenc_trouble,
+    x264_trouble,
+)
+from telepresence.streaming.hub import JOIN_GAP_S, EncodedPicture, EncoderHub, Line, RawPicture
 from telepresence.streaming.pacing import EARLY, Pacer
 from telepresence.streaming.stats import StreamMeter
-from telepresence.streaming.tracks import BACKLOG, PacketTrack, PictureTrack
 
 
 def picture(index: int, size: int = 128) -> np.ndarray:
@@ -40,12 +48,24 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
     return float(10 * np.log10(255**2 / max(1e-9, np.mean((a.astype(float) - b.astype(float)) ** 2))))
 
 
+def yuv(index: int, size: int = 128) -> av.VideoFrame:
+    return Converter().convert(picture(index, size), size)
+
+
+@pytest.fixture(params=["x264", "nvenc"])
+def nvenc(request: pytest.FixtureRequest) -> bool:
+    """Whether NVENC is to be used; what is true of one encoder of H.264 is true of the other."""
+    if request.param == "nvenc" and (trouble := nvenc_trouble()) is not None:
+        pytest.skip(f"NVENC encodes nothing here: {trouble}")
+    return bool(request.param == "nvenc")
+
+
 # ---- encoder
 
 
-def test_stream_can_be_decoded_from_any_keyframe_and_resembles_the_source() -> None:
-    encoder = H264Encoder(128, 30, 1_000_000, "superfast")
-    packets = [encoder.encode(to_yuv420p(picture(i), 128), 3000 * i, i == 20) for i in range(30)]
+def test_stream_can_be_decoded_from_any_keyframe_and_resembles_the_source(nvenc: bool) -> None:
+    encoder = H264Encoder(256, 30, 2_000_000, "superfast", nvenc)
+    packets = [encoder.encode(yuv(i, 256), 3000 * i, i == 20) for i in range(30)]
     assert [i for i, p in enumerate(packets) if p.is_keyframe] == [0, 20]
     for i in (0, 20):
         types = nal_types(bytes(packets[i]))
@@ -53,27 +73,79 @@ def test_stream_can_be_decoded_from_any_keyframe_and_resembles_the_source() -> N
         assert 5 in types  # IDR
     sps = bytes(packets[0]).split(b"\0\0\1")[1]
     assert sps[1] == 66  # baseline, as the SDP promises
-    assert sps[2] & 0x40  # and its constrained subset
     decoder = av.CodecContext.create("h264", "r")
     decoded = [f for p in packets[20:] for f in decoder.decode(av.Packet(bytes(p)))]
     assert len(decoded) == 10  # no picture is held back
     for i, frame in enumerate(decoded, start=20):
-        assert psnr(frame.to_ndarray(format="rgb24"), picture(i)) > 30.0
+        assert psnr(frame.to_ndarray(format="rgb24"), picture(i, 256)) > 30.0
 
 
-def test_rate_and_the_burst_of_a_keyframe_are_bounded() -> None:
+def noise(size: int) -> list[av.VideoFrame]:
+    """Three pictures that no encoder can predict."""
     rng = np.random.default_rng(0)
-    noise = rng.integers(0, 256, (128, 128, 3), dtype=np.uint8)
-    encoder = H264Encoder(128, 30, 400_000, "superfast")
-    sizes = [encoder.encode(to_yuv420p(np.roll(noise, 7 * i, 1), 128), 3000 * i, i == 60).size for i in range(90)]
-    assert 8 * sum(sizes[30:]) / 2.0 < 1.3 * 400_000
-    assert 8 * sizes[60] < 1.5 * 400_000 / 4
+    return [Converter().convert(rng.integers(0, 256, (size, size, 3), dtype=np.uint8), size) for _ in range(3)]
+
+
+def kbps(encoder: Encoder, fps: int, pictures: list[av.VideoFrame], keyframes: list[bool]) -> float:
+    """What ``encoder`` makes of three seconds, leaving out the first of them."""
+    sizes = []
+    for i in range(3 * fps):
+        packet = encoder.encode(pictures[i % 3], len(keyframes) * CLOCK_RATE // fps, keyframe=False)
+        keyframes.append(packet.is_keyframe)
+        sizes.append(packet.size)
+    return 8e-3 * sum(sizes[fps:]) / 2.0
+
+
+@pytest.mark.parametrize("fps", [15, 30])
+def test_rate_changes_without_a_keyframe_and_is_that_of_the_declared_pace(nvenc: bool, fps: int) -> None:
+    encoder, pictures, keyframes = H264Encoder(256, fps, 1_500_000, "superfast", nvenc), noise(256), list[bool]()
+    for rate in (1500, 400, 1000, 5000):
+        encoder.set_rate(1000 * rate)
+        assert kbps(encoder, fps, pictures, keyframes) == pytest.approx(min(rate, 1500), rel=0.2)
+    assert [i for i, keyframe in enumerate(keyframes) if keyframe] == [0]
+
+
+def test_the_burst_of_a_keyframe_is_bounded(nvenc: bool) -> None:
+    encoder, pictures = H264Encoder(256, 30, 1_500_000, "superfast", nvenc), noise(256)
+    sizes = [encoder.encode(pictures[i % 3], 3000 * i, i == 60).size for i in range(90)]
+    assert 8 * sizes[60] < 1.5 * VBV_S * 1_500_000
+
+
+def test_vp8_keeps_its_rate_and_opens_anew_for_another() -> None:
+    encoder, keyframes = Vp8Encoder(256, 30, 1_500_000), list[bool]()
+    pictures = [yuv(20 * i, 256) for i in range(3)]
+    assert kbps(encoder, 30, pictures, keyframes) < 1800
+    encoder.set_rate(round(1_500_000 / REOPEN) + 1)
+    kbps(encoder, 30, pictures, keyframes)
+    assert sum(keyframes) == 1
+    encoder.set_rate(300_000)
+    assert kbps(encoder, 30, pictures, keyframes) < 400
+    assert [i for i, keyframe in enumerate(keyframes) if keyframe] == [0, 180]
+    packet = encoder.encode(pictures[0], len(keyframes) * 3000, keyframe=True)
+    assert packet.is_keyframe
+    (frame,) = av.CodecContext.create("libvpx", "r").decode(av.Packet(bytes(packet)))
+    assert psnr(frame.to_ndarray(format="rgb24"), picture(0, 256)) > 28.0
 
 
 def test_other_sizes_are_scaled() -> None:
-    frame = to_yuv420p(np.full((100, 60, 3), 200, np.uint8), 128)
+    converter = Converter()
+    frame = converter.convert(np.full((100, 60, 3), 200, np.uint8), 128)
     assert (frame.width, frame.height, frame.format.name) == (128, 128, "yuv420p")
     assert psnr(frame.to_ndarray(format="rgb24"), np.full((128, 128, 3), 200)) > 40.0
+    small = converter.shrink(converter.convert(picture(0, 256), 256), 128)
+    assert psnr(small.to_ndarray(format="rgb24"), picture(0, 256).reshape(128, 2, 128, 2, 3).mean((1, 3))) > 30.0
+
+
+def test_encoders_are_believed_when_they_have_encoded() -> None:
+    assert x264_trouble() is None
+    trouble = nvenc_trouble()
+    if trouble is None:
+        assert EncoderHub(StreamSettings(encoder="auto")).stats().encoder == "nvenc"
+    else:
+        assert "\n" not in trouble
+        assert EncoderHub(StreamSettings(encoder="auto")).stats().encoder == "x264"
+        with pytest.raises(UserError, match="NVENC cannot encode here"):
+            EncoderHub(StreamSettings(encoder="nvenc"))
 
 
 # ---- pace
@@ -148,10 +220,14 @@ def test_meter() -> None:
 # ---- hub
 
 
-def running_hub() -> EncoderHub:
-    hub = EncoderHub(StreamSettings(size=128))
+def running_hub(**settings: Any) -> EncoderHub:
+    hub = EncoderHub(StreamSettings(**{"size": 128, **settings}))
     hub.start()
     return hub
+
+
+def best(hub: EncoderHub, codec: Codec = Codec.H264) -> Line:
+    return Line(codec, hub.tiers[0])
 
 
 def test_every_listener_gets_the_same_packets_and_a_keyframe_first() -> None:
@@ -160,11 +236,9 @@ def test_every_listener_gets_the_same_packets_and_a_keyframe_first() -> None:
     second: list[EncodedPicture] = []
     enough = threading.Event()
     try:
-        hub.subscribe_packets(first.append)
-        while len(first) < 10:
-            hub.show(ShownFrame(len(first), time.monotonic_ns(), picture(len(first))))
-            time.sleep(0.01)
-        hub.subscribe_packets(lambda p: (second.append(p), enough.set() if len(second) > 20 else None))
+        hub.subscribe(best(hub), first.append)
+        wait_for(lambda: len(first) >= 10)
+        hub.subscribe(best(hub), lambda p: (second.append(p), enough.set() if len(second) > 20 else None))
         assert enough.wait(20.0)
     finally:
         hub.stop()
@@ -175,15 +249,41 @@ def test_every_listener_gets_the_same_packets_and_a_keyframe_first() -> None:
     assert all(b > a for a, b in itertools.pairwise(pts))
 
 
+def test_tiers_are_encoded_apart_each_at_its_pace_and_only_while_somebody_listens() -> None:
+    hub = running_hub(size=256)
+    got: dict[Line, list[EncodedPicture]] = {}
+    lines = [Line(Codec.H264, tier) for tier in hub.tiers] + [best(hub, Codec.VP8)]
+    try:
+        for line in lines:
+            hub.subscribe(line, got.setdefault(line, []).append)
+        wait_for(lambda: min(map(len, got.values())) >= 30)
+        for line in lines:
+            hub.unsubscribe(line, got[line].append)
+        wait_for(lambda: hub.stats().fps > 0 and not hub.watched)
+        before = hub.stats().encoded
+        wait_for(lambda: hub.stats().kbps == 0.0)  # two seconds later
+        assert hub.stats().encoded <= before + len(lines)
+    finally:
+        hub.stop()
+    for line, packets in got.items():
+        assert packets[0].keyframe
+        decoder = av.CodecContext.create("h264" if line.codec is Codec.H264 else "libvpx", "r")
+        decoded = [frame for p in packets for frame in decoder.decode(av.Packet(bytes(p.packet)))]
+        assert {(frame.width, frame.height) for frame in decoded} == {(line.tier.size, line.tier.size)}
+    pace = {line: len(packets) / len(got[lines[0]]) for line, packets in got.items()}
+    assert [round(pace[line], 1) for line in lines[1:]] == pytest.approx([2 / 3, 2 / 3, 1 / 2, 1.0], abs=0.1)
+    assert {p.packet.pts for p in got[lines[1]][:-1]} <= {p.packet.pts for p in got[lines[0]]}
+
+
 def test_keyframe_requests_merge() -> None:
     hub = running_hub()
     packets: list[EncodedPicture] = []
     try:
-        hub.subscribe_packets(packets.append)
+        hub.subscribe(best(hub), packets.append)
         end = time.monotonic() + 20.0
         while len(packets) < 40:
-            hub.request_keyframe()
-            hub.request_keyframe(JOIN_GAP_S)
+            hub.request_keyframe(best(hub))
+            hub.request_keyframe(best(hub), JOIN_GAP_S)
             assert time.monotonic() < end
             time.sleep(0.002)
     finally:
@@ -197,89 +297,17 @@ def test_nothing_is_encoded_for_nobody() -> None:
     hub = running_hub()
     raw: list[RawPicture] = []
     try:
-        end = time.monotonic() + 20.0
-        while hub.stats().fps == 0.0:
-            assert time.monotonic() < end
-            time.sleep(0.01)
+        wait_for(lambda: hub.stats().fps > 0.0)
         assert hub.stats().encoded == 0
+        assert not hub.watched
         hub.subscribe_pictures(raw.append)
-        while not raw:
-            assert time.monotonic() < end
-            time.sleep(0.01)
-        hub.unsubscribe(raw.append)
+        wait_for(lambda: raw)
+        hub.unsubscribe_pictures(raw.append)
+        assert not hub.watched
     finally:
         hub.stop()
     assert raw[0].yuv.shape == (192, 128)
     assert int(raw[0].yuv[:128].min()) > 16  # the first card is not black
-
-
-# ---- tracks
-
-
-class Feed:
-    """A hub of which the test plays the encode thread."""
-
-    def __init__(self) -> None:
-        self.sinks: list[Any] = []
-        self.requests = 0
-
-    def subscribe_packets(self, sink: Any) -> None:
-        self.sinks.append(sink)
-
-    subscribe_pictures = subscribe_packets
-
-    def unsubscribe(self, sink: Any) -> None:
-        self.sinks.remove(sink)
-
-    def request_keyframe(self) -> None:
-        self.requests += 1
-
-
-def packet(pts: int, keyframe: bool = False) -> EncodedPicture:
-    made = av.Packet(b"\0\0\1\x65")
-    made.pts, made.time_base = pts, Fraction(1, CLOCK_RATE)
-    return EncodedPicture(made, keyframe)
-
-
-def test_a_stalled_viewer_goes_on_at_the_next_keyframe() -> None:
-    async def scenario() -> None:
-        feed: Any = Feed()
-        track = PacketTrack(feed)
-        waiting = asyncio.create_task(track.recv())
-        await asyncio.sleep(0)
-        (sink,) = feed.sinks
-        sink(packet(0))  # in the middle of a group: useless to it
-        sink(packet(1, keyframe=True))
-        assert (await waiting).pts == 1
-        for pts in range(2, 2 + BACKLOG + 3):
-            sink(packet(pts))
-        await asyncio.sleep(0.01)
-        assert feed.requests == 1
-        sink(packet(50, keyframe=True))
-        sink(packet(51))
-        assert [(await track.recv()).pts for _ in range(2)] == [50, 51]
-        track.stop()
-        assert feed.sinks == []
-
-    asyncio.run(scenario())
-
-
-def test_each_viewer_with_its_own_encoder_gets_its_own_frame() -> None:
-    async def scenario() -> None:
-        feed: Any = Feed()
-        tracks = [PictureTrack(feed) for _ in range(2)]
-        waiting = [asyncio.create_task(track.recv()) for track in tracks]
-        await asyncio.sleep(0)
-        yuv = to_yuv420p(picture(3), 128).to_ndarray()
-        for sink in feed.sinks:
-            sink(RawPicture(yuv, 77))
-        a, b = [await task for task in waiting]
-        a.pict_type = av.video.frame.PictureType.I
-        assert b.pict_type != av.video.frame.PictureType.I
-        assert (a.pts, a.format.name) == (77, "yuv420p")
-        np.testing.assert_array_equal(a.to_ndarray(), b.to_ndarray())
-
-    asyncio.run(scenario())
 
 
 # ---- what hangs and what raises
@@ -287,7 +315,7 @@ def test_each_viewer_with_its_own_encoder_gets_its_own_frame() -> None:
 
 def hub_with_sink() -> tuple[EncoderHub, list[EncodedPicture]]:
     hub, packets = EncoderHub(StreamSettings(size=128, fps=30)), []
-    hub.subscribe_packets(packets.append)
+    hub.subscribe(best(hub), packets.append)
     hub.start()
     return hub, packets
 
