@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
-CANDIDATE: Final = re.compile(r"^a=candidate:(\S+) (\d+) (udp|UDP) (\d+) (\S+) (\d+) typ host[^\r\n]*$", re.MULTILINE)
+CANDIDATE: Final = re.compile(r"^a=candidate:(\S+) (\d+) (udp|UDP) (\d+) (\S+) (\d+) typ host", re.MULTILINE)
 LOOPBACK: Final = "127.0.0.1"
 OVERHEAD: Final = 28
 """Bytes of IP and UDP around each packet."""

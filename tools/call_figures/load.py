@@ -59,9 +59,9 @@ def killed_tab(conditions: Conditions) -> tuple[Figures, list[Goal]]:
         for _ in range(KILLS):
             before = daemon.udp_sockets()
             with chromium() as browser:
-                watch(observed(browser), daemon.address)
+                watch(page := observed(browser), daemon.address)
                 daemon.wait_until(lambda status: status["viewers"] == 1, 20.0)
-                os.kill(_renderer(browser), signal.SIGKILL)
+                os.kill(_renderer(browser, page), signal.SIGKILL)
                 began = time.monotonic()
                 while daemon.status()["viewers"] or daemon.udp_sockets() > before:
                     if time.monotonic() - began > GIVE_UP_S:
@@ -135,8 +135,14 @@ def _cores(page: Page, daemon: Daemon, seconds: float) -> float:
     return (daemon.streaming_cpu_s() - used) / (time.monotonic() - began)
 
 
-def _renderer(browser: Browser) -> int:
-    """The process of the one page that is open: of the renderers, the one that has done most."""
+def _renderer(browser: Browser, page: Page) -> int:
+    """The process of ``page``: the renderer that is busy while its script is."""
+    before = _renderers(browser)
+    page.evaluate("() => { const end = performance.now() + 500; while (performance.now() < end); }")
+    return max(after := _renderers(browser), key=lambda process: after[process] - before.get(process, 0.0))
+
+
+def _renderers(browser: Browser) -> dict[int, float]:
+    """CPU seconds of every renderer process."""
     found = browser.new_browser_cdp_session().send("SystemInfo.getProcessInfo")["processInfo"]
-    renderers = [process for process in found if process["type"] == "renderer"]
-    return int(max(renderers, key=lambda process: process["cpuTime"])["id"])
+    return {process["id"]: process["cpuTime"] for process in found if process["type"] == "renderer"}
