@@ -114,7 +114,8 @@ class Publisher:
             video = self._feed.add(pc, "sendonly")
             self._feed.add_sound(pc, "sendonly")
             await pc.setLocalDescription(await pc.createOffer())
-            address, answer = await self._post(http, pc.localDescription.sdp)
+            address, body = await self._post(http, pc.localDescription.sdp)
+            answer = _sdp(body)
             self._feed.attach(video.sender, answer)
             await pc.setRemoteDescription(RTCSessionDescription(answer, "answer"))
         except BaseException:
@@ -122,8 +123,8 @@ class Publisher:
             raise
         return _Session(pc, address)
 
-    async def _post(self, http: aiohttp.ClientSession, offer: str) -> tuple[str | None, str]:
-        """The address of the session and the SDP answer."""
+    async def _post(self, http: aiohttp.ClientSession, offer: str) -> tuple[str | None, bytes]:
+        """The address of the session, and what is to be its SDP answer."""
         url = self._url
         for _ in range(1 + REDIRECTS):
             headers = {"Content-Type": "application/sdp", **self._authorization(url)}
@@ -134,9 +135,8 @@ class Publisher:
                         continue
                     if response.status != 201:
                         raise _Trouble(_refused(response.status), _seconds(response.headers.get("Retry-After")))
-                    body = await _read(response)
                     place = response.headers.get("Location")
-                    return (urljoin(url, place) if place else None), body
+                    return (urljoin(url, place) if place else None), await _read(response)
             except aiohttp.ClientConnectorCertificateError as error:
                 raise _Trouble("its certificate is not valid for that name") from error
             except aiohttp.ClientConnectionError as error:
@@ -196,16 +196,22 @@ def _follow(url: str, place: str) -> str:
     return target
 
 
-async def _read(response: aiohttp.ClientResponse) -> str:
-    body = await response.content.read(MAX_BYTES + 1)
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    """The body, of which at most one byte more than is allowed; empty if it does not call itself SDP."""
+    body = b""
     while len(body) <= MAX_BYTES and (more := await response.content.read(MAX_BYTES + 1 - len(body))):
         body += more
-    if response.content_type != "application/sdp" or len(body) > MAX_BYTES:
-        raise _Trouble("its answer is not SDP")
+    return body if response.content_type == "application/sdp" else b""
+
+
+def _sdp(body: bytes) -> str:
     try:
-        return body.decode()
+        text = body.decode()
     except UnicodeDecodeError as error:
         raise _Trouble("its answer is not SDP") from error
+    if not text.startswith("v=0") or len(body) > MAX_BYTES:
+        raise _Trouble("its answer is not SDP")
+    return text
 
 
 def _refused(status: int) -> str:

@@ -141,6 +141,12 @@ def studio() -> Iterator[Studio]:
         yield studio
 
 
+@pytest.fixture
+def studio_type() -> type[Studio]:
+    """For tests that want a studio with settings of their own."""
+    return Studio
+
+
 @pytest.fixture(scope="session")
 def camera_film(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[np.ndarray]]:
     """A motion-JPEG file that Chromium plays as its camera, and the (480, 512, 3) pictures in it."""
