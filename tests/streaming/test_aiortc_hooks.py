@@ -8,9 +8,19 @@ from typing import Any
 import aioice.ice
 import aiortc
 import pytest
-from aiortc import RTCConfiguration, RTCPeerConnection, RTCRtpReceiver, RTCSessionDescription
+from aiortc import RTCConfiguration, RTCPeerConnection, RTCRtpReceiver, RTCRtpSender, RTCSessionDescription
 from aiortc.jitterbuffer import JitterBuffer
-from aiortc.rtp import RTCP_PSFB_PLI, RtcpPsfbPacket, RtpPacket
+from aiortc.rtp import (
+    RTCP_PSFB_APP,
+    RTCP_PSFB_PLI,
+    RTCP_RTPFB_NACK,
+    RtcpPsfbPacket,
+    RtcpReceiverInfo,
+    RtcpRrPacket,
+    RtcpRtpfbPacket,
+    RtpPacket,
+    pack_remb_fci,
+)
 
 from telepresence.streaming import aiortc_hooks, server
 from telepresence.streaming.offer import first_video_codec
@@ -36,14 +46,72 @@ def test_without_the_hooks_every_viewer_gets_an_encoder_and_the_log_says_so(
     assert "1.17.0" in caplog.text
 
 
+class Diary:
+    """Writes down what it hears."""
+
+    def __init__(self, budget: int = 0) -> None:
+        self.entries: list[Any] = []
+        self.budget = budget
+
+    def keyframe(self) -> None:
+        self.entries.append("keyframe")
+
+    def believes(self, bitrate: float) -> None:
+        self.entries.append(bitrate)
+
+    def lost(self, fraction: float) -> None:
+        self.entries.append(fraction)
+
+    def may_retransmit(self) -> bool:
+        self.budget -= 1
+        return self.budget >= 0
+
+
+def sender() -> tuple[RTCPeerConnection, RTCRtpSender]:
+    pc = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+    return pc, pc.addTransceiver("video", direction="sendonly").sender
+
+
 def test_feedback_reaches_the_hooks() -> None:
     async def scenario() -> None:
-        pc = RTCPeerConnection(RTCConfiguration(iceServers=[]))
-        sender = pc.addTransceiver("video", direction="sendonly").sender
-        heard: list[str] = []
-        aiortc_hooks.on_feedback(sender, lambda: heard.append("keyframe"))
-        await sender._handle_rtcp_packet(RtcpPsfbPacket(fmt=RTCP_PSFB_PLI, ssrc=1, media_ssrc=sender._ssrc))
-        assert heard == ["keyframe"]
+        pc, sending = sender()
+        diary, ssrc = Diary(), sending._ssrc
+        aiortc_hooks.on_feedback(sending, diary)
+
+        def report(of: int) -> RtcpReceiverInfo:
+            return RtcpReceiverInfo(
+                ssrc=of, fraction_lost=64, packets_lost=3, highest_sequence=9, jitter=0, lsr=0, dlsr=0
+            )
+
+        async def hear(packet: Any) -> None:
+            await sending._handle_rtcp_packet(packet)
+
+        await hear(RtcpPsfbPacket(fmt=RTCP_PSFB_PLI, ssrc=1, media_ssrc=ssrc))
+        await hear(RtcpRrPacket(ssrc=1, reports=[report(ssrc), report(ssrc ^ 1)]))
+        await hear(RtcpPsfbPacket(fmt=RTCP_PSFB_APP, ssrc=1, media_ssrc=0, fci=pack_remb_fci(700_000, [ssrc])))
+        await hear(RtcpPsfbPacket(fmt=RTCP_PSFB_APP, ssrc=1, media_ssrc=0, fci=pack_remb_fci(900_000, [ssrc ^ 1])))
+        await hear(RtcpPsfbPacket(fmt=RTCP_PSFB_APP, ssrc=1, media_ssrc=0, fci=b"AFB of another kind"))
+        believed = diary.entries.pop()
+        assert diary.entries == ["keyframe", 0.25]
+        assert believed == pytest.approx(700_000, rel=0.01)
+        await pc.close()
+
+    asyncio.run(scenario())
+
+
+def test_lost_packets_go_again_while_the_budget_lasts() -> None:
+    async def scenario() -> None:
+        pc, sending = sender()
+        again: list[int] = []
+
+        async def retransmit(number: int) -> None:
+            again.append(number)
+
+        vars(sending).update(_retransmit=retransmit)  # what aiortc would do
+        aiortc_hooks.on_feedback(sending, Diary(budget=3))
+        nack = RtcpRtpfbPacket(fmt=RTCP_RTPFB_NACK, ssrc=1, media_ssrc=sending._ssrc, lost=list(range(20, 30)))
+        await sending._handle_rtcp_packet(nack)
+        assert again == [20, 21, 22]
         await pc.close()
 
     asyncio.run(scenario())
