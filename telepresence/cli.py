@@ -151,7 +151,16 @@ def run(
     ] = None,
     zmq: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Where head parameters are received.")] = None,
     drive: Annotated[
-        str | None, typer.Option(metavar="auto|tracker|zmq", help="Who moves the face; auto: ZeroMQ while it speaks.")
+        str | None,
+        typer.Option(
+            metavar="auto|tracker|zmq|NAME", help="Who moves the face; auto: who speaks, else the tracker."
+        ),
+    ] = None,
+    drivers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--driver", metavar="NAME[=WHERE]", help="Listen to livelink, vmc, openseeface; play take=FILE; repeatable."
+        ),
     ] = None,
     crop: CropOption = None,
     size: CropSizeOption = None,
@@ -171,6 +180,8 @@ def run(
     changes: SetOption = None,
 ) -> None:
     """Start the daemon: learn an avatar from a camera and stream it to the page that it prints."""
+    from telepresence.drivers.settings import parse_drivers
+
     flags = {
         "stream.port": port,
         "stream.host": host,
@@ -181,6 +192,7 @@ def run(
         "stream.publish.token": publish_token,
         "run.zmq": zmq,
         "run.drive": drive,
+        **parse_drivers(drivers or []),
         "run.crop": crop,
         "run.size": size,
         "stream.size": size,

@@ -47,3 +47,7 @@ class Ratekeeper:
         now = time.monotonic()
         self._due = max(self._due + self.period, now)
         return not stop.wait(self._due - now)
+
+    def forgive(self) -> None:
+        """The round came to nothing: the next one need not wait for its time."""
+        self._due -= self.period

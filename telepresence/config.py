@@ -21,6 +21,7 @@ import msgspec
 from insta_runtime.config import AvatarConfig, setting
 from insta_runtime.errors import UserError
 from telepresence.backgrounds import Background
+from telepresence.drivers.settings import DriverSettings
 from telepresence.streaming.settings import StreamSettings
 
 Tree = dict[str, Any]
@@ -44,8 +45,8 @@ class RunConfig:
     )
     drive: str = setting(
         "auto",
-        "who moves the face; auto: ZeroMQ while its newest message is under 0.5 s old, else the tracker",
-        choices=("auto", "tracker", "zmq"),
+        "who moves the face; auto: the first driver whose newest message is under 0.5 s old, else the tracker",
+        choices=("auto", "tracker", "zmq", "subscription", "livelink", "vmc", "openseeface", "take"),
     )
     zmq: str = setting("tcp://127.0.0.1:5577", "address at which head parameters are received")
     show_camera: bool = setting(False, "show viewers the raw camera picture until the avatar is good enough")
@@ -73,6 +74,7 @@ class Config:
     """Everything that can be configured."""
 
     run: RunConfig = field(default_factory=RunConfig)
+    drivers: DriverSettings = field(default_factory=DriverSettings)
     stream: StreamSettings = field(default_factory=StreamSettings)
     avatar: AvatarConfig = field(default_factory=AvatarConfig)
 
@@ -137,6 +139,7 @@ def load_config(name_or_path: str | None, overrides: Sequence[str] = (), device:
         _merge(tree, _nested(key, value))
     config = msgspec.convert(tree, Config)  # every key and value has been checked
     config.stream.check()
+    config.drivers.check()
     Background.parse(config.run.background)
     return config
 

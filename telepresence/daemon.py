@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -109,10 +110,12 @@ class Daemon:
         self._outlets = self._open_outlets()
         self._driving = Driving(
             run,
+            config.drivers,
             self._head,
             note=self._note,
             moved=self._moved.set,
             usual=self._people.usual,
+            waited=partial(self.telemetry.stage, "drive"),
             alone=stand_ins is not None,
         )
         self.telemetry.export(self.status)
@@ -218,15 +221,17 @@ class Daemon:
             self.telemetry.found.tick()
         person.notice(tracked, time.monotonic())
         if pose is not None and person.sitter.acquaintance.shows:
-            self._driving.follow(pose.state)
-        self._moved.set()
+            learner = person.learner
+            shape = learner.avatar.model.shape if learner is not None else person.tracker.shape
+            self._driving.follow(pose.state, shape)
+        if not self._driving.external:
+            self._moved.set()
         if self._stand_ins is not None:
             self._stand_ins.tracked(tracked, person.learner)
 
     def _render(self) -> None:
         self._render_pace.wait(self.stopping)
-        self._moved.wait(MOVE_S)
-        self._moved.clear()
+        self._driving.wait(self._moved, MOVE_S, self._render_pace.period)
         now = time.monotonic()
         if not self._outlets.watched and now - self._rendered_at < UNSEEN_S:
             return
@@ -234,7 +239,9 @@ class Daemon:
         began = time.perf_counter()
         person = self._people.current
         frame = self._display.picture(self._scene(person)) if person is not None else None
-        if frame is not None:
+        if frame is None:
+            self._render_pace.forgive()
+        else:
             self.telemetry.stage("render", time.perf_counter() - began)
             self.telemetry.shown.tick()
             if frame.is_avatar:
@@ -367,10 +374,10 @@ class Daemon:
     def _scene(self, person: Person) -> Scene:
         """What the picture of this moment depends on."""
         session, learner, tracked = person.session, person.learner, person.tracked
-        state, camera = self._driving.pose(person.pose)
-        if learner is not None and camera is None:
-            camera = learner.avatar.camera
-        absent = time.monotonic() - session.last_face if session.state in AWAY and session.last_face else 0.0
+        learned = learner.avatar.camera if learner is not None else None
+        state, camera = self._driving.pose(person.pose, learned, person.sitter)
+        away = session.state in AWAY and not self._driving.idles
+        absent = time.monotonic() - session.last_face if away and session.last_face else 0.0
         raw = tracked.crop_rgb if self.config.run.show_camera and tracked is not None else None
         mesh = learner.mesh if learner is not None and learner.mesh is not None else person.sitter.mesh
         title, hint = missing(person)
@@ -467,6 +474,7 @@ class Daemon:
                 outlets.viewers,
                 outlets.stream_stats(),
                 self._driving.address,
+                self._driving.report(),
                 self._stages.health(now) | outlets.health(now),
             )
         )

@@ -46,6 +46,7 @@ class Moment:
     viewers: int
     stream: StreamStats | None
     zmq: str | None
+    driving: dict[str, Any]
     stages: Mapping[str, Health]
 
 
@@ -86,6 +87,7 @@ class Status:
             "avatar": str(person.path) if person is not None else None,
             "head": {"name": self._head.name, "sha256": self._head.sha256, "basis": self._head.basis},
             "zmq": moment.zmq,
+            "driving": moment.driving | {"waited_ms": telemetry.stage_ms("drive")},
             "seconds": round(time.monotonic() - telemetry.started, 1),
             "stages": self._stages(moment),
             "tracking": {

@@ -1,13 +1,19 @@
-"""A recorded take as a driver: its states at the pace at which they were captured."""
+"""A recorded take as a driver: its states at the pace at which they were captured, in a call over and over."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
+from typing import Final
 
 from insta_runtime.types import HeadState, Take
+from telepresence.drivers.blend import blend, smooth
+from telepresence.drivers.inlet import Inlet, Transfer, now_ns
+
+SEAM_S: Final = 0.4
+"""Time in which the end of a take that plays again becomes its beginning."""
 
 
 def schedule(take: Take) -> list[tuple[float, HeadState]]:
@@ -40,3 +46,29 @@ def play(take: Take, stop: threading.Event | None = None) -> Iterator[HeadState]
         if stop.wait(max(0.0, due - now)):
             return
         yield state.at(time.monotonic_ns())
+
+
+class TakeDriver(Inlet):
+    """Plays ``take`` from `start` to `stop`, over and over; the face of ``person`` (a `fingerprint`)."""
+
+    def __init__(
+        self,
+        take: Take,
+        person: str,
+        *,
+        accepted: Callable[[], None] = lambda: None,
+        transfer: Transfer = lambda state, _person: state,
+    ) -> None:
+        super().__init__("take", refused=lambda _text: None, accepted=accepted, transfer=transfer)
+        self._take, self._person = take, person
+
+    def _serve(self) -> None:
+        last: HeadState | None = None
+        while not self._stopping.is_set():
+            began, end = time.monotonic(), last
+            for state in play(self._take, self._stopping):
+                seam = (time.monotonic() - began) / SEAM_S
+                last = state if end is None or seam >= 1.0 else blend(end, state, smooth(seam)).at(state.t_capture_ns)
+                self._show(last, self.counts["taken"], now_ns(), self._person)
+            if last is None:
+                return

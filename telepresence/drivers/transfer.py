@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Final
 
@@ -187,6 +187,17 @@ class LiveTransfer:
         self._usual = newest if self._usual is None else self._usual.eased(newest, part)
         self._eased_ns = now
         return Transfer(self._usual, target[1], self._head)(state)
+
+    def meet(self, person: str, states: Iterable[HeadState]) -> None:
+        """``person`` will come, and does what is in ``states``: nothing needs to be learned of them first."""
+        self._person, self._usual, self._newest = person, None, None
+        self._seen = Repertoire(len(self._head.expression_names))
+        for state in states:
+            self._seen.observe(state)
+
+    def forget(self) -> None:
+        """Learn anew what is usual for the source, from the next state on."""
+        self._person = None
 
     def _note(self, state: HeadState, now: int) -> Habits:
         """What is usual for the source, as far as is known."""

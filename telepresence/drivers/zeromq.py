@@ -1,45 +1,36 @@
-"""Parameters that arrive over ZeroMQ: a bound PULL socket, one thread, the newest state for who asks."""
+"""Parameters that arrive over ZeroMQ: a bound PULL socket or a connected SUB socket, and the newest state."""
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import re
-import threading
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
 from insta_runtime.errors import UserError
-from insta_runtime.types import HeadState
+from insta_runtime.types import Float32, HeadState
 from telepresence.drivers import message
+from telepresence.drivers.inlet import FLOOR_NS, Inlet, Transfer, now_ns
+from telepresence.drivers.ordering import Ordering
 
-WIRE_LIMIT = 1 << 20
+if TYPE_CHECKING:
+    import zmq
+
+    from telepresence.drivers.curve import Keys
+
+WIRE_LIMIT: Final = 1 << 20
 """ZeroMQ itself disconnects a peer that sends more bytes than this in one frame."""
-
-POLL_MS = 100
-SAME_CLOCK_NS = 1_000_000_000
-"""A capture time less than this before its arrival is taken to be on this machine's monotonic clock."""
-
-
-@dataclass(frozen=True)
-class Driven:
-    """A state that a message asked for, and when it arrived (``now_ns`` clock).
-
-    ``transferred`` says that it was somebody else's, and now is before the camera that the avatar was learned with.
-    """
-
-    state: HeadState
-    seq: int
-    arrived_ns: int
-    transferred: bool = False
+QUEUE: Final = 64
+"""Messages that wait at most, for each peer: half a second of them."""
+POLL_MS: Final = 100
 
 
-class ZeroMqDriver:
-    """Binds a PULL socket and keeps the newest state that valid messages add up to.
+class ZeroMqDriver(Inlet):
+    """Keeps the newest state that valid messages add up to.
 
-    ``refused`` is called once for every message that is dropped, with one line that says why, ``accepted`` for
-    every other one.  ``transfer`` makes the state to show from the one that messages add up to and the person whose
-    it is.  The thread named "zmq" runs from `start` to `stop` and calls all three.
+    What no message has given yet, or what one has taken back, is as in the state that `follow` was told last, before
+    that neutral.  Of several senders (field ``sender``) the first keeps the floor until it falls silent.
     """
 
     def __init__(
@@ -51,83 +42,129 @@ class ZeroMqDriver:
         expressions: int,
         refused: Callable[[str], None],
         accepted: Callable[[], None] = lambda: None,
-        transfer: Callable[[HeadState, str | None], HeadState] = lambda state, _person: state,
-        allow_remote: bool = False,
+        transfer: Transfer = lambda state, _person: state,
+        keys: Keys | None = None,
+        subscribe: bool = False,
     ) -> None:
-        check_address(address, allow_remote)
+        """Listens at ``address`` (PULL), or to the publisher there (``subscribe``: SUB); with ``keys``, encrypted.
+
+        UserError if it is no address, or one that other machines can reach without keys.
+        """
+        super().__init__("subscription" if subscribe else "zmq", refused=refused, accepted=accepted, transfer=transfer)
+        check_address(address, allow_remote=keys is not None)
         self.address = address
-        self.received = 0
-        self.malformed = 0
-        self._basis = basis
-        self._head = head_sha256
-        self._state = HeadState.neutral(expressions)
-        self._refused, self._accepted, self._transfer = refused, accepted, transfer
-        self._newest: Driven | None = None
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._basis, self._head, self._expressions = basis, head_sha256, expressions
+        self._keys, self._subscribe = keys, subscribe
+        self._base = HeadState.neutral(expressions)
+        self._given: dict[str, Float32] = {}
+        self._sender: str | None = None
+        self._ordering = Ordering()
+        self._release = contextlib.ExitStack()
+
+    @property
+    def received(self) -> int:
+        """Messages that moved the face."""
+        return self.counts["taken"]
+
+    @property
+    def malformed(self) -> int:
+        """Messages that were wrong."""
+        return self.counts["malformed"]
 
     def start(self) -> None:
-        """Bind and listen.  UserError if the address cannot be bound."""
+        """Bind or connect, and listen.  UserError if that cannot be."""
         import zmq
 
-        socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PULL)
+        context = zmq.Context.instance() if self._keys is None else self._guarded()
+        socket = context.socket(zmq.SUB if self._subscribe else zmq.PULL)
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.MAXMSGSIZE, WIRE_LIMIT)
+        socket.setsockopt(zmq.RCVHWM, QUEUE)
         try:
-            socket.bind(self.address)
-        except zmq.ZMQError as error:
+            if self._subscribe:
+                if self._keys is not None:
+                    self._keys.subscribe(socket)
+                socket.setsockopt(zmq.SUBSCRIBE, b"")
+                socket.connect(self.address)
+            else:
+                if self._keys is not None:
+                    self._keys.serve(socket)
+                socket.bind(self.address)
+                self.address = socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
+        except (zmq.ZMQError, UserError) as error:
             socket.close()
+            self._release.close()
+            if isinstance(error, UserError):
+                raise
+            option = "--set drivers.subscribe" if self._subscribe else "--zmq"
             raise UserError(
-                f"cannot listen for parameters at {self.address}: {error}; choose another with --zmq"
+                f"cannot listen for parameters at {self.address}: {error}; choose another with {option}"
             ) from None
-        self.address = socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
-
-        def serve() -> None:
-            with socket:
-                while not self._stop.is_set():
-                    if socket.poll(POLL_MS):
-                        self._take(socket.recv_multipart(zmq.NOBLOCK))
-
-        self._thread = threading.Thread(target=serve, name="zmq", daemon=True)
-        self._thread.start()
+        self._socket = socket
+        super().start()
 
     def stop(self) -> None:
-        """Close the socket and wait for the thread."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-
-    def newest(self) -> Driven | None:
-        """The state after the newest valid message, or None before the first."""
-        return self._newest
-
-    def age(self, now_ns: int) -> float | None:
-        """Seconds since the newest valid message, or None before the first."""
-        newest = self._newest
-        return None if newest is None else (now_ns - newest.arrived_ns) / 1e9
+        super().stop()
+        self._release.close()
 
     def follow(self, state: HeadState) -> None:
-        """Let fields that no message has given yet start from ``state``: the tracker's, say."""
-        if self._newest is None:
-            self._state = state
+        """Let fields that no message gives be as in ``state``: the tracker's, say."""
+        self._base = state
+
+    def _guarded(self) -> zmq.Context[Any]:
+        """A context of its own, at whose door the keys are asked for: there is one such door a context."""
+        import zmq
+
+        context: zmq.Context[Any] = zmq.Context()
+        self._release.callback(context.term)
+        if not self._subscribe and self._keys is not None:
+            try:
+                self._release.callback(self._keys.authenticate(context).stop)
+            except UserError:
+                self._release.close()
+                raise
+        return context
+
+    def _serve(self) -> None:
+        import zmq
+
+        with self._socket as socket:
+            while not self._stopping.is_set():
+                if socket.poll(POLL_MS):
+                    self._take(socket.recv_multipart(zmq.NOBLOCK))
 
     def _take(self, frames: list[bytes]) -> None:
-        arrived = time.monotonic_ns()
+        arrived = now_ns()
+        if not self._may_read(arrived):
+            return
         try:
             if len(frames) != 1:
                 raise UserError(f"malformed message: {len(frames)} frames, one is expected")
             parameters = message.decode(frames[0])
-            state = message.apply(parameters, self._state, self._basis, self._head)
+            found = message.changes(parameters, self._expressions, self._basis, self._head)
         except UserError as error:
-            self.malformed += 1
-            self._refused(str(error))
+            self._drop("malformed", str(error))
             return
-        local = 0 <= arrived - parameters.t_capture_ns < SAME_CLOCK_NS
-        self._state = state.at(parameters.t_capture_ns if local else arrived)
-        self.received += 1
-        shown = self._transfer(self._state, parameters.person)
-        self._newest = Driven(shown, parameters.seq, arrived, transferred=shown is not self._state)
-        self._accepted()
+        newest = self.newest()
+        if parameters.sender != self._sender:
+            if newest is not None and arrived - newest.arrived_ns < FLOOR_NS:
+                self._drop("busy")
+                return
+            self._sender, self._ordering = parameters.sender, Ordering()
+            self._given.clear()
+        verdict = self._ordering.judge(parameters.seq, parameters.t_capture_ns, arrived)
+        if verdict != "taken":
+            self._drop(verdict)
+            return
+        for name, value in found.items():
+            if value is None:
+                self._given.pop(name, None)
+            else:
+                self._given[name] = value
+        captured = self._ordering.captured_ns(parameters.t_capture_ns, arrived)
+        state = message.merged(self._base, self._given).at(captured)
+        placed = bool({"rotation", "translation"} & self._given.keys())
+        self._show(state, parameters.seq, arrived, parameters.person, placed=placed)
 
 
 def check_address(address: str, allow_remote: bool) -> None:
@@ -139,7 +176,10 @@ def check_address(address: str, allow_remote: bool) -> None:
         raise UserError(f"{address!r} is not a ZeroMQ address; write tcp://127.0.0.1:5577 or ipc:///path")
     if allow_remote or not _remote(tcp[1] or tcp[2]):
         return
-    raise UserError(f"{address} would let other machines move the face; bind to loopback, such as tcp://127.0.0.1:5577")
+    raise UserError(
+        f"{address} would let other machines move the face or watch it: take a loopback address such as"
+        " tcp://127.0.0.1:5577, or give keys (--set drivers.keys=DIR)"
+    )
 
 
 def _remote(host: str) -> bool:

@@ -1,0 +1,81 @@
+"""Live Link Face: what Epic's app for phones sends of ARKit's face over UDP, usually to port 11111.
+
+The layout, all numbers big-endian (docs/protocols-drivers.md): version 6 as a byte, device and subject each as a length
+and as many bytes, the time as frame, part of a frame and rate, a count of 61, and 61 floats.  While no face is seen the
+packet ends before the count.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from typing import Final
+
+from insta_runtime.errors import UserError
+from telepresence.drivers.face import Face, turned
+
+NAME: Final = "livelink"
+PORT: Final = 11111
+VERSION: Final = 6
+MAX_NAME: Final = 256
+"""Bytes of a device's or subject's name at most."""
+
+CURVES: Final = (
+    *("eyeBlinkLeft", "eyeLookDownLeft", "eyeLookInLeft", "eyeLookOutLeft", "eyeLookUpLeft", "eyeSquintLeft"),
+    *("eyeWideLeft", "eyeBlinkRight", "eyeLookDownRight", "eyeLookInRight", "eyeLookOutRight", "eyeLookUpRight"),
+    *("eyeSquintRight", "eyeWideRight", "jawForward", "jawLeft", "jawRight", "jawOpen", "mouthClose", "mouthFunnel"),
+    *("mouthPucker", "mouthLeft", "mouthRight", "mouthSmileLeft", "mouthSmileRight", "mouthFrownLeft"),
+    *("mouthFrownRight", "mouthDimpleLeft", "mouthDimpleRight", "mouthStretchLeft", "mouthStretchRight"),
+    *("mouthRollLower", "mouthRollUpper", "mouthShrugLower", "mouthShrugUpper", "mouthPressLeft", "mouthPressRight"),
+    *("mouthLowerDownLeft", "mouthLowerDownRight", "mouthUpperUpLeft", "mouthUpperUpRight", "browDownLeft"),
+    *("browDownRight", "browInnerUp", "browOuterUpLeft", "browOuterUpRight", "cheekPuff", "cheekSquintLeft"),
+    *("cheekSquintRight", "noseSneerLeft", "noseSneerRight", "tongueOut"),
+)
+"""ARKit's 52 units in the order in which they come; three angles of the head and three of each eye follow."""
+FLOATS: Final = len(CURVES) + 9
+
+_TIME: Final = struct.Struct("!ifii")
+_VALUES: Final = struct.Struct(f"!{FLOATS}f")
+
+
+class LiveLink:
+    """Reads packets; a bridge keeps one for as long as it listens."""
+
+    def read(self, packet: bytes) -> Face | None:
+        """The face of ``packet``, or None if the phone sees none.
+
+        Raises:
+            UserError: it is not such a packet.
+        """
+        if not packet or packet[0] != VERSION:
+            raise UserError(f"malformed packet: Live Link Face's version {VERSION} is expected")
+        device_end = _skip_name(packet, 1)
+        end = _skip_name(packet, device_end)
+        if len(packet) - end < _TIME.size:
+            raise UserError(f"malformed packet: {len(packet)} bytes, it ends in its time")
+        frame, part, rate, base = _TIME.unpack_from(packet, end)
+        end += _TIME.size
+        if len(packet) == end or packet[end] == 0:
+            return None
+        if packet[end] != FLOATS or len(packet) - end - 1 != _VALUES.size:
+            raise UserError(f"malformed packet: {packet[end]} values in {len(packet) - end - 1} bytes, not {FLOATS}")
+        values = _VALUES.unpack_from(packet, end + 1)
+        if not all(map(math.isfinite, values)):
+            raise UserError("malformed packet: a value is not finite")
+        yaw, pitch, roll = (min(max(angle, -math.pi), math.pi) for angle in values[52:55])
+        known = 0 < rate <= 1000 and 0 < base <= 1001 and math.isfinite(part)
+        return Face(
+            weights=dict(zip(CURVES, values[:52], strict=True)),
+            turn=turned(yaw, pitch, roll),
+            sent_s=(frame + part) * base / rate if known else None,
+        )
+
+
+def _skip_name(packet: bytes, start: int) -> int:
+    """Where the text that begins with its length at ``start`` ends."""
+    if len(packet) - start < 4:
+        raise UserError(f"malformed packet: {len(packet)} bytes, it ends in its names")
+    length = int.from_bytes(packet[start : start + 4], "big")
+    if length > MAX_NAME or start + 4 + length > len(packet):
+        raise UserError(f"malformed packet: a name of {length} bytes, at most {MAX_NAME} are allowed")
+    return start + 4 + length

@@ -1,0 +1,102 @@
+"""Open Sound Control 1.0: messages and bundles, read from bytes that anybody may have sent."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from insta_runtime.errors import UserError
+
+Value = float | int | str | bytes | bool | None
+
+DEPTH: Final = 4
+"""Bundles within bundles at most."""
+MESSAGES: Final = 1024
+"""Messages of one packet at most."""
+
+_FIXED: Final = {"i": (">i", 4), "f": (">f", 4), "h": (">q", 8), "d": (">d", 8), "t": (">Q", 8), "r": (">I", 4)}
+_CONSTANT: Final[dict[str, bool | float | None]] = {"T": True, "F": False, "N": None, "I": float("inf")}
+
+
+@dataclass(frozen=True)
+class Message:
+    """An address and its arguments."""
+
+    address: str
+    values: tuple[Value, ...]
+
+
+def messages(packet: bytes) -> list[Message]:
+    """Every message of ``packet``, those of bundles in their order; time tags are left out: they take effect at once.
+
+    Raises:
+        UserError: it is not OSC, nested too deeply, or holds too many messages.
+    """
+    try:
+        found = []
+        for message in _elements(memoryview(packet), DEPTH):
+            found.append(message)
+            if len(found) > MESSAGES:
+                raise UserError(f"malformed packet: more than {MESSAGES} OSC messages")
+        return found
+    except (struct.error, UnicodeDecodeError, IndexError):
+        raise UserError("malformed packet: not OSC, or cut short") from None
+
+
+def _elements(packet: memoryview, depth: int) -> Iterator[Message]:
+    if bytes(packet[:8]) != b"#bundle\0":
+        yield _message(packet)
+        return
+    if depth == 0:
+        raise UserError("malformed packet: OSC bundles too deep within each other")
+    start = 16
+    if len(packet) < start:
+        raise IndexError
+    while start < len(packet):
+        (size,) = struct.unpack_from(">i", packet, start)
+        start += 4
+        if size <= 0 or size % 4 or start + size > len(packet):
+            raise IndexError
+        yield from _elements(packet[start : start + size], depth - 1)
+        start += size
+
+
+def _message(packet: memoryview) -> Message:
+    address, start = _text(packet, 0)
+    if not address.startswith("/"):
+        raise UserError("malformed packet: no OSC address")
+    if start >= len(packet):
+        return Message(address, ())
+    tags, start = _text(packet, start)
+    if not tags.startswith(","):
+        raise UserError("malformed packet: an OSC message without types")
+    values: list[Value] = []
+    for tag in tags[1:]:
+        if tag in _FIXED:
+            form, size = _FIXED[tag]
+            values.append(struct.unpack_from(form, packet, start)[0])
+            start += size
+        elif tag in "sS":
+            text, start = _text(packet, start)
+            values.append(text)
+        elif tag == "b":
+            (size,) = struct.unpack_from(">i", packet, start)
+            if size < 0 or start + 4 + size > len(packet):
+                raise IndexError
+            values.append(bytes(packet[start + 4 : start + 4 + size]))
+            start += 4 + (size + 3) // 4 * 4
+        elif tag in _CONSTANT:
+            values.append(_CONSTANT[tag])
+        else:
+            raise UserError("malformed packet: an OSC type that is not known")
+    return Message(address, tuple(values))
+
+
+def _text(packet: memoryview, start: int) -> tuple[str, int]:
+    """The text at ``start``, and where what follows it begins: texts end with zeros, at a multiple of four bytes."""
+    end = start
+    while packet[end]:
+        end += 1
+    return bytes(packet[start:end]).decode("utf-8"), (end // 4 + 1) * 4

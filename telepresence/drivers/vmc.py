@@ -1,0 +1,154 @@
+"""Virtual Motion Capture protocol: faces and bones as OSC over UDP, usually to port 39539.
+
+VSeeFace, Warudo, Waidayo and many other programs send it.  Of its messages these move a face
+(docs/protocols-drivers.md): blend shapes, which take effect with ``/VMC/Ext/Blend/Apply``, the bones between hips and
+eyes, and whether the sender tracks anybody.  A packet is one frame; senders that spread a frame over packets are
+served, too.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from insta_runtime.errors import UserError
+from insta_runtime.geometry import axis_angle
+from insta_runtime.types import Float64
+from telepresence.drivers import osc
+from telepresence.drivers.face import Face, matrix_of
+from telepresence.drivers.livelink import CURVES
+
+NAME: Final = "vmc"
+PORT: Final = 39539
+SHAPES: Final = 256
+"""Names of blend shapes that are remembered at most: a model has some, a flood has any number."""
+
+BONES: Final = ("hips", "spine", "chest", "upperchest", "neck", "head")
+"""Each turns the next one; together they turn the head."""
+EYES: Final = ("lefteye", "righteye")
+
+PRESETS: Final[dict[str, dict[str, float]]] = {
+    "blink": {"eyeBlinkLeft": 1.0, "eyeBlinkRight": 1.0},
+    "blink_l": {"eyeBlinkLeft": 1.0},
+    "blinkleft": {"eyeBlinkLeft": 1.0},
+    "blink_r": {"eyeBlinkRight": 1.0},
+    "blinkright": {"eyeBlinkRight": 1.0},
+    "a": {"jawOpen": 0.6, "mouthLowerDownLeft": 0.3, "mouthLowerDownRight": 0.3},
+    "i": {"jawOpen": 0.1, "mouthStretchLeft": 0.4, "mouthStretchRight": 0.4},
+    "u": {"jawOpen": 0.15, "mouthPucker": 0.7},
+    "e": {"jawOpen": 0.25, "mouthStretchLeft": 0.25, "mouthStretchRight": 0.25},
+    "o": {"jawOpen": 0.35, "mouthFunnel": 0.6},
+    "joy": {"mouthSmileLeft": 0.7, "mouthSmileRight": 0.7, "cheekSquintLeft": 0.3, "cheekSquintRight": 0.3},
+    "angry": {"browDownLeft": 0.7, "browDownRight": 0.7, "noseSneerLeft": 0.2, "noseSneerRight": 0.2},
+    "sorrow": {"browInnerUp": 0.7, "mouthFrownLeft": 0.5, "mouthFrownRight": 0.5},
+    "fun": {"mouthSmileLeft": 0.4, "mouthSmileRight": 0.4},
+    "surprised": {"browInnerUp": 0.6, "eyeWideLeft": 0.6, "eyeWideRight": 0.6, "jawOpen": 0.2},
+}
+"""What VRM's preset expressions are in ARKit's units, where a sender has nothing better."""
+_SAME: Final = {
+    "aa": "a",
+    "ih": "i",
+    "ou": "u",
+    "ee": "e",
+    "oh": "o",
+    "happy": "joy",
+    "sad": "sorrow",
+    "relaxed": "fun",
+}
+_ARKIT: Final = {name.lower(): name for name in CURVES}
+
+
+class Vmc:
+    """Reads packets; a bridge keeps one for as long as it listens, as packets build on each other."""
+
+    def __init__(self) -> None:
+        self._pending: dict[str, float] = {}  # blend shapes that wait for Apply, by lower-case name
+        self._shapes: dict[str, float] = {}
+        self._bones: dict[str, Float64] = {}
+        self._tracks = True
+
+    def read(self, packet: bytes) -> Face | None:
+        """The face after ``packet``; None if it says nothing of one, or that nobody is tracked.
+
+        Raises:
+            UserError: it is not OSC, or one of the messages that count has other arguments than it should have.
+        """
+        sent_s: float | None = None
+        moves = False
+        for message in osc.messages(packet):
+            address, values = message.address, message.values
+            if address == "/VMC/Ext/Blend/Val":
+                (name,), (weight,) = _arguments(message, 1, 1)
+                self._note(name, weight)
+            elif address == "/VMC/Ext/Blend/Apply":
+                self._shapes.update(self._pending)
+                self._pending.clear()
+                moves = True
+            elif address == "/VMC/Ext/Bone/Pos":
+                (name,), numbers = _arguments(message, 1, 7)
+                moves = self._turn(name, numbers[3:]) or moves
+            elif address == "/VMC/Ext/T":
+                sent_s = _arguments(message, 0, 1)[1][0]
+            elif address == "/VMC/Ext/OK" and values and all(isinstance(value, int) for value in values):
+                self._tracks = values[0] == 1 and (len(values) < 4 or values[3] == 1)
+        if not moves or not self._tracks:
+            return None
+        return Face(self._weights(), self._head(), gaze=self._gaze(), sent_s=sent_s)
+
+    def _note(self, name: str, weight: float) -> None:
+        key = _SAME.get(name.lower(), name.lower())
+        if key in self._pending or len(self._pending) < SHAPES:
+            self._pending[key] = min(max(weight, 0.0), 1.0)
+        if len(self._shapes) > SHAPES:
+            self._shapes.clear()
+
+    def _turn(self, name: str, quaternion: list[float]) -> bool:
+        bone = name.lower()
+        if bone not in BONES and bone not in EYES:
+            return False
+        # Unity's x points to the avatar's right, ours to its left: mirrored, an axis keeps x and turns y and z around.
+        x, y, z, w = quaternion
+        matrix = matrix_of(x, -y, -z, w)
+        if matrix is None:
+            raise UserError(f"malformed packet: bone {bone} is turned by what is no rotation")
+        self._bones[bone] = matrix
+        return True
+
+    def _weights(self) -> dict[str, float]:
+        known = {_ARKIT[name]: weight for name, weight in self._shapes.items() if name in _ARKIT}
+        if known:  # the presets say the same more coarsely
+            return known
+        weights: dict[str, float] = {}
+        for name, weight in self._shapes.items():
+            for unit, part in PRESETS.get(name, {}).items():
+                weights[unit] = min(weights.get(unit, 0.0) + part * weight, 1.0)
+        return weights
+
+    def _head(self) -> Float64 | None:
+        turns = [self._bones[name] for name in BONES if name in self._bones]
+        if not turns:
+            return None
+        whole: Float64 = np.eye(3)
+        for turn in turns:
+            whole = whole @ turn
+        return whole
+
+    def _gaze(self) -> Float64 | None:
+        if not all(name in self._bones for name in EYES):
+            return None
+        looks = np.stack([self._bones[name][:, 2] for name in EYES])  # where the z axis went
+        gaze = np.stack([np.arctan2(looks[:, 0], looks[:, 2]), np.arcsin(looks[:, 1].clip(-1.0, 1.0))], axis=1)
+        still = max(float(np.linalg.norm(axis_angle(self._bones[name]))) for name in EYES) < 1e-6
+        # A model whose eyes are moved by shapes has bones that rest.
+        return None if still else gaze
+
+
+def _arguments(message: osc.Message, texts: int, numbers: int) -> tuple[list[str], list[float]]:
+    """The first arguments of ``message``: so many texts, then so many numbers; a sender may append others."""
+    found = message.values[:texts], message.values[texts : texts + numbers]
+    words = [value for value in found[0] if isinstance(value, str)]
+    figures = [float(value) for value in found[1] if isinstance(value, float | int) and abs(value) < 1e9]
+    if len(words) < texts or len(figures) < numbers:
+        raise UserError(f"malformed packet: {message.address} needs {texts} texts and {numbers} finite numbers")
+    return words, figures
