@@ -34,13 +34,14 @@ from telepresence.learning.budget import Mode, Wants
 from telepresence.learning.learner import Learner
 from telepresence.mailbox import Mailbox
 from telepresence.outlets import Outlets
-from telepresence.outputs import PreviewWindow
+from telepresence.outputs import PreviewWindow, Wish
 from telepresence.pacing import CpuShare, training_pause
 from telepresence.people import Options, People
 from telepresence.person import Person
 from telepresence.policy import Condition, one_line
 from telepresence.session import AWAY, Facts, Session, State
 from telepresence.sitter import Sitter
+from telepresence.sound import SoundBus
 from telepresence.sources import Source
 from telepresence.status import Moment, Status, missing
 from telepresence.streaming import Controls, MediaServer, Outlet, StreamHooks
@@ -89,6 +90,7 @@ class Daemon:
         self._backgrounds = Backgrounds(run.background)
         self._display = Display(config.stream.size, 1000.0 * RENDER_PART / run.render_fps, self._backgrounds)
         self._camera: Mailbox[CameraFrame] = Mailbox("browser camera")
+        self._sound = SoundBus()
         self._frames: Mailbox[tuple[Person, CameraFrame]] = Mailbox("camera")
         self._moved = threading.Event()  # there is a new state to show
         self._stages = Supervisor(self.telemetry.error, self.telemetry.errors.clear, self._die)
@@ -154,7 +156,8 @@ class Daemon:
             people.open_home(path, avatar)
         self._outlets.start()
         threading.Thread(target=self._warm_up, name="warm up", daemon=True).start()
-        self._show(ShownFrame(0, now_ns(), card("One moment", "The camera is being started.", self._display.side)))
+        first = card("One moment", "The camera is being started.", self._display.side)
+        self._outlets.show(ShownFrame(0, now_ns(), first))
         announce(self._outlets.address)
         if people.home is None:
             people.open_home(path, avatar)
@@ -216,6 +219,8 @@ class Daemon:
         tracked = person.track(frame)
         self.telemetry.stage("track", time.perf_counter() - began)
         self.telemetry.tracked.tick()
+        if not frame.withheld:
+            self._outlets.see(tracked)
         pose = tracked.pose
         if pose is not None:
             self.telemetry.found.tick()
@@ -246,7 +251,7 @@ class Daemon:
             self.telemetry.shown.tick()
             if frame.is_avatar:
                 self.telemetry.avatar.tick()
-            self._show(frame)
+            self._outlets.show(frame)
             self.telemetry.latency((now_ns() - frame.t_capture_ns) / 1e9)
         if person is not None and person.learner is not None:
             self._display.refresh(person.learner)
@@ -295,6 +300,7 @@ class Daemon:
             self._watch_for_faces(person, now)
         self.telemetry.measure_memory(self.config.run.device, now)
         self._stages.watch(now)
+        self._outlets.tell(now, self.status)
         if (trouble := self._outlets.watch(now)) is not None:
             self._die(trouble)
 
@@ -313,13 +319,15 @@ class Daemon:
             self._answer,
             controls=Controls(
                 freeze=self._people.halt,
+                mute=self._mute,
                 recalibrate=self._people.recalibrate,
                 orbit=self._orbit,
                 withhold=self._people.withhold,
             ),
             vision=self._vision,
+            sound=self._sound,
         )
-        preview = PreviewWindow(self.stopping.set) if self.options.preview else None
+        preview = PreviewWindow(self._grant) if self.options.preview else None
         return Outlets(MediaServer(self.config.stream, hooks), preview)
 
     def _warm_up(self) -> None:
@@ -401,15 +409,6 @@ class Daemon:
         elif self.telemetry.error(where, text) == 1:
             log.warning("%s: %s", where, text, extra={"event": "trouble", "stage": where, "fields": {"error": text}})
 
-    def _show(self, frame: ShownFrame) -> None:
-        self._outlets.show(frame, self._hud)
-
-    def _hud(self) -> str:
-        """The line at the foot of the preview window."""
-        person = self._people.current
-        state = person.session.state if person is not None else State.WAITING
-        return f"{state}  {self.telemetry.avatar.read():.0f} avatar pictures/s  {self._driving.driver}"
-
     def _autosave(self, person: Person) -> None:
         """Save now and then, without waiting for it, and tell what became of weights and files."""
         learner = person.learner
@@ -441,6 +440,22 @@ class Daemon:
         """A viewer wants the head over something else (on the network thread).  UserError if there is no such."""
         self._backgrounds.choose(text)
         self._moved.set()
+
+    def _mute(self, on: bool) -> None:
+        self._sound.muted = on
+
+    def _grant(self, wish: Wish) -> None:
+        """A key was pressed in the preview window (on a thread of its own).  UserError: not now, and why."""
+        match wish:
+            case Wish.QUIT:
+                self.stopping.set()
+            case Wish.MUTE:
+                self._mute(not self._sound.muted)
+            case Wish.CALIBRATE:
+                self._people.recalibrate()
+            case Wish.FREEZE:
+                person = self._people.current
+                self._people.halt(person is None or person.budget.mode is not Mode.FROZEN)
 
     def _orbit(self, yaw: float, pitch: float) -> None:
         self._display.orbit = yaw, pitch
@@ -476,5 +491,6 @@ class Daemon:
                 self._driving.address,
                 self._driving.report(),
                 self._stages.health(now) | outlets.health(now),
+                self._sound.status(),
             )
         )

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final
 
 from telepresence.outputs import PreviewWindow
 
 if TYPE_CHECKING:
-    from telepresence.frames import ShownFrame
+    from telepresence.frames import ShownFrame, TrackedFrame
     from telepresence.policy import Health
     from telepresence.streaming import Outlet, StreamStats
+
+FIGURES_S: Final = 0.25
+"""Seconds between the figures that the preview shows."""
 
 
 class Outlets:
@@ -21,6 +24,7 @@ class Outlets:
 
     def __init__(self, server: Outlet, preview: PreviewWindow | None = None) -> None:
         self.server, self.preview = server, preview
+        self._told = 0.0
 
     def start(self) -> None:
         """Listen, then open what is local.  UserError if the server cannot be had."""
@@ -41,13 +45,24 @@ class Outlets:
     @property
     def watched(self) -> bool:
         """Whether anybody sees the pictures."""
-        return self.preview is not None or self.server.watched
+        return self.server.watched or (self.preview is not None and self.preview.open)
 
-    def show(self, frame: ShownFrame, hud: Callable[[], str]) -> None:
-        """Make ``frame`` the newest picture everywhere; ``hud`` gives the line that the window shows with it."""
+    def show(self, frame: ShownFrame) -> None:
+        """Make ``frame`` the newest picture everywhere; belongs to the render thread."""
         self.server.show(frame)
         if self.preview is not None:
-            self.preview.show(frame, hud())
+            self.preview.show(frame)
+
+    def see(self, tracked: TrackedFrame) -> None:
+        """``tracked`` is what the camera sees; belongs to the tracking thread."""
+        if self.preview is not None:
+            self.preview.see(tracked)
+
+    def tell(self, now: float, status: Callable[[], Mapping[str, Any]]) -> None:
+        """Let those who show figures have the newest; belongs to the supervisor.  ``now``: monotonic seconds."""
+        if self.preview is not None and self.preview.open and now - self._told >= FIGURES_S:
+            self._told = now
+            self.preview.tell(status())
 
     def watch(self, now: float) -> str | None:
         """Restart what hangs; the line that says why it cannot.  ``now``: monotonic seconds."""

@@ -48,6 +48,7 @@ class Moment:
     zmq: str | None
     driving: dict[str, Any]
     stages: Mapping[str, Health]
+    sound: Mapping[str, Any]
 
 
 class Status:
@@ -98,6 +99,7 @@ class Status:
             "replay": _replay(learner),
             "gate": _gate(learner),
             "guidance": _guidance(learner),
+            "sound": moment.sound,
             "memory": telemetry.memory,
             "person": _who(person),
             "events": _events(person),

@@ -1,0 +1,354 @@
+"""The process of the preview window: draws the newest pictures until it is closed or the daemon is gone."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import deque
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from telepresence.outputs.ring import SharedRing
+from telepresence.outputs.shots import CAPACITY, GAIN, Difference, Shot, View
+
+if TYPE_CHECKING:
+    import pygame
+
+FIGURES_BYTES: Final = 4096
+REFRESH: Final = 60  # looks for a new picture a second
+RATE_S: Final = 2.0
+"""Pictures a second and latency are those of so many seconds."""
+STALE_S: Final = 1.0
+"""A camera that has shown nothing for so long shows nothing."""
+REMEMBERED: Final = 12
+"""Camera pictures that are kept until the picture drawn from one of them is there."""
+
+SIDE: Final = 0.62  # of the picture in a new window, in parts of the screen's height
+BAR: Final = 1 / 16  # height of the bar below the pictures, in parts of the window's shorter side ...
+BAR_PX: Final = (30, 72)  # ... within these bounds
+
+BACKGROUND: Final = (13, 15, 18)
+INK: Final = (233, 236, 239)
+FAINT: Final = (139, 147, 156)
+CHIP: Final = (38, 43, 50)
+STATES: Final = {
+    "live": (74, 201, 126),
+    "learning": (236, 178, 74),
+    "calibrating": (96, 165, 250),
+}
+
+KEYS: Final = (
+    ("1 2 3 4", "avatar, camera, both, difference"),
+    ("V", "the next of these"),
+    ("M", "mute, or be heard again"),
+    ("C", "calibrate anew"),
+    ("F", "freeze the avatar, or learn on"),
+    ("I", "figures, or pictures alone"),
+    ("H", "these lines"),
+    ("Q", "end the call"),
+)
+
+
+class Rings(NamedTuple):
+    """The names of the rings that feed the window: what viewers see, what the camera sees, figures."""
+
+    shown: str
+    camera: str
+    figures: str
+
+
+def open_window(rings: Rings, words: Connection, title: str) -> None:
+    """Open a window and keep it until it is closed or ``words`` brings any word, or ends.
+
+    What is asked for goes out through ``words``: ``(wish, "")``; or ``("failed", why)`` if there can be no window.
+    """
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+    os.environ.setdefault("SDL_WINDOWS_DPI_AWARENESS", "permonitorv2")
+    import signal
+
+    import pygame
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C in the terminal is the daemon's to handle
+    try:
+        pygame.display.init()
+        pygame.font.init()
+        side = round(SIDE * pygame.display.get_desktop_sizes()[0][1])
+        window = pygame.Window(title, (side, side + _bar_height(side, side)), resizable=True, allow_high_dpi=True)
+    except pygame.error as error:
+        words.send(("failed", f"no window can be opened here ({str(error).lower()})"))
+        return
+    feed = Feed(rings)
+    try:
+        _run(window, feed, words)
+    except (EOFError, OSError):  # the daemon is gone
+        pass
+    finally:
+        feed.close()
+        pygame.quit()
+
+
+class Feed:
+    """What has come from the daemon: the newest pictures, those that belong together, figures."""
+
+    def __init__(self, rings: Rings) -> None:
+        self._rings = SharedRing(CAPACITY, rings.shown), SharedRing(CAPACITY, rings.camera)
+        self._figures_ring = SharedRing(FIGURES_BYTES, rings.figures)
+        self._sequences = [0, 0, 0]
+        self._seen: deque[Shot] = deque(maxlen=REMEMBERED)
+        self._camera_at = 0.0
+        self._drawn: deque[tuple[float, float]] = deque()  # when a head was shown, and how old it was, s
+        self.shown: Shot | None = None
+        self.pair: tuple[Shot, Shot] | None = None  # a head that was drawn, and the camera's picture of that moment
+        self.figures: dict[str, Any] = {}
+
+    def refresh(self) -> bool:
+        """Take over what is new; whether anything was."""
+        fresh = False
+        if (data := self._next(1, self._rings[1])) is not None:
+            self._seen.append(Shot.read(data))
+            self._camera_at, fresh = time.monotonic(), True
+        if (data := self._next(0, self._rings[0])) is not None:
+            self.shown, fresh = Shot.read(data), True
+            if self.shown.drawn:
+                self._drawn.append((time.monotonic(), (time.monotonic_ns() - self.shown.t_capture_ns) / 1e9))
+        if (data := self._next(2, self._figures_ring)) is not None:
+            self.figures, fresh = json.loads(data), True
+        if fresh and self.shown is not None:
+            of_then = (seen for seen in self._seen if seen.t_capture_ns == self.shown.t_capture_ns)
+            partner = next(of_then, None) if self.shown.drawn else None
+            self.pair = (self.shown, partner) if partner is not None else self.pair
+        while self._drawn and self._drawn[0][0] < time.monotonic() - RATE_S:
+            self._drawn.popleft()
+        return fresh
+
+    @property
+    def camera(self) -> Shot | None:
+        """What the camera sees; None while it shows nothing."""
+        return self._seen[-1] if self._seen and time.monotonic() - self._camera_at < STALE_S else None
+
+    @property
+    def fps(self) -> float:
+        """Pictures of a head a second."""
+        return len(self._drawn) / RATE_S
+
+    @property
+    def latency_ms(self) -> float | None:
+        """From capture to this window, median."""
+        ages = sorted(age for _, age in self._drawn)
+        return 1000.0 * ages[len(ages) // 2] if ages else None
+
+    def close(self) -> None:
+        """Let go of the rings."""
+        for ring in (*self._rings, self._figures_ring):
+            ring.close()
+
+    def _next(self, number: int, ring: SharedRing) -> bytes | None:
+        record = ring.read(self._sequences[number])
+        if record is None:
+            return None
+        self._sequences[number] = record.sequence
+        return record.data
+
+
+def _run(window: pygame.Window, feed: Feed, words: Connection) -> None:
+    import pygame
+
+    clock = pygame.time.Clock()
+    face = Face()
+    wishes = {pygame.K_m: "mute", pygame.K_c: "calibrate", pygame.K_f: "freeze", pygame.K_q: "quit"}
+    views = dict(zip((pygame.K_1, pygame.K_2, pygame.K_3, pygame.K_4), View, strict=True))
+    stale = True
+
+    def show(view: View) -> None:
+        if (view is View.BOTH) is not (face.view is View.BOTH):
+            _widen(window, 2.0 if view is View.BOTH else 0.5)
+        face.view = view
+
+    while not words.poll():  # a word from the daemon, or the end of the pipe: either way, close
+        for event in pygame.event.get():
+            if event.type in (pygame.QUIT, pygame.WINDOWCLOSE):
+                return
+            if event.type == pygame.KEYDOWN:
+                if (wish := wishes.get(event.key)) is not None:
+                    words.send((wish, ""))
+                    if wish == "quit":
+                        return
+                elif event.key in views:
+                    show(views[event.key])
+                elif event.key == pygame.K_v:
+                    every = list(View)
+                    show(every[(every.index(face.view) + 1) % len(every)])
+                elif event.key == pygame.K_i:
+                    face.bar = not face.bar
+                elif event.key == pygame.K_h:
+                    face.keys = not face.keys
+            stale = True
+        if feed.refresh() or stale:
+            face.draw(window.get_surface(), feed)
+            window.flip()
+            stale = False
+        clock.tick(REFRESH)
+
+
+class Face:
+    """How the window looks: which ``view`` there is, whether with the ``bar`` of figures and the list of ``keys``."""
+
+    def __init__(self) -> None:
+        self.view = View.AVATAR
+        self.bar = True
+        self.keys = False
+        self._fonts: dict[int, pygame.font.Font] = {}
+
+    def draw(self, screen: pygame.Surface, feed: Feed) -> None:
+        """Everything, anew."""
+        import pygame
+
+        screen.fill(BACKGROUND)
+        width, height = screen.get_size()
+        unit = _bar_height(width, height)
+        room = pygame.Rect(0, 0, width, height - unit if self.bar else height)
+        if self.view is View.BOTH:
+            beside = room.width >= room.height
+            half = pygame.Rect(0, 0, room.width // 2, room.height) if beside else room.move(0, 0)
+            half.height = room.height if beside else room.height // 2
+            other = half.move(half.width, 0) if beside else half.move(0, half.height)
+            self._camera(screen, half, feed, unit)
+            self._avatar(screen, other, feed, unit)
+        elif self.view is View.CAMERA:
+            self._camera(screen, room, feed, unit)
+        elif self.view is View.DIFFERENCE:
+            self._difference(screen, room, feed, unit)
+        else:
+            self._avatar(screen, room, feed, unit)
+        if self.bar:
+            self._figures(screen, pygame.Rect(0, height - unit, width, unit), feed)
+        if self.keys:
+            self._help(screen, room, unit)
+
+    def _avatar(self, screen: pygame.Surface, room: pygame.Rect, feed: Feed, unit: int) -> None:
+        tag = "avatar" if self.view is View.BOTH else ""
+        self._picture(screen, room, feed.shown, tag, "waiting for the first picture", unit)
+
+    def _camera(self, screen: pygame.Surface, room: pygame.Rect, feed: Feed, unit: int) -> None:
+        self._picture(screen, room, feed.camera, "camera", "the camera shows nothing", unit)
+
+    def _difference(self, screen: pygame.Surface, room: pygame.Rect, feed: Feed, unit: int) -> None:
+        shot, tag = None, ""
+        if feed.pair is not None and feed.shown is not None and feed.shown.drawn and feed.camera is not None:
+            difference = Difference.of(*feed.pair)
+            shot = Shot(0, difference.rgb)
+            tag = f"difference x {GAIN}   {difference.psnr_db:.1f} dB"
+        self._picture(screen, room, shot, tag, "there is no head to compare with the camera", unit)
+
+    def _picture(
+        self, screen: pygame.Surface, room: pygame.Rect, shot: Shot | None, tag: str, otherwise: str, unit: int
+    ) -> None:
+        """A picture as large as it fits, centred, with a tag in its corner; or words in place of it."""
+        import pygame
+
+        if shot is None:
+            words = self._text(otherwise, unit, FAINT)
+            screen.blit(words, words.get_rect(center=room.center))
+            return
+        height, width = shot.rgb.shape[:2]
+        scale = min(room.width / width, room.height / height)
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        picture = pygame.image.frombuffer(shot.rgb.tobytes(), (width, height), "RGB").convert(screen)
+        place = pygame.Rect((0, 0), size)
+        place.center = room.center
+        screen.blit(pygame.transform.smoothscale(picture, size), place)
+        if tag:
+            words = self._text(tag, unit, INK)
+            chip = words.get_rect().inflate(unit * 3 // 5, unit // 4)
+            chip.topleft = (place.left + unit // 3, place.top + unit // 3)
+            self._plate(screen, chip, unit // 4, 190)
+            screen.blit(words, words.get_rect(center=chip.center))
+
+    def _figures(self, screen: pygame.Surface, bar: pygame.Rect, feed: Feed) -> None:
+        import pygame
+
+        figures, unit = feed.figures, bar.height
+        gap, middle = unit // 2, bar.centery
+        state = str(figures.get("state") or "starting")
+        pygame.draw.circle(screen, STATES.get(state, FAINT), (bar.left + gap + unit // 8, middle), unit // 8)
+        left = self._write(screen, state, bar.left + gap + unit // 2, middle, unit, INK) + gap
+        latency, psnr = feed.latency_ms, figures.get("psnr_db")
+        known = [f"{feed.fps:.0f} fps"]
+        known += [f"{latency:.0f} ms"] if latency is not None else []
+        known += [f"{psnr:.1f} dB"] if psnr is not None else []
+        for text in known:
+            left = self._write(screen, text, left, middle, unit, FAINT) + gap
+        right = bar.right - gap // 2
+        chips = [name for name in ("muted", "frozen") if figures.get(name)]
+        chips += [_driven(figures.get("driver")), _counted(figures.get("viewers"))]
+        if figures.get("notice"):
+            chips = [str(figures["notice"])]
+        for text in ["H: keys", *(chip for chip in chips if chip)]:
+            words = self._text(text, unit, INK)
+            chip = words.get_rect().inflate(gap, unit // 5)
+            chip.midright = (right, middle)
+            if chip.left < left:
+                break
+            pygame.draw.rect(screen, CHIP, chip, border_radius=unit // 4)
+            screen.blit(words, words.get_rect(center=chip.center))
+            right = chip.left - gap // 3
+
+    def _help(self, screen: pygame.Surface, room: pygame.Rect, unit: int) -> None:
+        import pygame
+
+        lines = [(self._text(key, unit, INK), self._text(meaning, unit, FAINT)) for key, meaning in KEYS]
+        column = max(key.get_width() for key, _ in lines) + unit
+        width = column + max(meaning.get_width() for _, meaning in lines)
+        step = round(lines[0][0].get_height() * 1.6)
+        plate = pygame.Rect(0, 0, width + 2 * unit, step * len(lines) + unit)
+        plate.center = room.center
+        self._plate(screen, plate, unit // 3, 225)
+        for row, (key, meaning) in enumerate(lines):
+            y = plate.top + unit // 2 + row * step + step // 2
+            screen.blit(key, key.get_rect(midleft=(plate.left + unit, y)))
+            screen.blit(meaning, meaning.get_rect(midleft=(plate.left + unit + column, y)))
+
+    def _plate(self, screen: pygame.Surface, place: pygame.Rect, radius: int, opacity: int) -> None:
+        import pygame
+
+        plate = pygame.Surface(place.size, pygame.SRCALPHA)
+        pygame.draw.rect(plate, (*BACKGROUND, opacity), plate.get_rect(), border_radius=radius)
+        screen.blit(plate, place)
+
+    def _write(self, screen: pygame.Surface, text: str, left: int, middle: int, unit: int, ink: Any) -> int:
+        """Write ``text``; where it ends."""
+        words = self._text(text, unit, ink)
+        screen.blit(words, words.get_rect(midleft=(left, middle)))
+        return left + words.get_width()
+
+    def _text(self, text: str, unit: int, ink: Any) -> pygame.Surface:
+        import pygame
+
+        size = round(unit * 0.52)
+        if size not in self._fonts:
+            self._fonts[size] = pygame.font.Font(None, size)
+        return self._fonts[size].render(text, True, ink)
+
+
+def _widen(window: pygame.Window, factor: float) -> None:
+    """Make room for two pictures, or take it back, where the window is as high as wide and the screen wide enough."""
+    import pygame
+
+    width, height = window.size
+    alike = 0.5 < (width * factor if factor < 1.0 else width) / height < 1.5
+    if alike and width * factor <= pygame.display.get_desktop_sizes()[0][0]:
+        window.size = (round(width * factor), height)
+
+
+def _bar_height(width: int, height: int) -> int:
+    """In pixels of the screen, so that it looks the same at any density of them."""
+    return round(min(max(BAR * min(width, height), BAR_PX[0]), BAR_PX[1]))
+
+
+def _counted(viewers: Any) -> str:
+    return "" if not viewers else "1 viewer" if viewers == 1 else f"{viewers} viewers"
+
+
+def _driven(driver: Any) -> str:
+    return "" if driver in (None, "tracker") else f"driven by {driver}"
