@@ -181,6 +181,7 @@
 
   const viewers = [];
   window.callFigures = {
+    read: (video, strip) => new Reader({ SHOWN, SOURCE, FILMED }[strip]).read(video),
     watchAvatar: () => new Watch(() => elements().avatar, [SHOWN, SOURCE]),
     watchOwn: () => new Watch(() => elements().own, [FILMED]),
     listen: (threshold) => new Ear(threshold),

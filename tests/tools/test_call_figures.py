@@ -1,0 +1,272 @@
+"""What measures a call measures what it says: numbers in pictures, films, a bad link, and the sums over them."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import av
+import numpy as np
+import pytest
+from call_figures import barcode, film
+from call_figures.browser import WATCH
+from call_figures.delay import first_painted, lateness, offsets, round_trips
+from call_figures.goals import Goal, percentile, spread
+from call_figures.link import Link, Relay
+from call_figures.machine import Quiet, cpu_s, tree
+from PIL import Image
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+STRIPS = {"SHOWN": barcode.SHOWN, "SOURCE": barcode.SOURCE, "FILMED": barcode.FILMED}
+
+
+def noise(height: int, width: int) -> np.ndarray:
+    """A picture that is hard to encode."""
+    return np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("strip", STRIPS.values(), ids=STRIPS)
+@pytest.mark.parametrize("number", [0, 1, 0x5A5A5A, barcode.MODULUS - 1])
+def test_a_number_is_read_as_it_was_written(strip: barcode.Strip, number: int) -> None:
+    picture = noise(480, 640)
+    assert barcode.read(picture, strip) is None
+    barcode.write(picture, strip, number + barcode.MODULUS)
+    assert barcode.read(picture, strip) == number
+    half = np.asarray(Image.fromarray(picture).resize((320, 240), Image.Resampling.BILINEAR))
+    assert barcode.read(half, strip) == number
+    rows, columns = strip.edges(480, 640)
+    picture[rows[0] : rows[1], columns[0] : columns[1]] ^= 255
+    assert barcode.read(picture, strip) is None, "one wrong square is noticed"
+
+
+def test_a_number_survives_a_starved_encoder() -> None:
+    encoder = av.CodecContext.create("libx264", "w")
+    encoder.width = encoder.height = 512
+    encoder.pix_fmt, encoder.framerate, encoder.time_base = "yuv420p", Fraction(30), Fraction(1, 30)
+    encoder.options = {"preset": "superfast", "tune": "zerolatency", "qp": "45"}
+    decoder = av.CodecContext.create("h264", "r")
+    found = []
+    for number in range(5):
+        picture = noise(512, 512)
+        barcode.write(picture, barcode.SHOWN, 111_111 * number)
+        barcode.write(picture, barcode.SOURCE, number)
+        for packet in encoder.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")):
+            for frame in decoder.decode(packet):
+                seen = frame.to_ndarray(format="rgb24")
+                found.append((barcode.read(seen, barcode.SHOWN), barcode.read(seen, barcode.SOURCE)))
+    assert found
+    assert found == [(111_111 * number, number) for number in range(len(found))]
+
+
+READ = """async ([data, strip]) => {
+    const video = new Image();
+    video.src = `data:image/png;base64,${data}`;
+    await video.decode();
+    Object.defineProperties(video, {videoWidth: {value: video.width}, videoHeight: {value: video.height}});
+    return callFigures.read(video, strip);
+}"""
+
+
+@pytest.mark.timeout(60)
+def test_a_browser_reads_the_same(chromium: Browser) -> None:
+    page = chromium.new_page()
+    page.add_init_script(path=WATCH)
+    page.goto("data:text/html,<p>nothing")
+    for size in ((512, 512), (256, 256), (480, 640)):
+        for name, strip in STRIPS.items():
+            picture = noise(*size)
+            for number in (None, 0, 7_654_321):
+                if number is not None:
+                    barcode.write(picture, strip, number)
+                data = io.BytesIO()
+                Image.fromarray(picture).save(data, "PNG")
+                found = page.evaluate(READ, [base64.b64encode(data.getvalue()).decode(), name])
+                assert found == (-1 if number is None else number)
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    """Two seconds of colours that slide."""
+    path = tmp_path / "clip.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
+        ramp = np.linspace(0, 255, 320, dtype=np.uint8)[None, :, None]
+        for index in range(30):
+            picture = np.broadcast_to(np.roll(ramp, 5 * index, axis=1), (240, 320, 3))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+def test_a_film_is_numbered_and_beeps_begin_with_their_pictures(clip: Path, tmp_path: Path) -> None:
+    film.write_beeping(clip, tmp_path / "film.mp4", 5.0)
+    with av.open(str(tmp_path / "film.mp4")) as container:
+        pictures = [
+            (f.time, barcode.read(f.to_ndarray(format="rgb24"), barcode.FILMED)) for f in container.decode(video=0)
+        ]
+    assert [number for _, number in pictures] == list(range(150))
+    assert [time for time, _ in pictures] == pytest.approx([n / 30 for n in range(150)], abs=0.001)
+    sound: dict[float, np.ndarray] = {}
+    with av.open(str(tmp_path / "film.mp4")) as container:
+        for frame in container.decode(audio=0):
+            assert frame.time is not None
+            sound[frame.time] = frame.to_ndarray()[0]
+    level = np.concatenate([np.abs(block) for block in sound.values()])
+    when = np.concatenate([at + np.arange(len(block)) / film.SOUND_HZ for at, block in sound.items()])
+    loud = when[level > 0.25]
+    begins = loud[np.diff(loud, prepend=-1.0) > 0.5]
+    assert begins == pytest.approx([0.0, 2.0, 4.0], abs=0.003)
+
+
+def test_a_camera_s_film_is_numbered(clip: Path, tmp_path: Path) -> None:
+    film.write_camera(clip, tmp_path / "film.mjpeg", 1.0)
+    with av.open(str(tmp_path / "film.mjpeg"), format="mjpeg") as container:
+        pictures = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert {picture.shape for picture in pictures} == {(480, 640, 3)}
+    assert [barcode.read(picture, barcode.FILMED) for picture in pictures] == list(range(30))
+
+
+def test_lateness_counts_every_new_picture_once_and_survives_the_end_of_the_numbers() -> None:
+    wall = 1e12  # ms
+    stamps = [int(10 * (wall + at)) % barcode.MODULUS for at in (0.0, 33.0)]
+    seen = [(wall + 40.0, 1, stamps[0]), (wall + 70.0, 2, stamps[0]), (wall + 80.0, 3, -1), (wall + 95.5, 4, stamps[1])]
+    assert lateness(seen) == pytest.approx([40.0, 62.5], abs=0.11)
+    late = barcode.MODULUS * 1e6 / 10.0  # ms, at which the number begins anew
+    assert lateness([(late + 15.0, 1, barcode.MODULUS - 50)]) == pytest.approx([20.0], abs=0.11)
+
+
+def test_a_round_trip_is_to_the_newest_picture_of_that_number() -> None:
+    own = [(1000.0 + 33.0 * n, n, n % 600) for n in range(700)]
+    seen = [(wall + 90.0, n, 0, number) for wall, n, number in own[10:650:3]]
+    assert round_trips(own, seen) == pytest.approx([90.0] * len(seen))
+    assert first_painted(own, 2)[-1] == (own[-1][0], 699), "numbers go on after the film's end"
+
+
+@pytest.mark.parametrize("behind", [-40.0, 0.0, 120.0])
+@pytest.mark.parametrize("every", [1, 3])
+def test_offsets_of_sound_do_not_depend_on_the_rate_of_pictures(behind: float, every: int) -> None:
+    seen = [(5000.0 + behind + 1000.0 * n / 30, n, 0, n % 600) for n in range(30, 1000, every)]
+    heard = [5000.0 + 1000.0 * n / 30 for n in range(120, 960, film.BEEP_EVERY)]
+    found = offsets(seen, heard)
+    assert len(found) == len(heard)
+    assert found == pytest.approx([behind] * len(found), abs=0.01)
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Sockets of a browser and of a daemon."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as a, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as b:
+        for end in (a, b):
+            end.bind(("127.0.0.1", 0))
+            end.settimeout(5.0)
+        yield a, b
+
+
+def described(port: int, host: str = "127.0.0.1") -> str:
+    lines = ["v=0", "m=video 9 UDP/TLS/RTP/SAVPF 96", "c=IN IP4 0.0.0.0", "a=mid:0"]
+    lines += [
+        f"a=candidate:1 1 udp 2113937151 {host} {port} typ host generation 0",
+        "a=candidate:2 1 udp 1 10.0.0.1 9 typ host",
+    ]
+    return "\r\n".join([*lines, "a=end-of-candidates", ""])
+
+
+def through(relay: Relay, ends: tuple[socket.socket, socket.socket]) -> tuple[int, int]:
+    """Let both sides know the relay; the ports that browser and daemon are to send to."""
+    offer = relay.offer(described(ends[0].getsockname()[1], "hidden.local"))
+    answer = relay.answer(described(ends[1].getsockname()[1]))
+    ports = []
+    for text in (answer, offer):
+        candidates = [line for line in text.split("\r\n") if line.startswith("a=candidate")]
+        assert len(candidates) == 1
+        assert text.replace(candidates[0] + "\r\n", "").startswith("v=0\r\nm=video")
+        assert candidates[0].split()[4] == "127.0.0.1"
+        ports.append(int(candidates[0].split()[5]))
+    return ports[0], ports[1]
+
+
+def test_a_relay_passes_both_ways_and_only_between_its_two(ends: tuple[socket.socket, socket.socket]) -> None:
+    browser, daemon = ends
+    relay = Relay(Link(delay_s=0.0))
+    try:
+        to_daemon, to_browser = through(relay, ends)
+        browser.sendto(b"question", ("127.0.0.1", to_daemon))
+        assert daemon.recvfrom(100) == (b"question", ("127.0.0.1", to_browser))
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+            stranger.sendto(b"nobody asked", ("127.0.0.1", to_browser))
+        daemon.sendto(b"answer", ("127.0.0.1", to_browser))
+        assert browser.recvfrom(100) == (b"answer", ("127.0.0.1", to_daemon))
+    finally:
+        relay.close()
+
+
+def test_a_relay_loses_holds_back_and_drops(ends: tuple[socket.socket, socket.socket]) -> None:
+    browser, daemon = ends
+    relay = Relay(Link(delay_s=0.0, rate=102.4e3, queue_s=0.1))  # 100 of these a second: ten wait, no more
+    try:
+        _, to_browser = through(relay, ends)
+        began = time.monotonic()
+        send(daemon, to_browser, relay, [number.to_bytes(2, "big") + bytes(98) for number in range(300)])
+        passed = relay.passed
+        assert 10 <= passed < 300
+        arrived = [int.from_bytes(browser.recv(2000)[:2], "big") for _ in range(passed)]
+        assert time.monotonic() - began >= 0.01 * (passed - 1), "no faster than the link"
+        assert arrived == sorted(set(arrived)), "in order; what finds the queue full is lost"
+        assert arrived[:10] == list(range(10))
+        relay.link = Link(loss=0.5, delay_s=0.0)
+        send(daemon, to_browser, relay, [b"x"] * 200)
+        assert 60 < relay.passed - passed < 140
+    finally:
+        relay.close()
+
+
+def send(daemon: socket.socket, port: int, relay: Relay, packets: list[bytes]) -> None:
+    """Send all, and wait until each has passed or is lost."""
+    for packet in packets:
+        before = relay.passed + relay.dropped
+        daemon.sendto(packet, ("127.0.0.1", port))
+        while relay.passed + relay.dropped == before:
+            time.sleep(0.0001)
+
+
+def test_what_is_no_description_is_no_link() -> None:
+    relay = Relay(Link())
+    try:
+        with pytest.raises(RuntimeError, match="no address"):
+            relay.offer("v=0\r\nm=video 9 RTP 96\r\n")
+    finally:
+        relay.close()
+
+
+def test_goals_say_what_is_met() -> None:
+    assert Goal("a", 30.0, 29.0, 30.0, least=True).met == "aim"
+    assert Goal("a", 29.5, 29.0, 30.0, least=True).met == "must"
+    assert str(Goal("late", 81.0, 80.0, 45.0, " ms")) == "late 81 ms (MISSED: at most 80)"
+    assert Goal("late", None, 80.0, 45.0).met == "none"
+    assert percentile([], 50.0) is None
+    assert spread([4.0, 1.0, 3.0, 2.0]) == {"p50": 2.5, "p95": 3.9, "max": 4.0, "count": 4}
+
+
+def test_whoever_else_is_busy_is_told_from_us() -> None:
+    burn = "import time\nend = time.process_time() + 0.4\nwhile time.process_time() < end: pass"
+    quiet = Quiet()
+    child = subprocess.Popen([sys.executable, "-c", f"{burn}\ninput()"], stdin=subprocess.PIPE)
+    while cpu_s(Path(f"/proc/{child.pid}")) < 0.4:
+        assert child.poll() is None
+        time.sleep(0.02)
+    assert child.pid in tree(os.getpid())
+    with_child = quiet._own
+    child.communicate(b"\n")
+    assert Quiet()._own - with_child >= 0.4, "who has ended is still counted as ours"
