@@ -136,6 +136,12 @@ class Studio:
 
 
 @pytest.fixture
+def studio_at() -> type[Studio]:
+    """Makes a studio with settings of the stream, to be entered."""
+    return Studio
+
+
+@pytest.fixture
 def studio() -> Iterator[Studio]:
     with Studio() as studio:
         yield studio
