@@ -270,6 +270,12 @@ class Face:
 
         figures, unit = feed.figures, bar.height
         gap, middle = unit // 2, bar.centery
+        if notice := figures.get("notice"):
+            words = self._text(str(notice), unit, INK)
+            if words.get_width() > bar.width - gap:
+                words = self._text(str(notice), round(unit * (bar.width - gap) / words.get_width()), INK)
+            screen.blit(words, words.get_rect(center=bar.center))
+            return
         state = str(figures.get("state") or "starting")
         pygame.draw.circle(screen, STATES.get(state, FAINT), (bar.left + gap + unit // 8, middle), unit // 8)
         left = self._write(screen, state, bar.left + gap + unit // 2, middle, unit, INK) + gap
@@ -282,8 +288,6 @@ class Face:
         right = bar.right - gap // 2
         chips = [name for name in ("muted", "frozen") if figures.get(name)]
         chips += [_driven(figures.get("driver")), _counted(figures.get("viewers"))]
-        if figures.get("notice"):
-            chips = [str(figures["notice"])]
         for text in ["H: keys", *(chip for chip in chips if chip)]:
             words = self._text(text, unit, INK)
             chip = words.get_rect().inflate(gap, unit // 5)
@@ -325,7 +329,7 @@ class Face:
     def _text(self, text: str, unit: int, ink: Any) -> pygame.Surface:
         import pygame
 
-        size = round(unit * 0.52)
+        size = max(8, round(unit * 0.52))
         if size not in self._fonts:
             self._fonts[size] = pygame.font.Font(None, size)
         return self._fonts[size].render(text, True, ink)
@@ -337,8 +341,12 @@ def _widen(window: pygame.Window, factor: float) -> None:
 
     width, height = window.size
     alike = 0.5 < (width * factor if factor < 1.0 else width) / height < 1.5
-    if alike and width * factor <= pygame.display.get_desktop_sizes()[0][0]:
-        window.size = (round(width * factor), height)
+    new = round(width * factor)
+    screen = pygame.display.get_desktop_sizes()[0][0]
+    if alike and new <= screen:
+        x, y = window.position
+        window.size = (new, height)
+        window.position = (min(max(x + (width - new) // 2, 0), screen - new), y)
 
 
 def _bar_height(width: int, height: int) -> int:
