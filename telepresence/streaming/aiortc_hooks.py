@@ -67,8 +67,8 @@ class Listener(Protocol):
     def lost(self, fraction: float) -> None:
         """The peer missed this part of the packets since its last report (receiver report)."""
 
-    def may_retransmit(self) -> bool:
-        """Whether one packet that the peer misses (NACK) may go again."""
+    def resend(self, sequence_number: int) -> bool:
+        """Whether a packet that the peer misses (NACK) is to go again."""
 
 
 def on_feedback(sender: RTCRtpSender, listener: Listener) -> None:
@@ -90,7 +90,7 @@ def on_feedback(sender: RTCRtpSender, listener: Listener) -> None:
         await handle(packet)
 
     async def sparing(sequence_number: int) -> None:
-        if listener.may_retransmit():
+        if listener.resend(sequence_number):
             await retransmit(sequence_number)
 
     vars(sender).update(_send_keyframe=listener.keyframe, _handle_rtcp_packet=hearing, _retransmit=sparing)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from statistics import median
 
-from telepresence.streaming.bandwidth import FLOOR, START, Estimate, RetransmitBudget
+from telepresence.streaming.bandwidth import FLOOR, START, Estimate, Resend, RetransmitBudget
 from telepresence.streaming.encoder import Codec
 from telepresence.streaming.hub import JOIN_GAP_S, EncodedPicture, EncoderHub, Line, PacketSink
 from telepresence.streaming.stats import LineStats
@@ -46,9 +46,15 @@ class Viewer:
         """The peer missed this part of the packets since its last report."""
         self.estimate.lost(fraction, self._rate)
 
-    def may_retransmit(self) -> bool:
-        """Whether a packet that the peer misses may go again; if not, the peer will ask for a keyframe."""
-        return self._budget.take(self._rate, time.monotonic())
+    def resend(self, sequence_number: int) -> bool:
+        """Whether a packet that the peer misses is to go again (NACK).
+
+        Where it never will, the peer gets a keyframe instead: browsers wait for seconds before they ask for one.
+        """
+        decision = self._budget.ask(sequence_number, self._rate, time.monotonic())
+        if decision is Resend.NEVER:
+            self.keyframe()
+        return decision is Resend.NOW
 
     @property
     def _rate(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from enum import StrEnum
 
 START = 400_000
 """bit/s for a viewer of which nothing is known: a link of 600 kbit/s takes it without a queue."""
@@ -21,6 +22,7 @@ SILENT_REPORTS = 6  # so many without an estimate: this viewer makes none
 
 RETRANSMIT_SHARE = 0.2  # of the rate
 RETRANSMIT_BURST = 4  # packets that may always go again together
+RESENT_S = 0.08  # a packet takes so long to be missed once more; browsers ask every 0.1 s
 PACKET = 1200  # bytes, about
 
 
@@ -61,19 +63,33 @@ class Estimate:
         return max(FLOOR, min(room, self._cap))
 
 
+class Resend(StrEnum):
+    """What becomes of a packet that a viewer misses."""
+
+    NOW = "now"
+    UNDER_WAY = "under way"  # it went again a moment ago
+    NEVER = "never"  # the budget is spent: only a keyframe helps the viewer on
+
+
 class RetransmitBudget:
     """Lets packets be sent again for a fifth of the rate, as more would only fill the queue that loses them."""
 
     def __init__(self, now: float) -> None:
         self._credit = float(RETRANSMIT_BURST * PACKET)  # bytes
         self._at = now
+        self._resent: dict[int, float] = {}  # when, by sequence number, oldest first
 
-    def take(self, rate: float, now: float) -> bool:
-        """Whether one more packet may go again at ``now`` seconds, when the stream has ``rate`` bit/s."""
+    def ask(self, sequence_number: int, rate: float, now: float) -> Resend:
+        """What to do about this packet at ``now`` seconds, when the stream has ``rate`` bit/s."""
         share = RETRANSMIT_SHARE * rate / 8
         self._credit = min(max(RETRANSMIT_BURST * PACKET, share), self._credit + share * (now - self._at))
         self._at = now
+        for number in [number for number, at in self._resent.items() if now - at >= RESENT_S]:
+            del self._resent[number]
+        if sequence_number in self._resent:
+            return Resend.UNDER_WAY
         if self._credit < PACKET:
-            return False
+            return Resend.NEVER
         self._credit -= PACKET
-        return True
+        self._resent[sequence_number] = now
+        return Resend.NOW

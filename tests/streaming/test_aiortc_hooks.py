@@ -62,7 +62,7 @@ class Diary:
     def lost(self, fraction: float) -> None:
         self.entries.append(fraction)
 
-    def may_retransmit(self) -> bool:
+    def resend(self, _number: int) -> bool:
         self.budget -= 1
         return self.budget >= 0
 

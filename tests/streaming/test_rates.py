@@ -16,11 +16,13 @@ from telepresence.streaming.bandwidth import (
     GROWTH,
     HEADROOM,
     PACKET,
+    RESENT_S,
     RETRANSMIT_BURST,
     RETRANSMIT_SHARE,
     SILENT_REPORTS,
     START,
     Estimate,
+    Resend,
     RetransmitBudget,
 )
 from telepresence.streaming.link import Link, LinkPlan
@@ -137,12 +139,20 @@ def test_an_allowance_is_a_rate_whatever_a_peer_reports(reports: list[tuple[bool
 def test_retransmissions_stay_within_their_share(pauses: list[float], rate: int) -> None:
     budget = RetransmitBudget(100.0)
     now, granted = 100.0, 0
-    for pause in pauses:
+    for i, pause in enumerate(pauses):
         now += pause
-        granted += sum(budget.take(rate, now) for _ in range(50))  # a storm of requests
+        numbers = range(50 * i, 50 * (i + 1))  # a storm of requests
+        granted += sum(budget.ask(number, rate, now) is Resend.NOW for number in numbers)
     burst = max(RETRANSMIT_BURST * PACKET, RETRANSMIT_SHARE * rate / 8)
     assert granted * PACKET <= burst + RETRANSMIT_SHARE * rate / 8 * (now - 100.0) + 1.0
     assert granted >= min(RETRANSMIT_BURST, 50)
+
+
+def test_a_packet_goes_again_once_until_it_must_have_arrived() -> None:
+    budget = RetransmitBudget(100.0)
+    asked = [budget.ask(7, 1e6, 100.0 + part * RESENT_S) for part in (0.0, 0.5, 1.1)]
+    assert asked == [Resend.NOW, Resend.UNDER_WAY, Resend.NOW]
+    assert {budget.ask(number, 1e6, 101.0) for number in range(100, 200)} == {Resend.NOW, Resend.NEVER}
 
 
 # ---- the link
