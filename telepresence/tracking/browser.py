@@ -30,7 +30,8 @@ _read: dict[str, bytes] = {}
 def vision_file(name: str, models: Path | None = None) -> bytes:
     """``vision.js``, ``loader.js``, ``vision.wasm`` or ``model.task``.
 
-    What is not there is downloaded first, which takes a while.  UserError where it is not to be had, KeyError for any other name.
+    What is not there is downloaded first, which takes a while.  UserError where it is not to be had, KeyError for any
+    other name.
     """
     if name == MODEL:
         return landmarker_path(models).read_bytes()

@@ -6,6 +6,8 @@ It looks for a face, watches it for a second or two to learn who it is (`calibra
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -24,10 +26,13 @@ from .matting import Matter
 from .proportions import Known, LandmarkProportions, calibration_misfit, shape_misfit
 from .state import StateBuilder, trackable, with_gaze
 
+log = logging.getLogger(__name__)
+
 TrackerState = Literal["searching", "calibrating", "tracking", "lost"]
 
 CALIBRATION_SECONDS = 1.5
 CALIBRATION_FRAMES = 12  # at least
+LEAST_FACE = 8.0  # px that landmarks from elsewhere must span
 SAME_ASPECT = 0.02  # by which two pictures of the same camera may differ in width / height
 
 
@@ -120,10 +125,7 @@ class FaceTracker:
         """
         if frame.withheld:
             return self._track_withheld(frame)
-        height, width = frame.rgb.shape[:2]
-        if (height, width) != self._shape:  # another camera, or it was turned
-            self._shape = (height, width)
-            self.recalibrate()
+        frame = self._as_before(frame)
         face = self._landmarker.detect(frame.rgb)
         if self._person is None:
             self._get_to_know(frame, face)
@@ -133,21 +135,48 @@ class FaceTracker:
         self._lost = tracked.observation is None
         return tracked
 
+    def _as_before(self, frame: CameraFrame) -> CameraFrame:
+        """``frame`` at the size of the pictures so far, if it is smaller: a network may be short of room.
+
+        Pictures that are larger, or of another aspect, begin anew: it is another camera, or it was turned.
+        """
+        import cv2
+
+        (height, width), (known_height, known_width) = frame.rgb.shape[:2], self._shape
+        if (height, width) == self._shape:
+            return frame
+        if height <= known_height and width <= known_width and self._alike(height, width):
+            rgb = cv2.resize(frame.rgb, (known_width, known_height), interpolation=cv2.INTER_LINEAR)
+            return replace(frame, rgb=rgb.astype(np.uint8, copy=False))
+        self._shape = (height, width)
+        self.recalibrate(Known(self.shape, self.calibration) if self.shape is not None else None)
+        return frame
+
+    def _alike(self, height: int, width: int) -> bool:
+        """Whether pictures of that size can be of the camera that is known."""
+        return abs(width / height * self._shape[0] / self._shape[1] - 1.0) <= SAME_ASPECT
+
     def _track_withheld(self, frame: CameraFrame) -> TrackedFrame:
         height, width = frame.rgb.shape[:2]
         if self._shape == (0, 0):
             self._shape = (height, width)
-        if abs(width / height * self._shape[0] / self._shape[1] - 1.0) > SAME_ASPECT:
+        if not self._alike(height, width):
             return TrackedFrame(frame.frame_id, frame.t_capture_ns, self._black(), None)
         face = None
         if frame.landmarks is not None:
             face = FaceLandmarks.found(frame.landmarks, self._shape[1], self._shape[0])
-        if self._person is None:
-            self._get_to_know(frame, face)
+            left, top, right, bottom = face.box
+            if min(right - left, bottom - top) < LEAST_FACE:
+                face = None
         pose, misfit = None, None
-        if self._person is not None:
-            pose, misfit = self._person.follow(frame.t_capture_ns, face)
-            self._lost = pose is None
+        try:
+            if self._person is None:
+                self._get_to_know(frame, face)
+            if self._person is not None:
+                pose, misfit = self._person.follow(frame.t_capture_ns, face)
+                self._lost = pose is None
+        except (ArithmeticError, np.linalg.LinAlgError):
+            log.warning("landmarks that are no face were left out")
         return TrackedFrame(frame.frame_id, frame.t_capture_ns, self._black(), None, misfit, withheld=pose)
 
     def _black(self) -> Bytes:

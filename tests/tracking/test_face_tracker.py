@@ -287,5 +287,36 @@ def test_a_known_face_is_followed_where_its_pictures_are_withheld(open_head, pic
     stored = FaceTracker(open_head, size=256, models=models, calibration=calibration)
     try:
         assert stored.track(withheld(stamped[0], found(faces[0], stamped[0]))).pose is not None, "no picture was needed"
+        points = np.random.default_rng(0).uniform(-0.5, 1.5, (4, 478, 3)).astype(np.float32)
+        points[1] = 0.25
+        points[2, :, :2] = np.linspace(-0.5, 1.5, 478)[:, None]
+        points[3] = np.where(np.arange(478)[:, None] < 477, -0.5, 1.4)
+        for number, wild in enumerate([*points, *points]):
+            nonsense = withheld(stamped[0], Landmarks(wild, np.ones(52, np.float32)))
+            stored.track(replace(nonsense, t_capture_ns=(number + 1) * 33_000_000))
+        assert stored.state == "lost"
+        for number in range(4):
+            seen = stored.track(replace(stamped[number], t_capture_ns=(20 + number) * 33_000_000))
+        assert seen.observation is not None, "pictures are believed again"
     finally:
         stored.close()
+
+
+def test_a_camera_whose_pictures_shrink_stays_the_same_camera(open_head, pictures, calibration, models):
+    height, width = pictures[0].rgb.shape[:2]
+    tracker = FaceTracker(open_head, size=256, models=models, calibration=calibration)
+    try:
+        first = tracker.track(replace(pictures[0], t_capture_ns=0)).observation
+        small = np.array(Image.fromarray(pictures[1].rgb).resize((width // 2, height // 2)))
+        second = tracker.track(replace(pictures[1], rgb=small, t_capture_ns=33_000_000)).observation
+        assert np.abs(first.state.translation - second.state.translation).max() < 0.02
+        assert tracker.calibration.width == width
+        larger = np.array(Image.fromarray(pictures[2].rgb).resize((width * 2, height * 2)))
+        tracker.track(replace(pictures[2], rgb=larger, t_capture_ns=66_000_000))
+        assert tracker.state == "calibrating", "more can be seen than before"
+        for i, frame in enumerate(pictures[:40]):
+            larger = np.array(Image.fromarray(frame.rgb).resize((width * 2, height * 2)))
+            tracker.track(replace(frame, rgb=larger, t_capture_ns=(i + 3) * 66_000_000))
+        assert np.array_equal(tracker.shape, calibration.shape), "of the same person"
+    finally:
+        tracker.close()

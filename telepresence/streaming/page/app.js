@@ -1,8 +1,12 @@
-// The page of the daemon: watches the avatar over WHEP, lends it the browser's camera over WHIP, shows its state.
+// The page of the daemon: watches the avatar, lends it this browser's camera, shows its state, and says what is wished.
 
+import { Refused, Session } from "./call.js";
+import { Camera, words } from "./camera.js";
 import { Chart } from "./chart.js";
 import { Guide } from "./guide.js";
+import { Orbit } from "./orbit.js";
 import { Question } from "./question.js";
+import { Scene } from "./scene.js";
 
 // What each state means, and what a person before the camera can do about it.
 const SENTENCES = {
@@ -15,113 +19,74 @@ const SENTENCES = {
   lost: ["The face is out of sight. It goes on as soon as it is back."],
   idle: ["Nobody is driving the avatar at the moment."],
 };
+const STILL = "This is the avatar as it is: nothing is learned.";
 
 const GUIDED = new Set(["learning", "live"]); // when somebody is there who can be asked for something
+const KNOWN = new Set(["learning", "live", "lost", "idle"]); // when landmarks can be enough
 
-const CAMERA_WORDS = {
-  NotAllowedError: "The camera was not allowed. Allow it beside the address bar, then try again.",
-  NotFoundError: "No camera was found on this device.",
-  NotReadableError: "The camera is in use by another program.",
-};
-
-const GATHER_MS = 1000; // for local addresses before the offer is sent
-const DISCONNECTED_MS = 3000; // of "disconnected" before a new connection is made
 const STALL_S = 5; // without a new picture before a new connection is made
+const FIRST_MS = 5000; // for the first picture of a connection that takes over
+const FAILURES = 4; // in a row before a camera is given back: a session that died without a word is in the way for some seconds
 
 const $ = (id) => document.getElementById(id);
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+const sentence = (text) => `${text.charAt(0).toUpperCase()}${text.slice(1)}${/[.!?…]$/.test(text) ? "" : "."}`;
 
-/** An answer of the daemon other than 201: its own line of text is fit to be shown. */
-class Refused extends Error {
-  constructor(status, text) {
-    super(text.trim());
-    this.status = status;
-  }
-}
+// ---- the connection
 
-// ---- one WebRTC session
+let call; // the session that is shown
+let camera; // lent, while it is
+let lending = 0; // counts cameras that came and went
+let received = {}; // fps, delay (ms from the daemon to the screen), side (px), rate (Mb/s)
 
-/** A session with the daemon: offer out, answer in, and a promise that resolves when it is over. */
-class Session {
-  constructor(path) {
-    this.path = path;
-    this.pc = new RTCPeerConnection({ iceServers: [] });
-    this.over = new Promise((resolve) => (this.end = resolve));
-    let patience;
-    this.pc.onconnectionstatechange = () => {
-      clearTimeout(patience);
-      const state = this.pc.connectionState;
-      if (state === "failed" || state === "closed") this.end();
-      if (state === "disconnected") patience = setTimeout(this.end, DISCONNECTED_MS);
-    };
-  }
-
-  async open() {
-    await this.pc.setLocalDescription();
-    await Promise.race([sleep(GATHER_MS), this.gathered()]);
-    const response = await fetch(this.path, {
-      method: "POST",
-      headers: { "Content-Type": "application/sdp" },
-      body: this.pc.localDescription.sdp,
-    });
-    const text = await response.text();
-    if (response.status !== 201) throw new Refused(response.status, text);
-    this.address = response.headers.get("Location");
-    await this.pc.setRemoteDescription({ type: "answer", sdp: text });
-  }
-
-  gathered() {
-    return new Promise((resolve) => {
-      const check = () => this.pc.iceGatheringState === "complete" && resolve();
-      this.pc.onicegatheringstatechange = check;
-      check();
-    });
-  }
-
-  close() {
-    this.pc.close();
-    this.end();
-    if (this.address) fetch(this.address, { method: "DELETE", keepalive: true }).catch(() => {});
-    this.address = undefined;
-  }
-}
-
-// ---- watching
-
-let viewer;
-let received = { fps: 0, delay: 0 }; // pictures a second, and ms from the daemon to the screen
-
-async function watch() {
+/** Keep one session after the other; a camera that comes or goes is the end of one. */
+async function keep() {
+  let failures = 0;
   for (let wait = 500; ; wait = Math.min(2 * wait, 8000)) {
-    viewer = new Session("/whep");
+    const mine = camera;
+    const before = call;
+    const session = new Session(mine);
+    if (mine) mine.session = session;
+    const turn = lending;
+    changed = Promise.withResolvers();
     try {
-      const transceiver = viewer.pc.addTransceiver("video", { direction: "recvonly" });
-      preferH264(transceiver);
-      if ("jitterBufferTarget" in transceiver.receiver) transceiver.receiver.jitterBufferTarget = 0;
-      viewer.pc.ontrack = ({ track }) => {
-        $("avatar").srcObject = new MediaStream([track]);
-        $("avatar").play().catch(() => {});
-      };
-      await viewer.open();
-      viewer.pc.addEventListener("connectionstatechange", ({ target }) => {
-        if (target.connectionState === "connected") wait = 250;
-      });
-      await viewer.over;
+      const first = Promise.withResolvers();
+      await session.open((stream) => first.resolve(stream));
+      const stream = await first.promise;
+      if (before) await Promise.race([picture(stream), session.over, sleep(FIRST_MS)]); // the old one is shown until then
+      $("avatar").srcObject = stream;
+      $("avatar").play().catch(() => {});
+      call = session;
+      before?.close();
+      orbit.turn(orbit.yaw, orbit.pitch);
+      session.opened.then(() => ([wait, failures] = [250, 0]));
+      if (mine?.withheld) await session.ask({ type: "withhold" });
+      await Promise.race([session.over, changed.promise]);
     } catch (error) {
       if (error instanceof Refused) veil(`${sentence(error.message)} Trying again …`);
-    } finally {
-      viewer.close();
+      if (mine && mine === camera && (++failures >= FAILURES || mine.withheld)) {
+        returnCamera(error instanceof Refused ? error.message : "the daemon does not answer");
+      }
     }
+    if (turn !== lending) { // a camera came or went: go over to it at once, and show the old session until then
+      wait = 250;
+      if (call !== session) session.close();
+      continue;
+    }
+    session.close();
+    if (call === session) call = undefined;
     if (!$("veil").textContent) veil("Connecting again …");
     await sleep(wait);
   }
 }
 
-function preferH264(transceiver) {
-  const codecs = RTCRtpReceiver.getCapabilities?.("video")?.codecs;
-  if (!codecs || !transceiver.setCodecPreferences) return;
-  const rank = ({ mimeType }) => (mimeType === "video/H264" ? 0 : 1);
-  transceiver.setCodecPreferences([...codecs].sort((a, b) => rank(a) - rank(b)));
+let changed = Promise.withResolvers(); // resolves when a camera comes or goes
+
+/** Resolves when `stream` has given a picture. */
+function picture(stream) {
+  const video = Object.assign(document.createElement("video"), { muted: true, srcObject: stream });
+  video.play().catch(() => {});
+  return new Promise((resolve) => (video.onloadeddata = resolve));
 }
 
 /** Once a second: how many pictures arrive, how late, and whether they have stopped. */
@@ -130,26 +95,36 @@ async function measure() {
   let still = 0;
   for (;;) {
     await sleep(1000);
-    const reports = viewer ? [...(await viewer.pc.getStats()).values()] : [];
-    const now = reports.find(({ type }) => type === "inbound-rtp") ?? {};
+    call?.probe();
+    const reports = call?.pc ? [...(await call.pc.getStats()).values()] : [];
+    const now = reports.find(({ type, kind }) => type === "inbound-rtp" && kind === "video") ?? {};
     const pair = reports.find(({ type, nominated }) => type === "candidate-pair" && nominated) ?? {};
     const frames = now.framesDecoded - last.framesDecoded;
-    if (now.id === last.id && frames > 0) {
+    const same = now.id === last.id && now.ssrc === last.ssrc;
+    if (same && frames > 0) {
       const seconds = (now.timestamp - last.timestamp) / 1000;
-      const buffered = (now.jitterBufferDelay - last.jitterBufferDelay) / (now.jitterBufferEmittedCount - last.jitterBufferEmittedCount || 1);
+      const emitted = now.jitterBufferEmittedCount - last.jitterBufferEmittedCount || 1;
+      const buffered = (now.jitterBufferDelay - last.jitterBufferDelay) / emitted;
       const decoding = (now.totalDecodeTime - last.totalDecodeTime) / frames;
-      received = { fps: frames / seconds, delay: 1000 * (buffered + decoding + (pair.currentRoundTripTime ?? 0) / 2) };
+      const trip = call.rtt ?? 1000 * (pair.currentRoundTripTime ?? 0);
+      received = {
+        fps: frames / seconds,
+        delay: 1000 * (buffered + decoding) + trip / 2,
+        side: now.frameHeight,
+        rate: (8e-6 * (now.bytesReceived - last.bytesReceived)) / seconds,
+      };
     }
     still = frames === 0 ? still + 1 : 0;
     if (frames > 0) veil("");
     if (frames === 0 || !now.id) received = { fps: 0, delay: 0 };
     if (still >= STALL_S) {
       still = 0;
-      viewer.end();
+      call.end();
     }
     last = now;
     window.__stats = {
       ...received,
+      rtt: call?.rtt,
       frames: now.framesDecoded ?? 0,
       freezes: now.freezeCount ?? 0,
       codec: reports.find(({ id }) => id === now.codecId)?.mimeType,
@@ -162,129 +137,151 @@ function veil(text) {
   $("veil").hidden = !text;
 }
 
-// ---- lending the camera
+// ---- one's own camera
 
-let camera; // { stream, session } while it is lent
+let agreed = false; // on this page, to what the dialog says
+
+function agree() {
+  const dialog = $("consent");
+  $("where").textContent = location.hostname === "localhost" || location.hostname.startsWith("127.") ? "on this machine" : `on ${location.hostname}`;
+  dialog.showModal();
+  return new Promise((resolve) => {
+    dialog.onclose = () => resolve(dialog.returnValue === "yes");
+    dialog.returnValue = "no";
+  });
+}
 
 async function useCamera() {
   trouble("");
+  if (!agreed && !(await agree())) return;
+  agreed = true;
   $("camera").disabled = true;
-  let stream;
   try {
-    if (!navigator.mediaDevices) throw new Error("This browser gives its camera only to pages on https or localhost.");
-    stream = await navigator.mediaDevices.getUserMedia({
-      video: { width: { ideal: 640 }, height: { ideal: 480 }, frameRate: { ideal: 30 }, facingMode: "user" },
-    });
+    camera = await Camera.open($("speaks").checked);
   } catch (error) {
-    trouble(CAMERA_WORDS[error.name] ?? error.message);
+    trouble(words(error));
     return;
   } finally {
     $("camera").disabled = false;
   }
-  const [track] = stream.getVideoTracks();
-  track.contentHint = "motion";
-  track.onended = () => returnCamera("The camera was disconnected.");
-  camera = { stream };
-  $("own").srcObject = stream;
-  showCamera();
-  await lend(camera, track);
-}
-
-/** Keep the camera with the daemon, over as many connections as that takes, until it is taken back. */
-async function lend(mine, track) {
-  for (let failures = 0; mine === camera; failures++) {
-    mine.session = new Session("/whip");
-    try {
-      const { sender } = mine.session.pc.addTransceiver(track, { direction: "sendonly" });
-      await mine.session.open();
-      const parameters = sender.getParameters();
-      parameters.degradationPreference = "maintain-framerate";
-      if (parameters.encodings?.[0]) parameters.encodings[0].maxBitrate = 1_500_000;
-      await sender.setParameters(parameters).catch(() => {});
-      failures = 0;
-      await mine.session.over;
-    } catch (error) {
-      // A session that died without a word is in the way for some seconds.
-      if (failures >= 4 && mine === camera) returnCamera(sentence(error instanceof Refused ? error.message : "the daemon does not answer"));
-    } finally {
-      mine.session.close();
-    }
-    await sleep(2000);
-  }
+  camera.picture.onended = () => returnCamera("The camera was disconnected.");
+  $("own").srcObject = camera.stream;
+  swap();
 }
 
 function returnCamera(reason = "") {
-  const mine = camera;
+  if (!camera) return;
+  camera.stop();
   camera = undefined;
-  mine.stream.getTracks().forEach((track) => track.stop());
-  mine.session?.close();
   $("own").srcObject = null;
-  trouble(reason);
+  trouble(reason && sentence(reason));
+  swap();
+}
+
+/** A camera came or went: go on with another session. */
+function swap() {
+  lending++;
+  if (camera?.voice) camera.voice.enabled = !muted;
+  changed.resolve();
   showCamera();
 }
 
+async function withhold() {
+  trouble("");
+  const mine = camera;
+  $("withhold").classList.add("busy");
+  $("withhold").disabled = true;
+  try {
+    if (mine.withheld) await mine.share();
+    else await mine.withhold($("own"), () => call.ask({ type: "withhold" }));
+  } catch (error) {
+    trouble(sentence(error.message));
+  } finally {
+    $("withhold").classList.remove("busy");
+    showCamera();
+  }
+}
+
 function showCamera() {
-  $("own").hidden = !camera;
-  $("camera").textContent = camera ? "Stop using my camera" : "Use my camera";
-  $("camera").setAttribute("aria-pressed", String(Boolean(camera)));
+  $("mine").hidden = !camera;
+  $("kept").hidden = !camera?.withheld;
+  toggle("camera", Boolean(camera), camera ? "Stop using my camera" : "Use my camera");
+  $("camera").querySelector("span").textContent = camera ? "Stop" : "Camera";
+  toggle("withhold", Boolean(camera?.withheld));
+  $("withhold").disabled = !camera || !(camera.withheld || KNOWN.has(state));
+  $("sound").disabled = Boolean(camera);
   explain();
 }
 
 function explain() {
+  const lent = camera?.withheld
+    ? "Your pictures stay in this browser: only where your face is, and what it does, goes to the daemon. Learning waits."
+    : "The daemon sees your camera; viewers see what it makes of it.";
   $("note").textContent = camera
-    ? "The daemon sees your camera; viewers see what it makes of it."
-    : `${acted ? "A synthetic actor is before the camera. With yours a new avatar begins." : "A new avatar begins with it."} Your pictures stay on this machine.`;
+    ? lent
+    : `${acted ? "A synthetic actor is before the camera. With yours a new avatar begins." : "A new avatar begins with your camera."} Your pictures stay on this machine.`;
 }
 
-function trouble(text) {
-  $("trouble").textContent = text;
-  $("trouble").hidden = !text;
+// ---- sound, learning, calibration
+
+let muted = false;
+let frozen = false;
+
+function toggle(id, pressed, name) {
+  $(id).setAttribute("aria-pressed", String(pressed));
+  if (name) $(id).setAttribute("aria-label", name);
 }
 
-const sentence = (text) => `${text.charAt(0).toUpperCase()}${text.slice(1)}${/[.!?]$/.test(text) ? "" : "."}`;
-
-// ---- what the head is put over
-
-let choosing = 0; // wishes on their way: until they are answered, the daemon's state does not move the controls
-
-/** Show what the daemon shows: "torso", "room", "#203040", "torso+room" ... */
-function showScene(background) {
-  if (typeof background !== "string" || choosing) return;
-  const [first, rest] = background.split("+");
-  const behind = first === "torso" ? (rest ?? "calm") : first;
-  $("torso").checked = first === "torso";
-  if (behind.startsWith("#")) $("colour").value = behind;
-  if (behind === "picture") $("behind").querySelector("[value=picture]").hidden = false;
-  $("behind").value = behind.startsWith("#") ? "colour" : behind;
-  $("colour").hidden = $("behind").value !== "colour";
-  $("scene").disabled = false;
-}
-
-async function chooseScene() {
-  const behind = $("behind").value === "colour" ? $("colour").value : $("behind").value;
-  $("colour").hidden = $("behind").value !== "colour";
-  choosing++;
+/** Ask the daemon, and say what is in the way. */
+async function ask(message) {
   try {
-    const response = await fetch("/background", {
-      method: "PUT",
-      headers: { "Content-Type": "application/json" },
-      body: JSON.stringify({ background: $("torso").checked ? `torso+${behind}` : behind }),
-    });
-    if (!response.ok) throw new Refused(response.status, await response.text());
+    if (!call) throw new Refused(0, "there is no connection to the daemon now");
+    await call.ask(message);
     trouble("");
+    return true;
   } catch (error) {
-    trouble(sentence(error instanceof Refused ? error.message : "the daemon does not answer"));
-  } finally {
-    choosing--;
+    trouble(sentence(error.message));
+    return false;
   }
+}
+
+function showMute(on) {
+  muted = on;
+  if (camera?.voice) camera.voice.enabled = !muted;
+  toggle("mute", muted, muted ? "Unmute" : "Mute");
+}
+
+async function mute() {
+  const on = !muted;
+  showMute(on); // at once: whoever mutes may already be talking of something else
+  if (!(await ask({ type: "mute", on })) && !camera?.voice) showMute(!on);
+}
+
+function playSound() {
+  const video = $("avatar");
+  video.muted = !video.muted;
+  toggle("sound", !video.muted);
+}
+
+function showFrozen(on) {
+  frozen = on;
+  toggle("freeze", on, on ? "Go on learning" : "Pause learning");
+}
+
+async function freeze() {
+  const on = !frozen;
+  if (await ask({ type: "freeze", on })) showFrozen(on);
 }
 
 // ---- state
 
+const scene = new Scene($("scene"), trouble);
 const chart = new Chart($("chart"));
 const question = new Question($("question"), $("notice"), trouble);
 const guide = new Guide($("guide"), $("ring"), $("hint"));
+const orbit = new Orbit($("avatar"), $("straight"), (view) => call?.send({ type: "orbit", ...view }));
 let acted = false; // whether the synthetic actor is before the camera
+let state = "connecting";
 
 async function follow() {
   for (let misses = 0; ; await sleep(1000)) {
@@ -299,18 +296,23 @@ async function follow() {
 }
 
 function show(status) {
-  const state = status.state ?? "connecting";
+  state = status.state ?? "connecting";
   acted = status.source === "synthetic";
   const [meaning, advice] = SENTENCES[state] ?? [""];
-  const guided = !acted && GUIDED.has(state) && Boolean(status.guidance?.hint);
-  const words = advice && !acted && !guided ? `${meaning} ${advice}` : meaning;
+  if (status.training) showFrozen(status.training.state === "frozen");
+  if (typeof status.sound?.muted === "boolean" && status.sound.muted !== muted) showMute(status.sound.muted);
+  const still = frozen || camera?.withheld; // nothing is learned, so nothing is asked for
+  const guided = !acted && !still && GUIDED.has(state) && Boolean(status.guidance?.hint);
+  const words = still && GUIDED.has(state) ? STILL : advice && !acted && !guided ? `${meaning} ${advice}` : meaning;
   if ($("sentence").textContent !== words) $("sentence").textContent = words; // else a screen reader would repeat it
   $("state").textContent = state;
   document.body.dataset.state = state;
   document.title = state === "live" ? "Telepresence" : `Telepresence – ${state}`;
-  explain();
-  showScene(status.background);
+  if (!$("withhold").classList.contains("busy")) showCamera();
+  scene.show(status.background);
   number("fps", received.fps, 0);
+  number("side", received.side, 0);
+  number("rate", received.rate, 1);
   number("avatar-fps", status.avatar_fps, status.avatar_fps > 0 && status.avatar_fps < 10 ? 1 : 0);
   const latency = status.latency_ms > 0 && received.fps ? status.latency_ms + received.delay : undefined;
   number("latency", latency, 0);
@@ -326,6 +328,11 @@ function number(id, value, digits) {
   $(id).textContent = Number.isFinite(value) ? value.toFixed(digits) : "–";
 }
 
+function trouble(text) {
+  $("trouble").textContent = text;
+  $("trouble").hidden = !text;
+}
+
 /** What the daemon dropped or could not do, behind a line that can be opened. */
 function list(problems) {
   $("problems").hidden = problems.length === 0;
@@ -337,15 +344,27 @@ function list(problems) {
 
 // ---- start
 
-$("camera").onclick = () => (camera ? returnCamera() : useCamera());
-for (const id of ["torso", "behind", "colour"]) $(id).onchange = chooseScene;
+const ACTIONS = {
+  camera: () => (camera ? returnCamera() : useCamera()),
+  mute,
+  sound: playSound,
+  withhold,
+  freeze,
+  recalibrate: () => ask({ type: "recalibrate" }),
+};
+const KEYS = { v: "camera", m: "mute", s: "sound", k: "withhold", f: "freeze", c: "recalibrate" };
+
+for (const [id, act] of Object.entries(ACTIONS)) $(id).onclick = act;
+addEventListener("keydown", (event) => {
+  const button = $(KEYS[event.key] ?? "");
+  const typing = event.target.matches("input:not([type=checkbox]), select, dialog *");
+  if (!button || button.disabled || typing || event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
+  if ($("shortcuts").checked) button.click();
+});
 $("full").onclick = () => (document.fullscreenElement ? document.exitFullscreen() : $("stage").requestFullscreen());
 $("full").hidden = !document.fullscreenEnabled;
-addEventListener("pagehide", () => {
-  camera?.session?.close();
-  viewer?.close();
-});
+addEventListener("pagehide", () => call?.close());
 
-watch();
+keep();
 measure();
 follow();
