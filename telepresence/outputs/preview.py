@@ -136,6 +136,7 @@ class PreviewWindow:
                 log.info("the preview window is closed; the call goes on")
 
     def _grant(self, wish: Wish) -> None:
+        self._stopping = self._stopping or wish is Wish.QUIT
         try:
             self._wish(wish)
         except UserError as error:
