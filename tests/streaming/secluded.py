@@ -33,12 +33,9 @@ def main() -> None:
         )
         page = browser.new_page()
         offers: list[str] = []
-        page.on(
-            "request", lambda request: offers.append(request.post_data or "") if "sdp" in str(request.headers) else None
-        )
-        sys.addaudithook(
-            hear
-        )  # from here on it is the daemon alone that opens sockets: playwright speaks through a pipe
+        page.on("request", lambda request: offers.append(request.post_data or ""))
+        # From here on it is the daemon alone that opens sockets: playwright speaks through a pipe.
+        sys.addaudithook(hear)
         page.goto(studio.server.address)
         studio.watching(page, FRAMES)
         shown = studio.likeness(studio.grab(page))
