@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import numpy as np
 import pytest
 from PIL import Image
@@ -21,8 +24,9 @@ from telepresence.backgrounds import Backgrounds
 from telepresence.frames import CameraFrame, ShownFrame
 from telepresence.mailbox import Mailbox
 from telepresence.sound import SoundBus
-from telepresence.streaming import MediaServer, StreamHooks, StreamSettings
+from telepresence.streaming import Controls, MediaServer, StreamHooks, StreamSettings
 from telepresence.streaming.exposure import AccessSettings
+from telepresence.tracking.browser import vision_file
 
 SIZE = 512
 
@@ -68,6 +72,9 @@ class Studio:
         self.backgrounds = Backgrounds("torso")
         self.answers: list[bool] = []  # to the question whose face it is, which is asked while the status says so
         self.sound = SoundBus()
+        self.asked: list[tuple[Any, ...]] = []  # over a data channel
+        self.refuses: str | None = None  # why what is asked cannot be done
+        self.models: Path | None = None
         hooks = StreamHooks(
             lambda: {"background": str(self.backgrounds.chosen), **self.status},
             lambda: "up 1\n",
@@ -76,6 +83,14 @@ class Studio:
             lambda: {"background": str(self.backgrounds.chosen), "choices": self.backgrounds.choices},
             self.backgrounds.choose,
             self._answer,
+            controls=Controls(
+                freeze=partial(self._ask, "freeze"),
+                mute=partial(self._ask, "mute"),
+                recalibrate=partial(self._ask, "recalibrate"),
+                orbit=partial(self._ask, "orbit"),
+                withhold=partial(self._ask, "withhold"),
+            ),
+            vision=lambda name: vision_file(name, self.models),
             sound=self.sound,
         )
         settings = {"port": 0, "access": AccessSettings(offers=100_000), **settings}  # a test asks faster than people
@@ -88,6 +103,15 @@ class Studio:
             raise UserError("nobody asks who this is")
         self.answers.append(same)
         self.status["person"] = {"asked": False}
+
+    def _ask(self, *what: Any) -> None:
+        if self.refuses is not None:
+            raise UserError(self.refuses)
+        self.asked.append(what)
+        if what[0] == "freeze":
+            self.status["training"] = {"state": "frozen" if what[1] else "learning"}
+        if what[0] == "mute":
+            self.status["sound"] = {"muted": what[1]}
 
     def __enter__(self) -> Studio:
         self.server.start()
@@ -151,6 +175,37 @@ def studio() -> Iterator[Studio]:
 def studio_type() -> type[Studio]:
     """For tests that want a studio with settings of their own."""
     return Studio
+
+
+@pytest.fixture
+def call_daemon() -> Callable[..., Any]:
+    """``call_daemon(address, labels, camera=False)``: open data channels of a call, without a browser."""
+    from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
+
+    @asynccontextmanager
+    async def call(address: str, labels: tuple[str, ...], camera: bool = False) -> AsyncIterator[list[Any]]:
+        pc = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+        pc.addTransceiver("video", direction="sendrecv" if camera else "recvonly")
+        channels = [pc.createDataChannel(label) for label in labels]
+        try:
+            await pc.setLocalDescription(await pc.createOffer())
+            async with (
+                aiohttp.ClientSession() as http,
+                http.post(
+                    f"{address}call", data=pc.localDescription.sdp, headers={"Content-Type": "application/sdp"}
+                ) as answer,
+            ):
+                assert answer.status == 201, await answer.text()
+                await pc.setRemoteDescription(RTCSessionDescription(await answer.text(), "answer"))
+            for _ in range(200):
+                if channels[0].readyState == "open":
+                    break
+                await asyncio.sleep(0.05)
+            yield channels
+        finally:
+            await pc.close()
+
+    return call
 
 
 @pytest.fixture(scope="session")
