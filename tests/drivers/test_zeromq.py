@@ -142,6 +142,100 @@ def test_a_frame_beyond_the_wire_limit_costs_only_its_sender(driver: ZeroMqDrive
     honest.close()
 
 
+def test_what_is_taken_back_or_never_given_is_as_the_tracker_sees_it(driver: ZeroMqDriver) -> None:
+    tracked = HeadState.neutral(52)
+    tracked.translation[2] = 0.9
+    driver.follow(tracked)
+    with ParameterClient(driver.address, HEAD, "arkit52") as client:
+        assert client.wait(10)
+        client.send(eyelids=[0.5, 0.5], jaw_pose=[0.1, 0.0, 0.0])
+        eventually(lambda: driver.received == 1)
+        client.send(jaw_pose=None)
+        eventually(lambda: driver.received == 2)
+    newest = driver.newest()
+    assert newest is not None
+    np.testing.assert_array_equal(newest.state.eyelids, [0.5, 0.5])
+    np.testing.assert_array_equal(newest.state.jaw_pose, [0.0, 0.0, 0.0])
+    assert newest.state.translation[2] == np.float32(0.9)
+
+
+def test_version_1_is_understood_and_its_nothing_is_no_field(driver: ZeroMqDriver, refusals: list[str]) -> None:
+    socket = raw_push(driver)
+    for seq, body in enumerate(({"eyelids": [0.5, 0.5]}, {"eyelids": None})):
+        socket.send(msgspec.msgpack.encode(GOOD | {"seq": seq, "t_capture_ns": seq} | body))
+    eventually(lambda: driver.received == 2)
+    socket.close()
+    newest = driver.newest()
+    assert newest is not None
+    np.testing.assert_array_equal(newest.state.eyelids, [0.5, 0.5])
+    assert refusals == []
+
+
+def test_late_and_stale_messages_are_dropped_and_counted(driver: ZeroMqDriver, refusals: list[str]) -> None:
+    second = 1_000_000_000
+    socket = raw_push(driver)
+
+    def send(seq: int, age_ns: int, lid: float) -> None:
+        body = {"v": 2, "seq": seq, "t_capture_ns": time.monotonic_ns() - age_ns, "eyelids": [lid, lid]}
+        socket.send(msgspec.msgpack.encode(GOOD | body))
+
+    send(10, 0, 0.1)
+    send(12, 0, 0.3)
+    send(11, second // 10, 0.2)  # overtaken
+    send(12, second // 10, 0.9)  # a copy
+    send(13, 2 * second, 0.4)  # in order, but it waited for two seconds
+    send(14, 0, 0.5)
+    eventually(lambda: driver.received == 3)
+    socket.close()
+    newest = driver.newest()
+    assert newest is not None
+    np.testing.assert_allclose(newest.state.eyelids, 0.5)
+    assert driver.counts == {"taken": 3, "late": 2, "stale": 1}
+    assert refusals == []
+
+
+def test_the_sender_that_speaks_keeps_the_floor(driver: ZeroMqDriver) -> None:
+    with (
+        ParameterClient(driver.address, HEAD, "arkit52") as first,
+        ParameterClient(driver.address, HEAD, "arkit52") as other,
+    ):
+        assert first.wait(10)
+        assert other.wait(10)
+        first.send(eyelids=[0.1, 0.1])
+        eventually(lambda: driver.received == 1)
+        other.send(jaw_pose=[0.3, 0.0, 0.0])
+        eventually(lambda: driver.counts["busy"] == 1)
+        newest = driver.newest()
+        assert newest is not None
+        assert newest.state.jaw_pose[0] == 0.0
+
+        def heard() -> bool:
+            other.send(jaw_pose=[0.3, 0.0, 0.0])
+            return driver.received == 2
+
+        eventually(heard)  # once the first has fallen silent
+        newest = driver.newest()
+        assert newest is not None
+        assert newest.state.jaw_pose[0] == np.float32(0.3)
+        np.testing.assert_array_equal(newest.state.eyelids, [0.0, 0.0])  # the first one's, not this one's
+
+
+def test_a_flood_is_not_read_and_ends(driver: ZeroMqDriver, refusals: list[str]) -> None:
+    socket = raw_push(driver)
+    for _ in range(3000):
+        socket.send(b"nonsense")
+    eventually(lambda: driver.malformed + driver.counts["flood"] == 3000)
+    assert driver.counts["flood"] > 0
+    assert len(refusals) < 200
+
+    def heard() -> bool:
+        socket.send(msgspec.msgpack.encode(GOOD))
+        return driver.received > 0
+
+    eventually(heard)
+    socket.close()
+
+
 def test_half_a_hash_names_the_head_too(driver: ZeroMqDriver) -> None:
     with ParameterClient(driver.address, HEAD[:16], "arkit52") as client:
         assert client.wait(10)
