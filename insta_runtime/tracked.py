@@ -90,7 +90,8 @@ class GrowingTake:
 
     def write(self, file: Path | IO[bytes]) -> None:
         """Write all states so far as an uncompressed ``.npz``."""
-        np.savez(file, **self._facts, **{name: column[: self._count] for name, column in self._columns.items()})
+        arrays: dict[str, Any] = {name: column[: self._count] for name, column in self._columns.items()}
+        np.savez(file, **self._facts, **arrays)
 
 
 def read_take(path: Path) -> Take:

@@ -125,13 +125,13 @@ class Timeline:
         """Whether ``chunk`` goes on from here, give or take `MAX_GAP_S`."""
         return abs(chunk.t_capture_ns - self.end_ns) <= MAX_GAP_S * 1e9
 
-    def append(self, chunk: SoundChunk) -> Samples:
+    def append(self, chunk: SoundChunk, tolerance_s: float = TOLERANCE_S) -> Samples:
         """The samples that ``chunk`` adds to the stretch, with the silence before them."""
         gap_s = (chunk.t_capture_ns - self.end_ns) * 1e-9
         samples = chunk.samples
-        if gap_s > TOLERANCE_S:
+        if gap_s > tolerance_s:
             samples = np.concatenate([np.zeros((round(gap_s * RATE), CHANNELS), np.int16), samples])
-        elif gap_s < -TOLERANCE_S:
+        elif gap_s < -tolerance_s:
             samples = samples[round(-gap_s * RATE) :]
         elif self._follows:
             self.start_ns += 0.02 * gap_s * 1e9
