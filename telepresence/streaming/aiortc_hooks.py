@@ -64,8 +64,8 @@ class Listener(Protocol):
     def believes(self, bitrate: float) -> None:
         """The peer believes that ``bitrate`` bit/s reach it (REMB)."""
 
-    def lost(self, fraction: float) -> None:
-        """The peer missed this part of the packets since its last report (receiver report)."""
+    def received(self, lost: int, sent: int) -> None:
+        """The peer missed ``lost`` of ``sent`` packets since some beginning (receiver report)."""
 
     def resend(self, sequence_number: int) -> bool:
         """Whether a packet that the peer misses (NACK) is to go again."""
@@ -79,7 +79,7 @@ def on_feedback(sender: RTCRtpSender, listener: Listener) -> None:
         if isinstance(packet, RtcpRrPacket | RtcpSrPacket):
             for report in packet.reports:
                 if report.ssrc == sender._ssrc:
-                    listener.lost(report.fraction_lost / 256)
+                    listener.received(report.packets_lost, report.highest_sequence)
         elif isinstance(packet, RtcpPsfbPacket) and packet.fmt == RTCP_PSFB_APP:
             try:
                 bitrate, sources = unpack_remb_fci(packet.fci)

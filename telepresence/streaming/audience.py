@@ -42,9 +42,9 @@ class Viewer:
         """The peer believes that ``bitrate`` bit/s reach it (REMB)."""
         self.estimate.believes(bitrate)
 
-    def lost(self, fraction: float) -> None:
-        """The peer missed this part of the packets since its last report."""
-        self.estimate.lost(fraction, self._rate)
+    def received(self, lost: int, sent: int) -> None:
+        """The peer missed ``lost`` of the ``sent`` packets so far (receiver report)."""
+        self.estimate.received(lost, sent, self._rate)
 
     def resend(self, sequence_number: int) -> bool:
         """Whether a packet that the peer misses is to go again (NACK).

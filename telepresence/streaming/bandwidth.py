@@ -17,8 +17,10 @@ is there (a receive-side estimator of WebRTC looks for it in its first seconds),
 
 HEADROOM = 0.85  # of what the viewer believes to be there; the rest is for sound, packet headers, repeated packets
 LOSSY, CLEAN = 0.10, 0.02  # a link that loses more than the first is too full; less than the second has room
-GROWTH = 1.08  # for each report without loss, of which there is about one a second
-SILENT_REPORTS = 6  # so many without an estimate: this viewer makes none
+COUNT = 60  # packets over which loss is counted: browsers report so often that one report says nothing
+SMOOTHING = 0.3  # weight of the newest count
+GROWTH = 1.08  # for each count without loss
+SILENT_COUNTS = 4  # so many without an estimate: this viewer makes none
 
 RETRANSMIT_SHARE = 0.2  # of the rate
 RETRANSMIT_BURST = 4  # packets that may always go again together
@@ -35,20 +37,32 @@ class Estimate:
 
     def __init__(self) -> None:
         self._believed: float | None = None  # by the viewer
-        self._reports = 0
+        self._counted: tuple[int, int] | None = None  # packets lost and packets sent, at the last count
+        self._counts = 0
         self._guess = float(START)  # for a viewer that makes no estimate
+        self._loss = 0.0
         self._cap = math.inf  # by loss
 
     def believes(self, bitrate: float) -> None:
         """The viewer believes that ``bitrate`` bit/s are there (REMB)."""
         self._believed = max(0.0, bitrate)
 
-    def lost(self, fraction: float, sending: float) -> None:
-        """The viewer missed ``fraction`` of the packets since its last report, while ``sending`` bit/s were sent."""
-        self._reports += 1
-        if fraction > LOSSY:
-            self._cap = min(self._cap, sending) * (1.0 - fraction / 2)
-        elif fraction < CLEAN:
+    def received(self, lost: int, sent: int, sending: float) -> None:
+        """The viewer missed ``lost`` of ``sent`` packets since some beginning; now ``sending`` bit/s are sent."""
+        lost_before, sent_before = self._counted or (lost, sent)
+        passed = sent - sent_before
+        if self._counted is None or passed < 0:
+            self._counted = (lost, sent)
+        elif passed >= COUNT:
+            self._counted = (lost, sent)
+            self._count(min(1.0, max(0.0, (lost - lost_before) / passed)), sending)
+
+    def _count(self, loss: float, sending: float) -> None:
+        self._counts += 1
+        self._loss += SMOOTHING * (loss - self._loss)
+        if self._loss > LOSSY:
+            self._cap = min(self._cap, sending) * (1.0 - self._loss / 2)
+        elif self._loss < CLEAN:
             self._cap *= GROWTH
             self._guess = min(self._guess * GROWTH, GROWTH * sending)
             if self._cap > max(self._guess, self._believed or 0.0):
@@ -57,7 +71,7 @@ class Estimate:
     @property
     def allowance(self) -> float | None:
         """bit/s; None while the viewer has not told enough."""
-        if self._believed is None and self._reports < SILENT_REPORTS:
+        if self._believed is None and self._counts < SILENT_COUNTS:
             return None
         room = self._guess if self._believed is None else HEADROOM * self._believed
         return max(FLOOR, min(room, self._cap))

@@ -59,8 +59,8 @@ class Diary:
     def believes(self, bitrate: float) -> None:
         self.entries.append(bitrate)
 
-    def lost(self, fraction: float) -> None:
-        self.entries.append(fraction)
+    def received(self, lost: int, sent: int) -> None:
+        self.entries.append((lost, sent))
 
     def resend(self, _number: int) -> bool:
         self.budget -= 1
@@ -92,7 +92,7 @@ def test_feedback_reaches_the_hooks() -> None:
         await hear(RtcpPsfbPacket(fmt=RTCP_PSFB_APP, ssrc=1, media_ssrc=0, fci=pack_remb_fci(900_000, [ssrc ^ 1])))
         await hear(RtcpPsfbPacket(fmt=RTCP_PSFB_APP, ssrc=1, media_ssrc=0, fci=b"AFB of another kind"))
         believed = diary.entries.pop()
-        assert diary.entries == ["keyframe", 0.25]
+        assert diary.entries == ["keyframe", (3, 9)]
         assert believed == pytest.approx(700_000, rel=0.01)
         await pc.close()
 
