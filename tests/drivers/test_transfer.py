@@ -183,10 +183,11 @@ def test_messages_of_somebody_else_are_mapped_and_those_of_nobody_known_are_not(
             with ParameterClient(driver.address, head.sha256, "arkit52", person) as client:
                 assert client.wait(10)
                 before = driver.received
-                client.send(broad[0])
                 deadline = time.monotonic() + 10
                 while driver.received == before and time.monotonic() < deadline:
-                    time.sleep(0.005)
+                    client.send(broad[0])  # heeded once the one before has fallen silent
+                    time.sleep(0.02)
+                assert driver.received > before
             newest = driver.newest()
             assert newest is not None
             assert newest.transferred == mapped
