@@ -152,9 +152,7 @@ def run(
     zmq: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Where head parameters are received.")] = None,
     drive: Annotated[
         str | None,
-        typer.Option(
-            metavar="auto|tracker|zmq|NAME", help="Who moves the face; auto: who speaks, else the tracker."
-        ),
+        typer.Option(metavar="auto|tracker|zmq|NAME", help="Who moves the face; auto: who speaks, else the tracker."),
     ] = None,
     drivers: Annotated[
         list[str] | None,
@@ -438,11 +436,21 @@ def forget(
 
 
 @app.command()
-def doctor(models: ModelsOption = None, json_file: JsonOption = None) -> None:
+def doctor(
+    models: ModelsOption = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the findings to this file; - prints them.")
+    ] = None,
+) -> None:
     """Say what this machine has, what is missing, and what to do about it."""
     from telepresence.commands.doctor import doctor as command
 
-    _write_json(json_file, command(models=models))
+    printed = json_file == Path("-")
+    findings = command(models=models, quiet=printed)
+    if printed:
+        typer.echo(json.dumps(findings, indent=2))
+    else:
+        _write_json(json_file, findings)
 
 
 def _configure(

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 import telepresence
+from telepresence.checkup.machine import NEEDED
 from telepresence.cli import run_command
-from telepresence.commands.doctor import NEEDED, doctor
+from telepresence.commands.doctor import doctor
 
 COMMANDS = ("run", "track", "fit", "evaluate", "render", "send", "bench", "rehearse", "forget", "doctor")
 

@@ -22,7 +22,7 @@ STAGES = ("sources", "tracking", "drivers", "streaming", "outputs", "learning")
 # May import stages; no stage imports them.
 WIRING = (
     *("daemon", "outlets", "driving", "people", "person", "sitter", "status", "metrics", "display", "rehearsal"),
-    *("client", "commands", "cli", "__main__"),
+    *("client", "checkup", "commands", "cli", "__main__"),
 )
 
 RUNTIME_LIBRARIES = {"torch", "numpy", "safetensors"}

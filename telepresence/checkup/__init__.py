@@ -1,0 +1,1 @@
+"""What `telepresence doctor` looks at, a module a part of the machine."""
