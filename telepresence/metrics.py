@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 NUMBERS: Final = {
     "stream_fps": ("fps", "Pictures a second that leave"),
+    "stream_kilobits_per_second": ("stream.kbps", "Rate of what is encoded, once for all viewers"),
+    "stream_keyframes": ("stream.keyframes", "Keyframes so far"),
     "avatar_fps": ("avatar_fps", "New avatar pictures a second"),
     "camera_fps": ("camera_fps", "Pictures a second from the camera"),
     "tracked_fps": ("tracked_fps", "Pictures a second that are tracked"),

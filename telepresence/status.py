@@ -74,6 +74,7 @@ class Status:
             "mesh_psnr_db": round(score.mesh_db, 2) if score is not None else None,
             "latency_ms": round(latency, 1) if latency is not None else None,
             "viewers": moment.viewers,
+            "stream": _stream(stream),
             "driver": moment.driver,
             "drops": telemetry.drops() | ({"capture_clock": person.wrong_times} if person is not None else {}),
             "errors": telemetry.errors.lines(),
@@ -136,6 +137,14 @@ class Status:
             "snapshot_age_s": round(age, 1) if math.isfinite(age) else None,
             "snapshots": {str(outcome): count for outcome, count in published.counts.items()} if published else {},
         }
+
+
+def _stream(stats: StreamStats | None) -> dict[str, Any] | None:
+    """What is sent: all lines together, and each by codec and tier."""
+    if stats is None:
+        return None
+    lines = {name: {"viewers": line.viewers, "kbps": line.kbps} for name, line in stats.lines.items()}
+    return {"encoder": stats.encoder, "kbps": stats.kbps, "keyframes": stats.keyframes, "lines": lines}
 
 
 def _who(person: Person | None) -> dict[str, Any] | None:
