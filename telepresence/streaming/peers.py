@@ -116,10 +116,7 @@ class Peers:
         if peer.intake is not None and peer.intake is not asyncio.current_task():
             peer.intake.cancel()
             await asyncio.wait([peer.intake])
-        try:
-            await asyncio.wait_for(peer.pc.close(), CLOSE_S)
-        except TimeoutError:
-            log.warning("a peer connection did not close within %g s", CLOSE_S)
+        await end(peer.pc)
         return True
 
     async def close_all(self) -> None:
@@ -225,3 +222,17 @@ async def received(pc: RTCPeerConnection) -> int:
             if report.type == "transport":
                 return int(report.packetsReceived)
     return 0
+
+
+async def end(pc: RTCPeerConnection) -> None:
+    """Close ``pc``, whatever state it is in; never raises, never takes long."""
+    try:
+        await asyncio.wait_for(pc.close(), CLOSE_S)
+    except TimeoutError:
+        log.warning("a peer connection did not close within %g s", CLOSE_S)
+    except Exception:  # aiortc gives up half way where a malformed offer left a section without its transport
+        for transceiver in pc.getTransceivers():
+            if (transport := transceiver.receiver.transport) is not None:
+                await transport.stop()
+                await transport.transport.stop()
+        pc.remove_all_listeners()

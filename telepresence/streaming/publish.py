@@ -18,7 +18,7 @@ from telepresence.streaming.exposure import PublishSettings
 from telepresence.streaming.feed import Feed
 from telepresence.streaming.ice import IceServers
 from telepresence.streaming.offer import MAX_BYTES
-from telepresence.streaming.peers import CLOSE_S, CONNECT_S, received
+from telepresence.streaming.peers import CONNECT_S, end, received
 
 log = logging.getLogger("telepresence")
 
@@ -182,10 +182,7 @@ class Publisher:
             if session.address is not None:
                 await delete(session.address)
         finally:
-            try:
-                await asyncio.wait_for(session.pc.close(), CLOSE_S)
-            except TimeoutError:
-                log.warning("a peer connection did not close within %g s", CLOSE_S)
+            await end(session.pc)
 
 
 def _follow(url: str, place: str) -> str:

@@ -211,36 +211,6 @@ def test_a_bad_offer_gets_one_line_and_leaves_nothing(studio: Any, caplog: pytes
     assert "Traceback" not in caplog.text
 
 
-@pytest.mark.timeout(60)
-def test_mutilated_offers_never_break_the_server(studio: Any, caplog: pytest.LogCaptureFixture) -> None:
-    import random
-
-    rng = random.Random(0)
-    good = offer()
-    lines = good.splitlines(keepends=True)
-    answered = 0
-    for _ in range(60):
-        mutant = list(lines)
-        for _ in range(rng.randint(1, 6)):
-            i = rng.randrange(len(mutant))
-            match rng.randrange(3):
-                case 0:
-                    del mutant[i]
-                case 1:
-                    mutant[i] = mutant[rng.randrange(len(mutant))]
-                case _:
-                    j = rng.randrange(len(mutant[i]))
-                    mutant[i] = mutant[i][:j] + bytes([rng.randrange(1, 256)]) + mutant[i][j + 1 :]
-        status, headers, _ = ask(studio.server, "POST", "/whep", b"".join(mutant), SDP)
-        assert status in (201, 400)
-        answered += status == 201
-        if status == 201:
-            assert ask(studio.server, "DELETE", headers["Location"])[0] == 200
-    assert ask(studio.server, "GET", "/healthz")[0] == 200
-    assert 0 < answered < 60
-    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
-
-
 def test_wrong_type_and_size(studio: Any) -> None:
     assert ask(studio.server, "POST", "/whep", offer(), {"Content-Type": "text/plain"})[0] == 415
     assert ask(studio.server, "POST", "/whep", offer())[0] == 415
