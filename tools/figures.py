@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import re
 import shlex
 import shutil
@@ -28,6 +27,7 @@ from typing import Any
 
 import av
 import numpy as np
+from call_figures.machine import commit, machine
 from playwright.sync_api import Page, sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -268,6 +268,15 @@ def kills() -> Figures:
     return found
 
 
+def call(row: str, *more: str) -> Figures:
+    """What `tools/measure_call.py` finds; it names its own command."""
+    answer = SCRATCH / "answer.json"
+    answer.unlink(missing_ok=True)
+    subprocess.run([sys.executable, "tools/measure_call.py", row, *more, "--json", str(answer)], check=True)
+    found: Figures = json.loads(answer.read_text())
+    return {key: value for key, value in found.items() if key not in ("commit", "machine")}
+
+
 # ---- all of them
 
 FIGURES: dict[str, tuple[bool, Callable[[], Figures]]] = {  # whether the test material is needed, and how
@@ -280,31 +289,19 @@ FIGURES: dict[str, tuple[bool, Callable[[], Figures]]] = {  # whether the test m
     "demo": (False, demo),
     "failures": (False, failures),
     "kill-saving": (False, kills),
+    "call-received": (False, partial(call, "received")),
+    "call-latency": (False, partial(call, "latency", "--freeze")),
+    "call-latency-learning": (False, partial(call, "latency")),
+    "call-round-trip": (False, partial(call, "round-trip", "--freeze")),
+    "call-viewers": (False, partial(call, "viewers", "--freeze")),
+    "call-first-frame": (False, partial(call, "first-frame")),
+    "call-links": (False, partial(call, "links", "--freeze")),
+    "call-sound": (False, partial(call, "sound", "--freeze")),
+    "call-killed-tab": (False, partial(call, "killed-tab", "--freeze")),
+    "call-reconnects": (False, partial(call, "reconnects", "--freeze")),
+    "call-zeromq": (False, partial(call, "zeromq", "--freeze")),
+    "call-gaps": (False, partial(call, "gaps")),
 }
-
-
-def machine() -> dict[str, Any]:
-    import torch
-
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        model = next(
-            (line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line), model
-        )
-    return {
-        "processor": model,
-        "cores": os.cpu_count(),
-        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-
-
-def commit() -> str:
-    """The commit measured, marked if the tree differs from it."""
-    git = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def main() -> None:

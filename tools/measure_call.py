@@ -2,9 +2,11 @@
 
     python tools/measure_call.py received --json received.json
     python tools/measure_call.py latency --freeze
+    python tools/measure_call.py table --write docs/media.md
 
 Prints a line that says what was found beside what must be and what is aimed at.  What each row means, and how it is
-measured, is in docs/media.md.
+measured, is in docs/media.md.  ``table`` measures nothing: it puts what ``make figures`` has measured into a
+document.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from call_figures.browser import version
 from call_figures.conditions import Conditions
 from call_figures.delay import latency, round_trip, sound, zeromq
 from call_figures.goals import Figures, Goal
@@ -26,9 +29,12 @@ from call_figures.links import links
 from call_figures.load import killed_tab, reconnects, viewers
 from call_figures.machine import Quiet, commit, machine
 from call_figures.stream import first_frame, gaps, received
+from call_figures.table import conditions as measured_on
+from call_figures.table import table, write_into
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 SCRATCH: Final = ROOT / "out" / "figures"
+RESULTS: Final = ROOT / "docs" / "figures.json"
 CLIP: Final = Path(os.environ.get("TELEPRESENCE_SHARED", ROOT.parent / "shared")) / "clips" / "d9.mp4"
 QUIET_CORES: Final = 0.1
 
@@ -52,7 +58,7 @@ ROWS: Final[dict[str, Row]] = {
 def main() -> None:
     """Parse, measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("row", choices=ROWS)
+    parser.add_argument("row", choices=[*ROWS, "table"])
     parser.add_argument("--freeze", action="store_true", help="the avatar is shown, not learned on")
     parser.add_argument("--source", help="what is before the camera; else a film of the clip, as a file")
     parser.add_argument("--clip", type=Path, help="a video of a face; else d9 of the test material, or the actor")
@@ -63,8 +69,14 @@ def main() -> None:
     parser.add_argument("--link", help="of links: this one only, by a part of its name")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the daemon")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--write", type=Path, metavar="DOCUMENT", help="of table: where it goes")
     options = parser.parse_args()
 
+    if options.row == "table":
+        results = json.loads(RESULTS.read_text(encoding="utf-8"))
+        text = f"{table(results)}\n{measured_on(results)}"
+        print(text) if options.write is None else write_into(options.write, text)
+        return
     os.chdir(ROOT)
     SCRATCH.mkdir(parents=True, exist_ok=True)
     clip = options.clip or (CLIP if CLIP.is_file() else None)
@@ -92,6 +104,7 @@ def main() -> None:
     if options.json is not None:
         found = {
             "command": shlex.join(["python", "tools/measure_call.py", *_without_json(sys.argv[1:])]),
+            "chromium": version(),
             "learning": conditions.learning,
             "others_cores": others,
             "goals": [goal.figures() for goal in goals],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,14 +22,25 @@ PROGRAMS: Final = ("chromium", "chromium-browser", "google-chrome")
 WATCH: Final = Path(__file__).with_name("watch.js")
 
 
+def program() -> str:
+    """The browser that is installed.  RuntimeError where none is."""
+    found = next(filter(None, map(shutil.which, PROGRAMS)), None)
+    if found is None:
+        raise RuntimeError("needs a browser: apt-get install chromium")
+    return found
+
+
+def version() -> str:
+    """What the browser calls itself."""
+    said = subprocess.run([program(), "--version"], capture_output=True, text=True, check=True)
+    return said.stdout.strip()
+
+
 @contextmanager
 def chromium(*flags: str) -> Iterator[Browser]:
-    """A headless Chromium with an empty profile.  RuntimeError where none is installed."""
-    program = next(filter(None, map(shutil.which, PROGRAMS)), None)
-    if program is None:
-        raise RuntimeError("needs a browser: apt-get install chromium")
+    """A headless Chromium with an empty profile."""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, headless=True, args=[*FLAGS, *flags])
+        browser = playwright.chromium.launch(executable_path=program(), headless=True, args=[*FLAGS, *flags])
         yield browser
         browser.close()
 

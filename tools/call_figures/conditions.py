@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,7 +56,8 @@ class Conditions:
         if learned_first:
             avatar = learned(self.scratch, self.camera, *self.more)
         else:
-            avatar = self.scratch / f"new-{os.getpid()}.avatar"
+            avatar = self.scratch / "new.avatar"
+            shutil.rmtree(avatar, ignore_errors=True)
         more = (*self.more, *(() if self.learning else ("--freeze",)))
         given = ("--source", source or self.camera, "--avatar", str(avatar), *more, *arguments)
         with daemon(self.scratch, *given, environment=environment) as running:

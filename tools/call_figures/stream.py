@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from itertools import pairwise
 from typing import Any, Final
@@ -56,7 +57,8 @@ def received(conditions: Conditions) -> tuple[Figures, list[Goal]]:
 
 def gaps(conditions: Conditions) -> tuple[Figures, list[Goal]]:
     """The largest gap between pictures of a call that begins with nothing: no avatar, no compiled kernels."""
-    cache = conditions.scratch / f"kernels-{time.time_ns()}"
+    cache = conditions.scratch / "kernels"
+    shutil.rmtree(cache, ignore_errors=True)
     compiling = {"TELEPRESENCE_KERNEL_CACHE": str(cache)}
     with conditions.call(learned_first=False, environment=compiling) as daemon, chromium() as browser:
         page = observed(browser)
