@@ -85,6 +85,7 @@ class Status:
             "steps_per_second": round(telemetry.trained.read(), 1),
             "render_px": self._display.avatar.side,
             "background": str(self._backgrounds.chosen),
+            "orbit": dict(zip(("yaw", "pitch"), self._display.orbit, strict=True)),
             "torso": learner is not None and learner.torso is not None and learner.torso.holds,
             "avatar": str(person.path) if person is not None else None,
             "head": {"name": self._head.name, "sha256": self._head.sha256, "basis": self._head.basis},

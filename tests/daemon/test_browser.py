@@ -97,6 +97,7 @@ def test_the_actor_then_a_real_face_before_the_browsers_camera(
     assert red > blue + 15, "no face is shown"
 
     page.get_by_role("button", name="Use my camera").click()
+    page.get_by_role("button", name="Agree and start").click()
     daemon.wait_until(lambda status: status["source"] == "browser", 60)
     guest = daemon.wait_until(lambda status: status["mesh_psnr_db"] is not None, 120)
     assert guest["avatar"] != home["avatar"]

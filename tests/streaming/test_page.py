@@ -10,10 +10,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from insta_runtime.errors import UserError
 from telepresence.streaming import MediaServer, StreamHooks, StreamSettings
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
+
+FILM_FLAGS = ("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream")
+
+UNNAMED = """() => [...document.querySelectorAll('button, input, select, video')]
+    .filter(e => !e.ariaLabel && !e.innerText?.trim() && !e.textContent.trim() && !e.labels?.length).map(e => e.id)"""
 
 VP8_VIEWER = """async () => {
     const pc = new RTCPeerConnection({iceServers: []});
@@ -35,6 +41,12 @@ VP8_VIEWER = """async () => {
 }"""
 
 
+def use_camera(page: Any) -> None:
+    """Lend the page's camera, and agree to what that means."""
+    page.get_by_role("button", name="Use my camera").click()
+    page.get_by_role("button", name="Agree and start").click()
+
+
 @pytest.mark.timeout(60)
 def test_page_shows_the_stream_in_h264(studio: Any, chromium: Browser) -> None:
     studio.status["errors"] = ["zmq: <b>one</b> message dropped"]
@@ -43,6 +55,8 @@ def test_page_shows_the_stream_in_h264(studio: Any, chromium: Browser) -> None:
     complaints: list[str] = []
     page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: complaints.append(str(error)))
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
     page.goto(studio.server.address)
     studio.watching(page)
     assert page.evaluate("window.__stats.codec") == "video/H264"
@@ -56,7 +70,9 @@ def test_page_shows_the_stream_in_h264(studio: Any, chromium: Browser) -> None:
     assert page.locator("#state").text_content() == "learning"
     studio.until(lambda: page.locator("#veil").is_hidden())
     assert studio.server.viewers == 1
+    assert studio.until(lambda: page.evaluate("window.__stats.rtt")) < 1000.0, "the round trip is measured"
     assert complaints == []
+    assert all(url.startswith(studio.server.address) for url in asked), "nothing comes from anywhere else"
     page.close()
     studio.until(lambda: studio.server.viewers == 0)
 
@@ -148,15 +164,10 @@ def test_camera_of_the_browser_arrives_and_goes_back(
     studio: Any, launch_chromium: Callable[..., Browser], camera_film: tuple[Path, list[np.ndarray]]
 ) -> None:
     film, pictures = camera_film
-    browser = launch_chromium(
-        "--use-fake-ui-for-media-stream",
-        "--use-fake-device-for-media-stream",
-        f"--use-file-for-fake-video-capture={film}",
-    )
-    page = browser.new_page()
+    page = launch_chromium(*FILM_FLAGS, f"--use-file-for-fake-video-capture={film}").new_page()
     page.goto(studio.server.address)
     studio.watching(page, 5)
-    page.get_by_role("button", name="Use my camera").click()
+    use_camera(page)
     frames = [studio.camera.get(20.0) for _ in range(20)]
     assert studio.camera_events == [True]
     assert [f.frame_id for f in frames] == sorted({f.frame_id for f in frames})
@@ -174,7 +185,7 @@ def test_camera_of_the_browser_arrives_and_goes_back(
     page.get_by_role("button", name="Stop using my camera").click()
     studio.until(lambda: studio.camera_events == [True, False])
     studio.until(lambda: page.locator("#own").is_hidden())
-    page.get_by_role("button", name="Use my camera").click()
+    page.get_by_role("button", name="Use my camera").click()  # it was agreed to
     studio.until(lambda: studio.camera_events == [True, False, True])
 
 
@@ -182,7 +193,7 @@ def test_camera_of_the_browser_arrives_and_goes_back(
 def test_a_refused_camera_is_said_in_words(studio: Any, launch_chromium: Callable[..., Browser]) -> None:
     page = launch_chromium("--deny-permission-prompts").new_page()
     page.goto(studio.server.address)
-    page.get_by_role("button", name="Use my camera").click()
+    use_camera(page)
     alert = page.get_by_role("alert")
     alert.wait_for(timeout=10_000)
     assert "camera" in alert.text_content()
@@ -209,19 +220,27 @@ def test_page_comes_back_with_the_daemon(studio: Any, chromium: Browser) -> None
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("width", [360, 1280])
-def test_layout_fits_phone_and_desktop(studio: Any, chromium: Browser, width: int) -> None:
-    page = chromium.new_page(viewport={"width": width, "height": 740})
+@pytest.mark.parametrize(("width", "height"), [(360, 740), (1280, 740), (740, 360)])
+def test_layout_fits_phone_and_desktop(studio: Any, chromium: Browser, width: int, height: int) -> None:
+    studio.status["state"] = "live"
+    page = chromium.new_page(viewport={"width": width, "height": height})
     page.goto(studio.server.address)
     studio.watching(page, 5)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    button = page.get_by_role("button", name="Use my camera").bounding_box()
-    assert button["height"] >= 44  # a finger's width
-    reached = set()
-    for _ in range(5):
+    for button in page.get_by_role("toolbar").get_by_role("button").all():
+        box = button.bounding_box()
+        assert box["height"] >= 44, "a finger's width"
+        assert box["width"] >= 44
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= width
+        assert box["y"] + box["height"] <= height, "no scrolling for what a call needs"
+        assert button.evaluate("button => button.scrollWidth <= button.clientWidth"), "its words fit in"
+    names = set()
+    for _ in range(12):
         page.keyboard.press("Tab")
-        reached.add(page.evaluate("document.activeElement.id"))
-    assert {"full", "torso", "behind", "camera"} <= reached
+        names.add(page.evaluate("document.activeElement.id"))
+    assert {"avatar", "full", "camera", "mute", "sound", "freeze", "recalibrate", "torso", "behind"} <= names
+    assert page.evaluate(UNNAMED) == [], "a screen reader has a word for everything"
 
 
 def resized(picture: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -254,3 +273,151 @@ def test_who_it_is_is_asked_and_answered_by_keyboard(studio: Any, chromium: Brow
     studio.until(lambda: page.locator("#notice").is_visible())
     assert "<b>" in page.locator("#notice").inner_text()  # words, never a tag
     assert page.locator("#trouble").is_hidden()
+
+
+@pytest.mark.timeout(60)
+def test_without_consent_there_is_no_camera(studio: Any, launch_chromium: Callable[..., Browser]) -> None:
+    page = launch_chromium(*FILM_FLAGS).new_page()
+    page.add_init_script(
+        "window.opened = 0; const open = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);"
+        "navigator.mediaDevices.getUserMedia = (wish) => (window.opened++, open(wish));"
+    )
+    page.goto(studio.server.address)
+    studio.watching(page, 5)
+    for refuse in (lambda: page.get_by_role("button", name="Not now").click(), lambda: page.keyboard.press("Escape")):
+        page.get_by_role("button", name="Use my camera").click()
+        dialog = page.get_by_role("dialog", name="Before your camera starts")
+        assert "Your face is learned" in dialog.inner_text()
+        assert "on this machine" in dialog.inner_text()
+        refuse()
+        dialog.wait_for(state="hidden")
+    assert page.evaluate("window.opened") == 0
+    assert studio.camera_events == []
+
+
+@pytest.mark.timeout(60)
+def test_what_is_wished_for_reaches_the_daemon(studio: Any, chromium: Browser) -> None:
+    studio.status |= {"state": "live", "training": {"state": "learning"}, "sound": {"muted": False}}
+    page = chromium.new_page()
+    page.goto(studio.server.address)
+    studio.watching(page, 5)
+
+    def pressed(name: str) -> bool:
+        return page.get_by_role("button", name=name, exact=True).get_attribute("aria-pressed") == "true"
+
+    page.get_by_role("button", name="Pause learning").click()
+    studio.until(lambda: pressed("Go on learning"))
+    studio.until(lambda: "nothing is learned" in page.locator("#sentence").inner_text())
+    page.keyboard.press("f")
+    studio.until(lambda: studio.asked == [("freeze", True), ("freeze", False)])
+    studio.until(lambda: not pressed("Pause learning"))
+    studio.status["training"] = {"state": "frozen"}  # by somebody else
+    studio.until(lambda: page.get_by_role("button", name="Go on learning").is_visible())
+
+    studio.asked.clear()
+    page.keyboard.press("m")
+    studio.until(lambda: studio.asked == [("mute", True)])
+    studio.until(lambda: pressed("Unmute"))
+    page.get_by_role("button", name="Calibrate anew").click()
+    studio.until(lambda: studio.asked[-1] == ("recalibrate",))
+
+    studio.refuses = "nobody is known yet who could be calibrated anew"
+    page.keyboard.press("c")
+    alert = page.get_by_role("alert").filter(has_text="Nobody is known yet who could be calibrated anew.")
+    alert.wait_for(timeout=10_000)
+    page.get_by_role("button", name="Go on learning").click()
+    page.wait_for_timeout(300)
+    assert pressed("Go on learning"), "what was refused is not shown as done"
+    studio.refuses = None
+
+    page.get_by_text("Keyboard", exact=True).click()
+    page.get_by_label("Single keys").uncheck()
+    studio.asked.clear()
+    page.keyboard.press("m")
+    page.get_by_role("button", name="Unmute").click()
+    studio.until(lambda: studio.asked == [("mute", False)])
+
+
+@pytest.mark.timeout(60)
+def test_the_head_is_turned_by_dragging_and_by_keys(studio: Any, chromium: Browser) -> None:
+    page = chromium.new_page()
+    page.goto(studio.server.address)
+    studio.watching(page, 5)
+    box = page.locator("#avatar").bounding_box()
+    middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(*middle)
+    page.mouse.down()
+    page.mouse.move(middle[0] + box["width"] / 4, middle[1] - box["height"] / 8, steps=5)
+    page.mouse.up()
+    kind, yaw, pitch = studio.until(lambda: studio.asked and studio.asked[-1][1] > 0.39 and studio.asked[-1])
+    assert kind == "orbit"
+    assert yaw == pytest.approx(0.4, abs=0.02), "to the right, as the pointer went"
+    assert pitch == pytest.approx(0.2, abs=0.02), "and up"
+    page.mouse.move(*middle)  # nothing is held any more
+    straight = page.get_by_role("button", name="Look straight")
+    assert straight.is_visible()
+    page.locator("#avatar").focus()
+    page.keyboard.press("ArrowLeft")
+    studio.until(lambda: studio.asked[-1][1] == pytest.approx(yaw - 0.08))
+    for _ in range(40):
+        page.keyboard.press("ArrowDown")
+    studio.until(lambda: studio.asked[-1][2] == pytest.approx(-0.5))
+    straight.click()
+    studio.until(lambda: studio.asked[-1] == ("orbit", 0.0, 0.0))
+    assert straight.is_hidden()
+    studio.status["orbit"] = {"yaw": 0.3, "pitch": 0.0}  # somebody else turned it
+    studio.until(straight.is_visible)
+    straight.click()
+    studio.until(lambda: studio.asked[-1] == ("orbit", 0.0, 0.0))
+
+
+@pytest.mark.timeout(120)
+def test_pictures_that_are_withheld_do_not_leave_the_browser(
+    studio: Any,
+    launch_chromium: Callable[..., Browser],
+    camera_film: tuple[Path, list[np.ndarray]],
+    models: Path,
+) -> None:
+    from telepresence.tracking.browser import vision_file
+
+    try:
+        vision_file("vision.js", models)
+    except UserError as error:
+        pytest.skip(str(error))
+    studio.models = models
+    studio.status["state"] = "live"
+    page = launch_chromium(*FILM_FLAGS, f"--use-file-for-fake-video-capture={camera_film[0]}").new_page()
+    violations: list[str] = []
+    page.on("console", lambda message: violations.append(message.text) if "Content Security" in message.text else None)
+    page.goto(studio.server.address)
+    studio.watching(page, 5)
+    assert page.get_by_role("button", name="Keep my pictures here").is_disabled(), "no camera, no pictures"
+    use_camera(page)
+    assert not studio.camera.get(20.0).withheld
+    private = page.get_by_role("button", name="Keep my pictures here")
+    studio.until(private.is_enabled)
+
+    studio.refuses = "the avatar is not known yet"
+    private.click()
+    page.get_by_role("alert").filter(has_text="The avatar is not known yet.").wait_for(timeout=60_000)
+    assert private.get_attribute("aria-pressed") == "false"
+    studio.refuses = None
+    private.click()
+    studio.until(lambda: private.get_attribute("aria-pressed") == "true", 60.0)
+    assert page.get_by_text("Stays here").is_visible()
+    first = studio.until(lambda: (frame := studio.camera.get(5.0)) and frame.withheld and frame)
+    frames = [studio.camera.get(5.0) for _ in range(15)]
+    assert all(frame.withheld and not frame.rgb.any() for frame in frames), "not one picture more"
+    points = np.stack([frame.landmarks.points for frame in frames if frame.landmarks is not None])
+    assert len(points) >= 12, "there is a face in the film"
+    assert 0.2 < points[:, :, 0].mean() < 0.8
+    assert points[:, :, :2].std(1).min() > 0.03, "as large as a face"
+    assert first.rgb.shape == frames[-1].rgb.shape
+    assert studio.camera_events[-1] is True, "the camera is still lent"
+
+    page.evaluate("window.dispatchEvent(new Event('pagehide'))")  # the connection ends, and another takes its place
+    studio.until(lambda: studio.camera_events[-2:] == [False, True], 30.0)
+    assert studio.camera.get(5.0).withheld, "nor does the next connection begin with one"
+    private.click()
+    studio.until(lambda: not studio.camera.get(5.0).withheld)
+    assert violations == []

@@ -58,7 +58,6 @@ async function keep() {
       $("avatar").play().catch(() => {});
       call = session;
       before?.close();
-      orbit.turn(orbit.yaw, orbit.pitch);
       session.opened.then(() => ([wait, failures] = [250, 0]));
       if (mine?.withheld) await session.ask({ type: "withhold" });
       await Promise.race([session.over, changed.promise]);
@@ -310,6 +309,7 @@ function show(status) {
   document.title = state === "live" ? "Telepresence" : `Telepresence – ${state}`;
   if (!$("withhold").classList.contains("busy")) showCamera();
   scene.show(status.background);
+  orbit.show(status.orbit);
   number("fps", received.fps, 0);
   number("side", received.side, 0);
   number("rate", received.rate, 1);

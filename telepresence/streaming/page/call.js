@@ -30,7 +30,7 @@ export class Session {
   constructor(camera) {
     this.camera = camera;
     this.over = new Promise((resolve) => (this.end = resolve));
-    this.waiting = new Map(); // requests by kind: { resolve, reject }
+    this.waiting = []; // requests in their order, in which they are answered: { of, resolve, reject }
     this.rtt = undefined; // ms, of the newest round trip through the data channel
   }
 
@@ -102,11 +102,15 @@ export class Session {
   async ask(message) {
     await Promise.race([this.opened, sleep(ANSWER_MS)]);
     if (this.control?.readyState !== "open") throw new Refused(0, "there is no connection to the daemon now");
-    this.waiting.get(message.type)?.resolve();
-    const answer = new Promise((resolve, reject) => this.waiting.set(message.type, { resolve, reject }));
+    const request = { of: message.type, ...Promise.withResolvers() };
+    this.waiting.push(request);
     this.send(message);
-    const late = sleep(ANSWER_MS).then(() => { throw new Refused(0, "the daemon does not answer"); });
-    return Promise.race([answer, late]);
+    setTimeout(() => request.reject(new Refused(0, "the daemon does not answer")), ANSWER_MS);
+    try {
+      await request.promise;
+    } finally {
+      this.waiting.splice(this.waiting.indexOf(request), 1);
+    }
   }
 
   answered(message) {
@@ -114,8 +118,7 @@ export class Session {
       this.rtt = performance.now() - message.t;
       return;
     }
-    const asked = this.waiting.get(message.of);
-    this.waiting.delete(message.of);
+    const asked = this.waiting.find(({ of }) => of === message.of);
     if (message.type === "done") asked?.resolve();
     if (message.type === "refused") asked?.reject(new Refused(0, message.text));
   }

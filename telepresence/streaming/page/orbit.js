@@ -5,6 +5,7 @@ const PITCH = 0.5;
 const DRAG = 1.6; // rad for a drag across the whole picture
 const STEP = 0.08; // rad a key press
 const PERIOD_MS = 33; // between two messages
+const SETTLED_MS = 2000; // after which the daemon knows of a turn, and says so
 const KEYS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
 
 const within = (value, limit) => Math.max(-limit, Math.min(limit, value));
@@ -13,7 +14,8 @@ const within = (value, limit) => Math.max(-limit, Math.min(limit, value));
 export class Orbit {
   constructor(element, reset, send) {
     [this.element, this.reset, this.send] = [element, reset, send];
-    [this.yaw, this.pitch] = [0, 0];
+    this.turned = -Infinity; // when, last
+    this.place(0, 0);
     element.addEventListener("pointerdown", (event) => this.grab(event));
     element.addEventListener("dblclick", () => this.turn(0, 0));
     element.addEventListener("keydown", (event) => this.key(event));
@@ -49,9 +51,20 @@ export class Orbit {
     event.preventDefault();
   }
 
-  turn(yaw, pitch) {
+  /** Go on from where the daemon says that the head was turned, perhaps by somebody else. */
+  show(view) {
+    if (!view || this.element.classList.contains("held") || performance.now() - this.turned < SETTLED_MS) return;
+    this.place(view.yaw, view.pitch);
+  }
+
+  place(yaw, pitch) {
     [this.yaw, this.pitch] = [within(yaw, YAW), within(pitch, PITCH)];
     this.reset.hidden = this.yaw === 0 && this.pitch === 0;
+  }
+
+  turn(yaw, pitch) {
+    this.place(yaw, pitch);
+    this.turned = performance.now();
     this.later ??= setTimeout(() => {
       this.later = undefined;
       this.send({ yaw: this.yaw, pitch: this.pitch });
