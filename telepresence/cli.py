@@ -165,6 +165,13 @@ def run(
     background: BackgroundOption = None,
     track: Annotated[bool, typer.Option("--track", help="Send the synthetic actor through the real tracker.")] = False,
     preview: Annotated[bool, typer.Option("--preview", help="Open a window with the picture.")] = False,
+    record: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.mp4", help="Record what viewers see and hear, and a take beside it (FILE.npz)."),
+    ] = None,
+    virtual_camera: Annotated[
+        bool, typer.Option("--virtual-camera", help="Be a camera for other programs of this machine.")
+    ] = False,
     show_camera: Annotated[
         bool, typer.Option("--show-camera", help="Let viewers see the camera until the avatar is good enough.")
     ] = False,
@@ -210,6 +217,8 @@ def run(
         models=models,
         track=track,
         preview=preview,
+        record=record,
+        virtual_camera=virtual_camera,
         log_json=log_json,
     )
 

@@ -33,8 +33,8 @@ from telepresence.frames import CameraFrame, ShownFrame, TrackedFrame
 from telepresence.learning.budget import Mode, Wants
 from telepresence.learning.learner import Learner
 from telepresence.mailbox import Mailbox
-from telepresence.outlets import Outlets
-from telepresence.outputs import PreviewWindow, Wish
+from telepresence.outlets import Local, Outlets
+from telepresence.outputs import PreviewWindow, Recorder, VirtualCamera, Wish
 from telepresence.pacing import CpuShare, training_pause
 from telepresence.people import Options, People
 from telepresence.person import Person
@@ -106,6 +106,7 @@ class Daemon:
             self._camera,
             note=self._note,
             save=self._save,
+            hear=self._sound.play,
             open_home=stand_ins.camera if stand_ins is not None else None,
         )
         self._status = Status(options.source, self._head, self.telemetry, self._display, self._backgrounds)
@@ -327,8 +328,15 @@ class Daemon:
             vision=self._vision,
             sound=self._sound,
         )
-        preview = PreviewWindow(self._grant) if self.options.preview else None
-        return Outlets(MediaServer(self.config.stream, hooks), preview)
+        options, stream = self.options, self.config.stream
+        preview = PreviewWindow(self._grant) if options.preview else None
+        others: list[Local] = []
+        if options.record is not None:
+            failed = partial(self._note, "record")
+            others.append(Recorder(options.record, stream.fps, self._head.sha256, self._sound, failed))
+        if options.virtual_camera:
+            others.append(VirtualCamera(stream.size, stream.fps))
+        return Outlets(MediaServer(stream, hooks), preview, others)
 
     def _warm_up(self) -> None:
         """Compile while the camera starts: at the first start ever it takes seven seconds on two cores."""
@@ -453,6 +461,7 @@ class Daemon:
                 self._mute(not self._sound.muted)
             case Wish.CALIBRATE:
                 self._people.recalibrate()
+                self._driving.recalibrate()
             case Wish.FREEZE:
                 person = self._people.current
                 self._people.halt(person is None or person.budget.mode is not Mode.FROZEN)

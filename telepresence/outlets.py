@@ -1,9 +1,9 @@
-"""Where the pictures of a call go: to viewers over the network, and to a window on this machine."""
+"""Where the pictures of a call go: to viewers over the network, and on this machine to a window, a file, a camera."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from telepresence.outputs import PreviewWindow
 
@@ -16,18 +16,36 @@ FIGURES_S: Final = 0.25
 """Seconds between the figures that the preview shows."""
 
 
+class Local(Protocol):
+    """Somewhere else on this machine: `Recorder`, `VirtualCamera`.
+
+    ``open``: it takes pictures now.  ``show`` never waits; ``stop`` may be called twice, and without a start.
+    """
+
+    @property
+    def open(self) -> bool: ...
+
+    def start(self) -> None: ...
+
+    def show(self, frame: ShownFrame) -> None: ...
+
+    def stop(self) -> None: ...
+
+
 class Outlets:
     """Hands every finished picture to all who take them; none waits for another, nor makes the caller wait.
 
     ``server`` is there in every call, the others only where they were asked for.
     """
 
-    def __init__(self, server: Outlet, preview: PreviewWindow | None = None) -> None:
-        self.server, self.preview = server, preview
+    def __init__(self, server: Outlet, preview: PreviewWindow | None = None, others: Sequence[Local] = ()) -> None:
+        self.server, self.preview, self.others = server, preview, others
         self._told = 0.0
 
     def start(self) -> None:
-        """Listen, then open what is local.  UserError if the server cannot be had."""
+        """Open what is local, and listen.  UserError if a file cannot be written, or the server not be had."""
+        for other in self.others:
+            other.start()
         self.server.start()
         if self.preview is not None:
             self.preview.start()
@@ -45,13 +63,16 @@ class Outlets:
     @property
     def watched(self) -> bool:
         """Whether anybody sees the pictures."""
-        return self.server.watched or (self.preview is not None and self.preview.open)
+        shown = self.preview is not None and self.preview.open
+        return self.server.watched or shown or any(other.open for other in self.others)
 
     def show(self, frame: ShownFrame) -> None:
         """Make ``frame`` the newest picture everywhere; belongs to the render thread."""
         self.server.show(frame)
         if self.preview is not None:
             self.preview.show(frame)
+        for other in self.others:
+            other.show(frame)
 
     def see(self, tracked: TrackedFrame) -> None:
         """``tracked`` is what the camera sees; belongs to the tracking thread."""
@@ -81,3 +102,5 @@ class Outlets:
         if self.preview is not None:
             self.preview.stop()
         self.server.stop()
+        for other in self.others:
+            other.stop()

@@ -54,6 +54,8 @@ class Options:
     models: Path | None = None
     track: bool = False
     preview: bool = False
+    record: Path | None = None
+    virtual_camera: bool = False
 
 
 class People:

@@ -21,6 +21,8 @@ def run(
     models: Path | None,
     track: bool,
     preview: bool,
+    record: Path | None = None,
+    virtual_camera: bool = False,
     log_json: bool = False,
 ) -> None:
     """Run until SIGINT or SIGTERM, then save the avatar and return; a second signal ends the process at once.
@@ -37,7 +39,7 @@ def run(
     console = Console(soft_wrap=True, highlight=False)
     configure(as_json=log_json)
 
-    options = Options(source or default_source(), avatar, head, models, track, preview)
+    options = Options(source or default_source(), avatar, head, models, track, preview, record, virtual_camera)
     daemon = Daemon(config, options)
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
