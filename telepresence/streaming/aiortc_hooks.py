@@ -1,9 +1,9 @@
 """Everything that reaches into aiortc's and aioice's private parts, and nothing else does.
 
 aiortc hands a track no feedback about packets that were encoded elsewhere, sends lost packets again however many they
-are, holds every received picture back until the next one arrives, and offers no loopback address.  Each hook below
-changes one of these on one object (loopback: in one function of aioice), and `missing` says before the first call
-whether the names it needs are still there.
+are, holds every received picture back until the next one arrives, cannot tell a browser to show pictures at once, and
+offers no loopback address.  Each hook below changes one of these on one object (what is offered: in the whole process),
+and `missing` says before the first call whether the names it needs are still there.
 """
 
 from __future__ import annotations
@@ -18,16 +18,33 @@ from typing import Any, Protocol
 import aioice.ice
 import aiortc
 from aiortc import RTCIceTransport, RTCRtpReceiver, RTCRtpSender
+from aiortc.codecs import HEADER_EXTENSIONS
 from aiortc.codecs.h264 import H264Encoder
 from aiortc.codecs.vpx import Vp8Encoder
 from aiortc.jitterbuffer import JitterBuffer, JitterFrame
-from aiortc.rtp import RTCP_PSFB_APP, RtcpPsfbPacket, RtcpRrPacket, RtcpSrPacket, RtpPacket, unpack_remb_fci
+from aiortc.rtcrtpparameters import RTCRtpHeaderExtensionParameters, RTCRtpParameters
+from aiortc.rtp import (
+    RTCP_PSFB_APP,
+    HeaderExtensions,
+    HeaderExtensionsMap,
+    RtcpPsfbPacket,
+    RtcpRrPacket,
+    RtcpSrPacket,
+    RtpPacket,
+    pack_header_extensions,
+    unpack_header_extensions,
+    unpack_remb_fci,
+)
 
 from telepresence.streaming.link import Link
 
 VERSION = "1.16."
 SRTP_FIRST, SRTP_LAST = 128, 191  # first byte of a media packet or a report (RFC 7983)
 LARGE = 200  # bytes: no sound, no report
+PLAYOUT_DELAY = "http://www.webrtc.org/experiments/rtp-hdrext/playout-delay"
+PLAYOUT_DELAY_ID = 4  # one that aiortc leaves free
+NO_DELAY = bytes(3)  # two numbers of 12 bits: at least 0 and at most 0 times 10 ms
+EXTENSIONS = "_RTCRtpSender__rtp_header_extensions_map"
 JITTER_BUFFER = "_RTCRtpReceiver__jitter_buffer"
 
 
@@ -49,6 +66,8 @@ def missing() -> list[str]:
             lacking.append(f"{owner.__name__}.{name}")
     if JITTER_BUFFER not in inspect.getsource(RTCRtpReceiver).replace("self.__", "_RTCRtpReceiver__"):
         lacking.append(f"RTCRtpReceiver.{JITTER_BUFFER}")
+    if EXTENSIONS not in inspect.getsource(RTCRtpSender).replace("self.__", "_RTCRtpSender__"):
+        lacking.append(f"RTCRtpSender.{EXTENSIONS}")
     for kind, name in ((RTCRtpSender, "_ssrc"), (RTCIceTransport, "_send")):
         if f"self.{name} = " not in inspect.getsource(kind):
             lacking.append(f"{kind.__name__}.{name}")
@@ -176,6 +195,39 @@ class _MarkerJitterBuffer(JitterBuffer):
                 self.remove(len(packets))
                 return JitterFrame(data=data, timestamp=packet.timestamp)
         return super()._remove_frame(sequence_number)
+
+
+class _AtOnce(HeaderExtensionsMap):
+    """Adds to every packet that it is to be shown as soon as it can be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._id = 0
+
+    def configure(self, parameters: RTCRtpParameters) -> None:
+        super().configure(parameters)
+        self._id = next((ext.id for ext in parameters.headerExtensions if ext.uri == PLAYOUT_DELAY), 0)
+
+    def set(self, values: HeaderExtensions) -> tuple[int, bytes]:
+        profile, packed = super().set(values)
+        if not self._id:
+            return profile, packed
+        return pack_header_extensions([*unpack_header_extensions(profile, packed), (self._id, NO_DELAY)])
+
+
+def offer_no_delay() -> None:
+    """Let this process negotiate the header extension that `show_at_once` needs."""
+    known = HEADER_EXTENSIONS["video"]
+    if all(ext.uri != PLAYOUT_DELAY for ext in known):
+        known.append(RTCRtpHeaderExtensionParameters(id=PLAYOUT_DELAY_ID, uri=PLAYOUT_DELAY))
+
+
+def show_at_once(sender: RTCRtpSender) -> None:
+    """Tell the peer of ``sender``, if it understands that, to show pictures without waiting for an even pace.
+
+    A browser would otherwise hold each one back for as long as the slowest of the last seconds took.
+    """
+    vars(sender)[EXTENSIONS] = _AtOnce()
 
 
 def offer_loopback() -> None:

@@ -44,6 +44,7 @@ class Feed:
             aiortc_hooks.send_through(sender.transport.transport, Link(self.link))
         codec = first_video_codec(answer)
         if self.shared:
+            aiortc_hooks.show_at_once(sender)
             aiortc_hooks.space_out(sender.transport.transport, PROBE_PACKETS, PROBE_GAP_S)
         if self.shared and codec in (Codec.H264, Codec.VP8):
             viewer = self.audience.admit(Codec(codec))

@@ -162,6 +162,7 @@ class MediaServer:
         aiortc_hooks.quieten()
         if not aiortc_hooks.missing():
             aiortc_hooks.offer_loopback()
+            aiortc_hooks.offer_no_delay()
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
         ice = IceServers(self._settings.ice)
         self._audience = audience = Audience(self._hub)

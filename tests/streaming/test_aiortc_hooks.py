@@ -9,17 +9,21 @@ import aioice.ice
 import aiortc
 import pytest
 from aiortc import RTCConfiguration, RTCPeerConnection, RTCRtpReceiver, RTCRtpSender, RTCSessionDescription
+from aiortc.codecs import HEADER_EXTENSIONS
 from aiortc.jitterbuffer import JitterBuffer
+from aiortc.rtcrtpparameters import RTCRtpHeaderExtensionParameters, RTCRtpSendParameters
 from aiortc.rtp import (
     RTCP_PSFB_APP,
     RTCP_PSFB_PLI,
     RTCP_RTPFB_NACK,
+    HeaderExtensions,
     RtcpPsfbPacket,
     RtcpReceiverInfo,
     RtcpRrPacket,
     RtcpRtpfbPacket,
     RtpPacket,
     pack_remb_fci,
+    unpack_header_extensions,
 )
 
 from telepresence.streaming import aiortc_hooks, server
@@ -115,6 +119,37 @@ def test_lost_packets_go_again_while_the_budget_lasts() -> None:
         await pc.close()
 
     asyncio.run(scenario())
+
+
+def test_packets_say_that_they_are_to_be_shown_at_once_to_who_understands_it() -> None:
+    def extensions(*uris: str) -> list[tuple[int, bytes]]:
+        pc, sending = made
+        parameters = RTCRtpSendParameters(
+            headerExtensions=[RTCRtpHeaderExtensionParameters(id=7 + i, uri=uri) for i, uri in enumerate(uris)]
+        )
+        aiortc_hooks.show_at_once(sending)
+        known = getattr(sending, aiortc_hooks.EXTENSIONS)
+        known.configure(parameters)
+        values = HeaderExtensions(mid="0")
+        return unpack_header_extensions(*known.set(values))
+
+    async def scenario() -> tuple[RTCPeerConnection, RTCRtpSender]:
+        pc, sending = sender()
+        await pc.close()
+        return pc, sending
+
+    made = asyncio.run(scenario())
+    mid = "urn:ietf:params:rtp-hdrext:sdes:mid"
+    assert extensions(mid) == [(7, b"0")]
+    assert extensions(mid, aiortc_hooks.PLAYOUT_DELAY) == [(7, b"0"), (8, b"\0\0\0")]
+
+
+def test_the_extension_is_offered_once_and_its_number_is_free() -> None:
+    aiortc_hooks.offer_no_delay()
+    aiortc_hooks.offer_no_delay()
+    assert [ext.uri for ext in HEADER_EXTENSIONS["video"]].count(aiortc_hooks.PLAYOUT_DELAY) == 1
+    known = {(ext.id, ext.uri) for kind in HEADER_EXTENSIONS.values() for ext in kind}
+    assert len({number for number, _ in known}) == len(known)
 
 
 def rtp(sequence: int, timestamp: int, data: bytes, marker: bool) -> RtpPacket:
