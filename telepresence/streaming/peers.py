@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 CONNECT_S = 15.0  # from the answer to connected, at most
 CLOSE_S = 5.0
 LOOK_S = 0.25
-SILENCE_S = 3.0  # who receives reports on it about once a second, who sends is heard all the time
+SILENCE_S = 2.5  # who receives reports on it about once a second, who sends is heard all the time
 
 
 class Full(UserError):

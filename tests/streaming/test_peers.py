@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+from collections.abc import Callable
 from fractions import Fraction
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import av
@@ -14,6 +17,9 @@ import pytest
 from aiortc import MediaStreamTrack, RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 
 from telepresence.streaming.peers import CONNECT_S, LOOK_S, SILENCE_S, Peer
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 SDP = {"Content-Type": "application/sdp"}
 
@@ -137,4 +143,19 @@ def test_who_falls_silent_is_let_go_within_seconds(studio: Any, path: str) -> No
         await asyncio.wait([asyncio.ensure_future(pc.close())], timeout=1.0)
 
     asyncio.run(scenario())
+    assert not studio.server.watched
+
+
+@pytest.mark.timeout(60)
+def test_a_browser_that_is_killed_costs_nothing_after_seconds(
+    studio: Any, launch_chromium: Callable[..., Browser]
+) -> None:
+    browser = launch_chromium()
+    page = browser.new_page()
+    page.goto(studio.server.address)
+    studio.watching(page)
+    processes = browser.new_browser_cdp_session().send("SystemInfo.getProcessInfo")["processInfo"]
+    (pid,) = (process["id"] for process in processes if process["type"] == "browser")
+    os.kill(pid, signal.SIGKILL)
+    studio.until(lambda: studio.server._peers._peers == {})
     assert not studio.server.watched
