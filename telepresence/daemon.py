@@ -236,8 +236,7 @@ class Daemon:
             self._stand_ins.tracked(tracked, person.learner)
 
     def _render(self) -> None:
-        self._render_pace.wait(self.stopping)
-        self._driving.wait(self._moved, MOVE_S, self._render_pace.period)
+        self._driving.wait(self._moved, MOVE_S, self._render_pace, self.stopping)
         now = time.monotonic()
         if not self._outlets.watched and now - self._rendered_at < UNSEEN_S:
             return
@@ -321,7 +320,7 @@ class Daemon:
             controls=Controls(
                 freeze=self._people.halt,
                 mute=self._mute,
-                recalibrate=self._people.recalibrate,
+                recalibrate=self._recalibrate,
                 orbit=self._orbit,
                 withhold=self._people.withhold,
             ),
@@ -460,8 +459,7 @@ class Daemon:
             case Wish.MUTE:
                 self._mute(not self._sound.muted)
             case Wish.CALIBRATE:
-                self._people.recalibrate()
-                self._driving.recalibrate()
+                self._recalibrate()
             case Wish.FREEZE:
                 person = self._people.current
                 self._people.halt(person is None or person.budget.mode is not Mode.FROZEN)
@@ -474,6 +472,13 @@ class Daemon:
         from telepresence.tracking.browser import vision_file
 
         return vision_file(name, self.options.models)
+
+    def _recalibrate(self) -> None:
+        """Get to know anew the neutral face of whoever moves the avatar's.  UserError if that is nobody."""
+        if self._driving.external:
+            self._driving.recalibrate()
+        else:
+            self._people.recalibrate()
 
     def _answer(self, same: bool) -> None:
         """Somebody says whether this is the avatar's person (on the network thread).  UserError if nobody asked."""

@@ -11,7 +11,7 @@ from insta_runtime.errors import UserError
 from insta_runtime.geometry import axis_angle
 from insta_runtime.head import fingerprint
 from insta_runtime.types import Camera, Float32, HeadState
-from telepresence.clock import now_ns
+from telepresence.clock import Ratekeeper, now_ns
 from telepresence.drivers.arbiter import Drive, Driver, choose
 from telepresence.drivers.blend import blend, blend_cameras, smooth
 from telepresence.drivers.idle import Idle
@@ -61,8 +61,9 @@ class Driving:
         """``alone``: nothing is received from anywhere and nothing idles, the tracker drives.
 
         ``note`` hears what was refused, and where; ``moved`` that there is a new state, on the thread that received it;
-        ``waited`` how long each state that is drawn had waited for it since it arrived.  ``usual`` gives whose avatar
-        there is and what is usual for them.  UserError if an address, a key or a take cannot be.
+        ``waited`` how long each state that is drawn had waited since it came, or since the picture before was done.
+        ``usual`` gives whose avatar there is and what is usual for them.  UserError if an address, a key or a take
+        cannot be.
         """
         self.driver: Driver = "tracker"
         self._drive: Drive = "tracker" if alone else cast(Drive, run.drive)
@@ -74,6 +75,7 @@ class Driving:
         self._publisher: StatePublisher | None = None
         self._seen_ns: int | None = None  # when the tracker saw a face last
         self._drawn: tuple[str, int] | None = None  # the message whose waiting was counted last
+        self._free_ns = 0  # when the picture before was done
         # What was shown last and of whom, from what, and since when it becomes what the driver wants: render thread.
         self._last: tuple[HeadState, Camera | None] | None = None
         self._who: object = None
@@ -208,17 +210,19 @@ class Driving:
 
     # ---- the render thread
 
-    def wait(self, moved: threading.Event, still_s: float, period_s: float) -> None:
-        """Until there is something to draw: a new state, or the next step of a face that moves by itself.
+    def wait(self, moved: threading.Event, still_s: float, pace: Ratekeeper, stop: threading.Event) -> None:
+        """Until it is time to draw, and there is something: a new state, or the next step of what moves by itself.
 
         ``moved`` is set with every new state and is cleared here; nothing to draw takes ``still_s``.  Where states come
-        faster than pictures, every ``period_s``, the newest may have grown old: then the next one is awaited, so that
+        faster than pictures, the newest may have grown old in keeping ``pace``: then the next one is awaited, so that
         pictures fall in step with states.
         """
+        self._free_ns = now_ns()
+        pace.wait(stop)
         inlet = self._inlets.get(self._moving)
         interval = inlet.interval() if inlet is not None else None
         age = inlet.age(now_ns()) if inlet is not None else None
-        if interval is not None and age is not None and LEAD * interval < age < interval < period_s:
+        if interval is not None and age is not None and LEAD * interval < age < interval < pace.period:
             moved.clear()
             moved.wait(interval)
         else:
@@ -283,7 +287,7 @@ class Driving:
     def _count(self, name: str, driven: Driven, now: int) -> None:
         if (name, driven.seq) != self._drawn:
             self._drawn = name, driven.seq
-            self._waited((now - driven.arrived_ns) / 1e9)
+            self._waited((now - max(driven.arrived_ns, self._free_ns)) / 1e9)
 
     def _resting(self, learned: Camera | None, now: int) -> tuple[HeadState | None, Camera | None]:
         rest: tuple[HeadState, Camera | None]

@@ -20,6 +20,7 @@ from insta_runtime.head import HeadModel, load_head
 from insta_runtime.tracked import write_take
 from insta_runtime.types import Camera, HeadState, Take
 from telepresence.client import ParameterClient
+from telepresence.clock import Ratekeeper
 from telepresence.config import RunConfig
 from telepresence.drivers.blend import blend, blend_cameras, smooth
 from telepresence.drivers.idle import BLINKS_S, Idle
@@ -263,10 +264,10 @@ def test_states_that_come_faster_than_pictures_are_drawn_as_they_come(make: Make
         talking = threading.Thread(target=talk, args=(client,))
         talking.start()
         until(lambda: inlet.interval() is not None)
-        seqs = []
+        seqs, pace = [], Ratekeeper(10.0)
         for _ in range(5):
             time.sleep(0.012)  # a picture is drawn meanwhile
-            driving.wait(moved, 1.0, 0.1)
+            driving.wait(moved, 1.0, pace, stop)
             driving.pose(None, LEARNED)
             newest = inlet.newest()
             assert newest is not None
