@@ -123,20 +123,19 @@ def test_lost_packets_go_again_while_the_budget_lasts() -> None:
 
 def test_packets_say_that_they_are_to_be_shown_at_once_to_who_understands_it() -> None:
     def extensions(*uris: str) -> list[tuple[int, bytes]]:
-        pc, sending = made
         parameters = RTCRtpSendParameters(
             headerExtensions=[RTCRtpHeaderExtensionParameters(id=7 + i, uri=uri) for i, uri in enumerate(uris)]
         )
-        aiortc_hooks.show_at_once(sending)
-        known = getattr(sending, aiortc_hooks.EXTENSIONS)
+        aiortc_hooks.show_at_once(made)
+        known = getattr(made, aiortc_hooks.EXTENSIONS)
         known.configure(parameters)
         values = HeaderExtensions(mid="0")
         return unpack_header_extensions(*known.set(values))
 
-    async def scenario() -> tuple[RTCPeerConnection, RTCRtpSender]:
+    async def scenario() -> RTCRtpSender:
         pc, sending = sender()
         await pc.close()
-        return pc, sending
+        return sending
 
     made = asyncio.run(scenario())
     mid = "urn:ietf:params:rtp-hdrext:sdes:mid"
