@@ -32,11 +32,11 @@ FRAGMENT_S: Final = 1.0
 """Seconds of a fragment: about as much is lost when the program is killed."""
 STILL_S: Final = 1.0
 """A picture that stands still is written again so often."""
-TAKE_S: Final = 10.0
+TAKE_S: Final = 5.0
 """Seconds between writings of the take, at least."""
 TAKE_SHARE: Final = 0.01
 """Part of the time that writing it may take."""
-WAIT_FOR_SOUND_S: Final = 0.5
+WAIT_FOR_SOUND_S: Final = 1.0
 """Sound that is later than its pictures by more is written as silence."""
 MAX_AHEAD_S: Final = 2.0
 """Sound that claims to be of a later future is none."""
