@@ -83,6 +83,7 @@ class Saver:
         self.saved_at = time.monotonic()
         self._due = self.saved_at + every_s
         self._thread: threading.Thread | None = None
+        self._stream: torch.cuda.Stream | None = None  # one for all saves: memory of a GPU is kept for each apart
 
     def due(self, now: float) -> bool:
         """Whether it is time for the next save, and none is under way."""
@@ -127,7 +128,7 @@ class Saver:
             return write(self.path, save, keep=not self._spoilt)
         import torch
 
-        stream = torch.cuda.Stream()
+        stream = self._stream = self._stream or torch.cuda.Stream()
         for event in save.written:
             stream.wait_event(event)
         with torch.cuda.stream(stream):
