@@ -10,6 +10,7 @@ import pytest
 from small_avatar import SMALL_AVATAR
 
 from insta_runtime.avatar import is_stored
+from insta_runtime.errors import UserError
 from insta_runtime.head import HeadModel, load_head
 from insta_runtime.learn.device_replay import DeviceReplay
 from insta_runtime.types import Camera, Float32, HeadState
@@ -64,13 +65,13 @@ class Chair:
 class Call:
     """The rounds of a call's threads, one after the other, in seconds of its own."""
 
-    def __init__(self, tmp_path: Path, shapes: list[Float32]) -> None:
+    def __init__(self, tmp_path: Path, shapes: list[Float32], *overrides: str) -> None:
         head = load_head()
         self.chair = Chair(head, shapes)
         self.saved: list[Path] = []
         camera: Callable[[], Chair] = lambda: self.chair  # noqa: E731
         self.people = People(
-            load_config("cpu", TINY, "cpu"),
+            load_config("cpu", (*TINY, *overrides), "cpu"),
             Options("chair", tmp_path / "me"),
             head,
             Mailbox("none"),
@@ -89,7 +90,7 @@ class Call:
         assert person is not None
         for _ in range(round(seconds * FPS)):
             self._now += 1.0 / FPS
-            person.notice(person.tracker.track(self.chair.frame(who)), self._now)
+            person.notice(person.track(self.chair.frame(who)), self._now)
             learner = self.people.learner(person)
             if learner is not None:
                 learner.work()
@@ -135,3 +136,34 @@ def test_each_learns_from_their_own_pictures_and_goes_on_where_they_were(tmp_pat
     assert not (tmp_path / "me-3").exists()
     for learner, who in ((first, 0), (second, 1), (third, 0)):
         assert seen_by(learner, call.chair) == {who}
+
+
+def test_learning_pauses_and_the_face_is_calibrated_anew_when_that_is_asked_for(tmp_path: Path) -> None:
+    shape = np.random.default_rng(5).normal(0.0, 0.9, 60).astype(np.float32)
+    call = Call(tmp_path, [shape])
+    learner = call.sit(0, 3.0)
+    assert learner is not None
+    call.people.halt(True)
+    steps, seen = learner.trainer.steps, len(seen_by(learner, call.chair))
+    assert steps > 0
+    call.sit(0, 2.0)
+    assert (learner.trainer.steps, len(seen_by(learner, call.chair))) == (steps, seen)
+    assert learner.save(), "what was learned before is not lost"
+    call.people.halt(False)
+    call.sit(0, 1.0)
+    assert learner.trainer.steps > steps
+
+    call.people.recalibrate()
+    assert call.sit(0, 2.0) is learner, "it is the same person"
+    assert call.person is not None
+    assert [event.kind for event in call.person.sitters.events] == ["calibration"]
+    assert np.array_equal(call.person.tracker.shape, shape)
+    with pytest.raises(UserError, match="not known yet"):
+        call.people.withhold()  # this is no browser's camera
+
+
+def test_a_call_that_was_started_to_learn_nothing_does_not_begin_to(tmp_path: Path) -> None:
+    call = Call(tmp_path, [np.zeros(60, np.float32)], "run.freeze=true")
+    with pytest.raises(UserError, match="without --freeze"):
+        call.people.halt(False)
+    call.people.halt(True)

@@ -105,7 +105,7 @@ async function measure() {
       const emitted = now.jitterBufferEmittedCount - last.jitterBufferEmittedCount || 1;
       const buffered = (now.jitterBufferDelay - last.jitterBufferDelay) / emitted;
       const decoding = (now.totalDecodeTime - last.totalDecodeTime) / frames;
-      const trip = call.rtt ?? 1000 * (pair.currentRoundTripTime ?? 0);
+      const trip = call?.rtt ?? 1000 * (pair.currentRoundTripTime ?? 0);
       received = {
         fps: frames / seconds,
         delay: 1000 * (buffered + decoding) + trip / 2,
@@ -118,7 +118,7 @@ async function measure() {
     if (frames === 0 || !now.id) received = { fps: 0, delay: 0 };
     if (still >= STALL_S) {
       still = 0;
-      call.end();
+      call?.end();
     }
     last = now;
     window.__stats = {
