@@ -55,6 +55,8 @@ def _row(entry: Setting) -> str:
 def _value(value: object) -> str:
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
+    if value == "":
+        return "empty"
     return f"`{value}`"
 
 

@@ -83,7 +83,7 @@ def _reachable(lines: Iterable[str], address: str) -> Iterator[str]:
         parts = line.split(" ")
         if not line.startswith("a=candidate:") or len(parts) < 6 or _is_address(parts[4]):
             yield line
-        elif parts[4].endswith(".local"):
+        elif parts[4].endswith(".local") and "%" not in address:  # an address that means this link alone is no use
             yield " ".join([*parts[:4], address, *parts[5:]])
 
 

@@ -57,6 +57,7 @@ SHARED = {
 PREFLIGHT = {
     "Access-Control-Allow-Methods": "GET, POST, PUT, DELETE",
     "Access-Control-Allow-Headers": "Authorization, Content-Type",
+    "Access-Control-Allow-Private-Network": "true",  # from a public page to this machine
     "Access-Control-Max-Age": "600",
 }
 

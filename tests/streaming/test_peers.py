@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
+import threading
+from collections import Counter
 from collections.abc import Callable
 from fractions import Fraction
 from types import SimpleNamespace
@@ -144,6 +147,29 @@ def test_who_falls_silent_is_let_go_within_seconds(studio: Any, path: str) -> No
 
     asyncio.run(scenario())
     assert not studio.server.watched
+
+
+@pytest.mark.timeout(90)
+def test_sessions_that_ended_leave_nothing(studio: Any) -> None:
+    async def once(path: str) -> None:
+        pc, _ = await connect(studio.server.address, path, None if path == "/whep" else Camera())
+        await pc.close()
+
+    def left() -> dict[str, int]:
+        studio.until(lambda: studio.server._peers._peers == {} and not studio.server.watched)
+        studio.until(lambda: threading.active_count() <= threads)
+        gc.collect()
+        kinds = Counter(type(thing).__name__ for thing in gc.get_objects())
+        return {kind: kinds[kind] for kind in ("Peer", "RTCPeerConnection", "RTCIceTransport", "Viewer", "PacketTrack")}
+
+    threads = 1000
+    asyncio.run(once("/call"))
+    left()
+    threads, files = threading.active_count(), len(os.listdir("/proc/self/fd"))
+    for path in ("/whep", "/whip", "/call") * 4:
+        asyncio.run(once(path))
+    assert all(count <= 2 for count in left().values()), left()  # what was looked at last
+    assert len(os.listdir("/proc/self/fd")) <= files
 
 
 @pytest.mark.timeout(60)

@@ -1,4 +1,4 @@
-"""Offers as programs other than browsers make them: they are answered, and their pictures arrive."""
+"""Offers as programs other than Chromium make them: they are answered, and pictures of publishers arrive."""
 
 from __future__ import annotations
 
@@ -55,6 +55,50 @@ a=fmtp:96 profile-level-id={profile};packetization-mode=1;level-asymmetry-allowe
 """
 
 
+# A viewer as Firefox makes it: DTLS for the whole session, payload types of its own, retransmission for every codec.
+FIREFOX = """\
+v=0
+o=mozilla...THIS_IS_SDPARTA-99.0 8463217624836391 0 IN IP4 0.0.0.0
+s=-
+t=0 0
+a=fingerprint:sha-256 {fingerprint}
+a=group:BUNDLE 0
+a=ice-options:trickle
+a=msid-semantic:WMS *
+m=video 9 UDP/TLS/RTP/SAVPF {formats}
+c=IN IP4 0.0.0.0
+a=recvonly
+a=extmap:3 urn:ietf:params:rtp-hdrext:sdes:mid
+a=extmap:4 http://www.webrtc.org/experiments/rtp-hdrext/abs-send-time
+a=extmap:6/recvonly http://www.webrtc.org/experiments/rtp-hdrext/playout-delay
+a=extmap:7 http://www.ietf.org/id/draft-holmer-rmcat-transport-wide-cc-extensions-01
+a=fmtp:126 profile-level-id=42e01f;level-asymmetry-allowed=1;packetization-mode=1
+a=fmtp:97 profile-level-id=42e01f;level-asymmetry-allowed=1
+a=fmtp:120 max-fs=12288;max-fr=60
+a=fmtp:124 apt=120
+a=fmtp:127 apt=126
+a=ice-pwd:0123456789abcdef0123456789abcdef
+a=ice-ufrag:0a1b2c3d
+a=mid:0
+a=rtcp-fb:120 nack
+a=rtcp-fb:120 nack pli
+a=rtcp-fb:120 ccm fir
+a=rtcp-fb:120 goog-remb
+a=rtcp-fb:126 nack
+a=rtcp-fb:126 nack pli
+a=rtcp-fb:126 goog-remb
+a=rtcp-mux
+a=rtcp-rsize
+a=rtpmap:120 VP8/90000
+a=rtpmap:124 rtx/90000
+a=rtpmap:126 H264/90000
+a=rtpmap:127 rtx/90000
+a=rtpmap:97 H264/90000
+a=setup:actpass
+a=ssrc:2384129370 cname:{{b04cbb5a-7d5c-4d4c-93ae-b6f4c2e5d0c4}}
+"""
+
+
 class Film(MediaStreamTrack):
     """Grey pictures, 20 a second."""
 
@@ -86,6 +130,27 @@ def as_obs(offer: str, profile: str) -> str:
         video=video,
         profile=profile,
     ).replace("\n", "\r\n")
+
+
+@pytest.mark.parametrize(
+    ("formats", "chosen"), [("120 124 126 127 97", "126 H264/90000"), ("120 124", "120 VP8/90000")]
+)
+def test_firefox_is_answered_in_h264_where_it_can(studio: Any, formats: str, chosen: str) -> None:
+    text = FIREFOX.format(fingerprint=":".join(["AB"] * 32), formats=formats)
+    of_codec = re.compile(r"a=(?:rtpmap|fmtp|rtcp-fb):(\d+)")
+    lines = [line for line in text.splitlines() if not (m := of_codec.match(line)) or m[1] in formats.split()]
+    offer = "\r\n".join([*lines, ""])
+
+    async def scenario() -> str:
+        async with aiohttp.ClientSession() as http:
+            sdp = {"Content-Type": "application/sdp"}
+            async with http.post(f"{studio.server.address}whep", data=offer, headers=sdp) as response:
+                assert response.status == 201, await response.text()
+                return await response.text()
+
+    answer = asyncio.run(scenario())
+    assert "a=sendonly" in answer
+    assert re.findall(r"^a=rtpmap:(.*?)\r?$", answer, re.MULTILINE)[0] == chosen
 
 
 @pytest.mark.timeout(60)
