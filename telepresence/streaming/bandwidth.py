@@ -11,8 +11,8 @@ START = 400_000
 FLOOR = 50_000
 """bit/s: less than this is not worth sending."""
 
-PROBE_PACKETS, PROBE_GAP_S = 8, 0.003
-"""The first packets leave so far apart, at about 3 Mbit/s: a receiver that gets them so knows at once that this rate
+PROBE_PACKETS, PROBE_GAP_S = 8, 0.004
+"""The first packets leave so far apart, at about 2.4 Mbit/s: a receiver that gets them so knows at once that this rate
 is there (a receive-side estimator of WebRTC looks for it in its first seconds), instead of finding out in twenty."""
 
 HEADROOM = 0.85  # of what the viewer believes to be there; the rest is for sound, packet headers, repeated packets

@@ -73,6 +73,7 @@ def test_stream_can_be_decoded_from_any_keyframe_and_resembles_the_source(nvenc:
         assert 5 in types  # IDR
     sps = bytes(packets[0]).split(b"\0\0\1")[1]
     assert sps[1] == 66  # baseline, as the SDP promises
+    assert nvenc or sps[2] & 0x40  # and its constrained subset, which is all that NVENC has of it
     decoder = av.CodecContext.create("h264", "r")
     decoded = [f for p in packets[20:] for f in decoder.decode(av.Packet(bytes(p)))]
     assert len(decoded) == 10  # no picture is held back
