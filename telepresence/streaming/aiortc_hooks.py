@@ -1,9 +1,10 @@
 """Everything that reaches into aiortc's and aioice's private parts, and nothing else does.
 
 aiortc hands a track no feedback about packets that were encoded elsewhere, sends lost packets again however many they
-are, holds every received picture back until the next one arrives, cannot tell a browser to show pictures at once, and
-offers no loopback address.  Each hook below changes one of these on one object (what is offered: in the whole process),
-and `missing` says before the first call whether the names it needs are still there.
+are, holds every received picture back until the next one arrives, lets any number of them wait for its decoder, cannot
+tell a browser to show pictures at once, and offers no loopback address.  Each hook below changes one of these on one
+object (what is offered: in the whole process), and `missing` says before the first call whether the names it needs are
+still there.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import math
+import queue
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Protocol
 
 import aioice.ice
 import aiortc
-from aiortc import RTCIceTransport, RTCRtpReceiver, RTCRtpSender
+from aiortc import RTCIceTransport, RTCRtpCodecParameters, RTCRtpReceiver, RTCRtpSender
 from aiortc.codecs import HEADER_EXTENSIONS
 from aiortc.codecs.h264 import H264Encoder
 from aiortc.codecs.vpx import Vp8Encoder
@@ -41,11 +45,18 @@ from telepresence.streaming.link import Link
 VERSION = "1.16."
 SRTP_FIRST, SRTP_LAST = 128, 191  # first byte of a media packet or a report (RFC 7983)
 LARGE = 200  # bytes: no sound, no report
+IDR = 5  # type of an H.264 NAL unit
 PLAYOUT_DELAY = "http://www.webrtc.org/experiments/rtp-hdrext/playout-delay"
 PLAYOUT_DELAY_ID = 4  # one that aiortc leaves free
 NO_DELAY = bytes(3)  # two numbers of 12 bits: at least 0 and at most 0 times 10 ms
 EXTENSIONS = "_RTCRtpSender__rtp_header_extensions_map"
 JITTER_BUFFER = "_RTCRtpReceiver__jitter_buffer"
+DECODER_QUEUE = "_RTCRtpReceiver__decoder_queue"
+DECODER_ERROR = "_RTCRtpReceiver__decoder_error"  # an event: set, it asks the peer for a keyframe
+
+UNDECODED = 15
+"""Received pictures that may wait for the decoder: half a second."""
+ASK_AGAIN_S = 1.0
 
 
 def missing() -> list[str]:
@@ -64,8 +75,9 @@ def missing() -> list[str]:
     ):
         if not callable(getattr(owner, name, None)):
             lacking.append(f"{owner.__name__}.{name}")
-    if JITTER_BUFFER not in inspect.getsource(RTCRtpReceiver).replace("self.__", "_RTCRtpReceiver__"):
-        lacking.append(f"RTCRtpReceiver.{JITTER_BUFFER}")
+    receiver = inspect.getsource(RTCRtpReceiver).replace("self.__", "_RTCRtpReceiver__")
+    names = (JITTER_BUFFER, DECODER_QUEUE, DECODER_ERROR)
+    lacking += [f"RTCRtpReceiver.{name}" for name in names if name not in receiver]
     if EXTENSIONS not in inspect.getsource(RTCRtpSender).replace("self.__", "_RTCRtpSender__"):
         lacking.append(f"RTCRtpSender.{EXTENSIONS}")
     for kind, name in ((RTCRtpSender, "_ssrc"), (RTCIceTransport, "_send")):
@@ -155,6 +167,48 @@ def send_through(transport: RTCIceTransport, link: Link) -> None:
 def release_on_marker(receiver: RTCRtpReceiver) -> None:
     """Decode a received picture when its last packet is there, one frame interval earlier than aiortc does."""
     setattr(receiver, JITTER_BUFFER, _MarkerJitterBuffer(capacity=512, is_video=True))
+
+
+def bound(receiver: RTCRtpReceiver) -> None:
+    """Let a decoder that falls behind lose pictures, up to the next keyframe, where aiortc lets any number wait.
+
+    Call it before the connection is made.
+    """
+    setattr(receiver, DECODER_QUEUE, _Undecoded(getattr(receiver, DECODER_ERROR).set))
+
+
+class _Undecoded(queue.Queue[Any]):
+    """``(codec, frame)`` for aiortc's decoder thread, None at the end.  ``ask`` asks the peer for a keyframe."""
+
+    def __init__(self, ask: Callable[[], None]) -> None:
+        super().__init__()
+        self._ask = ask
+        self._asked: float | None = None  # since when nothing is decoded for want of a keyframe
+
+    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
+        if item is not None:
+            now = time.monotonic()
+            if self.qsize() >= UNDECODED:
+                with suppress(queue.Empty):
+                    while True:
+                        self.get_nowait()
+                self._asked = -math.inf
+            if self._asked is not None:
+                if not _is_keyframe(*item):
+                    if now - self._asked >= ASK_AGAIN_S:
+                        self._asked = now
+                        self._ask()
+                    return
+                self._asked = None
+        super().put(item, block, timeout)
+
+
+def _is_keyframe(codec: RTCRtpCodecParameters, frame: JitterFrame) -> bool:
+    """Whether decoding can begin with ``frame``, as aiortc hands it to its decoders."""
+    if codec.name == "VP8":
+        return len(frame.data) > 0 and not frame.data[0] & 1  # RFC 6386, section 9.1
+    units = frame.data.split(b"\0\0\1")[1:]
+    return any(unit[:1] and unit[0] & 0x1F == IDR for unit in units)
 
 
 def tap(receiver: RTCRtpReceiver, take: Callable[[int, int, bytes], None]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -12,10 +11,11 @@ from statistics import median
 
 from telepresence.streaming.bandwidth import FLOOR, START, Estimate, Resend, RetransmitBudget
 from telepresence.streaming.encoder import Codec
+from telepresence.streaming.handover import Handover
 from telepresence.streaming.hub import JOIN_GAP_S, EncodedPicture, EncoderHub, Line, PacketSink
 from telepresence.streaming.stats import LineStats
 from telepresence.streaming.tiers import Climber
-from telepresence.streaming.tracks import PacketTrack
+from telepresence.streaming.tracks import BACKLOG, PacketTrack
 
 REVIEW_S = 0.25  # estimates change about once a second
 WEAK = 0.5  # a viewer that can take less than this part of what the others of its tier can, leaves it to them
@@ -81,7 +81,6 @@ class Audience:
     def __init__(self, hub: EncoderHub) -> None:
         self.hub = hub
         self.rates: dict[Line, float] = {}  # bit/s that each line in use aims at
-        self._loop = asyncio.get_running_loop()
         self._viewers: list[Viewer] = []
         self._sinks: dict[Line, PacketSink] = {}
         self._reviewed = 0.0
@@ -157,7 +156,8 @@ class Audience:
         if line in self._sinks:
             self.hub.request_keyframe(line, JOIN_GAP_S)
         else:
-            sink = self._sinks[line] = partial(self._receive, line)
+            hand_out, lose = partial(self.hand_out, line), partial(self._lose, line)
+            sink = self._sinks[line] = Handover(hand_out, BACKLOG, lose).put
             self.hub.subscribe(line, sink)
 
     def _share_out(self) -> None:
@@ -175,6 +175,9 @@ class Audience:
             self.hub.unsubscribe(line, self._sinks.pop(line))
             self.rates.pop(line, None)
 
-    def _receive(self, line: Line, picture: EncodedPicture) -> None:
-        """From the encode thread: once a picture, however many watch."""
-        self._loop.call_soon_threadsafe(self.hand_out, line, picture)
+    def _lose(self, line: Line) -> None:
+        """The event loop stood still, and pictures are lost: go on at the next keyframe."""
+        for viewer in self._viewers:
+            if viewer.line == line:
+                viewer.track.restart()
+        self.hub.request_keyframe(line, JOIN_GAP_S)

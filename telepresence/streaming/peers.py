@@ -171,6 +171,7 @@ class Peers:
                 for transceiver in peer.pc.getTransceivers():
                     if transceiver.kind == "video":
                         aiortc_hooks.release_on_marker(transceiver.receiver)
+                        aiortc_hooks.bound(transceiver.receiver)
                     else:
                         aiortc_hooks.tap(transceiver.receiver, Microphone(self._hooks.sound.speak).packet)
             answer = await peer.pc.createAnswer()

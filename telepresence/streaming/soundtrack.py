@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from aiortc import MediaStreamTrack
 from aiortc.mediastreams import MediaStreamError
 
+from telepresence.streaming.handover import Handover
 from telepresence.streaming.sound import SoundHub
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class SoundTrack(MediaStreamTrack):
     def __init__(self, hub: SoundHub) -> None:
         super().__init__()
         self._hub = hub
-        self._network = asyncio.get_running_loop()
+        self._sink = Handover(self._take, BACKLOG).put
         self._backlog: deque[av.Packet[Any]] = deque(maxlen=BACKLOG)
         self._arrived = asyncio.Event()
         self._subscribed = False
@@ -46,9 +47,6 @@ class SoundTrack(MediaStreamTrack):
         super().stop()
         self._hub.unsubscribe(self._sink)
         self._arrived.set()
-
-    def _sink(self, packet: av.Packet[Any]) -> None:
-        self._network.call_soon_threadsafe(self._take, packet)
 
     def _take(self, packet: av.Packet[Any]) -> None:
         self._backlog.append(packet)

@@ -12,6 +12,7 @@ from aiortc import MediaStreamTrack
 from aiortc.mediastreams import MediaStreamError
 
 from telepresence.streaming.encoder import CLOCK_RATE
+from telepresence.streaming.handover import Handover
 from telepresence.streaming.hub import EncodedPicture, EncoderHub, RawPicture
 
 BACKLOG = 4  # packets that may wait for a viewer; more means that it stalls
@@ -89,7 +90,7 @@ class PictureTrack(MediaStreamTrack):
     def __init__(self, hub: EncoderHub) -> None:
         super().__init__()
         self._hub = hub
-        self._network = asyncio.get_running_loop()
+        self._sink = Handover(self._take).put
         self._newest: RawPicture | None = None
         self._arrived = asyncio.Event()
         self._subscribed = False
@@ -112,9 +113,6 @@ class PictureTrack(MediaStreamTrack):
         super().stop()
         self._hub.unsubscribe_pictures(self._sink)
         self._arrived.set()
-
-    def _sink(self, picture: RawPicture) -> None:
-        self._network.call_soon_threadsafe(self._take, picture)
 
     def _take(self, picture: RawPicture) -> None:
         self._newest = picture
