@@ -13,7 +13,7 @@ from urllib.parse import urljoin, urlsplit
 import aiohttp
 from aiortc import RTCPeerConnection, RTCSessionDescription
 
-from telepresence.policy import Condition, Health
+from telepresence.policy import POLICIES, Condition, Health
 from telepresence.streaming.exposure import PublishSettings
 from telepresence.streaming.feed import Feed
 from telepresence.streaming.ice import IceServers
@@ -25,10 +25,8 @@ log = logging.getLogger("telepresence")
 ANSWER_S: Final = 10.0
 GOODBYE_S: Final = 2.0
 LOOK_S: Final = 0.5
-SILENCE_S: Final = 8.0
-"""A server that reports on nothing for so long is gone; some report less often than browsers."""
-PAUSES: Final = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
-"""Seconds before each new attempt, a fifth more or less, so that many daemons do not come back at once."""
+PUBLISH: Final = POLICIES["publish"]
+"""Its pauses are taken a fifth longer or shorter, so that many daemons do not come back to a server at once."""
 LONGEST_S: Final = 120.0
 """A server that asks for more patience than this is asked again nevertheless."""
 REDIRECTS: Final = 3
@@ -80,7 +78,7 @@ class Publisher:
                     no_use = _Trouble(f"its answer is no use ({type(error).__name__})")
                     trouble = error if isinstance(error, _Trouble) else no_use
                     self._tell(str(trouble))
-                    wait = max(PAUSES[min(failures, len(PAUSES) - 1)], min(trouble.wait_s, LONGEST_S))
+                    wait = max(PUBLISH.pauses[min(failures, len(PUBLISH.pauses) - 1)], min(trouble.wait_s, LONGEST_S))
                     failures += 1
                 finally:
                     if session is not None:
@@ -160,7 +158,7 @@ class Publisher:
     async def _lost(self, pc: RTCPeerConnection) -> None:
         """Raises once the server is gone."""
         quiet_s, packets = 0.0, -1
-        while pc.connectionState == "connected" and quiet_s < SILENCE_S:
+        while pc.connectionState == "connected" and quiet_s < PUBLISH.silent_s:
             await asyncio.sleep(LOOK_S)
             quiet_s += LOOK_S
             if (now := await received(pc)) != packets:

@@ -393,7 +393,7 @@ def test_a_camera_whose_clock_goes_back_is_tracked_on(start: Callable[[], Daemon
 
 def test_the_documentation_says_what_the_table_says(root: Path) -> None:
     words = {Then.STOP: "the call ends", Then.WITHOUT: "the call goes on without it"}
-    again = {"camera": "opened anew", "encode": "another thread takes over"}
+    again = {"camera": "opened anew", "encode": "another thread takes over", "publish": "connected anew"}
     page = (root / "docs" / "supervision.md").read_text(encoding="utf-8")
     rows = {}
     for line in page.splitlines():

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Any
@@ -19,6 +20,7 @@ from telepresence.mailbox import Mailbox
 from telepresence.policy import Condition, Health
 from telepresence.streaming import MediaServer, StreamHooks, StreamSettings
 from telepresence.streaming.exposure import AccessSettings, PublishSettings
+from telepresence.streaming.publish import PUBLISH
 
 TOKEN = "a token that opens doors".replace(" ", "-")
 
@@ -50,7 +52,7 @@ def health(studio: Any) -> Health:
 def test_published_pictures_arrive_and_go_on_after_the_server_was_away(
     studio_type: type[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("telepresence.streaming.publish.PAUSES", (0.2,))
+    monkeypatch.setattr("telepresence.streaming.publish.PUBLISH", replace(PUBLISH, pauses=(0.2,)))
     with receiver() as (first, camera):
         port = urlsplit(first.address).port or 0
         with publishing(studio_type, f"{first.address}whip") as studio:
