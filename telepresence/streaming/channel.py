@@ -49,32 +49,32 @@ class _Request(msgspec.Struct, tag_field="type", tag=str.lower, frozen=True, for
     pass
 
 
-class Ping(_Request):
+class Ping(_Request, frozen=True):
     """Comes back as it is: ``t`` is the page's own time."""
 
     t: Annotated[float, msgspec.Meta(ge=0, le=1e15)]
 
 
-class Freeze(_Request):
+class Freeze(_Request, frozen=True):
     on: bool
 
 
-class Mute(_Request):
+class Mute(_Request, frozen=True):
     on: bool
 
 
-class Recalibrate(_Request):
+class Recalibrate(_Request, frozen=True):
     pass
 
 
-class Orbit(_Request):
+class Orbit(_Request, frozen=True):
     """Turn the head that is seen, on top of its own motion: rad to the right of the picture, and up."""
 
     yaw: Annotated[float, msgspec.Meta(ge=-YAW, le=YAW)]
     pitch: Annotated[float, msgspec.Meta(ge=-PITCH, le=PITCH)]
 
 
-class Withhold(_Request):
+class Withhold(_Request, frozen=True):
     """The page would like to keep its pictures and send landmarks: is that enough?"""
 
 
