@@ -22,7 +22,8 @@ JOINED_S: Final = 3.0
 KILLS: Final = 3
 GIVE_UP_S: Final = 60.0
 CONNECTS: Final = 80
-WARM_UP: Final = 8
+WARM_UP: Final = 40
+"""Viewers that come and go before it counts: until then the daemon still fills its caches."""
 REST_S: Final = 5.0
 
 

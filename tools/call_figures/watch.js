@@ -124,13 +124,14 @@
     return { answered, first: viewer.first };
   }
 
-  /** End the viewer that came last; true once the daemon has confirmed it. */
+  /** End the viewer that came last; true if the daemon knew it. */
   async function disconnect() {
     const { pc, video, address } = viewers.pop();
+    const { ok } = await fetch(address, { method: "DELETE" });
     pc.close();
     video.srcObject = null;
     video.remove();
-    return (await fetch(address, { method: "DELETE" })).ok;
+    return ok;
   }
 
   /** Hears the sound that comes from the daemon: wall-clock ms at which each beep begins to be heard. */
