@@ -95,7 +95,7 @@ def openseeface(
     face: int = 0,
     open_eyes: tuple[float, float] = (1.0, 1.0),
     fitted: bool = True,
-    translation: Sequence[float] = (0.0, 0.0, 3.0),
+    translation: Sequence[float] = (0.0, 0.0, -3.0),
     looks: tuple[Sequence[float], Sequence[float]] = ((0.0, 0.0, 1.0), (0.0, 0.0, 1.0)),
     features: Mapping[str, float] | None = None,
 ) -> bytes:
@@ -104,8 +104,8 @@ def openseeface(
     ``rotation`` is head to camera by our conventions, ``looks`` where the right, then the left eye looks (subject's
     left, up, out of the face), ``open_eyes`` right, then left.
     """
-    # Its landmarks have rows first, and its model's x points to the subject's right.
-    swap, mirror = np.eye(3)[[1, 0, 2]], np.diag([-1.0, 1.0, 1.0])
+    # Its landmarks have rows first, its model's x points to the subject's right, and it sees the head behind the camera.
+    swap, mirror = np.array([[0.0, -1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]), np.diag([-1.0, 1.0, 1.0])
     record = struct.pack("<diff2fBf", at, face, 640.0, 360.0, *open_eyes, int(fitted), 20.0)
     record += struct.pack("<4f", *_their_quaternion(swap @ rotation @ mirror))
     record += struct.pack("<3f", 180.0, 0.0, 90.0)

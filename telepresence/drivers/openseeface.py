@@ -32,11 +32,14 @@ RECORD: Final = _HEAD.size + 4 * (_REST + 3 * (POINTS + 2) + len(FEATURES))
 
 UNIT_M: Final = 0.16
 """One unit of its face model in metres: half the width of its jaw is 0.455."""
+NOSE: Final = np.array([0.0, 0.0, 0.12])
+"""Where the nose's tip, from which it counts, is in a head of ours (metres)."""
 UNFIT: Final = 300.0
 """Fitting errors beyond this are anomalies, says the tracker itself."""
 
-# Its camera has rows before columns, and its model x to the subject's right: two mirrors around a rotation.
-_ROWS_FIRST: Final = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+# Its camera has rows before columns, and its model x to the subject's right: two mirrors around a rotation.  That its
+# pictures are mirrored, too, leads its fit to a head behind the camera: rows, columns and distance come out negative.
+_ROWS_FIRST: Final = np.array([[0.0, -1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
 _RIGHT: Final = np.diag([-1.0, 1.0, 1.0])
 _TO_AHEAD: Final = np.diag([1.0, -1.0, -1.0])
 
@@ -72,7 +75,8 @@ class OpenSeeFace:
         gaze = _gaze(points)
         features = dict(zip(FEATURES, numbers[-len(FEATURES) :].tolist(), strict=True))
         weights = _weights(features, right_open=head[4], left_open=head[5]) | looks(gaze)
-        return Face(weights, turn, UNIT_M * np.array([right, down, far]), gaze, sent_s)
+        place = -UNIT_M * np.array([right, down, far]) - _TO_AHEAD @ turn @ NOSE
+        return Face(weights, turn, place, gaze, sent_s)
 
 
 def _gaze(points: Float64) -> Float64:
@@ -93,8 +97,8 @@ def _weights(features: dict[str, float], right_open: float, left_open: float) ->
         weights[f"browOuterUp{side}"] = brow
         weights[f"browDown{side}"] = -brow
         weights[f"eyeWide{side}"] = features[f"eye{suffix}"]
-        weights[f"mouthSmile{side}"] = corner
-        weights[f"mouthFrown{side}"] = -corner
+        weights[f"mouthSmile{side}"] = -corner  # it counts how far a corner lies below the upper lip
+        weights[f"mouthFrown{side}"] = corner
         weights[f"mouthStretch{side}"] = 0.5 * features["mouth_wide"]
     weights["browInnerUp"] = brows
     weights["mouthPucker"] = -features["mouth_wide"]

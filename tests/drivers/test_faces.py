@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from insta_runtime.errors import UserError
-from insta_runtime.geometry import rotation_matrix
+from insta_runtime.geometry import axis_angle, rotation_matrix
 from insta_runtime.head import HeadModel, load_head
 from insta_runtime.types import Float64
 from telepresence.drivers import osc
@@ -198,10 +198,40 @@ def test_openseeface_turns_the_head(turn: Float64) -> None:
     np.testing.assert_allclose(face.turn, turn, atol=1e-6)
 
 
+def test_openseeface_turns_as_it_did_for_a_recorded_face() -> None:
+    """Quaternions that facetracker.py sent of a clip, beside the turn of the head that our tracker saw in it."""
+    recorded = {
+        (0.6875, 0.7118, 0.0901, 0.1125): (0.029, -0.287, 0.054),
+        (0.7137, 0.6658, -0.1476, -0.16): (0.056, 0.222, -0.064),
+        (0.694, 0.7063, 0.1235, -0.0653): (-0.242, -0.133, 0.012),
+        (0.7222, 0.683, -0.082, -0.0721): (0.081, 0.066, -0.072),
+        (0.7703, 0.6346, -0.0393, -0.0488): (0.004, 0.04, -0.19),
+        (0.6648, 0.7428, 0.0602, 0.0514): (-0.015, -0.168, 0.125),
+    }
+    turns = []
+    for quaternion in recorded:
+        packet = bytearray(packets.openseeface(AHEAD))
+        packet[33:49] = struct.pack("<4f", *quaternion)
+        face = seen(OpenSeeFace(), bytes(packet))
+        assert face.turn is not None
+        turns.append(axis_angle(face.turn))
+    for axis in range(3):
+        theirs, ours = np.array(turns)[:, axis], np.array(list(recorded.values()))[:, axis]
+        assert np.corrcoef(theirs, ours)[0, 1] > 0.8
+        assert 0.5 < np.polyfit(ours, theirs, 1)[0] < 2.0
+
+
 def test_openseeface_tells_lids_gaze_and_features() -> None:
     left = (math.sin(0.2), 0.0, math.cos(0.2))
     up = (0.0, math.sin(0.1), math.cos(0.1))
-    features = {"mouth_open": 0.8, "eyebrow_updown_l": 0.5, "eyebrow_updown_r": -0.5, "mouth_wide": -0.6}
+    features = {
+        "mouth_open": 0.8,
+        "mouth_corner_updown_l": -0.4,
+        "mouth_corner_updown_r": 0.3,
+        "eyebrow_updown_l": 0.5,
+        "eyebrow_updown_r": -0.5,
+        "mouth_wide": -0.6,
+    }
     face = seen(OpenSeeFace(), packets.openseeface(AHEAD, open_eyes=(0.9, 0.25), looks=(up, left), features=features))
     assert face.gaze is not None
     np.testing.assert_allclose(face.gaze, [[0.2, 0.0], [0.0, 0.1]], atol=1e-5)
@@ -212,6 +242,8 @@ def test_openseeface_tells_lids_gaze_and_features() -> None:
         "browOuterUpLeft": 0.5,
         "browDownRight": 0.5,
         "mouthPucker": 0.6,
+        "mouthSmileLeft": 0.4,
+        "mouthFrownRight": 0.3,
         "eyeLookOutLeft": 0.2 / GAZE_RAD,
         "eyeLookUpRight": 0.1 / GAZE_RAD,
         "eyeLookInLeft": 0.0,
@@ -225,8 +257,8 @@ def test_openseeface_follows_the_first_face_and_says_where_it_is() -> None:
     face = seen(OpenSeeFace(), near + far)
     assert face.turn is not None
     np.testing.assert_allclose(face.turn, TURN_LEFT, atol=1e-6)
-    here = seen(OpenSeeFace(), packets.openseeface(AHEAD, translation=(0.0, 0.0, 3.0))).place
-    there = seen(OpenSeeFace(), packets.openseeface(AHEAD, translation=(0.5, 1.0, 4.0))).place
+    here = seen(OpenSeeFace(), packets.openseeface(AHEAD, translation=(0.0, 0.0, -3.0))).place
+    there = seen(OpenSeeFace(), packets.openseeface(AHEAD, translation=(-0.5, -1.0, -4.0))).place
     assert here is not None
     assert there is not None
     np.testing.assert_allclose(there - here, 0.16 * np.array([1.0, 0.5, 1.0]), atol=1e-6)  # right, down, away
