@@ -27,7 +27,7 @@ QUIET: Final = 200
 NEAR_S: Final = 0.003
 """A delay so near to the wanted one is left alone."""
 HOLD_S: Final = MAX_DELAY_S + 1.5
-PUNCTUAL: Final = 0.99
+PUNCTUAL: Final = 0.97
 """Part of the chunks that are waited for."""
 
 
@@ -65,6 +65,7 @@ class DelayLine:
         self._lateness = Recent()
         self._cursor: float | None = None  # number in the stretch of the next sample to be heard; None: not playing
         self._gain = 0.0
+        self._read_ns = 0
         self.delay_s: float | None = None
         """How much later than captured the sound is heard now; None while there is none."""
 
@@ -79,11 +80,16 @@ class DelayLine:
             self._held = np.concatenate([self._held, self._line.append(chunk)])[-round(HOLD_S * RATE) :]
 
     def read(self, now_ns: int, delay_s: float) -> Samples | None:
-        """The `BLOCK` samples to be heard at ``now_ns``: captured ``delay_s`` before, or later if they came late.
+        """The `BLOCK` samples to be heard from ``now_ns`` on: captured ``delay_s`` before, or more if they come late.
 
-        None where there is nothing to be heard.  Call it once a block.
+        None where there is nothing to be heard.  Call it once a block; what was to be heard in blocks that were left
+        out is skipped.
         """
         with self._lock:
+            skipped = round((now_ns - self._read_ns) * 1e-9 / BLOCK_S) - 1
+            self._read_ns = now_ns
+            if self._cursor is not None and skipped > 0:
+                self._cursor, self._gain = self._cursor + skipped * BLOCK, 0.0
             late = self._lateness.rank(PUNCTUAL)
             if late is not None:
                 delay_s = max(delay_s, late + BLOCK_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -110,9 +111,11 @@ class SoundHub:
             now = time.monotonic()
             if due > now:
                 time.sleep(due - now)
-            due = max(due, now - BEHIND_S) + BLOCK_S
+            elif now - due > BEHIND_S:
+                due += math.ceil((now - due) / BLOCK_S) * BLOCK_S
             try:
-                samples = self._line.read(time.monotonic_ns(), self._delay_s(time.monotonic()))
+                samples = self._line.read(round(due * 1e9), self._delay_s(time.monotonic()))
+                due += BLOCK_S
                 self._bus.delay_s = self._line.delay_s
                 if samples is None:
                     continue

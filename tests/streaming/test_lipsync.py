@@ -159,3 +159,15 @@ def test_the_microphone_goes_before_the_source_and_muted_nobody_is_heard() -> No
     assert not heard[-1].samples.any()
     assert bus.status() == {"heard": "microphone", "muted": True, "delay_ms": None}
     bus.forget(heard.append)
+
+
+def test_blocks_that_are_left_out_make_the_rest_no_later() -> None:
+    room = Room()
+    for _ in range(50):
+        room.hear(0.1)
+    room.now_s += 0.26  # the machine was busy
+    room.hear(0.1)
+    block = room.hear(0.1)
+    assert block is not None
+    assert room.lag_s(block) == pytest.approx(0.1, abs=0.003)
+    assert room.line.delay_s == pytest.approx(0.1, abs=0.003)
