@@ -83,6 +83,18 @@ def models(shared: Path) -> Path:
     return shared / "models"
 
 
+@pytest.fixture(scope="session")
+def vision(models: Path) -> None:
+    """MediaPipe's package for browsers, fetched if need be."""
+    from insta_runtime.errors import UserError
+    from telepresence.tracking.models import vision_path
+
+    try:
+        vision_path(models)
+    except UserError as error:
+        pytest.skip(str(error))
+
+
 @pytest.fixture
 def launch_chromium() -> Iterator[Callable[..., Browser]]:
     """Start Debian's Chromium, headless, with more flags if wanted: ``launch_chromium("--flag") -> Browser``.

@@ -68,13 +68,14 @@ def skin(picture: Bytes) -> np.ndarray:
     return np.median(middle.reshape(-1, 3), axis=0)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(420)
 def test_the_actor_then_a_real_face_before_the_browsers_camera(
     start_daemon: Callable[..., Any],
     launch_chromium: Callable[..., Browser],
     shared: Path,
     models: Path,
     tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
     pictures = film(shared / "clips" / "d9.mp4", tmp_path / "camera.y4m")
     browser = launch_chromium(
@@ -111,3 +112,28 @@ def test_the_actor_then_a_real_face_before_the_browsers_camera(
     back = daemon.wait_until(lambda status: status["source"] == "synthetic", 30)
     assert back["avatar"] == home["avatar"]
     assert back["steps"] >= home["steps"]
+
+    page.get_by_role("button", name="Use my camera").click()  # it was agreed to
+    again = daemon.wait_until(lambda status: status["source"] == "browser" and status["camera_fps"] > 0.0, 30)
+    assert again["avatar"] == guest["avatar"]
+    request.getfixturevalue("vision")
+    # The avatar is known: from here on the pictures stay in the browser, and the face moves it all the same.
+    page.get_by_role("button", name="Keep my pictures here").click()
+    page.wait_for_function("() => !document.querySelector('#kept').hidden || trouble.textContent", timeout=120_000)
+    assert page.locator("#trouble").text_content() == ""
+    taken = daemon.wait_until(lambda status: status["camera_fps"] > 0.0, 30)["gate"]["taken"]
+    time.sleep(3.0)
+    private = daemon.wait_until(lambda status: status["tracking"]["state"] == "tracking", 30)
+    assert private["source"] == "browser"
+    assert private["gate"]["taken"] <= taken + 1, "nothing is learned of what nobody sees"
+    assert private["errors"] == []
+    assert private["person"]["misfit_mm"] < 1.15, "it is still told who that is"
+    page.locator("#avatar").focus()
+    page.keyboard.press("ArrowRight")
+    daemon.wait_until(lambda status: status["orbit"]["yaw"] > 0.0, 30)
+    page.keyboard.press("Home")
+    page.get_by_role("button", name="Calibrate anew").click()
+    daemon.wait_until(lambda status: [event["kind"] for event in status["events"]] == ["calibration"], 30)
+    daemon.wait_until(lambda status: status["tracking"]["state"] == "tracking", 30)
+    page.get_by_role("button", name="Pause learning").click()
+    daemon.wait_until(lambda status: status["training"]["state"] == "frozen", 30)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from insta_runtime.errors import UserError
 from telepresence.streaming import MediaServer, StreamHooks, StreamSettings
 
 if TYPE_CHECKING:
@@ -377,13 +376,8 @@ def test_pictures_that_are_withheld_do_not_leave_the_browser(
     launch_chromium: Callable[..., Browser],
     camera_film: tuple[Path, list[np.ndarray]],
     models: Path,
+    vision: None,
 ) -> None:
-    from telepresence.tracking.browser import vision_file
-
-    try:
-        vision_file("vision.js", models)
-    except UserError as error:
-        pytest.skip(str(error))
     studio.models = models
     studio.status["state"] = "live"
     page = launch_chromium(*FILM_FLAGS, f"--use-file-for-fake-video-capture={camera_film[0]}").new_page()

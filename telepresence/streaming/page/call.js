@@ -2,7 +2,7 @@
 
 const GATHER_MS = 1000; // for local addresses before the offer is sent
 const DISCONNECTED_MS = 3000; // of "disconnected" before a session is given up
-const ANSWER_MS = 5000; // for the daemon's answer to a request
+const ANSWER_MS = 10_000; // for the daemon's answer to a request
 const CAMERA_RATE = 1_500_000; // bit/s at most
 
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
