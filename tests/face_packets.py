@@ -104,7 +104,7 @@ def openseeface(
     ``rotation`` is head to camera by our conventions, ``looks`` where the right, then the left eye looks (subject's
     left, up, out of the face), ``open_eyes`` right, then left.
     """
-    # Its landmarks have rows first, its model's x points to the subject's right, and it sees the head behind the camera.
+    # Its landmarks have rows first, its model's x is to the subject's right, and it sees the head behind the camera.
     swap, mirror = np.array([[0.0, -1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]), np.diag([-1.0, 1.0, 1.0])
     record = struct.pack("<diff2fBf", at, face, 640.0, 360.0, *open_eyes, int(fitted), 20.0)
     record += struct.pack("<4f", *_their_quaternion(swap @ rotation @ mirror))
