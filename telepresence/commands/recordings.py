@@ -18,8 +18,8 @@ from insta_runtime.head import HeadModel, load_head
 from insta_runtime.learn.evaluation import split
 from insta_runtime.tracked import TrackedFolder
 from insta_runtime.types import Float32, Float64, HeadState, Observation
-from telepresence.orbit import pitch, pitch_turn, turned, yaw, yaw_turn
 from telepresence.config import Config
+from telepresence.orbit import pitch, pitch_turn, turned, yaw, yaw_turn
 
 if TYPE_CHECKING:
     from telepresence.actor.actor import Actor

@@ -22,9 +22,9 @@ from insta_runtime.torso.motion import POSE, seated
 from insta_runtime.tracked import read_take
 from insta_runtime.types import Bytes, Camera, HeadState, Take
 from telepresence.backgrounds import Backgrounds
-from telepresence.orbit import pitch_turn, turned, yaw_turn
 from telepresence.config import Config
 from telepresence.drivers.transfer import Habits, Transfer
+from telepresence.orbit import pitch_turn, turned, yaw_turn
 
 ORBIT_S = 4.0  # seconds of one swing of the turntable, there and back
 FPS = 30.0
