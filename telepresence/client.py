@@ -29,8 +29,8 @@ class ParameterClient:
     ``head_sha256`` is the hash of the head model that the parameters belong to (or its first 16 digits), as
     `/status` names it under ``head``; the daemon refuses those of another head.  ``person`` says whose face they are
     (`insta_runtime.head.fingerprint`): the daemon maps somebody else's on the person whom it shows; None
-    lets it show them as they are.  ``keys`` is for a daemon with CURVE: the files of its
-    public key and of this client's secret one (UserError if they are none).  Sending never blocks: while nobody listens, messages are dropped.
+    lets it show them as they are.  ``keys`` is for a daemon with CURVE: the files of its public key and of this
+    client's secret one (UserError if they are none).  Sending never blocks: while nobody listens, messages are dropped.
     """
 
     def __init__(
