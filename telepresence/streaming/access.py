@@ -16,8 +16,8 @@ from urllib.parse import parse_qs, urlsplit
 from telepresence.streaming.exposure import AccessSettings, is_loopback
 
 READS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
-OPEN: Final = frozenset({"/healthz"})
-"""What anybody may ask for who may reach the port: it tells nothing of anybody."""
+OPEN: Final = frozenset({"/healthz", "/door.css", "/icon.svg"})
+"""What anybody may ask for who may reach the port: it tells nothing of anybody.  The page at the door needs it."""
 SCARCE: Final = frozenset({"POST", "PUT"})
 """What costs the daemon something, and is rationed."""
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import math
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -16,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from insta_runtime.errors import UserError
-from telepresence.streaming.access import Access, Asked, Refusal
+from telepresence.streaming.access import Access
+from telepresence.streaming.guard import Guard, refuse
 from telepresence.streaming.ice import IceServers
 from telepresence.streaming.offer import MAX_BYTES, Offer, read_offer
 from telepresence.streaming.peers import Full, Peers, Taken
@@ -49,29 +48,10 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 
-SHARED = {
-    "Access-Control-Expose-Headers": "Location, Link, Retry-After, WWW-Authenticate",
-    "Vary": "Origin",
-}
-"""What pages of other origins, where they are allowed, may read of an answer; no cookie counts for them."""
-PREFLIGHT = {
-    "Access-Control-Allow-Methods": "GET, POST, PUT, DELETE",
-    "Access-Control-Allow-Headers": "Authorization, Content-Type",
-    "Access-Control-Allow-Private-Network": "true",  # from a public page to this machine
-    "Access-Control-Max-Age": "600",
-}
-
 BODY_S = 5.0
 """Seconds in which the body of a request must be there."""
-LOG_S = 10.0
-"""Seconds between two lines in the log about refusals for the same reason."""
-
 MAX_WISH = 1024
 """Bytes that it takes to wish for a background, or to answer."""
-
-log = logging.getLogger("telepresence")
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def application(
@@ -97,7 +77,7 @@ def application(
     async def end(request: web.Request) -> web.Response:
         if await peers.close(request.match_info["session"]):
             return web.Response(text="the session has ended\n")
-        return _refuse(404, "there is no such session")
+        return refuse(404, "there is no such session")
 
     async def show_status(_request: web.Request) -> web.Response:
         return web.json_response(_finite(hooks.status()), dumps=lambda value: json.dumps(value, allow_nan=False))
@@ -116,11 +96,11 @@ def application(
         if isinstance(same, web.Response):
             return same
         if not isinstance(same, bool):
-            return _refuse(400, 'send {"same": true} or {"same": false}')
+            return refuse(400, 'send {"same": true} or {"same": false}')
         try:
             hooks.answer(same)
         except UserError as error:
-            return _refuse(409, str(error))
+            return refuse(409, str(error))
         return web.Response(status=204)
 
     async def vision(request: web.Request) -> web.Response:
@@ -128,17 +108,17 @@ def application(
         try:
             body = await asyncio.to_thread(hooks.vision, name)
         except KeyError:
-            return _refuse(404, "there is no such file")
+            return refuse(404, "there is no such file")
         except UserError as error:
-            return _refuse(503, str(error))
+            return refuse(503, str(error))
         response = _file(name, body)
         response.headers["Cache-Control"] = f"private, max-age={VISION_S}"
         return response
 
     async def health(_request: web.Request) -> web.Response:
-        return web.Response(text="ok\n") if healthy() else _refuse(503, "the encoder has stopped")
+        return web.Response(text="ok\n") if healthy() else refuse(503, "the encoder has stopped")
 
-    app = web.Application(middlewares=[_Guard(access).middleware], client_max_size=MAX_BYTES)
+    app = web.Application(middlewares=[Guard(access).middleware], client_max_size=MAX_BYTES)
     app.on_response_prepare.append(_add_headers)
     app.add_routes(
         [
@@ -166,15 +146,15 @@ async def _answer(
 ) -> web.Response:
     """WHEP and WHIP (RFC 9725) alike: an SDP offer comes in, 201 with the SDP answer and the session's address."""
     if request.content_type != "application/sdp":
-        return _refuse(415, "send the SDP offer as application/sdp")
+        return refuse(415, "send the SDP offer as application/sdp")
     try:
         session, answer = await take(read_offer(await _body(request), request.remote or "127.0.0.1"))
     except Full as error:
-        return _refuse(503, str(error), {"Retry-After": "5"})
+        return refuse(503, str(error), {"Retry-After": "5"})
     except Taken as error:
-        return _refuse(409, str(error))
+        return refuse(409, str(error))
     except UserError as error:
-        return _refuse(400, str(error))
+        return refuse(400, str(error))
     response = web.Response(status=201, text=answer, content_type="application/sdp")
     response.headers["Location"] = f"/session/{session}"
     for server in ice.now():
@@ -196,11 +176,11 @@ async def _choose(request: web.Request, choose: Callable[[str], None]) -> web.Re
     if isinstance(text, web.Response):
         return text
     if not isinstance(text, str):
-        return _refuse(400, 'send {"background": "room"} or the like')
+        return refuse(400, 'send {"background": "room"} or the like')
     try:
         choose(text)
     except UserError as error:
-        return _refuse(400, str(error))
+        return refuse(400, str(error))
     return web.Response(status=204)
 
 
@@ -210,7 +190,7 @@ async def _wish(request: web.Request, what: str, key: str) -> Any:
     JSON is what no page of another origin may send unasked.
     """
     if request.content_type != "application/json":
-        return _refuse(415, f"send the {what} as application/json")
+        return refuse(415, f"send the {what} as application/json")
     body = await _body(request)
     try:
         wanted = json.loads(body) if len(body) <= MAX_WISH else None
@@ -219,78 +199,9 @@ async def _wish(request: web.Request, what: str, key: str) -> Any:
     return wanted.get(key) if isinstance(wanted, dict) else None
 
 
-class _Guard:
-    """Lets `Access` decide, tells the log of refusals, and keeps every refusal to one line."""
-
-    def __init__(self, access: Access) -> None:
-        self._access = access
-        self._told: dict[str, tuple[float, int]] = {}  # reason: when the log was told last, how many since
-
-    @web.middleware
-    async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        asked = _asked(request)
-        refusal = self._access.refuse(asked)
-        if refusal is not None:
-            self._tell(request, refusal)
-            return self._share(asked, _refuse(refusal.status, refusal.message, refusal.headers))
-        if (cookie := self._access.cookie(asked)) is not None:  # the token is not to stay in the address bar
-            return web.Response(status=303, headers={"Location": "/", "Set-Cookie": cookie})
-        if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
-            return self._share(asked, web.Response(status=204, headers=PREFLIGHT))
-        try:
-            return self._share(asked, await handler(request))
-        except web.HTTPException as error:
-            message = f"at most {MAX_BYTES} bytes are allowed" if error.status == 413 else error.reason.lower()
-            allow = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
-            return self._share(asked, _refuse(error.status, message, allow))
-
-    def _share(self, asked: Asked, response: web.StreamResponse) -> web.StreamResponse:
-        if asked.origin is not None and self._access.shares(asked.origin):
-            response.headers.update({"Access-Control-Allow-Origin": asked.origin, **SHARED})
-        return response
-
-    def _tell(self, request: web.Request, refusal: Refusal) -> None:
-        """One line that holds no secret: neither query nor session, nothing that the peer could have made up."""
-        now = time.monotonic()
-        when, count = self._told.get(refusal.reason, (-LOG_S, 0))
-        if now - when < LOG_S:
-            self._told[refusal.reason] = when, count + 1
-            return
-        self._told[refusal.reason] = now, 0
-        resource = request.match_info.route.resource
-        path = resource.canonical if resource is not None else "an unknown path"
-        more = f" ({count} more lately)" if count else ""
-        fields = {"reason": refusal.reason, "address": request.remote, "path": path, "more": count}
-        log.warning(
-            "refused %s for %s: %s%s",
-            path,
-            request.remote,
-            refusal.reason,
-            more,
-            extra={"event": "refused", "stage": "network", "fields": fields},
-        )
-
-
-def _asked(request: web.Request) -> Asked:
-    return Asked(
-        request.method,
-        request.path,
-        request.query_string,
-        request.remote or "",
-        request.host,
-        request.headers.get("Origin"),
-        request.headers.get("Authorization"),
-        request.headers.get("Cookie"),
-    )
-
-
 async def _add_headers(_request: web.Request, response: web.StreamResponse) -> None:
     for name, value in HEADERS.items():
         response.headers.setdefault(name, value)
-
-
-def _refuse(status: int, message: str, headers: Mapping[str, str] | None = None) -> web.Response:
-    return web.Response(status=status, text=message + "\n", headers=headers)
 
 
 def _page() -> list[web.RouteDef]:
