@@ -13,9 +13,9 @@ from small_person import open_head, pose
 from insta_runtime.learn.evaluation import METRICS, REGIONS, Scores, Steadiness
 from telepresence.commands.evaluate import stored_training
 from telepresence.commands.fit import figures_file
-from telepresence.orbit import pitch, pitch_turn, turned, yaw
 from telepresence.commands.recordings import UNSEEN, unseen_turns
 from telepresence.commands.scoring import Lpips, figures_of, show, without_nan
+from telepresence.orbit import pitch, pitch_turn, turned, yaw
 
 
 def facing(yaw_deg: float, pitch_deg: float = 0.0):

@@ -16,8 +16,8 @@ from insta_runtime.config import OccupancyConfig
 from insta_runtime.tracked import write_take
 from insta_runtime.types import Float32, HeadState, Take
 from telepresence.cli import run_command
-from telepresence.orbit import pitch, pitch_turn, turned, yaw, yaw_turn
 from telepresence.commands.render import transferred
+from telepresence.orbit import pitch, pitch_turn, turned, yaw, yaw_turn
 
 JAW = open_head().expression_names.index("jawOpen")
 
