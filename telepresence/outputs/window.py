@@ -359,4 +359,6 @@ def _counted(viewers: Any) -> str:
 
 
 def _driven(driver: Any) -> str:
-    return "" if driver in (None, "tracker") else f"driven by {driver}"
+    if driver in (None, "tracker"):
+        return ""
+    return "idle" if driver == "idle" else f"driven by {driver}"
