@@ -70,3 +70,9 @@ def watch(page: Page, address: str, seconds: float = 60.0) -> None:
             return
         page.wait_for_timeout(100)
     raise RuntimeError(f"no picture came within {seconds:g} s")
+
+
+def lend_camera(page: Page) -> None:
+    """Give the daemon the camera of the page, and agree to what that means."""
+    page.get_by_role("button", name="Use my camera").click()
+    page.get_by_role("button", name="Agree and start").click()

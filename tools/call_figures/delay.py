@@ -12,7 +12,7 @@ from typing import Final
 from playwright.sync_api import Page
 
 from call_figures.barcode import MODULUS
-from call_figures.browser import chromium, film_flags, observed, watch
+from call_figures.browser import chromium, film_flags, lend_camera, observed, watch
 from call_figures.conditions import FILM_S, Conditions
 from call_figures.film import BEEP_EVERY, FPS
 from call_figures.goals import Figures, Goal, percentile, spread
@@ -20,7 +20,6 @@ from call_figures.stream import of_status
 
 NONE: Final = -1  # where watch.js could read no number
 MESSAGES_A_SECOND: Final = 10.0
-WORDS_OF_CAMERA: Final = "camera"
 WORDS_OF_CONSENT: Final = "Agree"
 
 Seen = Sequence[Sequence[float]]
@@ -48,7 +47,7 @@ def round_trip(conditions: Conditions) -> tuple[Figures, list[Goal]]:
     with conditions.call(source="browser") as daemon, chromium(*film_flags(conditions.webcam())) as browser:
         page = observed(browser)
         page.goto(daemon.address)
-        page.get_by_role("button", name=WORDS_OF_CAMERA).first.click()
+        lend_camera(page)
         page.get_by_role("button", name=WORDS_OF_CONSENT).click()
         daemon.wait_until(lambda status: status["avatar_fps"] > 0, 60.0)
         page.evaluate("window.own = callFigures.watchOwn()")
