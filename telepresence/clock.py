@@ -34,19 +34,22 @@ class CaptureClock:
 
 
 class Ratekeeper:
-    """Hold a loop to ``fps`` rounds a second without drift; a late round is not made up for.
+    """Hold a loop to ``fps`` rounds a second without drift.
 
-    ``wait(stop)`` sleeps until the next round is due and returns False once the event ``stop`` is set.
+    ``wait(stop)`` sleeps until the next round is due and returns False once the event ``stop`` is set.  A late round is
+    not made up for; but ``early`` periods of lateness let the next ones come as much before their time, for what
+    comes unevenly and is to be dealt with at once.
     """
 
-    def __init__(self, fps: float) -> None:
+    def __init__(self, fps: float, early: float = 0.0) -> None:
         self.period = 1.0 / fps
+        self._early = early * self.period
         self._due = time.monotonic()
 
     def wait(self, stop: threading.Event) -> bool:
         now = time.monotonic()
-        self._due = max(self._due + self.period, now)
-        return not stop.wait(self._due - now)
+        self._due = max(self._due + self.period, now - self._early)
+        return not stop.wait(max(0.0, self._due - now))
 
     def forgive(self) -> None:
         """The round came to nothing: the next one need not wait for its time."""

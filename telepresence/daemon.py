@@ -167,7 +167,7 @@ class Daemon:
         gc.collect()
         gc.freeze()
         self.telemetry.watch([self._frames, self._camera])
-        self._capture_pace, self._render_pace = Ratekeeper(run.render_fps), Ratekeeper(run.render_fps)
+        self._capture_pace, self._render_pace = Ratekeeper(run.render_fps), Ratekeeper(run.render_fps, early=1.0)
         share = self._share
         self._stages.begin("capture", self._capture)
         self._stages.begin("track", self._track, mend=self._renew_tracker)
