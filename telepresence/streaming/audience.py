@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -78,8 +79,10 @@ class _Reach:
 class Audience:
     """Hands the packets of the hub to its viewers, and moves these between tiers; lives on the event loop."""
 
-    def __init__(self, hub: EncoderHub) -> None:
+    def __init__(self, hub: EncoderHub, adapt: bool = True) -> None:
+        """``adapt``: viewers get what they can take; else all of them get the best."""
         self.hub = hub
+        self._adapt = adapt
         self.rates: dict[Line, float] = {}  # bit/s that each line in use aims at
         self._viewers: list[Viewer] = []
         self._sinks: dict[Line, PacketSink] = {}
@@ -131,6 +134,8 @@ class Audience:
         self._share_out()
 
     def _reach(self, viewer: Viewer) -> _Reach:
+        if not self._adapt:
+            return _Reach(math.inf, known=True)
         allowance = viewer.estimate.allowance
         return _Reach(START if allowance is None else allowance, allowance is not None)
 

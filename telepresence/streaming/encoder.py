@@ -60,7 +60,7 @@ class Converter:
         from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
         return self._scalers["rgb", size].reformat(
-            av.VideoFrame.from_ndarray(rgb, format="rgb24"),
+            av.VideoFrame.from_numpy_buffer(np.ascontiguousarray(rgb), format="rgb24"),  # read before this returns
             width=size,
             height=size,
             format="yuv420p",

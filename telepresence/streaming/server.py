@@ -165,7 +165,7 @@ class MediaServer:
             aiortc_hooks.offer_no_delay()
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
         ice = IceServers(self._settings.ice)
-        self._audience = audience = Audience(self._hub)
+        self._audience = audience = Audience(self._hub, self._settings.adapt)
         link = LinkPlan.parse(self._settings.link) if self._settings.link else None
         feed = Feed(audience, _can_share(), self._sound, link)
         self._peers = peers = Peers(feed, self._settings.viewers, self._hooks, ice)

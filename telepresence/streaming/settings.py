@@ -19,6 +19,7 @@ class StreamSettings:
     size: int = setting(512, "side of the streamed picture, even", unit="px", ge=64, le=1024)
     fps: int = setting(30, "pictures a second that leave, new or repeated", unit="1/s", ge=5, le=60)
     bitrate: int = setting(1500, "rate of the pictures, for those who can take it", unit="kbit/s", ge=100, le=8000)
+    adapt: bool = setting(True, "give viewers what their link can take; false: the best to all of them")
     encoder: str = setting(
         "auto", "what makes H.264; auto: NVENC where it works, else x264", choices=("auto", "x264", "nvenc")
     )
