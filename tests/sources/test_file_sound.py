@@ -8,7 +8,6 @@ from pathlib import Path
 
 import av
 import numpy as np
-import pytest
 
 from telepresence.frames import CameraFrame
 from telepresence.sound import RATE, SoundChunk
@@ -78,9 +77,8 @@ def play(path: Path, seconds: float) -> tuple[list[CameraFrame], list[SoundChunk
     return frames, heard
 
 
-@pytest.mark.parametrize("late_s", [0.0, 0.4])
-def test_a_beep_has_the_capture_time_of_its_flash_round_after_round(tmp_path: Path, late_s: float) -> None:
-    frames, heard = play(write_beeping(tmp_path / "clip.mp4", late_s=late_s), 3.0)
+def test_a_beep_has_the_capture_time_of_its_flash_round_after_round(tmp_path: Path) -> None:
+    frames, heard = play(write_beeping(tmp_path / "clip.mp4", late_s=0.4), 2.4)
     seen = onsets([f.t_capture_ns * 1e-9 for f in frames], [f.rgb.mean() > 120 for f in frames])
     samples = np.concatenate([chunk.samples for chunk in heard])
     assert samples.shape[1] == 2
