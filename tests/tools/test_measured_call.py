@@ -13,7 +13,7 @@ from call_figures.delay import NONE
 from call_figures.film import FPS, write_camera
 from small_avatar import SMALL_AVATAR_OPTIONS
 
-FILM_S = 4.0
+FILM_S = 15.0  # so long that half of it is longer than any pause
 PICTURES = 15
 """Of the avatar, each made of another picture of the camera."""
 
