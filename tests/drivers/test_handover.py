@@ -11,7 +11,7 @@ from pathlib import Path
 import face_packets as packets
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from insta_runtime.errors import UserError
@@ -278,6 +278,22 @@ def test_states_that_come_faster_than_pictures_are_drawn_as_they_come(make: Make
     assert len(set(seqs)) >= 3, "pictures show new states"
 
 
+def test_one_call_moves_the_face_of_another(make: Make, head: HeadModel) -> None:
+    here = make(publish="tcp://127.0.0.1:*")
+    there = make("subscription", subscribe=here.report()["publisher"]["address"])
+    shape = np.zeros(head.shape_dirs.shape[-1], np.float32)
+
+    def heard() -> bool:
+        here.follow(state_of(0.75, 0.2, time.monotonic_ns()), shape)
+        return there.decide()
+
+    until(heard)
+    state, _ = there.pose(None, LEARNED)
+    assert state is not None
+    np.testing.assert_array_equal(state.expression, np.float32(0.75))
+    assert there.driver == "subscription"
+
+
 # ---- takes
 
 
@@ -321,6 +337,32 @@ def test_what_is_no_take_or_another_heads_is_one_line(make: Make, head: HeadMode
     write_take(tmp_path / "take.npz", Take(**(vars(other) | {"head_sha256": "f" * 64})))
     with pytest.raises(UserError, match="another head"):
         make(take=str(tmp_path / "take.npz"))
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_damaged_take_is_one_line_or_plays(data: st.DataObject, head: HeadModel, tmp_path: Path) -> None:
+    path = tmp_path / "take.npz"
+    write_take(path, take_of(head))
+    raw = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 6))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(raw[: data.draw(st.integers(0, len(raw)))] if data.draw(st.booleans()) else raw)
+    try:
+        driving = Driving(
+            RunConfig(zmq="tcp://127.0.0.1:*"),
+            DriverSettings(take=str(path)),
+            head,
+            note=lambda _where, _text: None,
+            moved=lambda: None,
+            usual=lambda: None,
+        )
+    except UserError:
+        return
+    take = driving._inlets["take"]
+    take.start()
+    until(lambda: take.newest() is not None)
+    take.stop()
 
 
 @pytest.mark.parametrize("drive", ["livelink", "take", "subscription"])
