@@ -78,8 +78,9 @@ class Access:
         return self._stranger(asked) or (self._excess(asked) if asked.method in SCARCE else None)
 
     def own(self, asked: Asked) -> bool:
-        """Whether ``asked`` comes from a page of this daemon."""
-        return asked.origin == f"{self._scheme}://{asked.host}"
+        """Whether ``asked`` comes from a page of this daemon; at a name of its own a proxy may speak TLS for it."""
+        schemes = {self._scheme, "https"} if _name(asked.host) in self._names else {self._scheme}
+        return asked.origin in {f"{scheme}://{asked.host}" for scheme in schemes}
 
     def shares(self, origin: str | None) -> bool:
         """Whether pages of another ``origin`` may use this daemon."""
@@ -94,12 +95,7 @@ class Access:
 
     def _knows(self, host: str) -> bool:
         """Whether ``host`` is a name of this daemon.  Who rebinds a name of theirs to its address sends that name."""
-        try:
-            name = urlsplit(f"//{host}").hostname
-        except ValueError:
-            return False
-        if not name:
-            return False
+        name = _name(host)
         return is_loopback(name) or name in self._names or (self._public and _is_address(name))
 
     def _stranger(self, asked: Asked) -> Refusal | None:
@@ -187,6 +183,14 @@ def _shown(query: str) -> str | None:
 def _asks_for_token(reason: str) -> Refusal:
     message = "this daemon wants its token: open its page once as /?token=TOKEN, or send it as a bearer token"
     return Refusal(401, message, reason, {"WWW-Authenticate": 'Bearer realm="telepresence"'})
+
+
+def _name(host: str) -> str:
+    """A Host header without its port, in small letters; empty if it is none."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
 
 
 def _is_address(name: str) -> bool:

@@ -150,7 +150,7 @@ words = st.sampled_from(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     st.binary(max_size=200)
     | st.lists(words | st.text(max_size=20), max_size=30).map(
