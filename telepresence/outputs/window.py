@@ -20,7 +20,7 @@ REFRESH: Final = 60  # looks for a new picture a second
 RATE_S: Final = 2.0
 """Pictures a second and latency are those of so many seconds."""
 STALE_S: Final = 1.0
-"""A camera that has shown nothing for so long shows nothing."""
+"""A camera that has shown nothing for so long shows nothing, and drives nothing."""
 REMEMBERED: Final = 12
 """Camera pictures that are kept until the picture drawn from one of them is there."""
 
@@ -99,7 +99,8 @@ class Feed:
         self._camera_at = 0.0
         self._drawn: deque[tuple[float, float]] = deque()  # when a head was shown, and how old it was, s
         self.shown: Shot | None = None
-        self.pair: tuple[Shot, Shot] | None = None  # a head that was drawn, and the camera's picture of that moment
+        self._pair: tuple[Shot, Shot] | None = None
+        self._paired_at = 0.0
         self.figures: dict[str, Any] = {}
 
     def refresh(self) -> bool:
@@ -117,7 +118,8 @@ class Feed:
         if fresh and self.shown is not None:
             of_then = (seen for seen in self._seen if seen.t_capture_ns == self.shown.t_capture_ns)
             partner = next(of_then, None) if self.shown.drawn else None
-            self.pair = (self.shown, partner) if partner is not None else self.pair
+            if partner is not None:
+                self._pair, self._paired_at = (self.shown, partner), time.monotonic()
         while self._drawn and self._drawn[0][0] < time.monotonic() - RATE_S:
             self._drawn.popleft()
         return fresh
@@ -126,6 +128,11 @@ class Feed:
     def camera(self) -> Shot | None:
         """What the camera sees; None while it shows nothing."""
         return self._seen[-1] if self._seen and time.monotonic() - self._camera_at < STALE_S else None
+
+    @property
+    def pair(self) -> tuple[Shot, Shot] | None:
+        """A head that was drawn, and the camera's picture of that moment; None while the camera does not drive it."""
+        return self._pair if time.monotonic() - self._paired_at < STALE_S else None
 
     @property
     def fps(self) -> float:
@@ -235,11 +242,11 @@ class Face:
 
     def _difference(self, screen: pygame.Surface, room: pygame.Rect, feed: Feed, unit: int) -> None:
         shot, tag = None, ""
-        if feed.pair is not None and feed.shown is not None and feed.shown.drawn and feed.camera is not None:
-            difference = Difference.of(*feed.pair)
+        if (pair := feed.pair) is not None:
+            difference = Difference.of(*pair)
             shot = Shot(0, difference.rgb)
             tag = f"difference x {GAIN}   {difference.psnr_db:.1f} dB"
-        self._picture(screen, room, shot, tag, "there is no head to compare with the camera", unit)
+        self._picture(screen, room, shot, tag, "nothing to compare: the camera drives no head", unit)
 
     def _picture(
         self, screen: pygame.Surface, room: pygame.Rect, shot: Shot | None, tag: str, otherwise: str, unit: int

@@ -191,7 +191,9 @@ def names(rings: tuple[SharedRing, ...]) -> Rings:
     return Rings(*(ring.name for ring in rings))
 
 
-def test_pictures_of_the_same_moment_are_paired(rings: tuple[SharedRing, ...]) -> None:
+def test_pictures_of_the_same_moment_are_paired(rings: tuple[SharedRing, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     shown, camera, figures = rings
     feed = Feed(names(rings))
     try:
@@ -211,6 +213,14 @@ def test_pictures_of_the_same_moment_are_paired(rings: tuple[SharedRing, ...]) -
         assert feed.pair[0].t_capture_ns == 20
         assert feed.figures == {"state": "live"}
         assert not feed.refresh()
+        now[0] += 0.9 * window.STALE_S
+        camera.write(*Shot(40, plain(40, 0, 0)).parts())
+        shown.write(*Shot(39, plain(0, 40, 0), drawn=True).parts())  # somebody else drives
+        assert feed.refresh()
+        assert feed.pair is not None
+        now[0] += 0.2 * window.STALE_S
+        assert feed.pair is None
+        assert feed.camera is not None
     finally:
         feed.close()
 
@@ -392,7 +402,7 @@ def test_what_cannot_be_granted_is_said_in_the_window() -> None:
     preview = PreviewWindow(refuse)
     preview._rings = SharedRing(CAPACITY), SharedRing(CAPACITY), SharedRing(FIGURES_BYTES)
     ours, theirs = multiprocessing.Pipe()
-    preview._process = multiprocessing.current_process()  # type: ignore[assignment] # something that runs
+    preview._process = multiprocessing.current_process()  # something that runs
     listening = threading.Thread(target=preview._listen, args=(ours,), daemon=True)
     listening.start()
     try:
