@@ -30,6 +30,7 @@ class CameraIntake:
         self._began = began  # called at the first picture
         self._newest: tuple[int, av.VideoFrame | Withheld] | None = None
         self._arrived = asyncio.Event()
+        self._last_ns = 0
 
     async def run(self) -> None:
         """Returns when the camera is gone.  aiortc queues without bound, so the queue is emptied at once."""
@@ -58,7 +59,9 @@ class CameraIntake:
 
     def take(self, withheld: Withheld) -> None:
         """What the browser found in a picture that it keeps; on the event loop."""
-        self._newest = time.monotonic_ns() - withheld.age_ms * 1_000_000, withheld
+        # Not before what came last: a picture has the time of its arrival, not of its capture.
+        self._last_ns = max(time.monotonic_ns() - withheld.age_ms * 1_000_000, self._last_ns + 1)
+        self._newest = self._last_ns, withheld
         self._arrived.set()
 
     async def _drain(self) -> None:
@@ -66,7 +69,8 @@ class CameraIntake:
             while True:
                 picture = await self._track.recv()
                 if isinstance(picture, av.VideoFrame):
-                    self._newest = (time.monotonic_ns(), picture)
+                    self._last_ns = time.monotonic_ns()
+                    self._newest = self._last_ns, picture
                     self._arrived.set()
         except MediaStreamError:
             self._newest = None

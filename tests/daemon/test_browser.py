@@ -135,5 +135,3 @@ def test_the_actor_then_a_real_face_before_the_browsers_camera(
     page.get_by_role("button", name="Calibrate anew").click()
     daemon.wait_until(lambda status: [event["kind"] for event in status["events"]] == ["calibration"], 30)
     daemon.wait_until(lambda status: status["tracking"]["state"] == "tracking", 30)
-    page.get_by_role("button", name="Pause learning").click()
-    daemon.wait_until(lambda status: status["training"]["state"] == "frozen", 30)

@@ -286,6 +286,7 @@ async function follow() {
   for (let misses = 0; ; await sleep(1000)) {
     try {
       const response = await fetch("/status", { signal: AbortSignal.timeout(3000) });
+      if (response.status === 401) location.reload(); // the token has changed: it is asked for at the door
       show(await response.json());
       misses = 0;
     } catch {
