@@ -32,6 +32,8 @@ RELAX_S: Final = 1.5
 """A face that nobody moves any more comes to rest in this time."""
 STEP_S: Final = 0.04
 """While a face idles, or is handed over, there is something new to show so often."""
+KNOWN: Final = 2000
+"""States of a take from which it is known what is usual for its person."""
 LEAD: Final = 0.25
 """A state older than this part of the time between messages is worth waiting for the next one."""
 
@@ -146,7 +148,7 @@ class Driving:
         if not states:
             raise UserError(f"{path} holds no frame in which a face was tracked: track another video")
         person = fingerprint(take.shape)
-        transfer.meet(person, states)
+        transfer.meet(person, states[:: 1 + len(states) // KNOWN])
         return TakeDriver(take, person, accepted=moved, transfer=transfer)
 
     def start(self) -> None:

@@ -16,9 +16,9 @@ from insta_runtime.types import HeadState
 Transfer = Callable[[HeadState, str | None], HeadState]
 
 RATE: Final = 250.0
-"""Messages a second that an inlet reads: twice the fastest tracker; what comes beyond that is dropped unread."""
-BURST: Final = 100
-"""... but so many may come at once."""
+"""Messages a second that an inlet reads: twice the fastest tracker; what comes beyond that is dropped unread ..."""
+BURST_S: Final = 0.4
+"""... but those of so many seconds may come at once."""
 FLOOR_NS: Final = 500_000_000
 """While the sender that drives has spoken within this time, no other is heeded."""
 
@@ -37,9 +37,9 @@ class Driven:
 
 
 class Allowance:
-    """`RATE` messages a second, `BURST` at once."""
+    """``rate`` messages a second, ``burst`` at once."""
 
-    def __init__(self, rate: float = RATE, burst: float = BURST) -> None:
+    def __init__(self, rate: float, burst: float) -> None:
         self._rate, self._burst = rate, burst
         self._left, self._at = burst, 0
 
@@ -75,13 +75,15 @@ class Inlet:
         refused: Callable[[str], None],
         accepted: Callable[[], None] = lambda: None,
         transfer: Transfer = lambda state, _person: state,
+        rate: float = RATE,
     ) -> None:
+        """``rate``: messages a second that are read; what comes beyond that is dropped unread."""
         self.name, self.address = name, ""
         self.counts: Counter[str] = Counter()
         self._refused, self._accepted, self._transfer = refused, accepted, transfer
         self._newest: Driven | None = None
         self._arrivals: deque[int] = deque(maxlen=16)
-        self._allowance, self._complaints = Allowance(), Allowance(rate=5.0, burst=50.0)
+        self._allowance, self._complaints = Allowance(rate, rate * BURST_S), Allowance(5.0, 50.0)
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 

@@ -43,7 +43,7 @@ def play(take: Take, stop: threading.Event | None = None) -> Iterator[HeadState]
         now = time.monotonic() - start
         if index + 1 < len(entries) and entries[index + 1][0] <= now:
             continue
-        if stop.wait(max(0.0, due - now)):
+        if stop.wait(min(max(0.0, due - now), threading.TIMEOUT_MAX)):
             return
         yield state.at(time.monotonic_ns())
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from insta_runtime.errors import UserError
 from telepresence.drivers import livelink, openseeface, vmc
 from telepresence.drivers.face import Face, head_state
-from telepresence.drivers.inlet import FLOOR_NS, Inlet, Transfer, now_ns
+from telepresence.drivers.inlet import FLOOR_NS, RATE, Inlet, Transfer, now_ns
 
 if TYPE_CHECKING:
     from insta_runtime.head import HeadModel
@@ -30,12 +30,12 @@ class Reader(Protocol):
         ...
 
 
-BRIDGES: Final[dict[str, tuple[Callable[[], Reader], int]]] = {
-    livelink.NAME: (livelink.LiveLink, livelink.PORT),
-    vmc.NAME: (vmc.Vmc, vmc.PORT),
-    openseeface.NAME: (openseeface.OpenSeeFace, openseeface.PORT),
+BRIDGES: Final[dict[str, tuple[Callable[[], Reader], int, float]]] = {
+    livelink.NAME: (livelink.LiveLink, livelink.PORT, RATE),
+    vmc.NAME: (vmc.Vmc, vmc.PORT, vmc.RATE),
+    openseeface.NAME: (openseeface.OpenSeeFace, openseeface.PORT, RATE),
 }
-"""What reads the packets of each, and the port that they usually come to."""
+"""What reads the packets of each, the port that they usually come to, and how many a second are read."""
 
 
 class Bridge(Inlet):
@@ -61,8 +61,8 @@ class Bridge(Inlet):
         ``only_from`` is the address of the one machine that is listened to; "" is any that can reach ``where``.
         UserError if it is no endpoint, or one beyond this machine without ``only_from``.
         """
-        super().__init__(name, refused=refused, accepted=accepted, transfer=transfer)
-        make, port = BRIDGES[name]
+        make, port, rate = BRIDGES[name]
+        super().__init__(name, refused=refused, accepted=accepted, transfer=transfer, rate=rate)
         check_endpoint(name, where, only_from)
         self.host, self.port = parse_endpoint(where, port)
         self.address = f"udp://{self.host}:{self.port}"

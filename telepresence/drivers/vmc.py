@@ -21,6 +21,8 @@ from telepresence.drivers.livelink import CURVES
 
 NAME: Final = "vmc"
 PORT: Final = 39539
+RATE: Final = 10_000.0
+"""Packets a second that are read: senders that put one message into each send a hundred for a frame."""
 SHAPES: Final = 256
 """Names of blend shapes that are remembered at most: a model has some, a flood has any number."""
 
@@ -67,6 +69,7 @@ class Vmc:
         self._shapes: dict[str, float] = {}
         self._bones: dict[str, Float64] = {}
         self._tracks = True
+        self._turned = False  # a bone was, since a face was made of them
 
     def read(self, packet: bytes) -> Face | None:
         """The face after ``packet``; None if it says nothing of one, or that nobody is tracked.
@@ -75,7 +78,7 @@ class Vmc:
             UserError: it is not OSC, or one of the messages that count has other arguments than it should have.
         """
         sent_s: float | None = None
-        moves = False
+        bundled, moves, ends = packet.startswith(b"#"), False, False
         for message in osc.messages(packet):
             address, values = message.address, message.values
             if address == "/VMC/Ext/Blend/Val":
@@ -87,13 +90,16 @@ class Vmc:
                 moves = True
             elif address == "/VMC/Ext/Bone/Pos":
                 (name,), numbers = _arguments(message, 1, 7)
-                moves = self._turn(name, numbers[3:]) or moves
+                self._turned = self._turn(name, numbers[3:]) or self._turned
             elif address == "/VMC/Ext/T":
-                sent_s = _arguments(message, 0, 1)[1][0]
+                sent_s, ends = _arguments(message, 0, 1)[1][0], True
             elif address == "/VMC/Ext/OK" and values and all(isinstance(value, int) for value in values):
-                self._tracks = values[0] == 1 and (len(values) < 4 or values[3] == 1)
+                self._tracks, ends = values[0] == 1 and (len(values) < 4 or values[3] == 1), True
+        # Bones that come one a packet wait for a message that comes once a frame.
+        moves = moves or (self._turned and (bundled or ends))
         if not moves or not self._tracks:
             return None
+        self._turned = False
         return Face(self._weights(), self._head(), gaze=self._gaze(), sent_s=sent_s)
 
     def _note(self, name: str, weight: float) -> None:

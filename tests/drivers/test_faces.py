@@ -132,6 +132,16 @@ def test_vmc_presets_stand_in_where_nothing_finer_is_sent() -> None:
     assert seen(Vmc(), packets.vmc({"blinkRight": 1.0})).weights == {"eyeBlinkRight": 1.0}
 
 
+def test_vmc_of_one_message_a_packet_is_a_face_a_frame() -> None:
+    reader = Vmc()
+    head = packets.osc("/VMC/Ext/Bone/Pos", "Head", 0.0, 1.5, 0.0, *unity("y", -0.3))
+    assert reader.read(head) is None
+    assert seen(reader, packets.osc("/VMC/Ext/Blend/Apply")).turn is not None
+    assert reader.read(head) is None
+    assert seen(reader, packets.osc("/VMC/Ext/T", 1.0)).turn is not None
+    assert reader.read(packets.osc("/VMC/Ext/T", 1.1)) is None
+
+
 def test_vmc_eyes_are_bones() -> None:
     face = seen(Vmc(), packets.vmc(bones={"LeftEye": unity("y", -0.2), "RightEye": unity("x", -0.1)}))
     assert face.gaze is not None

@@ -100,10 +100,11 @@ def test_an_idle_face_blinks_breathes_and_looks_about_a_little(basis: str, head:
     lids, heights = [], []
     for step in range(2000):
         state = idle.state(neutral, step / 25)
-        same = again.state(neutral, step / 25)
-        for name, array in state.arrays().items():
-            assert array.dtype == np.float32
-            np.testing.assert_array_equal(array, same.arrays()[name])
+        if step % 50 == 0:
+            same = again.state(neutral, step / 25)
+            for name, array in state.arrays().items():
+                assert array.dtype == np.float32
+                np.testing.assert_array_equal(array, same.arrays()[name])
         lid = state.expression[names.index("eyeBlinkLeft")] if basis == "arkit52" else state.eyelids[0]
         lids.append(float(lid))
         heights.append(float(state.translation[1]))
