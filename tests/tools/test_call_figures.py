@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from fractions import Fraction
@@ -23,7 +25,11 @@ from call_figures.delay import first_painted, lateness, offsets, round_trips
 from call_figures.goals import Goal, percentile, spread
 from call_figures.link import Link, Relay
 from call_figures.machine import Quiet, cpu_s, tree
+from call_figures.stamping import REMEMBERED, Stamps
+from call_figures.table import BEGIN, END, conditions, table, write_into
 from PIL import Image
+
+from telepresence.frames import CameraFrame, ShownFrame
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -270,3 +276,47 @@ def test_whoever_else_is_busy_is_told_from_us() -> None:
     with_child = quiet._own
     child.communicate(b"\n")
     assert Quiet()._own - with_child >= 0.4, "who has ended is still counted as ours"
+
+
+def test_what_is_shown_tells_when_and_of_which_camera_picture(tmp_path: Path) -> None:
+    with (tmp_path / "journal").open("w") as lines:
+        stamps = Stamps(lines)
+        assert stamps.camera(None) is None
+        for number in range(REMEMBERED + 1):
+            picture = np.zeros((480, 640, 3), np.uint8)
+            barcode.write(picture, barcode.FILMED, number)
+            stamps.camera(CameraFrame(number, 1000 + number, picture))
+        untouched = np.zeros((512, 512, 3), np.uint8)
+        before = time.time_ns() // 100_000
+        shown = [stamps.shown(ShownFrame(0, 1000 + number, untouched)) for number in (REMEMBERED, 0)]
+        after = time.time_ns() // 100_000
+    assert not untouched.any(), "the daemon's own picture is left alone"
+    assert [barcode.read(frame.rgb, barcode.SOURCE) for frame in shown] == [REMEMBERED, None], "the oldest is forgotten"
+    for frame in shown:
+        stamp = barcode.read(frame.rgb, barcode.SHOWN)
+        assert stamp is not None
+        assert (stamp - before) % barcode.MODULUS <= after - before
+    journal = [json.loads(line) for line in (tmp_path / "journal").read_text().splitlines()]
+    assert [line["captured_ns"] for line in journal if "captured_ns" in line] == [1000 + REMEMBERED, 1000]
+    assert str(threading.main_thread().native_id) in next(line["threads"] for line in journal if "threads" in line)
+
+
+def test_figures_stand_as_a_table_in_a_document(tmp_path: Path) -> None:
+    goals = [Goal("p50", 42.0, 50.0, 30.0, " ms").figures(), Goal("rate", None, 29.0, 30.0, least=True).figures()]
+    machine = {"processor": "a processor", "cores": 2}
+    entry = {"commit": "abc", "machine": machine, "learning": False, "others_cores": 0.05, "goals": goals}
+    results = {"demo": {"commit": "old"}, "call-latency": entry}
+    document = tmp_path / "media.md"
+    document.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    write_into(document, table(results) + conditions(results))
+    text = document.read_text()
+    assert "| latency | frozen | p50 | ≤ 50 ms | ≤ 30 ms | 42 ms (short of the aim) |" in text
+    assert "| latency | frozen | rate | ≥ 29 | ≥ 30 | none **(missed)** |" in text
+    assert "abc; a processor, 2 cores; other programs kept at most 0.05 cores busy" in text
+    assert "old" not in text
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert conditions({}) == "Nothing was measured yet.\n"
+    (tmp_path / "other.md").write_text("nothing")
+    with pytest.raises(SystemExit, match="lacks"):
+        write_into(tmp_path / "other.md", "new")
