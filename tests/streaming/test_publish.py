@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -95,6 +96,8 @@ class Answers(ThreadingHTTPServer):
 
     def __init__(self, status: int, headers: dict[str, str], body: bytes) -> None:
         shown = self.shown = []  # type: list[tuple[str, str, str | None]]
+        self.body = lambda: body
+        answers = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
@@ -103,9 +106,10 @@ class Answers(ThreadingHTTPServer):
                 self.send_response(status)
                 for name, value in headers.items():
                     self.send_header(name, value)
-                self.send_header("Content-Length", str(len(body)))
+                sent = answers.body()
+                self.send_header("Content-Length", str(len(sent)))
                 self.end_headers()
-                self.wfile.write(body)
+                self.wfile.write(sent)
 
             do_DELETE = do_POST
 
@@ -162,6 +166,70 @@ def test_another_server_never_sees_the_token(studio_type: type[Any]) -> None:
     for server in (first, other):
         server.shutdown()
         server.server_close()
+
+
+ANSWER = """\
+v=0
+o=- 1 1 IN IP4 127.0.0.1
+s=-
+t=0 0
+a=group:BUNDLE 0 1
+a=ice-ufrag:abcd
+a=ice-pwd:0123456789abcdef01234567
+a=fingerprint:sha-256 {fingerprint}
+a=setup:passive
+m=video 9 UDP/TLS/RTP/SAVPF 97
+c=IN IP4 127.0.0.1
+a=mid:0
+a=recvonly
+a=rtcp-mux
+a=rtpmap:97 H264/90000
+a=fmtp:97 packetization-mode=1;profile-level-id=42e01f;level-asymmetry-allowed=1
+a=candidate:1 1 udp 2130706431 127.0.0.1 9 typ host
+m=audio 9 UDP/TLS/RTP/SAVPF 96
+c=IN IP4 127.0.0.1
+a=mid:1
+a=recvonly
+a=rtcp-mux
+a=rtpmap:96 opus/48000/2
+"""
+
+
+def mutilated(lines: list[str], rng: random.Random) -> list[str]:
+    lines = list(lines)
+    for _ in range(rng.randint(1, 4)):
+        i = rng.randrange(len(lines))
+        match rng.randrange(3):
+            case 0 if len(lines) > 1:
+                del lines[i]
+            case 1:
+                lines[i] = lines[rng.randrange(len(lines))]
+            case _:
+                at = rng.randrange(len(lines[i]) + 1)
+                lines[i] = lines[i][:at] + chr(rng.randrange(1, 300)) + lines[i][at + 1 :]
+    return lines
+
+
+@pytest.mark.timeout(60)
+def test_mutilated_answers_are_survived(
+    studio_type: type[Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also one that promises a way which is none: nobody listens there."""
+    monkeypatch.setattr("telepresence.streaming.publish.PUBLISH", replace(PUBLISH, pauses=(0.01,)))
+    monkeypatch.setattr("telepresence.streaming.publish.CONNECT_S", 0.2)
+    rng = random.Random(0)
+    good = ANSWER.format(fingerprint=":".join(["AB"] * 32)).splitlines()
+    server = Answers(201, SDP, b"")
+    server.body = lambda: "\r\n".join([*mutilated(good, rng), ""]).encode()
+    with publishing(studio_type, f"{server.url}/whip") as studio:
+        studio.until(lambda: len(server.shown) > 100, 40.0)
+        assert health(studio).condition is Condition.RESTARTING
+        assert not studio.server.watched
+        server.body = lambda: "\r\n".join([*good, ""]).encode()
+        studio.until(lambda: health(studio).error == "it answers, but no media gets through to it")
+    server.shutdown()
+    server.server_close()
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 @pytest.mark.parametrize(
