@@ -48,6 +48,7 @@ LARGE = 200  # bytes: no sound, no report
 IDR = 5  # type of an H.264 NAL unit
 PLAYOUT_DELAY = "http://www.webrtc.org/experiments/rtp-hdrext/playout-delay"
 PLAYOUT_DELAY_ID = 4  # one that aiortc leaves free
+ONE_BYTE = 0xBEDE  # profile of header extensions with numbers below 15
 NO_DELAY = bytes(3)  # two numbers of 12 bits: at least 0 and at most 0 times 10 ms
 EXTENSIONS = "_RTCRtpSender__rtp_header_extensions_map"
 JITTER_BUFFER = "_RTCRtpReceiver__jitter_buffer"
@@ -266,6 +267,8 @@ class _AtOnce(HeaderExtensionsMap):
         profile, packed = super().set(values)
         if not self._id:
             return profile, packed
+        if profile == ONE_BYTE and self._id < 15:  # as always; what fills up the others may stand between (RFC 8285)
+            return profile, packed + bytes([self._id << 4 | len(NO_DELAY) - 1]) + NO_DELAY
         return pack_header_extensions([*unpack_header_extensions(profile, packed), (self._id, NO_DELAY)])
 
 

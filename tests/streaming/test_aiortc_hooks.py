@@ -122,9 +122,9 @@ def test_lost_packets_go_again_while_the_budget_lasts() -> None:
 
 
 def test_packets_say_that_they_are_to_be_shown_at_once_to_who_understands_it() -> None:
-    def extensions(*uris: str) -> list[tuple[int, bytes]]:
+    def extensions(*uris: str, first: int = 7) -> list[tuple[int, bytes]]:
         parameters = RTCRtpSendParameters(
-            headerExtensions=[RTCRtpHeaderExtensionParameters(id=7 + i, uri=uri) for i, uri in enumerate(uris)]
+            headerExtensions=[RTCRtpHeaderExtensionParameters(id=first + i, uri=uri) for i, uri in enumerate(uris)]
         )
         aiortc_hooks.show_at_once(made)
         known = getattr(made, aiortc_hooks.EXTENSIONS)
@@ -140,7 +140,10 @@ def test_packets_say_that_they_are_to_be_shown_at_once_to_who_understands_it() -
     made = asyncio.run(scenario())
     mid = "urn:ietf:params:rtp-hdrext:sdes:mid"
     assert extensions(mid) == [(7, b"0")]
-    assert extensions(mid, aiortc_hooks.PLAYOUT_DELAY) == [(7, b"0"), (8, b"\0\0\0")]
+    for first in (7, 14, 40):  # a number of one byte, two of different kinds, two of two bytes
+        both = extensions(mid, aiortc_hooks.PLAYOUT_DELAY, first=first)
+        assert both == [(first, b"0"), (first + 1, b"\0\0\0")]
+    assert extensions(aiortc_hooks.PLAYOUT_DELAY) == [(7, b"\0\0\0")]
 
 
 def test_the_extension_is_offered_once_and_its_number_is_free() -> None:
