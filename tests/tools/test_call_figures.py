@@ -91,8 +91,8 @@ def test_a_browser_reads_the_same(chromium: Browser) -> None:
     page.goto("data:text/html,<p>nothing")
     for size in ((512, 512), (256, 256), (480, 640)):
         for name, strip in STRIPS.items():
-            picture = noise(*size)
-            for number in (None, 0, 7_654_321):
+            for number in (None, 7_654_321):
+                picture = np.full((*size, 3), 128, np.uint8)
                 if number is not None:
                     barcode.write(picture, strip, number)
                 data = io.BytesIO()
