@@ -21,6 +21,8 @@ log = logging.getLogger("telepresence")
 
 LOOK_S: Final = 0.1
 """So often is it looked up how late the pictures are."""
+LISTENER_S: Final = 0.04
+"""Browsers need so much longer to let sound be heard than to paint a picture (measured in Chromium on loopback)."""
 BEHIND_S: Final = 0.1
 """A thread that wakes up later than this leaves blocks out, instead of sending them all at once."""
 RETRY_S: Final = 1.0
@@ -132,9 +134,9 @@ class SoundHub:
                 time.sleep(RETRY_S)
 
     def _delay_s(self, now: float) -> float:
-        """The median time from a picture's capture until it leaves."""
+        """By how much sound has to leave later than it was captured to be heard with its pictures."""
         if now - self._looked >= LOOK_S:
             self._looked = now
             if (latency := self._latency_ms()) is not None:
                 self._late.add(1e-3 * latency, now)
-        return self._late.median() or 0.0
+        return (self._late.median() or 0.0) - LISTENER_S
