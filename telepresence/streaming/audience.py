@@ -19,6 +19,7 @@ from telepresence.streaming.tiers import Climber
 from telepresence.streaming.tracks import BACKLOG, PacketTrack
 
 REVIEW_S = 0.25  # estimates change about once a second
+HELP_S = 2.0  # a browser asks for old packets until it has the keyframe that makes good for them
 WEAK = 0.5  # a viewer that can take less than this part of what the others of its tier can, leaves it to them
 
 
@@ -33,6 +34,7 @@ class Viewer:
         self.line: Line | None = None  # None: not connected, or gone
         self._audience = audience
         self._budget = RetransmitBudget(time.monotonic())
+        self._helped = -HELP_S  # when a keyframe was to make good for lost packets
 
     def keyframe(self) -> None:
         """The peer cannot decode what it gets (PLI, FIR), or lost what it should have got."""
@@ -52,8 +54,10 @@ class Viewer:
 
         Where it never will, the peer gets a keyframe instead: browsers wait for seconds before they ask for one.
         """
-        decision = self._budget.ask(sequence_number, self._rate, time.monotonic())
-        if decision is Resend.NEVER:
+        now = time.monotonic()
+        decision = self._budget.ask(sequence_number, self._rate, now)
+        if decision is Resend.NEVER and now - self._helped >= HELP_S:
+            self._helped = now
             self.keyframe()
         return decision is Resend.NOW
 

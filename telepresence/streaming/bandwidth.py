@@ -19,7 +19,7 @@ HEADROOM = 0.85  # of what the viewer believes to be there; the rest is for soun
 LOSSY, CLEAN = 0.10, 0.02  # a link that loses more than the first is too full; less than the second has room
 COUNT = 60  # packets over which loss is counted: browsers report so often that one report says nothing
 SMOOTHING = 0.3  # weight of the newest count
-GROWTH = 1.08  # for each count without loss
+GROWTH, CREEP = 1.08, 1.02  # for each count without loss, and with some, lest an unlucky count is remembered for ever
 SILENT_COUNTS = 4  # so many without an estimate: this viewer makes none
 
 RETRANSMIT_SHARE = 0.2  # of the rate
@@ -31,8 +31,8 @@ PACKET = 1200  # bytes, about
 class Estimate:
     """bit/s that one viewer can take, by its REMB messages and, as a second opinion, the loss that it reports.
 
-    The loss rule is that of Google's congestion control (draft-ietf-rmcat-gcc, section 6): a few lost packets are a
-    property of the link and change nothing.
+    The loss rule is much like that of Google's congestion control (draft-ietf-rmcat-gcc, section 6): a few lost packets
+    are a property of the link and lower nothing.
     """
 
     def __init__(self) -> None:
@@ -62,9 +62,10 @@ class Estimate:
         self._loss += SMOOTHING * (loss - self._loss)
         if self._loss > LOSSY:
             self._cap = min(self._cap, sending) * (1.0 - self._loss / 2)
-        elif self._loss < CLEAN:
-            self._cap *= GROWTH
-            self._guess = min(self._guess * GROWTH, GROWTH * sending)
+        else:
+            growth = GROWTH if self._loss < CLEAN else CREEP
+            self._cap *= growth
+            self._guess = min(self._guess, sending) * growth
             if self._cap > max(self._guess, self._believed or 0.0):
                 self._cap = math.inf  # it holds up nothing any more
 

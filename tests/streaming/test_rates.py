@@ -130,7 +130,7 @@ def test_much_loss_lowers_the_rate_and_its_end_restores_it() -> None:
     low = allowances[-1]
     assert low is not None
     assert low < 500_000
-    assert low < reporter.count(0.0, low, counts=20) < 1_000_000
+    assert low < reporter.count(0.05, low, counts=20) < reporter.count(0.0, low, counts=5) < 1_000_000
     assert reporter.count(0.0, 2_000_000, counts=40) == pytest.approx(HEADROOM * 2_000_000)
 
 
