@@ -214,7 +214,7 @@ function showCamera() {
 
 function explain() {
   const lent = camera?.withheld
-    ? "Your pictures stay in this browser: only where your face is, and what it does, goes to the daemon. Learning waits."
+    ? "Your pictures stay in this browser: only where your face is, and what it does, goes to the daemon. It learns from the pictures that it has."
     : "The daemon sees your camera; viewers see what it makes of it.";
   $("note").textContent = camera
     ? lent
@@ -301,9 +301,9 @@ function show(status) {
   const [meaning, advice] = SENTENCES[state] ?? [""];
   if (status.training) showFrozen(status.training.state === "frozen");
   if (typeof status.sound?.muted === "boolean" && status.sound.muted !== muted) showMute(status.sound.muted);
-  const still = frozen || camera?.withheld; // nothing is learned, so nothing is asked for
-  const guided = !acted && !still && GUIDED.has(state) && Boolean(status.guidance?.hint);
-  const words = still && GUIDED.has(state) ? STILL : advice && !acted && !guided ? `${meaning} ${advice}` : meaning;
+  const asks = !acted && !frozen && !camera?.withheld; // else nobody would see what is asked for
+  const guided = asks && GUIDED.has(state) && Boolean(status.guidance?.hint);
+  const words = frozen && GUIDED.has(state) ? STILL : advice && !acted && !guided ? `${meaning} ${advice}` : meaning;
   if ($("sentence").textContent !== words) $("sentence").textContent = words; // else a screen reader would repeat it
   $("state").textContent = state;
   document.body.dataset.state = state;
