@@ -73,7 +73,7 @@ def test_published_pictures_arrive_and_go_on_after_the_server_was_away(
                 sessions = second._peers._peers if second._peers is not None else {}
                 assert len(sessions) == 1
                 studio.server.stop()
-                studio.until(lambda: not sessions, 2.0)  # it said goodbye
+                studio.until(lambda: not sessions)  # it said goodbye
 
 
 def test_a_wrong_token_is_said_and_never_logged(studio_type: type[Any], caplog: pytest.LogCaptureFixture) -> None:

@@ -204,7 +204,7 @@ def test_refusals_are_logged_briefly_and_without_secrets(
 ) -> None:
     session = "0123456789abcdef" * 2
     with caplog.at_level(logging.DEBUG), studio_type(access=AccessSettings(token=TOKEN)) as studio:
-        for _ in range(20):
+        for _ in range(6):
             ask(studio.server, "GET", f"/?token=nearly-{TOKEN}")
             ask(studio.server, "DELETE", f"/session/{session}")
             ask(studio.server, "GET", "/%0d%0aforged", {"Host": "evil.example"})
@@ -216,7 +216,7 @@ def test_refusals_are_logged_briefly_and_without_secrets(
         "foreign Host",
         "foreign Origin",
     }
-    assert len(refused) <= 6
+    assert len(refused) < 12
     assert TOKEN not in caplog.text
     assert session not in caplog.text
     assert "forged" not in caplog.text
@@ -224,10 +224,10 @@ def test_refusals_are_logged_briefly_and_without_secrets(
 
 
 def test_who_asks_too_often_is_told_when_to_come_back(studio_type: type[Any]) -> None:
-    with studio_type(access=AccessSettings(offers=20)) as studio:
-        answers = [ask(studio.server, "POST", "/whep", SDP, b"nonsense") for _ in range(8)]
-        assert [answer.status for answer in answers] == [400] * 5 + [429] * 3
-        assert int(answers[-1].headers["Retry-After"]) in (2, 3, 4)
+    with studio_type(access=AccessSettings(offers=4)) as studio:
+        answers = [ask(studio.server, "POST", "/whep", SDP, b"nonsense") for _ in range(3)]
+        assert [answer.status for answer in answers] == [400, 429, 429]
+        assert 1 <= int(answers[-1].headers["Retry-After"]) <= 16
         assert ask(studio.server, "GET", "/status").status == 200
 
 
@@ -257,19 +257,22 @@ def test_connections_are_bounded_and_those_that_end_make_room(
     monkeypatch.setattr("telepresence.streaming.listener.CONNECTIONS", 4)
     with studio_type() as studio:
         held = [connect(studio.server) for _ in range(4)]
-        time.sleep(0.2)
-        with connect(studio.server) as one_more:
-            assert received(one_more) == b""
+        studio.until(lambda: hung_up_on(studio.server))
         for connection in held:
             connection.close()
         studio.until(lambda: reachable(studio.server))
 
 
-def received(connection: socket.socket) -> bytes:
-    try:
-        return connection.recv(100)
-    except ConnectionError:
-        return b""
+def hung_up_on(server: MediaServer) -> bool:
+    """Whether one more connection is closed at once."""
+    with connect(server) as connection:
+        connection.settimeout(1.0)
+        try:
+            return connection.recv(100) == b""
+        except ConnectionError:
+            return True
+        except TimeoutError:
+            return False
 
 
 def reachable(server: MediaServer) -> bool:
