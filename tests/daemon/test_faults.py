@@ -408,3 +408,51 @@ def test_the_documentation_says_what_the_table_says(root: Path) -> None:
             f"{policy.silent_s:g}",
             words.get(policy.hung) or again[stage],
         ]
+
+
+def test_slow_stages_get_the_newest_and_nothing_waits_in_line(
+    start: Callable[[], Daemon], camera: Camera, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon = start()
+    person = daemon._people.home
+    assert person is not None
+    assert isinstance(daemon._outlets.server, MediaServer)
+    daemon._outlets.server._hub.subscribe_pictures(lambda _: None)
+    missed = 4  # pictures that come while a stage has one in work
+    captured: list[int] = []  # capture times, as they come out of each stage
+    tracked: list[int] = []
+    behind: dict[str, list[int]] = {"track": [], "render": []}  # how many newer ones there were than the one begun
+
+    def capture(frame: CameraFrame | None) -> CameraFrame | None:
+        captured.extend([frame.t_capture_ns] if frame is not None else [])
+        return frame
+
+    def begin(stage: str, t_capture_ns: int, there: list[int]) -> None:
+        if t_capture_ns not in there:  # of before, or of a face that is gone
+            return
+        behind[stage].append(len(there) - 1 - there.index(t_capture_ns))
+        enough, end = len(there) + missed, time.monotonic() + PATIENCE_S
+        while len(there) < enough and time.monotonic() < end and not daemon.stopping.is_set():
+            time.sleep(0.002)
+
+    track, draw = person.tracker.track, daemon._display.picture
+
+    def slowly_track(frame: CameraFrame) -> TrackedFrame:
+        begin("track", frame.t_capture_ns, captured)
+        made = track(frame)
+        tracked.append(frame.t_capture_ns)
+        return made
+
+    def slowly_draw(scene: Any) -> Any:
+        if scene.state is not None:
+            begin("render", scene.state.t_capture_ns, tracked)
+        return draw(scene)
+
+    drops = daemon.status()["drops"]["camera"]
+    camera.fault = capture
+    monkeypatch.setattr(person.tracker, "track", slowly_track)
+    monkeypatch.setattr(daemon._display, "picture", slowly_draw)
+    eventually(daemon, lambda _: len(behind["track"]) > 6 and len(behind["render"]) > 2)
+    assert daemon.status()["drops"]["camera"] >= drops + 6 * (missed - 2)
+    assert max(behind["track"]) < missed  # of a line, one would begin with what was missed
+    assert max(behind["render"]) < missed
