@@ -20,7 +20,6 @@ from call_figures.stream import of_status
 
 NONE: Final = -1  # where watch.js could read no number
 MESSAGES_A_SECOND: Final = 10.0
-WORDS_OF_CONSENT: Final = "Agree"
 
 Seen = Sequence[Sequence[float]]
 """Pictures that were painted: wall-clock ms, how many were by then, the numbers in them."""
@@ -48,7 +47,6 @@ def round_trip(conditions: Conditions) -> tuple[Figures, list[Goal]]:
         page = observed(browser)
         page.goto(daemon.address)
         lend_camera(page)
-        page.get_by_role("button", name=WORDS_OF_CONSENT).click()
         daemon.wait_until(lambda status: status["avatar_fps"] > 0, 60.0)
         page.evaluate("window.own = callFigures.watchOwn()")
         seen = painted(page, conditions)
