@@ -21,8 +21,8 @@ from telepresence.streaming.tracks import PictureTrack
 class Feed:
     """The stream of one daemon, for every peer that takes it: viewers, calls, a server that it is published to.
 
-    ``shared``: peers get packets that are encoded once for all, instead of an encoder of their own.  ``link`` is put
-    between the daemon and each of them.
+    ``shared``: peers get packets that are encoded once for all, instead of an encoder of their own; all else that is
+    done for them needs that, too.  ``link`` is put between the daemon and each of them.
     """
 
     audience: Audience
@@ -40,18 +40,17 @@ class Feed:
 
     def attach(self, sender: RTCRtpSender, answer: str) -> None:
         """Let ``sender`` send what the SDP ``answer`` settled on; call it before the connection is made."""
-        if self.link is not None:
-            aiortc_hooks.send_through(sender.transport.transport, Link(self.link))
-        codec = first_video_codec(answer)
-        if self.shared:
-            aiortc_hooks.show_at_once(sender)
-            aiortc_hooks.space_out(sender.transport.transport, PROBE_PACKETS, PROBE_GAP_S)
-        if self.shared and codec in (Codec.H264, Codec.VP8):
-            viewer = self.audience.admit(Codec(codec))
-            sender.replaceTrack(viewer.track)
-            aiortc_hooks.on_feedback(sender, viewer)
-        else:
+        if not self.shared:
             sender.replaceTrack(PictureTrack(self.audience.hub))
+            return
+        viewer = self.audience.admit(Codec(first_video_codec(answer)))
+        sender.replaceTrack(viewer.track)
+        aiortc_hooks.on_feedback(sender, viewer)
+        aiortc_hooks.show_at_once(sender)
+        transport = sender.transport.transport
+        if self.link is not None:
+            aiortc_hooks.send_through(transport, Link(self.link))
+        aiortc_hooks.space_out(transport, PROBE_PACKETS, PROBE_GAP_S)
 
     def add_sound(self, pc: RTCPeerConnection, direction: str) -> RTCRtpTransceiver:
         """Give ``pc`` an Opus section in ``direction``; one that sends plays what everybody hears."""

@@ -240,9 +240,9 @@ class Broadcast:
             index += 1
             time.sleep(1 / 30)
 
-    async def viewer(self, codec: str = "H264", link: str | None = None) -> Guest:
+    async def viewer(self, codec: str = "H264", link: str | None = None, shared: bool = True) -> Guest:
         """A connected aiortc peer at the other end of ``link``."""
-        feed = Feed(self.audience, True, self.sound, LinkPlan.parse(link) if link else None)
+        feed = Feed(self.audience, shared, self.sound, LinkPlan.parse(link) if link else None)
         here, there = (RTCPeerConnection(RTCConfiguration(iceServers=[])) for _ in range(2))
         self._pcs += [there, here]
         transceiver = there.addTransceiver("video", direction="recvonly")
@@ -283,8 +283,6 @@ class Guest:
 
 @pytest.mark.parametrize("codec", list(Codec))
 def test_viewers_get_one_encode_and_none_is_disturbed_when_another_leaves(codec: Codec) -> None:
-    """aiortc's own VP8 encoders crash the process when two of them are given one picture."""
-
     async def scenario() -> None:
         async with Broadcast() as broadcast:
             guests = [await broadcast.viewer(codec) for _ in range(3)]
@@ -298,6 +296,20 @@ def test_viewers_get_one_encode_and_none_is_disturbed_when_another_leaves(codec:
             assert after.keyframes == before.keyframes <= 3 if codec is Codec.H264 else True
             seen = round(after.encoded - before.encoded)
             assert seen <= 3 * 20 < 2 * 3 * 20  # pictures were not encoded once for each viewer
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("codec", list(Codec))
+def test_without_the_hooks_viewers_have_encoders_of_their_own(codec: Codec) -> None:
+    """Each on a thread: aiortc's VP8 encoders crash the process when two of them are given one frame."""
+
+    async def scenario() -> None:
+        async with Broadcast() as broadcast:
+            guests = [await broadcast.viewer(codec, shared=False) for _ in range(3)]
+            await asyncio.gather(*(guest.sees(30) for guest in guests))
+            assert {width for guest in guests for width, _ in guest.pictures} == {256}
+            assert broadcast.audience.lines() == {}
 
     run(scenario)
 
