@@ -26,8 +26,8 @@ def ports() -> Iterator[Finding]:
     zmq = int(RunConfig().zmq.rpartition(":")[2])
     yield _port("page", page, socket.SOCK_STREAM, "run --port N takes another", _whose(page))
     yield _port("parameters", zmq, socket.SOCK_STREAM, "run --zmq tcp://127.0.0.1:N takes another")
-    for name, (_, port) in BRIDGES.items():
-        yield _port(name, port, socket.SOCK_DGRAM, f"run --driver {name}=N takes another")
+    for name, bridge in BRIDGES.items():
+        yield _port(name, bridge[1], socket.SOCK_DGRAM, f"run --driver {name}=N takes another")
 
 
 def _port(topic: str, port: int, kind: int, advice: str, whose: str = "") -> Finding:
