@@ -103,12 +103,12 @@ class Feed:
         self._paired_at = 0.0
         self.figures: dict[str, Any] = {}
 
-    def refresh(self) -> bool:
-        """Take over what is new; whether anything was."""
+    def refresh(self, camera: bool = True) -> bool:
+        """Take over what is new; whether anything was that is to be seen, as pictures of the ``camera`` may be."""
         fresh = False
         if (data := self._next(1, self._rings[1])) is not None:
             self._seen.append(Shot.read(data))
-            self._camera_at, fresh = time.monotonic(), True
+            self._camera_at, fresh = time.monotonic(), camera
         if (data := self._next(0, self._rings[0])) is not None:
             self.shown, fresh = Shot.read(data), True
             if self.shown.drawn:
@@ -191,7 +191,7 @@ def _run(window: pygame.Window, feed: Feed, words: Connection) -> None:
                 elif event.key == pygame.K_h:
                     face.keys = not face.keys
             stale = True
-        if feed.refresh() or stale:
+        if feed.refresh(camera=face.view in (View.CAMERA, View.BOTH)) or stale:
             face.draw(window.get_surface(), feed)
             window.flip()
             stale = False
