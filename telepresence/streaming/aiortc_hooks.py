@@ -21,7 +21,14 @@ from typing import Any, Protocol
 
 import aioice.ice
 import aiortc
-from aiortc import RTCIceTransport, RTCRtpCodecParameters, RTCRtpReceiver, RTCRtpSender
+from aiortc import (
+    RTCIceTransport,
+    RTCPeerConnection,
+    RTCRtpCodecParameters,
+    RTCRtpReceiver,
+    RTCRtpSender,
+    RTCSctpTransport,
+)
 from aiortc.codecs import HEADER_EXTENSIONS
 from aiortc.codecs.h264 import H264Encoder
 from aiortc.codecs.vpx import Vp8Encoder
@@ -51,6 +58,7 @@ PLAYOUT_DELAY_ID = 4  # one that aiortc leaves free
 ONE_BYTE = 0xBEDE  # profile of header extensions with numbers below 15
 NO_DELAY = bytes(3)  # two numbers of 12 bits: at least 0 and at most 0 times 10 ms
 EXTENSIONS = "_RTCRtpSender__rtp_header_extensions_map"
+DATA_WINDOW = 1024 * 1024  # that aiortc offers, and does not insist on
 JITTER_BUFFER = "_RTCRtpReceiver__jitter_buffer"
 DECODER_QUEUE = "_RTCRtpReceiver__decoder_queue"
 DECODER_ERROR = "_RTCRtpReceiver__decoder_error"  # an event: set, it asks the peer for a keyframe
@@ -81,10 +89,25 @@ def missing() -> list[str]:
     lacking += [f"RTCRtpReceiver.{name}" for name in names if name not in receiver]
     if EXTENSIONS not in inspect.getsource(RTCRtpSender).replace("self.__", "_RTCRtpSender__"):
         lacking.append(f"RTCRtpSender.{EXTENSIONS}")
-    for kind, name in ((RTCRtpSender, "_ssrc"), (RTCIceTransport, "_send")):
+    for kind, name in (
+        (RTCRtpSender, "_ssrc"),
+        (RTCIceTransport, "_send"),
+        (RTCSctpTransport, "_advertised_rwnd"),
+    ):
         if f"self.{name} = " not in inspect.getsource(kind):
             lacking.append(f"{kind.__name__}.{name}")
     return lacking
+
+
+def hoard(pc: RTCPeerConnection) -> int:
+    """Bytes of messages without an end, on data channels, that the peer of ``pc`` makes this process keep."""
+    sctp = pc.sctp
+    return DATA_WINDOW - int(getattr(sctp, "_advertised_rwnd", DATA_WINDOW)) if sctp is not None else 0
+
+
+def channels(pc: RTCPeerConnection) -> int:
+    """Streams of data that the peer of ``pc`` has sent anything on."""
+    return len(getattr(pc.sctp, "_inbound_streams", ())) if pc.sctp is not None else 0
 
 
 class Listener(Protocol):

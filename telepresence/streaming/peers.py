@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 CONNECT_S = 15.0  # from the answer to connected, at most
 CLOSE_S = 5.0
+MAX_HOARD = 256 * 1024  # bytes of messages without an end; a packet of landmarks has 3 kB
+MAX_CHANNELS = 8
 LOOK_S = 0.25
 SILENCE_S = 2.5  # who receives reports on it about once a second, who sends is heard all the time
 
@@ -123,13 +125,16 @@ class Peers:
         await asyncio.gather(*(self.close(session) for session in tuple(self._peers)))
 
     async def watchdog(self) -> None:
-        """Close the sessions whose peer is gone; runs until cancelled."""
+        """Close the sessions whose peer is gone, or fills the memory; runs until cancelled."""
         while True:
             await asyncio.sleep(LOOK_S)
             for peer in tuple(self._peers.values()):
                 peer.look(await received(peer.pc), LOOK_S)
                 if peer.gone(time.monotonic()):
                     log.info("a peer is gone without a word; its session has ended")
+                    await self.close(peer.id)
+                elif aiortc_hooks.hoard(peer.pc) > MAX_HOARD or aiortc_hooks.channels(peer.pc) > MAX_CHANNELS:
+                    log.warning("a peer fills the memory over its data channels; its session has ended")
                     await self.close(peer.id)
 
     def _admit(self, watches: bool, gives: bool) -> Peer:

@@ -185,7 +185,7 @@ def call_daemon() -> Callable[..., Any]:
 
     @asynccontextmanager
     async def call(address: str, labels: tuple[str, ...], camera: bool = False) -> AsyncIterator[list[Any]]:
-        pc = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+        pc = call.last = RTCPeerConnection(RTCConfiguration(iceServers=[]))  # type: ignore[attr-defined]
         pc.addTransceiver("video", direction="sendrecv" if camera else "recvonly")
         channels = [pc.createDataChannel(label) for label in labels]
         try:

@@ -175,6 +175,36 @@ def test_a_peer_asks_and_is_answered_and_a_wild_one_is_cut_off(studio: Any, call
 
 
 @pytest.mark.timeout(60)
+@pytest.mark.parametrize("way", ["many channels", "a message without an end"])
+def test_a_peer_that_fills_the_memory_is_cut_off(studio: Any, call_daemon: Any, way: str) -> None:
+    async def deaf(_param: Any) -> None:
+        """Hears of no channel that is closed."""
+
+    async def scenario() -> None:
+        async with call_daemon(studio.server.address, labels=("control",)) as channels:
+            pc = call_daemon.last
+            if way == "many channels":
+                vars(pc.sctp)["_receive_reconfig_param"] = deaf  # and does not let go of any
+                for number in range(20):
+                    pc.createDataChannel(f"channel {number}")
+            else:
+                pc.sctp._remote_max_message_size = 0  # it does not care what the daemon takes
+                fragments = pc.sctp._outbound_queue
+                channels[0].send(b"x" * 4_000_000)
+                while not fragments:  # until it is cut into fragments
+                    await asyncio.sleep(0.01)
+                for fragment in fragments:
+                    fragment.flags &= ~1  # SCTP_DATA_LAST_FRAG
+            for _ in range(400):
+                if channels[0].readyState == "closed":
+                    return
+                await asyncio.sleep(0.05)
+            raise AssertionError("it is still there")
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.timeout(60)
 def test_landmarks_of_a_camera_arrive_newest_first(studio: Any, call_daemon: Any) -> None:
     async def scenario() -> list[CameraFrame]:
         frames = []
