@@ -187,7 +187,7 @@ def tables(records: Sequence[Record]) -> str:
     if not newest:
         return "Nothing has been measured yet.\n"
     found = list(newest.values())
-    parts = [_presets(found), *_switches(found), _actor(found), _marks(found)]
+    parts = [_presets(found), *_switches(found, records), _actor(found), _marks(found)]
     return "\n".join(part for part in parts if part)
 
 
@@ -220,8 +220,12 @@ def _presets(records: list[Record]) -> str:
     return "### Paper preset and default\n\n" + _table(titles, rows) if rows else ""
 
 
-def _switches(records: list[Record]) -> Iterator[str]:
-    """A table for each clip and time of training on which switches were tried: differences from the default."""
+def _switches(records: list[Record], all_records: Sequence[Record]) -> Iterator[str]:
+    """A table for each clip and time of training on which switches were tried: differences from the default.
+
+    That is the default of the same commit, which ``all_records`` may have beside a newer one.
+    """
+    defaults = {(*_key(r), r["commit"]): r for r in all_records if r["switch"] == "default" and "failed" not in r}
     for clip in _clips(records):
         for seconds, size in sorted({(r["seconds"], r["size"]) for r in records if r["clip"] == clip}):
             kind = clip, seconds, size
@@ -232,7 +236,8 @@ def _switches(records: list[Record]) -> Iterator[str]:
             rows = []
             for name in [n for n in SWITCHES if n in those] + [n for n in those if n not in SWITCHES]:
                 r = those[name]
-                figures = [_db(r[m]) if name == "default" else _difference(r[m], base[m]) for m in PSNR]
+                same = defaults.get((*_key(base), r["commit"]), base)
+                figures = [_db(r[m]) if name == "default" else _difference(r[m], same[m]) for m in PSNR]
                 what = SWITCHES[name].what if name in SWITCHES else name
                 rows.append([what, *figures, _part(r["ssim"]), _part(r["flip"]), str(r["steps"])])
             titles = ["switch", "whole", "head", "mouth", "eyes", "SSIM", "FLIP", "steps"]
