@@ -393,7 +393,8 @@ class Daemon:
         state, camera = self._driving.pose(person.pose, learned, person.sitter)
         away = session.state in AWAY and not self._driving.idles
         absent = time.monotonic() - session.last_face if away and session.last_face else 0.0
-        raw = tracked.crop_rgb if self.config.run.show_camera and tracked is not None else None
+        bare = self.config.run.show_camera and tracked is not None and not tracked.withheld
+        raw = tracked.crop_rgb if bare and tracked is not None else None
         mesh = learner.mesh if learner is not None and learner.mesh is not None else person.sitter.mesh
         title, hint = missing(person)
         return Scene(state, camera, learner, self._good(session, learner), absent, raw, title, hint, mesh)

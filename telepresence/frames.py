@@ -77,7 +77,8 @@ class TrackedFrame:
     tracked (``lost``).  ``crop_rgb`` is the cropped picture even when no face was found.  ``misfit`` (N, 2) mm says how
     the face that was found lies beside the proportions of the person tracked (`tracking.proportions`), also where the
     fit was not to be believed; None without a face, and while calibrating; then ``glimpse`` is the face at first sight.
-    ``pose`` is that of ``observation``, or of a face whose picture was withheld: it can be shown, not learned from.
+    ``pose`` is that of ``observation``, or of a face whose picture was ``withheld`` (``crop_rgb`` is black then): it can
+    be shown, not learned from.
     """
 
     frame_id: int
@@ -86,12 +87,13 @@ class TrackedFrame:
     observation: Observation | None
     misfit: Float32 | None = None
     glimpse: Glimpse | None = None
-    withheld: Pose | None = None
+    withheld: bool = False
+    blind: Pose | None = None
 
     @property
     def pose(self) -> Pose | None:
         seen = self.observation
-        return Pose(seen.state, seen.camera) if seen is not None else self.withheld
+        return Pose(seen.state, seen.camera) if seen is not None else self.blind
 
 
 @dataclass(frozen=True)

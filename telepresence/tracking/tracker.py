@@ -161,7 +161,7 @@ class FaceTracker:
         if self._shape == (0, 0):
             self._shape = (height, width)
         if not self._alike(height, width):
-            return TrackedFrame(frame.frame_id, frame.t_capture_ns, self._black(), None)
+            return self._withheld(frame)
         face = None
         if frame.landmarks is not None:
             face = FaceLandmarks.found(frame.landmarks, self._shape[1], self._shape[0])
@@ -177,10 +177,11 @@ class FaceTracker:
                 self._lost = pose is None
         except (ArithmeticError, np.linalg.LinAlgError):
             log.warning("landmarks that are no face were left out")
-        return TrackedFrame(frame.frame_id, frame.t_capture_ns, self._black(), None, misfit, withheld=pose)
+        return self._withheld(frame, misfit, pose)
 
-    def _black(self) -> Bytes:
-        return np.zeros((self._size, self._size, 3), np.uint8)
+    def _withheld(self, frame: CameraFrame, misfit: Float32 | None = None, pose: Pose | None = None) -> TrackedFrame:
+        black = np.zeros((self._size, self._size, 3), np.uint8)
+        return TrackedFrame(frame.frame_id, frame.t_capture_ns, black, None, misfit, withheld=True, blind=pose)
 
     def recalibrate(self, known: Known | None = None) -> None:
         """Forget the person: the next second or two are for getting to know whoever is there.
