@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -128,12 +128,18 @@ class Audience:
 
     def review(self, now: float) -> None:
         """Look at what everybody reported: who moves, and which rate each line gets."""
-        reaches = {viewer: self._reach(viewer) for viewer in self._viewers}
-        for viewer in self._viewers:
-            if reaches[viewer].known:
-                before = viewer.climber.rung
-                if viewer.climber.step(reaches[viewer].allowance, self._needs(viewer, reaches), now) != before:
-                    self._move(viewer)
+        crowds: defaultdict[tuple[Codec, int], list[float]] = defaultdict(list)  # what those on a rung can use there
+        known = [(viewer, reach.allowance) for viewer in self._viewers if (reach := self._reach(viewer)).known]
+        for viewer, allowance in known:
+            rung = viewer.climber.rung
+            crowds[viewer.codec, rung].append(min(allowance, self.hub.tiers[rung].ceiling))
+        moved = []
+        for viewer, allowance in known:
+            before = viewer.climber.rung
+            if viewer.climber.step(allowance, self._needs(viewer, allowance, crowds), now) != before:
+                moved.append(viewer)
+        for viewer in moved:
+            self._move(viewer)
         self._close_empty()
         self._share_out()
 
@@ -143,18 +149,13 @@ class Audience:
         allowance = viewer.estimate.allowance
         return _Reach(START if allowance is None else allowance, allowance is not None)
 
-    def _needs(self, viewer: Viewer, reaches: Mapping[Viewer, _Reach]) -> list[float]:
+    def _needs(self, viewer: Viewer, allowance: float, crowds: Mapping[tuple[Codec, int], list[float]]) -> list[float]:
         """bit/s that each rung asks of ``viewer``: for its pictures, and so as not to spoil them for the others."""
         needs = []
         for rung, tier in enumerate(self.hub.tiers):
-            others = [
-                min(reaches[other].allowance, tier.ceiling)
-                for other in self._viewers
-                if other is not viewer
-                and other.codec is viewer.codec
-                and other.climber.rung == rung
-                and reaches[other].known
-            ]
+            others = list(crowds.get((viewer.codec, rung), ()))
+            if rung == viewer.climber.rung:
+                others.remove(min(allowance, tier.ceiling))
             needs.append(max(tier.need, WEAK * median(others)) if others else tier.need)
         return needs
 
