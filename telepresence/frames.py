@@ -77,7 +77,7 @@ class TrackedFrame:
     tracked (``lost``).  ``crop_rgb`` is the cropped picture even when no face was found.  ``misfit`` (N, 2) mm says how
     the face that was found lies beside the proportions of the person tracked (`tracking.proportions`), also where the
     fit was not to be believed; None without a face, and while calibrating; then ``glimpse`` is the face at first sight.
-    ``pose`` is that of ``observation``, or of a face whose picture was ``withheld`` (``crop_rgb`` is black then): it can
+    ``pose`` is that of ``observation``, or of a face whose picture was ``withheld``, when ``crop_rgb`` is black: it can
     be shown, not learned from.
     """
 
