@@ -64,6 +64,7 @@ def killed_tab(conditions: Conditions) -> tuple[Figures, list[Goal]]:
                 daemon.wait_until(lambda status: status["viewers"] == 1, 20.0)
                 os.kill(_renderer(browser, page), signal.SIGKILL)
                 began = time.monotonic()
+                page.wait_for_event("crash", timeout=5000)
                 while daemon.status()["viewers"] or daemon.udp_sockets() > before:
                     if time.monotonic() - began > GIVE_UP_S:
                         raise RuntimeError(f"a viewer whose tab was killed is still there after {GIVE_UP_S:g} s")
@@ -139,7 +140,7 @@ def _cores(page: Page, daemon: Daemon, seconds: float) -> float:
 def _renderer(browser: Browser, page: Page) -> int:
     """The process of ``page``: the renderer that is busy while its script is."""
     before = _renderers(browser)
-    page.evaluate("() => { const end = performance.now() + 500; while (performance.now() < end); }")
+    page.evaluate("() => { let sum = 0; for (let n = 0; n < 1e9; n++) sum += n; return sum; }")
     return max(after := _renderers(browser), key=lambda process: after[process] - before.get(process, 0.0))
 
 
