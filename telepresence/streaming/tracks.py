@@ -15,7 +15,7 @@ from telepresence.streaming.encoder import CLOCK_RATE
 from telepresence.streaming.handover import Handover
 from telepresence.streaming.hub import EncodedPicture, EncoderHub, RawPicture
 
-BACKLOG = 4  # packets that may wait for a viewer; more means that it stalls
+BACKLOG = 8  # packets that may wait for a viewer, a quarter of a second; more means that it stalls
 
 
 class PacketTrack(MediaStreamTrack):
