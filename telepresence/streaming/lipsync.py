@@ -26,9 +26,11 @@ QUIET: Final = 200
 """Amplitude (of 32768) below which nothing is said."""
 NEAR_S: Final = 0.003
 """A delay so near to the wanted one is left alone."""
+EDGE: Final = 8
+"""Samples more than a block that playing a little faster may take."""
 HOLD_S: Final = MAX_DELAY_S + 1.5
 PUNCTUAL: Final = 0.97
-"""Part of the chunks that are waited for."""
+"""Part of the blocks that shall be there in time."""
 
 
 class Recent:
@@ -62,17 +64,18 @@ class DelayLine:
         self._lock = threading.Lock()
         self._line = Timeline(follows=True)
         self._held: Samples = np.zeros((0, CHANNELS), np.int16)
-        self._lateness = Recent()
+        self._needed = Recent()  # the delays with which what was wanted would just have been there
         self._cursor: float | None = None  # number in the stretch of the next sample to be heard; None: not playing
         self._gain = 0.0
         self._read_ns = 0
+        self._seen = 0  # samples of the stretch at the last read
+        self._missing_s = -math.inf  # the largest delay that was needed since more came
         self.delay_s: float | None = None
         """How much later than captured the sound is heard now; None while there is none."""
 
-    def put(self, chunk: SoundChunk, now_ns: int) -> None:
-        """Sound that arrives at ``now_ns``."""
+    def put(self, chunk: SoundChunk) -> None:
+        """Sound that has arrived."""
         with self._lock:
-            self._lateness.add((now_ns - chunk.t_capture_ns) * 1e-9, now_ns * 1e-9)
             if not self._line.count or not self._line.continues(chunk):
                 self._line.begin(chunk.t_capture_ns)
                 self._held = self._held[:0]
@@ -90,14 +93,12 @@ class DelayLine:
             self._read_ns = now_ns
             if self._cursor is not None and skipped > 0:
                 self._cursor, self._gain = self._cursor + skipped * BLOCK, 0.0
-            late = self._lateness.rank(PUNCTUAL)
-            if late is not None:
-                delay_s = max(delay_s, late + BLOCK_S)
-            delay_s = min(max(delay_s, 0.0), MAX_DELAY_S)
+            self._note_needed(now_ns)
+            delay_s = min(max(delay_s, self._needed.rank(PUNCTUAL) or 0.0, 0.0), MAX_DELAY_S)
             wanted = (now_ns - delay_s * 1e9 - self._line.start_ns) * 1e-9 * RATE
             first, end = self._line.count - len(self._held), self._line.count
             if self._cursor is None or not first <= self._cursor:
-                if not first <= wanted <= end - BLOCK - 2:
+                if not first <= wanted <= end - BLOCK - EDGE // 2:
                     self._cursor = self.delay_s = None
                     return None
                 self._cursor = wanted
@@ -116,6 +117,14 @@ class DelayLine:
             self._cursor += speed * BLOCK
             self.delay_s = delay_s + error_s
             return np.rint(block).astype(np.int16)
+
+    def _note_needed(self, now_ns: int) -> None:
+        needed_s = (now_ns - self._line.end_ns) * 1e-9 + (BLOCK + EDGE) / RATE
+        if self._line.count != self._seen:  # it goes on: what was missing was late, and not the end
+            if -math.inf < self._missing_s < MAX_DELAY_S:
+                self._needed.add(self._missing_s, now_ns * 1e-9)
+            self._seen, self._missing_s = self._line.count, -math.inf
+        self._missing_s = max(self._missing_s, needed_s)
 
     def _slew(self, error_s: float, position: int) -> float:
         if abs(error_s) < NEAR_S:

@@ -23,6 +23,8 @@ LOOK_S: Final = 0.1
 """So often is it looked up how late the pictures are."""
 LISTENER_S: Final = 0.04
 """Browsers need so much longer to let sound be heard than to paint a picture (measured in Chromium on loopback)."""
+MARGIN_S: Final = 0.003
+"""A chunk may come so much later than usual and still be in time."""
 BEHIND_S: Final = 0.1
 """A thread that wakes up later than this leaves blocks out, instead of sending them all at once."""
 RETRY_S: Final = 1.0
@@ -75,6 +77,7 @@ class SoundHub:
         self._sinks: tuple[PacketSink, ...] = ()
         self._lock = threading.Lock()
         self._wanted = threading.Event()
+        self._arrived = threading.Event()  # sound, since it was looked for last
         self._open = True
         self._looked = self._began = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="sound", daemon=True)
@@ -88,6 +91,7 @@ class SoundHub:
         self._bus.forget(self._hear)
         self._open = False
         self._wanted.set()
+        self._arrived.set()
         if self._thread.ident is not None:
             self._thread.join(5.0)
 
@@ -104,12 +108,18 @@ class SoundHub:
                 self._wanted.clear()
 
     def _hear(self, chunk: SoundChunk) -> None:
-        self._line.put(chunk, time.monotonic_ns())
+        self._line.put(chunk)
+        self._arrived.set()
 
     def _run(self) -> None:
         encoder: OpusEncoder | None = None
-        due = time.monotonic()
+        due, pts = 0.0, -BLOCK
+        playing = False
         while self._wanted.wait() and self._open:
+            if not playing:  # begin just after a chunk came: so the least is waited for the next
+                self._arrived.wait()
+                self._arrived.clear()
+                due = time.monotonic() + MARGIN_S
             now = time.monotonic()
             if due > now:
                 time.sleep(due - now)
@@ -117,17 +127,18 @@ class SoundHub:
                 due += math.ceil((now - due) / BLOCK_S) * BLOCK_S
             try:
                 samples = self._line.read(round(due * 1e9), self._delay_s(time.monotonic()))
-                due += BLOCK_S
                 self._bus.delay_s = self._line.delay_s
+                playing = samples is not None
                 if samples is None:
                     continue
                 if self._bus.muted:
                     samples = 0 * samples
                 encoder = encoder or OpusEncoder(self._bitrate)
-                # By the clock, so that a pause is one for viewers, too.
-                packet = encoder.encode(samples, round((due - self._began) / BLOCK_S) * BLOCK)
+                pts = max(pts + BLOCK, round((due - self._began) * RATE))  # a pause is one for viewers, too
+                packet = encoder.encode(samples, pts)
                 for sink in self._sinks:
                     sink(packet)
+                due += BLOCK_S
             except Exception as error:
                 encoder = None
                 log.error("sound: %s", one_line(error), extra={"event": "stage_failed", "stage": "sound"})
