@@ -74,6 +74,7 @@ class Studio:
         self.sound = SoundBus()
         self.asked: list[tuple[Any, ...]] = []  # over a data channel
         self.refuses: str | None = None  # why what is asked cannot be done
+        self.known = False  # whether landmarks are enough
         self.models: Path | None = None
         hooks = StreamHooks(
             lambda: {"background": str(self.backgrounds.chosen), **self.status},
@@ -108,6 +109,8 @@ class Studio:
     def _ask(self, *what: Any) -> None:
         if self.refuses is not None:
             raise UserError(self.refuses)
+        if what[0] == "withhold" and not self.known:
+            raise UserError("the avatar is not known yet")
         self.asked.append(what)
         if what[0] == "freeze":
             self.status["training"] = {"state": "frozen" if what[1] else "learning"}

@@ -391,11 +391,10 @@ def test_pictures_that_are_withheld_do_not_leave_the_browser(
     private = page.get_by_role("button", name="Keep my pictures here")
     studio.until(private.is_enabled)
 
-    studio.refuses = "the avatar is not known yet"
     private.click()
     page.get_by_role("alert").filter(has_text="The avatar is not known yet.").wait_for(timeout=60_000)
     assert private.get_attribute("aria-pressed") == "false"
-    studio.refuses = None
+    studio.known = True
     private.click()
     studio.until(lambda: private.get_attribute("aria-pressed") == "true", 60.0)
     assert page.get_by_text("Stays here").is_visible()
@@ -414,4 +413,14 @@ def test_pictures_that_are_withheld_do_not_leave_the_browser(
     assert studio.camera.get(5.0).withheld, "nor does the next connection begin with one"
     private.click()
     studio.until(lambda: not studio.camera.get(5.0).withheld)
+
+    page.reload()  # somebody who is known need not show a picture at all
+    studio.watching(page, 5)
+    while studio.camera.get(1.0) is not None:
+        pass
+    page.get_by_role("button", name="Use my camera").click()
+    assert page.get_by_label("Keep my pictures in this browser from the start").is_checked()
+    page.get_by_role("button", name="Agree and start").click()
+    frames = [studio.camera.get(60.0) for _ in range(10)]
+    assert all(frame.withheld and not frame.rgb.any() for frame in frames)
     assert violations == []

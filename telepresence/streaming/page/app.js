@@ -25,6 +25,7 @@ const GUIDED = new Set(["learning", "live"]); // when somebody is there who can 
 const KNOWN = new Set(["learning", "live", "lost", "idle"]); // when landmarks can be enough
 
 const STALL_S = 5; // without a new picture before a new connection is made
+const KNOWN_MS = 1000; // for the daemon to say whether landmarks would be enough
 const FIRST_MS = 5000; // for the first picture of a connection that takes over
 const FAILURES = 4; // in a row before a camera is given back: a session that died without a word is in the way for some seconds
 
@@ -139,13 +140,20 @@ function veil(text) {
 // ---- one's own camera
 
 let agreed = false; // on this page, to what the dialog says
+let discreet = false; // whether pictures are to be withheld from the start
 
-function agree() {
+/** Say what happens to a camera's pictures; resolves to whether that is agreed to. */
+async function agree() {
   const dialog = $("consent");
+  const known = call?.ask({ type: "withhold" }).then(() => true, () => false);
+  $("keep").hidden = !(await Promise.race([known, sleep(KNOWN_MS)]));
   $("where").textContent = location.hostname === "localhost" || location.hostname.startsWith("127.") ? "on this machine" : `on ${location.hostname}`;
   dialog.showModal();
   return new Promise((resolve) => {
-    dialog.onclose = () => resolve(dialog.returnValue === "yes");
+    dialog.onclose = () => {
+      discreet = !$("keep").hidden && $("keeps").checked;
+      resolve(dialog.returnValue === "yes");
+    };
     dialog.returnValue = "no";
   });
 }
@@ -155,21 +163,30 @@ async function useCamera() {
   if (!agreed && !(await agree())) return;
   agreed = true;
   $("camera").disabled = true;
+  let mine;
   try {
-    camera = await Camera.open($("speaks").checked);
+    mine = await Camera.open($("speaks").checked);
+    $("own").srcObject = mine.stream;
+    $("mine").hidden = false;
+    if (discreet) await mine.withhold($("own"), () => call.ask({ type: "withhold" }));
   } catch (error) {
-    trouble(words(error));
+    mine?.stop();
+    $("own").srcObject = null;
+    agreed = false; // to whatever is possible next
+    showCamera();
+    trouble(sentence(words(error)));
     return;
   } finally {
     $("camera").disabled = false;
   }
+  camera = mine;
   camera.picture.onended = () => returnCamera("The camera was disconnected.");
-  $("own").srcObject = camera.stream;
   swap();
 }
 
 function returnCamera(reason = "") {
   if (!camera) return;
+  discreet = camera.withheld;
   camera.stop();
   camera = undefined;
   $("own").srcObject = null;
