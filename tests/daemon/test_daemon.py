@@ -70,10 +70,13 @@ class Watched(Daemon):
     def __init__(self, config: Config, options: Options) -> None:
         super().__init__(config, options)
         self.pictures: list[ShownFrame] = []
+        show = self._outlets.show
 
-    def _show(self, frame: ShownFrame) -> None:
-        self.pictures.append(frame)
-        super()._show(frame)
+        def note(frame: ShownFrame) -> None:
+            self.pictures.append(frame)
+            show(frame)
+
+        self._outlets.show = note
 
 
 def eventually(daemon: Daemon, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
@@ -109,6 +112,7 @@ def test_a_call_from_the_first_card_to_a_saved_avatar(launch: Callable[..., Watc
     drive(daemon, status["zmq"], head.sha256)
 
     daemon.stop()
+    assert daemon.pictures
     assert all(picture.rgb.mean() > 10 for picture in daemon.pictures), "a black picture was shown"
     assert all(picture.rgb.shape == (128, 128, 3) for picture in daemon.pictures)
     steps = Avatar.load(tmp_path / "avatar", head, "cpu").steps
