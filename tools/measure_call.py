@@ -26,6 +26,7 @@ from call_figures.conditions import Conditions
 from call_figures.delay import latency, round_trip, sound, zeromq
 from call_figures.goals import Figures, Goal
 from call_figures.links import links
+from call_figures.lips import lips
 from call_figures.load import killed_tab, reconnects, viewers
 from call_figures.machine import Quiet, commit, machine
 from call_figures.stream import first_frame, gaps, received
@@ -48,6 +49,7 @@ ROWS: Final[dict[str, Row]] = {
     "first-frame": first_frame,
     "links": links,
     "sound": sound,
+    "lips": lips,
     "killed-tab": killed_tab,
     "reconnects": reconnects,
     "zeromq": zeromq,
