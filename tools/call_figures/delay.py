@@ -106,12 +106,18 @@ def zeromq(conditions: Conditions) -> tuple[Figures, list[Goal]]:
                     sent.append(now)
                 page.wait_for_timeout(1000 * chance.uniform(0.5, 1.5) / MESSAGES_A_SECOND)
         lines = daemon.lines()
-    drawn = {line["captured_ns"]: line for line in lines if line.get("drawn_at") is not None}
+    drawn, free_ns = {}, 0
+    for line in lines:  # in the order in which they were shown
+        if line.get("drawn_at") is not None:
+            # A message that finds the renderer at work waits for it: what rendering takes is not in the figure.
+            drawn.setdefault(line["captured_ns"], (1e9 * line["drawn_at"], free_ns, line["shown_ns"]))
+            free_ns = line["shown_ns"]
     counted = [stamp for stamp in sent if stamp > sent[0] + 1e9 * conditions.settle]
-    shown = [(stamp, drawn[stamp]) for stamp in counted if stamp in drawn]
+    shown = [(stamp, *drawn[stamp]) for stamp in counted if stamp in drawn]
     figures = {
-        "message_to_drawing_ms": spread([1e3 * line["drawn_at"] - 1e-6 * stamp for stamp, line in shown]),
-        "message_to_encoder_ms": spread([1e-6 * (line["shown_ns"] - stamp) for stamp, line in shown]),
+        "message_to_drawing_ms": spread([1e-6 * (began - max(stamp, free)) for stamp, began, free, _ in shown]),
+        "message_to_encoder_ms": spread([1e-6 * (ended - stamp) for stamp, _, _, ended in shown]),
+        "found_it_busy": sum(free > stamp for stamp, _, free, _ in shown),
         "messages": len(counted),
         "not_shown": len(counted) - len(shown),
         **of_status(status),

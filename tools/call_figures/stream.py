@@ -116,14 +116,15 @@ def bare(browser: Any, daemon: Daemon) -> Page:
 
 
 def rate(first: dict[str, Any], last: dict[str, Any], key: str) -> float:
-    """How much ``key`` grew a second."""
-    return round(1000.0 * (last[key] - first[key]) / (last["timestamp"] - first["timestamp"]), 2)
+    """How much ``key`` grew a second, to 0.1: of twenty seconds one picture is half of that."""
+    return round(1000.0 * (last[key] - first[key]) / (last["timestamp"] - first["timestamp"]), 1)
 
 
 def of_status(status: dict[str, Any]) -> Figures:
     """What the daemon did meanwhile."""
-    keys = ("state", "avatar_fps", "camera_fps", "tracked_fps", "steps_per_second", "render_px", "errors")
-    return {"daemon": {key: status[key] for key in keys}}
+    keys = ("state", "latency_ms", "avatar_fps", "camera_fps", "tracked_fps", "steps_per_second", "render_px", "errors")
+    stages = {name: stage["ms"] for name, stage in status["stages"].items() if stage["ms"]}
+    return {"daemon": {key: status[key] for key in keys} | {"sound": status["sound"], "stages_ms": stages}}
 
 
 def _counted(page: Page) -> dict[str, Any]:
