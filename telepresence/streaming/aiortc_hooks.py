@@ -14,6 +14,7 @@ import inspect
 import logging
 import math
 import queue
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -84,19 +85,27 @@ def missing() -> list[str]:
     ):
         if not callable(getattr(owner, name, None)):
             lacking.append(f"{owner.__name__}.{name}")
-    receiver = inspect.getsource(RTCRtpReceiver).replace("self.__", "_RTCRtpReceiver__")
+    receiver = _source(RTCRtpReceiver).replace("self.__", "_RTCRtpReceiver__")
     names = (JITTER_BUFFER, DECODER_QUEUE, DECODER_ERROR)
     lacking += [f"RTCRtpReceiver.{name}" for name in names if name not in receiver]
-    if EXTENSIONS not in inspect.getsource(RTCRtpSender).replace("self.__", "_RTCRtpSender__"):
+    if EXTENSIONS not in _source(RTCRtpSender).replace("self.__", "_RTCRtpSender__"):
         lacking.append(f"RTCRtpSender.{EXTENSIONS}")
     for kind, name in (
         (RTCRtpSender, "_ssrc"),
         (RTCIceTransport, "_send"),
         (RTCSctpTransport, "_advertised_rwnd"),
     ):
-        if f"self.{name} = " not in inspect.getsource(kind):
+        if f"self.{name} = " not in _source(kind):
             lacking.append(f"{kind.__name__}.{name}")
     return lacking
+
+
+def _source(kind: type) -> str:
+    """Text of the module of a class.
+
+    Of the class alone it takes a parser to find, and CPython 3.11's raises SystemError when two threads parse at once.
+    """
+    return inspect.getsource(sys.modules[kind.__module__])
 
 
 def hoard(pc: RTCPeerConnection) -> int:
