@@ -136,6 +136,30 @@ KERNEL(128) composite_rays(const Rays rays, const Samples samples, const float* 
     }
 }
 
+// Note in which cells samples lie that more than IN_SIGHT of a ray's light comes to: `OccupancyGrid.light`.
+KERNEL(128) light_cells(const Rays rays, const Samples samples, const float* density, const float* colour, float step,
+                        const Space space) {
+    const float dark = -logf(IN_SIGHT);
+    const int n = space.resolution;
+    EACH_PACKET(r, rays.count) {
+        const int begin = samples.first[r], end = begin + samples.steps[r];
+        Walk walk;
+        Stretch s;
+        begin_walk(walk);
+        for (int at = begin; at < end && walk.found < samples.max_samples && walk.passed < dark;) {
+            walk_on(samples, density, colour, step, at, end, walk, s);
+            FOR_LANES(l) {
+                if (s.kept[l] < 0 || !(s.passed[l] < dark)) continue;
+                const vec3 unit = load3(samples.position + 3 * (size_t)s.kept[l]);
+                const int x = clampi(int(unit.x * n), 0, n - 1), y = clampi(int(unit.y * n), 0, n - 1),
+                          z = clampi(int(unit.z * n), 0, n - 1);
+                const int cell = space.place[(z * n + y) * n + x];
+                if (cell >= 0) space.lit[cell] = 1.0f;  // whoever else writes there writes the same
+            }
+        }
+    }
+}
+
 // Huber's loss of an error in units of its width, and the derivative by the error. NaN stays NaN in the loss.
 DEVICE float huber_loss(float units) {
     const float size = fabsf(units);

@@ -78,9 +78,11 @@ struct Space {
     const int* cells;      // (count) flat
     const int* triangle;   // (count) with which it rides
     const float* masks;    // (count, 2) mouth, eyes
+    const int* place;      // (resolution^3) of each cell among these, -1 if it is no candidate
     float* value;          // (count) decayed maximum of a step's opacity
     float* seen;           // (count) pictures that showed the cell
     float* inside;         // (count) ... and had it in their matte
+    float* lit;            // (count) 1 when light of a picture last reached the cell, fading since
     byte* occupied;        // (count)
     uint* dense;           // (ceil(resolution^3 / 32)) the occupied cells, a bit each
     int count;

@@ -6,8 +6,9 @@
 #define THREADS 128
 
 // Look at the field's density at one random point of each of up to `updates` cells, with a random expression code:
-// value = max(value * decay, opacity of one step). With more cells than `updates` one is drawn of each of as many equal
-// stretches of the list, so that none is drawn twice and results repeat bit for bit.
+// value = max(value * decay, opacity of one step). Their light fades a little (LIT_DECAY). With more cells than
+// `updates` one is drawn of each of as many equal stretches of the list, so that none is drawn twice and results repeat
+// bit for bit.
 //
 //   codes (progress[1], code_stride): rows that begin with an expression code; without any, nothing changes
 //   progress: {training steps so far, which seed the draw; how many codes}, in device memory
@@ -46,6 +47,7 @@ KERNEL(THREADS) update_occupancy(const Space space, const FieldWeights weights, 
                 const float opacity = 1.0f - fast_exp(-density[l] * step_length);
                 const float faded = space.value[cell[l]] * decay;
                 space.value[cell[l]] = opacity > faded ? opacity : faded;
+                space.lit[cell[l]] *= LIT_DECAY;
             }
         }
     }

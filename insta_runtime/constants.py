@@ -6,7 +6,7 @@ from insta_runtime.config import AvatarConfig
 from insta_runtime.field.packed import field_constants
 from insta_runtime.kernels import Constant
 from insta_runtime.learn.adam import BETA1, BETA2, EPSILON
-from insta_runtime.render.occupancy import HULL_ALPHA, HULL_NEAR, HULL_SHARE, HULL_VOTES
+from insta_runtime.render.occupancy import HULL_ALPHA, HULL_NEAR, HULL_SHARE, HULL_VOTES, IN_SIGHT, LIT_DECAY
 from insta_runtime.render.rays import EDGE
 from insta_runtime.warp.frames import SCALES
 from insta_runtime.warp.warp import BLENDS, LEVER, loosens
@@ -27,6 +27,8 @@ def avatar_constants(config: AvatarConfig) -> dict[str, Constant]:
         "HULL_SHARE": HULL_SHARE,
         "HULL_ALPHA": HULL_ALPHA,
         "HULL_NEAR": HULL_NEAR,
+        "IN_SIGHT": IN_SIGHT,
+        "LIT_DECAY": LIT_DECAY,
         "DEPTH_SLACK": config.learn.depth_slack,
         "NETWORK_DECAY": config.learn.network_decay,
         "BETA1": BETA1,

@@ -134,6 +134,7 @@ class RayBatch:
                 loss,
                 items=32 * count,
             ),
+            bind("light_cells", rays, samples, density, colour, step, space, items=32 * count),
             bind(
                 "field_backward",
                 field.weights,

@@ -15,11 +15,13 @@ class Composite:
         colour: (R, 3) premultiplied.
         opacity: (R,) in [0, 1].
         distance: (R,) expected distance in metres, weighted by opacity and *not* divided by it.
+        passed: (N,) optical thickness in front of each sample.
     """
 
     colour: torch.Tensor
     opacity: torch.Tensor
     distance: torch.Tensor
+    passed: torch.Tensor
 
 
 def composite(
@@ -52,4 +54,4 @@ def composite(
     weight = torch.exp(-passed) * (1.0 - torch.exp(-density * step))
     sums = torch.cat([weight[:, None] * colour, weight[:, None], (weight * distance)[:, None]], dim=-1)
     total = sums.new_zeros((rays, 5)).index_add(0, ray, sums)
-    return Composite(total[:, :3], total[:, 3], total[:, 4])
+    return Composite(total[:, :3], total[:, 3], total[:, 4], passed)

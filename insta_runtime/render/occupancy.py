@@ -28,6 +28,9 @@ HULL_SHARE = 0.15  # a cell is outside when fewer of the pictures that showed it
 HULL_ALPHA = 0.1  # opacity of a matte from which on it has what lies there
 HULL_NEAR = 0.05  # metres before the camera; what is nearer is not counted as shown
 UPDATE_CELLS = 16384
+IN_SIGHT = 0.02  # part of a ray's light that has to reach a sample, so that its cell counts as lit
+LIT_DECAY = 0.988  # what a cell's light fades by at an update ...
+DARK = 0.05  # ... and where nobody sees it any more: after some 250 updates, 2000 steps
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class OccupancyGrid:
         cells: (C,) int64 flat indices of the candidate cells.
         value: (C,) float32, decayed maximum of the opacity that one sampling step has there.
         seen, inside: (C,) float32, pictures that showed the cell, and in whose matte it lay.
+        lit: (C,) float32, 1 when light of a picture learned from last reached the cell, fading since.
     """
 
     def __init__(self, warp: HeadWarp, found: CandidateCells, config: OccupancyConfig, step: float) -> None:
@@ -73,6 +77,9 @@ class OccupancyGrid:
         self.value = torch.full((len(self.cells),), 2.0 * config.threshold, device=device)
         self.seen = torch.zeros_like(self.value)
         self.inside = torch.zeros_like(self.value)
+        self.lit = torch.ones_like(self.value)
+        self.place = torch.full((config.resolution**3,), -1, dtype=torch.int32, device=device)
+        self.place[self.cells] = torch.arange(len(self.cells), dtype=torch.int32, device=device)
         self._publish()
 
     @staticmethod
@@ -180,15 +187,29 @@ class OccupancyGrid:
         density, _ = field.density(self.warp.box.normalise(points), told(codes[draw], self.masks[chosen]))
         opacity = 1.0 - torch.exp(-density * self.step)
         self.value[chosen] = torch.maximum(self.value[chosen] * self.config.decay, opacity)
+        self.lit[chosen] *= LIT_DECAY
         self._publish()
+
+    @torch.no_grad()
+    def light(self, position: torch.Tensor, passed: torch.Tensor) -> None:
+        """Note where light of a picture comes to: samples (N, 3) in the unit cube, behind optical thickness (N,)."""
+        reached = position[torch.exp(-passed) > IN_SIGHT]
+        n = self.config.resolution
+        x, y, z = (reached * n).long().clamp(0, n - 1).unbind(-1)
+        cell = self.place[(z * n + y) * n + x].long()
+        self.lit[cell[cell >= 0]] = 1.0
 
     def state(self) -> dict[str, torch.Tensor]:
         """What must be saved with an avatar."""
-        return {"value": self.value, "seen": self.seen, "inside": self.inside}
+        return {"value": self.value, "seen": self.seen, "inside": self.inside, "lit": self.lit}
 
     def load(self, state: dict[str, torch.Tensor]) -> None:
-        """Take over a saved `state` of the same warp and configuration.  ValueError if it is of another one."""
+        """Take over a saved `state` of the same warp and configuration.  ValueError if it is of another one.
+
+        In one from before there was ``lit``, all is.
+        """
         own = self.state()
+        state = {"lit": torch.ones_like(self.lit)} | state
         if {name: t.shape for name, t in state.items()} != {name: t.shape for name, t in own.items()}:
             raise ValueError("the occupancy does not fit the configuration")
         for name, tensor in own.items():
@@ -197,12 +218,13 @@ class OccupancyGrid:
 
 
 def shown_cells(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A `state` to draw pictures with: cells that no picture showed are empty, for nobody knows what is there.
+    """A `state` to draw pictures with: cells that nobody saw are empty, for nobody knows what is there.
 
+    Of some no picture showed the place; others lie behind what is opaque in all pictures, as at the back of thick hair.
     If there are no pictures yet, all stays as it is.
     """
     shown = (state["seen"] > 0.0) | (state["seen"].amax() == 0.0)
-    return state | {"value": state["value"] * shown}
+    return state | {"value": state["value"] * (shown & (state["lit"] >= DARK))}
 
 
 def space_struct(kernels: Kernels, grid: OccupancyGrid, state: dict[str, torch.Tensor]) -> Struct:
@@ -224,4 +246,6 @@ def space_struct(kernels: Kernels, grid: OccupancyGrid, state: dict[str, torch.T
         value=state["value"],
         seen=state["seen"],
         inside=state["inside"],
+        lit=state["lit"],
+        place=grid.place,
     )

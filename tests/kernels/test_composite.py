@@ -6,17 +6,25 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from small_person import SMALL, neutral_shape, open_head
 
 from insta_runtime.config import LearnConfig
 from insta_runtime.field.radiance import MAX_LOG_DENSITY
 from insta_runtime.kernels import Kernels, Struct
 from insta_runtime.learn.losses import RayTargets, ray_loss
 from insta_runtime.render.compositing import Composite, composite
+from insta_runtime.render.model import AvatarModel
+from insta_runtime.render.occupancy import IN_SIGHT, space_struct
 
 STEP = 0.004
 LOSS_SCALE = 128.0
 CONFIG = LearnConfig()
-CONSTANTS = {"MAX_LOG_DENSITY": MAX_LOG_DENSITY, "LOSS_SCALE": LOSS_SCALE, "DEPTH_SLACK": CONFIG.depth_slack}
+CONSTANTS = {
+    "MAX_LOG_DENSITY": MAX_LOG_DENSITY,
+    "LOSS_SCALE": LOSS_SCALE,
+    "DEPTH_SLACK": CONFIG.depth_slack,
+    "IN_SIGHT": IN_SIGHT,
+}
 
 # Sums of up to 100 float32 terms below one, and an exponential that is good to 2e-6.
 VALUE = {"rtol": 1e-5, "atol": 2e-6}
@@ -32,6 +40,7 @@ class Bundle:
     samples: Struct
     count: int
     capacity: int
+    position: torch.Tensor  # (capacity, 3) in the unit cube, by slot
     raw: torch.Tensor  # (capacity, 4) log density and colour before the sigmoid, by slot, float64
     slot: torch.Tensor  # (N,) of the kept samples, by ray, front to back
     ray: torch.Tensor  # (N,)
@@ -76,13 +85,15 @@ def bundle(kernels: Kernels, steps: list[int], max_samples: int) -> Bundle:
         ray_of.append(torch.full((len(kept[-1]),), ray))
     order = torch.cat(kept)
     raw = torch.cat([torch.randn(capacity, 1) * 3.0 + 4.0, torch.randn(capacity, 3)], dim=-1).double()
-    none = dict.fromkeys(("step_ray", "position", "direction", "masks", "frame", "histogram"))
+    position = torch.rand(capacity, 3).to(device)
+    none = dict.fromkeys(("step_ray", "direction", "masks", "frame", "histogram"))
     samples = kernels.struct(
         "Samples",
         first=torch.tensor(first, dtype=torch.int32, device=device),
         steps=torch.tensor(steps, dtype=torch.int32, device=device),
         step_t=t.to(device),
         slot=slot.to(device),
+        position=position,
         totals=torch.tensor([total, used, 0, 0], dtype=torch.int32, device=device),
         capacity=capacity,
         max_steps=max([1, *steps]),
@@ -95,6 +106,7 @@ def bundle(kernels: Kernels, steps: list[int], max_samples: int) -> Bundle:
         samples,
         len(steps),
         capacity,
+        position,
         raw.to(device),
         slot[order].long().to(device),
         torch.cat(ray_of).to(device),
@@ -262,3 +274,20 @@ def test_a_sample_that_is_no_number_spoils_its_ray_and_the_loss_alone(kernels: K
     assert not torch.tensor(loss).isfinite()
     slots = rays.slot[rays.ray != broken]
     assert torch.equal(spoilt[slots], gradient[slots])
+
+
+@pytest.mark.parametrize("max_samples", [5, 1000])
+def test_cells_that_light_comes_to_are_the_twins(kernels: Kernels, device: torch.device, max_samples: int) -> None:
+    rays = bundle(kernels, STEPS, max_samples)
+    density, colour = rays.inputs()
+    occupancy = AvatarModel(open_head(), neutral_shape(open_head()), SMALL, device).occupancy
+    occupancy.lit.zero_()
+    lit = torch.zeros_like(occupancy.lit)
+    space = space_struct(kernels, occupancy, occupancy.state() | {"lit": lit})
+    items = 32 * rays.count
+    kernels.launch("light_cells", rays.rays, rays.samples, density, colour, STEP, space, items=items)
+    passed = rays.seen(rays.raw).passed
+    occupancy.light(rays.position[rays.slot], passed)
+    assert torch.equal(lit, occupancy.lit)
+    assert 0 < int(lit.sum()) < len(lit)
+    assert (torch.exp(-passed) < IN_SIGHT).any(), "or nothing lies in the dark"

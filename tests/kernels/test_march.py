@@ -52,6 +52,8 @@ def space_of(kernels: Kernels, model: AvatarModel) -> Struct:
         value=occupancy.value,
         seen=occupancy.seen,
         inside=occupancy.inside,
+        lit=occupancy.lit,
+        place=occupancy.place,
         occupied=occupancy.occupied.to(torch.uint8),
         dense=torch.from_numpy(dense).to(kernels.device),
         count=len(occupancy.cells),

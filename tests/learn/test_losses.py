@@ -19,7 +19,7 @@ def truth(rays: int = 4) -> tuple[Composite, RayTargets]:
     colour, one, distance = torch.full((rays, 3), 0.5), torch.ones(rays), torch.full((rays,), 0.6)
     rgba = torch.cat([colour, one[:, None]], dim=-1)
     mouth = torch.zeros(rays, dtype=torch.bool)
-    return Composite(colour, one, distance), RayTargets(rgba, distance, mouth, torch.rand((rays, 3)))
+    return Composite(colour, one, distance, torch.zeros(0)), RayTargets(rgba, distance, mouth, torch.rand((rays, 3)))
 
 
 def test_huber_is_quadratic_then_linear() -> None:
@@ -36,7 +36,7 @@ def test_the_truth_costs_nothing() -> None:
 
 def test_an_empty_ray_before_nothing_costs_nothing() -> None:
     rays = 3
-    seen = Composite(torch.zeros((rays, 3)), torch.zeros(rays), torch.zeros(rays))
+    seen = Composite(torch.zeros((rays, 3)), torch.zeros(rays), torch.zeros(rays), torch.zeros(0))
     mouth = torch.zeros(rays, dtype=torch.bool)
     targets = RayTargets(torch.zeros((rays, 4)), torch.zeros(rays), mouth, torch.rand((rays, 3)))
     assert float(ray_loss(seen, targets, CONFIG)) == 0.0

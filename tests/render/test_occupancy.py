@@ -133,6 +133,29 @@ def test_what_lies_behind_the_head_is_not_shown(model: AvatarModel) -> None:
     assert drawn.occupied.all()
 
 
+def test_what_no_light_comes_to_is_not_shown_in_the_end(model: AvatarModel) -> None:
+    class Solid:
+        """Dense everywhere."""
+
+        def density(self, points: torch.Tensor, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return torch.full((len(points),), 500.0), codes
+
+    grid, codes = model.occupancy, torch.zeros((1, CODE_WIDTH))
+    n, half = grid.config.resolution, 0.5 * int(grid.cells.amax())
+    front = grid.cells > half
+    at = torch.stack([grid.cells % n, grid.cells // n % n, grid.cells // (n * n)], dim=-1)[front]
+    samples = torch.cat([(at + 0.5) / n, torch.rand(50, 3)])
+    passed = torch.cat([torch.full((int(front.sum()),), 3.0), torch.full((50,), 4.0)])  # e^-3 is in sight, e^-4 is not
+    generator = torch.Generator().manual_seed(0)
+    drawn = small_model().occupancy
+    for _ in range(300):
+        grid.update(Solid(), codes, generator)
+        grid.light(samples, passed)
+    drawn.load(shown_cells(grid.state()))
+    assert torch.equal(drawn.occupied, front)
+    assert grid.occupied.all(), "what is not shown is still learned"
+
+
 def test_the_shell_is_nowhere_thinner_than_it_should_be(model: AvatarModel) -> None:
     """Where the borders of cells run along the skin, a thin shell would have cracks."""
     canonical, grid = model.warp.canonical, model.occupancy
