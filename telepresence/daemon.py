@@ -2,9 +2,9 @@
 
     capture -> camera mailbox -> track -> pose ------------> render -> outlets: MediaServer (network, encode), preview
                                    \\-> learner (replay) -> train -> weight exchange -^
-    driving: zmq ---------------------------------------------^
+    driving: ZeroMQ, bridges, a take -------------------------^
 
-`supervise` advances the session, swaps the person when a browser lends its camera, and names what stalls.
+`supervise` swaps the person when a browser lends its camera, advances the course of the call, and names what stalls.
 Every thread is started and stopped here; what they exchange is frozen and goes through mailboxes.
 """
 
@@ -21,30 +21,30 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from insta_runtime.errors import UserError
 from insta_runtime.head import load_head
 from telepresence.backgrounds import Backgrounds
 from telepresence.cards import card
 from telepresence.clock import Ratekeeper, now_ns
 from telepresence.config import Config
+from telepresence.controls import CallControls
+from telepresence.course import Course
 from telepresence.display import Display, Scene
 from telepresence.driving import Driving
 from telepresence.frames import CameraFrame, ShownFrame, TrackedFrame
-from telepresence.learning.budget import Mode, Wants
+from telepresence.keeper import Keeper
+from telepresence.learning.budget import Mode
 from telepresence.learning.learner import Learner
 from telepresence.mailbox import Mailbox
 from telepresence.outlets import Local, Outlets
-from telepresence.outputs import PreviewWindow, Recorder, VirtualCamera, Wish
+from telepresence.outputs import PreviewWindow, Recorder, VirtualCamera
 from telepresence.pacing import CpuShare, training_pause
 from telepresence.people import Options, People
 from telepresence.person import Person
-from telepresence.policy import Condition, one_line
-from telepresence.session import AWAY, Facts, Session, State
-from telepresence.sitter import Sitter
+from telepresence.session import AWAY, Session, State
 from telepresence.sound import SoundBus
 from telepresence.sources import Source
 from telepresence.status import Moment, Status, missing
-from telepresence.streaming import Controls, MediaServer, Outlet, StreamHooks
+from telepresence.streaming import MediaServer, Outlet, StreamHooks
 from telepresence.supervision import Supervisor
 from telepresence.telemetry import Telemetry
 from telepresence.worker import limit_torch_threads
@@ -53,8 +53,6 @@ log = logging.getLogger("telepresence")
 
 RENDER_PART: Final = 0.8
 """Part of the time between two pictures that rendering one may take; the rest is for everybody else."""
-NO_FACE_S: Final = 10.0
-"""Seconds without any face after which `/status` says so."""
 MOVE_S: Final = 0.1
 """Without a new state the picture is looked after this often (seconds): faces that left ease to neutral."""
 UNSEEN_S: Final = 1.0
@@ -96,7 +94,7 @@ class Daemon:
         self._stages = Supervisor(self.telemetry.error, self.telemetry.errors.clear, self._die)
         self._rendered_at = time.monotonic()
         self._settled = False  # it was live once: all that a call needs is there
-        self._unsaved: str | None = None  # why the avatar could not be saved last
+        self._keeper = Keeper(self.telemetry.note)
         self._head = load_head(options.head)
         self._stand_ins = stand_ins
         self._people = People(
@@ -104,23 +102,34 @@ class Daemon:
             options,
             self._head,
             self._camera,
-            note=self._note,
-            save=self._save,
+            note=self.telemetry.note,
+            save=self._keeper.save,
             hear=self._sound.play,
             open_home=stand_ins.camera if stand_ins is not None else None,
         )
         self._status = Status(options.source, self._head, self.telemetry, self._display, self._backgrounds)
-        self._outlets = self._open_outlets()
         self._driving = Driving(
             run,
             config.drivers,
             self._head,
-            note=self._note,
+            note=self.telemetry.note,
             moved=self._moved.set,
             usual=self._people.usual,
             waited=partial(self.telemetry.stage, "drive"),
             alone=stand_ins is not None,
         )
+        self._course = Course(self._driving, self.telemetry.note)
+        self._controls = CallControls(
+            self._people,
+            self._driving,
+            self._display,
+            self._backgrounds,
+            self._sound,
+            models=options.models,
+            moved=self._moved.set,
+            stopping=self.stopping,
+        )
+        self._outlets = self._open_outlets()
         self.telemetry.export(self.status)
 
     @property
@@ -182,10 +191,10 @@ class Daemon:
         busy = self._stages.stop()
         self._driving.stop()
         if "train" in busy:
-            self._note("avatar", "training hangs: the avatar is as it was saved last")
+            self.telemetry.note("avatar", "training hangs: the avatar is as it was saved last")
         self._people.close(save="train" not in busy, release=not busy)
-        if self._unsaved is not None:
-            self._die(f"the avatar is as it was saved last: {self._unsaved}")
+        if self._keeper.trouble is not None:
+            self._die(f"the avatar is as it was saved last: {self._keeper.trouble}")
         self._outlets.stop()
         gc.unfreeze()
 
@@ -261,7 +270,7 @@ class Daemon:
         # Whether it is still the same face is told from pictures, too.
         if person is None or (person.budget.mode is Mode.RESTING and person.sitter.acquaintance.settled):
             if person is not None:
-                self._autosave(person)
+                self._keeper.keep(person)
             self.stopping.wait(TICK_S)
             return
         if self._people.at_first_sight(person):
@@ -277,7 +286,7 @@ class Daemon:
         self.telemetry.stage("train", spent)
         self.telemetry.trained.tick()
         self.telemetry.samples.tick(count=learner.samples - samples)
-        self._autosave(person)
+        self._keeper.keep(person)
         self.stopping.wait(training_pause(spent, self._share.duty))
 
     def _supervise(self) -> None:
@@ -287,17 +296,10 @@ class Daemon:
         self._people.follow(now, self._stages.rounds(("capture", "track", "render", "train")))
         person = self._people.current
         if person is not None:
-            sitter = person.sitter
-            before = sitter.session.state
-            sitter.session = sitter.session.advance(self._facts(person), now)
-            if sitter.session.state is not before:
-                fields = {"from": before, "to": sitter.session.state}
-                log.info("%s -> %s", before, sitter.session.state, extra={"event": "state", "fields": fields})
-                if sitter.session.state is State.LIVE and not self._settled:
-                    self._settled = True
-                    gc.freeze()  # what calibration and compilation have brought stays, too
-            self._allot(person, now)
-            self._watch_for_faces(person, now)
+            self._course.advance(person, self._stages.health(now)["train"], now)
+            if person.session.state is State.LIVE and not self._settled:
+                self._settled = True
+                gc.freeze()  # what calibration and compilation have brought stays, too
         self.telemetry.measure_memory(self.config.run.device, now)
         self._stages.watch(now)
         self._outlets.tell(now, self.status)
@@ -309,29 +311,24 @@ class Daemon:
     def _open_outlets(self) -> Outlets:
         if self._stand_ins is not None:
             return Outlets(self._stand_ins.outlet)
+        controls = self._controls
         hooks = StreamHooks(
             self.status,
             self.telemetry.metrics,
             self._camera,
             self._people.lend,
-            self.background,
-            self._choose_background,
-            self._answer,
-            controls=Controls(
-                freeze=self._people.halt,
-                mute=self._mute,
-                recalibrate=self._recalibrate,
-                orbit=self._orbit,
-                withhold=self._people.withhold,
-            ),
-            vision=self._vision,
+            controls.background,
+            controls.choose_background,
+            controls.answer,
+            controls=controls.of_page(),
+            vision=controls.vision,
             sound=self._sound,
         )
         options, stream = self.options, self.config.stream
-        preview = PreviewWindow(self._grant) if options.preview else None
+        preview = PreviewWindow(controls.grant) if options.preview else None
         others: list[Local] = []
         if options.record is not None:
-            failed = partial(self._note, "record")
+            failed = partial(self.telemetry.note, "record")
             others.append(Recorder(options.record, stream.fps, self._head.sha256, self._sound, failed))
         if options.virtual_camera:
             others.append(VirtualCamera(stream.size, stream.fps))
@@ -351,41 +348,6 @@ class Daemon:
         if person is not None:
             person.renew_tracker()
 
-    def _facts(self, person: Person) -> Facts:
-        driven = self._driving.decide()
-        learner = person.learner
-        score = learner.score if learner is not None else None
-        return Facts(
-            face=person.face(),
-            calibrated=learner is not None,
-            gain_db=score.gain_db if score is not None else None,
-            likeness_db=score.avatar_db if score is not None and learner is not None and not learner.loaded else None,
-            driven=learner is not None and driven,
-        )
-
-    def _allot(self, person: Person, now: float) -> None:
-        """Decide whether ``person`` is learned now."""
-        learner, health = person.learner, self._stages.health(now)["train"]
-        score = learner.score if learner is not None else None
-        wants = Wants(
-            known=learner is not None,
-            away=person.session.state in (State.WAITING, State.IDLE),
-            news=learner.gate.news if learner is not None else None,
-            likeness_db=score.avatar_db if score is not None else None,
-            frozen=learner is not None and not learner.learns,
-            failure=health.error if health.condition in (Condition.FAILED, Condition.HUNG) else None,
-        )
-        sitter = person.sitter
-        before = sitter.budget
-        sitter.budget = budget = before.after(wants, now)
-        if budget.mode is not before.mode:
-            log.info(
-                "training: %s (%s)",
-                budget.mode,
-                budget.why,
-                extra={"event": "training", "stage": "train", "fields": {"mode": budget.mode}},
-            )
-
     def _scene(self, person: Person) -> Scene:
         """What the picture of this moment depends on."""
         session, learner, tracked = person.session, person.learner, person.tracked
@@ -403,96 +365,7 @@ class Daemon:
         """Whether the avatar is to be shown: it is live, or came from a file and was not measured yet."""
         return session.live or (learner is not None and learner.score is None and learner.loaded)
 
-    def _watch_for_faces(self, person: Person, now: float) -> None:
-        if person.session.state is not State.WAITING:
-            self._note("face", None)
-        elif person.seen and now - person.began > NO_FACE_S:
-            person.began = now
-            self._note("face", f"no face was found in the pictures of {person.name} so far")
-
-    def _note(self, where: str, text: str | None) -> None:
-        """An error for `/status`, and for the log when it is new; None: it works again."""
-        if text is None:
-            self.telemetry.errors.clear(where)
-        elif self.telemetry.error(where, text) == 1:
-            log.warning("%s: %s", where, text, extra={"event": "trouble", "stage": where, "fields": {"error": text}})
-
-    def _autosave(self, person: Person) -> None:
-        """Save now and then, without waiting for it, and tell what became of weights and files."""
-        learner = person.learner
-        if learner is None:
-            return
-        learner.autosave(time.monotonic())
-        for event in learner.events():
-            self._note("learning", event.text)
-        while learner.changes:
-            change = learner.changes.popleft()
-            person.sitters.note("appearance", f"the {change} changed: earlier pictures fade")
-        if learner.unsaved != self._unsaved:
-            self._unsaved = learner.unsaved
-            self._note("avatar", self._unsaved)
-
-    def _save(self, sitter: Sitter) -> None:
-        """Save the avatar; where that fails the last one stays."""
-        try:
-            if sitter.learner is not None and sitter.learner.save():
-                log.info("avatar saved: %s", sitter.path, extra={"event": "avatar_saved", "stage": "avatar"})
-            self._note("avatar", None)
-            self._unsaved = None
-        except Exception as error:  # a lost GPU raises anything; whoever else is there must be saved all the same
-            text = str(error) if isinstance(error, UserError) else f"it cannot be saved: {one_line(error)}"
-            self._note("avatar", text)
-            self._unsaved = text
-
-    def _choose_background(self, text: str) -> None:
-        """A viewer wants the head over something else (on the network thread).  UserError if there is no such."""
-        self._backgrounds.choose(text)
-        self._moved.set()
-
-    def _mute(self, on: bool) -> None:
-        self._sound.muted = on
-
-    def _grant(self, wish: Wish) -> None:
-        """A key was pressed in the preview window (on a thread of its own).  UserError: not now, and why."""
-        match wish:
-            case Wish.QUIT:
-                self.stopping.set()
-            case Wish.MUTE:
-                self._mute(not self._sound.muted)
-            case Wish.CALIBRATE:
-                self._recalibrate()
-            case Wish.FREEZE:
-                person = self._people.current
-                self._people.halt(person is None or person.budget.mode is not Mode.FROZEN)
-
-    def _orbit(self, yaw: float, pitch: float) -> None:
-        self._display.orbit = yaw, pitch
-        self._moved.set()
-
-    def _vision(self, name: str) -> bytes:
-        from telepresence.tracking.browser import vision_file
-
-        return vision_file(name, self.options.models)
-
-    def _recalibrate(self) -> None:
-        """Get to know anew the neutral face of whoever moves the avatar's.  UserError if that is nobody."""
-        if self._driving.external:
-            self._driving.recalibrate()
-        else:
-            self._people.recalibrate()
-
-    def _answer(self, same: bool) -> None:
-        """Somebody says whether this is the avatar's person (on the network thread).  UserError if nobody asked."""
-        person = self._people.current
-        if person is None:
-            raise UserError("nobody asks who this is")
-        person.sitters.answer(same)
-
     # ---- what it says of itself
-
-    def background(self) -> dict[str, Any]:
-        """What `GET /background` shows."""
-        return {"background": str(self._backgrounds.chosen), "choices": self._backgrounds.choices}
 
     def status(self) -> dict[str, Any]:
         """What `GET /status` shows."""

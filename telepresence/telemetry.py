@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import threading
@@ -16,6 +17,8 @@ from telepresence.mailbox import Mailbox
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
+
+log = logging.getLogger("telepresence")
 
 WINDOW_S: Final = 3.0
 """Seconds over which rates and latencies are taken."""
@@ -177,6 +180,13 @@ class Telemetry:
         """Note and count an error of a stage; how often this very one has come now."""
         self.event(f"{where}_error")
         return self.errors.record(where, text)
+
+    def note(self, where: str, text: str | None) -> None:
+        """An error for `/status`, and for the log when it is new; None: it works again."""
+        if text is None:
+            self.errors.clear(where)
+        elif self.error(where, text) == 1:
+            log.warning("%s: %s", where, text, extra={"event": "trouble", "stage": where, "fields": {"error": text}})
 
     def latency(self, seconds: float) -> None:
         """A picture was shown this long after the moment that it shows."""

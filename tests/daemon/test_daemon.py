@@ -159,7 +159,7 @@ def test_the_server_answers_and_names_the_camera_that_is_missing(launch: Callabl
 def test_a_picture_without_a_face_is_waited_on_and_named(
     launch: Callable[..., Watched], models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("telepresence.daemon.NO_FACE_S", 0.5)
+    monkeypatch.setattr("telepresence.course.NO_FACE_S", 0.5)
     daemon = launch(Options("browser", models=models))
     noise = np.random.default_rng(0).integers(0, 255, (120, 160, 3), dtype=np.uint8)
 

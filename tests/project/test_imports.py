@@ -21,7 +21,8 @@ RUNTIME = (
 STAGES = ("sources", "tracking", "drivers", "streaming", "outputs", "learning")
 # May import stages; no stage imports them.
 WIRING = (
-    *("daemon", "outlets", "driving", "people", "person", "sitter", "status", "metrics", "display", "rehearsal"),
+    *("daemon", "controls", "course", "keeper", "outlets", "driving", "people", "person", "sitter"),
+    *("status", "metrics", "display", "rehearsal"),
     *("client", "checkup", "commands", "cli", "__main__"),
 )
 
