@@ -185,7 +185,8 @@ class Avatar:
     def load(path: Path, head: HeadModel, device: str | torch.device) -> Avatar:
         """Read an avatar that was learned with ``head``: the newest that is whole.
 
-        Raises UserError if there is none, or if it is of another version or of another head.
+        Raises UserError if there is none, or if it is of another version or of another head; of an older version of
+        this one, too, which had other tensors.
         """
         file = avatar_file(path)
         content, spoilt = _newest(file)
@@ -236,7 +237,9 @@ class Avatar:
         except TcnnMissing:
             raise
         except (UserError, KeyError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
-            raise files.damaged(file, error) from None
+            reason = f"it has no {error.args[0]}" if isinstance(error, KeyError) else error
+            # Whose seal is right was not spoilt on the disk.
+            raise (files.damaged if content.sha256 is None else files.foreign)(file, reason) from None
         return avatar
 
 

@@ -118,7 +118,16 @@ def brief(value: object) -> str:
 
 
 def damaged(file: Path, reason: object) -> UserError:
+    """The error of a file that is not what was written."""
     return UserError(f"{file} is damaged or no avatar: {brief(reason)}")
+
+
+def foreign(file: Path, reason: object) -> UserError:
+    """The error of an avatar that is what was written, and yet not as this program writes them."""
+    return UserError(
+        f"{file} was not saved as this version of the program saves avatars ({brief(reason)}):"
+        " open it with the version that saved it, or begin a new avatar in another folder"
+    )
 
 
 def seal(header: str, tensors: dict[str, torch.Tensor]) -> str:

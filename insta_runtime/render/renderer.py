@@ -146,8 +146,15 @@ def split_snapshot(
 
 
 def load_snapshot(model: AvatarModel, snapshot: Snapshot) -> None:
-    """Put a snapshot into a model of the same configuration."""
+    """Put a snapshot into a model of the same configuration.  ValueError, in few words, if it is of another one."""
     field, grid, registration, underlay = split_snapshot(snapshot)
+    own = model.field.state_dict()
+    if strange := sorted(own.keys() ^ field.keys()):
+        name = strange[0]
+        raise ValueError(f"its field has no {name}" if name in own else f"{name} has no place in its field")
+    for name, tensor in own.items():
+        if field[name].shape != tensor.shape:
+            raise ValueError(f"{name} has the shape {list(field[name].shape)}, not {list(tensor.shape)}")
     if registration is not None:
         if registration.table.shape != model.registration.table.shape:
             raise ValueError("the registration does not fit the head")

@@ -325,6 +325,31 @@ def test_a_tampered_file_is_refused(saved: Path, change: Callable[[Header, Tenso
     assert str(saved) in refused(saved)
 
 
+OLDER: dict[str, tuple[Callable[[Tensors], object], str]] = {
+    "a wider network": (
+        lambda t: t.update({"density_net.0.weight": torch.zeros(7, 5)}),
+        "density_net.0.weight has the shape [7, 5], not ",
+    ),
+    "a network fewer": (lambda t: t.pop("density_net.0.weight"), "its field has no density_net.0.weight"),
+    "a network more": (lambda t: t.update({"gaze_net.weight": torch.zeros(3)}), "gaze_net.weight has no place in its"),
+    "no masks": (lambda t: t.pop("occupancy.masks"), "it has no occupancy.masks"),
+    "no identity": (lambda t: t.pop("shape"), "it has no shape"),
+}
+
+
+@pytest.mark.parametrize(("change", "why"), OLDER.values(), ids=OLDER.keys())
+def test_an_avatar_of_an_older_program_is_refused_with_what_to_do(
+    saved: Path, change: Callable[[Tensors], object], why: str
+) -> None:
+    tamper(saved, lambda _, tensors: change(tensors))
+    text = refused(saved)
+    assert text.startswith(f"{saved} was not saved as this version of the program saves avatars ({why}")
+    assert text.endswith(": open it with the version that saved it, or begin a new avatar in another folder")
+    assert "damaged" not in text
+    tamper(saved, lambda header, _: header.update(version=1), sealed=False)
+    assert f"damaged or no avatar: {why}" in refused(saved), "without a seal nobody can tell"
+
+
 def test_cells_of_a_machine_that_rounds_otherwise(avatar: Avatar, saved: Path) -> None:
     """The file says which cells there are: nobody else's rounding decides again."""
     own = avatar.model.occupancy
