@@ -118,6 +118,8 @@ class Daemon:
             waited=partial(self.telemetry.stage, "drive"),
             alone=stand_ins is not None,
         )
+        for worker in self._driving.workers:
+            self._stages.adopt(worker)
         self._course = Course(self._driving, self.telemetry.note)
         self._controls = CallControls(
             self._people,

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from telepresence.drivers.publisher import StatePublisher
     from telepresence.drivers.settings import DriverSettings
     from telepresence.frames import Pose
+    from telepresence.worker import Worker
 
 RELAX_S: Final = 1.5
 """A face that nobody moves any more comes to rest in this time."""
@@ -166,6 +167,11 @@ class Driving:
             self._publisher.stop()
 
     # ---- what others ask and tell
+
+    @property
+    def workers(self) -> list[Worker]:
+        """The threads that receive."""
+        return [inlet.worker for inlet in self._inlets.values()]
 
     @property
     def address(self) -> str | None:

@@ -49,6 +49,8 @@ POLICIES: Final = {
     # A thread of its own takes over, and viewers get a keyframe.
     "encode": Policy(SOON, Then.AGAIN, 5.0, Then.AGAIN),
     "network": Policy((), Then.STOP, 60.0, Then.STOP),
+    # What receives head states, or plays them, each by its own name; whoever else drives takes over meanwhile.
+    "inlet": Policy(SOON, Then.AGAIN, 60.0, Then.WITHOUT),
     # The connection to a server that is published to: it may be away for as long as it likes.
     "publish": Policy((1.0, 2.0, 4.0, 8.0, 15.0, 30.0), Then.AGAIN, 8.0, Then.AGAIN),
 }

@@ -9,6 +9,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Final
 
 from telepresence.policy import JUMP_S, POLICIES, Health, Then, is_device_error, one_line
@@ -28,8 +29,8 @@ class Supervisor:
     """Starts, watches and ends the stages.
 
     ``note(stage, text)`` hears of every failure, ``well(stage)`` once it has worked again for `WELL_S`, and
-    ``die(text)`` of the failure that ends the call.  `begin`, `stop` and `overdue` are for the main thread, `watch`
-    for the stage ``supervise``; the rest may be called on any.
+    ``die(text)`` of the failure that ends the call.  `adopt`, `begin`, `stop` and `overdue` are for the main thread,
+    `watch` for the stage ``supervise``; the rest may be called on any.
     """
 
     def __init__(
@@ -54,18 +55,16 @@ class Supervisor:
 
         ``mend`` is called there before each restart.
         """
-        self._workers[stage] = worker = Worker(
-            stage,
-            work,
-            policy=POLICIES[stage],
-            setup=lambda: limit_torch_threads(threads),
-            mend=mend,
-            failed=self._failed,
-            fatal=self._fatal,
-            nice=nice,
-        )
+        setup = partial(limit_torch_threads, threads)
+        worker = Worker(stage, work, policy=POLICIES[stage], setup=setup, mend=mend, nice=nice)
+        self.adopt(worker)
         self._watched = time.monotonic()
         worker.start()
+
+    def adopt(self, worker: Worker) -> None:
+        """Watch and end a worker that somebody else starts."""
+        self._workers[worker.name] = worker
+        worker.failed, worker.fatal = self._failed, self._fatal
 
     def watch(self, now: float) -> None:
         """Deal with the stages that hang; call it several times a second."""

@@ -20,8 +20,9 @@ class Worker:
     ``work`` does one round and returns within about a second, so that a stop is noticed.  ``setup`` runs in the
     thread before the first round, ``mend`` before each that follows a failure.  A round that raises is reported to
     ``failed`` and tried again after the pauses of ``policy``; when they are used up, or the GPU is lost, and the
-    policy says so, ``fatal`` is called and the thread ends.  ``nice`` lowers the priority of this thread
-    alone, where the system can (Linux).
+    policy says so, ``fatal`` is called and the thread ends.  Both may be replaced until it starts.  The log has the
+    traceback of an error when it comes first, and not again while no other comes.  ``nice`` lowers the priority of
+    this thread alone, where the system can (Linux).
     """
 
     def __init__(
@@ -30,8 +31,8 @@ class Worker:
         work: Callable[[], None],
         *,
         policy: Policy,
-        failed: Callable[[str, Exception], None],
-        fatal: Callable[[str, Exception], None],
+        failed: Callable[[str, Exception], None] = lambda _name, _error: None,
+        fatal: Callable[[str, Exception], None] = lambda _name, _error: None,
         setup: Callable[[], None] | None = None,
         mend: Callable[[], None] | None = None,
         nice: int = 0,
@@ -39,7 +40,8 @@ class Worker:
         self.name, self.policy = name, policy
         self.stop = threading.Event()
         self.heartbeat = time.monotonic()
-        self._work, self._setup, self._mend, self._failed, self._fatal = work, setup, mend, failed, fatal
+        self.failed, self.fatal = failed, fatal
+        self._work, self._setup, self._mend = work, setup, mend
         self._nice = nice
         self._condition = Condition.RUNNING
         self._restarts = 0
@@ -47,6 +49,7 @@ class Worker:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
+        self.heartbeat = time.monotonic()
         self._thread.start()
 
     def join(self, timeout: float) -> bool:
@@ -103,15 +106,15 @@ class Worker:
     def _fails(self, error: Exception, failures: int) -> bool:
         """Report the failure and wait until the next attempt; False if there is none."""
         self.heartbeat = time.monotonic()
-        self._error = one_line(error)
-        log.debug("stage %s failed", self.name, exc_info=True)
+        known, self._error = self._error, one_line(error)
         log.error(
             "stage %s failed: %s",
             self.name,
             self._error,
+            exc_info=error if self._error != known else None,
             extra={"event": "stage_failed", "stage": self.name, "fields": {"error": self._error, "failures": failures}},
         )
-        self._failed(self.name, error)
+        self.failed(self.name, error)
         pauses = self.policy.pauses
         exhausted = failures > len(pauses)
         # Tried seldom from now on, or not at all.
@@ -119,7 +122,7 @@ class Worker:
         self._condition = Condition.FAILED if lasting else Condition.RESTARTING
         if is_device_error(error) or (exhausted and self.policy.failed is Then.STOP):
             self._condition = Condition.FAILED
-            self._fatal(self.name, error)
+            self.fatal(self.name, error)
             return False
         self._restarts += 1
         pause = pauses[min(failures, len(pauses)) - 1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
@@ -12,6 +11,8 @@ from statistics import median
 from typing import Any, Final
 
 from insta_runtime.types import HeadState
+from telepresence.policy import POLICIES
+from telepresence.worker import Worker
 
 Transfer = Callable[[HeadState, str | None], HeadState]
 
@@ -21,6 +22,7 @@ BURST_S: Final = 0.4
 """... but those of so many seconds may come at once."""
 FLOOR_NS: Final = 500_000_000
 """While the sender that drives has spoken within this time, no other is heeded."""
+JOIN_S: Final = 5.0
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Allowance:
 
 
 class Inlet:
-    """A source of head states with a thread of its own, which subclasses fill: it calls `_show` and `_drop`.
+    """A source of head states with a thread of its own.  Subclasses fill `_round`, which calls `_show` and `_drop`.
 
     ``accepted`` hears of every state that is taken, ``refused`` of messages that are wrong, with one line that says why
     (of a flood of them, now and then); ``transfer`` makes the state to show from what was sent and the person whose it
@@ -63,6 +65,7 @@ class Inlet:
     Attributes:
         name: what it is called in `/status` and by ``--drive``.
         address: where it listens, once `start` has returned.
+        worker: the thread; an error in it that is no message's fault is treated by the policy ``inlet``.
         counts: messages by what became of them: ``taken``, ``malformed``, ``late`` (a newer one had come before it),
             ``stale`` (old when it came), ``busy`` (of another sender than the one that drives), ``flood``; and of
             packets, ``empty`` (no face) and ``foreign`` (from elsewhere than is allowed).
@@ -84,19 +87,16 @@ class Inlet:
         self._newest: Driven | None = None
         self._arrivals: deque[int] = deque(maxlen=16)
         self._allowance, self._complaints = Allowance(rate, rate * BURST_S), Allowance(5.0, 50.0)
-        self._stopping = threading.Event()
-        self._thread: threading.Thread | None = None
+        self.worker = Worker(name, self._round, policy=POLICIES["inlet"])
 
     def start(self) -> None:
         """Begin to receive.  UserError if that cannot be."""
-        self._thread = threading.Thread(target=self._serve, name=self.name, daemon=True)
-        self._thread.start()
+        self.worker.start()
 
     def stop(self) -> None:
         """Release what `start` took and wait for the thread; may be called twice."""
-        self._stopping.set()
-        if self._thread is not None:
-            self._thread.join()
+        if self.worker.join(JOIN_S):  # what is in use still must not be closed
+            self._close()
 
     def newest(self) -> Driven | None:
         """The state after the newest message that was taken, or None before the first."""
@@ -125,8 +125,12 @@ class Inlet:
             "counts": dict(self.counts),
         }
 
-    def _serve(self) -> None:
+    def _round(self) -> None:
+        """Wait for what comes next, a moment at most, and deal with it."""
         raise NotImplementedError
+
+    def _close(self) -> None:
+        """Release what `start` took, if it did."""
 
     def _may_read(self, arrived_ns: int) -> bool:
         if self._allowance.take(arrived_ns):

@@ -71,35 +71,39 @@ class Bridge(Inlet):
         self._reader = make()
         self._sender: str | None = None
         self._sent_s: float | None = None
+        self._socket: socket.socket | None = None
 
     def start(self) -> None:
         """Bind and listen.  UserError if the address cannot be had."""
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
-        self._socket = socket.socket(family, socket.SOCK_DGRAM)
+        self._socket = listening = socket.socket(family, socket.SOCK_DGRAM)
         try:
-            self._socket.bind((self.host, self.port))
+            listening.bind((self.host, self.port))
         except OSError as error:
-            self._socket.close()
+            listening.close()
             raise UserError(
                 f"cannot listen to {self.name} at {self.host}:{self.port}: {error.strerror};"
                 f" choose another with --set drivers.{self.name}=HOST:PORT"
             ) from None
-        self.port = self._socket.getsockname()[1]
+        self.port = listening.getsockname()[1]
         self.address = f"udp://{self.host}:{self.port}"
-        self._socket.settimeout(WAIT_S)
+        listening.settimeout(WAIT_S)
         super().start()
 
-    def _serve(self) -> None:
-        with self._socket as listening:
-            while not self._stopping.is_set():
-                try:
-                    packet, sender = listening.recvfrom(LARGEST)
-                except TimeoutError:
-                    continue
-                except OSError:  # what a socket reports of an earlier packet concerns nobody here
-                    self._stopping.wait(WAIT_S)
-                    continue
-                self._take(packet, str(sender[0]))
+    def _round(self) -> None:
+        assert self._socket is not None, "it was started"
+        try:
+            packet, sender = self._socket.recvfrom(LARGEST)
+        except TimeoutError:
+            return
+        except OSError:  # what a socket reports of an earlier packet concerns nobody here
+            self.worker.stop.wait(WAIT_S)
+            return
+        self._take(packet, str(sender[0]))
+
+    def _close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
 
     def _take(self, packet: bytes, sender: str) -> None:
         arrived = now_ns()

@@ -59,6 +59,7 @@ class ZeroMqDriver(Inlet):
         self._given: dict[str, Float32] = {}
         self._sender: str | None = None
         self._ordering = Ordering()
+        self._socket: zmq.Socket[bytes] | None = None
         self._release = contextlib.ExitStack()
 
     @property
@@ -103,10 +104,6 @@ class ZeroMqDriver(Inlet):
         self._socket = socket
         super().start()
 
-    def stop(self) -> None:
-        super().stop()
-        self._release.close()
-
     def follow(self, state: HeadState) -> None:
         """Let fields that no message gives be as in ``state``: the tracker's, say."""
         self._base = state
@@ -125,13 +122,17 @@ class ZeroMqDriver(Inlet):
                 raise
         return context
 
-    def _serve(self) -> None:
+    def _round(self) -> None:
         import zmq
 
-        with self._socket as socket:
-            while not self._stopping.is_set():
-                if socket.poll(POLL_MS):
-                    self._take(socket.recv_multipart(zmq.NOBLOCK))
+        assert self._socket is not None, "it was started"
+        if self._socket.poll(POLL_MS):
+            self._take(self._socket.recv_multipart(zmq.NOBLOCK))
+
+    def _close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+        self._release.close()
 
     def _take(self, frames: list[bytes]) -> None:
         arrived = now_ns()
