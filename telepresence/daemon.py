@@ -333,7 +333,7 @@ class Daemon:
             failed = partial(self.telemetry.note, "record")
             others.append(Recorder(options.record, stream.fps, self._head.sha256, self._sound, failed))
         if options.virtual_camera:
-            others.append(VirtualCamera(stream.size, stream.fps))
+            others.append(VirtualCamera(stream.size, stream.fps, partial(self.telemetry.note, "virtual camera")))
         return Outlets(MediaServer(stream, hooks), preview, others)
 
     def _warm_up(self) -> None:

@@ -115,6 +115,8 @@ class Recorder:
             self._bus.forget(self._chunks.append)
             self._stopping.set()
             reason = getattr(error, "strerror", None) or one_line(error)
+            if not hasattr(error, "strerror"):  # neither the disk nor an encoder
+                log.error("a bug has ended the recording", exc_info=True, extra={"event": "stage_failed"})
             self._failed(f"the recording {self._path} has ended: {reason.lower()}")
 
     def _round(self) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final
 
 from telepresence.clock import Ratekeeper
 from telepresence.frames import ShownFrame
+from telepresence.policy import one_line
 
 if TYPE_CHECKING:
     from pyvirtualcam import Camera
@@ -28,12 +30,12 @@ INSTALL: Final = {
 class VirtualCamera:
     """Sends the newest picture ``fps`` times a second to the virtual camera of this machine, repeated where it stands.
 
-    Where there is none, or none any more, one line in the log says so and what to do, and the call goes on.
+    Where there is none, or none any more, one line says so and what to do, and the call goes on.
     """
 
-    def __init__(self, side: int, fps: int) -> None:
-        """``side`` of the pictures, px."""
-        self._side, self._fps = side, fps
+    def __init__(self, side: int, fps: int, failed: Callable[[str], None]) -> None:
+        """``side`` of the pictures, px; ``failed`` hears, at most once, why nothing is shown."""
+        self._side, self._fps, self._failed = side, fps, failed
         self._newest: ShownFrame | None = None
         self._stopping = threading.Event()
         self._camera: Camera | None = None
@@ -42,13 +44,13 @@ class VirtualCamera:
     def start(self) -> None:
         """Open the camera, if there is one."""
         if find_spec("pyvirtualcam") is None:
-            return self._lack("the Python package pyvirtualcam is not installed: pip install pyvirtualcam")
+            return self._failed("the Python package pyvirtualcam is not installed: pip install pyvirtualcam")
         from pyvirtualcam import Camera
 
         try:
             self._camera = Camera(self._side, self._side, self._fps)
         except (RuntimeError, OSError):  # RuntimeError: no backend found a device
-            return self._lack(INSTALL.get(sys.platform, "this system is not known to have any"))
+            return self._failed(INSTALL.get(sys.platform, "this system is not known to have any"))
         log.info("the avatar is the camera %s", self._camera.device, extra={"event": "virtual_camera"})
         return self._thread.start()
 
@@ -76,9 +78,9 @@ class VirtualCamera:
                 if self._newest is not None:
                     camera.send(self._newest.rgb)
         except (RuntimeError, OSError) as error:
-            self._lack(f"it takes no pictures any more ({str(error).splitlines()[0].lower()})")
+            self._failed(f"it takes no pictures any more: {str(error).splitlines()[0].lower()}")
+        except Exception as error:
+            log.error("a bug has ended the virtual camera", exc_info=True, extra={"event": "stage_failed"})
+            self._failed(f"it has ended: {one_line(error)}")
         finally:
             camera.close()
-
-    def _lack(self, reason: str) -> None:
-        log.warning("no virtual camera: %s; the call goes on", reason, extra={"event": "virtual_camera"})

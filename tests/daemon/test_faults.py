@@ -16,9 +16,12 @@ from small_avatar import SMALL_AVATAR
 from insta_runtime.avatar import Avatar
 from insta_runtime.errors import UserError
 from insta_runtime.head import load_head
+from insta_runtime.types import HeadState
+from telepresence.client import ParameterClient
 from telepresence.clock import CaptureClock
 from telepresence.config import Config, load_config
 from telepresence.daemon import Daemon
+from telepresence.drivers.transfer import LiveTransfer
 from telepresence.frames import CameraFrame, TrackedFrame
 from telepresence.people import Options
 from telepresence.policy import JUMP_S, OLD_S, POLICIES, Condition, Policy, Then
@@ -275,6 +278,38 @@ def test_learning_rests_while_nothing_is_new_and_drawing_while_nobody_looks(
     assert daemon.telemetry.shown.total == shown
     daemon._outlets.server._hub.subscribe_pictures(lambda _: None)
     eventually(daemon, lambda _: daemon.telemetry.shown.total > shown + 2)
+
+
+def test_a_bug_in_an_inlet_is_told_once_and_the_inlet_comes_back(
+    start: Callable[[], Daemon], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(POLICIES, "inlet", replace(POLICIES["inlet"], pauses=SOON))
+    monkeypatch.setattr("telepresence.supervision.WELL_S", 0.2)
+    message = Fault(monkeypatch, LiveTransfer, "__call__")
+    daemon = start()
+    address, head = daemon.status()["zmq"], load_head()
+    message.error = IndexError("no such expression")
+    with ParameterClient(address, head.sha256, head.basis) as client:
+
+        def send(restarts: int) -> Callable[[dict[str, Any]], bool]:
+            def sent(status: dict[str, Any]) -> bool:
+                client.send(HeadState.neutral(len(head.expression_names)))
+                return bool(status["stages"]["zmq"]["restarts"] >= restarts)
+
+            return sent
+
+        status = eventually(daemon, send(6))
+        assert status["stages"]["zmq"]["error"] == "IndexError: no such expression"
+        assert any(line.startswith("zmq: IndexError: no such expression") for line in status["errors"])
+        assert status["driver"] == "tracker"
+        shown = daemon.telemetry.shown.total
+        eventually(daemon, lambda _: daemon.telemetry.shown.total > shown)
+        traces = [record for record in caplog.records if record.exc_info]
+        assert [getattr(record, "stage", None) for record in traces] == ["zmq"]
+
+        message.error = None
+        eventually(daemon, lambda status: send(0)(status) and status["driver"] == "zmq")
+    eventually(daemon, lambda status: status["stages"]["zmq"]["state"] == "running" and not status["errors"])
 
 
 def test_a_call_goes_on_without_training_that_hangs(

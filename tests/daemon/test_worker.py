@@ -32,7 +32,7 @@ def test_it_works_until_it_is_stopped_under_its_own_name() -> None:
     assert names == {"capture"}
 
 
-def test_a_stage_that_raises_is_mended_and_then_given_up() -> None:
+def test_a_stage_that_raises_is_mended_and_then_given_up(caplog: pytest.LogCaptureFixture) -> None:
     calls: list[str] = []
     failures: list[str] = []
     ended = threading.Event()
@@ -53,6 +53,8 @@ def test_a_stage_that_raises_is_mended_and_then_given_up() -> None:
     assert ended.wait(10)
     assert calls == ["setup", "mend", "mend", "mend"]
     assert failures == ["track: no good"] * 4
+    assert caplog.text.count("stage track failed") == 4
+    assert caplog.text.count("Traceback") == 1, "of the same error, once is enough"
     assert thread.join(10)
     health = thread.health(time.monotonic())
     assert (health.condition, health.restarts, health.error) == (Condition.FAILED, 3, "ValueError: no good")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from insta_runtime.head import load_head
 from insta_runtime.tracked import write_take
 from insta_runtime.types import Camera, HeadState, Take
 from telepresence.commands.send import send
-from telepresence.drivers.take import play, schedule
+from telepresence.drivers.take import Playback, play, schedule
 from telepresence.drivers.zeromq import ZeroMqDriver
 
 FRAMES = 12
@@ -52,6 +53,17 @@ def test_playing_stops_when_asked() -> None:
     stop = threading.Event()
     stop.set()
     assert list(play(make_take(), stop)) == []
+
+
+def test_a_pause_in_a_take_is_waited_for_in_parts() -> None:
+    """So the thread that plays it shows that it lives."""
+    take = make_take()
+    states = tuple(replace(state, t_capture_ns=1 + index * 3600 * 10**9) for index, state in enumerate(take.states))
+    playback, stop = Playback(replace(take, states=states)), threading.Event()
+    assert playback.next(stop) is not None
+    assert playback.next(stop, 0.001) is None
+    assert playback.next(stop, 0.001) is None
+    assert not playback.over
 
 
 def test_send_plays_a_take_into_the_daemon(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -220,3 +221,22 @@ def test_a_full_disk_ends_the_recording_and_not_the_call(tmp_path: Path, bus: So
     (failure,) = failures
     assert "no space left" in failure
     assert "\n" not in failure
+
+
+def test_a_bug_ends_the_recording_with_one_line_and_its_traceback_in_the_log(
+    tmp_path: Path, bus: SoundBus, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorder, failures = make(tmp_path / "call.mp4", bus)
+    recorder.start()
+    origin_ns = time.monotonic_ns()
+    show(recorder, shown(0, origin_ns))
+    recorder.show(replace(shown(40, origin_ns), rgb=np.zeros(3, np.uint8)))
+    end = time.monotonic() + 20
+    while recorder.open:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    recorder.stop()
+    (failure,) = failures
+    assert failure.startswith(f"the recording {tmp_path / 'call.mp4'} has ended: ")
+    assert "\n" not in failure
+    assert caplog.text.count("Traceback") == 1

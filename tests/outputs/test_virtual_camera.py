@@ -37,12 +37,14 @@ class Driver:
     def __init__(self, *, width: int, height: int, fps: float, fourcc: int, device: str | None) -> None:
         self.asked = width, height, fps, fourcc.to_bytes(4, "little")
         self.sent: list[np.ndarray] = []
-        self.closed = self.unplugged = False
+        self.closed = self.unplugged = self.wrong = False
         DRIVERS.append(self)
 
     def send(self, pixels: np.ndarray) -> None:
         if self.unplugged:
             raise RuntimeError("Device is gone\nreally")
+        if self.wrong:
+            raise ValueError("no such pixel")
         self.sent.append(pixels.copy())
 
     def close(self) -> None:
@@ -70,7 +72,7 @@ def driver() -> Iterator[None]:
 
 @pytest.mark.usefixtures("driver")
 def test_a_driver_gets_the_newest_picture_again_and_again(caplog: pytest.LogCaptureFixture) -> None:
-    camera = VirtualCamera(SIDE, 50)
+    camera = VirtualCamera(SIDE, 50, pytest.fail)
     with caplog.at_level(logging.INFO):
         camera.start()
     assert "/dev/video9" in caplog.text
@@ -89,8 +91,9 @@ def test_a_driver_gets_the_newest_picture_again_and_again(caplog: pytest.LogCapt
 
 
 @pytest.mark.usefixtures("driver")
-def test_a_camera_that_is_unplugged_ends_with_one_line(caplog: pytest.LogCaptureFixture) -> None:
-    camera = VirtualCamera(SIDE, 50)
+def test_a_camera_that_is_unplugged_ends_with_one_line() -> None:
+    lines: list[str] = []
+    camera = VirtualCamera(SIDE, 50, lines.append)
     camera.start()
     camera.show(frame(40))
     DRIVERS[-1].unplugged = True
@@ -98,29 +101,42 @@ def test_a_camera_that_is_unplugged_ends_with_one_line(caplog: pytest.LogCapture
     camera.show(frame(50))
     camera.stop()
     assert DRIVERS[-1].closed
-    (line,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-    assert line == "no virtual camera: it takes no pictures any more (device is gone); the call goes on"
+    assert lines == ["it takes no pictures any more: device is gone"]
+
+
+@pytest.mark.usefixtures("driver")
+def test_a_bug_ends_it_with_one_line_and_its_traceback_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    lines: list[str] = []
+    camera = VirtualCamera(SIDE, 50, lines.append)
+    camera.start()
+    DRIVERS[-1].wrong = True
+    camera.show(frame(40))
+    wait(lambda: not camera.open)
+    camera.show(frame(50))
+    camera.stop()
+    assert DRIVERS[-1].closed
+    assert lines == ["it has ended: ValueError: no such pixel"]
+    assert caplog.text.count("Traceback") == 1
 
 
 @pytest.mark.skipif(
     any(Path("/sys/class/video4linux").glob("*")) or sys.platform != "linux", reason="there may be a virtual camera"
 )
-def test_without_a_device_one_line_says_what_to_do(caplog: pytest.LogCaptureFixture) -> None:
-    camera = VirtualCamera(SIDE, 30)
+def test_without_a_device_one_line_says_what_to_do() -> None:
+    lines: list[str] = []
+    camera = VirtualCamera(SIDE, 30, lines.append)
     camera.start()
     camera.show(frame(40))
     assert not camera.open
     camera.stop()
-    (line,) = [r.getMessage() for r in caplog.records]
-    assert line == f"no virtual camera: {INSTALL['linux']}; the call goes on"
+    assert lines == [INSTALL["linux"]]
 
 
-def test_without_the_package_one_line_says_what_to_do(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_the_package_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
     monkeypatch.setattr("telepresence.outputs.virtual_camera.find_spec", lambda _name: None)
-    camera = VirtualCamera(SIDE, 30)
+    camera = VirtualCamera(SIDE, 30, lines.append)
     camera.start()
     camera.stop()
-    (line,) = [r.getMessage() for r in caplog.records]
+    (line,) = lines
     assert "pip install pyvirtualcam" in line
