@@ -61,8 +61,9 @@ class Options:
 class People:
     """Opens, swaps and sees off persons; ``current`` is the one whose camera is used now.
 
-    `lend` is called on the network thread, `at_first_sight` and `learner` on the training thread, `usual` on the zmq
-    thread; all else belongs to the supervisor.  ``note`` hears what went wrong, and where; ``save`` saves an avatar.
+    `lend` is called on the network thread, `at_first_sight` and `learner` on the training thread, `usual` on that of
+    every inlet and on the render thread, what a viewer may ask for on any; all else belongs to the supervisor.
+    ``note`` hears what went wrong, and where; ``save`` saves an avatar.
     """
 
     def __init__(

@@ -78,7 +78,8 @@ class Converter:
 
 
 class H264Encoder:
-    """H.264 without delay: constrained baseline, constant bitrate, a keyframe only when asked for.
+    """H.264 without delay: constrained baseline, constant bitrate, a keyframe when asked for, or after 3000 pictures
+    without one.
 
     Every keyframe is an IDR picture with SPS and PPS before it, so that a viewer can start at any of them.  The rate
     changes from one picture to the next without a keyframe: x264 does that only if it was opened at a constant rate,

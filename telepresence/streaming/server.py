@@ -38,7 +38,7 @@ STOP_S = 10.0
 class MediaServer:
     """Streams the newest picture shown to every viewer, at the declared rate, and takes a browser's camera.
 
-    Two threads, ``network`` (asyncio, HTTP, WebRTC) and ``encode``, run from `start` to `stop`.
+    Three threads, ``network`` (asyncio, HTTP, WebRTC), ``encode`` and ``sound``, run from `start` to `stop`.
     """
 
     def __init__(self, settings: StreamSettings, hooks: StreamHooks) -> None:
@@ -118,7 +118,7 @@ class MediaServer:
         return replace(self._hub.stats(), lines=lines)
 
     def stop(self) -> None:
-        """End every session and both threads; may be called twice, and after a failed start."""
+        """End every session and every thread; may be called twice, and after a failed start."""
         self._hub.stop()  # first: its sinks call into the loop
         self._sound.stop()
         if self._loop is not None and self._stopping is not None and not self._loop.is_closed():
