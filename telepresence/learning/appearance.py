@@ -61,6 +61,8 @@ LASTING_S: Final = 3.0
 """... over so many seconds: a hand before the face, or a grimace, is over by then."""
 EVERY_S: Final = 1.0
 """Seconds between two looks at a person who is known, at least ..."""
+SELDOM_S: Final = 10.0
+"""... and while nothing is learned, which a change could spoil ..."""
 PART: Final = 0.05
 """... and the part of the time that they may take."""
 LEARNED_DB: Final = 20.0
@@ -231,8 +233,11 @@ class Watch:
         """A picture of a face that may be somebody else's."""
         self._newest = observation, True
 
-    def work(self, shown: Snapshot, now: float) -> Change | None:
-        """Look at the newest picture if it is time, with the weights ``shown``; what has changed, said once."""
+    def work(self, shown: Snapshot, now: float, *, seldom: bool = False) -> Change | None:
+        """Look at the newest picture if it is time, with the weights ``shown``; what has changed, said once.
+
+        ``seldom``: nothing is learned.  Once it is well known what is usual, people are looked at less often then.
+        """
         newest = self._newest
         if newest is None:
             return None
@@ -251,7 +256,8 @@ class Watch:
         began = time.monotonic()
         look = self._onlooker.look(observation)
         took = time.monotonic() - began
-        self._due = now + took + max(EVERY_S, took / PART)
+        every = SELDOM_S if seldom and len(self.appearance.usual) == USUAL else EVERY_S
+        self._due = now + took + max(every, took / PART)
         if look is None:
             return None
         if considered:

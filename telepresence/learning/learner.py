@@ -271,7 +271,7 @@ class Learner:
         good = self._publisher.good
         if good.steps < KNOWN_STEPS:
             return
-        change = self._watch.work(good.shown, now)
+        change = self._watch.work(good.shown, now, seldom=not self.learns)
         if change is not None:
             self.changes.append(change)
             if self.learns:

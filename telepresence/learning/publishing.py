@@ -41,6 +41,8 @@ JUDGE_PART: Final = 0.15
 """Part of the time that judging may take: a slow machine looks at fewer pictures ..."""
 JUDGE_S: Final = 2.5
 """... so that candidates come about so often all the same."""
+MEASURE_S: Final = 30.0
+"""Seconds between measurements of an avatar that is not learned on: it changes no more, only the pictures do."""
 SLICE_S: Final = 0.3
 """On a CPU judging goes on for so long at a time; on a GPU, which the display needs, it is one picture."""
 YOUNG_STEPS: Final = 64
@@ -145,6 +147,7 @@ class Publisher:
         self._trainer, self._judge, self._held_back, self._exchange = trainer, judge, held_back, exchange
         self._work: Iterator[None] | None = None
         self._due, self._began = -math.inf, math.inf
+        self._measure_due = -math.inf
         self._news = 0.0
         self._number = 0  # of what is shown
         self._each_s = 0.0  # what measuring a picture takes
@@ -189,12 +192,15 @@ class Publisher:
         return True
 
     def measure(self, mesh: ColouredMesh | None, now: float) -> bool:
-        """Do a little of measuring what is shown, for whoever does not learn.  False if there was nothing to do."""
+        """Do a little of measuring what is shown, for whoever does not learn.  False if there was nothing to do.
+
+        As soon as there are enough pictures to tell, it is seldom done.
+        """
         self._now = now
         if self._work is None:
-            if now < self._due:
+            if now < self._measure_due:
                 return False
-            self._due = now + PUBLISH_S
+            self._measure_due = now + PUBLISH_S
             self._work = self._measure_shown(mesh)
         self._go_on(time.monotonic())
         return True
@@ -257,6 +263,8 @@ class Publisher:
     def _measure_shown(self, mesh: ColouredMesh | None) -> Iterator[None]:
         known = self._held_back.pictures()
         pictures = chosen(known, self._room())
+        if len(known) >= RECENT:
+            self._measure_due = self._now + MEASURE_S
         yield from self._complete(pictures, mesh)
         self._tell(known)
 

@@ -238,3 +238,21 @@ def test_a_watch_says_how_much_worse_a_face_is_and_what_changed(learned):
     assert watch.worse_db > 8.0
     show(lambda picture: picture, known=True)
     assert show(darker, known=True) == [Change.LIGHT]
+
+
+def test_who_is_well_known_is_seldom_looked_at_while_nothing_is_learned(learned):
+    model, backend, snapshot, pictures = learned
+    watch = Watch(lambda: Onlooker(model, backend), learned=True)
+
+    def looks(start: float, *, seldom: bool) -> int:
+        """How many there are of fifty pictures, five seconds apart."""
+        count = 0
+        for number in range(50):
+            watch.offer(pictures[number % len(pictures)])
+            watch.work(snapshot, start + 5.0 * number, seldom=seldom)
+            count += watch._newest is None
+        return count
+
+    assert looks(1000.0, seldom=True) > 30, "until it is known what is usual"
+    assert looks(2000.0, seldom=True) <= 25
+    assert looks(3000.0, seldom=False) > 40

@@ -21,6 +21,7 @@ from insta_runtime.render.coloured_mesh import ColouredMesh
 from insta_runtime.types import Observation
 from telepresence.learning.publishing import (
     MARGIN_DB,
+    MEASURE_S,
     PATIENCE,
     SLOW,
     SLOW_S,
@@ -197,6 +198,45 @@ def test_an_avatar_that_is_not_learned_on_is_measured(pictures: list[Observation
         assert frozen.measure(call.mesh, 0.0)
     assert frozen.score.avatar_db == pytest.approx(found.avatar_db)
     assert call.exchange.published == 1
+
+
+class Counting(Judge):
+    """Counts the pictures that it draws."""
+
+    drawn = 0
+
+    def avatar_db(self, held: Held) -> float:
+        self.drawn += 1
+        return super().avatar_db(held)
+
+    def mesh_db(self, held: Held, mesh: ColouredMesh) -> float:
+        self.drawn += 1
+        return super().mesh_db(held, mesh)
+
+
+def test_an_avatar_that_is_not_learned_on_is_seldom_measured(pictures: list[Observation]) -> None:
+    call = Call([], 0)
+    for picture in pictures:
+        call.trainer.add(picture)
+        call.mesh.observe(picture)
+    call.learn(YOUNG_STEPS)
+    model = call.publisher._judge._renderer.model
+    judge = Counting(model, choose_backend("host", model))
+    frozen = Publisher(call.trainer, judge, call.held_back, call.exchange)
+    drawn = []
+    for second in range(120):  # of a call that goes on to show something new
+        call.held_back.add(pictures[second % len(pictures)])
+        before = judge.drawn
+        while frozen.measure(call.mesh, float(second)):
+            pass
+        drawn.append(judge.drawn - before)
+    assert all(drawn[:RECENT]), "whether it is good enough to be shown is to be known soon"
+    assert frozen.score is not None
+    assert sum(map(bool, drawn[RECENT:])) == (120 - RECENT) // MEASURE_S
+    assert max(drawn) <= 2 * RECENT + 1, "nor is it made up for"
+
+    call.learn(1)
+    assert frozen.work(call.mesh, 120.0), "what is learned on is judged at once"
 
 
 # ---- the rules, without an avatar
