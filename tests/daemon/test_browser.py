@@ -121,6 +121,7 @@ def test_the_actor_then_a_real_face_before_the_browsers_camera(
     page.get_by_role("button", name="Keep my pictures here").click()
     page.wait_for_function("() => !document.querySelector('#kept').hidden || trouble.textContent", timeout=120_000)
     assert page.locator("#trouble").text_content() == ""
+    time.sleep(1.0)  # until the pictures that were on their way are tracked
     taken = daemon.wait_until(lambda status: status["camera_fps"] > 0.0, 30)["gate"]["taken"]
     time.sleep(3.0)
     private = daemon.wait_until(lambda status: status["tracking"]["state"] == "tracking", 30)
