@@ -30,14 +30,14 @@ from telepresence.controls import CallControls
 from telepresence.course import Course
 from telepresence.display import Display, Scene
 from telepresence.driving import Driving
-from telepresence.frames import CameraFrame, ShownFrame, TrackedFrame
+from telepresence.frames import CameraFrame, Pose, ShownFrame, TrackedFrame
 from telepresence.keeper import Keeper
 from telepresence.learning.budget import Mode
 from telepresence.learning.learner import Learner
 from telepresence.mailbox import Mailbox
 from telepresence.outlets import Local, Outlets
 from telepresence.outputs import PreviewWindow, Recorder, VirtualCamera
-from telepresence.pacing import CpuShare, training_pause
+from telepresence.pacing import CpuShare, take_turns, training_pause
 from telepresence.people import Options, People
 from telepresence.person import Person
 from telepresence.session import AWAY, Session, State
@@ -59,6 +59,8 @@ UNSEEN_S: Final = 1.0
 """While nobody looks there is a picture so often (seconds): whoever comes sees no old one."""
 READ_S: Final = 0.5
 TICK_S: Final = 0.1
+TURN_S: Final = 0.25
+"""Where tracking and drawing take turns, tracking waits no longer for a picture (seconds)."""
 TRAIN_NICE: Final = 5
 
 
@@ -90,6 +92,9 @@ class Daemon:
         self._camera: Mailbox[CameraFrame] = Mailbox("browser camera")
         self._sound = SoundBus()
         self._frames: Mailbox[tuple[Person, CameraFrame]] = Mailbox("camera")
+        self._turns = take_turns(os.cpu_count() or 1, run.device)
+        self._drawn = threading.Event()  # no picture is being drawn
+        self._drawn.set()
         self._moved = threading.Event()  # there is a new state to show
         self._stages = Supervisor(self.telemetry.error, self.telemetry.errors.clear, self._die)
         self._rendered_at = time.monotonic()
@@ -223,28 +228,33 @@ class Daemon:
             self._frames.put((person, frame))
 
     def _track(self) -> None:
+        if self._turns:
+            self._drawn.wait(TURN_S)
         item = self._frames.get(READ_S)
         if item is None or item[0] is not self._people.current:
             return
         person, frame = item
         began = time.perf_counter()
-        tracked = person.track(frame)
+        tracked = person.track(frame, partial(self._follow, person))
         self.telemetry.stage("track", time.perf_counter() - began)
         self.telemetry.tracked.tick()
         if not frame.withheld:
             self._outlets.see(tracked)
-        pose = tracked.pose
-        if pose is not None:
+        if tracked.pose is not None:
             self.telemetry.found.tick()
         person.notice(tracked, time.monotonic())
-        if pose is not None and person.sitter.acquaintance.shows:
-            learner = person.learner
-            shape = learner.avatar.model.shape if learner is not None else person.tracker.shape
-            self._driving.follow(pose.state, shape)
         if not self._driving.external:
             self._moved.set()
         if self._stand_ins is not None:
             self._stand_ins.tracked(tracked, person.learner)
+
+    def _follow(self, person: Person, pose: Pose) -> None:
+        """Show ``pose``; the tracker has more to find out about its picture."""
+        learner = person.learner
+        shape = learner.avatar.model.shape if learner is not None else person.tracker.shape
+        self._driving.follow(pose.state, shape)
+        if not self._driving.external:
+            self._moved.set()
 
     def _render(self) -> None:
         self._driving.wait(self._moved, MOVE_S, self._render_pace, self.stopping)
@@ -254,7 +264,11 @@ class Daemon:
         self._rendered_at = now
         began = time.perf_counter()
         person = self._people.current
-        frame = self._display.picture(self._scene(person)) if person is not None else None
+        self._drawn.clear()
+        try:
+            frame = self._display.picture(self._scene(person)) if person is not None else None
+        finally:
+            self._drawn.set()
         if frame is None:
             self._render_pace.forgive()
         else:

@@ -84,3 +84,15 @@ class CpuShare:
         train = max(1, int(cores * (train_share if on_cpu else CORES_PART)))
         duty = train_share * cores / train if on_cpu else train_share
         return CpuShare(max(1, cores - train - 1), train, min(1.0, max(duty, 0.01)))
+
+
+AT_ONCE: Final = 4
+"""Processor cores that tracking and drawing on the processor fill together."""
+
+
+def take_turns(cores: int, device: str) -> bool:
+    """Whether tracking and drawing had better wait for each other on a machine of so many ``cores``.
+
+    Side by side on too few of them both take twice as long: no more pictures come of it, only older ones.
+    """
+    return device == "cpu" and cores < AT_ONCE

@@ -145,8 +145,11 @@ class Person:
         """Calibrate anew at the next picture; any thread."""
         self._anew.set()
 
-    def track(self, frame: CameraFrame) -> TrackedFrame:
-        """Track one picture.  Whoever is calibrated anew stays who they are, as if before another camera."""
+    def track(self, frame: CameraFrame, told: Callable[[Pose], None]) -> TrackedFrame:
+        """Track one picture; ``told`` hears the pose of whoever is to be shown as soon as there is one.
+
+        Whoever is calibrated anew stays who they are, as if before another camera.
+        """
         from telepresence.tracking.proportions import Known
 
         tracker = self.tracker
@@ -155,7 +158,13 @@ class Person:
             before = tracker.calibration
             tracker.recalibrate(Known(tracker.shape, before and replace(before, width=0, height=0)))
             self.sitters.note("calibration", "the face is calibrated anew")
-        return tracker.track(frame)
+
+        def shown(pose: Pose) -> None:
+            if self.sitter.acquaintance.shows:
+                self.sitter.pose = pose
+                told(pose)
+
+        return tracker.track(frame, shown)
 
     def notice(self, tracked: TrackedFrame, now: float) -> None:
         """Take over what tracking made of a frame: the pose, and a glimpse of somebody who is not yet learned.

@@ -8,7 +8,7 @@ alike.
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,11 +17,12 @@ from insta_runtime.types import Bytes, Float64
 
 from .basis import LandmarkBasis, landmark_basis
 from .calibration import OFFSET_SD, Calibration
+from .crop import Crop
 from .fit import REFERENCE_INTERVAL, HeadFit, HeadFitter, Pinhole
 from .health import Health
 from .landmarks import FaceLandmarks
 from .matting import Matter
-from .texture import TextureMap
+from .texture import Picture, TextureMap
 
 MAX_INTERVAL = 0.25  # s without a picture after which the last fit is no start any more
 MAX_SAMPLES = 400  # pictures that say where the landmarks lie
@@ -52,6 +53,7 @@ class HeadFollower:
         self._calibrated = self._fitter
         self._offsets = LandmarkOffsets(self._fitter.basis, calibration.offsets.astype(np.float64))
         self._before: HeadFit | None = None
+        self._lesson: _Lesson | None = None
         self.fit_seconds = 0.0
 
     @property
@@ -81,14 +83,13 @@ class HeadFollower:
         """(L, 2) px: where the fitted head's landmarks lie in the picture."""
         return self._fitter.project(fit)
 
-    def follow(
-        self, rgb: Bytes | None, face: FaceLandmarks | None, interval: float, *, learn: bool = True
-    ) -> tuple[HeadFit | None, bool]:
+    def follow(self, rgb: Bytes | None, face: FaceLandmarks | None, interval: float) -> tuple[HeadFit | None, bool]:
         """The head in ``rgb`` (H, W, 3), ``interval`` seconds after the last picture, and whether it is to be believed.
 
         ``face``: the landmarks in that picture; without them there is no fit.  Without the picture itself (None) they
-        alone say how the head turned, and nothing is learned.
+        alone say how the head turned, and there is nothing to `learn`.
         """
+        self._lesson = None
         before = self._before if not self._health.lost and 0 < interval < MAX_INTERVAL else None
         interval = interval or REFERENCE_INTERVAL
         if face is None:
@@ -96,12 +97,28 @@ class HeadFollower:
         elif rgb is None:
             fit = self._fitter.fit(face, before, interval)
         else:
-            fit = self._fit(rgb, face, before, interval, learn)
+            fit = self._fit(rgb, face, before, interval)
         good = self._health.judge(fit)
         self._before = fit
         return fit, good
 
-    def _fit(self, rgb: Bytes, face: FaceLandmarks, before: HeadFit | None, interval: float, learn: bool) -> HeadFit:
+    def learn(self) -> None:
+        """Learn from the picture that was followed last.
+
+        A keyframe takes several times as long as following did: whoever waits for the head wants it before.
+        """
+        lesson, self._lesson = self._lesson, None
+        if lesson is None:
+            return
+        fitter, texture, face, fit = self._fitter, self._texture, lesson.face, lesson.fit
+        if texture.is_novel(fit):
+            alone = self._calibrated.fit(face, None)
+            matte = self._matter.person(lesson.rgb, face, lesson.window)
+            texture.add(lesson.picture, lesson.window, matte, face, fit, alone, fitter.pose_information(alone, face))
+        if lesson.sighted and self._offsets.learn(fitter, fit, face):
+            self._fitter = HeadFitter(self._person.moved(self._offsets.values), fitter.camera)
+
+    def _fit(self, rgb: Bytes, face: FaceLandmarks, before: HeadFit | None, interval: float) -> HeadFit:
         fitter, texture = self._fitter, self._texture
         start = fitter.fit(face, None) if before is None else fitter.follow(before, face)
         window = texture.window(face)
@@ -110,14 +127,21 @@ class HeadFollower:
         began = time.thread_time()
         fit = fitter.fit(face, before, interval, sightings, start)
         self.fit_seconds = time.thread_time() - began
-        if learn and not self._health.lost:
-            if texture.is_novel(fit):
-                alone = self._calibrated.fit(face, None)
-                matte = self._matter.person(rgb, face, window)
-                texture.add(picture, window, matte, face, fit, alone, fitter.pose_information(alone, face))
-            if sightings is not None and self._offsets.learn(fitter, fit, face):
-                self._fitter = HeadFitter(self._person.moved(self._offsets.values), fitter.camera)
+        if not self._health.lost:
+            self._lesson = _Lesson(rgb, face, fit, window, picture, sightings is not None)
         return fit
+
+
+@dataclass(frozen=True)
+class _Lesson:
+    """A picture that was followed: what `HeadFollower.learn` needs of it."""
+
+    rgb: Bytes
+    face: FaceLandmarks
+    fit: HeadFit
+    window: Crop
+    picture: Picture
+    sighted: bool  # whether keyframes said where the head is
 
 
 class LandmarkOffsets:

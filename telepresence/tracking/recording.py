@@ -147,7 +147,9 @@ def _follow(
     for index, (frame, face) in enumerate(zip(pictures, faces, strict=False)):
         interval = 1.0 if before_ns is None else (frame.t_capture_ns - before_ns) / 1e9
         start = time.thread_time()
-        fit, valid = follower.follow(frame.rgb, face, interval, learn=index >= learn_from)
+        fit, valid = follower.follow(frame.rgb, face, interval)
+        if index >= learn_from:
+            follower.learn()
         seconds = time.thread_time() - start
         projection = np.zeros((len(follower.basis.indices), 2))
         if fit is not None:

@@ -7,6 +7,7 @@ It looks for a face, watches it for a second or two to learn who it is (`calibra
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Protocol
@@ -36,6 +37,10 @@ LEAST_FACE = 8.0  # px that landmarks from elsewhere must span
 SAME_ASPECT = 0.02  # by which two pictures of the same camera may differ in width / height
 
 
+def unheard(_pose: Pose) -> None:
+    """Nobody waits for the pose."""
+
+
 class Tracker(Protocol):
     """What the daemon knows of a tracker.  ``track`` never raises for a picture, whatever is in it.
 
@@ -56,7 +61,7 @@ class Tracker(Protocol):
     @property
     def shape(self) -> Float32 | None: ...
 
-    def track(self, frame: CameraFrame) -> TrackedFrame: ...
+    def track(self, frame: CameraFrame, told: Callable[[Pose], None] = unheard) -> TrackedFrame: ...
 
     def recalibrate(self, known: Known | None = None) -> None: ...
 
@@ -117,21 +122,22 @@ class FaceTracker:
         """(S,) the identity code of the person, None until calibrated."""
         return self._person.shape if self._person is not None else None
 
-    def track(self, frame: CameraFrame) -> TrackedFrame:
+    def track(self, frame: CameraFrame, told: Callable[[Pose], None] = unheard) -> TrackedFrame:
         """Track one picture; ``observation`` is None while searching, calibrating or lost.
 
+        ``told`` hears the pose of a person who is known as soon as there is one: the matte takes as long again.
         While calibrating there is a ``glimpse``.  Where the picture is withheld its landmarks are tracked alone, if
         it is of the camera that is known: then there is a ``pose``, and nothing to learn from.
         """
         if frame.withheld:
-            return self._track_withheld(frame)
+            return self._track_withheld(frame, told)
         frame = self._as_before(frame)
         face = self._landmarker.detect(frame.rgb)
         if self._person is None:
             self._get_to_know(frame, face)
         if self._person is None:
             return self._at_first_sight(frame, face)
-        tracked = self._person.track(frame, face, self.trusts)
+        tracked = self._person.track(frame, face, self.trusts, told)
         self._lost = tracked.observation is None
         return tracked
 
@@ -156,7 +162,7 @@ class FaceTracker:
         """Whether pictures of that size can be of the camera that is known."""
         return abs(width / height * self._shape[0] / self._shape[1] - 1.0) <= SAME_ASPECT
 
-    def _track_withheld(self, frame: CameraFrame) -> TrackedFrame:
+    def _track_withheld(self, frame: CameraFrame, told: Callable[[Pose], None]) -> TrackedFrame:
         height, width = frame.rgb.shape[:2]
         if self._shape == (0, 0):
             self._shape = (height, width)
@@ -177,6 +183,8 @@ class FaceTracker:
                 self._lost = pose is None
         except (ArithmeticError, np.linalg.LinAlgError):
             log.warning("landmarks that are no face were left out")
+        if pose is not None:
+            told(pose)
         return self._withheld(frame, misfit, pose)
 
     def _withheld(self, frame: CameraFrame, misfit: Float32 | None = None, pose: Pose | None = None) -> TrackedFrame:
@@ -220,7 +228,7 @@ class FaceTracker:
         if self._first is None:
             crop = choose_crop("center", [], width, height, self._size)
             return TrackedFrame(frame.frame_id, frame.t_capture_ns, crop.apply(frame.rgb), None)
-        seen = self._first.track(frame, face, trusts=True)
+        seen = self._first.track(frame, face, True, unheard)
         glimpse = Glimpse(seen.observation, self._first.shape) if seen.observation is not None else None
         return TrackedFrame(frame.frame_id, frame.t_capture_ns, seen.crop_rgb, None, glimpse=glimpse)
 
@@ -278,14 +286,21 @@ class _Person:
         self._camera = crop.camera(self.follower.camera)
         self._before_ns = 0
 
-    def track(self, frame: CameraFrame, face: FaceLandmarks | None, trusts: bool) -> TrackedFrame:
-        crop_rgb = self.crop.apply(frame.rgb)
+    def track(
+        self, frame: CameraFrame, face: FaceLandmarks | None, trusts: bool, told: Callable[[Pose], None]
+    ) -> TrackedFrame:
         interval = (frame.t_capture_ns - self._before_ns) / 1e9
-        fit, good = self.follower.follow(frame.rgb, face, interval, learn=trusts)
+        fit, good = self.follower.follow(frame.rgb, face, interval)
         self._before_ns = frame.t_capture_ns
-        observation = None
+        state = None
         if good and fit is not None and face is not None:
             state = self._states.build(fit, face, frame.t_capture_ns)
+            told(Pose(state, self._camera))
+        if trusts:
+            self.follower.learn()
+        crop_rgb = self.crop.apply(frame.rgb)
+        observation = None
+        if state is not None and face is not None:
             alpha, body = self._matter.mattes(frame.rgb, face, self.crop, self._camera, state)
             observation = Observation(frame.frame_id, crop_rgb, alpha, self._camera, state, body)
         return TrackedFrame(frame.frame_id, frame.t_capture_ns, crop_rgb, observation, self._misfit(fit))
@@ -339,7 +354,7 @@ class TruthTracker:
     def shape(self) -> Float32:
         return self._shape
 
-    def track(self, frame: CameraFrame) -> TrackedFrame:
+    def track(self, frame: CameraFrame, told: Callable[[Pose], None] = unheard) -> TrackedFrame:
         """The whole picture at the size asked for, with the source's own state and matte."""
         size = (self._size, self._size)
         rgb = _resized(frame.rgb, size)
@@ -357,6 +372,7 @@ class TruthTracker:
         body = _resized(truth.body, size) if truth.body is not None else None
         state: HeadState = truth.state.at(frame.t_capture_ns)
         observation = Observation(frame.frame_id, rgb, alpha, truth.camera.scaled(*size), state, body)
+        told(Pose(state, observation.camera))
         return TrackedFrame(frame.frame_id, frame.t_capture_ns, rgb, observation, self._compared[1])
 
     def recalibrate(self, known: Known | None = None) -> None:

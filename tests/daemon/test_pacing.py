@@ -5,7 +5,16 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from telepresence.pacing import LEAST_RAYS, SIZES, SLOWER, Resolution, largest_side, ray_part, training_pause
+from telepresence.pacing import (
+    LEAST_RAYS,
+    SIZES,
+    SLOWER,
+    Resolution,
+    largest_side,
+    ray_part,
+    take_turns,
+    training_pause,
+)
 
 
 def settle(resolution: Resolution, us_per_pixel: float, budget_ms: float, rounds: int = 80) -> list[Resolution]:
@@ -53,3 +62,9 @@ def test_learning_makes_room_for_the_display_and_takes_it_back(part: float, load
     for _ in range(80):
         after = ray_part(after, load)
     assert after == (LEAST_RAYS if load > 0.5 else 1.0)
+
+
+def test_tracking_and_drawing_take_turns_where_processors_are_few() -> None:
+    assert take_turns(2, "cpu")
+    assert not take_turns(16, "cpu")
+    assert not take_turns(2, "cuda"), "there the card draws"

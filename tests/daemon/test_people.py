@@ -15,7 +15,7 @@ from insta_runtime.head import HeadModel, load_head
 from insta_runtime.learn.device_replay import DeviceReplay
 from insta_runtime.types import Camera, Float32, HeadState
 from telepresence.config import load_config
-from telepresence.frames import CameraFrame, Truth
+from telepresence.frames import CameraFrame, Pose, Truth
 from telepresence.learning.learner import Learner
 from telepresence.mailbox import Mailbox
 from telepresence.people import Options, People
@@ -69,6 +69,7 @@ class Call:
         head = load_head()
         self.chair = Chair(head, shapes)
         self.saved: list[Path] = []
+        self.told: list[Pose] = []  # poses to be shown at once
         camera: Callable[[], Chair] = lambda: self.chair  # noqa: E731
         self.people = People(
             load_config("cpu", (*TINY, *overrides), "cpu"),
@@ -90,7 +91,7 @@ class Call:
         assert person is not None
         for _ in range(round(seconds * FPS)):
             self._now += 1.0 / FPS
-            person.notice(person.track(self.chair.frame(who)), self._now)
+            person.notice(person.track(self.chair.frame(who), self.told.append), self._now)
             learner = self.people.learner(person)
             if learner is not None:
                 learner.work()
@@ -119,7 +120,9 @@ def test_each_learns_from_their_own_pictures_and_goes_on_where_they_were(tmp_pat
     call.sit(None, 1.0)
     steps = first.trainer.steps
     assert steps > 0
+    told = len(call.told)
     second = call.sit(1, 4.0)
+    assert 0 < len(call.told) - told < 4.0 * FPS, "until it is known who that is, they move nobody's head"
     assert second is not None
     assert second.path == tmp_path / "me-2"
     assert is_stored(tmp_path / "me")  # put away

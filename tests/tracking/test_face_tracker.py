@@ -75,11 +75,12 @@ def test_live_it_calibrates_tracks_loses_and_recovers(open_head, pictures, model
     tracker = FaceTracker(open_head, size=256, models=models)
     try:
         assert tracker.state == "searching"
-        states, observations, glimpses = [], [], []
+        states, observations, glimpses, told = [], [], [], []
         blank = np.zeros_like(pictures[0].rgb)
         # Time runs double, so that two seconds of pictures are enough for the calibration.
         for index, frame in enumerate([*pictures[:40], *[replace(pictures[0], rgb=blank)] * 15, *pictures[40:50]]):
-            tracked = tracker.track(replace(frame, frame_id=index, t_capture_ns=index * 66_000_000))
+            stamped = replace(frame, frame_id=index, t_capture_ns=index * 66_000_000)
+            tracked = tracker.track(stamped, told.append)
             states.append(tracker.state)
             observations.append(tracked.observation)
             glimpses.append(tracked.glimpse)
@@ -98,6 +99,7 @@ def test_live_it_calibrates_tracks_loses_and_recovers(open_head, pictures, model
         assert set(states[40:55]) == {"lost"}
         assert observations[40] is None
         assert states[57:] == ["tracking"] * 8
+        assert [pose.state for pose in told] == [seen.state for seen in observations if seen is not None]
         seen = observations[first]
         assert seen.alpha.shape == (256, 256)
         assert seen.alpha[128, 128] > 250
@@ -228,7 +230,9 @@ def test_truth_passes_through(open_head):
     camera = Camera(60.0, 60.0, 24.0, 24.0, 48, 48)
     rgb, alpha = np.full((48, 48, 3), 90, np.uint8), np.full((48, 48), 255, np.uint8)
     tracker = TruthTracker(open_head, np.zeros(60, np.float32), size=96)
-    tracked = tracker.track(CameraFrame(7, 123, rgb, Truth(state, alpha, camera)))
+    told = []
+    tracked = tracker.track(CameraFrame(7, 123, rgb, Truth(state, alpha, camera)), told.append)
+    assert [(pose.state.t_capture_ns, pose.camera) for pose in told] == [(123, camera.scaled(96, 96))]
     assert tracker.state == "tracking"
     assert tracked.observation.t_capture_ns == 123
     assert tracked.observation.camera == camera.scaled(96, 96)
@@ -261,7 +265,9 @@ def test_a_known_face_is_followed_where_its_pictures_are_withheld(open_head, pic
         angles, apart = [], []
         for frame, face in zip(stamped[6:20], faces[6:20], strict=True):
             half = frame.rgb.shape[0] // 2, frame.rgb.shape[1] // 2  # a browser may track at another size
-            blind = tracker.track(withheld(frame, found(face, frame), half))
+            told = []
+            blind = tracker.track(withheld(frame, found(face, frame), half), told.append)
+            assert told == [blind.pose]
             seen = seeing.track(frame).observation.state
             assert blind.observation is None, "there is nothing to learn from"
             assert not blind.crop_rgb.any()
