@@ -44,13 +44,13 @@ class VirtualCamera:
     def start(self) -> None:
         """Open the camera, if there is one."""
         if find_spec("pyvirtualcam") is None:
-            return self._failed("the Python package pyvirtualcam is not installed: pip install pyvirtualcam")
+            return self._failed("there is none: the Python package is not installed (pip install pyvirtualcam)")
         from pyvirtualcam import Camera
 
         try:
             self._camera = Camera(self._side, self._side, self._fps)
         except (RuntimeError, OSError):  # RuntimeError: no backend found a device
-            return self._failed(INSTALL.get(sys.platform, "this system is not known to have any"))
+            return self._failed(f"there is none: {INSTALL.get(sys.platform, 'this system is not known to have any')}")
         log.info("the avatar is the camera %s", self._camera.device, extra={"event": "virtual_camera"})
         return self._thread.start()
 

@@ -129,7 +129,7 @@ def test_without_a_device_one_line_says_what_to_do() -> None:
     camera.show(frame(40))
     assert not camera.open
     camera.stop()
-    assert lines == [INSTALL["linux"]]
+    assert lines == [f"there is none: {INSTALL['linux']}"]
 
 
 def test_without_the_package_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
