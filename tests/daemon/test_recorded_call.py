@@ -60,7 +60,7 @@ def test_a_call_is_recorded_with_the_states_that_were_shown(start_daemon: Callab
     assert np.ptp([state.expression for state in take.states], axis=0).max() > 0.02  # the actor acts
 
     log = daemon.output()
-    assert "no virtual camera: " in log or "the avatar is the camera " in log
+    assert "virtual camera: there is none: " in log or "the avatar is the camera " in log
 
 
 def test_a_recording_is_never_written_over(tmp_path: Path) -> None:
