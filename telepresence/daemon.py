@@ -93,6 +93,7 @@ class Daemon:
         self._sound = SoundBus()
         self._frames: Mailbox[tuple[Person, CameraFrame]] = Mailbox("camera")
         self._turns = take_turns(os.cpu_count() or 1, run.device)
+        self._waits = threading.Event()  # the tracker waits for a picture
         self._drawn = threading.Event()  # no picture is being drawn
         self._drawn.set()
         self._moved = threading.Event()  # there is a new state to show
@@ -219,17 +220,20 @@ class Daemon:
     # ---- the threads' rounds
 
     def _capture(self) -> None:
-        # Camera pictures that nothing is made of are not worth their time.
+        # Camera pictures that nothing is made of are not worth their time, nor is one that is to wait for the tracker.
         self._capture_pace.wait(self.stopping)
+        self._waits.wait(READ_S)
         person = self._people.current
         frame = person.read(READ_S) if person is not None else None
         if person is not None and frame is not None:
             self.telemetry.captured.tick()
+            self._waits.clear()
             self._frames.put((person, frame))
 
     def _track(self) -> None:
         if self._turns:
             self._drawn.wait(TURN_S)
+        self._waits.set()
         item = self._frames.get(READ_S)
         if item is None or item[0] is not self._people.current:
             return
