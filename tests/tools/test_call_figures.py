@@ -268,14 +268,16 @@ def test_goals_say_what_is_met() -> None:
 def test_whoever_else_is_busy_is_told_from_us() -> None:
     burn = "import time\nend = time.process_time() + 0.4\nwhile time.process_time() < end: pass"
     quiet = Quiet()
+    before = quiet.own_s()
     child = subprocess.Popen([sys.executable, "-c", f"{burn}\ninput()"], stdin=subprocess.PIPE)
     while cpu_s(Path(f"/proc/{child.pid}")) < 0.4:
         assert child.poll() is None
         time.sleep(0.02)
     assert child.pid in tree(os.getpid())
-    with_child = quiet._own
+    quiet.others()
     child.communicate(b"\n")
-    assert Quiet()._own - with_child >= 0.4, "who has ended is still counted as ours"
+    quiet.others()
+    assert quiet.own_s() - before >= 0.4, "who has ended is still counted as ours"
 
 
 def test_what_is_shown_tells_when_and_of_which_camera_picture(tmp_path: Path) -> None:

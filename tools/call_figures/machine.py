@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 TICK_S = 1.0 / os.sysconf("SC_CLK_TCK")
+LOOK_S = 0.25
 
 
 def machine() -> dict[str, Any]:
@@ -62,24 +64,38 @@ class Quiet:
     """How much of the machine others used from the making of this on."""
 
     def __init__(self) -> None:
-        self._began, self._busy, self._own = time.monotonic(), _busy_s(), _own_s()
+        self._spent: dict[tuple[str, str], float] = {}  # by process of ours (number, when it began): s, when last seen
+        self._look()
+        self._began, self._busy, self._own = time.monotonic(), _busy_s(), self.own_s()
+        threading.Thread(target=self._watch, name="quiet", daemon=True).start()
 
     def others(self) -> float:
         """Cores that programs which do not descend from this one kept busy."""
+        self._look()
         seconds = time.monotonic() - self._began
-        return round(max(0.0, _busy_s() - self._busy - (_own_s() - self._own)) / seconds, 2)
+        return round(max(0.0, _busy_s() - self._busy - (self.own_s() - self._own)) / seconds, 2)
+
+    def own_s(self) -> float:
+        """Seconds of CPU of this process and its descendants, those that have ended too."""
+        return sum(list(self._spent.values()))
+
+    def _watch(self) -> None:
+        # Often: a browser's processes are not waited for by those who began them, and take what they used with them.
+        while True:
+            time.sleep(LOOK_S)
+            self._look()
+
+    def _look(self) -> None:
+        for pid in tree(os.getpid()):
+            fields = _fields(Path(f"/proc/{pid}"))
+            if fields:
+                self._spent[str(pid), fields[19]] = (int(fields[11]) + int(fields[12])) * TICK_S
 
 
 def _busy_s() -> float:
     """Seconds of CPU that the whole machine has used."""
     user, nice, system, _idle, _iowait, irq, softirq, steal = Path("/proc/stat").read_text().split()[1:9]
     return sum(map(int, (user, nice, system, irq, softirq, steal))) * TICK_S
-
-
-def _own_s() -> float:
-    """The same of this process and its descendants, those that have ended too (whoever waited for them counts them)."""
-    spent = (_fields(Path(f"/proc/{pid}"))[11:15] for pid in tree(os.getpid()))
-    return sum(int(ticks) for fields in spent for ticks in fields) * TICK_S
 
 
 def _fields(folder: Path) -> list[str]:
