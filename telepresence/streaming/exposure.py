@@ -26,7 +26,7 @@ class AccessSettings:
     names: str = setting("", "names at which the daemon is reached beside its addresses, separated by spaces")
     origins: str = setting("", "other web pages that may use it, like https://example.org, separated by spaces")
     offers: int = setting(
-        120, "offers and wishes that one address may send, and wrong tokens", unit="1/min", ge=1, le=100_000
+        300, "offers and wishes that one address may send, and wrong tokens", unit="1/min", ge=1, le=100_000
     )
 
     def check(self, host: str) -> None:
