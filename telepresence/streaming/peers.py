@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from aiortc import MediaStreamTrack, RTCPeerConnection, RTCSessionDescription
 
 from insta_runtime.errors import UserError
+from telepresence.spare import give_back
 from telepresence.streaming import aiortc_hooks
 from telepresence.streaming.camera import CameraIntake
 from telepresence.streaming.channel import PageChannels, Withheld
@@ -29,6 +30,7 @@ CLOSE_S = 5.0
 MAX_HOARD = 256 * 1024  # bytes of messages without an end; a packet of landmarks has 3 kB
 MAX_CHANNELS = 8
 LOOK_S = 0.25
+ALONE_S = 1.0  # without any peer, until the memory of those who left is given back
 SILENCE_S = 2.5  # who receives reports on it about once a second, who sends is heard all the time
 
 
@@ -84,6 +86,7 @@ class Peers:
         self._hooks = hooks
         self._ice = ice
         self._peers: dict[str, Peer] = {}
+        self._left_at: float | None = None  # when somebody did last, while what they left is still held
 
     @property
     def viewers(self) -> int:
@@ -119,6 +122,7 @@ class Peers:
             peer.intake.cancel()
             await asyncio.wait([peer.intake])
         await end(peer.pc)
+        self._left_at = time.monotonic()
         return True
 
     async def close_all(self) -> None:
@@ -128,6 +132,9 @@ class Peers:
         """Close the sessions whose peer is gone, or fills the memory; runs until cancelled."""
         while True:
             await asyncio.sleep(LOOK_S)
+            if self._left_at is not None and not self._peers and time.monotonic() - self._left_at > ALONE_S:
+                self._left_at = None
+                give_back()
             for peer in tuple(self._peers.values()):
                 peer.look(await received(peer.pc), LOOK_S)
                 if peer.gone(time.monotonic()):

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from aiortc import MediaStreamTrack, RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 
+from telepresence.streaming import peers
 from telepresence.streaming.peers import CONNECT_S, LOOK_S, SILENCE_S, Peer
 
 if TYPE_CHECKING:
@@ -173,6 +174,24 @@ def test_sessions_that_ended_leave_nothing(studio: Any) -> None:
         asyncio.run(once(path))
     assert all(count <= 2 for count in left().values()), left()  # what was looked at last
     assert len(os.listdir("/proc/self/fd")) <= files
+
+
+@pytest.mark.timeout(60)
+def test_memory_is_given_back_once_nobody_is_there(studio: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[int] = []
+    monkeypatch.setattr(peers, "give_back", lambda: given.append(len(studio.server._peers._peers)))
+
+    async def stay() -> None:
+        one, _ = await connect(studio.server.address, "/whep")
+        other, _ = await connect(studio.server.address, "/whep")
+        await one.close()
+        await asyncio.to_thread(studio.until, lambda: len(studio.server._peers._peers) == 1)
+        await asyncio.sleep(2.0 * peers.ALONE_S)
+        assert given == [], "while somebody looks nothing may stand still"
+        await other.close()
+
+    asyncio.run(stay())
+    studio.until(lambda: given == [0])
 
 
 @pytest.mark.timeout(60)
