@@ -15,7 +15,7 @@ from insta_runtime.field.conditioning import CODE_WIDTH, condition
 from insta_runtime.field.packed import PackedField, flatten
 from insta_runtime.kernels import Kernels, Struct
 from insta_runtime.render.model import AvatarModel
-from insta_runtime.render.occupancy import OccupancyGrid
+from insta_runtime.render.occupancy import LIT_DECAY, OccupancyGrid
 from insta_runtime.render.raster import rasterise
 from insta_runtime.render.rays import camera_vertices
 from insta_runtime.types import Camera, HeadState
@@ -53,6 +53,8 @@ def space_of(kernels: Kernels, grid: OccupancyGrid) -> Struct:
         value=grid.value,
         seen=grid.seen,
         inside=grid.inside,
+        lit=grid.lit,
+        place=grid.place,
         occupied=torch.full((len(grid.cells),), 77, dtype=torch.uint8, device=kernels.device),
         dense=torch.full((-(-(resolution**3) // 32),), 0x55555555, dtype=torch.int32, device=kernels.device),
         count=len(grid.cells),
@@ -224,6 +226,8 @@ def test_updates_are_the_twins_at_the_points_drawn(kernels: Kernels, model: Avat
     untouched = torch.ones_like(grid.value, dtype=torch.bool)
     untouched[cells] = False
     assert torch.equal(grid.value[untouched], before[untouched])
+    faded = torch.where(untouched, 1.0, LIT_DECAY)
+    torch.testing.assert_close(grid.lit, faded, rtol=0.0, atol=1e-6)
     if updates > 1:
         assert 0.02 < (expected[cells] > before[cells]).float().mean() < 0.98
 
