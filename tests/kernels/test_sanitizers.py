@@ -15,7 +15,9 @@ import pytest
 
 # Of the fields small and odd ones, of the warps the default and the original's: every other one would compile anew.
 LEFT_OUT = ("default", "cpu", "paper", "deep", "flat", "triangle", "area", "lips", "holding", "loose")
-HOST = "host and " + " and ".join(f"not host-{name}" for name in LEFT_OUT) + " and not test_paper"
+# Of what runs the same code over many more points or steps, the smaller one.
+LARGE = ("strong_faces", "large_cells", "true_nearest", "apart_as", "every_blend", "1048576", "test_paper")
+HOST = " and ".join(["host", *(f"not host-{name}" for name in LEFT_OUT), *(f"not {name}" for name in LARGE)])
 WRONG = {
     "reads beyond an array": ("n + 1", "x[i]", "heap-buffer-overflow"),
     "overflows a signed number": ("n", "float(int(x[i]) + 2147483647)", "signed integer overflow"),
