@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from aiortc import MediaStreamTrack, RTCPeerConnection, RTCSessionDescription
 
 from insta_runtime.errors import UserError
-from telepresence.spare import give_back
+from telepresence.spare import give_back, trim
 from telepresence.streaming import aiortc_hooks
 from telepresence.streaming.camera import CameraIntake
 from telepresence.streaming.channel import PageChannels, Withheld
@@ -30,6 +30,7 @@ CLOSE_S = 5.0
 MAX_HOARD = 256 * 1024  # bytes of messages without an end; a packet of landmarks has 3 kB
 MAX_CHANNELS = 8
 LOOK_S = 0.25
+TRIM_S = 60.0  # between two trims of the heap
 ALONE_S = 1.0  # without any peer, until the memory of those who left is given back
 SILENCE_S = 2.5  # who receives reports on it about once a second, who sends is heard all the time
 
@@ -130,8 +131,12 @@ class Peers:
 
     async def watchdog(self) -> None:
         """Close the sessions whose peer is gone, or fills the memory; runs until cancelled."""
+        trimmed = time.monotonic()
         while True:
             await asyncio.sleep(LOOK_S)
+            if time.monotonic() - trimmed > TRIM_S:
+                trimmed = time.monotonic()
+                await asyncio.to_thread(trim)
             if self._left_at is not None and not self._peers and time.monotonic() - self._left_at > ALONE_S:
                 self._left_at = None
                 give_back()

@@ -195,6 +195,16 @@ def test_memory_is_given_back_once_nobody_is_there(studio: Any, monkeypatch: pyt
 
 
 @pytest.mark.timeout(60)
+def test_the_heap_is_trimmed_now_and_then(studio_type: type[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    trimmed: list[str] = []
+    monkeypatch.setattr(peers, "TRIM_S", 0.5)
+    monkeypatch.setattr(peers, "trim", lambda: trimmed.append(threading.current_thread().name))
+    with studio_type() as studio:
+        studio.until(lambda: len(trimmed) >= 2)
+        assert all(name.startswith("asyncio_") for name in trimmed), "the event loop goes on meanwhile"
+
+
+@pytest.mark.timeout(60)
 def test_a_browser_that_is_killed_costs_nothing_after_seconds(
     studio: Any, launch_chromium: Callable[..., Browser]
 ) -> None:
