@@ -140,7 +140,6 @@ KERNEL(128) composite_rays(const Rays rays, const Samples samples, const float* 
 KERNEL(128) light_cells(const Rays rays, const Samples samples, const float* density, const float* colour, float step,
                         const Space space) {
     const float dark = -logf(IN_SIGHT);
-    const int n = space.resolution;
     EACH_PACKET(r, rays.count) {
         const int begin = samples.first[r], end = begin + samples.steps[r];
         Walk walk;
@@ -151,9 +150,7 @@ KERNEL(128) light_cells(const Rays rays, const Samples samples, const float* den
             FOR_LANES(l) {
                 if (s.kept[l] < 0 || !(s.passed[l] < dark)) continue;
                 const vec3 unit = load3(samples.position + 3 * (size_t)s.kept[l]);
-                const int x = clampi(int(unit.x * n), 0, n - 1), y = clampi(int(unit.y * n), 0, n - 1),
-                          z = clampi(int(unit.z * n), 0, n - 1);
-                const int cell = space.place[(z * n + y) * n + x];
+                const int cell = space.place[flat_cell(unit, space.resolution)];
                 if (cell >= 0) space.lit[cell] = 1.0f;  // whoever else writes there writes the same
             }
         }

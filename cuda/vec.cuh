@@ -38,3 +38,12 @@ DEVICE void store4(float* p, float x, float y, float z, float w) { *reinterpret_
 
 DEVICE float clampf(float x, float low, float high) { return fminf(fmaxf(x, low), high); }
 DEVICE int clampi(int x, int low, int high) { return x < low ? low : x > high ? high : x; }
+
+// Index along one axis, clamped into a grid; rounds towards zero, so that a little below zero is cell zero.
+DEVICE int cell_along(float unit, int resolution) {
+    return int(clampf(unit * float(resolution), 0.0f, float(resolution) - 0.5f));
+}
+DEVICE int flat_cell(vec3 unit, int resolution) {
+    return (cell_along(unit.z, resolution) * resolution + cell_along(unit.y, resolution)) * resolution +
+           cell_along(unit.x, resolution);
+}

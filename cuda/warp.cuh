@@ -27,15 +27,6 @@ DEVICE vec3 unit_cube(const Head& head, vec3 p) { return (1.0f / head.side) * (p
 DEVICE bool in_unit_cube(vec3 u) {
     return (u.x >= 0.0f) & (u.x < 1.0f) & (u.y >= 0.0f) & (u.y < 1.0f) & (u.z >= 0.0f) & (u.z < 1.0f);
 }
-
-// Index along one axis, clamped into a grid; rounds towards zero, so that a little below zero is cell zero.
-DEVICE int cell_along(float unit, int resolution) {
-    return int(clampf(unit * float(resolution), 0.0f, float(resolution) - 0.5f));
-}
-DEVICE int flat_cell(vec3 unit, int resolution) {
-    return (cell_along(unit.z, resolution) * resolution + cell_along(unit.y, resolution)) * resolution +
-           cell_along(unit.x, resolution);
-}
 DEVICE vec3 cell_centre(const Head& head, int cell, int resolution) {
     const float size = head.side / float(resolution);
     const int x = cell % resolution, y = cell / resolution % resolution, z = cell / (resolution * resolution);

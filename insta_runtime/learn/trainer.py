@@ -161,7 +161,7 @@ class Trainer:
         merged = RaySamples.join(packed, each)
         count = each * len(memories)
         seen = self.model.shade(merged, torch.cat(codes), count)
-        self.model.occupancy.light(merged.position.detach(), seen.passed.detach())
+        self.model.occupancy.light(merged.position, seen.passed)
         rgba, depth, mouth = (torch.cat(part) for part in zip(*targets, strict=True))
         background = torch.rand((count, 3), generator=self._generator).to(device)
         loss = ray_loss(seen, RayTargets(rgba, depth, mouth, background), self.config)

@@ -19,7 +19,7 @@ from insta_runtime.kernels import Kernels, Struct
 from insta_runtime.render.rays import camera_vertices
 from insta_runtime.types import Camera, HeadState
 from insta_runtime.warp.nearest import TriangleSoup
-from insta_runtime.warp.warp import SUBCELLS, HeadWarp, PosedHead
+from insta_runtime.warp.warp import SUBCELLS, HeadWarp, PosedHead, flat_cell
 
 INSIDE_DEPTH = 0.008  # metres below the skin that may hold something
 SKIN_BAND = 0.015  # metres above the face that may hold something; elsewhere (hair) it is WarpConfig.band
@@ -194,9 +194,7 @@ class OccupancyGrid:
     def light(self, position: torch.Tensor, passed: torch.Tensor) -> None:
         """Note where light of a picture comes to: samples (N, 3) in the unit cube, behind optical thickness (N,)."""
         reached = position[torch.exp(-passed) > IN_SIGHT]
-        n = self.config.resolution
-        x, y, z = (reached * n).long().clamp(0, n - 1).unbind(-1)
-        cell = self.place[(z * n + y) * n + x].long()
+        cell = self.place[flat_cell(reached, self.config.resolution)].long()
         self.lit[cell[cell >= 0]] = 1.0
 
     def state(self) -> dict[str, torch.Tensor]:

@@ -54,8 +54,13 @@ class Box:
 
     def cell_of(self, points: torch.Tensor, resolution: int) -> torch.Tensor:
         """Flat cells (N,) int64 of (N, 3) points in metres, clamped into the box."""
-        xyz = (self.normalise(points) * resolution).long().clamp(0, resolution - 1)
-        return (xyz[:, 2] * resolution + xyz[:, 1]) * resolution + xyz[:, 0]
+        return flat_cell(self.normalise(points), resolution)
+
+
+def flat_cell(unit: torch.Tensor, resolution: int) -> torch.Tensor:
+    """Flat cells ((z * n + y) * n + x), (N,) int64, of points (N, 3) in the unit cube, clamped into it."""
+    x, y, z = (unit * resolution).long().clamp(0, resolution - 1).unbind(-1)
+    return (z * resolution + y) * resolution + x
 
 
 @dataclass(frozen=True)

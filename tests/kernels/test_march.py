@@ -14,6 +14,7 @@ from insta_runtime.config import SamplingConfig
 from insta_runtime.constants import avatar_constants
 from insta_runtime.kernels import Kernels, Struct
 from insta_runtime.render.model import AvatarModel
+from insta_runtime.render.occupancy import space_struct
 from insta_runtime.render.packing import PackedSamples
 from insta_runtime.render.raster import rasterise
 from insta_runtime.render.rays import Rays, camera_vertices, farthest_around, pixel_rays
@@ -44,21 +45,9 @@ def space_of(kernels: Kernels, model: AvatarModel) -> Struct:
     occupancy = model.occupancy
     bits = np.packbits(occupancy.dense.cpu().numpy(), bitorder="little")
     dense = np.pad(bits, (0, -len(bits) % 4)).view(np.int32)
-    return kernels.struct(
-        "Space",
-        cells=occupancy.cells.int(),
-        triangle=occupancy.triangle.int(),
-        masks=occupancy.masks,
-        value=occupancy.value,
-        seen=occupancy.seen,
-        inside=occupancy.inside,
-        lit=occupancy.lit,
-        place=occupancy.place,
-        occupied=occupancy.occupied.to(torch.uint8),
-        dense=torch.from_numpy(dense).to(kernels.device),
-        count=len(occupancy.cells),
-        resolution=model.config.occupancy.resolution,
-    )
+    space = space_struct(kernels, occupancy, occupancy.state())
+    space.tensor("dense").copy_(torch.from_numpy(dense))
+    return space
 
 
 def mesh_depth(model: AvatarModel, state: HeadState, view: Camera) -> torch.Tensor:

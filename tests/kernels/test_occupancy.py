@@ -15,7 +15,7 @@ from insta_runtime.field.conditioning import CODE_WIDTH, condition
 from insta_runtime.field.packed import PackedField, flatten
 from insta_runtime.kernels import Kernels, Struct
 from insta_runtime.render.model import AvatarModel
-from insta_runtime.render.occupancy import LIT_DECAY, OccupancyGrid
+from insta_runtime.render.occupancy import LIT_DECAY, OccupancyGrid, space_struct
 from insta_runtime.render.raster import rasterise
 from insta_runtime.render.rays import camera_vertices
 from insta_runtime.types import Camera, HeadState
@@ -44,22 +44,10 @@ def kernels(device: torch.device) -> Kernels:
 
 def space_of(kernels: Kernels, grid: OccupancyGrid) -> Struct:
     """The grid's own counts, and poison where kernels publish."""
-    resolution = grid.config.resolution
-    return kernels.struct(
-        "Space",
-        cells=grid.cells.int(),
-        triangle=grid.triangle.int(),
-        masks=grid.masks.contiguous(),
-        value=grid.value,
-        seen=grid.seen,
-        inside=grid.inside,
-        lit=grid.lit,
-        place=grid.place,
-        occupied=torch.full((len(grid.cells),), 77, dtype=torch.uint8, device=kernels.device),
-        dense=torch.full((-(-(resolution**3) // 32),), 0x55555555, dtype=torch.int32, device=kernels.device),
-        count=len(grid.cells),
-        resolution=resolution,
-    )
+    space = space_struct(kernels, grid, grid.state())
+    space.tensor("occupied").fill_(77)
+    space.tensor("dense").fill_(0x55555555)
+    return space
 
 
 def unpacked(words: torch.Tensor, count: int) -> torch.Tensor:
