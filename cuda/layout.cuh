@@ -1,4 +1,4 @@
-// What kernels share with Python: the structs below are read from this file by insta_runtime/kernels.py, which builds
+// What kernels share with Python: the structs below are read from this file by insta_runtime/native/kernels.py, which builds
 // the same from tensors. All arrays are dense, row-major, float32 metres in head space unless said otherwise.
 //
 // A state is a row of floats: [expression (expressions) | eyelids 2 | neck 3 | jaw 3 | left eye 3 | right eye 3 |

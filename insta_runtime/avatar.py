@@ -18,7 +18,7 @@ import torch
 from insta_runtime import avatar_file as files
 from insta_runtime.config import AvatarConfig, from_dict, to_dict
 from insta_runtime.errors import UserError
-from insta_runtime.field.conditioning import ExpressionCode
+from insta_runtime.field.expression_code import ExpressionCode
 from insta_runtime.field.hashgrid import level_rows
 from insta_runtime.field.tcnn import TCNN_WEIGHTS, TcnnMissing
 from insta_runtime.head import HeadModel, fingerprint

@@ -9,15 +9,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
-from insta_runtime.constants import avatar_constants
 from insta_runtime.errors import UserError
-from insta_runtime.field.packed import unsupported
 from insta_runtime.field.tcnn import TcnnField
-from insta_runtime.kernels import KernelError, Kernels
-from insta_runtime.learn.native import NativeTrainer
 from insta_runtime.learn.trainer import Trainer
+from insta_runtime.native.constants import avatar_constants
+from insta_runtime.native.field import unsupported
+from insta_runtime.native.kernels import KernelError, Kernels
+from insta_runtime.native.renderer import NativeRenderer
+from insta_runtime.native.trainer import NativeTrainer
 from insta_runtime.render.model import use_tcnn
-from insta_runtime.render.native import NativeRenderer
 from insta_runtime.render.renderer import Renderer
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ import msgspec
 
 from insta_runtime.config import AvatarConfig, setting
 from insta_runtime.errors import UserError
-from telepresence.backgrounds import Background
+from telepresence.display.backgrounds import Background
 from telepresence.drivers.settings import DriverSettings
 from telepresence.streaming.settings import StreamSettings
 

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))  # for `small_avatar`
 
 CHROMIUM_FLAGS = (
     "--no-sandbox",  # containers run as root

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from insta_runtime.errors import UserError
-from insta_runtime.learn.evaluation import REGIONS
+from insta_runtime.evaluation.protocol import REGIONS
 from telepresence.commands.fit import learn
-from telepresence.commands.recordings import Recording, open_recording
 from telepresence.config import load_config
+from telepresence.measure.offline.recordings import Recording, open_recording
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- made by tools/ablate.py -->", "<!-- end of what tools/ablate.py made -->"

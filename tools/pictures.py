@@ -20,11 +20,11 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from insta_runtime.avatar import Avatar
-from insta_runtime.learn.evaluation import split
+from insta_runtime.evaluation.protocol import split
 from insta_runtime.render.renderer import Renderer
 from telepresence.actor.actor import Actor
 from telepresence.actor.performance import Performance
-from telepresence.commands.recordings import ACTOR_FPS, ACTOR_FRAMES
+from telepresence.measure.offline.recordings import ACTOR_FPS, ACTOR_FRAMES
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 SIDE = 320  # of the whole picture

@@ -33,9 +33,9 @@ from insta_runtime.render.model import AvatarModel
 from insta_runtime.render.renderer import load_snapshot, take_snapshot
 from insta_runtime.tracked import TrackedFolder
 from insta_runtime.types import Camera, HeadState
-from telepresence.bench.frame import drawing, rays_met
-from telepresence.bench.stages import device_stages, host_stages, torch_frame_stages
-from telepresence.bench.timing import finish, spread, timed_ms
+from telepresence.measure.bench.frame import drawing, rays_met
+from telepresence.measure.bench.stages import device_stages, host_stages, torch_frame_stages
+from telepresence.measure.bench.timing import finish, spread, timed_ms
 
 WARM = 10
 STATE = "state."

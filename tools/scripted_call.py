@@ -25,12 +25,12 @@ import numpy as np
 
 from insta_runtime.errors import UserError
 from insta_runtime.types import Bytes
-from telepresence.commands import scoring
 from telepresence.commands.rehearse import Call, show
 from telepresence.config import load_config
-from telepresence.frames import CameraFrame
-from telepresence.rehearsal.plan import NEXT_S
-from telepresence.report.charts import Line, chart
+from telepresence.measure.offline import scoring
+from telepresence.measure.rehearsal.plan import NEXT_S
+from telepresence.measure.report.charts import Line, chart
+from telepresence.runtime.frames import CameraFrame
 from telepresence.sources import Identity
 from telepresence.sources.live import LivePace
 from telepresence.sources.tracked import TrackedSource

@@ -22,9 +22,9 @@ import torch
 from insta_runtime.avatar import choose_device
 from insta_runtime.backends import NAMES, AnyTrainer, choose_backend, make_renderer, make_trainer
 from insta_runtime.errors import UserError
-from telepresence.bench.pace import display_while_training
-from telepresence.bench.subject import REPLAY_FRAMES, Subject, fill, open_subject
-from telepresence.bench.timing import device_name, resident_gb, rounded, spread
+from telepresence.measure.bench.pace import display_while_training
+from telepresence.measure.bench.subject import REPLAY_FRAMES, Subject, fill, open_subject
+from telepresence.measure.bench.timing import device_name, resident_gb, rounded, spread
 
 FPS = 60.0
 WORST_MS = 33.0  # a frame after the first second

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from insta_runtime.config import FieldConfig
-from insta_runtime.field.conditioning import CODE_WIDTH
+from insta_runtime.field.expression_code import CODE_WIDTH
 from insta_runtime.field.hashgrid import HashGrid
 
 GEOMETRY_FEATURES = 15  # what the density network hands to the colour network beside the density

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from insta_runtime.errors import UserError
-from insta_runtime.field.conditioning import CODE_WIDTH
+from insta_runtime.field.expression_code import CODE_WIDTH
 from insta_runtime.field.radiance import (
     GEOMETRY_FEATURES,
     INITIAL_LOG_DENSITY,

@@ -7,12 +7,12 @@ import math
 import numpy as np
 import torch
 
-from insta_runtime.learn.keeping import Composition, Keeping
-from insta_runtime.learn.registration import MOVED, PictureMotion
+from insta_runtime.learn.pose_refinement import MOVED, PictureMotion
+from insta_runtime.learn.replay_policy import Composition, Keeping
 from insta_runtime.render.model import AvatarModel
+from insta_runtime.render.pose_refinement import apart, moved
 from insta_runtime.render.raster import rasterise
 from insta_runtime.render.rays import camera_vertices, farthest_around
-from insta_runtime.render.registration import apart, moved
 from insta_runtime.types import Camera, HeadState, Observation
 from insta_runtime.warp.warp import MOTION, PosedHead
 

@@ -10,7 +10,7 @@ import torch
 
 from insta_runtime.learn.adam import BETA1, BETA2, EPSILON
 from insta_runtime.learn.losses import RayTargets, ray_loss
-from insta_runtime.learn.registration import INTERVAL, follow, predict, rate, regression
+from insta_runtime.learn.pose_refinement import INTERVAL, follow, predict, rate, regression
 from insta_runtime.learn.replay import Memory, Replay
 from insta_runtime.learn.training_state import TrainingState
 from insta_runtime.render.model import AvatarModel

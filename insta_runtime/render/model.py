@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 
 from insta_runtime.config import AvatarConfig
-from insta_runtime.field.conditioning import ExpressionCode, condition
-from insta_runtime.field.lips import condition_lips
+from insta_runtime.field.expression_code import ExpressionCode, condition
+from insta_runtime.field.lip_code import condition_lips
 from insta_runtime.field.radiance import RadianceField
 from insta_runtime.field.tcnn import TcnnField
 from insta_runtime.head import HeadModel, HeadRig
 from insta_runtime.render.compositing import Composite, composite
 from insta_runtime.render.occupancy import CandidateCells, FaceRegions, OccupancyGrid
+from insta_runtime.render.pose_refinement import Registration
 from insta_runtime.render.rays import Rays
-from insta_runtime.render.registration import Registration
 from insta_runtime.render.sampling import RaySamples, march
 from insta_runtime.types import Float32, HeadState
 from insta_runtime.warp.regions import triangle_regions

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 
 from insta_runtime.config import OccupancyConfig
-from insta_runtime.field.conditioning import CODE_WIDTH, condition
-from insta_runtime.field.lips import condition_lips
+from insta_runtime.field.expression_code import CODE_WIDTH, condition
+from insta_runtime.field.lip_code import condition_lips
 from insta_runtime.field.radiance import RadianceField
-from insta_runtime.kernels import Kernels, Struct
+from insta_runtime.native.kernels import Kernels, Struct
 from insta_runtime.render.rays import camera_vertices
 from insta_runtime.types import Camera, HeadState
 from insta_runtime.warp.nearest import TriangleSoup

@@ -9,12 +9,12 @@ from dataclasses import replace
 
 import torch
 
-from insta_runtime.render.fading import Fade
+from insta_runtime.render.crossfade import Fade
 from insta_runtime.render.model import AvatarModel
 from insta_runtime.render.occupancy import shown_cells
+from insta_runtime.render.pose_refinement import Registration
 from insta_runtime.render.raster import rasterise
 from insta_runtime.render.rays import camera_vertices, farthest_around, pixel_rays
-from insta_runtime.render.registration import Registration
 from insta_runtime.types import Bytes, Camera, Float32, HeadState, RenderedFrame
 
 Snapshot = dict[str, torch.Tensor]

@@ -48,10 +48,10 @@ def kernels() -> Iterator[Finding]:
     """Whether the native back ends can compile here, and what they have compiled.  Compiles nothing."""
     import torch
 
-    from insta_runtime.compilers import cache_folder
-    from insta_runtime.constants import avatar_constants
     from insta_runtime.errors import UserError
-    from insta_runtime.kernels import Kernels
+    from insta_runtime.native.compilers import cache_folder
+    from insta_runtime.native.constants import avatar_constants
+    from insta_runtime.native.kernels import Kernels
     from telepresence.config import load_config
 
     for device, topic in (("cpu", "host kernels"), ("cuda", "cuda kernels")):

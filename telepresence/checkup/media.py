@@ -35,7 +35,7 @@ def codecs() -> Iterator[Finding]:
     """Each is asked to encode something: that it is listed says nothing."""
     import av
 
-    from telepresence.streaming.encoder import nvenc_trouble, x264_trouble
+    from telepresence.streaming.video.encoder import nvenc_trouble, x264_trouble
 
     x264 = x264_trouble()
     yield Finding(
@@ -63,7 +63,7 @@ def webrtc() -> Iterator[Finding]:
     """Whether aiortc is the one that the stream was made for."""
     import importlib.metadata
 
-    from telepresence.streaming import aiortc_hooks
+    from telepresence.streaming.rtc import aiortc_hooks
 
     lacking = aiortc_hooks.missing()
     version = importlib.metadata.version("aiortc")
@@ -110,7 +110,7 @@ def _vp8_trouble() -> str | None:
     import av
     import numpy as np
 
-    from telepresence.streaming.encoder import PROBE_SIDE, Converter, Vp8Encoder
+    from telepresence.streaming.video.encoder import PROBE_SIDE, Converter, Vp8Encoder
 
     grey = np.full((PROBE_SIDE, PROBE_SIDE, 3), 128, dtype=np.uint8)
     try:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from insta_runtime.errors import UserError
-from telepresence.bench.timing import cycled, spread, timed_ms
+from telepresence.measure.bench.timing import cycled, spread, timed_ms
 
 if TYPE_CHECKING:
     from insta_runtime.backends import AnyRenderer, AnyTrainer, Backend
-    from telepresence.bench.subject import Subject
     from telepresence.config import Config
+    from telepresence.measure.bench.subject import Subject
 
 T = TypeVar("T")
 
@@ -79,8 +79,8 @@ def bench(
     Raises UserError for what cannot be used, and for a back end that cannot be had.
     """
     from insta_runtime.backends import choose_backend
-    from telepresence.bench.subject import open_subject
-    from telepresence.bench.timing import device_name, rounded, source_commit
+    from telepresence.measure.bench.subject import open_subject
+    from telepresence.measure.bench.timing import device_name, rounded, source_commit
 
     unknown = [name for name in only if name not in PARTS]
     if unknown:
@@ -127,8 +127,8 @@ def _with_progress(run: Bench, parts: Sequence[str]) -> None:
 
 def _frame(run: Bench) -> None:
     """The whole frame, on as many different pictures as were asked for."""
-    from insta_runtime.render.native import NativeRenderer
-    from telepresence.bench.frame import drawing
+    from insta_runtime.native.renderer import NativeRenderer
+    from telepresence.measure.bench.frame import drawing
 
     subject = run.subject
     renderer = _renderer(run)
@@ -148,9 +148,9 @@ def _train(run: Bench) -> None:
 
 
 def _measure_training(run: Bench, trainer: AnyTrainer) -> None:
-    from telepresence.bench.pace import display_while_training, learn_alone
-    from telepresence.bench.subject import REPLAY_FRAMES, fill
-    from telepresence.bench.timing import used_memory_gb
+    from telepresence.measure.bench.pace import display_while_training, learn_alone
+    from telepresence.measure.bench.subject import REPLAY_FRAMES, fill
+    from telepresence.measure.bench.timing import used_memory_gb
 
     subject, device = run.subject, run.subject.device
     held = fill(trainer, subject, REPLAY_FRAMES if run.backend.kind == "cuda" else 16)
@@ -186,7 +186,7 @@ def _measure_training(run: Bench, trainer: AnyTrainer) -> None:
 
 def _scene(run: Bench) -> None:
     """How many rays and samples a picture has, and how much of space is occupied."""
-    from telepresence.bench.frame import scene
+    from telepresence.measure.bench.frame import scene
 
     subject = run.subject
     few = subject.states[:: max(1, len(subject.states) // 8)]
@@ -195,9 +195,9 @@ def _scene(run: Bench) -> None:
 
 def _stages(run: Bench) -> None:
     """Where the time goes: of the back end by kernels, of the torch twin by stages."""
-    from telepresence.bench.frame import drawing
-    from telepresence.bench.stages import device_stages, host_stages, host_step_stages, torch_frame_stages
-    from telepresence.bench.subject import fill
+    from telepresence.measure.bench.frame import drawing
+    from telepresence.measure.bench.stages import device_stages, host_stages, host_step_stages, torch_frame_stages
+    from telepresence.measure.bench.subject import fill
 
     subject, kernels = run.subject, run.backend.kernels
     few = 10 if run.on_gpu else 3
@@ -221,7 +221,7 @@ def _stages(run: Bench) -> None:
 
 def _field(run: Bench) -> None:
     """The hash grid with its network, beside the torch twin and tiny-cuda-nn."""
-    from telepresence.bench.field import field_gpts, native_fields, points_of, tcnn_field, torch_field
+    from telepresence.measure.bench.field import field_gpts, native_fields, points_of, tcnn_field, torch_field
 
     device, seconds = run.subject.device, min(1.0, run.seconds)
     rates: dict[str, Any] = {}
@@ -242,7 +242,7 @@ def _field(run: Bench) -> None:
 
 def _nearest(run: Bench) -> None:
     """Nearest triangles of points in the band."""
-    from telepresence.bench.nearest import native_gqps, random_points, torch_gqps
+    from telepresence.measure.bench.nearest import native_gqps, random_points, torch_gqps
 
     subject, seconds = run.subject, min(1.0, run.seconds)
     model, states, camera = subject.model, subject.states, subject.camera
@@ -255,7 +255,7 @@ def _nearest(run: Bench) -> None:
 
 def _ceilings(run: Bench) -> None:
     """What the device can do at most."""
-    from telepresence.bench.ceilings import ceilings
+    from telepresence.measure.bench.ceilings import ceilings
 
     run.figures["ceilings"] = ceilings(run.subject.device, min(0.5, run.seconds))
 
@@ -264,9 +264,9 @@ def _torch(run: Bench) -> None:
     """The torch twins of frame and step on the same device, and how many times as fast the back end is."""
     from insta_runtime.learn.trainer import Trainer
     from insta_runtime.render.renderer import Renderer
-    from telepresence.bench.frame import drawing
-    from telepresence.bench.subject import fill
-    from telepresence.bench.timing import median
+    from telepresence.measure.bench.frame import drawing
+    from telepresence.measure.bench.subject import fill
+    from telepresence.measure.bench.timing import median
 
     if not run.native:
         run.notes["torch"] = f"the {run.backend.kind} back end runs the twins themselves"
@@ -287,7 +287,7 @@ def _torch(run: Bench) -> None:
 
 def _host(run: Bench) -> None:
     """A small picture and a step on two threads of the processor, in a process of its own."""
-    from telepresence.bench.fresh import host_figures
+    from telepresence.measure.bench.fresh import host_figures
 
     name = "auto" if run.native else "torch"
     found = run.attempt("host_frame_ms", lambda: host_figures(*run.paths, name))
@@ -302,7 +302,7 @@ def _host(run: Bench) -> None:
 
 def _start(run: Bench) -> None:
     """From the start of a process to its first picture, with the cache of kernels as it is, and with an empty one."""
-    from telepresence.bench.fresh import first_frame_s
+    from telepresence.measure.bench.fresh import first_frame_s
 
     size, device, kind = run.subject.camera.width, run.subject.device.type, run.backend.kind
     measure = partial(first_frame_s, *run.paths, size, device, kind)
@@ -316,7 +316,7 @@ def _start(run: Bench) -> None:
 
 def _gsplat(run: Bench) -> None:
     """As many Gaussians as other head avatars have, at the same size; for the record."""
-    from telepresence.bench.peers import gsplat_ms
+    from telepresence.measure.bench.peers import gsplat_ms
 
     subject = run.subject
     if not run.on_gpu:

@@ -10,15 +10,15 @@ from typing import Any
 from insta_runtime.avatar import Avatar
 from insta_runtime.backends import choose_backend, make_renderer
 from insta_runtime.errors import UserError
+from insta_runtime.evaluation.protocol import score, split
+from insta_runtime.evaluation.regions import FaceRegions
 from insta_runtime.head import load_head
-from insta_runtime.learn.evaluation import score, split
-from insta_runtime.learn.regions import FaceRegions
 from insta_runtime.tracked import TrackedFolder
 from insta_runtime.types import Camera, HeadState, RenderedFrame
-from telepresence.commands import scoring
 from telepresence.commands.fit import figures_file
-from telepresence.commands.recordings import read_observations, tracking_facts
 from telepresence.config import Config
+from telepresence.measure.offline import scoring
+from telepresence.measure.offline.recordings import read_observations, tracking_facts
 
 MAX_FIGURES = 1 << 24  # characters of a file of figures
 
@@ -78,7 +78,7 @@ def evaluate(
     )
     scoring.show(figures)
     if report is not None:
-        from telepresence.report.page import write_report
+        from telepresence.measure.report.page import write_report
 
         write_report(report, figures, renderer.render, observations, side, face, device, folder.take.fps)
     return figures

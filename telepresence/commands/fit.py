@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 from insta_runtime.avatar import Avatar, avatar_file
 from insta_runtime.backends import AnyTrainer, choose_backend, make_renderer, make_trainer
 from insta_runtime.errors import UserError
-from insta_runtime.learn.evaluation import score, score_psnr, split
-from insta_runtime.learn.regions import FaceRegions
+from insta_runtime.evaluation.protocol import score, score_psnr, split
+from insta_runtime.evaluation.regions import FaceRegions
 from insta_runtime.render.coloured_mesh import ColouredMesh
 from insta_runtime.torso.learning import learn_torso
 from insta_runtime.types import Observation
-from telepresence.commands import scoring
-from telepresence.commands.recordings import UNSEEN, Recording, open_recording, spread
 from telepresence.config import Config
+from telepresence.measure.offline import scoring
+from telepresence.measure.offline.recordings import UNSEEN, Recording, open_recording, spread
 
 if TYPE_CHECKING:
     import torch
@@ -143,7 +143,7 @@ def learn(
     if out is not None:
         figures_file(out).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     if report is not None:
-        from telepresence.report.page import write_report
+        from telepresence.measure.report.page import write_report
 
         write_report(report, figures, display.render, kept_back, size, face, device, recording.fps)
     return figures

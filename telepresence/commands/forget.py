@@ -51,7 +51,7 @@ def default_avatars() -> list[Path]:
     from platformdirs import user_data_path
 
     from insta_runtime.avatar import is_stored
-    from telepresence.learning.album import album_folder
+    from telepresence.learning.frame_archive import album_folder
 
     folder = user_data_path("telepresence") / "avatars"
     if not folder.is_dir():
@@ -67,7 +67,7 @@ def what_belongs(path: Path) -> list[Path]:
     from insta_runtime import avatar_file as files
     from insta_runtime.avatar import avatar_file
     from telepresence.commands.fit import figures_file
-    from telepresence.learning.album import album_folder
+    from telepresence.learning.frame_archive import album_folder
     from telepresence.learning.saving import training_file
 
     file, training, album = avatar_file(path), training_file(path), album_folder(path)

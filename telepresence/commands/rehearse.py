@@ -14,14 +14,14 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
 from insta_runtime.errors import UserError
+from insta_runtime.evaluation.protocol import PROTOCOL, score_psnr, split
 from insta_runtime.head import load_head
-from insta_runtime.learn.evaluation import PROTOCOL, score_psnr, split
-from insta_runtime.render.fading import FADE_S
+from insta_runtime.render.crossfade import FADE_S
 from insta_runtime.tracked import TrackedFolder
 from telepresence import __version__
-from telepresence.bench.timing import device_name, finish, source_commit
-from telepresence.commands import scoring
-from telepresence.rehearsal.figures import (
+from telepresence.measure.bench.timing import device_name, finish, source_commit
+from telepresence.measure.offline import scoring
+from telepresence.measure.rehearsal.figures import (
     GOOD_DB,
     MEANINGS,
     Judge,
@@ -32,14 +32,14 @@ from telepresence.rehearsal.figures import (
     publish_change,
     seconds_to,
 )
-from telepresence.rehearsal.outlet import RehearsalOutlet
-from telepresence.rehearsal.plan import NEXT_S, Plan
-from telepresence.rehearsal.record import Record
-from telepresence.rehearsal.resources import ResourceMeter
+from telepresence.measure.rehearsal.outlet import RehearsalOutlet
+from telepresence.measure.rehearsal.plan import NEXT_S, Plan
+from telepresence.measure.rehearsal.record import Record
+from telepresence.measure.rehearsal.resources import ResourceMeter
 
 if TYPE_CHECKING:
+    from telepresence.call.daemon import Daemon
     from telepresence.config import Config
-    from telepresence.daemon import Daemon
     from telepresence.sources import Source
 
 HOLDOUT: Final = 0.125
@@ -98,7 +98,7 @@ def rehearse(
 def open_clip(source: Path, head: Path | None, holdout: float = 0.0) -> Clip:
     """The tracked folder or video at ``source``, without the last ``holdout`` part of a folder.  Raises UserError."""
     if source.is_dir():
-        from telepresence.commands.recordings import tracking_facts
+        from telepresence.measure.offline.recordings import tracking_facts
         from telepresence.sources.tracked import TrackedSource
 
         folder = TrackedFolder.open(source)
@@ -154,8 +154,8 @@ class Call:
     def play(self) -> None:
         """Hold the call, in real time; Ctrl-C ends it.  UserError if it cannot begin."""
         from insta_runtime.backends import warm_up
-        from telepresence.daemon import Daemon, StandIns
-        from telepresence.people import Options
+        from telepresence.call.camera_manager import Options
+        from telepresence.call.daemon import Daemon, StandIns
 
         began = time.perf_counter()
         warm_up(self.config.run.backend, self.device, self.config.avatar)
@@ -261,7 +261,7 @@ def _against_offline(avatar: Path, source: Path, head: Path | None, config: Conf
     from insta_runtime.avatar import Avatar, is_stored
     from insta_runtime.backends import choose_backend, make_renderer
     from telepresence.commands.fit import learn
-    from telepresence.commands.recordings import tracked_recording
+    from telepresence.measure.offline.recordings import tracked_recording
 
     if not is_stored(avatar):  # nothing was learned
         return {"online_minus_offline_db": None}

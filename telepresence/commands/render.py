@@ -13,7 +13,7 @@ import numpy as np
 from insta_runtime.avatar import Avatar
 from insta_runtime.backends import choose_backend, make_renderer
 from insta_runtime.errors import UserError
-from insta_runtime.field.repertoire import Repertoire
+from insta_runtime.field.expression_stats import Repertoire
 from insta_runtime.geometry import rotation_matrix
 from insta_runtime.head import fingerprint, load_head
 from insta_runtime.render.renderer import painted
@@ -21,10 +21,10 @@ from insta_runtime.torso.layer import TorsoLayer
 from insta_runtime.torso.motion import POSE, seated
 from insta_runtime.tracked import read_take
 from insta_runtime.types import Bytes, Camera, HeadState, Take
-from telepresence.backgrounds import Backgrounds
 from telepresence.config import Config
+from telepresence.display.backgrounds import Backgrounds
+from telepresence.display.orbit import pitch_turn, turned, yaw_turn
 from telepresence.drivers.transfer import Habits, Transfer
-from telepresence.orbit import pitch_turn, turned, yaw_turn
 
 ORBIT_S = 4.0  # seconds of one swing of the turntable, there and back
 FPS = 30.0

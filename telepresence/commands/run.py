@@ -32,9 +32,9 @@ def run(
     """
     from rich.console import Console
 
-    from telepresence.daemon import Daemon
-    from telepresence.logs import configure
-    from telepresence.people import Options
+    from telepresence.call.camera_manager import Options
+    from telepresence.call.daemon import Daemon
+    from telepresence.runtime.logs import configure
 
     console = Console(soft_wrap=True, highlight=False)
     configure(as_json=log_json)

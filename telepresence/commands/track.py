@@ -13,7 +13,7 @@ from insta_runtime.errors import UserError
 from insta_runtime.head import HeadModel, load_head
 from insta_runtime.types import Bytes, Float32, Take
 from telepresence.config import Config
-from telepresence.frames import CameraFrame
+from telepresence.runtime.frames import CameraFrame
 from telepresence.tracking.crop import CropPolicy, choose_crop
 from telepresence.tracking.folder import FolderWriter
 

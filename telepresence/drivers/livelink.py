@@ -12,7 +12,7 @@ import struct
 from typing import Final
 
 from insta_runtime.errors import UserError
-from telepresence.drivers.face import Face, turned
+from telepresence.drivers.arkit import Face, turned
 
 NAME: Final = "livelink"
 PORT: Final = 11111

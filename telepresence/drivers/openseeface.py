@@ -13,7 +13,7 @@ import numpy as np
 
 from insta_runtime.errors import UserError
 from insta_runtime.types import Float64
-from telepresence.drivers.face import Face, looks, matrix_of
+from telepresence.drivers.arkit import Face, looks, matrix_of
 
 NAME: Final = "openseeface"
 PORT: Final = 11573

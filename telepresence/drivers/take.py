@@ -11,7 +11,7 @@ from typing import Final
 
 from insta_runtime.types import HeadState, Take
 from telepresence.drivers.blend import blend, smooth
-from telepresence.drivers.inlet import Inlet, Transfer, now_ns
+from telepresence.drivers.receiver import Inlet, Transfer, now_ns
 
 SEAM_S: Final = 0.4
 """Time in which the end of a take that plays again becomes its beginning."""

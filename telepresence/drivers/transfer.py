@@ -15,7 +15,7 @@ from typing import Final
 
 import numpy as np
 
-from insta_runtime.field.repertoire import Repertoire
+from insta_runtime.field.expression_stats import Repertoire
 from insta_runtime.geometry import axis_angle, rotation_matrix
 from insta_runtime.head import HeadModel
 from insta_runtime.types import Float32, Float64, HeadState

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from insta_runtime.errors import UserError
 from telepresence.drivers import livelink, openseeface, vmc
-from telepresence.drivers.face import Face, head_state
-from telepresence.drivers.inlet import FLOOR_NS, RATE, Inlet, Transfer, now_ns
+from telepresence.drivers.arkit import Face, head_state
+from telepresence.drivers.receiver import FLOOR_NS, RATE, Inlet, Transfer, now_ns
 
 if TYPE_CHECKING:
     from insta_runtime.head import HeadModel

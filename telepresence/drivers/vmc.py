@@ -16,7 +16,7 @@ from insta_runtime.errors import UserError
 from insta_runtime.geometry import axis_angle
 from insta_runtime.types import Float64
 from telepresence.drivers import osc
-from telepresence.drivers.face import Face, matrix_of
+from telepresence.drivers.arkit import Face, matrix_of
 from telepresence.drivers.livelink import CURVES
 
 NAME: Final = "vmc"

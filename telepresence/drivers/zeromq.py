@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 from insta_runtime.errors import UserError
 from insta_runtime.types import Float32, HeadState
 from telepresence.drivers import message
-from telepresence.drivers.inlet import FLOOR_NS, Inlet, Transfer, now_ns
 from telepresence.drivers.ordering import Ordering
+from telepresence.drivers.receiver import FLOOR_NS, Inlet, Transfer, now_ns
 
 if TYPE_CHECKING:
     import zmq

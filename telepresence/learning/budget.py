@@ -1,7 +1,7 @@
 """How much to learn, and whether at all: pure functions of (budget, wants, now).
 
 The display comes first: it has its own cores or a stream of higher priority, and on a GPU a step draws fewer rays
-while a picture takes long (`telepresence.pacing.ray_part`).  What is left is for learning, in the part
+while a picture takes long (`telepresence.runtime.scheduling.ray_part`).  What is left is for learning, in the part
 ``run.train_share``; and learning rests while there is nothing to be learned.
 """
 

@@ -16,14 +16,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from insta_runtime.errors import UserError
-from telepresence.learning.album import Album
 from telepresence.learning.appearance import Change, Onlooker, Watch
-from telepresence.learning.gate import FacePoints, Gate
+from telepresence.learning.frame_archive import Album
+from telepresence.learning.frame_filter import FacePoints, Gate
 from telepresence.learning.guidance import Guidance
+from telepresence.learning.likeness import SIDE, HeldBack, Judge, Score
 from telepresence.learning.publishing import Event, Publisher
 from telepresence.learning.saving import Save, Saver, stored_training
-from telepresence.learning.score import SIDE, HeldBack, Judge, Score
-from telepresence.pacing import ray_part
+from telepresence.runtime.scheduling import ray_part
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -95,8 +95,8 @@ class Learner:
         album: Album | None = None,
     ) -> None:
         from insta_runtime.backends import choose_backend, make_renderer, make_trainer
-        from insta_runtime.learn.recall import Recall
-        from insta_runtime.learn.weights import WeightExchange
+        from insta_runtime.learn.generative_replay import Recall
+        from insta_runtime.learn.weight_exchange import WeightExchange
         from insta_runtime.render.coloured_mesh import ColouredMesh
         from insta_runtime.torso.layer import TorsoLayer
         from insta_runtime.torso.learning import TorsoLearner
@@ -220,7 +220,7 @@ class Learner:
 
     def make_room(self, load: float) -> None:
         """Learn with fewer rays while the display needs the GPU: a picture took ``load`` of the time it has."""
-        from insta_runtime.learn.native import NativeTrainer
+        from insta_runtime.native.trainer import NativeTrainer
 
         if self.backend.kind == "cuda" and isinstance(self.trainer, NativeTrainer):
             self._ray_part = ray_part(self._ray_part, load)

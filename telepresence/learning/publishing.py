@@ -17,7 +17,7 @@ from enum import StrEnum
 from statistics import fmean
 from typing import TYPE_CHECKING, Final
 
-from telepresence.learning.score import RECENT, Held, HeldBack, Judge, Score, mean
+from telepresence.learning.likeness import RECENT, Held, HeldBack, Judge, Score, mean
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from insta_runtime.backends import AnyTrainer
     from insta_runtime.learn.trainer import StepReport
     from insta_runtime.learn.training_state import TrainingState
-    from insta_runtime.learn.weights import WeightExchange
+    from insta_runtime.learn.weight_exchange import WeightExchange
     from insta_runtime.render.coloured_mesh import ColouredMesh
     from insta_runtime.render.renderer import Snapshot
 

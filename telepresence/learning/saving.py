@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from insta_runtime.avatar import Avatar, Record
     from insta_runtime.backends import AnyTrainer
     from insta_runtime.learn.training_state import TrainingState
-    from telepresence.learning.album import Album
+    from telepresence.learning.frame_archive import Album
 
 log = logging.getLogger("telepresence")
 

@@ -19,10 +19,10 @@ from multiprocessing.connection import Connection
 from typing import Any, Final
 
 from insta_runtime.errors import UserError
-from telepresence.frames import ShownFrame, TrackedFrame
 from telepresence.outputs.ring import SharedRing
 from telepresence.outputs.shots import CAPACITY, Shot
 from telepresence.outputs.window import FIGURES_BYTES, Rings, open_window
+from telepresence.runtime.frames import ShownFrame, TrackedFrame
 
 log = logging.getLogger(__name__)
 

@@ -16,10 +16,10 @@ import numpy as np
 from insta_runtime.errors import UserError
 from insta_runtime.tracked import GrowingTake
 from insta_runtime.types import HeadState
-from telepresence.frames import ShownFrame
-from telepresence.mailbox import Mailbox
-from telepresence.policy import one_line
-from telepresence.sound import CHANNELS, RATE, TOLERANCE_S, Samples, SoundBus, SoundChunk, Timeline
+from telepresence.runtime.audio import CHANNELS, RATE, TOLERANCE_S, Samples, SoundBus, SoundChunk, Timeline
+from telepresence.runtime.frames import ShownFrame
+from telepresence.runtime.mailbox import Mailbox
+from telepresence.runtime.policy import one_line
 
 if TYPE_CHECKING:
     import av

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final
 
-from telepresence.clock import Ratekeeper
-from telepresence.frames import ShownFrame
-from telepresence.policy import one_line
+from telepresence.runtime.clock import Ratekeeper
+from telepresence.runtime.frames import ShownFrame
+from telepresence.runtime.policy import one_line
 
 if TYPE_CHECKING:
     from pyvirtualcam import Camera

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from insta_runtime.errors import UserError
-from telepresence.frames import CameraFrame
-from telepresence.mailbox import Mailbox
-from telepresence.sound import Ear
+from telepresence.runtime.audio import Ear
+from telepresence.runtime.frames import CameraFrame
+from telepresence.runtime.mailbox import Mailbox
 from telepresence.sources.source import Identity, Informed, Source
 
 __all__ = ["SPECS", "Identity", "Informed", "Source", "open_source"]

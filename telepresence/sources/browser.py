@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from telepresence.frames import CameraFrame
-from telepresence.mailbox import Mailbox
+from telepresence.runtime.frames import CameraFrame
+from telepresence.runtime.mailbox import Mailbox
 
 
 class MailboxSource:

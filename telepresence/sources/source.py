@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from insta_runtime.types import Float32
-from telepresence.frames import CameraFrame
+from telepresence.runtime.frames import CameraFrame
 
 
 @dataclass(frozen=True)

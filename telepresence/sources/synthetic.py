@@ -11,7 +11,7 @@ import numpy as np
 
 from insta_runtime.types import Bytes
 from telepresence.actor.performance import PERIOD, Performance
-from telepresence.frames import CameraFrame, Truth
+from telepresence.runtime.frames import CameraFrame, Truth
 from telepresence.sources.source import Identity
 
 if TYPE_CHECKING:

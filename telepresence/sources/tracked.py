@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from insta_runtime.tracked import TrackedFolder
-from telepresence.frames import CameraFrame, Truth
+from telepresence.runtime.frames import CameraFrame, Truth
 from telepresence.sources.live import LivePace
 from telepresence.sources.source import Identity
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from insta_runtime.errors import UserError
 from insta_runtime.types import Bytes
-from telepresence.frames import CameraFrame
-from telepresence.sound import Ear, SoundChunk
-from telepresence.sources.sound import FileSound
+from telepresence.runtime.audio import Ear, SoundChunk
+from telepresence.runtime.frames import CameraFrame
+from telepresence.sources.audio import FileSound
 
 if TYPE_CHECKING:
     from av.container import InputContainer

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from insta_runtime.errors import UserError
-from telepresence.frames import CameraFrame
-from telepresence.mailbox import Mailbox
+from telepresence.runtime.frames import CameraFrame
+from telepresence.runtime.mailbox import Mailbox
 
 if TYPE_CHECKING:
     from av.container import InputContainer

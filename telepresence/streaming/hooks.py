@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from telepresence.frames import CameraFrame
-from telepresence.mailbox import Mailbox
-from telepresence.sound import SoundBus
+from telepresence.runtime.audio import SoundBus
+from telepresence.runtime.frames import CameraFrame
+from telepresence.runtime.mailbox import Mailbox
 
 
 @dataclass(frozen=True)

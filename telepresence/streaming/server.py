@@ -13,20 +13,20 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from insta_runtime.errors import UserError
-from telepresence.frames import ShownFrame
-from telepresence.policy import JUMP_S, POLICIES, Condition, Health
+from telepresence.runtime.frames import ShownFrame
+from telepresence.runtime.policy import JUMP_S, POLICIES, Condition, Health
+from telepresence.streaming.audio.audio_hub import SoundHub
 from telepresence.streaming.hooks import StreamHooks
-from telepresence.streaming.hub import EncoderHub
-from telepresence.streaming.link import LinkPlan
+from telepresence.streaming.http.tls import tls_context
+from telepresence.streaming.rtc.network_simulation import LinkPlan
 from telepresence.streaming.settings import StreamSettings
-from telepresence.streaming.sound import SoundHub
-from telepresence.streaming.stats import StreamStats
-from telepresence.streaming.tls import tls_context
+from telepresence.streaming.video.encoder_hub import EncoderHub
+from telepresence.streaming.video.stats import StreamStats
 
 if TYPE_CHECKING:
-    from telepresence.streaming.audience import Audience
-    from telepresence.streaming.peers import Peers
-    from telepresence.streaming.publish import Publisher
+    from telepresence.streaming.rtc.peers import Peers
+    from telepresence.streaming.rtc.whip_client import Publisher
+    from telepresence.streaming.video.audience import Audience
 
 log = logging.getLogger(__name__)
 
@@ -150,14 +150,15 @@ class MediaServer:
             ready.set_exception(error)
 
     async def _serve(self, port: socket.socket, ready: Future[None]) -> None:
-        from telepresence.streaming import aiortc_hooks, web
-        from telepresence.streaming.access import Access
-        from telepresence.streaming.audience import Audience
-        from telepresence.streaming.feed import Feed
-        from telepresence.streaming.ice import IceServers
-        from telepresence.streaming.listener import serve
-        from telepresence.streaming.peers import Peers
-        from telepresence.streaming.publish import Publisher
+        from telepresence.streaming.http import routes
+        from telepresence.streaming.http.access import Access
+        from telepresence.streaming.http.listener import serve
+        from telepresence.streaming.rtc import aiortc_hooks
+        from telepresence.streaming.rtc.ice import IceServers
+        from telepresence.streaming.rtc.peer_stream import Feed
+        from telepresence.streaming.rtc.peers import Peers
+        from telepresence.streaming.rtc.whip_client import Publisher
+        from telepresence.streaming.video.audience import Audience
 
         aiortc_hooks.quieten()
         if not aiortc_hooks.missing():
@@ -170,7 +171,7 @@ class MediaServer:
         feed = Feed(audience, _can_share(), self._sound, link)
         self._peers = peers = Peers(feed, self._settings.viewers, self._hooks, ice)
         access = Access(self._settings.access, self._settings.host, self._port)
-        app = web.application(peers, self._hooks, access, ice, lambda: self._hub.alive)
+        app = routes.application(peers, self._hooks, access, ice, lambda: self._hub.alive)
         runner = await serve(app, port, self._tls)
         tasks = [asyncio.create_task(peers.watchdog()), asyncio.create_task(self._beat())]
         if self._settings.publish.url:
@@ -194,8 +195,8 @@ class MediaServer:
 
 def _can_share() -> bool:
     """Whether one encode can serve all viewers: x264 works, and aiortc is the one that the hooks were made for."""
-    from telepresence.streaming import aiortc_hooks
-    from telepresence.streaming.encoder import x264_trouble
+    from telepresence.streaming.rtc import aiortc_hooks
+    from telepresence.streaming.video.encoder import x264_trouble
 
     lacking = aiortc_hooks.missing()
     if (trouble := x264_trouble()) is not None:

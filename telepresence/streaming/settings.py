@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from insta_runtime.config import setting
 from insta_runtime.errors import UserError
-from telepresence.streaming.exposure import AccessSettings, IceSettings, PublishSettings
-from telepresence.streaming.link import LinkPlan
+from telepresence.streaming.access_settings import AccessSettings, IceSettings, PublishSettings
+from telepresence.streaming.rtc.network_simulation import LinkPlan
 
 
 @dataclass(frozen=True)

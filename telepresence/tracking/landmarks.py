@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from insta_runtime.types import Bytes, Float32
-from telepresence.frames import Landmarks
+from telepresence.runtime.frames import Landmarks
 
 from .models import import_mediapipe, landmarker_path, quietly
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from insta_runtime.errors import UserError
 from insta_runtime.head import HeadModel
 from insta_runtime.types import Float64, HeadState
-from telepresence.frames import CameraFrame
+from telepresence.runtime.frames import CameraFrame
 
 from .calibration import Calibration, calibrate
 from .fit import HeadFit

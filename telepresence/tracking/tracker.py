@@ -16,7 +16,7 @@ import numpy as np
 
 from insta_runtime.head import HeadModel
 from insta_runtime.types import Bytes, Float32, Float64, HeadState, Observation
-from telepresence.frames import CameraFrame, Glimpse, Pose, TrackedFrame
+from telepresence.runtime.frames import CameraFrame, Glimpse, Pose, TrackedFrame
 
 from .calibration import Calibration, calibrate
 from .crop import Crop, CropPolicy, choose_crop

@@ -175,7 +175,7 @@ def test_device_code_is_no_package() -> None:
     [
         "import telepresence.cli",
         "import telepresence.config",
-        "import telepresence.daemon",
+        "import telepresence.call.daemon",
         "import insta_runtime.types, insta_runtime.config, insta_runtime.errors",
         "from telepresence.cli import run_command; run_command(['fit', '--help'])",
     ],

@@ -8,12 +8,12 @@ from typing import Any
 
 import ablate
 import pytest
-from small_avatar import SMALL_AVATAR
-from small_person import neutral_shape, open_head, paint, performance, photograph
 
 from telepresence.commands.track import track_truth
 from telepresence.config import load_config
-from telepresence.frames import CameraFrame, Truth
+from telepresence.runtime.frames import CameraFrame, Truth
+from tests.support.small_avatar import SMALL_AVATAR
+from tests.support.small_person import neutral_shape, open_head, paint, performance, photograph
 
 SMALL = (
     "avatar.warp.cell=0.025",

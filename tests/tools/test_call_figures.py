@@ -29,7 +29,7 @@ from call_figures.stamping import REMEMBERED, Stamps
 from call_figures.table import BEGIN, END, conditions, table, write_into
 from PIL import Image
 
-from telepresence.frames import CameraFrame, ShownFrame
+from telepresence.runtime.frames import CameraFrame, ShownFrame
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

@@ -11,7 +11,8 @@ from call_figures.browser import chromium, film_flags, lend_camera, observed
 from call_figures.daemon import daemon
 from call_figures.delay import NONE
 from call_figures.film import FPS, write_camera
-from small_avatar import SMALL_AVATAR_OPTIONS
+
+from tests.support.small_avatar import SMALL_AVATAR_OPTIONS
 
 FILM_S = 15.0  # so long that half of it is longer than any pause
 PICTURES = 15

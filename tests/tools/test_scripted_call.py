@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import scripted_call
 from scripted_call import PAUSE_S, SCRIPT, InformedCamera, Scene, open_camera, shortened
-from small_person import camera, neutral_shape, open_head
 
 from insta_runtime.errors import UserError
 from insta_runtime.types import HeadState, Observation
 from telepresence.commands.track import track_truth
-from telepresence.frames import CameraFrame, Truth
-from telepresence.rehearsal.plan import Plan
-from telepresence.rehearsal.record import Published, Record, Seen
+from telepresence.measure.rehearsal.plan import Plan
+from telepresence.measure.rehearsal.record import Published, Record, Seen
+from telepresence.runtime.frames import CameraFrame, Truth
+from tests.support.small_person import camera, neutral_shape, open_head
 
 SIZE, FPS, COUNT = 32, 10.0, 30
 SHORT = (Scene(0, 2.0), Scene(None, 1.0), Scene(1, 1.0), Scene(0, 1.0, gamma=2.0), Scene(0, 1.0))

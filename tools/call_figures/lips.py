@@ -19,9 +19,9 @@ from call_figures.conditions import FILM_S, Conditions
 from call_figures.delay import offsets, painted
 from call_figures.film import BEEP_EVERY, BEEP_HZ, BEEP_S, FPS
 from call_figures.goals import Figures, Goal, spread
-from telepresence.frames import CameraFrame, ShownFrame
-from telepresence.mailbox import Mailbox
-from telepresence.sound import RATE, SoundBus, SoundChunk
+from telepresence.runtime.audio import RATE, SoundBus, SoundChunk
+from telepresence.runtime.frames import CameraFrame, ShownFrame
+from telepresence.runtime.mailbox import Mailbox
 from telepresence.streaming import MediaServer, StreamHooks, StreamSettings
 
 PIPELINE_S: Final = (0.05, 0.15)

@@ -65,7 +65,7 @@ class Stamps:
 
 def stamp(journal: IO[str]) -> None:
     """Let every daemon of this process stamp its pictures."""
-    from telepresence.person import Person
+    from telepresence.call.camera_session import Person
     from telepresence.streaming import MediaServer
 
     stamps, read, show = Stamps(journal), Person.read, MediaServer.show

@@ -1,0 +1,240 @@
+"""The evaluation protocol: held-out pictures against renderings, by region, over white, and how steady they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import torch
+
+from insta_runtime.evaluation.flip import PIXELS_PER_DEGREE, flip_map
+from insta_runtime.evaluation.metrics import EQUAL, SSIM_MARGIN, head_mask, over_white, squared_error, ssim_map
+from insta_runtime.evaluation.regions import DEFINITION, Box, FaceRegions, masks
+from insta_runtime.learn.replay import premultiplied
+from insta_runtime.types import Camera, HeadState, Observation, RenderedFrame
+
+Render = Callable[[HeadState, Camera], RenderedFrame]
+Perceptual = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""A distance of two pictures (H, W, 3) in [0, 1], a scalar tensor."""
+
+REGIONS: Final = ("whole", "head", "mouth", "eyes")
+METRICS: Final = ("psnr_db", "ssim", "flip")
+STILL: Final = 0.001
+"""Part of the picture's longest side that the face may move between two pictures of a static segment."""
+
+PROTOCOL: Final = {
+    "background": "white; truth is stored picture x stored matte",
+    "scaling": "area averaging of the premultiplied picture; never enlarged",
+    "head": "matte > 0.5, dilated by 1 % of the side",
+    "regions": DEFINITION,
+    "mean": "each figure is taken per picture, then averaged; a picture without a region does not count in it",
+    "psnr": "of floats in [0, 1], mean squared error over pixels of the region and the three channels",
+    "ssim": "Gaussian 11 x 11, sigma 1.5; whole windows; mean of the map over the region",
+    "flip": f"LDR-FLIP (2020), {PIXELS_PER_DEGREE:g} pixels per degree; mean of the map over the region",
+    "steadiness": (
+        "static segments: pairs of successive pictures between which the tracked face moves by less than "
+        f"{100 * STILL:g} % of the side (mean over vertices of the posed mesh); the rendered pictures' mean absolute "
+        "change within the head region of both, divided by the footage's, summed over pairs; none without such pairs"
+    ),
+}
+"""What is the same in every evaluation, in words."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A picture beside its rendering: (H, W, 3) over white in [0, 1], on the device that measures.
+
+    Attributes:
+        regions: for each of `REGIONS` the pixels (H, W) bool.
+        boxes: of ``mouth`` and ``eyes``.
+    """
+
+    observation: Observation
+    camera: Camera
+    truth: torch.Tensor
+    picture: torch.Tensor
+    regions: dict[str, torch.Tensor]
+    boxes: dict[str, list[Box]]
+
+
+@dataclass(frozen=True)
+class Steadiness:
+    """How much renderings change where the footage hardly does.
+
+    Attributes:
+        rendered, footage: mean absolute change from picture to picture in static segments, in [0, 1]; NaN without.
+        pairs: of successive pictures in static segments.
+    """
+
+    rendered: float = math.nan
+    footage: float = math.nan
+    pairs: int = 0
+
+    @property
+    def ratio(self) -> float:
+        """Rendered change in parts of the footage's; NaN where there is none."""
+        return self.rendered / self.footage if self.footage > 0.0 else math.nan
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Figures of some pictures.
+
+    Attributes:
+        means: for each of `REGIONS` the mean of each of `METRICS`; of ``whole`` also ``lpips`` if it was asked for.
+        each: the same of every picture, in their order.
+        frame_ids: which pictures.
+        steadiness: over all of them.
+    """
+
+    means: dict[str, dict[str, float]]
+    each: list[dict[str, dict[str, float]]]
+    frame_ids: list[int]
+    steadiness: Steadiness = field(default_factory=Steadiness)
+
+    @property
+    def pictures(self) -> int:
+        return len(self.each)
+
+    @property
+    def psnr_db(self) -> float:
+        """Of the whole frame."""
+        return self.means["whole"]["psnr_db"]
+
+    @property
+    def ssim(self) -> float:
+        """Of the whole frame."""
+        return self.means["whole"]["ssim"]
+
+    @property
+    def head_psnr_db(self) -> float:
+        return self.means["head"]["psnr_db"]
+
+
+def split(count: int, holdout: float) -> tuple[range, range]:
+    """Training and held-out positions of ``count`` pictures in time: the last ``holdout`` part is kept back."""
+    held = min(count - 1, round(count * holdout)) if count else 0
+    return range(count - held), range(count - held, count)
+
+
+def compare(
+    render: Render,
+    observations: Sequence[Observation],
+    size: int,
+    face: FaceRegions | None = None,
+    device: torch.device | None = None,
+) -> Iterator[Compared]:
+    """Render every observation at a longest side of ``size`` pixels, beside its truth."""
+    for observation in observations:
+        rgba, camera = premultiplied(observation, size, device)
+        boxes = face.boxes(observation.state, camera) if face else {"mouth": [], "eyes": []}
+        picture = torch.as_tensor(render(observation.state, camera).rgba).to(rgba.device)
+        regions = {
+            "whole": torch.ones_like(rgba[..., 0], dtype=torch.bool),
+            "head": head_mask((rgba[..., 3] * 255.0).to(torch.uint8)),
+            **masks(boxes, camera, rgba.device),
+        }
+        yield Compared(observation, camera, over_white(rgba), over_white(picture), regions, boxes)
+
+
+def score(
+    render: Render,
+    observations: Sequence[Observation],
+    size: int,
+    face: FaceRegions | None = None,
+    device: torch.device | None = None,
+    perceptual: Perceptual | None = None,
+) -> Scores:
+    """Score ``render`` on ``observations``, as `PROTOCOL` says.
+
+    Args:
+        face: finds mouth and eyes, and static segments; without it their figures are NaN.
+        device: that measures; the CPU if it is not given.
+        perceptual: LPIPS, if its weights are at hand.
+    """
+    names = [(region, metric) for region in REGIONS for metric in METRICS]
+    if perceptual:
+        names.append(("whole", "lpips"))
+    rows, changes = [], []
+    before: Compared | None = None
+    for now in compare(render, observations, size, face, device):
+        values = [*_figures(now).flatten()]
+        if perceptual:
+            values.append(perceptual(now.picture, now.truth))
+        rows.append(torch.stack(values))
+        if before and face and _still(before, now, face):
+            changes.append(_changes(before, now))
+        before = now
+    figures = torch.stack(rows).cpu() if rows else torch.zeros((0, len(names)))
+    return Scores(
+        _nested(names, figures.nanmean(0).tolist()),
+        [_nested(names, row) for row in figures.tolist()],
+        [observation.frame_id for observation in observations],
+        _steadiness(changes),
+    )
+
+
+def score_psnr(
+    render: Render, observations: Sequence[Observation], size: int, device: torch.device | None = None
+) -> tuple[float, float]:
+    """PSNR in dB of the whole frame and of the head, as in `score`, and nothing that takes longer."""
+    rows = [
+        torch.stack([_psnr(squared_error(c.picture, c.truth), c.regions[region]) for region in ("whole", "head")])
+        for c in compare(render, observations, size, None, device)
+    ]
+    whole, head = torch.stack(rows).nanmean(0).tolist() if rows else (math.nan, math.nan)
+    return whole, head
+
+
+def _figures(compared: Compared) -> torch.Tensor:
+    """(regions, metrics), NaN where a region is empty."""
+    picture, truth = compared.picture, compared.truth
+    error, similar, flip = squared_error(picture, truth), ssim_map(picture, truth), flip_map(picture, truth)
+    inner = slice(SSIM_MARGIN, -SSIM_MARGIN)
+    rows = []
+    for name in REGIONS:
+        region = compared.regions[name]
+        rows.append(torch.stack([_psnr(error, region), _mean(similar, region[inner, inner]), _mean(flip, region)]))
+    return torch.stack(rows)
+
+
+def _mean(values: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
+    """Over the region; NaN where it is empty.  Without a wait for the device."""
+    return (values * region).sum() / region.sum()
+
+
+def _psnr(error: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
+    """As `metrics.psnr`, on the device."""
+    mean = _mean(error, region)
+    return torch.where(mean < EQUAL, 100.0, -10.0 * torch.log10(mean))
+
+
+def _still(before: Compared, now: Compared, face: FaceRegions) -> bool:
+    """Whether two pictures follow one another, and the tracked face hardly moves between them."""
+    first, second = before.observation, now.observation
+    if second.frame_id != first.frame_id + 1 or before.camera != now.camera:
+        return False
+    return face.motion(first.state, second.state, now.camera) < STILL * max(now.camera.width, now.camera.height)
+
+
+def _changes(before: Compared, now: Compared) -> torch.Tensor:
+    """Mean absolute change of rendering and footage in the head region of both pictures: (2,)."""
+    region = before.regions["head"] | now.regions["head"]
+    pairs = ((before.picture, now.picture), (before.truth, now.truth))
+    return torch.stack([_mean((b - a).abs().mean(-1), region) for a, b in pairs])
+
+
+def _steadiness(changes: list[torch.Tensor]) -> Steadiness:
+    if not changes:
+        return Steadiness()
+    rendered, footage = torch.stack(changes).nanmean(0).tolist()
+    return Steadiness(rendered, footage, len(changes))
+
+
+def _nested(names: list[tuple[str, str]], values: list[float]) -> dict[str, dict[str, float]]:
+    nested: dict[str, dict[str, float]] = {region: {} for region in REGIONS}
+    for (region, metric), value in zip(names, values, strict=True):
+        nested[region][metric] = value
+    return nested

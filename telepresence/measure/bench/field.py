@@ -1,0 +1,141 @@
+"""A hash grid with a network behind it, alone: our kernels, the torch twin and tiny-cuda-nn on the same points.
+
+The shape is the one that tiny-cuda-nn's own figures are quoted for: 16 levels of 2 features, base 16, growth 1.447,
+tables of 2^19 entries, two hidden layers of 64 with ReLU, 16 outputs.  Gradients go to the weights alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from telepresence.measure.bench.timing import batch_ms
+
+if TYPE_CHECKING:
+    import torch
+
+    from insta_runtime.config import FieldConfig
+
+LEVELS, FEATURES, BASE, GROWTH, LOG2_ENTRIES, HIDDEN, OUTPUTS = 16, 2, 16, 1.447, 19, 64, 16
+GPU_POINTS, CPU_POINTS = 1 << 20, 1 << 14
+SETS = 4  # of points, drawn afresh; they take turns
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """``infer`` points, or ``train``: forward, and backward to the weights, of a given gradient of the outputs."""
+
+    infer: Callable[[torch.Tensor], object]
+    train: Callable[[torch.Tensor, torch.Tensor], object]
+    dtype: torch.dtype
+
+
+def points_of(device: torch.device) -> int:
+    """How many points a measurement takes."""
+    return GPU_POINTS if device.type == "cuda" else CPU_POINTS
+
+
+def field_gpts(contestant: Contestant, device: torch.device, seconds: float) -> dict[str, float]:
+    """10^9 points a second, ``inference`` and ``training``, over fresh uniformly random points in the unit cube."""
+    import torch
+
+    count = points_of(device)
+    sets = [
+        (
+            torch.rand((count, 3), device=device),
+            torch.randn((count, OUTPUTS), device=device).to(contestant.dtype) / count,
+        )
+        for _ in range(SETS)
+    ]
+    inference = batch_ms(lambda pair: contestant.infer(pair[0]), sets, device, seconds)
+    training = batch_ms(lambda pair: contestant.train(*pair), sets, device, seconds)
+    return {"inference": count / inference / 1e6, "training": count / training / 1e6}
+
+
+def native_fields(device: torch.device) -> dict[str, Contestant]:
+    """Our kernels: in one pass over the points, and on a GPU also level by level first."""
+    import torch
+
+    from insta_runtime.native.field import table_size
+    from insta_runtime.native.grid_mlp import GridMlp
+
+    config, generator = _config(), torch.Generator().manual_seed(0)
+    grid = GridMlp(config, device, points_of(device))
+    networks = [(HIDDEN, LEVELS * FEATURES), (HIDDEN, HIDDEN), (OUTPUTS, HIDDEN)]
+    weights = [torch.randn(shape, generator=generator).view(-1) * (2.0 / shape[1]) ** 0.5 for shape in networks]
+    grid.load(torch.randn(table_size(config), generator=generator) * 0.1, torch.cat(weights))
+    found = {"native": Contestant(grid.infer, grid.train, torch.float32)}
+    if device.type == "cuda":
+        found["native_by_levels"] = Contestant(grid.infer_by_levels, grid.train, torch.float32)
+    return found
+
+
+def torch_field(device: torch.device) -> Contestant:
+    """The torch twins, composed."""
+    import torch
+    from torch import nn
+
+    from insta_runtime.field.hashgrid import HashGrid
+
+    network = nn.Sequential(
+        HashGrid(_config(), torch.Generator().manual_seed(0)),
+        nn.Linear(LEVELS * FEATURES, HIDDEN, bias=False),
+        nn.ReLU(),
+        nn.Linear(HIDDEN, HIDDEN, bias=False),
+        nn.ReLU(),
+        nn.Linear(HIDDEN, OUTPUTS, bias=False),
+    ).to(device)
+    return _module(network, torch.float32)
+
+
+def _config() -> FieldConfig:
+    from insta_runtime.config import FieldConfig
+
+    finest = round(BASE * GROWTH ** (LEVELS - 1))
+    return FieldConfig(LEVELS, FEATURES, LOG2_ENTRIES, BASE, finest, HIDDEN)
+
+
+def tcnn_field() -> Contestant:
+    """tiny-cuda-nn with its fastest settings.  ImportError or OSError where it is not installed for this GPU."""
+    import tinycudann as tcnn
+    import torch
+
+    grid: dict[str, Any] = {
+        "otype": "HashGrid",
+        "n_levels": LEVELS,
+        "n_features_per_level": FEATURES,
+        "log2_hashmap_size": LOG2_ENTRIES,
+        "base_resolution": BASE,
+        "per_level_scale": GROWTH,
+    }
+    network = {
+        "otype": "FullyFusedMLP",
+        "activation": "ReLU",
+        "output_activation": "None",
+        "n_neurons": HIDDEN,
+        "n_hidden_layers": 2,
+    }
+    model = tcnn.NetworkWithInputEncoding(3, OUTPUTS, grid, network)
+    if getattr(tcnn, "supports_jit_fusion", bool)():
+        model.jit_fusion = True
+    return _module(model, torch.float16)
+
+
+def _module(network: torch.nn.Module, dtype: torch.dtype) -> Contestant:
+    import torch
+
+    # On a GPU autograd runs in a thread of its own, and cuBLAS does not begin where a thread has no context yet.
+    first = next(network.parameters())
+    torch.ones(1, device=first.device, requires_grad=True).square().sum().backward()
+
+    def infer(points: torch.Tensor) -> None:
+        with torch.no_grad():
+            network(points)
+
+    def train(points: torch.Tensor, gradient: torch.Tensor) -> None:
+        for parameter in network.parameters():
+            parameter.grad = None
+        network(points).backward(gradient)
+
+    return Contestant(infer, train, dtype)

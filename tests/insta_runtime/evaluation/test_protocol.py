@@ -1,0 +1,172 @@
+"""The evaluation protocol."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from insta_runtime.evaluation.metrics import psnr, ssim
+from insta_runtime.evaluation.protocol import METRICS, REGIONS, compare, score, score_psnr, split
+from insta_runtime.evaluation.regions import FaceRegions
+from insta_runtime.head import HeadRig
+from insta_runtime.types import Camera, HeadState, Observation, RenderedFrame
+from tests.support.small_person import camera, neutral_shape, open_head, paint, performance, photograph, pose
+
+
+@pytest.mark.parametrize(
+    ("count", "holdout", "train", "held"),
+    [(100, 0.125, 88, 12), (8, 0.125, 7, 1), (8, 0.0, 8, 0), (3, 1.0, 1, 2), (1, 0.5, 1, 0), (0, 0.5, 0, 0)],
+)
+def test_the_last_part_is_held_back_and_something_is_left_to_learn_from(
+    count: int, holdout: float, train: int, held: int
+) -> None:
+    first, last = split(count, holdout)
+    assert (len(first), len(last)) == (train, held)
+    assert [*first, *last] == list(range(count))
+
+
+@pytest.fixture(scope="module")
+def observations() -> list[Observation]:
+    return photograph(open_head(), performance(open_head(), 3), 48, paint(open_head()))
+
+
+def test_the_truth_scores_best_and_is_asked_for_at_the_given_size(observations: list[Observation]) -> None:
+    cameras = []
+
+    def perfect(state: HeadState, view: Camera) -> RenderedFrame:
+        cameras.append(view)
+        shown = next(o for o in observations if o.state is state)
+        alpha = shown.alpha[..., None].astype(np.float32) / 255
+        rgba = np.concatenate([shown.rgb.astype(np.float32) / 255 * alpha, alpha], axis=-1)
+        step = 48 // view.width
+        return RenderedFrame(0, 0, rgba.reshape(view.height, step, view.width, step, 4).mean(axis=(1, 3)))
+
+    for size in (48, 24):
+        scores = score(perfect, observations, size)
+        assert scores.psnr_db > 90
+        assert scores.head_psnr_db > 90
+        assert scores.ssim == pytest.approx(1.0, abs=1e-4)
+        assert scores.pictures == 3
+    assert cameras == [camera(48)] * 3 + [camera(24)] * 3
+
+
+def nothing(state: HeadState, view: Camera) -> RenderedFrame:
+    return RenderedFrame(0, 0, np.zeros((view.height, view.width, 4), np.float32))
+
+
+def perfect_for(observations: list[Observation], noise: float = 0.0) -> Callable[[HeadState, Camera], RenderedFrame]:
+    """Renders the truth itself, with noise that is new in every picture."""
+    random = np.random.default_rng(0)
+
+    def render(state: HeadState, view: Camera) -> RenderedFrame:
+        shown = next(o for o in observations if o.state is state)
+        alpha = shown.alpha[..., None].astype(np.float32) / 255
+        rgb = shown.rgb.astype(np.float32) / 255 + noise * random.standard_normal(shown.rgb.shape).astype(np.float32)
+        return RenderedFrame(0, 0, np.concatenate([rgb * alpha, alpha], axis=-1))
+
+    return render
+
+
+def face() -> FaceRegions:
+    return FaceRegions(HeadRig(open_head()), neutral_shape(open_head()))
+
+
+def test_figures_are_taken_of_each_region(observations: list[Observation]) -> None:
+    def one_eyed(state: HeadState, view: Camera) -> RenderedFrame:
+        frame = perfect_for(observations)(state, view)
+        left, top, right, bottom = (round(edge) for edge in face().boxes(state, view)["eyes"][0])
+        frame.rgba[top:bottom, left:right, :3] *= 0.5
+        return frame
+
+    scores = score(one_eyed, observations, 48, face())
+    assert set(scores.means) == set(REGIONS)
+    assert set(scores.means["eyes"]) == set(METRICS)
+    by_region = [scores.means[region]["psnr_db"] for region in ("mouth", "whole", "head", "eyes")]
+    assert by_region == sorted(by_region, reverse=True)
+    assert by_region[0] > 90
+    assert scores.means["eyes"]["flip"] > scores.means["head"]["flip"] > scores.means["mouth"]["flip"] < 0.05
+    assert scores.means["eyes"]["ssim"] < scores.means["head"]["ssim"] < scores.means["mouth"]["ssim"]
+    assert [each["eyes"]["psnr_db"] for each in scores.each] == pytest.approx(
+        [scores.means["eyes"]["psnr_db"]] * 3, abs=6
+    )
+    assert scores.frame_ids == [0, 1, 2]
+
+
+def test_the_maps_over_all_of_a_picture_are_the_metrics_of_it(observations: list[Observation]) -> None:
+    seen = perfect_for(observations, noise=0.1)
+    scores = score(seen, observations[:1], 48)
+    (compared,) = compare(perfect_for(observations, noise=0.1), observations[:1], 48)
+    assert scores.psnr_db == pytest.approx(psnr(compared.picture, compared.truth), abs=1e-3)
+    assert scores.ssim == pytest.approx(ssim(compared.picture, compared.truth), abs=1e-5)
+    assert scores.head_psnr_db == pytest.approx(
+        psnr(compared.picture, compared.truth, compared.regions["head"]), abs=1e-3
+    )
+    assert math.isnan(scores.means["eyes"]["psnr_db"]), "nobody said where the eyes are"
+
+
+def test_the_quick_figures_are_the_same(observations: list[Observation]) -> None:
+    scores = score(perfect_for(observations, noise=0.1), observations, 48)
+    whole, head = score_psnr(perfect_for(observations, noise=0.1), observations, 48)
+    assert (whole, head) == pytest.approx((scores.psnr_db, scores.head_psnr_db), abs=1e-4)
+    assert all(math.isnan(value) for value in score_psnr(nothing, [], 48))
+
+
+def film(states: list[HeadState], noise: float) -> list[Observation]:
+    """Pictures of the states, grainy by ``noise``, in parts of white."""
+    random = np.random.default_rng(1)
+    return [
+        replace(o, rgb=np.clip(o.rgb + 255 * noise * random.standard_normal(o.rgb.shape), 0, 255).astype(np.uint8))
+        for o in photograph(open_head(), states, 48, paint(open_head()))
+    ]
+
+
+def test_a_still_head_is_asked_to_stay_still() -> None:
+    still = film([pose(open_head()) for _ in range(4)], noise=0.04)
+    frozen = perfect_for([replace(o, rgb=still[0].rgb) for o in still])
+    assert score(frozen, still, 48, face()).steadiness.ratio == 0.0
+    assert score(perfect_for(still), still, 48, face()).steadiness.ratio == pytest.approx(1.0, abs=1e-3)
+    restless = score(perfect_for(still, noise=0.08), still, 48, face()).steadiness
+    assert restless.pairs == 3
+    assert restless.ratio > 1.5
+    assert restless.footage == pytest.approx(0.04 * 2 / math.sqrt(math.pi), rel=0.3)
+
+
+def test_only_successive_pictures_of_a_still_head_count() -> None:
+    head = open_head()
+    states = [pose(head), pose(head), pose(head, jaw=0.5), pose(head, jaw=0.5), pose(head, jaw=0.5)]
+    moving = film(states, noise=0.04)
+    render = perfect_for(moving)
+    assert score(render, moving, 48, face()).steadiness.pairs == 3
+    assert score(render, [moving[0], moving[1], moving[4]], 48, face()).steadiness.pairs == 1
+    assert score(render, moving, 48).steadiness.pairs == 0, "without a face nobody knows what is still"
+    every_other = score(render, moving[::2], 48, face()).steadiness
+    assert every_other.pairs == 0
+    assert math.isnan(every_other.ratio)
+
+
+def test_lpips_is_asked_if_it_is_there(observations: list[Observation]) -> None:
+    def distance(picture: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        return (picture - truth).abs().max()
+
+    scores = score(nothing, observations, 48, perceptual=distance)
+    assert 0.3 < scores.means["whole"]["lpips"] <= 1.0
+
+
+def test_an_empty_rendering_is_worse_in_the_head_than_in_the_whole(observations: list[Observation]) -> None:
+    scores = score(nothing, observations, 48)
+    assert scores.head_psnr_db < scores.psnr_db - 3.0
+    assert math.isnan(score(nothing, [], 48).psnr_db)
+
+
+def test_pictures_without_a_head_count_in_the_whole_alone(observations: list[Observation]) -> None:
+    first = observations[0]
+    blank = Observation(9, first.rgb, np.zeros_like(first.alpha), first.camera, first.state)
+
+    scores = score(nothing, [blank], 48)
+    assert scores.psnr_db == 100.0
+    assert math.isnan(scores.head_psnr_db)

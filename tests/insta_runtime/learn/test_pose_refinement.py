@@ -1,0 +1,125 @@
+"""Heads that were tracked wrongly are moved to where their pictures show them, by kernels and by the twin."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from insta_runtime.avatar import Avatar
+from insta_runtime.errors import UserError
+from insta_runtime.geometry import rotation_matrix
+from insta_runtime.learn.trainer import Trainer
+from insta_runtime.native.constants import avatar_constants
+from insta_runtime.native.kernels import Kernels
+from insta_runtime.native.trainer import NativeTrainer
+from insta_runtime.render.model import AvatarModel
+from insta_runtime.render.pose_refinement import moved
+from insta_runtime.render.renderer import load_snapshot, take_snapshot
+from insta_runtime.types import Observation
+from insta_runtime.warp.warp import LEVER, MOTION
+from tests.support.small_person import CPU, SMALL, camera, neutral_shape, open_head, paint, performance, photograph
+
+STEPS, TWIN_STEPS, PICTURES = 420, 180, 24
+CONFIG = replace(
+    SMALL,
+    learn=replace(SMALL.learn, rays=1024, decay_steps=STEPS),
+    registration=replace(SMALL.registration, rate=1e-3, ridge=0.1),
+)
+
+
+@pytest.fixture(scope="module")
+def mistracked() -> tuple[list[Observation], np.ndarray]:
+    """Pictures whose tracked heads are beside the true ones, by as much as the face smiles; and by how much."""
+    head = open_head()
+    states = performance(head, PICTURES)
+    smile = np.array([s.expression[head.expression_names.index("mouthSmileLeft")] for s in states])
+    error = np.zeros((PICTURES, 6), np.float32)
+    error[:, 0], error[:, 1] = 0.04 * (smile - smile.mean()), -0.03 * (smile - smile.mean())
+    pictures = photograph(head, states, 48, paint(head))
+    wrong = [replace(p, state=moved(p.state, -e)) for p, e in zip(pictures, error, strict=True)]
+    return wrong, error
+
+
+def displacement(motions: np.ndarray) -> np.ndarray:
+    """(N, 2): how far along x and y motions take the face, 8 cm before the origin, metres."""
+    return np.asarray(motions[:, :2] + 0.08 / LEVER * np.stack([motions[:, 4], -motions[:, 3]], axis=1))
+
+
+def agreement(found: np.ndarray, wanted: np.ndarray) -> float:
+    """Correlation of where motions take the face."""
+    return float(np.corrcoef(displacement(found).ravel(), displacement(wanted).ravel())[0, 1])
+
+
+def test_kernels_find_where_heads_are(device: torch.device, mistracked: tuple[list[Observation], np.ndarray]) -> None:
+    pictures, error = mistracked
+    model = AvatarModel(open_head(), neutral_shape(open_head()), CONFIG, device, 0)
+    trainer = NativeTrainer(model, Kernels(device, avatar_constants(CONFIG)))
+    for picture in pictures:
+        trainer.add(picture)
+        trainer.replay.take_in()
+    for _ in range(STEPS):
+        trainer.step()
+    found = trainer.registration.motions[:PICTURES, :MOTION].cpu().numpy()
+    assert agreement(found, error) > 0.7
+    left = displacement(found - found.mean(axis=0) - error)
+    assert np.square(left).mean() < 0.5 * np.square(error[:, :2]).mean()
+
+
+def test_what_was_found_is_shown_and_saved(
+    mistracked: tuple[list[Observation], np.ndarray], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The twin learns it, too; a snapshot carries it, and so does a file."""
+    pictures, error = mistracked
+    head = open_head()
+    avatar = Avatar.create(head, neutral_shape(head), pictures[0].camera, CONFIG, CPU)
+    trainer = Trainer(avatar.model)
+    for picture in pictures:
+        trainer.add(picture)
+        trainer.replay.take_in()
+    for _ in range(TWIN_STEPS):
+        trainer.step()
+    found = np.stack([memory.motion.now.numpy() for memory in trainer.replay.memories])
+    assert agreement(found, error) > 0.6
+    avatar.update(trainer.snapshot(), trainer.steps, 1.0)
+    path = tmp_path_factory.mktemp("avatar")
+    avatar.save(path)
+    loaded = Avatar.load(path, head, CPU)
+    shown = [loaded.model.registered(p.state)[0] for p in pictures]
+    nose = np.array([0.0, 0.0, 0.08])
+    before, after = (
+        np.stack([rotation_matrix(s.rotation) @ nose + s.translation for s in states])
+        for states in ([p.state for p in pictures], shown)
+    )
+    ahead = np.array([1.0, -1.0])  # head space to camera space of a face that looks ahead
+    assert float(np.corrcoef(((after - before)[:, :2] * ahead).ravel(), error[:, :2].ravel())[0, 1]) > 0.6
+
+
+def test_registrations_of_before_are_loaded() -> None:
+    """Mouth and eyes had no motions of their own: they move with the head."""
+    model = AvatarModel(open_head(), neutral_shape(open_head()), CONFIG, CPU, 0)
+    snapshot = take_snapshot(model)
+    old = snapshot["registration"][:, : 4 + MOTION].clone()
+    old[:, 4:] = 1e-3
+    load_snapshot(model, snapshot | {"registration": old})
+    tables = torch.from_numpy(model.registration.table).split([4, MOTION, MOTION, MOTION], dim=1)
+    for part, wanted in zip(tables, (old[:, :4], *[old[:, 4:]] * 3), strict=True):
+        assert torch.equal(part, wanted)
+
+
+def test_a_damaged_registration_is_refused(tmp_path_factory: pytest.TempPathFactory) -> None:
+    head = open_head()
+    avatar = Avatar.create(head, neutral_shape(head), camera(48), CONFIG, CPU)
+    path = tmp_path_factory.mktemp("damaged")
+    avatar.save(path)
+    file = next(path.glob("*.safetensors"))
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    for damage in (torch.full_like(load_file(file)["registration"], -1.0), torch.zeros(3, 3)):
+        save_file(load_file(file) | {"registration": damage}, file, metadata)
+        with pytest.raises(UserError, match="damaged"):
+            Avatar.load(path, head, CPU)

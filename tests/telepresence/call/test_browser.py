@@ -1,0 +1,138 @@
+"""The running daemon in a real browser: it shows the actor, then the person before the browser's camera."""
+
+from __future__ import annotations
+
+import base64
+import io
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from insta_runtime.types import Bytes
+from tests.support.small_avatar import SMALL_AVATAR_OPTIONS
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+TINY = (
+    "--set=run.zmq=tcp://127.0.0.1:*",
+    "--set=avatar.learn.size=32",
+    *SMALL_AVATAR_OPTIONS,
+)
+
+GRAB = """() => {
+    const video = document.getElementById('avatar');
+    const canvas = document.createElement('canvas');
+    [canvas.width, canvas.height] = [video.videoWidth, video.videoHeight];
+    canvas.getContext('2d').drawImage(video, 0, 0);
+    return canvas.toDataURL('image/png').split(',')[1];
+}"""
+
+
+def grab(page: Page) -> Bytes:
+    """What the page shows now: (H, W, 3) uint8."""
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(page.evaluate(GRAB)))).convert("RGB"))
+
+
+def watching(page: Page) -> None:
+    """Wait until the page shows 512 x 512 pictures."""
+    end = time.monotonic() + 60
+    while page.evaluate("document.getElementById('avatar').videoWidth") != 512:
+        assert time.monotonic() < end, "no picture arrives"
+        time.sleep(0.1)
+
+
+def film(clip: Path, target: Path) -> list[Bytes]:
+    """The first second of a clip as the .y4m that Chromium takes for a camera, and its pictures."""
+    import av
+
+    with av.open(str(clip)) as source, av.open(str(target), "w", format="yuv4mpegpipe") as out:
+        frames = [frame for _, frame in zip(range(30), source.decode(video=0), strict=False)]
+        stream = out.add_stream("wrapped_avframe", rate=30)
+        stream.width, stream.height, stream.pix_fmt = frames[0].width, frames[0].height, "yuv420p"
+        for frame in frames:
+            out.mux(stream.encode(frame.reformat(format="yuv420p")))
+        out.mux(stream.encode())
+    return [frame.to_ndarray(format="rgb24") for frame in frames]
+
+
+def skin(picture: Bytes) -> np.ndarray:
+    """The median colour of the middle of a face that fills about a third of a square picture."""
+    side = picture.shape[0]
+    middle = picture[int(0.42 * side) : int(0.6 * side), int(0.42 * side) : int(0.58 * side)]
+    return np.median(middle.reshape(-1, 3), axis=0)
+
+
+@pytest.mark.timeout(420)
+def test_the_actor_then_a_real_face_before_the_browsers_camera(
+    start_daemon: Callable[..., Any],
+    launch_chromium: Callable[..., Browser],
+    shared: Path,
+    models: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:
+    pictures = film(shared / "clips" / "d9.mp4", tmp_path / "camera.y4m")
+    browser = launch_chromium(
+        "--use-fake-ui-for-media-stream",
+        "--use-fake-device-for-media-stream",
+        f"--use-file-for-fake-video-capture={tmp_path / 'camera.y4m'}",
+    )
+    daemon = start_daemon("--source=synthetic", f"--models={models}", f"--avatar={tmp_path / 'avatar'}", *TINY)
+    page = browser.new_page()
+    page.goto(f"{daemon.address}/")
+    watching(page)
+    card = grab(page)
+    assert card.mean() > 10
+
+    home = daemon.wait_until(lambda status: status["mesh_psnr_db"] is not None, 120)
+    time.sleep(1.0)  # until the picture has come through
+    actor = grab(page)
+    assert np.abs(actor.astype(int) - card.astype(int)).mean() > 3
+    red, _, blue = skin(actor)
+    assert red > blue + 15, "no face is shown"
+
+    page.get_by_role("button", name="Use my camera").click()
+    page.get_by_role("button", name="Agree and start").click()
+    daemon.wait_until(lambda status: status["source"] == "browser", 60)
+    guest = daemon.wait_until(lambda status: status["mesh_psnr_db"] is not None, 120)
+    assert guest["avatar"] != home["avatar"]
+    assert guest["errors"] == []
+    time.sleep(1.0)
+    shown = grab(page)
+    assert np.abs(skin(shown) - skin(pictures[0])).max() < 60
+    assert np.abs(shown.astype(int) - actor.astype(int)).mean() > 3
+
+    page.get_by_role("button", name="Stop using my camera").click()
+    back = daemon.wait_until(lambda status: status["source"] == "synthetic", 30)
+    assert back["avatar"] == home["avatar"]
+    assert back["steps"] >= home["steps"]
+
+    page.get_by_role("button", name="Use my camera").click()  # it was agreed to
+    again = daemon.wait_until(lambda status: status["source"] == "browser" and status["camera_fps"] > 0.0, 30)
+    assert again["avatar"] == guest["avatar"]
+    request.getfixturevalue("vision")
+    # The avatar is known: from here on the pictures stay in the browser, and the face moves it all the same.
+    page.get_by_role("button", name="Keep my pictures here").click()
+    page.wait_for_function("() => !document.querySelector('#kept').hidden || trouble.textContent", timeout=120_000)
+    assert page.locator("#trouble").text_content() == ""
+    time.sleep(1.0)  # until the pictures that were on their way are tracked
+    taken = daemon.wait_until(lambda status: status["camera_fps"] > 0.0, 30)["gate"]["taken"]
+    time.sleep(3.0)
+    private = daemon.wait_until(lambda status: status["tracking"]["state"] == "tracking", 30)
+    assert private["source"] == "browser"
+    assert private["gate"]["taken"] <= taken + 1, "nothing is learned of what nobody sees"
+    assert private["errors"] == []
+    assert private["person"]["misfit_mm"] < 1.15, "it is still told who that is"
+    page.locator("#avatar").focus()
+    page.keyboard.press("ArrowRight")
+    daemon.wait_until(lambda status: status["orbit"]["yaw"] > 0.0, 30)
+    page.keyboard.press("Home")
+    page.get_by_role("button", name="Calibrate anew").click()
+    daemon.wait_until(lambda status: [event["kind"] for event in status["events"]] == ["calibration"], 30)
+    daemon.wait_until(lambda status: status["tracking"]["state"] == "tracking", 30)

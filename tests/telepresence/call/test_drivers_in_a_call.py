@@ -1,0 +1,74 @@
+"""A phone moves the face of a call, and another program hears what the call's own tracker sees."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from telepresence.call.camera_manager import Options
+from telepresence.call.daemon import Daemon
+from telepresence.config import load_config
+from telepresence.drivers import message
+from tests.support import face_packets as packets
+from tests.support.small_avatar import SMALL_AVATAR
+
+PATIENCE_S = 90.0
+
+
+def eventually(daemon: Daemon, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """The first status that fulfils ``condition``."""
+    end = time.monotonic() + PATIENCE_S
+    while not condition(status := daemon.status()):
+        assert daemon.failure is None
+        assert time.monotonic() < end, status
+        time.sleep(0.05)
+    return status
+
+
+def test_a_phone_moves_the_face_while_it_speaks_and_tracked_states_are_published(tmp_path: Path) -> None:
+    settings = (
+        *SMALL_AVATAR,
+        "stream.port=0",
+        "stream.size=128",
+        "run.zmq=tcp://127.0.0.1:*",
+        "drivers.livelink=0",
+        "drivers.publish=tcp://127.0.0.1:*",
+    )
+    daemon = Daemon(load_config("cpu", settings, "cpu"), Options("synthetic", tmp_path / "avatar"))
+    try:
+        daemon.start()
+        status = eventually(daemon, lambda status: status["driver"] == "tracker" and status["tracked_fps"] > 0)
+        listener: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
+        listener.setsockopt(zmq.SUBSCRIBE, b"")
+        listener.connect(status["driving"]["publisher"]["address"])
+        assert listener.poll(PATIENCE_S * 1000)
+        heard = message.decode(listener.recv())
+        listener.close(linger=0)
+        assert heard.head == status["head"]["sha256"]
+        assert heard.expression
+        assert heard.person is not None
+
+        host, _, port = status["driving"]["livelink"]["address"].removeprefix("udp://").partition(":")
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as phone:
+            frame = 0
+
+            def speak(status: dict[str, Any]) -> bool:
+                nonlocal frame
+                frame += 1
+                phone.sendto(packets.livelink({"JawOpen": 0.4}, frame=frame), (host, int(port)))
+                return bool(status["driver"] == "livelink")
+
+            status = eventually(daemon, speak)
+            phone.sendto(b"nonsense", (host, int(port)))
+        status = eventually(daemon, lambda status: bool(status["errors"]))
+        assert status["errors"][0].startswith("livelink: malformed packet")
+        assert status["driving"]["livelink"]["counts"]["taken"] > 0
+        eventually(daemon, lambda status: status["driver"] == "tracker")
+    finally:
+        daemon.stop()
+        daemon.stop()

@@ -1,0 +1,492 @@
+"""Faults at the real seams of a running call: each is met as docs/supervision.md says, and is seen in `/status`."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from insta_runtime.avatar import Avatar
+from insta_runtime.errors import UserError
+from insta_runtime.head import load_head
+from insta_runtime.types import HeadState
+from telepresence.call.camera_manager import Options
+from telepresence.call.daemon import Daemon
+from telepresence.client import ParameterClient
+from telepresence.config import Config, load_config
+from telepresence.drivers.transfer import LiveTransfer
+from telepresence.runtime.clock import CaptureClock
+from telepresence.runtime.frames import CameraFrame, Pose, TrackedFrame
+from telepresence.runtime.policy import JUMP_S, OLD_S, POLICIES, Condition, Policy, Then
+from telepresence.runtime.supervision import Supervisor
+from telepresence.sources.synthetic import SyntheticSource
+from telepresence.streaming import MediaServer
+from telepresence.tracking.tracker import TruthTracker
+from tests.support.small_avatar import SMALL_AVATAR
+
+TINY = (
+    "stream.port=0",
+    "stream.size=128",
+    "run.zmq=tcp://127.0.0.1:*",
+    "run.size=128",
+    "run.render_fps=10",
+    "run.autosave_s=0.2",
+    "avatar.learn.size=32",
+    *SMALL_AVATAR,
+)
+PATIENCE_S = 60.0
+SOON = (0.01, 0.01, 0.01)
+
+
+@pytest.fixture(scope="module")
+def config() -> Config:
+    return load_config("cpu", TINY, "cpu")
+
+
+class Camera:
+    """The actor before a camera that does what ``fault`` says, if it says anything; opened again it is the same one."""
+
+    name, fps = "camera", 12.5
+
+    def __init__(self, actor: SyntheticSource) -> None:
+        self.identity = actor.identity
+        self.fault: Callable[[CameraFrame | None], CameraFrame | None] | None = None
+        self._actor = actor
+
+    def read(self, timeout: float) -> CameraFrame | None:
+        frame = self._actor.read(timeout)
+        return self.fault(frame) if self.fault is not None else frame
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def actor() -> SyntheticSource:
+    return SyntheticSource(128, drawn=128)
+
+
+@pytest.fixture
+def camera(actor: SyntheticSource, monkeypatch: pytest.MonkeyPatch) -> Camera:
+    """What ``--source`` opens."""
+    camera = Camera(actor)
+    monkeypatch.setattr("telepresence.call.camera_manager.open_source", lambda *_, **__: camera)
+    return camera
+
+
+@pytest.fixture
+def start(
+    config: Config,
+    camera: Camera,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Callable[[], Daemon]]:
+    """A call with the actor that has begun to learn, with short pauses between attempts."""
+    for stage in ("capture", "track", "render", "train"):
+        monkeypatch.setitem(POLICIES, stage, replace(POLICIES[stage], pauses=SOON))
+    monkeypatch.setitem(POLICIES, "camera", replace(POLICIES["camera"], pauses=(0.05,), silent_s=0.5))
+    monkeypatch.setattr("telepresence.call.camera_session.CAMERA", POLICIES["camera"])
+    running: list[Daemon] = []
+
+    def begin() -> Daemon:
+        daemon = Daemon(config, Options("synthetic", tmp_path / "avatar"))
+        running.append(daemon)
+        daemon.start()
+        eventually(daemon, lambda status: status["steps"] > 0)
+        return daemon
+
+    yield begin
+    for daemon in running:
+        daemon.stop()
+
+
+def eventually(daemon: Daemon, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    end = time.monotonic() + PATIENCE_S
+    while not condition(status := daemon.status()):
+        assert daemon.failure is None
+        assert time.monotonic() < end, status
+        time.sleep(0.02)
+    return status
+
+
+class Fault:
+    """Lets a method raise ``error``, while there is one."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, owner: type, method: str) -> None:
+        self.error: Exception | None = None
+        real = getattr(owner, method)
+
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            if self.error is not None:
+                raise self.error
+            return real(*arguments, **keywords)
+
+        monkeypatch.setattr(owner, method, call)
+
+
+def test_a_call_survives_camera_tracker_and_training(
+    start: Callable[[], Daemon], camera: Camera, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = Fault(monkeypatch, TruthTracker, "track")
+    daemon = start()
+    person = daemon._people.home
+    assert person is not None
+
+    # The camera is unplugged, and plugged in again.
+    def unplugged(_: object) -> None:
+        raise UserError("webcam: it was unplugged")
+
+    camera.fault = unplugged
+    status = eventually(daemon, lambda status: status["stages"]["camera"]["state"] == "restarting")
+    assert any("it was unplugged" in line for line in status["errors"])
+    eventually(daemon, lambda status: status["state"] == "lost")
+    camera.fault = None
+    status = eventually(daemon, lambda status: status["state"] in ("learning", "live"))
+    assert status["errors"] == []
+    assert status["stages"]["camera"]["restarts"] > 0
+    assert status["stages"]["camera"]["error"] == "webcam: it was unplugged"
+
+    # It goes on without pictures: it is opened anew.
+    before = status["stages"]["camera"]["restarts"]
+    camera.fault = lambda _: None
+    status = eventually(daemon, lambda status: status["stages"]["camera"]["restarts"] > before)
+    assert "no picture" in status["stages"]["camera"]["error"]
+    camera.fault = None
+    eventually(daemon, lambda status: status["stages"]["camera"]["state"] == "running")
+
+    # The tracker raises: another one takes its place.
+    broken = person.tracker
+    tracker.error = ValueError("no such landmark")
+    eventually(daemon, lambda status: status["stages"]["track"]["restarts"] > 0)
+    tracker.error = None
+    status = eventually(daemon, lambda status: status["stages"]["track"]["state"] == "running")
+    assert status["stages"]["track"]["error"] == "ValueError: no such landmark"
+    assert person.tracker is not broken
+
+    # Training raises again and again: the avatar is shown as it is, and learned on when it can be.
+    assert person.learner is not None
+    training = Fault(monkeypatch, type(person.learner.trainer), "step")
+    training.error = ValueError("not a number")
+    status = eventually(daemon, lambda status: status["training"]["state"] == "failed")
+    assert "not a number" in status["training"]["why"]
+    shown = daemon.telemetry.shown.total
+    eventually(daemon, lambda _: daemon.telemetry.shown.total > shown)
+    training.error = None
+    steps = status["steps"]
+    eventually(daemon, lambda status: status["training"]["state"] == "learning" and status["steps"] > steps)
+
+
+def test_a_lost_gpu_ends_the_call_with_the_avatar_of_the_last_save(
+    start: Callable[[], Daemon], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    daemon = start()
+    end = time.monotonic() + PATIENCE_S
+    while not (tmp_path / "avatar").exists():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    person = daemon._people.home
+    assert person is not None
+    assert person.learner is not None
+    lost = RuntimeError("CUDA error: an illegal memory access was encountered\nCompile with ...")
+    for method in ("step", "state"):
+        Fault(monkeypatch, type(person.learner.trainer), method).error = lost
+    assert daemon.stopping.wait(PATIENCE_S)
+    daemon.stop()
+    assert daemon.failure is not None
+    assert daemon.failure.startswith("the GPU is lost")
+    assert "\n" not in daemon.failure
+    assert Avatar.load(tmp_path / "avatar", load_head(), "cpu").steps > 0
+
+
+def test_drawing_that_hangs_ends_the_call_with_the_avatar_saved(
+    start: Callable[[], Daemon], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("telepresence.runtime.supervision.JOIN_S", 0.2)
+    daemon = start()
+    free = threading.Event()
+
+    def hang(*_: object) -> None:
+        free.wait(PATIENCE_S)
+
+    drawing = daemon._stages._workers["render"]
+    drawing.policy = replace(drawing.policy, silent_s=0.5)
+    monkeypatch.setattr(daemon._display, "picture", hang)
+    assert daemon.stopping.wait(PATIENCE_S)
+    assert daemon.failure is not None
+    assert "render hangs" in daemon.failure
+    assert daemon.status()["stages"]["render"]["state"] == "hung"
+    daemon.stop()
+    free.set()
+    assert Avatar.load(tmp_path / "avatar", load_head(), "cpu").steps > 0
+
+
+def test_an_avatar_that_cannot_be_saved_goes_on_and_ends_in_an_error(
+    start: Callable[[], Daemon], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "avatar").write_text("something else is here")
+    with pytest.raises(UserError):
+        start()
+    (tmp_path / "avatar").unlink()
+    daemon = start()
+    end = time.monotonic() + PATIENCE_S
+    while not (tmp_path / "avatar").exists():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    for attempt in range(100):  # a save may be under way
+        with suppress(OSError):
+            (tmp_path / "avatar").rename(tmp_path / f"gone {attempt}")
+            (tmp_path / "avatar").write_text("something else is here")
+            break
+    status = eventually(daemon, lambda status: any(line.startswith("avatar: ") for line in status["errors"]))
+    assert status["state"] in ("learning", "live")
+    daemon.stop()
+    assert daemon.failure is not None
+    assert "cannot" in daemon.failure or "no avatar" in daemon.failure
+
+
+def test_learning_rests_while_nothing_is_new_and_drawing_while_nobody_looks(
+    start: Callable[[], Daemon], camera: Camera, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("telepresence.call.daemon.UNSEEN_S", 600.0)
+    for name in ("NEWS_S", "FLAT_S"):
+        monkeypatch.setattr(f"telepresence.learning.budget.{name}", 0.5)
+    daemon = start()
+    still: list[CameraFrame] = []
+
+    def stand_still(frame: CameraFrame | None) -> CameraFrame | None:
+        if frame is None:
+            return None
+        still[:] = still or [frame]
+        return replace(still[0], t_capture_ns=frame.t_capture_ns)
+
+    camera.fault = stand_still
+    status = eventually(daemon, lambda status: status["training"]["state"] == "resting")
+    assert status["training"]["why"] == "nothing new is to be learned"
+    camera.fault = None
+    steps = status["steps"]
+    eventually(daemon, lambda status: status["steps"] > steps + 1)
+
+    assert isinstance(daemon._outlets.server, MediaServer)
+    tracked, shown = daemon.telemetry.tracked, daemon.telemetry.shown.total
+    end = tracked.total + 5
+    eventually(daemon, lambda _: tracked.total >= end)
+    assert daemon.telemetry.shown.total == shown
+    daemon._outlets.server._hub.subscribe_pictures(lambda _: None)
+    eventually(daemon, lambda _: daemon.telemetry.shown.total > shown + 2)
+
+
+def test_a_bug_in_an_inlet_is_told_once_and_the_inlet_comes_back(
+    start: Callable[[], Daemon], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(POLICIES, "inlet", replace(POLICIES["inlet"], pauses=SOON))
+    monkeypatch.setattr("telepresence.runtime.supervision.WELL_S", 0.2)
+    message = Fault(monkeypatch, LiveTransfer, "__call__")
+    daemon = start()
+    address, head = daemon.status()["zmq"], load_head()
+    message.error = IndexError("no such expression")
+    with ParameterClient(address, head.sha256, head.basis) as client:
+
+        def send(restarts: int) -> Callable[[dict[str, Any]], bool]:
+            def sent(status: dict[str, Any]) -> bool:
+                client.send(HeadState.neutral(len(head.expression_names)))
+                return bool(status["stages"]["zmq"]["restarts"] >= restarts)
+
+            return sent
+
+        status = eventually(daemon, send(6))
+        assert status["stages"]["zmq"]["error"] == "IndexError: no such expression"
+        assert any(line.startswith("zmq: IndexError: no such expression") for line in status["errors"])
+        assert status["driver"] == "tracker"
+        shown = daemon.telemetry.shown.total
+        eventually(daemon, lambda _: daemon.telemetry.shown.total > shown)
+        traces = [record for record in caplog.records if record.exc_info]
+        assert [getattr(record, "stage", None) for record in traces] == ["zmq"]
+
+        message.error = None
+        eventually(daemon, lambda status: send(0)(status) and status["driver"] == "zmq")
+    eventually(daemon, lambda status: status["stages"]["zmq"]["state"] == "running" and not status["errors"])
+
+
+def test_a_call_goes_on_without_training_that_hangs(
+    start: Callable[[], Daemon], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("telepresence.runtime.supervision.JOIN_S", 0.2)
+    daemon = start()
+    person = daemon._people.home
+    assert person is not None
+    assert person.learner is not None
+    free = threading.Event()
+    training = daemon._stages._workers["train"]
+    training.policy = replace(training.policy, silent_s=0.5)
+    monkeypatch.setattr(type(person.learner.trainer), "step", lambda _: free.wait(PATIENCE_S))
+    status = eventually(daemon, lambda status: status["training"]["state"] == "failed")
+    assert status["stages"]["train"]["state"] == "hung"
+    assert "no sign of life" in status["training"]["why"]
+    shown = daemon.telemetry.shown.total
+    eventually(daemon, lambda _: daemon.telemetry.shown.total > shown)
+    daemon.stop()  # and does not wait for what never comes
+    assert any("training hangs" in line for line in daemon.telemetry.errors.lines())
+    free.set()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_call_without_network_or_supervision_ends_with_the_avatar_saved(
+    start: Callable[[], Daemon], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    daemon = start()
+    assert isinstance(daemon._outlets.server, MediaServer)
+    assert daemon._outlets.server._loop is not None
+    daemon._outlets.server._loop.call_soon_threadsafe(daemon._outlets.server._loop.stop)
+    daemon.wait()
+    assert daemon.failure == "the network thread has ended"
+    daemon.stop()
+    assert Avatar.load(tmp_path / "avatar", load_head(), "cpu").steps > 0
+
+    daemon = start()
+    free = threading.Event()
+    watching = daemon._stages._workers["supervise"]
+    watching.policy = replace(watching.policy, silent_s=0.5)
+    monkeypatch.setattr(daemon._people, "follow", lambda *_: free.wait(PATIENCE_S))
+    daemon.wait()
+    assert daemon.failure is not None
+    assert "supervise hangs" in daemon.failure
+    free.set()
+
+
+# ---- the parts, without a call
+
+
+def test_what_hangs_is_left_behind_or_ends_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = Policy(SOON, Then.STOP, 0.05, Then.STOP)
+    monkeypatch.setitem(POLICIES, "render", quick)
+    monkeypatch.setitem(POLICIES, "train", replace(quick, hung=Then.WITHOUT))
+    notes: list[str] = []
+    ends: list[str] = []
+    stages = Supervisor(lambda stage, _: notes.append(stage), lambda _: None, ends.append)
+    free = threading.Event()
+    for stage in ("train", "render"):
+        stages.begin(stage, lambda: bool(free.wait(PATIENCE_S)))  # type: ignore[arg-type,return-value]
+    time.sleep(0.1)
+    stages.watch(time.monotonic())
+    assert sorted(notes) == ["render", "train"]
+    assert [end.split(":")[0] for end in ends] == ["stage render hangs"]
+    assert {health.condition for health in stages.health(time.monotonic()).values()} == {Condition.HUNG}
+    stages.watch(time.monotonic())
+    assert len(notes) == 2  # once is enough
+    free.set()
+    assert stages.stop() == frozenset()
+
+
+def test_after_the_machine_slept_no_stage_is_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(POLICIES, "track", Policy(SOON, Then.STOP, 2.0, Then.STOP))
+    stages = Supervisor(pytest.fail, lambda _: None, pytest.fail)
+    free = threading.Event()
+    stages.begin("track", lambda: bool(free.wait(PATIENCE_S)))  # type: ignore[arg-type,return-value]
+    now = time.monotonic()
+    stages.watch(now)
+    stages.watch(now + 10.0 * JUMP_S)
+    stages.watch(now + 10.0 * JUMP_S + 1.0)
+    stages.watch(now)  # and a clock that goes back is survived
+    free.set()
+    assert stages.stop() == frozenset()
+
+
+def test_capture_times_grow_whatever_the_camera_says() -> None:
+    clock, second = CaptureClock(), 1_000_000_000
+    told = [9.5, 9.6, 3.0, 3.1, 99.0, 9.95]
+    came = [9.6, 9.7, 9.8, 9.9, 10.0, 10.1]
+    stamps = [clock.stamp(int(t * second), int(now * second)) / second for t, now in zip(told, came, strict=True)]
+    assert stamps == [9.5, 9.6, 9.8, 9.9, 10.0, 10.1]
+    assert clock.wrong == 4
+    assert clock.stamp(int(11 * second), int((11.0 + OLD_S + 0.1) * second)) == int((11.0 + OLD_S + 0.1) * second)
+
+
+def test_a_camera_whose_clock_goes_back_is_tracked_on(start: Callable[[], Daemon], camera: Camera) -> None:
+    daemon = start()
+    seen: list[TrackedFrame] = []
+    hour = 3600 * 10**9
+    camera.fault = lambda frame: replace(frame, t_capture_ns=frame.t_capture_ns - hour) if frame is not None else None
+    eventually(daemon, lambda status: status["drops"].get("capture_clock", 0) > 3)
+    person = daemon._people.home
+    assert person is not None
+    end = time.monotonic() + PATIENCE_S
+    while len(seen) < 3:
+        assert time.monotonic() < end
+        if person.tracked is not None and (not seen or person.tracked is not seen[-1]):
+            seen.append(person.tracked)
+        time.sleep(0.01)
+    times = [frame.t_capture_ns for frame in seen]
+    assert times == sorted(set(times))
+    assert abs(times[-1] - time.monotonic_ns()) < 10 * 10**9
+    assert daemon.status()["state"] in ("learning", "live")
+
+
+def test_the_documentation_says_what_the_table_says(root: Path) -> None:
+    words = {Then.STOP: "the call ends", Then.WITHOUT: "the call goes on without it"}
+    again = {"camera": "opened anew", "encode": "another thread takes over", "publish": "connected anew"}
+    page = (root / "docs" / "supervision.md").read_text(encoding="utf-8")
+    rows = {}
+    for line in page.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("| `") and len(cells) == 5:
+            rows[cells[0].strip("`")] = cells[1:]
+    assert rows.keys() == POLICIES.keys()
+    for stage, policy in POLICIES.items():
+        assert rows[stage] == [
+            ", ".join(f"{pause:g}" for pause in policy.pauses),
+            words.get(policy.failed, "again, always"),
+            f"{policy.silent_s:g}",
+            words.get(policy.hung) or again[stage],
+        ]
+
+
+def test_slow_stages_get_the_newest_and_nothing_waits_in_line(
+    start: Callable[[], Daemon], camera: Camera, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon = start()
+    person = daemon._people.home
+    assert person is not None
+    assert isinstance(daemon._outlets.server, MediaServer)
+    daemon._outlets.server._hub.subscribe_pictures(lambda _: None)
+    missed = 4  # states that come while a picture is in work
+    captured: list[int] = []  # capture times, as they come out of each stage
+    tracked: list[int] = []
+    behind: dict[str, list[int]] = {"track": [], "render": []}  # how many newer ones there were than the one begun
+
+    def capture(frame: CameraFrame | None) -> CameraFrame | None:
+        captured.extend([frame.t_capture_ns] if frame is not None else [])
+        return frame
+
+    def begin(stage: str, t_capture_ns: int, there: list[int]) -> bool:
+        if t_capture_ns not in there:  # of before, or of a face that is gone
+            return False
+        behind[stage].append(len(there) - 1 - there.index(t_capture_ns))
+        return True
+
+    track, draw = person.tracker.track, daemon._display.picture
+
+    def slowly_track(frame: CameraFrame, told: Callable[[Pose], None]) -> TrackedFrame:
+        begin("track", frame.t_capture_ns, captured)
+        daemon.stopping.wait(0.1)  # three pictures of the camera
+        made = track(frame, told)
+        tracked.append(frame.t_capture_ns)
+        return made
+
+    def slowly_draw(scene: Any) -> Any:
+        if scene.state is not None and begin("render", scene.state.t_capture_ns, tracked):
+            enough, end = len(tracked) + missed, time.monotonic() + PATIENCE_S
+            while len(tracked) < enough and time.monotonic() < end and not daemon.stopping.is_set():
+                time.sleep(0.002)
+        return draw(scene)
+
+    camera.fault = capture
+    monkeypatch.setattr(person.tracker, "track", slowly_track)
+    monkeypatch.setattr(daemon._display, "picture", slowly_draw)
+    eventually(daemon, lambda _: len(behind["track"]) > 6 and len(behind["render"]) > 2)
+    assert max(behind["track"]) == 0, "a picture is taken from the camera when the tracker waits for one"
+    assert max(behind["render"]) < missed  # of a line, one would begin with what was missed

@@ -1,0 +1,112 @@
+"""`telepresence forget`: what this program wrote goes, all of it and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from insta_runtime import avatar_file as files
+from insta_runtime.head import load_head
+from insta_runtime.types import Camera, HeadState, Observation
+from telepresence.cli import run_command
+from telepresence.commands.forget import default_avatars, what_belongs
+from telepresence.learning.frame_archive import Album, album_folder
+from telepresence.learning.saving import training_file
+
+
+def write_avatar(path: Path, frames: bool = True) -> None:
+    """All that a call may leave at ``path``."""
+    file = path / "avatar.safetensors"
+    for _ in range(2):
+        files.write(file, {"version": 2}, {}, keep=True)
+        files.write(training_file(path), {"version": 1}, {}, keep=True)
+    files.aside(file).write_bytes(b"")
+    (path / "fit.json").write_text("{}")
+    if frames:
+        head = load_head()
+        album = Album(album_folder(path), head, np.zeros(len(head.shape_dirs), np.float32))
+        picture = np.zeros((4, 4, 3), np.uint8)
+        state = HeadState(np.zeros(len(head.expression_names), np.float32))
+        album.offer(Observation(0, picture, picture[..., 0], Camera(5.0, 5.0, 2.0, 2.0, 4, 4), state))
+        album.write()
+
+
+def test_everything_of_an_avatar_goes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    me = tmp_path / "me"
+    write_avatar(me)
+    assert run_command(["forget", str(me), "--yes"]) == 0
+    assert not me.exists()
+    printed = capsys.readouterr().out
+    for name in ("avatar.safetensors", "avatar.previous.safetensors", "avatar.training.safetensors", "frames"):
+        assert str(me / name) in printed
+    assert "1 pictures" in printed
+    assert run_command(["forget", str(me), "--yes"]) == 2
+
+
+def test_what_others_put_there_stays(tmp_path: Path) -> None:
+    me = tmp_path / "me"
+    write_avatar(me)
+    (me / "diary.txt").write_text("mine")
+    assert run_command(["forget", str(me), "--yes"]) == 0
+    assert [path.name for path in me.iterdir()] == ["diary.txt"]
+
+
+def test_without_a_yes_nothing_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    me = tmp_path / "me"
+    write_avatar(me)
+    before = sorted(me.rglob("*"))
+    for answer in (False, True):
+        monkeypatch.setattr("typer.confirm", lambda _question, answer=answer: answer)
+        assert sorted(me.rglob("*")) == before
+        assert run_command(["forget", str(me)]) == 0
+    assert not me.exists()
+
+
+@pytest.mark.parametrize("foreign", ["frames/holiday.jpg", "frames/0000/notes.txt", "frames/0000/frames/a.gif"])
+def test_pictures_of_others_among_ours_stop_it(
+    tmp_path: Path, foreign: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    me = tmp_path / "me"
+    write_avatar(me)
+    (me / foreign).write_text("mine")
+    before = sorted(me.rglob("*"))
+    assert run_command(["forget", str(me), "--yes"]) == 2
+    assert "nothing was deleted" in capsys.readouterr().err
+    assert sorted(me.rglob("*")) == before
+
+
+def test_what_is_no_avatar_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "diary.txt").write_text("mine")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "avatar.safetensors").write_text("it only has the name")
+    link = tmp_path / "link"
+    link.mkdir()
+    write_avatar(tmp_path / "me", frames=False)
+    (link / "avatar.safetensors").symlink_to(tmp_path / "me" / "avatar.safetensors")
+    for arguments in (["notes"], ["nowhere"], ["other"], ["link"]):
+        assert run_command(["forget", str(tmp_path / arguments[0]), "--yes"]) == 2
+        line = capsys.readouterr().err
+        assert "nothing was deleted" in line
+        assert line.count("\n") == 1
+    assert run_command(["forget"]) == 2
+    assert run_command(["forget", str(tmp_path / "me"), "--all"]) == 2
+    assert (tmp_path / "me" / "avatar.safetensors").exists()
+
+
+def test_all_of_those_without_a_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    assert run_command(["forget", "--all", "--yes"]) == 0
+    assert "nothing to forget" in capsys.readouterr().out
+    folder = tmp_path / "telepresence" / "avatars"
+    for name in ("a", "b"):
+        write_avatar(folder / name, frames=name == "a")
+    (folder / "c").mkdir()
+    assert default_avatars() == [folder / "a", folder / "b"]
+    assert len(what_belongs(folder / "a")) == 7
+    assert run_command(["forget", "--all", "--yes"]) == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["c"]

@@ -1,0 +1,144 @@
+"""`rehearse`: a tracked folder plays as a live camera through the whole daemon; no library of the network is needed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from insta_runtime.avatar import Avatar
+from insta_runtime.errors import UserError
+from telepresence.cli import run_command
+from telepresence.commands.rehearse import open_clip
+from telepresence.commands.track import track_truth
+from telepresence.runtime.frames import CameraFrame, Truth
+from tests.support.flame_layout import flame_layout, write_npz
+from tests.support.small_avatar import SMALL_AVATAR_OPTIONS
+from tests.support.small_person import neutral_shape, open_head, paint, performance, photograph
+
+SIZE, COUNT = 64, 16
+SMALL = (
+    "--device=cpu",
+    "--set=run.size=64",
+    "--set=run.render_fps=10",
+    "--set=stream.size=64",
+    "--set=avatar.warp.cell=0.025",
+    "--set=avatar.radiance.finest=64",
+    "--set=avatar.learn.size=32",
+    "--set=avatar.torso.size=64",
+    *SMALL_AVATAR_OPTIONS,
+)
+
+REFUSING = """
+import sys
+
+class Refuse:
+    refused = {"av", "aiortc", "aiohttp", "mediapipe", "cv2", "zmq", "pygame", "platformdirs"}
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in self.refused:
+            raise ModuleNotFoundError(f"refused: {name}", name=name)
+
+sys.meta_path.insert(0, Refuse())
+import torch
+from telepresence.cli import run_command
+torch.set_num_threads(1)
+sys.exit(run_command(sys.argv[1:]))
+"""
+
+
+def _frames() -> Iterator[CameraFrame]:
+    head = open_head()
+    for seen in photograph(head, performance(head, COUNT), SIZE, paint(head)):
+        truth = Truth(seen.state, seen.alpha, seen.camera)
+        yield CameraFrame(seen.frame_id, seen.frame_id * 40_000_000, seen.rgb, truth)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("rehearse") / "tracked"
+    head = open_head()
+    track_truth(_frames(), path, head=head, shape=neutral_shape(head), fps=8.0, size=SIZE, source="test")
+    return path
+
+
+def test_a_call_without_network_is_measured(folder: Path, tmp_path: Path) -> None:
+    """With libraries of cameras, codecs and networks refused; afterwards the avatar is there, and loads."""
+    answer, avatar = tmp_path / "figures.json", tmp_path / "avatar"
+    arguments = ["rehearse", str(folder), "--seconds=10", f"--json={answer}", f"--avatar={avatar}", *SMALL]
+    done = subprocess.run(
+        [sys.executable, "-c", REFUSING, *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    figures: dict[str, Any] = json.loads(answer.read_text())
+    assert figures["failure"] is None
+    assert figures["resources"]["lost_threads"] == []
+    assert figures["status"]["zmq"] is None
+    assert figures["status"]["source"] == "rehearsal of tracked"
+    assert figures["clip"]["seconds"] == 2.0
+
+    assert figures["faces"] == figures["camera_pictures_tracked"] > 20
+    assert figures["steps"] > 0
+    assert figures["publications"] > 0
+    assert figures["psnr_next2s_at_10s"] > 5.0
+    assert figures["psnr_next2s_at_60s"] is None
+    assert figures["seen_in_earlier_rounds_at_10s"] is True
+    moments = [point["seconds"] for point in figures["curve"]]
+    assert moments == sorted(moments)
+    assert moments[-1] == 10.0
+    assert all(point["published_s"] <= point["seconds"] for point in figures["curve"])
+    if moments[0] <= 5.0:  # else the machine was too slow to know anything by then
+        assert figures["forgetting_db"] is not None
+        assert figures["early_s"] == 5.0
+    assert figures["first_picture_s"] >= 0.0
+
+    # Pictures go to the encoder at the declared rate, whatever the camera's is.
+    spread = figures["interval_ms"]
+    assert 100 < spread["count"] < 250
+    assert spread["p50"] == pytest.approx(1000.0 / 30.0, rel=0.2)
+    assert spread["p50"] <= spread["p99"] <= spread["max"]
+    assert figures["fresh_interval_ms"]["p50"] > spread["p50"]
+
+    assert Avatar.load(avatar, open_head(), "cpu").steps >= figures["curve"][-1]["steps"]
+
+
+def test_against_an_offline_fit_the_end_of_the_clip_is_shown_to_neither(folder: Path, tmp_path: Path) -> None:
+    answer = tmp_path / "figures.json"
+    assert run_command(["rehearse", str(folder), "--seconds=3", "--offline", f"--json={answer}", *SMALL]) == 0
+    figures = json.loads(answer.read_text())
+    compared = figures["offline"]
+    assert figures["clip"]["seconds"] == (COUNT - 2) / 8.0
+    assert compared["pictures"] == 2
+    assert compared["online_steps"] > 0
+    assert compared["training_seconds"] == pytest.approx(figures["training_seconds"], abs=1e-3)
+    assert figures["online_minus_offline_db"] == pytest.approx(
+        compared["online_psnr_db"] - compared["offline_psnr_db"], abs=1e-3
+    )
+
+
+def test_what_cannot_be_played_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    assert run_command(["rehearse", str(tmp_path / "nothing")]) == 2
+    assert "no video or tracked folder" in capsys.readouterr().err
+    assert run_command(["rehearse", str(folder / "take.npz"), "--offline"]) == 2
+    assert "--offline needs" in capsys.readouterr().err
+    assert run_command(["rehearse", str(folder / "take.npz")]) == 2
+    assert "not a video" in capsys.readouterr().err
+
+
+def test_a_folder_says_with_which_head_it_was_tracked(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="another head model"):
+        open_clip(folder, write_npz(tmp_path / "head.npz", flame_layout()))
+    clip = open_clip(folder, None)
+    assert (clip.head, clip.fps, clip.seconds) == (None, 8.0, 2.0)
+    assert clip.facts["head_model"] == open_head().name

@@ -1,0 +1,387 @@
+"""How a face goes from one driver to the next, and what it does when there is none."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from insta_runtime.errors import UserError
+from insta_runtime.geometry import axis_angle, rotation_matrix
+from insta_runtime.head import HeadModel, load_head
+from insta_runtime.tracked import write_take
+from insta_runtime.types import Camera, HeadState, Take
+from telepresence.call.driver_selection import Driving
+from telepresence.client import ParameterClient
+from telepresence.config import RunConfig
+from telepresence.drivers.blend import blend, blend_cameras, smooth
+from telepresence.drivers.idle import BLINKS_S, Idle
+from telepresence.drivers.settings import DriverSettings, parse_drivers
+from telepresence.drivers.take import TakeDriver
+from telepresence.runtime.clock import Ratekeeper
+from telepresence.runtime.frames import Pose
+from tests.support import face_packets as packets
+
+CAMERA = Camera(600.0, 600.0, 256.0, 256.0, 512, 512)
+LEARNED = Camera(500.0, 500.0, 128.0, 128.0, 256, 256)
+
+
+@pytest.fixture(scope="module")
+def head() -> HeadModel:
+    return load_head()
+
+
+def state_of(weight: float, turn: float = 0.0, t_capture_ns: int = 0) -> HeadState:
+    rotation = axis_angle(np.diag([1.0, -1.0, -1.0]) @ rotation_matrix(np.array([0.0, turn, 0.0])))
+    return HeadState(np.full(52, weight, np.float32), rotation=rotation.astype(np.float32), t_capture_ns=t_capture_ns)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+# ---- blending
+
+
+def test_a_blend_begins_and_ends_where_it_should_and_turns_evenly() -> None:
+    start, end = state_of(0.0, -0.4, 5), state_of(1.0, 0.4, 9)
+    for part, weight, turn in ((0.0, 0.0, -0.4), (0.25, 0.25, -0.2), (1.0, 1.0, 0.4)):
+        mixed = blend(start, end, part)
+        np.testing.assert_allclose(mixed.expression, weight, atol=1e-6)
+        np.testing.assert_allclose(
+            rotation_matrix(mixed.rotation), rotation_matrix(state_of(0, turn).rotation), atol=1e-6
+        )
+        assert mixed.t_capture_ns == 9
+
+
+angles = st.floats(-1.2, 1.2)
+
+
+@given(st.tuples(angles, angles, angles), st.tuples(angles, angles, angles), st.floats(0, 1))
+def test_heads_turn_the_short_way(one: tuple[float, ...], other: tuple[float, ...], part: float) -> None:
+    """Facing a camera is half a turn, where rotation vectors leap; what is between two heads is near both."""
+    ahead = np.diag([1.0, -1.0, -1.0])
+    first, last = (ahead @ rotation_matrix(np.array(turn)) for turn in (one, other))
+    start, end = (HeadState(np.zeros(52, np.float32), rotation=axis_angle(r).astype(np.float32)) for r in (first, last))
+
+    def apart(a: np.ndarray, b: np.ndarray) -> float:
+        return float(np.linalg.norm(axis_angle(a.T @ b)))
+
+    middle = rotation_matrix(blend(start, end, part).rotation)
+    whole = apart(first, last)
+    assert apart(first, middle) == pytest.approx(part * whole, abs=1e-4)
+    assert apart(middle, last) == pytest.approx((1 - part) * whole, abs=1e-4)
+
+
+def test_cameras_of_different_sizes_blend() -> None:
+    assert blend_cameras(CAMERA, LEARNED, 0.0) == CAMERA.scaled(256, 256)
+    assert blend_cameras(CAMERA, LEARNED, 1.0) == LEARNED
+    assert blend_cameras(CAMERA, LEARNED, 0.5).fx == 400.0
+
+
+# ---- idle motion
+
+
+@pytest.mark.parametrize("basis", ["arkit52", "flame"])
+def test_an_idle_face_blinks_breathes_and_looks_about_a_little(basis: str, head: HeadModel) -> None:
+    names = head.expression_names if basis == "arkit52" else tuple(f"e{index}" for index in range(100))
+    neutral = HeadState.neutral(len(names))
+    idle, again = Idle(basis, names, seed=3), Idle(basis, names, seed=3)
+    lids, heights = [], []
+    for step in range(2000):
+        state = idle.state(neutral, step / 25)
+        if step % 50 == 0:
+            same = again.state(neutral, step / 25)
+            for name, array in state.arrays().items():
+                assert array.dtype == np.float32
+                np.testing.assert_array_equal(array, same.arrays()[name])
+        lid = state.expression[names.index("eyeBlinkLeft")] if basis == "arkit52" else state.eyelids[0]
+        lids.append(float(lid))
+        heights.append(float(state.translation[1]))
+        assert np.linalg.norm(axis_angle(rotation_matrix(neutral.rotation).T @ rotation_matrix(state.rotation))) < 0.06
+        assert np.abs(state.eye_pose).max() < 0.2
+    blinks = sum(before < 0.5 <= after for before, after in pairwise(lids))
+    assert 80 / BLINKS_S[1] - 2 <= blinks <= 80 / BLINKS_S[0] + 2
+    assert max(lids) > 0.95
+    assert np.mean(np.array(lids) > 0.05) < 0.2, "eyes are open most of the time"
+    assert 0.001 < max(heights) - min(heights) < 0.004
+    other = Idle(basis, names, seed=4).state(neutral, 80.0)
+    assert not np.array_equal(other.eye_pose, idle.state(neutral, 80.0).eye_pose)
+    start = Idle(basis, names).state(neutral, 0.0)
+    np.testing.assert_allclose(rotation_matrix(start.rotation), rotation_matrix(neutral.rotation), atol=1e-6)
+
+
+# ---- who drives, with real sockets
+
+
+Make = Callable[..., Driving]
+
+
+@pytest.fixture
+def make(head: HeadModel) -> Iterator[Make]:
+    opened: list[Driving] = []
+
+    def driving(drive: str = "auto", **settings: object) -> Driving:
+        made = Driving(
+            RunConfig(zmq="tcp://127.0.0.1:*", drive=drive),
+            DriverSettings(**settings),  # type: ignore[arg-type]
+            head,
+            note=lambda _where, _text: None,
+            moved=lambda: None,
+            usual=lambda: None,
+        )
+        made.start()
+        opened.append(made)
+        return made
+
+    yield driving
+    for made in opened:
+        made.stop()
+        made.stop()
+
+
+def test_the_tracker_hands_over_to_a_program_and_takes_over_again(
+    make: Make, head: HeadModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [time.monotonic_ns()]
+    monkeypatch.setattr("telepresence.call.driver_selection.now_ns", lambda: clock[0])
+    driving = make(fade_s=0.3)
+    tracked = Pose(state_of(0.0, -0.3), CAMERA)
+    driving.follow(tracked.state)
+    assert driving.pose(tracked, LEARNED) == (tracked.state, CAMERA)
+    assert driving.address is not None
+    with ParameterClient(driving.address, head.sha256, "arkit52") as client:
+        assert client.wait(10)
+        client.send(expression=np.ones(52))
+        until(lambda: driving.report()["zmq"]["counts"] == {"taken": 1})
+    newest = driving._inlets["zmq"].newest()
+    assert newest is not None
+    weights, drivers = [], []
+    for step in range(100):
+        clock[0] = newest.arrived_ns + step * 10_000_000
+        driving.follow(tracked.state)
+        state, _ = driving.pose(tracked, LEARNED)
+        assert state is not None
+        assert driving.decide() == driving.external == (step < 50)
+        weights.append(float(state.expression[0]))
+        drivers.append(driving.driver)
+    assert drivers == ["zmq"] * 50 + ["tracker"] * 50
+    assert weights[0] == 0.0
+    assert weights[:50] == sorted(weights[:50])
+    assert weights[30:51] == [1.0] * 21
+    assert weights[50:] == sorted(weights[50:], reverse=True)
+    assert weights[80:] == [0.0] * 20
+    assert np.abs(np.diff(weights)).max() < 0.06, "gently, both ways"
+
+
+def test_a_hand_over_that_is_overtaken_goes_on_from_where_it_is(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [time.monotonic_ns()]
+    monkeypatch.setattr("telepresence.call.driver_selection.now_ns", lambda: clock[0])
+    driving = make()
+    tracked = Pose(state_of(0.8), CAMERA)
+    driving.follow(tracked.state)
+    driving.pose(tracked, LEARNED)
+    weights = []
+    for step in range(150):
+        clock[0] += 20_000_000
+        if step >= 80:  # the face is back while what came to rest in its place still does so
+            driving.follow(tracked.state)
+        state, _ = driving.pose(tracked, LEARNED)
+        assert state is not None
+        weights.append(float(state.expression[0]))
+    assert driving.driver == "tracker"
+    assert weights[-1] == np.float32(0.8)
+    assert np.abs(np.diff(weights)).max() < 0.1
+
+
+def test_a_face_that_leaves_comes_to_rest_and_idles(make: Make) -> None:
+    driving = make()
+    tracked = Pose(state_of(0.6, 0.5), CAMERA)
+    assert driving.pose(None, LEARNED) == (None, LEARNED), "nobody was there yet: nobody is made up"
+    driving.follow(tracked.state)
+    driving.pose(tracked, LEARNED)
+    until(lambda: driving.pose(tracked, LEARNED)[0] is not tracked.state)
+    assert driving.driver == "idle"
+    first, _ = driving.pose(tracked, LEARNED)
+    time.sleep(0.1)
+    later, _ = driving.pose(tracked, LEARNED)
+    assert first is not None
+    assert later is not None
+    assert later.t_capture_ns > first.t_capture_ns
+    assert np.abs(later.rotation - first.rotation).max() < 0.2
+    assert driving.pose(None, LEARNED, object()) == (None, LEARNED), "somebody else is not idled for"
+
+
+def test_without_idle_motion_a_face_stays_as_it_was(make: Make) -> None:
+    driving = make(idle=False)
+    tracked = Pose(state_of(0.6), CAMERA)
+    driving.follow(tracked.state)
+    driving._seen_ns = 0
+    assert driving.pose(tracked, LEARNED) == (tracked.state, CAMERA)
+    assert driving.driver == "tracker"
+
+
+def test_a_phone_drives_a_call_that_has_no_camera(make: Make) -> None:
+    import socket
+
+    driving = make("livelink", livelink="0")
+    port = int(driving.report()["livelink"]["address"].rpartition(":")[2])
+    assert driving.pose(None, LEARNED) == (None, LEARNED)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as phone:
+        phone.sendto(packets.livelink({"JawOpen": 0.5}), ("127.0.0.1", port))
+        until(lambda: driving.report()["livelink"]["counts"].get("taken") == 1)
+    state, camera = driving.pose(None, LEARNED)
+    assert state is not None
+    assert state.expression.max() == pytest.approx(0.5)
+    assert camera == LEARNED
+    driving.recalibrate()
+
+
+def test_states_that_come_faster_than_pictures_are_drawn_as_they_come(make: Make, head: HeadModel) -> None:
+    """`wait` lets a picture begin with a state that has just come, not with one that grew old meanwhile."""
+    driving = make()
+    assert driving.address is not None
+    moved = threading.Event()
+    inlet = driving._inlets["zmq"]
+    inlet._accepted = moved.set
+    stop = threading.Event()
+
+    def talk(client: ParameterClient) -> None:
+        while not stop.wait(0.02):
+            client.send(eyelids=[0.1, 0.1])
+
+    with ParameterClient(driving.address, head.sha256, "arkit52") as client:
+        assert client.wait(10)
+        talking = threading.Thread(target=talk, args=(client,))
+        talking.start()
+        until(lambda: inlet.interval() is not None)
+        seqs, pace = [], Ratekeeper(10.0)
+        for _ in range(5):
+            time.sleep(0.012)  # a picture is drawn meanwhile
+            driving.wait(moved, 1.0, pace, stop)
+            driving.pose(None, LEARNED)
+            newest = inlet.newest()
+            assert newest is not None
+            seqs.append(newest.seq)
+        stop.set()
+        talking.join()
+    assert seqs == sorted(seqs)
+    assert len(set(seqs)) >= 3, "pictures show new states"
+
+
+def test_one_call_moves_the_face_of_another(make: Make, head: HeadModel) -> None:
+    here = make(publish="tcp://127.0.0.1:*")
+    there = make("subscription", subscribe=here.report()["publisher"]["address"])
+    shape = np.zeros(head.shape_dirs.shape[-1], np.float32)
+
+    def heard() -> bool:
+        here.follow(state_of(0.75, 0.2, time.monotonic_ns()), shape)
+        return there.decide()
+
+    until(heard)
+    state, _ = there.pose(None, LEARNED)
+    assert state is not None
+    np.testing.assert_array_equal(state.expression, np.float32(0.75))
+    assert there.driver == "subscription"
+
+
+# ---- takes
+
+
+def take_of(head: HeadModel, frames: int = 6) -> Take:
+    states = tuple(state_of(index / frames, t_capture_ns=1 + index * 10_000_000) for index in range(frames))
+    shape = np.zeros(head.shape_dirs.shape[-1], np.float32)
+    return Take(states, np.ones(frames, np.bool_), shape, CAMERA, (0.0, 0.0, 512.0), head.sha256, 100.0)
+
+
+def test_a_take_plays_over_and_over_without_a_leap(head: HeadModel) -> None:
+    weights: list[float] = []
+    driver = TakeDriver(take_of(head), "0" * 16, accepted=lambda: None)
+
+    def note() -> None:
+        newest = driver.newest()
+        assert newest is not None
+        weights.append(float(newest.state.expression[0]))
+
+    driver._accepted = note
+    driver.start()
+    until(lambda: len(weights) > 20)
+    driver.stop()
+    seams = [index for index in range(1, len(weights)) if weights[index] < weights[index - 1] - 0.3]
+    assert not seams, weights
+
+
+def test_a_take_drives_a_call(make: Make, head: HeadModel, tmp_path: Path) -> None:
+    write_take(tmp_path / "take.npz", take_of(head))
+    driving = make(take=str(tmp_path / "take.npz"))
+    until(driving.decide)
+    assert driving.driver == "take"
+    state, camera = driving.pose(None, LEARNED)
+    assert state is not None
+    assert camera == LEARNED
+
+
+def test_what_is_no_take_or_another_heads_is_one_line(make: Make, head: HeadModel, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        make(take=str(tmp_path / "absent.npz"))
+    other = take_of(head)
+    write_take(tmp_path / "take.npz", Take(**(vars(other) | {"head_sha256": "f" * 64})))
+    with pytest.raises(UserError, match="another head"):
+        make(take=str(tmp_path / "take.npz"))
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_damaged_take_is_one_line_or_plays(data: st.DataObject, head: HeadModel, tmp_path: Path) -> None:
+    path = tmp_path / "take.npz"
+    write_take(path, take_of(head))
+    raw = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 6))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(raw[: data.draw(st.integers(0, len(raw)))] if data.draw(st.booleans()) else raw)
+    try:
+        driving = Driving(
+            RunConfig(zmq="tcp://127.0.0.1:*"),
+            DriverSettings(take=str(path)),
+            head,
+            note=lambda _where, _text: None,
+            moved=lambda: None,
+            usual=lambda: None,
+        )
+    except UserError:
+        return
+    take = driving._inlets["take"]
+    take.start()
+    until(lambda: take.newest() is not None)
+    take.stop()
+
+
+@pytest.mark.parametrize("drive", ["livelink", "take", "subscription"])
+def test_a_driver_that_is_not_there_cannot_drive(drive: str, make: Make) -> None:
+    with pytest.raises(UserError, match=drive):
+        make(drive)
+
+
+def test_the_option_names_drivers() -> None:
+    assert parse_drivers(["livelink", "vmc=4000", "take=a=b.npz"]) == {
+        "drivers.livelink": "on",
+        "drivers.vmc": "4000",
+        "drivers.take": "a=b.npz",
+    }
+    for wrong in ("face", "take", "=1"):
+        with pytest.raises(UserError):
+            parse_drivers([wrong])
+
+
+def test_smooth_is_at_rest_at_both_ends() -> None:
+    assert [smooth(part) for part in (-1.0, 0.0, 0.5, 1.0, 2.0)] == [0.0, 0.0, 0.5, 1.0, 1.0]

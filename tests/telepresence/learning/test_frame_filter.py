@@ -1,0 +1,197 @@
+"""What is worth learning from: good pictures pass, bad ones are refused for the right reason, nobody is starved."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFilter
+
+from insta_runtime.config import AvatarConfig, FieldConfig, OccupancyConfig
+from insta_runtime.render.model import AvatarModel
+from insta_runtime.types import Observation
+from telepresence.actor.actor import Actor
+from telepresence.actor.performance import Performance
+from telepresence.learning.frame_filter import PATIENCE, YOUNG, FacePoints, Gate, View
+from tests.support.small_person import flame_head, neutral_shape, pose
+
+SMALL = AvatarConfig(radiance=FieldConfig(levels=2, log2_entries=8), occupancy=OccupancyConfig(resolution=16))
+SIZE, APART = 192, 0.5
+SEEN, ROUNDS = 14, 5  # pictures, and how often
+NOW = APART * ROUNDS * (SEEN - 1)
+
+
+@pytest.fixture(scope="module")
+def actor() -> Actor:
+    return Actor()
+
+
+@pytest.fixture(scope="module")
+def pictures(actor: Actor) -> list[Observation]:
+    """The actor's, `APART` seconds from each other."""
+    perform, camera = Performance(actor.head.expression_names), Actor.camera(SIZE)
+    found = []
+    for i in range(SEEN):
+        state = perform(APART * i).at(round(1e9 * APART * i))
+        rgb, alpha, body = actor.layers(state, camera, samples=1)
+        found.append(Observation(i, rgb, alpha, camera, state, body))
+    return found
+
+
+@pytest.fixture(scope="module")
+def new(actor: Actor) -> Gate:
+    model = AvatarModel(actor.head, actor.shape, SMALL, torch.device("cpu"))
+    return Gate(FacePoints.of(model), model.code.raw)
+
+
+@pytest.fixture(scope="module")
+def experienced(new: Gate, pictures: list[Observation]) -> Gate:
+    """One that has seen all pictures but the last, more than once."""
+    gate = copy.deepcopy(new)
+    for i, picture in enumerate(ROUNDS * pictures[:-1]):
+        gate.judge(picture, APART * i)
+    return gate
+
+
+@pytest.fixture
+def gate(experienced: Gate) -> Gate:
+    return copy.deepcopy(experienced)
+
+
+def test_good_pictures_are_taken(gate: Gate, pictures: list[Observation]) -> None:
+    assert gate.judge(pictures[-1], NOW) is None
+    assert gate.taken >= ROUNDS * (SEEN - 1) - 1, dict(gate.refused)
+
+
+def blurred(o: Observation) -> Observation:
+    return replace(o, rgb=np.array(Image.fromarray(o.rgb).filter(ImageFilter.GaussianBlur(3.0))))
+
+
+def smeared(o: Observation) -> Observation:
+    """As by a camera that moved by a tenth of the face while its shutter was open."""
+    return replace(o, rgb=np.mean([np.roll(o.rgb, x, axis=1) for x in range(9)], axis=0).astype(np.uint8))
+
+
+def covered(o: Observation, *, matte: bool, colour: tuple[int, int, int] = (60, 90, 160)) -> Observation:
+    """Something round before mouth and chin; the matte has either left it out or taken it for the person."""
+    y, x = np.mgrid[:SIZE, :SIZE]
+    solid = np.argwhere(o.alpha > 128)
+    middle = solid.mean(axis=0) + np.array([0.12 * SIZE, 0.0])
+    cup = np.hypot(y - middle[0], x - middle[1]) < 0.11 * SIZE
+    rgb, alpha = o.rgb.copy(), o.alpha.copy()
+    rgb[cup] = colour
+    if matte:
+        alpha[cup] = 0
+    return replace(o, rgb=rgb, alpha=alpha)
+
+
+def see_through(o: Observation) -> Observation:
+    """A matte that does not know what the upper half of the head is."""
+    top = np.argwhere(o.alpha > 128)[:, 0].min()
+    body = np.asarray(o.body).astype(np.float32)
+    body[top : top + SIZE // 4] *= 0.6
+    return replace(o, alpha=np.minimum(o.alpha, body).astype(np.uint8), body=body.astype(np.uint8))
+
+
+def half_outside(o: Observation) -> Observation:
+    return replace(o, camera=o.camera.cropped(0.5 * SIZE, 0.0, SIZE, SIZE))
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (blurred, "blurred"),
+        (smeared, "blurred"),
+        (lambda o: covered(o, matte=True), "occluded"),
+        (lambda o: covered(o, matte=False), "occluded"),
+        (see_through, "vague matte"),
+        (half_outside, "cut off"),
+        (lambda o: replace(o, state=replace(o.state, translation=o.state.translation * np.nan)), "mistracked"),
+        (lambda o: replace(o, state=replace(o.state, translation=-o.state.translation)), "mistracked"),
+    ],
+    ids=["blurred", "smeared", "hole in the matte", "cup", "see-through", "cut off", "not a number", "behind"],
+)
+def test_bad_pictures_are_refused_for_the_right_reason(gate: Gate, pictures: list[Observation], damage, reason) -> None:
+    taken, before = gate.taken, gate.refused[reason]
+    assert gate.judge(damage(pictures[-1]), NOW) == reason
+    assert gate.refused[reason] == before + 1
+    assert gate.taken == taken
+    assert gate.judge(pictures[-1], NOW + 0.2) is None, "the next good one is taken"
+
+
+def test_another_exposure_is_no_occlusion(gate: Gate, pictures: list[Observation]) -> None:
+    darker = replace(pictures[-1], rgb=(pictures[-1].rgb * 0.6).astype(np.uint8))
+    assert gate.judge(darker, NOW) is None
+
+
+def test_a_head_that_rushes_or_jumps_is_refused(gate: Gate, pictures: list[Observation]) -> None:
+    last = pictures[-1]
+    before = replace(last.state, translation=last.state.translation - np.float32([0.03, 0, 0]))
+    gate.follow(replace(last, state=before.at(last.t_capture_ns - 33_000_000)))
+    assert gate.judge(last, NOW) == "moving", "3 cm in 33 ms"
+    turned = replace(before, rotation=np.array([math.pi * math.cos(0.6), 0.0, math.pi * math.sin(0.6)], np.float32))
+    gate.follow(replace(last, state=turned.at(last.t_capture_ns - 33_000_000)))
+    assert gate.judge(last, NOW) == "mistracked"
+    gate.follow(replace(last, state=before.at(last.t_capture_ns - 500_000_000)))
+    assert gate.judge(last, NOW) is None, "in half a second a head may go anywhere"
+
+
+def test_who_sits_still_is_learned_from_at_a_low_rate(new: Gate, pictures: list[Observation]) -> None:
+    gate = copy.deepcopy(new)
+    moments = [0.2 * i for i in range(YOUNG + 50)]
+    taken = [now for now in moments if gate.judge(pictures[0], now) is None]
+    assert taken[:YOUNG] == moments[:YOUNG], "at first there is nothing better"
+    later = np.diff(taken[YOUNG:])
+    assert (later >= PATIENCE["duplicate"] - 1e-6).all()
+    assert len(later) >= 8
+    assert gate.refused["duplicate"] == len(moments) - len(taken)
+    assert gate.judge(pictures[8], moments[-1] + 0.2) is None, "what is new is taken at once"
+
+
+def test_where_everything_is_blurred_nothing_is(gate: Gate, pictures: list[Observation]) -> None:
+    """The light goes down and stays so: few pictures at first, then all."""
+    verdicts = [gate.judge(blurred(pictures[i % SEEN]), NOW + APART * i) for i in range(100)]
+    first = verdicts.index(None)
+    assert 0 < first <= math.ceil(PATIENCE["blurred"] / APART) + 1
+    assert verdicts[-20:].count(None) >= 18
+    gate.forget()
+    assert gate.judge(pictures[3], NOW + 100.0) is None
+
+
+def test_no_reason_but_a_lost_face_keeps_for_ever(gate: Gate, pictures: list[Observation]) -> None:
+    for damage in (blurred, see_through, lambda o: covered(o, matte=True)):
+        fresh = copy.deepcopy(gate)
+        moments = NOW + APART * np.arange(60)
+        assert any(fresh.judge(damage(pictures[i % SEEN]), now) is None for i, now in enumerate(moments[:24]))
+    lost = [gate.judge(half_outside(pictures[i % SEEN]), NOW + APART * i) for i in range(60)]
+    assert set(lost) == {"cut off"}
+
+
+def test_who_comes_back_does_not_find_the_gate_open(gate: Gate, pictures: list[Observation]) -> None:
+    assert gate.judge(blurred(pictures[3]), NOW + 60.0) == "blurred"
+    assert gate.judge(pictures[3], NOW + 60.2) is None
+
+
+def test_after_a_change_of_light_nothing_is_a_duplicate_or_strange(gate: Gate, pictures: list[Observation]) -> None:
+    last = pictures[SEEN - 2]
+    assert gate.judge(last, NOW) == "duplicate"
+    gate.forget()
+    side = np.linspace(0.2, 1.0, SIZE)[None, :, None]
+    assert gate.judge(replace(last, rgb=(last.rgb * side).astype(np.uint8)), NOW + 0.2) is None
+
+
+def test_places_lie_on_any_head(new: Gate) -> None:
+    """Those of a head in FLAME's layout follow its expressions, too."""
+    model = AvatarModel(flame_head(), neutral_shape(flame_head()), SMALL, torch.device("cpu"))
+    face = FacePoints.of(model)
+    view = View.of(face, pose(flame_head()), Actor.camera(SIZE))
+    smiling = View.of(face, pose(flame_head(), smile=1.0), Actor.camera(SIZE))
+    assert view is not None
+    assert smiling is not None
+    assert view.inside.all()
+    assert view.facing.mean() > 0.5
+    assert 0.0 < np.abs(smiling.v - view.v).max() < 0.2 * view.width

@@ -1,0 +1,158 @@
+"""What is kept of a call while it goes on, and how publications show in the picture."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from insta_runtime.backends import choose_backend
+from insta_runtime.learn.weight_exchange import WeightExchange
+from insta_runtime.render.crossfade import FADE_S
+from insta_runtime.render.renderer import Snapshot, take_snapshot
+from insta_runtime.types import HeadState, Observation
+from telepresence.measure.rehearsal.figures import publish_change
+from telepresence.measure.rehearsal.outlet import RehearsalOutlet
+from telepresence.measure.rehearsal.plan import Plan
+from telepresence.measure.rehearsal.record import Fade, Published, Record
+from telepresence.runtime.frames import Drawn, ShownFrame, TrackedFrame
+from telepresence.streaming import StreamSettings
+from tests.support.small_person import camera, open_head, performance, small_model
+
+SIZE = 32
+BLACK = np.zeros((SIZE, SIZE, 3), np.uint8)
+
+
+def learner() -> Any:
+    """What a record touches of a learner: the exchange, and whom the weights belong to."""
+    model = small_model()
+    return SimpleNamespace(
+        exchange=WeightExchange(),
+        avatar=SimpleNamespace(model=model),
+        trainer=SimpleNamespace(steps=0),
+        backend=choose_backend("torch", model),
+    )
+
+
+def tracked(at: float, face: bool = True) -> TrackedFrame:
+    state = HeadState.neutral(52).at(round(at * 1e9))
+    observation = Observation(0, BLACK, BLACK[..., 0], camera(SIZE), state)
+    return TrackedFrame(0, round(at * 1e9), BLACK, observation if face else None)
+
+
+def shown(weights: int, at: float) -> ShownFrame:
+    drawn = Drawn(HeadState.neutral(52), camera(SIZE), weights, at)
+    return ShownFrame(1, 0, BLACK, True, drawn)
+
+
+def test_what_came_after_a_moment_was_not_learned_by_the_weights_of_that_moment() -> None:
+    record, person = Record(Plan.of(4.0), FADE_S), learner()
+    began = time.monotonic()
+    record.tracked(tracked(began, face=False), None)
+    assert (record.began, record.first_face) == (pytest.approx(began), None)
+    for tenth in range(1, 50):
+        record.tracked(tracked(began + tenth / 10.0), person)
+    assert record.first_face == pytest.approx(0.1)
+    assert (record.pictures, record.faces) == (50, 49)
+
+    unseen = record.after(2.0, person)
+    seconds = [observation.state.t_capture_ns / 1e9 - began for observation in unseen]
+    assert 2.0 < min(seconds) <= 2.3
+    assert max(seconds) <= 4.0 + 1e-6
+    gaps = [later - earlier for earlier, later in itertools.pairwise(seconds)]
+    assert min(gaps) > 0.15, "closer pictures look alike"
+    assert record.after(2.0, learner()) == []
+    assert len(record.until(1.5, person)) < len(record.until(3.0, person))
+
+
+def test_the_newest_weights_of_each_moment_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    record, person = Record(Plan.of(4.0), FADE_S), learner()
+    record.tracked(tracked(now), person)
+    for number in range(1, 41):
+        now, person.trainer.steps = 100.0 + number / 10.0 + 0.01, number
+        person.exchange.publish({"weights": torch.full((1,), float(number))})
+    record.finish()
+    assert len(record.published) == len(record.plan.moments)
+    for moment in record.plan.moments:
+        newest = record.newest(moment)
+        assert newest is not None
+        assert newest.at <= moment < newest.at + 0.1 + 1e-6
+        assert newest.snapshot["weights"] == newest.steps == newest.number
+    last = record.newest(math.inf)
+    assert last is record.published[-1]
+
+
+def test_a_publication_is_looked_at_until_it_has_faded_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    record, person = Record(Plan.of(4.0), FADE_S), learner()
+    record.tracked(tracked(now), person)
+    for number in (1, 2, 3):
+        person.exchange.publish({"weights": torch.full((1,), float(number))})
+        for _ in range(15):
+            now += 0.1
+            record.shown(shown(number, now))
+    assert [(fade.before.number, fade.after.number) for fade in record.fades] == [(1, 2), (2, 3)]
+    for fade in record.fades:
+        assert [drawn.weights for drawn in fade.drawn[:2]] == [fade.before.number, fade.after.number]
+        assert fade.drawn[-1].at - fade.drawn[0].at == pytest.approx(FADE_S, abs=0.21)
+    assert record.first_picture == record.first_avatar == pytest.approx(0.1)
+    assert record.avatar_shown(1.0)
+    record.shown(ShownFrame(2, 0, BLACK))
+    now += 0.1
+    assert not record.avatar_shown(now - 100.0)
+
+
+def weights_apart(snapshot: Snapshot, by: float) -> Snapshot:
+    generator = torch.Generator().manual_seed(0)
+    other = {name: tensor.clone() for name, tensor in snapshot.items()}
+    for name, tensor in other.items():
+        if name.startswith(("grid", "colour_net", "density_net")):
+            tensor += by * torch.randn(tensor.shape, generator=generator)
+    return other
+
+
+@pytest.mark.parametrize(("apart", "visible"), [(0.0, False), (0.5, True)])
+def test_a_publication_shows_as_far_as_its_weights_are_others(apart: float, visible: bool) -> None:
+    person = learner()
+    before = take_snapshot(person.avatar.model)
+    first, then = (
+        Published(0.0, number, person, snapshot, person.avatar.model.code, 0)
+        for number, snapshot in ((1, before), (2, weights_apart(before, apart)))
+    )
+    states = performance(open_head(), 4)
+    drawn = [Drawn(state, camera(SIZE), 1 + min(n, 1), 0.4 * n) for n, state in enumerate(states)]
+    found = publish_change([Fade(first, then, drawn)])
+    assert found["publish_change"]["usual_change"] > 0.1
+    if visible:
+        assert found["publish_change_ratio"] > 1.05
+    else:
+        assert found["publish_change_ratio"] == 1.0
+
+
+def test_no_publication_has_no_ratio() -> None:
+    assert publish_change([]) == {"publish_change_ratio": None, "publish_change": None}
+
+
+def test_an_outlet_hands_on_at_the_declared_rate_whatever_comes() -> None:
+    seen: list[ShownFrame] = []
+    outlet = RehearsalOutlet(StreamSettings(fps=50, size=64), seen.append)
+    assert outlet.watched
+    outlet.start()
+    for number in range(5):
+        outlet.show(shown(number, 0.0))
+        time.sleep(0.05)
+    outlet.stop()
+    outlet.stop()
+    assert len(seen) == 5
+    assert 6 <= len(outlet.times) == len(outlet.fresh)
+    assert sum(outlet.fresh) >= 5
+    assert list(outlet.times) == sorted(outlet.times)

@@ -1,0 +1,446 @@
+"""The preview window, without a screen."""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from insta_runtime.errors import UserError
+from insta_runtime.types import Camera, HeadState, Observation
+from telepresence.call.sinks import Outlets
+from telepresence.measure.rehearsal.outlet import RehearsalOutlet
+from telepresence.outputs import PreviewWindow, Wish, window
+from telepresence.outputs.ring import SLOTS, SharedRing
+from telepresence.outputs.shots import CAPACITY, GAIN, MAX_SIDE, Difference, Shot, View
+from telepresence.outputs.window import FIGURES_BYTES, Feed, Rings
+from telepresence.runtime.frames import Drawn, ShownFrame, TrackedFrame
+from telepresence.streaming import StreamSettings
+
+CAMERA = Camera(100.0, 100.0, 32.0, 32.0, 64, 64)
+
+
+def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never came to pass"
+        time.sleep(0.001)
+
+
+def plain(*colour: int, side: int = 64) -> Any:
+    return np.full((side, side, 3), colour, np.uint8)
+
+
+def head(t_capture_ns: int, *colour: int) -> ShownFrame:
+    drawn = Drawn(HeadState.neutral(4).at(t_capture_ns), CAMERA, 0, 0.0)
+    return ShownFrame(0, t_capture_ns, plain(*colour), True, drawn)
+
+
+def seen(t_capture_ns: int, *colour: int, matte: int = 255) -> TrackedFrame:
+    rgb = plain(*colour)
+    state = HeadState.neutral(4).at(t_capture_ns)
+    observation = Observation(0, rgb, np.full((64, 64), matte, np.uint8), CAMERA, state)
+    return TrackedFrame(0, t_capture_ns, rgb, observation)
+
+
+@pytest.fixture
+def no_screen(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pygame")
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+
+
+# ---- the ring
+
+
+def test_ring_hands_over_the_newest_record() -> None:
+    writer = SharedRing(100)
+    reader = SharedRing(100, writer.name)
+    try:
+        assert reader.read(0) is None
+        records = [bytes([i] * (10 + i)) for i in range(2 * SLOTS)]
+        for record in records:
+            writer.write(record[:4], np.frombuffer(record[4:], np.uint8).reshape(1, -1))
+        got = reader.read(0)
+        assert got is not None
+        assert (got.sequence, got.data) == (len(records), records[-1])
+        assert reader.read(got.sequence) is None
+        with pytest.raises(ValueError, match="too many"):
+            writer.write(bytes(60), bytes(41))
+        assert reader.read(got.sequence) is None
+    finally:
+        reader.close()
+        writer.close()
+        writer.close()
+
+
+def test_a_reader_never_sees_half_a_record() -> None:
+    ring = SharedRing(1 << 16)
+    going = True
+
+    def write() -> None:
+        value = 0
+        while going:
+            value = (value + 1) % 256
+            ring.write(bytes([value]) * (1 << 16))
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        sequences = {0}
+
+        def read() -> bool:
+            record = ring.read(max(sequences))
+            if record is not None:
+                sequences.add(record.sequence)
+                assert len(set(record.data)) == 1
+            return len(sequences) > 100
+
+        until(read)
+    finally:
+        going = False
+        writer.join()
+        ring.close()
+
+
+# ---- what goes through it
+
+
+def test_a_shot_arrives_as_it_was() -> None:
+    rng = np.random.default_rng(0)
+    rgb = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    matte = rng.integers(0, 256, (48, 64), dtype=np.uint8)
+    for shot in (Shot(123, rgb, matte, True), Shot(-5, rgb[:, ::-1]), Shot(0, rgb[::2], matte[::2])):
+        ring = SharedRing(CAPACITY)
+        try:
+            ring.write(*shot.parts())
+            record = ring.read(0)
+            assert record is not None
+            got = Shot.read(record.data)
+        finally:
+            ring.close()
+        assert (got.t_capture_ns, got.drawn) == (shot.t_capture_ns, shot.drawn)
+        np.testing.assert_array_equal(got.rgb, shot.rgb)
+        if shot.matte is None:
+            assert got.matte is None
+        else:
+            np.testing.assert_array_equal(got.matte, shot.matte)
+
+
+def test_a_shot_that_is_too_large_is_thinned() -> None:
+    tall = Shot(1, np.full((2 * MAX_SIDE, 100, 3), 7, np.uint8), np.full((2 * MAX_SIDE, 100), 9, np.uint8))
+    parts = tall.parts()
+    assert sum(len(part) if isinstance(part, bytes) else part.size for part in parts) <= CAPACITY
+    got = Shot.read(b"".join(part if isinstance(part, bytes) else part.tobytes() for part in parts))
+    assert got.rgb.shape == (MAX_SIDE, 50, 3)
+    assert (got.rgb == 7).all()
+    assert got.matte is not None
+    assert (got.matte == 9).all()
+
+
+def test_the_difference_is_that_of_the_head_alone() -> None:
+    shown = Shot(1, plain(100, 110, 120), drawn=True)
+    matte = np.zeros((64, 64), np.uint8)
+    matte[:32] = 255
+    other = plain(100, 110, 120)
+    other[:32] = (105, 110, 100)
+    other[32:] = 255  # the room behind
+    difference = Difference.of(shown, Shot(1, other, matte))
+    np.testing.assert_allclose(difference.rgb[:32].reshape(-1, 3).mean(0), np.array([5, 0, 20]) * GAIN, atol=GAIN)
+    assert not difference.rgb[32:].any()
+    assert difference.psnr_db == pytest.approx(10 * np.log10(255**2 / ((5**2 + 20**2) / 3)), abs=0.01)
+    whole = Difference.of(shown, Shot(1, other))
+    assert whole.rgb[32:].min() == 255
+    assert whole.psnr_db < difference.psnr_db
+
+
+def test_the_difference_of_pictures_of_different_sizes() -> None:
+    camera = Shot(1, plain(100, 110, 120, side=32), np.full((32, 32), 255, np.uint8))
+    difference = Difference.of(Shot(1, plain(100, 110, 120)), camera)
+    assert difference.rgb.shape == (64, 64, 3)
+    assert difference.psnr_db > 70.0
+
+
+def test_nobody_there_makes_no_difference() -> None:
+    matte = np.zeros((64, 64), np.uint8)
+    difference = Difference.of(Shot(1, plain(1, 2, 3)), Shot(1, plain(200, 200, 200), matte))
+    assert not difference.rgb.any()
+    assert np.isfinite(difference.psnr_db)
+
+
+# ---- the window's side
+
+
+@pytest.fixture
+def rings() -> Iterator[tuple[SharedRing, ...]]:
+    made = SharedRing(CAPACITY), SharedRing(CAPACITY), SharedRing(FIGURES_BYTES)
+    yield made
+    for ring in made:
+        ring.close()
+
+
+def names(rings: tuple[SharedRing, ...]) -> Rings:
+    return Rings(*(ring.name for ring in rings))
+
+
+def test_pictures_of_the_same_moment_are_paired(rings: tuple[SharedRing, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    shown, camera, figures = rings
+    feed = Feed(names(rings))
+    try:
+        assert not feed.refresh()
+        for t in (10, 20, 30):
+            camera.write(*Shot(t, plain(t, 0, 0)).parts())
+            assert feed.refresh()
+        shown.write(*Shot(20, plain(0, 20, 0), drawn=True).parts())
+        assert feed.refresh()
+        assert feed.pair is not None
+        assert (feed.pair[0].rgb[0, 0].tolist(), feed.pair[1].rgb[0, 0].tolist()) == ([0, 20, 0], [20, 0, 0])
+        assert feed.camera is not None
+        assert feed.camera.t_capture_ns == 30
+        shown.write(*Shot(30, plain(9, 9, 9)).parts())  # a card has no partner
+        figures.write(json.dumps({"state": "live"}).encode())
+        assert feed.refresh()
+        assert feed.pair[0].t_capture_ns == 20
+        assert feed.figures == {"state": "live"}
+        assert not feed.refresh()
+        now[0] += 0.9 * window.STALE_S
+        camera.write(*Shot(40, plain(40, 0, 0)).parts())
+        shown.write(*Shot(39, plain(0, 40, 0), drawn=True).parts())  # somebody else drives
+        assert feed.refresh()
+        assert feed.pair is not None
+        now[0] += 0.2 * window.STALE_S
+        assert feed.pair is None
+        assert feed.camera is not None
+    finally:
+        feed.close()
+
+
+def test_the_window_tells_rate_and_latency(rings: tuple[SharedRing, ...]) -> None:
+    feed = Feed(names(rings))
+    try:
+        assert (feed.fps, feed.latency_ms) == (0.0, None)
+        rings[0].write(*Shot(time.monotonic_ns(), plain(1, 1, 1)).parts())
+        feed.refresh()
+        assert (feed.fps, feed.latency_ms) == (0.0, None)  # a card
+        for _ in range(4):
+            rings[0].write(*Shot(time.monotonic_ns() - 40_000_000, plain(1, 1, 1), drawn=True).parts())
+            feed.refresh()
+        assert feed.fps == 4 / window.RATE_S
+        assert feed.latency_ms is not None
+        assert 40.0 <= feed.latency_ms < 5000.0
+    finally:
+        feed.close()
+
+
+def draw(face: window.Face, feed: Feed, size: tuple[int, int]) -> Any:
+    import pygame
+
+    pygame.display.init()
+    pygame.font.init()
+    screen = pygame.Surface(size)
+    face.draw(screen, feed)
+    return pygame.surfarray.array3d(screen).swapaxes(0, 1)
+
+
+@pytest.mark.usefixtures("no_screen")
+def test_every_view_at_every_size(rings: tuple[SharedRing, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(window, "STALE_S", 60.0)
+    feed = Feed(names(rings))
+    face = window.Face()
+    red, green, apart = (200, 30, 60), (30, 200, 60), (255, 255, 0)
+    try:
+        for view in View:  # with nothing to show yet
+            face.view = view
+            assert draw(face, feed, (640, 700)).any()
+        rings[1].write(*Shot(5, plain(*green), np.full((64, 64), 255, np.uint8)).parts())
+        rings[0].write(*Shot(5, plain(*red), drawn=True).parts())
+        feed.refresh()
+
+        def at(pixels: Any, x: float, y: float) -> Any:
+            return pixels[int(y * len(pixels)), int(x * pixels.shape[1])]
+
+        for size in ((640, 700), (1600, 500), (2560, 1440), (120, 90)):
+            for view, colour in ((View.AVATAR, red), (View.CAMERA, green), (View.DIFFERENCE, apart)):
+                face.view = view
+                np.testing.assert_allclose(at(draw(face, feed, size), 0.5, 0.4), colour, atol=5)
+            face.view = View.BOTH
+            pixels = draw(face, feed, size)
+            wide = size[0] > size[1]
+            np.testing.assert_allclose(at(pixels, 0.3 if wide else 0.5, 0.4 if wide else 0.25), green, atol=5)
+            np.testing.assert_allclose(at(pixels, 0.7 if wide else 0.5, 0.4 if wide else 0.7), red, atol=5)
+    finally:
+        feed.close()
+
+
+@pytest.mark.usefixtures("no_screen")
+def test_bar_and_keys_are_there_when_asked_for(rings: tuple[SharedRing, ...]) -> None:
+    feed = Feed(names(rings))
+    face = window.Face()
+    try:
+        rings[0].write(*Shot(5, plain(0, 0, 0), drawn=True).parts())
+
+        def bright(**figures: Any) -> int:
+            rings[2].write(json.dumps(figures).encode())
+            feed.refresh()
+            pixels = draw(face, feed, (800, 860))
+            return int((pixels[-50:].astype(int).min(-1) > 180).sum())  # light letters
+
+        few = bright(state="learning")
+        more = bright(state="learning", psnr_db=24.13, muted=True, frozen=True, viewers=2, driver="zmq")
+        assert few > 50
+        assert more > few + 200
+        assert bright(state="live", notice="nobody is known yet") > few
+        face.bar = False
+        assert bright(state="live") == 0
+        before = draw(face, feed, (800, 860))
+        face.keys = True
+        after = draw(face, feed, (800, 860))
+        assert (after[:800].astype(int).min(-1) > 100).sum() > (before[:800].astype(int).min(-1) > 100).sum() + 500
+    finally:
+        feed.close()
+
+
+@pytest.mark.usefixtures("no_screen")
+def test_keys_reach_the_daemon_and_change_the_view(
+    rings: tuple[SharedRing, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pygame
+
+    ours, theirs = multiprocessing.Pipe()
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    pressed = iter("mcfi3vvvvhq")
+    views: list[View] = []
+    real = window.Face.draw
+
+    def then_press(face: window.Face, screen: Any, feed: Feed) -> None:
+        real(face, screen, feed)
+        views.append(face.view)
+        pygame.event.post(pygame.event.Event(pygame.KEYDOWN, key=ord(next(pressed))))
+
+    monkeypatch.setattr(window.Face, "draw", then_press)
+    window.open_window(names(rings), theirs, "Telepresence")
+    words = []
+    while ours.poll(0.0):
+        words.append(ours.recv()[0])
+    assert words == ["mute", "calibrate", "freeze", "quit"]
+    steps = [view for view, before in zip(views[1:], views, strict=False) if view is not before]
+    assert steps == [View.BOTH, View.DIFFERENCE, View.AVATAR, View.CAMERA, View.BOTH]
+
+
+# ---- the daemon's side
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.usefixtures("no_screen")
+def test_killing_the_window_leaves_the_call_running() -> None:
+    wishes: list[Wish] = []
+    preview = PreviewWindow(wishes.append)
+    streamed: list[ShownFrame] = []
+    outlets = Outlets(RehearsalOutlet(StreamSettings(), streamed.append), preview)
+    outlets.start()
+    try:
+        for t in range(30):
+            outlets.see(seen(t, 90, 90, 90))
+            outlets.show(head(t, 90, 90, 90))
+            outlets.tell(time.monotonic(), lambda: {"state": "live", "training": {"state": "frozen"}})
+            time.sleep(0.01)
+        assert preview.open
+        assert preview._process is not None
+        assert preview._process.pid is not None
+        os.kill(preview._process.pid, signal.SIGKILL)
+        until(lambda: not preview.open)
+        outlets.see(seen(99, 90, 90, 90))
+        outlets.show(head(99, 90, 90, 90))
+        outlets.tell(time.monotonic() + 9.0, lambda: pytest.fail("nobody shows figures any more"))
+        assert streamed[-1].t_capture_ns == 99
+        assert wishes == []
+    finally:
+        outlets.stop()
+        outlets.stop()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.usefixtures("no_screen")
+def test_a_window_that_hangs_delays_nobody() -> None:
+    preview = PreviewWindow(lambda _: None)
+    preview.start()
+    try:
+        assert preview._process is not None
+        assert preview._process.pid is not None
+        os.kill(preview._process.pid, signal.SIGSTOP)
+        handed_over = threading.Event()
+
+        def hand_over() -> None:
+            for t in range(500):
+                preview.see(seen(t, 1, 2, 3))
+                preview.show(head(t, 1, 2, 3))
+                preview.tell({"state": "live"})
+            handed_over.set()
+
+        threading.Thread(target=hand_over, daemon=True).start()
+        assert handed_over.wait(20.0)
+    finally:
+        preview.stop()
+    assert not preview.open
+
+
+@pytest.mark.timeout(60)
+def test_what_cannot_be_granted_is_said_in_the_window() -> None:
+    def refuse(_: Wish) -> None:
+        raise UserError("nobody is known yet")
+
+    preview = PreviewWindow(refuse)
+    preview._rings = SharedRing(CAPACITY), SharedRing(CAPACITY), SharedRing(FIGURES_BYTES)
+    ours, theirs = multiprocessing.Pipe()
+    preview._process = multiprocessing.current_process()  # something that runs
+    listening = threading.Thread(target=preview._listen, args=(ours,), daemon=True)
+    listening.start()
+    try:
+        theirs.send(("calibrate", ""))
+        until(lambda: preview._notice[0])
+        preview.tell({"state": "live", "psnr_db": 20.5, "sound": {"muted": True}, "training": {"state": "frozen"}})
+        record = preview._rings[2].read(0)
+        assert record is not None
+        told = json.loads(record.data)
+        assert told["notice"] == "nobody is known yet"
+        assert (told["state"], told["psnr_db"], told["muted"], told["frozen"]) == ("live", 20.5, True, True)
+    finally:
+        theirs.close()
+        listening.join(5.0)
+        preview._process = None
+        preview.stop()
+
+
+@pytest.mark.timeout(60)
+def test_without_a_screen_one_line_says_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setenv("SDL_VIDEODRIVER", "x11")
+    monkeypatch.setenv("DISPLAY", ":987")
+    preview = PreviewWindow(lambda _: None)
+    with caplog.at_level(logging.INFO):
+        preview.start()
+        until(lambda: caplog.records)
+    preview.show(head(0, 1, 2, 3))
+    preview.stop()
+    assert len(caplog.records) == 1
+    assert caplog.messages[0].startswith("no preview: ")
+    assert caplog.messages[0].endswith("the call goes on")
+
+
+def test_without_pygame_one_line_says_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr("telepresence.outputs.preview.find_spec", lambda _name: None)
+    preview = PreviewWindow(lambda _: None)
+    preview.start()
+    preview.show(head(0, 1, 2, 3))
+    preview.stop()
+    assert not preview.open
+    assert "pip install pygame-ce" in caplog.text

@@ -1,0 +1,117 @@
+"""The sound of a video file: with its pictures, over and over; none, damaged and hostile ones."""
+
+from __future__ import annotations
+
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+from telepresence.runtime.audio import RATE, SoundChunk
+from telepresence.runtime.frames import CameraFrame
+from telepresence.sources import open_source
+from telepresence.sources.audio import FileSound
+
+FPS = 25
+SECONDS = 1.6
+HERTZ = 32_000
+
+
+def write_beeping(
+    path: Path, seconds: float = 1.6, sound: bool = True, late_s: float = 0.0, codec: str = "aac"
+) -> Path:
+    """A clip that is white for 80 ms from 0.4 s and from 1.2 s on, with a beep as long as that."""
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=FPS, options={"crf": "20"})
+        video.width = video.height = 64
+        audio = container.add_stream(codec, rate=HERTZ, layout="mono") if sound else None
+        for number in range(round(SECONDS * FPS)):
+            at = number / FPS
+            lit = at % 0.8 >= 0.399 and at % 0.8 < 0.479
+            picture = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 230 * lit + 10, np.uint8), format="rgb24")
+            picture.pts, picture.time_base = number + round(late_s * FPS), Fraction(1, FPS)
+            container.mux(video.encode(picture))
+        container.mux(video.encode())
+        if audio is not None:
+            t = np.arange(round(SECONDS * HERTZ)) / HERTZ
+            wave = np.where((t % 0.8 >= 0.4) & (t % 0.8 < 0.48), 0.6 * np.sin(2 * np.pi * 900 * t), 0.0)
+            step = 1024
+            for start in range(0, len(wave), step):
+                part = wave[None, start : start + step].astype(np.float32)
+                block = av.AudioFrame.from_ndarray(part, "fltp", "mono")
+                block.sample_rate, block.pts, block.time_base = (
+                    HERTZ,
+                    start + round(late_s * HERTZ),
+                    Fraction(1, HERTZ),
+                )
+                container.mux(audio.encode(block))
+            container.mux(audio.encode())
+    return path
+
+
+def onsets(times: list[float], lit: list[bool], gap: float = 0.3) -> list[float]:
+    """When something begins that had not been there for ``gap`` seconds."""
+    found: list[float] = []
+    last = -1e9
+    for at, is_lit in zip(times, lit, strict=True):
+        if is_lit:
+            if at - last > gap:
+                found.append(at)
+            last = at
+    return found
+
+
+def play(path: Path, seconds: float) -> tuple[list[CameraFrame], list[SoundChunk]]:
+    heard: list[SoundChunk] = []
+    source = open_source(f"file:{path}", hear=heard.append)
+    frames = []
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        frame = source.read(0.2)
+        if frame is not None:
+            frames.append(frame)
+    source.close()
+    source.close()
+    return frames, heard
+
+
+def test_a_beep_has_the_capture_time_of_its_flash_round_after_round(tmp_path: Path) -> None:
+    frames, heard = play(write_beeping(tmp_path / "clip.mp4", late_s=0.4), 2.4)
+    seen = onsets([f.t_capture_ns * 1e-9 for f in frames], [f.rgb.mean() > 120 for f in frames])
+    samples = np.concatenate([chunk.samples for chunk in heard])
+    assert samples.shape[1] == 2
+    times = np.concatenate([c.t_capture_ns * 1e-9 + np.arange(len(c.samples)) / RATE for c in heard])
+    loud = np.abs(samples[:, 0].astype(int)) > 4000
+    listened = onsets(times[loud].tolist(), [True] * int(loud.sum()))
+    assert len(seen) >= 3
+    for flash in seen:
+        assert min(abs(flash - beep) for beep in listened) < 1.0 / FPS
+    gaps = np.diff([c.t_capture_ns for c in heard]) * 1e-9
+    assert gaps.max() < 0.1  # also from one round to the next
+    # Told before the picture is due, not far ahead.
+    assert heard[-1].t_capture_ns - frames[-1].t_capture_ns < 0.35e9
+
+
+def test_a_film_without_sound_is_silent(tmp_path: Path) -> None:
+    frames, heard = play(write_beeping(tmp_path / "silent.mp4", sound=False), 0.3)
+    assert frames
+    assert heard == []
+
+
+def test_sound_that_breaks_off_or_is_none_ends_there(tmp_path: Path) -> None:
+    whole = write_beeping(tmp_path / "whole.mkv", codec="pcm_s16le").read_bytes()
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        torn = bytearray(whole[: rng.integers(1, len(whole))])
+        for _ in range(number):
+            torn[rng.integers(0, len(torn))] = rng.integers(0, 256)
+        path = tmp_path / f"{number}.mkv"
+        path.write_bytes(torn)
+        track = FileSound(path, {"protocol_whitelist": "file"})
+        for at, samples in track.until(1e9):
+            assert np.isfinite(at)
+            assert samples.shape[1] == 2
+        track.close()
+        assert list(track.until(1e9)) == []

@@ -1,0 +1,280 @@
+"""The rules of who may ask, over everything that headers may hold."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from insta_runtime.errors import UserError
+from telepresence.streaming.access_settings import AccessSettings, IceSettings
+from telepresence.streaming.http.access import REMEMBERED, Access, Asked, Ration
+from telepresence.streaming.settings import StreamSettings
+
+TOKEN = "correct-horse-battery"
+LOCAL = Asked("GET", "/status", "", "127.0.0.1", "127.0.0.1:8080")
+OWN = "http://127.0.0.1:8080"
+BEARER = f"Bearer {TOKEN}"
+
+
+def access(token: str = TOKEN, host: str = "127.0.0.1", offers: int = 100_000, **more: str) -> Access:
+    return Access(AccessSettings(token=token, offers=offers, **more), host, 8080)
+
+
+def status(rules: Access, asked: Asked) -> int:
+    refusal = rules.refuse(asked)
+    return 200 if refusal is None else refusal.status
+
+
+@pytest.mark.parametrize(
+    ("host", "known"),
+    [
+        ("127.0.0.1:8080", True),
+        ("localhost", True),
+        ("LOCALHOST:1", True),
+        ("[::1]:8080", True),
+        ("127.8.8.8", True),
+        ("evil.example", False),  # a name that its owner points at 127.0.0.1
+        ("localhost.evil.example", False),
+        ("127.0.0.1.evil.example", False),
+        ("192.0.2.7:8080", False),
+        ("", False),
+        ("[", False),
+        ("@127.0.0.1@evil.example", False),
+        ("avatar.example.org", False),
+    ],
+)
+def test_names_of_this_machine(host: str, known: bool) -> None:
+    assert status(access(""), replace(LOCAL, host=host)) == (200 if known else 403)
+
+
+def test_names_of_a_daemon_that_others_reach() -> None:
+    rules = access(host="0.0.0.0", names="Avatar.example.org cam")
+    asked = replace(LOCAL, authorization=BEARER)
+    for host in ("avatar.example.org:8080", "CAM", "192.0.2.7:8080", "[2001:db8::7]", "127.0.0.1"):
+        assert status(rules, replace(asked, host=host)) == 200
+    for host in ("evil.example", "avatar.example.org.evil.example", ""):
+        assert status(rules, replace(asked, host=host)) == 403
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "", "http://127.0.0.1:1", "https://127.0.0.1:8080"])
+def test_other_pages_are_refused_with_and_without_the_token(origin: str) -> None:
+    for asked in (LOCAL, replace(LOCAL, authorization=BEARER), replace(LOCAL, method="OPTIONS")):
+        assert status(access(), replace(asked, origin=origin)) == 403
+    assert status(access(""), replace(LOCAL, origin=origin)) == 403
+
+
+def test_pages_that_are_allowed_need_the_token_like_everybody() -> None:
+    rules = access(origins="https://show.example http://localhost:3000")
+    asked = replace(LOCAL, origin="https://show.example")
+    assert status(rules, asked) == 401
+    assert status(rules, replace(asked, authorization=BEARER)) == 200
+    assert status(rules, replace(asked, method="OPTIONS")) == 200
+    assert status(rules, replace(asked, origin="https://show.example.evil.example")) == 403
+
+
+def test_without_a_token_this_machine_is_trusted() -> None:
+    for method in ("GET", "POST", "PUT", "DELETE"):
+        assert status(access(""), replace(LOCAL, method=method)) == 200
+        assert status(access(""), replace(LOCAL, method=method, origin=OWN)) == 200
+
+
+@pytest.mark.parametrize(
+    ("authorization", "wanted"),
+    [
+        (None, 401),
+        (BEARER, 200),
+        (f"bearer  {TOKEN} ", 200),
+        (TOKEN, 401),
+        ("Bearer", 401),
+        ("Bearer ", 401),
+        (f"Basic {TOKEN}", 401),
+        (f"Bearer {TOKEN}x", 401),
+        (f"Bearer {TOKEN[:-1]}", 401),
+        (f"Bearer {TOKEN.upper()}", 401),
+        ("Bearer \udcff\x00ü", 401),
+    ],
+)
+def test_the_token_as_a_bearer(authorization: str | None, wanted: int) -> None:
+    asked = replace(LOCAL, authorization=authorization)
+    for method in ("GET", "POST", "PUT", "DELETE", "PATCH", "HEAD"):
+        assert status(access(), replace(asked, method=method)) == wanted
+    refusal = access().refuse(asked)
+    assert refusal is None or refusal.headers["WWW-Authenticate"].startswith("Bearer")
+
+
+def cookie(rules: Access) -> str:
+    given = rules.cookie(Asked("GET", "/", f"token={TOKEN}", "127.0.0.1", "127.0.0.1:8080"))
+    assert given is not None
+    return given
+
+
+def test_the_address_of_the_page_takes_the_token_once_for_a_cookie() -> None:
+    rules = access()
+    page = replace(LOCAL, path="/", query=f"token={TOKEN}")
+    assert status(rules, page) == 200
+    given = cookie(rules)
+    assert given.startswith("telepresence-8080=")
+    assert given.endswith("; Path=/; HttpOnly; SameSite=Strict")
+    assert TOKEN not in given
+    assert cookie(access(tls_cert="cert", tls_key="key")).endswith("; Secure")
+    for other in (
+        replace(page, query="token=wrong"),
+        replace(page, query="token="),
+        replace(page, query=""),
+        replace(page, path="/status"),
+        replace(page, query="&".join(["a=1"] * 50)),
+    ):
+        assert rules.cookie(other) is None
+        assert status(rules, other) == 401
+
+
+def test_the_cookie_counts_for_the_own_page_only() -> None:
+    rules = access()
+    asked = replace(LOCAL, cookie=f"other=1; {cookie(rules).split(';')[0]}")
+    assert status(rules, asked) == 200
+    for method in ("POST", "PUT", "DELETE"):
+        assert status(rules, replace(asked, method=method)) == 403
+        assert status(rules, replace(asked, method=method, origin=OWN)) == 200
+    assert status(access("another-token-altogether"), asked) == 401
+    assert status(rules, replace(asked, cookie=f"telepresence-8080={TOKEN}")) == 401
+    assert status(rules, replace(asked, cookie="telepresence-8080=")) == 401
+
+
+def test_behind_a_proxy_that_speaks_tls_the_page_stays_the_own_one() -> None:
+    rules = access(names="avatar.example.org")
+    shown = cookie(rules).split(";")[0]
+    asked = replace(LOCAL, method="POST", host="avatar.example.org", cookie=shown, origin="https://avatar.example.org")
+    assert status(rules, asked) == 200
+    assert status(rules, replace(asked, origin="https://other.example.org")) == 403
+    assert status(rules, replace(asked, host="127.0.0.1:8080", origin="https://127.0.0.1:8080")) == 403
+
+
+def test_health_is_for_everybody_who_knows_the_name() -> None:
+    assert status(access(), replace(LOCAL, path="/healthz")) == 200
+    assert status(access(), replace(LOCAL, path="/healthz", host="evil.example")) == 403
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_so_much_a_minute_for_each_address() -> None:
+    clock = Clock()
+    rules = Access(AccessSettings(offers=60), "127.0.0.1", 8080, clock)
+    asked = replace(LOCAL, method="POST", address="192.0.2.1")
+    answers = [status(rules, asked) for _ in range(20)]
+    assert answers == [200] * 15 + [429] * 5
+    refusal = rules.refuse(asked)
+    assert refusal is not None
+    assert 1 <= int(refusal.headers["Retry-After"]) <= 2
+    assert status(rules, replace(asked, address="192.0.2.2")) == 200
+    assert status(rules, replace(asked, method="GET")) == 200
+    assert status(rules, replace(asked, method="DELETE")) == 200
+    clock.now = 1.01
+    assert [status(rules, asked) for _ in range(2)] == [200, 429]
+
+
+def test_who_guesses_is_not_even_told_when_right() -> None:
+    clock = Clock()
+    rules = Access(AccessSettings(token=TOKEN, offers=60), "127.0.0.1", 8080, clock)
+    wrong = [status(rules, replace(LOCAL, authorization=f"Bearer {i}")) for i in range(17)]
+    assert wrong == [401] * 15 + [429] * 2
+    assert status(rules, replace(LOCAL, authorization=BEARER)) == 429
+    assert status(rules, replace(LOCAL, authorization=BEARER, address="192.0.2.2")) == 200
+    assert status(rules, replace(LOCAL, cookie=cookie(rules).split(";")[0])) == 200  # the page goes on
+    clock.now = 10.0
+    assert status(rules, replace(LOCAL, authorization=BEARER)) == 200
+
+
+def test_a_network_of_ipv6_is_one_address_and_memory_is_bounded() -> None:
+    clock = Clock()
+    ration = Ration(1.0, 2.0, clock)
+    assert [ration.take(f"2001:db8::{i}") > 0 for i in range(1, 4)] == [False, False, True]
+    assert ration.take("2001:db8:0:1::1") == 0.0
+    assert [ration.take(a) > 0 for a in ("192.0.2.1", "::ffff:192.0.2.1", "192.0.2.1")] == [False, False, True]
+    for i in range(3 * REMEMBERED):
+        ration.take(f"10.{i >> 16}.{i >> 8 & 255}.{i & 255}")
+    assert len(ration._used) == REMEMBERED
+
+
+anything = st.text(max_size=60)
+headers = st.none() | anything
+tokens = st.sampled_from(
+    ["Bearer ", "bearer", "token=", "telepresence-8080=", TOKEN, "localhost", ";", "http://", "[", "@"]
+)
+pieces = st.lists(tokens | anything, max_size=4).map("".join)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.builds(
+        Asked,
+        st.sampled_from(["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"]) | anything,
+        st.sampled_from(["/", "/status", "/whep", "/healthz"]) | anything,
+        pieces,
+        anything,
+        pieces,
+        headers | pieces,
+        headers | pieces,
+        headers | pieces,
+    )
+)
+def test_nothing_but_the_token_opens(asked: Asked) -> None:
+    """Whatever the headers hold, there is an answer, and it is yes to nobody who does not show the token."""
+    rules = access()
+    refusal = rules.refuse(asked)
+    rules.cookie(asked)
+    if refusal is not None:
+        assert refusal.status in (401, 403, 429)
+        assert "\n" not in refusal.message + refusal.reason + "".join(refusal.headers.values())
+        assert TOKEN not in refusal.message
+    elif asked.method != "OPTIONS" and asked.path != "/healthz":
+        assert TOKEN in (asked.authorization or "") or (asked.path == "/" and TOKEN in asked.query)
+
+
+@pytest.mark.parametrize(
+    ("host", "given_settings", "words"),
+    [
+        ("0.0.0.0", {}, "token and TLS"),
+        ("0.0.0.0", {"token": TOKEN}, "token and TLS"),
+        ("192.0.2.1", {"tls_cert": __file__, "tls_key": __file__}, "token and TLS"),
+        ("0.0.0.0", {"token": "short", "tls_cert": __file__, "tls_key": __file__}, "16 characters"),
+        ("127.0.0.1", {"names": "avatar.example.org"}, "needs a --token"),
+        ("127.0.0.1", {"names": "avatar.example.org", "token": "short"}, "16 characters"),
+        ("127.0.0.1", {"token": "two words"}, "visible ASCII"),
+        ("127.0.0.1", {"token": "schlüssel"}, "visible ASCII"),
+        ("127.0.0.1", {"tls_cert": __file__}, "both --tls-cert and --tls-key"),
+        ("127.0.0.1", {"tls_cert": "/nowhere", "tls_key": "/nowhere"}, "no file /nowhere"),
+        ("127.0.0.1", {"origins": "example.org"}, "no origin"),
+        ("127.0.0.1", {"origins": "https://example.org/"}, "no origin"),
+        ("127.0.0.1", {"origins": "*"}, "no origin"),
+    ],
+)
+def test_settings_that_would_leave_a_door_open(host: str, given_settings: dict[str, str], words: str) -> None:
+    with pytest.raises(UserError, match=words) as refused:
+        StreamSettings(host=host, access=AccessSettings(**given_settings)).check()
+    assert TOKEN not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("given_settings", "words"),
+    [
+        ({"servers": "example.org"}, "no server"),
+        ({"servers": "http:example.org"}, "no server"),
+        ({"servers": "stun:"}, "no server"),
+        ({"servers": "turn:example.org"}, "turn_secret"),
+        ({"servers": "stun:a stun:b"}, "one STUN and one TURN"),
+        ({"servers": "turn:a turns:b", "turn_secret": "s"}, "one STUN and one TURN"),
+        ({"relay": True}, "TURN server"),
+        ({"servers": "stun:a", "relay": True}, "TURN server"),
+    ],
+)
+def test_ice_servers_that_cannot_be_used(given_settings: dict[str, object], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        StreamSettings(ice=IceSettings(**given_settings)).check()  # type: ignore[arg-type]

@@ -1,0 +1,219 @@
+"""Sessions: both ways over one connection, and how those end whose peer is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable
+from fractions import Fraction
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import av
+import numpy as np
+import pytest
+from aiortc import MediaStreamTrack, RTCConfiguration, RTCPeerConnection, RTCSessionDescription
+
+from telepresence.streaming.rtc import peers
+from telepresence.streaming.rtc.peers import CONNECT_S, LOOK_S, SILENCE_S, Peer
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+SDP = {"Content-Type": "application/sdp"}
+
+
+class Camera(MediaStreamTrack):
+    """Grey pictures, 20 a second."""
+
+    kind = "video"
+    sent = 0
+
+    async def recv(self) -> av.VideoFrame:
+        await asyncio.sleep(0.05)
+        frame = av.VideoFrame.from_ndarray(np.full((96, 128, 3), 90, np.uint8), format="rgb24")
+        frame.pts, frame.time_base = self.sent * 4500, Fraction(1, 90000)
+        self.sent += 1
+        return frame
+
+
+async def connect(address: str, path: str, camera: Camera | None = None) -> tuple[RTCPeerConnection, str]:
+    """A peer of the daemon, connected: its connection, and the address of its session."""
+    pc = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+    if camera is None:
+        pc.addTransceiver("video", direction="recvonly")
+    else:
+        pc.addTransceiver(camera, direction="sendonly" if path == "/whip" else "sendrecv")
+    await pc.setLocalDescription(await pc.createOffer())
+    async with (
+        aiohttp.ClientSession() as http,
+        http.post(address.rstrip("/") + path, data=pc.localDescription.sdp, headers=SDP) as answer,
+    ):
+        assert answer.status == 201, await answer.text()
+        await pc.setRemoteDescription(RTCSessionDescription(await answer.text(), "answer"))
+        session = answer.headers["Location"]
+    for _ in range(200):
+        if pc.connectionState == "connected":
+            return pc, session
+        await asyncio.sleep(0.05)
+    raise AssertionError(f"the peer is {pc.connectionState}")
+
+
+def test_a_peer_is_gone_when_it_never_came_or_fell_silent() -> None:
+    never: Any = SimpleNamespace(connectionState="connecting")
+    peer = Peer(never, True, False, since=100.0)
+    assert not peer.gone(100.0 + CONNECT_S - 1)
+    assert peer.gone(100.0 + CONNECT_S + 1)
+
+    there: Any = SimpleNamespace(connectionState="connected")
+    peer = Peer(there, True, False, since=100.0)
+    for look in range(100):
+        peer.look(look, LOOK_S)
+        assert not peer.gone(1e6)
+    silent = 0.0
+    while not peer.gone(1e6):
+        peer.look(99, LOOK_S)
+        silent += LOOK_S
+    assert silent == pytest.approx(SILENCE_S)
+    peer.look(100, LOOK_S)
+    assert not peer.gone(1e6)
+
+
+@pytest.mark.timeout(60)
+def test_a_call_gives_and_takes_pictures_over_one_connection(studio: Any) -> None:
+    async def scenario() -> None:
+        pc, session = await connect(studio.server.address, "/call", Camera())
+        frame = await asyncio.wait_for(pc.getReceivers()[0].track.recv(), 10)
+        assert (frame.width, frame.height) == (512, 512)
+        while not studio.camera_events:
+            await asyncio.sleep(0.05)
+        assert studio.camera_events == [True]
+        assert studio.server.viewers == 1
+
+        other = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+        other.addTransceiver(Camera(), direction="sendrecv")
+        await other.setLocalDescription(await other.createOffer())
+        address = studio.server.address.rstrip("/")
+        async with aiohttp.ClientSession() as http:
+            answer = await http.post(f"{address}/call", data=other.localDescription.sdp, headers=SDP)
+            assert answer.status == 409
+            second, _ = await connect(address, "/call")  # without a camera there is room
+            assert (await http.delete(f"{address}{session}")).status == 200
+            assert studio.camera_events == [True, False]
+            again, _ = await connect(address, "/call", Camera())
+        await asyncio.gather(pc.close(), other.close(), second.close(), again.close())
+
+    asyncio.run(scenario())
+    studio.until(lambda: studio.server._peers._peers == {})
+
+
+@pytest.mark.timeout(60)
+def test_a_camera_that_pauses_in_a_call_gives_the_face_back_and_may_go_on(
+    studio: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("telepresence.streaming.rtc.camera_intake.SILENCE_S", 1.0)
+
+    async def scenario() -> None:
+        camera = Camera()
+        pc, _ = await connect(studio.server.address, "/call", camera)
+        sender = pc.getSenders()[0]
+        for events in ([True], [True, False], [True, False, True]):
+            sender.replaceTrack(None if len(events) == 2 else camera)
+            while studio.camera_events != events:
+                await asyncio.sleep(0.05)
+        assert studio.server.viewers == 1
+        await pc.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("path", ["/whep", "/whip"])
+def test_who_falls_silent_is_let_go_within_seconds(studio: Any, path: str) -> None:
+    """The network between both is cut: no packet, no goodbye."""
+
+    async def scenario() -> None:
+        pc, _ = await connect(studio.server.address, path, Camera() if path == "/whip" else None)
+        assert len(studio.server._peers._peers) == 1
+        transport = pc.getTransceivers()[0].sender.transport.transport
+        for protocol in transport._connection._protocols:
+            protocol.transport.close()
+        await asyncio.wait_for(asyncio.to_thread(studio.until, lambda: studio.server._peers._peers == {}), 20)
+        await asyncio.wait([asyncio.ensure_future(pc.close())], timeout=1.0)
+
+    asyncio.run(scenario())
+    assert not studio.server.watched
+
+
+@pytest.mark.timeout(90)
+def test_sessions_that_ended_leave_nothing(studio: Any) -> None:
+    async def once(path: str) -> None:
+        pc, _ = await connect(studio.server.address, path, None if path == "/whep" else Camera())
+        await pc.close()
+
+    def left() -> dict[str, int]:
+        studio.until(lambda: studio.server._peers._peers == {} and not studio.server.watched)
+        studio.until(lambda: own_threads() <= threads)
+        gc.collect()
+        kinds = Counter(type(thing).__name__ for thing in gc.get_objects())
+        return {kind: kinds[kind] for kind in ("Peer", "RTCPeerConnection", "RTCIceTransport", "Viewer", "PacketTrack")}
+
+    def own_threads() -> int:
+        return sum(not thread.name.startswith("asyncio_") for thread in threading.enumerate())  # a pool, and bounded
+
+    threads = 1000
+    asyncio.run(once("/call"))
+    left()
+    threads, files = own_threads(), len(os.listdir("/proc/self/fd"))
+    for path in ("/whep", "/whip", "/call") * 4:
+        asyncio.run(once(path))
+    assert all(count <= 2 for count in left().values()), left()  # what was looked at last
+    assert len(os.listdir("/proc/self/fd")) <= files
+
+
+@pytest.mark.timeout(60)
+def test_memory_is_given_back_once_nobody_is_there(studio: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[int] = []
+    monkeypatch.setattr(peers, "give_back", lambda: given.append(len(studio.server._peers._peers)))
+
+    async def stay() -> None:
+        one, _ = await connect(studio.server.address, "/whep")
+        other, _ = await connect(studio.server.address, "/whep")
+        await one.close()
+        await asyncio.to_thread(studio.until, lambda: len(studio.server._peers._peers) == 1)
+        await asyncio.sleep(2.0 * peers.ALONE_S)
+        assert given == [], "while somebody looks nothing may stand still"
+        await other.close()
+
+    asyncio.run(stay())
+    studio.until(lambda: given == [0])
+
+
+@pytest.mark.timeout(60)
+def test_the_heap_is_trimmed_now_and_then(studio_type: type[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    trimmed: list[str] = []
+    monkeypatch.setattr(peers, "TRIM_S", 0.5)
+    monkeypatch.setattr(peers, "trim", lambda: trimmed.append(threading.current_thread().name))
+    with studio_type() as studio:
+        studio.until(lambda: len(trimmed) >= 2)
+        assert all(name.startswith("asyncio_") for name in trimmed), "the event loop goes on meanwhile"
+
+
+@pytest.mark.timeout(60)
+def test_a_browser_that_is_killed_costs_nothing_after_seconds(
+    studio: Any, launch_chromium: Callable[..., Browser]
+) -> None:
+    browser = launch_chromium()
+    page = browser.new_page()
+    page.goto(studio.server.address)
+    studio.watching(page)
+    processes = browser.new_browser_cdp_session().send("SystemInfo.getProcessInfo")["processInfo"]
+    (pid,) = (process["id"] for process in processes if process["type"] == "browser")
+    os.kill(pid, signal.SIGKILL)
+    studio.until(lambda: studio.server._peers._peers == {})
+    assert not studio.server.watched

@@ -1,0 +1,326 @@
+"""Tracking of real pictures: the live tracker, losses, small faces, and the track command."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from insta_runtime.errors import UserError
+from insta_runtime.geometry import rotation_matrix
+from insta_runtime.head import HeadRig
+from insta_runtime.render.raster import rasterise
+from insta_runtime.tracked import TrackedFolder
+from insta_runtime.types import Camera, HeadState
+from telepresence.commands.track import track
+from telepresence.config import Config
+from telepresence.runtime.frames import CameraFrame, Landmarks, Truth
+from telepresence.sources.video import video_frames
+from telepresence.tracking.basis import landmark_basis
+from telepresence.tracking.calibration import calibrate
+from telepresence.tracking.embedding import clay
+from telepresence.tracking.fit import HeadFitter, Pinhole
+from telepresence.tracking.landmarks import BLENDSHAPES, FaceLandmarker
+from telepresence.tracking.recording import track_recording
+from telepresence.tracking.tracker import FaceTracker, TruthTracker
+
+
+@pytest.fixture(scope="module")
+def pictures(shared):
+    """The first two seconds of a clip."""
+    reader = video_frames(shared / "clips" / "d18.mp4")
+    frames = [next(reader) for _ in range(60)]
+    reader.close()
+    return frames
+
+
+@pytest.fixture(scope="module")
+def faces(pictures, models):
+    with FaceLandmarker(models, live=False) as landmarker:
+        return [landmarker.detect(frame.rgb) for frame in pictures]
+
+
+@pytest.fixture(scope="module")
+def calibration(open_head, faces, pictures):
+    height, width = pictures[0].rgb.shape[:2]
+    return calibrate(open_head, faces[::4], width, height)
+
+
+def test_a_recording_is_tracked_closely(open_head, faces, pictures, models):
+    height, width = pictures[0].rgb.shape[:2]
+    recording = track_recording(open_head, faces, lambda: pictures, width, height, 30.0, models=models)
+    figures = recording.figures()
+    assert figures["tracked"] == figures["frames"] == len(pictures)
+    assert figures["reprojection_px_median"] < 1.7
+    assert figures["jitter_px"] < 0.5
+    again = track_recording(open_head, faces, lambda: pictures, width, height, 30.0, models=models)
+    assert np.array_equal(again.errors, recording.errors), "the same landmarks give the same result"
+    # A face that cannot be where it is said to be, as under a box that hides it, is not believed.
+    moved = replace(faces[30], points=faces[30].points.copy())
+    moved.points[:, :2] += np.random.default_rng(0).normal(0.0, 12.0, (478, 2)).astype(np.float32)
+    hidden = [*faces[:30], *[moved] * 8, *faces[38:]]
+    recording = track_recording(open_head, hidden, lambda: pictures, width, height, 30.0, models=models)
+    assert not recording.valid[32:36].any()
+    assert recording.valid[-10:].all()
+    assert np.array_equal(recording.states[33].expression, recording.states[32].expression), "held while lost"
+
+
+def test_live_it_calibrates_tracks_loses_and_recovers(open_head, pictures, models):
+    tracker = FaceTracker(open_head, size=256, models=models)
+    try:
+        assert tracker.state == "searching"
+        states, observations, glimpses, told = [], [], [], []
+        blank = np.zeros_like(pictures[0].rgb)
+        # Time runs double, so that two seconds of pictures are enough for the calibration.
+        for index, frame in enumerate([*pictures[:40], *[replace(pictures[0], rgb=blank)] * 15, *pictures[40:50]]):
+            stamped = replace(frame, frame_id=index, t_capture_ns=index * 66_000_000)
+            tracked = tracker.track(stamped, told.append)
+            states.append(tracker.state)
+            observations.append(tracked.observation)
+            glimpses.append(tracked.glimpse)
+            assert tracked.crop_rgb.shape == (256, 256, 3)
+            assert tracked.frame_id == index
+        first = next(i for i, seen in enumerate(observations) if seen is not None)
+        assert states[0] == "calibrating"
+        assert first < 30
+        assert all(glimpses[1:first]), "until they are known they are shown as the first picture suggests"
+        assert not any(glimpses[first:])
+        guess = glimpses[first - 1]
+        assert guess.shape.shape == (len(open_head.shape_dirs),)
+        assert np.abs(guess.observation.state.translation - observations[first].state.translation).max() < 0.03
+        assert guess.observation.alpha[128, 128] > 250
+        assert set(states[first:40]) == {"tracking"}
+        assert set(states[40:55]) == {"lost"}
+        assert observations[40] is None
+        assert states[57:] == ["tracking"] * 8
+        assert [pose.state for pose in told] == [seen.state for seen in observations if seen is not None]
+        seen = observations[first]
+        assert seen.alpha.shape == (256, 256)
+        assert seen.alpha[128, 128] > 250
+        assert seen.alpha[:10, :10].max() < 10
+        assert seen.alpha[-3:].max() < 30, "the torso is left out"
+        assert (seen.body.astype(int) >= seen.alpha.astype(int) - 1).all()
+        assert seen.body[-3:].max() > 200, "the body has it"
+        assert tracker.shape.shape == (len(open_head.shape_dirs),)
+        stored = tracker.calibration
+        tracker.recalibrate()
+        assert tracker.state == "searching"
+        assert tracker.calibration is None
+    finally:
+        tracker.close()
+    tracker = FaceTracker(open_head, size=64, models=models, calibration=stored)
+    try:
+        assert tracker.track(pictures[0]).observation is not None, "a stored calibration is used at once"
+        for odd in ((1, 1), (2, 700), (40, 30)):  # pictures that nobody expects
+            tracker.track(CameraFrame(0, 0, np.zeros((*odd, 3), np.uint8)))
+    finally:
+        tracker.close()
+
+
+def test_the_matte_covers_the_face_that_was_tracked(open_head, pictures, models, calibration):
+    tracker = FaceTracker(open_head, size=256, models=models, calibration=calibration)
+    try:
+        seen = tracker.track(pictures[0]).observation
+    finally:
+        tracker.close()
+    rig = HeadRig(open_head)
+    vertices = rig.pose(calibration.shape, seen.state).vertices.numpy() @ rotation_matrix(seen.state.rotation).T
+    posed = torch.from_numpy(vertices + seen.state.translation)
+    face = open_head.masks["face"][open_head.faces].min(1) > 0.5
+    mask = rasterise(posed, torch.from_numpy(open_head.faces[face]), seen.camera).mask.numpy()
+    assert mask.sum() > 4000
+    assert (seen.alpha[mask] > 128).mean() > 0.97
+
+
+def test_a_small_face_is_found_through_tiles(pictures, models):
+    """A face of 8 % of the longest side, away from the middle."""
+    rgb = pictures[0].rgb
+    with FaceLandmarker(models, live=True) as landmarker:
+        whole = landmarker.detect(rgb)
+        scale = 0.08 * 1280 / whole.face_size
+        small = Image.fromarray(rgb).resize((round(rgb.shape[1] * scale), round(rgb.shape[0] * scale)))
+        scene = np.full((720, 1280, 3), 128, np.uint8)
+        scene[400 : 400 + small.height, 900 : 900 + small.width] = np.array(small)
+        found = [landmarker.detect(scene) for _ in range(12)]
+    hits = [face for face in found if face is not None]
+    assert len(hits) >= 6
+    expected = whole.points[:, :2] * scale + [900, 400]
+    assert np.abs(hits[-1].points[:, :2] - expected).mean() < 2.5
+
+
+def test_renders_of_the_head_are_tracked(open_head, models):
+    """MediaPipe on clay renders with a known pose: bias of the detector included."""
+    rig, camera, size = HeadRig(open_head), None, 480
+    camera = Camera(576.0, 576.0, 240.0, 240.0, size, size)
+    yaws = [-0.4, -0.2, 0.0, 0.2, 0.4]
+    shape = np.zeros(len(open_head.shape_dirs), np.float32)
+    vertices = rig.pose(shape, HeadState.neutral(52)).vertices.numpy()
+    fitter = HeadFitter(landmark_basis(open_head), Pinhole.of_picture(size, size, 576.0))
+    found = []
+    with FaceLandmarker(models, live=False) as landmarker:
+        for yaw in yaws:
+            turn = np.diag([1.0, -1.0, -1.0]) @ rotation_matrix(np.array([0.0, yaw, 0.0]))
+            posed = torch.from_numpy((vertices @ turn.T + [0.0, 0.02, 0.6]).astype(np.float32))
+            face = landmarker.detect(clay(posed, rasterise(posed, rig.faces, camera)))
+            assert face is not None
+            fit = fitter.fit(face, None)
+            assert fit.error < 2.0
+            found.append(np.arctan2(fit.rotation[0, 2], -fit.rotation[2, 2]))
+    assert 0.85 < np.polyfit(yaws, found, 1)[0] < 1.15
+
+
+def test_the_command_writes_a_folder_and_says_nothing_else(shared, models, tmp_path):
+    """From the command line, on a short clip made here; leaves no traceback at exit."""
+    import av
+
+    clip = tmp_path / "short.mp4"
+    reader = video_frames(shared / "clips" / "d18.mp4")
+    with av.open(str(clip), "w") as output:
+        stream = output.add_stream("mpeg4", rate=30)
+        stream.width = stream.height = 480
+        stream.bit_rate = 4_000_000
+        for _ in range(14):
+            for packet in stream.encode(av.VideoFrame.from_ndarray(next(reader).rgb, format="rgb24")):
+                output.mux(packet)
+        for packet in stream.encode():
+            output.mux(packet)
+    reader.close()
+    report, out = tmp_path / "figures.json", tmp_path / "tracked"
+    command = [sys.executable, "-m", "telepresence", "track", str(clip), "--out", str(out), "--json", str(report)]
+    command += ["--models", str(models), "--size", "128", "--crop", "head"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "W0000" not in done.stderr
+    figures = json.loads(report.read_text())
+    assert figures["frames"] == figures["tracked"] == 14
+    assert {"reprojection_px_median", "fit_ms_median", "texture_ms_median", "jitter_px"} <= set(figures)
+    folder = TrackedFolder.open(out)
+    assert folder.observation(3).rgb.shape == (128, 128, 3)
+    assert folder.meta["crop_policy"] == "head"
+
+
+def test_a_video_without_a_face_is_one_line(models, tmp_path):
+    import av
+
+    clip = tmp_path / "noise.mp4"
+    rng = np.random.default_rng(0)
+    with av.open(str(clip), "w") as output:
+        stream = output.add_stream("mpeg4", rate=30)
+        stream.width, stream.height = 96, 64
+        for _ in range(5):
+            picture = rng.integers(0, 255, (64, 96, 3), dtype=np.uint8)
+            for packet in stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")):
+                output.mux(packet)
+        for packet in stream.encode():
+            output.mux(packet)
+    with pytest.raises(UserError, match="no face"):
+        track(clip, tmp_path / "out", config=Config(), head=None, models=models, focal=None)
+    assert not (tmp_path / "out").exists()
+
+
+def test_truth_passes_through(open_head):
+    state = HeadState.neutral(52)
+    camera = Camera(60.0, 60.0, 24.0, 24.0, 48, 48)
+    rgb, alpha = np.full((48, 48, 3), 90, np.uint8), np.full((48, 48), 255, np.uint8)
+    tracker = TruthTracker(open_head, np.zeros(60, np.float32), size=96)
+    told = []
+    tracked = tracker.track(CameraFrame(7, 123, rgb, Truth(state, alpha, camera)), told.append)
+    assert [(pose.state.t_capture_ns, pose.camera) for pose in told] == [(123, camera.scaled(96, 96))]
+    assert tracker.state == "tracking"
+    assert tracked.observation.t_capture_ns == 123
+    assert tracked.observation.camera == camera.scaled(96, 96)
+    assert tracked.observation.alpha.shape == (96, 96)
+    assert tracker.track(CameraFrame(8, 124, rgb)).observation is None
+    assert tracker.state == "lost"
+
+
+def found(face, frame):
+    """What a browser would send of ``face`` in a picture that it keeps."""
+    height, width = frame.rgb.shape[:2]
+    points = face.points / np.array([width, height, width], np.float32)
+    return Landmarks(points, np.array([face.scores[name] for name in BLENDSHAPES], np.float32))
+
+
+def withheld(frame, landmarks, size=None):
+    """``frame`` as a browser sends it that keeps its pictures."""
+    black = np.zeros((*(size or frame.rgb.shape[:2]), 3), np.uint8)
+    return replace(frame, rgb=black, withheld=True, landmarks=landmarks)
+
+
+def test_a_known_face_is_followed_where_its_pictures_are_withheld(open_head, pictures, faces, models, calibration):
+    tracker, seeing = (FaceTracker(open_head, size=256, models=models, calibration=calibration) for _ in range(2))
+    try:
+        stamped = [replace(frame, frame_id=i, t_capture_ns=i * 33_000_000) for i, frame in enumerate(pictures)]
+        for frame in stamped[:6]:
+            tracker.track(frame)
+            seeing.track(frame)
+        known = tracker.shape
+        angles, apart = [], []
+        for frame, face in zip(stamped[6:20], faces[6:20], strict=True):
+            half = frame.rgb.shape[0] // 2, frame.rgb.shape[1] // 2  # a browser may track at another size
+            told = []
+            blind = tracker.track(withheld(frame, found(face, frame), half), told.append)
+            assert told == [blind.pose]
+            seen = seeing.track(frame).observation.state
+            assert blind.observation is None, "there is nothing to learn from"
+            assert not blind.crop_rgb.any()
+            assert blind.misfit is not None, "whose face it is can be told"
+            turn = rotation_matrix(seen.rotation).T @ rotation_matrix(blind.pose.state.rotation)
+            angles.append(np.rad2deg(np.arccos(np.clip((np.trace(turn) - 1) / 2, -1, 1))))
+            apart.append(np.linalg.norm(blind.pose.state.translation - seen.translation))
+            assert blind.pose.camera.width == 256
+        assert np.median(angles) < 2.5, "landmarks alone know a turn less well"
+        assert np.median(apart) < 0.01
+        assert tracker.shape is known
+
+        assert tracker.track(withheld(stamped[59], None)).pose is None
+        assert tracker.state == "lost"
+        tall = withheld(stamped[59], found(faces[59], stamped[59]), (640, 320))
+        assert tracker.track(tall).pose is None, "of another camera"
+        assert tracker.shape is known, "which nobody asked to be calibrated"
+    finally:
+        tracker.close()
+        seeing.close()
+    stored = FaceTracker(open_head, size=256, models=models, calibration=calibration)
+    try:
+        assert stored.track(withheld(stamped[0], found(faces[0], stamped[0]))).pose is not None, "no picture was needed"
+        points = np.random.default_rng(0).uniform(-0.5, 1.5, (4, 478, 3)).astype(np.float32)
+        points[1] = 0.25
+        points[2, :, :2] = np.linspace(-0.5, 1.5, 478)[:, None]
+        points[3] = np.where(np.arange(478)[:, None] < 477, -0.5, 1.4)
+        for number, wild in enumerate([*points, *points]):
+            nonsense = withheld(stamped[0], Landmarks(wild, np.ones(52, np.float32)))
+            stored.track(replace(nonsense, t_capture_ns=(number + 1) * 33_000_000))
+        assert stored.state == "lost"
+        for number in range(4):
+            seen = stored.track(replace(stamped[number], t_capture_ns=(20 + number) * 33_000_000))
+        assert seen.observation is not None, "pictures are believed again"
+    finally:
+        stored.close()
+
+
+def test_a_camera_whose_pictures_shrink_stays_the_same_camera(open_head, pictures, calibration, models):
+    height, width = pictures[0].rgb.shape[:2]
+    tracker = FaceTracker(open_head, size=256, models=models, calibration=calibration)
+    try:
+        first = tracker.track(replace(pictures[0], t_capture_ns=0)).observation
+        small = np.array(Image.fromarray(pictures[1].rgb).resize((width // 2, height // 2)))
+        second = tracker.track(replace(pictures[1], rgb=small, t_capture_ns=33_000_000)).observation
+        assert np.abs(first.state.translation - second.state.translation).max() < 0.02
+        assert tracker.calibration.width == width
+        larger = np.array(Image.fromarray(pictures[2].rgb).resize((width * 2, height * 2)))
+        tracker.track(replace(pictures[2], rgb=larger, t_capture_ns=66_000_000))
+        assert tracker.state == "calibrating", "more can be seen than before"
+        for i, frame in enumerate(pictures[:26]):
+            larger = np.array(Image.fromarray(frame.rgb).resize((width * 2, height * 2)))
+            tracker.track(replace(frame, rgb=larger, t_capture_ns=(i + 3) * 66_000_000))
+        assert np.array_equal(tracker.shape, calibration.shape), "of the same person"
+    finally:
+        tracker.close()
