@@ -1,4 +1,4 @@
-"""Who may import whom: the direction of docs/architecture.md, read from the source of every module."""
+"""Import rules of docs/architecture.md, read from the source of every module: who may import whom, directly or not."""
 
 from __future__ import annotations
 
@@ -7,24 +7,51 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# The order in which a frame passes through the runtime; each imports only what stands before it.
-RUNTIME = (
-    *("errors", "types", "geometry", "config", "avatar_file", "compilers", "kernels"),
-    *("head", "warp", "field", "render", "torso", "learn", "constants", "backends", "avatar", "tracked"),
+# Rooms (folders, or single modules of a package) from the lowest to the highest: each may import only rooms that stand
+# before it. Rooms in one tuple are independent of each other.
+RUNTIME: tuple[tuple[str, ...], ...] = (
+    ("errors",),
+    ("types",),
+    ("geometry", "smoothstep", "files"),
+    ("config", "avatar_file"),
+    ("head",),
+    ("evaluation", "warp"),
+    ("field",),
+    ("render",),
+    ("torso",),
+    ("learn",),
+    ("native",),
+    ("backends", "avatar", "tracked"),
 )
-STAGES = ("sources", "tracking", "drivers", "streaming", "outputs", "learning")
-# May import stages; no stage imports them.
-WIRING = (
-    *("daemon", "controls", "course", "keeper", "outlets", "driving", "people", "person", "sitter"),
-    *("status", "metrics", "display", "rehearsal"),
-    *("client", "checkup", "commands", "cli", "__main__"),
+DAEMON: tuple[tuple[str, ...], ...] = (
+    ("runtime",),
+    ("actor",),
+    ("sources", "tracking", "drivers", "streaming", "outputs", "learning"),
+    ("display",),
+    ("config",),
+    ("checkup", "client"),
+    ("call",),
+    ("measure",),
+    ("commands",),
+    ("cli",),
+    ("__main__",),
 )
+STREAMING: tuple[tuple[str, ...], ...] = (
+    ("audio", "video"),
+    ("rtc",),
+    ("http",),
+    ("server",),
+)
+
+REFERENCE = ("head", "warp", "field", "render", "torso", "learn", "evaluation")
+ALONE = {"insta_runtime.evaluation": {"errors", "types", "geometry", "smoothstep", "files", "config", "head"}}
 
 RUNTIME_LIBRARIES = {"torch", "numpy", "safetensors"}
 RUNTIME_LAZY = {"cupy", "tinycudann", "PIL"}
@@ -82,24 +109,70 @@ ALL = {**_modules("insta_runtime"), **_modules("telepresence"), **_modules("tool
 IMPORTS = [found for module, path in ALL.items() for found in _imports(module, path)]
 
 
-def _part(dotted: str) -> str | None:
-    """The folder or module of a package that ``dotted`` lies in; None for the package itself."""
-    parts = dotted.split(".")
-    return parts[1] if len(parts) > 1 else None
-
-
 def _within(dotted: str, package: str) -> bool:
     return dotted == package or dotted.startswith(f"{package}.")
+
+
+def _room(dotted: str, package: str) -> str | None:
+    """The folder or module directly below ``package`` that ``dotted`` lies in; None outside and for the package."""
+    return dotted.removeprefix(f"{package}.").partition(".")[0] if dotted.startswith(f"{package}.") else None
+
+
+@cache
+def _reached(module: str) -> dict[str, str]:
+    """Modules that importing and running ``module`` can load, directly or not, each with its importer."""
+    found: dict[str, str] = {}
+    waiting = [module]
+    while waiting:
+        current = waiting.pop()
+        for entry in IMPORTS:
+            target = entry.target
+            if entry.module == current and target in ALL and target not in found:
+                found[target] = current
+                waiting.append(target)
+    return found
+
+
+def _chain(module: str, target: str) -> str:
+    """How ``module`` reaches ``target``, in words for a failed test."""
+    found, steps = _reached(module), [target]
+    while steps[-1] != module:
+        steps.append(found[steps[-1]])
+    return " <- ".join(steps)
+
+
+def _out_of_order(package: str, order: tuple[tuple[str, ...], ...]) -> list[str]:
+    """Imports inside ``package``, direct or not, that point to a later room or to a neighbour in the same tuple."""
+    level = {room: number for number, rooms in enumerate(order) for room in rooms}
+    wrong = []
+    for module in ALL:
+        importer = _room(module, package)
+        if importer not in level:
+            continue
+        for target in _reached(module):
+            imported = _room(target, package)
+            if imported is None or imported == importer or imported not in level:
+                continue
+            if level[imported] >= level[importer]:
+                wrong.append(_chain(module, target))
+    return wrong
 
 
 def test_the_walk_sees_the_project() -> None:
     assert len(ALL) > 30
     assert any(found.module == "telepresence.cli" and found.target == "telepresence.config" for found in IMPORTS)
     assert any(found.lazy for found in IMPORTS)
+    assert "insta_runtime.errors" in _reached("telepresence.cli")
+
+
+@pytest.mark.parametrize(("package", "order"), [("insta_runtime", RUNTIME), ("telepresence", DAEMON)])
+def test_every_room_has_its_place_in_the_order(package: str, order: tuple[tuple[str, ...], ...]) -> None:
+    rooms = {room for module in ALL if (room := _room(module, package)) is not None}
+    assert rooms == {room for level in order for room in level}
 
 
 def test_nothing_imports_tools() -> None:
-    wrong = [str(found) for found in IMPORTS if _within(found.target, "tools")]
+    wrong = [str(found) for found in IMPORTS if _within(found.target, "tools") and not _within(found.module, "tools")]
     assert not wrong, wrong
 
 
@@ -116,43 +189,55 @@ def test_the_runtime_knows_nothing_of_the_daemon_and_needs_three_libraries() -> 
 
 
 def test_inside_the_runtime_imports_point_up_the_pipeline() -> None:
-    wrong = []
-    for found in IMPORTS:
-        if not (_within(found.module, "insta_runtime") and _within(found.target, "insta_runtime")):
-            continue
-        importer, imported = _part(found.module), _part(found.target)
-        if importer is None:
-            wrong.append(f"{found}: importing the package must cost nothing")
-        elif imported is None:
-            continue
-        elif importer not in RUNTIME or imported not in RUNTIME:
-            wrong.append(f"{found}: not in the order of docs/architecture.md")
-        elif RUNTIME.index(imported) > RUNTIME.index(importer):
-            wrong.append(f"{found}: {imported} comes after {importer}")
+    wrong = _out_of_order("insta_runtime", RUNTIME)
+    assert not wrong, wrong
+
+
+def test_the_torch_reference_reaches_no_native_code() -> None:
+    wrong = [
+        _chain(module, target)
+        for module in ALL
+        if _room(module, "insta_runtime") in REFERENCE
+        for target in _reached(module)
+        if _within(target, "insta_runtime.native")
+    ]
+    assert not wrong, wrong
+
+
+@pytest.mark.parametrize("package", sorted(ALONE))
+def test_rooms_that_stand_alone_reach_little_else(package: str) -> None:
+    wrong = [
+        _chain(module, target)
+        for module in ALL
+        if _within(module, package)
+        for target in _reached(module)
+        if not _within(target, package) and _room(target, "insta_runtime") not in {None, *ALONE[package]}
+    ]
     assert not wrong, wrong
 
 
 def test_the_stages_of_the_daemon_do_not_import_each_other_or_the_wiring() -> None:
-    wrong = []
-    for found in IMPORTS:
-        importer, imported = _part(found.module), _part(found.target)
-        if not (_within(found.module, "telepresence") and _within(found.target, "telepresence")):
-            continue
-        if importer in STAGES and (imported in (*WIRING, "config") or (imported in STAGES and imported != importer)):
-            wrong.append(str(found))
+    wrong = [line for line in _out_of_order("telepresence", DAEMON) if not _is_settings(line)]
     assert not wrong, wrong
 
 
-def test_only_the_wiring_imports_stages() -> None:
-    """What every stage builds on (frames, mailbox, clock ...) knows no stage; config.py composes their settings."""
-    wrong = []
-    for found in IMPORTS:
-        if not (_within(found.module, "telepresence") and _within(found.target, "telepresence")):
-            continue
-        importer, imported = _part(found.module), _part(found.target)
-        settings = importer == "config" and found.target.endswith(".settings")
-        if imported in STAGES and importer not in (*STAGES, *WIRING) and not settings:
-            wrong.append(str(found))
+def _is_settings(chain: str) -> bool:
+    """Whether a chain ends in the settings of a stage, which the configuration of the whole program is made of."""
+    return chain.split(" <- ")[0].rpartition(".")[2].endswith("settings")
+
+
+def test_the_rooms_of_the_stream_import_each_other_in_one_direction() -> None:
+    wrong = _out_of_order("telepresence.streaming", STREAMING)
+    assert not wrong, wrong
+
+
+def test_commands_are_imported_by_the_command_line_alone() -> None:
+    wrong = [
+        str(found)
+        for found in IMPORTS
+        if _within(found.target, "telepresence.commands")
+        and not (_within(found.module, "telepresence.commands") or found.module == "telepresence.cli")
+    ]
     assert not wrong, wrong
 
 
