@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from insta_runtime.types import HeadState
 from telepresence.runtime.policy import POLICIES
+from telepresence.runtime.rate_limiter import RateLimiter
 from telepresence.runtime.worker import Worker
 
 Transfer = Callable[[HeadState, str | None], HeadState]
@@ -36,23 +37,6 @@ class Driven:
     seq: int
     arrived_ns: int
     transferred: bool = False
-
-
-class Allowance:
-    """``rate`` messages a second, ``burst`` at once."""
-
-    def __init__(self, rate: float, burst: float) -> None:
-        self._rate, self._burst = rate, burst
-        self._left, self._at = burst, 0
-
-    def take(self, now_ns: int) -> bool:
-        """Whether one more may be read at ``now_ns``."""
-        self._left = min(self._burst, self._left + max(0, now_ns - self._at) * 1e-9 * self._rate)
-        self._at = now_ns
-        if self._left < 1.0:
-            return False
-        self._left -= 1.0
-        return True
 
 
 class Inlet:
@@ -86,7 +70,7 @@ class Inlet:
         self._refused, self._accepted, self._transfer = refused, accepted, transfer
         self._newest: Driven | None = None
         self._arrivals: deque[int] = deque(maxlen=16)
-        self._allowance, self._complaints = Allowance(rate, rate * BURST_S), Allowance(5.0, 50.0)
+        self._limiter, self._complaints = RateLimiter(rate, rate * BURST_S), RateLimiter(5.0, 50.0)
         self.worker = Worker(name, self._round, policy=POLICIES["inlet"])
 
     def start(self) -> None:
@@ -133,7 +117,7 @@ class Inlet:
         """Release what `start` took, if it did."""
 
     def _may_read(self, arrived_ns: int) -> bool:
-        if self._allowance.take(arrived_ns):
+        if self._limiter.acquire(1e-9 * arrived_ns):
             return True
         self.counts["flood"] += 1
         return False
@@ -141,7 +125,7 @@ class Inlet:
     def _drop(self, kind: str, text: str | None = None) -> None:
         """Leave a message out; ``text`` says what is wrong with one that is."""
         self.counts[kind] += 1
-        if text is not None and self._complaints.take(now_ns()):
+        if text is not None and self._complaints.acquire(1e-9 * now_ns()):
             self._refused(text)
 
     def _show(self, state: HeadState, seq: int, arrived_ns: int, person: str | None, *, placed: bool = True) -> None:

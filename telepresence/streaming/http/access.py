@@ -13,6 +13,7 @@ from http.cookies import CookieError, SimpleCookie
 from typing import Final
 from urllib.parse import parse_qs, urlsplit
 
+from telepresence.runtime.rate_limiter import RateLimiter
 from telepresence.streaming.access_settings import AccessSettings, is_loopback
 
 READS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -23,8 +24,8 @@ SCARCE: Final = frozenset({"POST", "PUT"})
 
 BURST_S: Final = 15.0
 """Seconds' worth of the allowed rate that may come at once."""
-REMEMBERED: Final = 4096
-"""Addresses whose use is remembered; beyond that the longest unused are forgotten."""
+MAX_ADDRESSES: Final = 4096
+"""Maximum number of client addresses with a rate limit in memory; the longest unused are forgotten first."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Access:
         self._scheme = "https" if settings.tls_cert else "http"
         self._secret = hmac.new(settings.token.encode(), b"telepresence cookie", hashlib.sha256).hexdigest()
         self.cookie_name = f"telepresence-{port}"  # cookies do not know ports: two daemons must not share one
-        self._ration = Ration(settings.offers / 60.0, max(1.0, settings.offers * BURST_S / 60.0), clock)
+        self._limiter = AddressRateLimiter(settings.offers / 60.0, max(1.0, settings.offers * BURST_S / 60.0), clock)
 
     def refuse(self, asked: Asked) -> Refusal | None:
         """Why ``asked`` is not answered; None if it is."""
@@ -104,11 +105,11 @@ class Access:
             return None
         shown = _bearer(asked.authorization) or (_shown(asked.query) if asked.path == "/" else None)
         if shown is not None:
-            if self._ration.left(asked.address) < 1.0:
+            if self._limiter.exhausted(asked.address):
                 return self._excess(asked)
             if self._matches(shown):
                 return None
-            self._ration.take(asked.address)
+            self._limiter.acquire(asked.address)
             return _asks_for_token("wrong token")
         if not self._has_cookie(asked.cookie):
             return _asks_for_token("no token")
@@ -120,7 +121,7 @@ class Access:
         return None
 
     def _excess(self, asked: Asked) -> Refusal | None:
-        wait = self._ration.take(asked.address)
+        wait = self._limiter.acquire(asked.address)
         if wait <= 0.0:
             return None
         after = {"Retry-After": str(max(1, round(wait + 0.5)))}
@@ -137,27 +138,30 @@ class Access:
         return morsel is not None and _same(morsel.value, self._secret)
 
 
-class Ration:
-    """So much a second for each address, and some at once after a pause; memory is bounded."""
+class AddressRateLimiter:
+    """One `RateLimiter` for each client address; the longest unused ones are forgotten beyond `MAX_ADDRESSES`.
+
+    An IPv4 address, or the /64 network of an IPv6 address, counts as one client.
+    """
 
     def __init__(self, rate: float, burst: float, clock: Callable[[], float]) -> None:
+        """``rate`` in requests a second and ``burst`` in requests, for each address; ``clock`` gives seconds."""
         self._rate, self._burst, self._clock = rate, burst, clock
-        self._used: OrderedDict[str, tuple[float, float]] = OrderedDict()  # address: (left, when)
+        self._limiters: OrderedDict[str, RateLimiter] = OrderedDict()  # the longest unused first
 
-    def left(self, address: str) -> float:
-        """How much ``address`` may have at once now."""
-        left, when = self._used.get(_network(address), (self._burst, self._clock()))
-        return min(self._burst, left + self._rate * (self._clock() - when))
+    def exhausted(self, address: str) -> bool:
+        """Whether ``address`` has used up its requests for now."""
+        limiter = self._limiters.get(_network(address))
+        return limiter is not None and limiter.available(self._clock()) < 1.0
 
-    def take(self, address: str) -> float:
-        """Take one; 0.0 if there was one, else the seconds until there is."""
-        left = self.left(address)
-        key = _network(address)
-        self._used[key] = (left - 1.0 if left >= 1.0 else left, self._clock())
-        self._used.move_to_end(key)
-        while len(self._used) > REMEMBERED:
-            self._used.popitem(last=False)
-        return 0.0 if left >= 1.0 else (1.0 - left) / self._rate
+    def acquire(self, address: str) -> float:
+        """Count one request of ``address``: 0.0 if it is allowed, else the seconds until the next one is."""
+        network, now = _network(address), self._clock()
+        limiter = self._limiters.setdefault(network, RateLimiter(self._rate, self._burst))
+        self._limiters.move_to_end(network)
+        while len(self._limiters) > MAX_ADDRESSES:
+            self._limiters.popitem(last=False)
+        return 0.0 if limiter.acquire(now) else limiter.wait_s(now)
 
 
 def _same(shown: str, secret: str) -> bool:

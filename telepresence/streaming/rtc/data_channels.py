@@ -19,6 +19,7 @@ from aiortc import RTCDataChannel
 
 from insta_runtime.errors import UserError
 from telepresence.runtime.frames import Landmarks
+from telepresence.runtime.rate_limiter import RateLimiter
 from telepresence.streaming.hooks import Controls
 
 log = logging.getLogger(__name__)
@@ -119,22 +120,6 @@ def read_withheld(packet: str | bytes) -> Withheld:
     return Withheld(number, width, height, age_ms, landmarks)
 
 
-class Allowance:
-    """So many messages a second, and no more than a second's worth at once."""
-
-    def __init__(self, rate: float, now: float) -> None:
-        self._rate, self._left, self._at = rate, rate, now
-
-    def spend(self, now: float) -> bool:
-        """Whether there is room for one more at ``now`` seconds."""
-        self._left = min(self._rate, self._left + self._rate * (now - self._at))
-        self._at = now
-        if self._left < 1.0:
-            return False
-        self._left -= 1.0
-        return True
-
-
 class PageChannels:
     """The data channels of one peer; lives on the event loop.  `open` is for aiortc's ``datachannel`` event."""
 
@@ -153,14 +138,15 @@ class PageChannels:
             channel.close()
             return
         self._labels.add(channel.label)
-        allowance = Allowance(REQUESTS_S if channel.label == "control" else PACKETS_S, time.monotonic())
+        rate = REQUESTS_S if channel.label == "control" else PACKETS_S
+        limiter = RateLimiter(rate, burst=rate)
         wrong = 0
 
         def on_message(message: str | bytes) -> None:
             nonlocal wrong
             if wrong >= MAX_WRONG:
                 return
-            if not allowance.spend(time.monotonic()):
+            if not limiter.acquire(time.monotonic()):
                 self.dropped += 1
                 return
             try:

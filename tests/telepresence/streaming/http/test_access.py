@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from insta_runtime.errors import UserError
 from telepresence.streaming.access_settings import AccessSettings, IceSettings
-from telepresence.streaming.http.access import REMEMBERED, Access, Asked, Ration
+from telepresence.streaming.http.access import MAX_ADDRESSES, Access, AddressRateLimiter, Asked
 from telepresence.streaming.settings import StreamSettings
 
 TOKEN = "correct-horse-battery"
@@ -194,13 +194,13 @@ def test_who_guesses_is_not_even_told_when_right() -> None:
 
 def test_a_network_of_ipv6_is_one_address_and_memory_is_bounded() -> None:
     clock = Clock()
-    ration = Ration(1.0, 2.0, clock)
-    assert [ration.take(f"2001:db8::{i}") > 0 for i in range(1, 4)] == [False, False, True]
-    assert ration.take("2001:db8:0:1::1") == 0.0
-    assert [ration.take(a) > 0 for a in ("192.0.2.1", "::ffff:192.0.2.1", "192.0.2.1")] == [False, False, True]
-    for i in range(3 * REMEMBERED):
-        ration.take(f"10.{i >> 16}.{i >> 8 & 255}.{i & 255}")
-    assert len(ration._used) == REMEMBERED
+    limiter = AddressRateLimiter(1.0, 2.0, clock)
+    assert [limiter.acquire(f"2001:db8::{i}") > 0 for i in range(1, 4)] == [False, False, True]
+    assert limiter.acquire("2001:db8:0:1::1") == 0.0
+    assert [limiter.acquire(a) > 0 for a in ("192.0.2.1", "::ffff:192.0.2.1", "192.0.2.1")] == [False, False, True]
+    for i in range(3 * MAX_ADDRESSES):
+        limiter.acquire(f"10.{i >> 16}.{i >> 8 & 255}.{i & 255}")
+    assert len(limiter._limiters) == MAX_ADDRESSES
 
 
 anything = st.text(max_size=60)

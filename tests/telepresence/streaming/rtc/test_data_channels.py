@@ -24,7 +24,6 @@ from telepresence.streaming.rtc.data_channels import (
     POINTS,
     SCORES,
     YAW,
-    Allowance,
     Freeze,
     Orbit,
     Ping,
@@ -123,13 +122,6 @@ def test_every_packet_that_is_read_is_within_bounds(header: bytes, filling: int)
         if seen.landmarks is not None:
             assert -1.0 <= seen.landmarks.points.min() <= seen.landmarks.points.max() < 1.5
             assert 0.0 <= seen.landmarks.scores.min() <= seen.landmarks.scores.max() <= 1.0
-
-
-def test_more_than_the_allowance_is_not_listened_to() -> None:
-    allowance = Allowance(10.0, 0.0)
-    assert sum(allowance.spend(0.0) for _ in range(50)) == 10, "a second's worth at once"
-    assert sum(allowance.spend(0.5) for _ in range(50)) == 5
-    assert sum(allowance.spend(100.0) for _ in range(50)) == 10
 
 
 async def ask(channel: Any, answers: asyncio.Queue[str], message: dict[str, Any]) -> dict[str, Any]:
