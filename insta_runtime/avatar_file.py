@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import struct
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +18,7 @@ import numpy as np
 import torch
 
 from insta_runtime.errors import UserError
+from insta_runtime.files import atomic_file
 
 MAX_HEADER: Final = 1 << 20
 """Characters of JSON."""
@@ -44,11 +43,6 @@ def previous(file: Path) -> Path:
     return file.with_suffix(".previous.safetensors")
 
 
-def aside(file: Path) -> Path:
-    """Where ``file`` is written before it is put in place.  What a killed process left there is written over."""
-    return file.with_name(f".{file.name}.part")
-
-
 def write(file: Path, header: dict[str, Any], tensors: dict[str, torch.Tensor], *, keep: bool = False) -> str:
     """Write ``file`` whole or not at all, durably; ``keep`` keeps the one before it (`previous`).
 
@@ -63,25 +57,15 @@ def write(file: Path, header: dict[str, Any], tensors: dict[str, torch.Tensor], 
     text = json.dumps(header)
     arrays = {name: _on_host(tensor) for name, tensor in sorted(tensors.items())}
     sha256 = _seal(text, arrays)
-    part = aside(file)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as target:
+        with atomic_file(file, durable=True, backup=previous(file) if keep else None) as target:
             target.write(_preamble({"header": text, "sha256": sha256}, arrays))
             for array in arrays.values():
                 for piece in _pieces(array):
                     target.write(piece)
-            target.flush()
-            os.fsync(target.fileno())
-        if keep and file.exists():
-            _keep(file)
-        part.replace(file)
-        _flush_folder(file.parent)
     except OSError as error:
         raise UserError(f"the avatar cannot be written to {file}: {error.strerror}") from None
-    finally:
-        with suppress(OSError):
-            part.unlink()
     return sha256
 
 
@@ -174,24 +158,3 @@ def _pieces(array: np.ndarray[Any, Any]) -> Iterator[memoryview]:
     raw = array.reshape(-1).view(np.uint8).data
     for start in range(0, len(raw), PIECE):
         yield raw[start : start + PIECE]
-
-
-def _keep(file: Path) -> None:
-    """Make ``file`` the previous one; it stays where it is, too, for there must be one at every moment."""
-    before, link = previous(file), aside(previous(file))
-    try:
-        link.unlink(missing_ok=True)
-        os.link(file, link)
-        link.replace(before)
-    except OSError:  # a file system without hard links: for a moment there is but the previous one
-        file.replace(before)
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make a rename in ``folder`` outlast a power cut, where the system can."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -45,12 +45,12 @@ def frame_name(index: int) -> str:
     return f"{index:06d}"
 
 
-def write_take(path: Path, take: Take) -> None:
-    """Write ``take`` as an uncompressed ``.npz``."""
+def write_take(file: Path | IO[bytes], take: Take) -> None:
+    """Write ``take`` as an uncompressed ``.npz`` to a path or an open binary file."""
     growing = GrowingTake(take.shape, take.camera, take.crop, take.head_sha256, take.fps)
     for state, valid in zip(take.states, take.valid, strict=True):
         growing.add(state, bool(valid))
-    growing.write(path)
+    growing.write(file)
 
 
 class GrowingTake:

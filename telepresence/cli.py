@@ -6,7 +6,6 @@ Importing this module imports no heavy library; a command imports what it needs 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from insta_runtime.errors import UserError
+from insta_runtime.files import atomic_file
 from telepresence import __version__
 
 if TYPE_CHECKING:
@@ -484,6 +484,5 @@ def _write_json(path: Path | None, figures: dict[str, Any]) -> None:
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    part.replace(path)
+    with atomic_file(path, concurrent=True) as file:
+        file.write((json.dumps(figures, indent=2) + "\n").encode())

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from insta_runtime.head import load_head
-from insta_runtime.head.regions import ramp
+from insta_runtime.smoothstep import smoothstep
 from telepresence.tracking.embedding import compute_embedding
 
 Array = NDArray[np.float64]
@@ -336,13 +336,15 @@ def regions(
     bag = (vertex_part == SKIN) & ((template > low) & (template < high)).all(1) & (template[:, 2] < lip_front - 0.012)
     sided = [f"mouth{way}{side}" for way in ("Smile", "LowerDown", "UpperUp") for side in ("Left", "Right")]
     around = moved("mouthFunnel", "mouthPucker", "mouthRollLower", "mouthRollUpper", *sided)
-    mouth = np.maximum.reduce([ramp(around, 0.1, 0.35), ramp(lips, 0.05, 0.3), inside.astype(float), bag.astype(float)])
+    mouth = np.maximum.reduce(
+        [smoothstep(around, 0.1, 0.35), smoothstep(lips, 0.05, 0.3), inside.astype(float), bag.astype(float)]
+    )
 
     eyes = np.isin(vertex_part, (EYE_LEFT, EYE_RIGHT)).astype(float)
     for joint in joints[3:]:
         away = np.linalg.norm((template - joint) / [1.25, 1.0, 1.0], axis=1)
-        eyes = np.maximum(eyes, ramp(away, 0.026, 0.017) * (template[:, 2] > joint[2] - 0.005))
-    lids = ramp(moved("eyeBlinkLeft", "eyeBlinkRight"), 0.02, 0.25)
+        eyes = np.maximum(eyes, smoothstep(away, 0.026, 0.017) * (template[:, 2] > joint[2] - 0.005))
+    lids = smoothstep(moved("eyeBlinkLeft", "eyeBlinkRight"), 0.02, 0.25)
     eyes = np.maximum(eyes, lids)
 
     ear = np.zeros(len(wheel.vertices))
@@ -351,7 +353,7 @@ def regions(
             index, offset = wheel.target(name)
             size = np.linalg.norm(offset, axis=1)
             np.maximum.at(ear, index, size / size.max())
-    ears = np.where(vertex_part == SKIN, ramp(ear[kept], 0.05, 0.3), 0.0)
+    ears = np.where(vertex_part == SKIN, smoothstep(ear[kept], 0.05, 0.3), 0.0)
 
     # Hairline: its height above the eyes falls from the forehead over the temples to the nape.
     eye = joints[3:].mean(0)
@@ -360,8 +362,8 @@ def regions(
     hairline = np.interp(behind, [0.0, 0.03, 0.05, 0.075, 0.1, 0.16], [0.062, 0.058, 0.035, 0.0, -0.035, -0.075])
     # The jaw line: a plane from the nape to just below the chin.
     below = -0.03 - 0.34 * (template[:, 2] + 0.07) - template[:, 1]
-    neck = np.where(vertex_part == SKIN, ramp(below, -0.006, 0.012), 0.0)
-    scalp = ramp(height - hairline, -0.006, 0.010) * (1.0 - ears) * (1.0 - neck)
+    neck = np.where(vertex_part == SKIN, smoothstep(below, -0.006, 0.012), 0.0)
+    scalp = smoothstep(height - hairline, -0.006, 0.010) * (1.0 - ears) * (1.0 - neck)
     scalp = np.where(vertex_part == SKIN, scalp, 0.0)
     face = np.where(vertex_part == SKIN, (1.0 - scalp) * (1.0 - ears) * (1.0 - neck), 0.0)
     masks = {"mouth": mouth, "lips": lips, "eyes": eyes, "scalp": scalp, "ears": ears, "neck": neck, "face": face}

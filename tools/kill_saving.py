@@ -27,13 +27,13 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from insta_runtime import avatar_file as files
 from insta_runtime.avatar import Avatar, is_stored
 from insta_runtime.errors import UserError
+from insta_runtime.files import partial_path
 from insta_runtime.head import HeadModel, load_head
 from insta_runtime.types import Camera, HeadState, Observation
 from telepresence.config import Config, load_config
-from telepresence.learning import publishing, saving
+from telepresence.learning import snapshot_gate as publishing, saving
 from telepresence.learning.learner import Learner
 
 SMALL: Final = (
@@ -82,7 +82,7 @@ def measure(path: Path, kills: int, lot: random.Random) -> dict[str, Any]:
         told = live(path, head, config, lot)
         figures["kills"] += 1
         figures["within_a_save"] += any(
-            files.aside(file).exists() for file in (path / "avatar.safetensors", saving.training_file(path))
+            partial_path(file).exists() for file in (path / "avatar.safetensors", saving.training_file(path))
         )
         try:
             avatar = Avatar.load(path, head, "cpu")

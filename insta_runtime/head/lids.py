@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from insta_runtime.head.model import EYE_LEFT, EYE_RIGHT, SKIN
-from insta_runtime.head.regions import ramp
+from insta_runtime.smoothstep import smoothstep
 from insta_runtime.types import Float32
 
 MEET = 0.25  # where the lids meet, from the lower (0) to the upper (1) edge of the open eye
@@ -41,9 +41,9 @@ def eyelid_directions(
         gap = np.diff(edges).argmax()
         lower, upper = edges[gap], edges[gap + 1]
         meet = lower + MEET * (upper - lower)
-        above, below = ramp(elevation, upper + FADE, upper), ramp(elevation, lower - FADE, lower)
+        above, below = smoothstep(elevation, upper + FADE, upper), smoothstep(elevation, lower - FADE, lower)
         turn = np.where(elevation > 0.5 * (lower + upper), (upper - meet) * above, (lower - meet) * below)
-        reach = ramp(np.hypot(y, z), 1.9, 1.3) * np.clip(1.0 - (x / CORNER) ** 2, 0.0, 1.0) ** 0.5
+        reach = smoothstep(np.hypot(y, z), 1.9, 1.3) * np.clip(1.0 - (x / CORNER) ** 2, 0.0, 1.0) ** 0.5
         turn *= np.where(skin & (z > 0.0), reach, 0.0)
         cos, sin = np.cos(turn), np.sin(turn)
         dy = radius * (cos * y - sin * z - y)

@@ -8,18 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from insta_runtime.head.model import SKIN
+from insta_runtime.smoothstep import smoothstep
 from insta_runtime.types import Float32
 
 Array = NDArray[Any]
 
 JAW = 2
-
-
-def ramp(x: Array, low: float, high: float) -> Array:
-    """Smoothstep from 0 at ``low`` to 1 at ``high`` (either may be the larger)."""
-    t = np.clip((x - low) / (high - low), 0.0, 1.0)
-    smooth: Array = t * t * (3.0 - 2.0 * t)
-    return smooth
 
 
 def region_masks(
@@ -49,19 +43,19 @@ def region_masks(
     chin = front[y[front].argmin()]
 
     lip_radius = np.sqrt((x / 0.45) ** 2 + ((y - mouth_y) / 0.24) ** 2)
-    lips = ramp(lip_radius, 1.3, 0.8) * (z > mouth_z - 0.4)
+    lips = smoothstep(lip_radius, 1.3, 0.8) * (z > mouth_z - 0.4)
     mouth_radius = np.sqrt((x / 0.75) ** 2 + ((y - mouth_y + 0.05) / 0.45) ** 2)
-    mouth = ramp(mouth_radius, 1.25, 0.85) * (z > mouth_z - 0.9)
+    mouth = smoothstep(mouth_radius, 1.25, 0.85) * (z > mouth_z - 0.9)
 
     eyes = np.where(skin, 0.0, 1.0)
     for joint in joints[3:]:
         away = np.linalg.norm((template - joint) / unit / [1.25, 1.0, 1.0], axis=1)
-        eyes = np.maximum(eyes, ramp(away, 0.42, 0.28) * (template[:, 2] > joint[2] - 0.1 * unit))
+        eyes = np.maximum(eyes, smoothstep(away, 0.42, 0.28) * (template[:, 2] > joint[2] - 0.1 * unit))
 
-    ears = ramp(np.abs(x), 1.12, 1.28) * ramp(np.abs(y + 0.2), 0.75, 0.6) * ramp(z, -0.5, -0.7)
-    neck = ramp(y[chin] - 0.2 + 0.34 * (z[chin] - z) - y, -0.1, 0.2)
+    ears = smoothstep(np.abs(x), 1.12, 1.28) * smoothstep(np.abs(y + 0.2), 0.75, 0.6) * smoothstep(z, -0.5, -0.7)
+    neck = smoothstep(y[chin] - 0.2 + 0.34 * (z[chin] - z) - y, -0.1, 0.2)
     hairline = np.interp(-z, [0.0, 0.5, 0.8, 1.2, 1.6, 2.6], [1.02, 0.95, 0.57, 0.0, -0.57, -1.22])
-    scalp = ramp(y - hairline, -0.1, 0.16) * (1.0 - ears) * (1.0 - neck)
+    scalp = smoothstep(y - hairline, -0.1, 0.16) * (1.0 - ears) * (1.0 - neck)
     face = (1.0 - scalp) * (1.0 - ears) * (1.0 - neck)
     masks = {"mouth": mouth, "lips": lips, "eyes": eyes, "scalp": scalp, "ears": ears, "neck": neck, "face": face}
     return {name: np.where(skin | (name == "eyes"), mask, 0.0).astype(np.float32) for name, mask in masks.items()}

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from insta_runtime.errors import UserError
+from insta_runtime.files import atomic_file
 
 log = logging.getLogger(__name__)
 
@@ -334,14 +335,8 @@ def _write(path: Path, image: bytes, facts: Mapping[str, Any]) -> Path:
 def _replace(path: Path, data: bytes) -> Path:
     """Write a whole file or none, whoever else writes it at the same time."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".part-", delete=False) as part:
-        try:
-            part.write(data)
-            part.close()
-            Path(part.name).replace(path)
-        except OSError:
-            Path(part.name).unlink(missing_ok=True)
-            raise
+    with atomic_file(path, concurrent=True, mode=0o600) as file:
+        file.write(data)
     return path
 
 

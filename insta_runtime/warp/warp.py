@@ -20,6 +20,7 @@ from functools import cached_property
 import torch
 
 from insta_runtime.config import WarpConfig
+from insta_runtime.smoothstep import smoothstep
 from insta_runtime.types import HeadMesh
 from insta_runtime.warp.frames import CanonicalMaps
 from insta_runtime.warp.nearest import CandidateGrid, Nearest, TriangleLeaves, TriangleSoup
@@ -291,8 +292,7 @@ def held(distance: torch.Tensor, mouth: torch.Tensor, reach: float) -> torch.Ten
 
     All of it near the skin and in the mouth, whose mask is ``mouth`` (N,); none from ``reach`` metres on.
     """
-    t = ((distance / reach - HELD_WHOLLY) / (1.0 - HELD_WHOLLY)).clamp(0.0, 1.0)
-    return 1.0 - t.square() * (3.0 - 2.0 * t) * (1.0 - mouth)
+    return 1.0 - smoothstep(distance / reach, HELD_WHOLLY, 1.0) * (1.0 - mouth)
 
 
 def fade(distance: torch.Tensor) -> torch.Tensor:

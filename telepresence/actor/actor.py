@@ -15,13 +15,14 @@ from insta_runtime.head import HeadModel, HeadRig, load_head
 from insta_runtime.head.model import EYE_LEFT, EYE_RIGHT, SKIN, TEETH_LOWER, TEETH_UPPER, TONGUE
 from insta_runtime.head.rig import rotation_matrix
 from insta_runtime.render.raster import Raster, rasterise
+from insta_runtime.smoothstep import smoothstep
 from insta_runtime.types import Bytes, Camera, Float32, HeadState
 from telepresence.actor.hair import grow_hair
 from telepresence.actor.lashes import Lashes
 from telepresence.actor.light import Lighting, directions, visibility
 from telepresence.actor.skin import HAIR_COLOUR, paint_eye, paint_skin
-from telepresence.actor.stage import CLOTHES_COLOUR, clothes, paint_room
-from telepresence.actor.surface import blob, linear, noise, ramp, sample, unroll, vertex_normals
+from telepresence.actor.scenery import CLOTHES_COLOUR, clothes, paint_room
+from telepresence.actor.surface import blob, linear, noise, sample, unroll, vertex_normals
 
 # Materials beyond the parts of the head model.
 _HAIR, _LASHES, _CLOTHES = 6, 7, 8
@@ -186,7 +187,7 @@ class Actor:
             screen = (light * (1.0 + 0.12 * light) / (1.0 + 0.30 * light)).sqrt_()  # bright light saturates gently
             alpha = torch.full((len(which), 1), 0.0 if number == _CLOTHES else 1.0)
             if number == SKIN:
-                alpha = ramp(fragments.coordinates[:, 1:2], *NECK_RAMP)
+                alpha = smoothstep(fragments.coordinates[:, 1:2], *NECK_RAMP)
             picture.index_copy_(0, shown, torch.cat([screen, torch.ones(len(which), 1), alpha], 1))
         return picture.view(camera.height, camera.width, 5)
 
@@ -214,11 +215,11 @@ class Actor:
         if number in (TEETH_UPPER, TEETH_LOWER):
             x, y = at.coordinates[:, 0], at.coordinates[:, 1]
             gaps = torch.cos(x * (math.pi / 0.0042)).abs() ** 14
-            gums = ramp(y, -0.0185, -0.0165) if number == TEETH_UPPER else ramp(y, -0.0330, -0.0350)
+            gums = smoothstep(y, -0.0185, -0.0165) if number == TEETH_UPPER else smoothstep(y, -0.0330, -0.0350)
             colour = linear(228, 219, 202) * (1.0 - 0.30 * gaps)[:, None]
             colour = colour + gums[:, None] * (linear(192, 112, 108) - colour)
             # How much light the lips let in is not in the table; the front teeth get most of it.
-            let_in = 0.03 + 0.97 * ramp(at.coordinates[:, 2], 0.060, 0.094)
+            let_in = 0.03 + 0.97 * smoothstep(at.coordinates[:, 2], 0.060, 0.094)
             at = replace(at, openness=0.8 * let_in, shadow=0.6 * let_in[:, None].expand(-1, 3))
         else:
             colour = linear(30, 22, 20) if number == _LASHES else linear(186, 98, 96)
@@ -247,9 +248,9 @@ class Actor:
         streak = sample(self._streaks, torch.stack([across * 0.9, 2.0 * own - 1.0], 1))[:, 0]
         # A ribbon is a lock: round across, and a little darker where it comes out from under its neighbours.
         normal = functional.normalize(at.normal + 0.65 * across[:, None] * side, dim=1)
-        tone = (0.80 + 0.45 * own + 0.22 * streak) * (0.62 + 0.38 * ramp(along, 0.0, 0.45))
+        tone = (0.80 + 0.45 * own + 0.22 * streak) * (0.62 + 0.38 * smoothstep(along, 0.0, 0.45))
         warm = linear(112, 72, 44)
-        colour = HAIR_COLOUR + ramp(along, 0.5, 1.0)[:, None] * 0.35 * (warm - HAIR_COLOUR)
+        colour = HAIR_COLOUR + smoothstep(along, 0.5, 1.0)[:, None] * 0.35 * (warm - HAIR_COLOUR)
         matt = lighting.diffuse(normal, at.shadow, at.openness, _PLAIN_WRAP)
         tilted = functional.normalize(tangent + (0.10 + 0.10 * streak)[:, None] * normal, dim=1)
         shine = lighting.hair_highlight(tilted, at.view, at.shadow, ((6, 0.10),))
@@ -266,7 +267,7 @@ class Actor:
         moved = self.rig.pose(self.shape, state).vertices
         opened = visibility(moved, self._faces[self._material < _HAIR], self._towards)
         hidden = torch.from_numpy(np.maximum(self.head.masks["mouth"], self.head.masks["eyes"]))
-        gain = ramp(opened.mean(1) - free[:count].mean(1), 0.02, 0.15) * ramp(hidden, 0.1, 0.5)
+        gain = smoothstep(opened.mean(1) - free[:count].mean(1), 0.02, 0.15) * smoothstep(hidden, 0.1, 0.5)
         inner = torch.from_numpy(self.head.vertex_group() >= TEETH_UPPER)
         gain = torch.where(inner, 1.0, gain)[:, None]
         free[:count] += gain * (opened - free[:count])

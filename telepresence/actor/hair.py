@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from telepresence.actor.surface import ramp
+from insta_runtime.smoothstep import smoothstep
 
 _CENTRE = (0.0, 0.065, -0.005)
 _PART = 0.026  # x in metres of the parting, on the subject's left
@@ -84,10 +84,10 @@ def grow_hair(points: Tensor, seed: int = 0, roots: int = 2200, segments: int = 
     direction = functional.normalize(direction + 0.03 * torch.randn(direction.shape, generator=generator), dim=1)
     direction = direction[hairline(centre + skull.radius(direction)[:, None] * direction) > 0.0]
 
-    top = ramp(direction[:, 1], 0.25, 0.75)
-    front = ramp(direction[:, 2], 0.0, 0.7)
+    top = smoothstep(direction[:, 1], 0.25, 0.75)
+    front = smoothstep(direction[:, 2], 0.0, 0.7)
     root = centre + skull.radius(direction)[:, None] * direction
-    edge = ramp(hairline(root), 0.0, 0.03)
+    edge = smoothstep(hairline(root), 0.0, 0.03)
     length = (0.024 + 0.052 * top + 0.016 * front * top) * (0.50 + 0.50 * edge) * random(0.8, 1.2)
     lift = (0.0035 + 0.0095 * top + 0.007 * top * front) * (0.45 + 0.55 * edge) * random(0.5, 1.25)
     width = (0.0020 + 0.0016 * top) * (0.7 + 0.3 * edge) * random(0.7, 1.3)
@@ -133,8 +133,8 @@ def grow_hair(points: Tensor, seed: int = 0, roots: int = 2200, segments: int = 
 
 def _flow(position: Tensor, outward: Tensor) -> Tensor:
     """Unit directions (N, 3) in which hair lies at ``position``: from the parting to the sides, down, and back."""
-    top = ramp(outward[:, 1], 0.25, 0.85)
-    temple = ramp(outward[:, 2], 0.05, 0.5)
+    top = smoothstep(outward[:, 1], 0.25, 0.85)
+    temple = smoothstep(outward[:, 2], 0.05, 0.5)
     side = torch.tanh((position[:, 0] - _PART) / 0.012)
     wish = torch.stack([side * (0.25 + 0.75 * top), -(1.0 - 0.95 * top), -(0.25 + 0.35 * top + 0.9 * temple)], 1)
     wish = wish - (wish * outward).sum(1, keepdim=True) * outward

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from insta_runtime.render.raster import rasterise
+from insta_runtime.smoothstep import smoothstep
 from insta_runtime.types import Camera
 
 _FAR = 20.0  # metres from which the head is looked at for shadows, so far that perspective does not matter
@@ -77,8 +78,7 @@ class Lighting:
 
     def shadows(self, free: Tensor) -> Tensor:
         """How much of each lamp reaches the vertices of a shadow table (V, D): (V, 3) in [0, 1]."""
-        lit = (free @ self.shadow_weights.T).clamp(0.0, 1.0)
-        return lit * lit * (3.0 - 2.0 * lit)
+        return smoothstep(free @ self.shadow_weights.T)
 
     def diffuse(self, normal: Tensor, shadow: Tensor, openness: Tensor, wrap: tuple[float, float, float]) -> Tensor:
         """Light (N, 3) that arrives at matt surfaces.

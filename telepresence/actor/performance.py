@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from insta_runtime.geometry import axis_angle
+from insta_runtime.smoothstep import smoothstep
 from insta_runtime.types import Float64, HeadState
 
 PERIOD = 24.0
@@ -154,7 +155,7 @@ class Performance:
         times, targets = self._glances
         since = (seconds - times) % PERIOD
         newest = int(np.argmin(since))
-        progress = _smooth(since[newest] / 0.05)
+        progress = smoothstep(since[newest] / 0.05)
         gaze: Float64 = targets[newest - 1] + progress * (targets[newest] - targets[newest - 1])
         # While the head turns away, the eyes stay with the camera half of the way.
         pitch, yaw, _ = self._angles(seconds)
@@ -200,11 +201,6 @@ def _circular(offset: Float64) -> Float64:
     return (offset + PERIOD / 2) % PERIOD - PERIOD / 2
 
 
-def _smooth(x: float) -> float:
-    x = min(max(x, 0.0), 1.0)
-    return x * x * (3.0 - 2.0 * x)
-
-
 def _bump(offset: Float64, width: Float64) -> Float64:
     """A raised cosine of half width ``width``: 1 at 0, 0 from +-width on, with a smooth foot."""
     bump: Float64 = 0.5 + 0.5 * np.cos(np.pi * np.clip(np.abs(offset) / width, 0.0, 1.0))
@@ -215,9 +211,7 @@ def _blink(offset: Float64) -> Float64:
     """Lid closing at ``offset`` seconds from the start of a blink: 80 ms down, 60 ms shut, 160 ms up."""
     down = np.clip(offset / 0.08, 0.0, 1.0)
     up = np.clip((offset - 0.14) / 0.16, 0.0, 1.0)
-    level = down - up
-    closing: Float64 = level * level * (3.0 - 2.0 * level)
-    return closing
+    return smoothstep(down - up)
 
 
 def _spread(random: np.random.Generator, shortest: float, longest: float) -> Float64:

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from insta_runtime.head.model import HeadModel
 from insta_runtime.render.raster import rasterise
+from insta_runtime.smoothstep import smoothstep
 from insta_runtime.types import Camera
 from telepresence.actor.hair import hairline
-from telepresence.actor.surface import UV_HEIGHT, blob, linear, noise, ramp, sample, unroll
+from telepresence.actor.surface import UV_HEIGHT, blob, linear, noise, sample, unroll
 
 WIDTH, HEIGHT = 1024, 768
 
@@ -56,28 +57,28 @@ def paint_skin(head: HeadModel, rest: Tensor, eyes: Tensor, seed: int = 0) -> Te
     skin = tint(skin, sallow, 0.6 * blob(position, (0.0, 0.095, 0.095), (0.05, 0.025, 0.06)))
     skin = tint(skin, ruddy, (flush * (1.0 + 0.18 * speckle(60, 90))).clamp(0.0, 1.0))
     under_eye = blob(mirrored, (eye_x - 0.004, eye_y - 0.016, 0.095), (0.013, 0.006, 0.03))
-    skin = tint(skin, shade, 0.35 * under_eye + 0.30 * ramp(eyelids, 0.5, 1.0))
-    jaw = ramp(y, -0.005, -0.035) * ramp(y, -0.10, -0.07) * ramp(z, 0.005, 0.04) * (1.0 - lips)
+    skin = tint(skin, shade, 0.35 * under_eye + 0.30 * smoothstep(eyelids, 0.5, 1.0))
+    jaw = smoothstep(y, -0.005, -0.035) * smoothstep(y, -0.10, -0.07) * smoothstep(z, 0.005, 0.04) * (1.0 - lips)
     jaw = torch.maximum(jaw, blob(mirrored, (0.012, -0.008, 0.115), (0.018, 0.006, 0.03)) * (1.0 - lips))
-    dots = ramp(speckle(HEIGHT // 3, WIDTH // 3), 0.2, 1.4)
+    dots = smoothstep(speckle(HEIGHT // 3, WIDTH // 3), 0.2, 1.4)
     skin = tint(skin, beard, 0.22 * jaw + 0.30 * jaw * dots)
     blotches = 0.020 * speckle(24, 34) + 0.018 * speckle(90, 120) + 0.022 * speckle(HEIGHT // 3, WIDTH // 3)
     skin = skin * (1.0 + blotches)[..., None]
     freckled = blob(mirrored, (0.022, 0.012, 0.105), (0.026, 0.012, 0.05))
-    skin = tint(skin, linear(160, 100, 74), 0.5 * ramp(speckle(200, 300), 1.3, 2.0) * freckled)
+    skin = tint(skin, linear(160, 100, 74), 0.5 * smoothstep(speckle(200, 300), 1.3, 2.0) * freckled)
     for mole in ((0.036, -0.022, 0.097), (-0.052, 0.010, 0.080), (-0.020, 0.088, 0.098), (0.026, -0.050, 0.093)):
         skin = tint(skin, linear(94, 60, 48), 0.85 * blob(position, mole, (0.0013, 0.0013, 0.01)))
 
     crease = 1.0 + 0.05 * speckle(40, WIDTH // 3)
     lip = linear(190, 112, 104) * crease[..., None]
-    skin = tint(skin, lip, 0.80 * ramp(lips, 0.15, 0.60))
-    skin = tint(skin, linear(120, 76, 64), 0.75 * ramp(to_eye, 0.0192, 0.0172))  # the rims of the lids
+    skin = tint(skin, lip, 0.80 * smoothstep(lips, 0.15, 0.60))
+    skin = tint(skin, linear(120, 76, 64), 0.75 * smoothstep(to_eye, 0.0192, 0.0172))  # the rims of the lids
     skin = tint(skin, linear(62, 42, 32), _brows(position, eye_y, generator))
     strands = 0.5 + 0.5 * speckle(30, WIDTH // 2).tanh()
-    rooted = ramp(hairline(where) + 0.0016 * speckle(120, 420), -0.002, 0.008)
+    rooted = smoothstep(hairline(where) + 0.0016 * speckle(120, 420), -0.002, 0.008)
     skin = tint(skin, HAIR_COLOUR * 0.55, rooted * (0.75 + 0.25 * strands))
 
-    gloss = 0.30 + 0.35 * blob(position, (0.0, 0.03, 0.12), (0.014, 0.035, 0.04)) + 0.30 * ramp(lips, 0.15, 0.60)
+    gloss = 0.30 + 0.35 * blob(position, (0.0, 0.03, 0.12), (0.014, 0.035, 0.04)) + 0.30 * smoothstep(lips, 0.15, 0.60)
     gloss += 0.20 * blob(position, (0.0, 0.095, 0.095), (0.04, 0.02, 0.06)) + 0.06 * speckle(HEIGHT // 3, WIDTH // 3)
     gloss = (gloss * (1.0 - rooted) * (1.0 - 0.4 * neck)).clamp(0.0, 1.0)
     return torch.cat([skin, gloss[..., None]], -1).clamp(0.0, 1.0).permute(2, 0, 1).contiguous()
@@ -122,7 +123,7 @@ def _lips(position: Tensor) -> Tensor:
     lower = 0.0125 * (1.0 - t**2.2)
     above = y + 0.0285
     inside = torch.where(above > 0, 1.0 - above / (upper + 1e-4), 1.0 + above / (lower + 1e-4))
-    return (inside * 4.0).clamp(0.0, 1.0) * ramp(x.abs(), 0.0258, 0.0235) * (z > 0.06)
+    return (inside * 4.0).clamp(0.0, 1.0) * smoothstep(x.abs(), 0.0258, 0.0235) * (z > 0.06)
 
 
 def _brows(position: Tensor, eye_y: float, generator: torch.Generator, strokes: int = 260) -> Tensor:
@@ -137,7 +138,9 @@ def _brows(position: Tensor, eye_y: float, generator: torch.Generator, strokes: 
     at = torch.stack([(x.abs() - left) / (right - left), (y - low) / (high - low)], -1) * 2.0 - 1.0
     for side in (1.0, -1.0):
         t = torch.rand(strokes, generator=generator)  # 0 at the inner, 1 at the outer end
-        spread = torch.randn(strokes, generator=generator) * (0.0019 - 0.0012 * t) * (0.35 + 0.65 * ramp(t, 0.0, 0.2))
+        spread = (
+            torch.randn(strokes, generator=generator) * (0.0019 - 0.0012 * t) * (0.35 + 0.65 * smoothstep(t, 0.0, 0.2))
+        )
         arch = eye_y + 0.0195 + 0.0058 * torch.sin(math.pi * (0.05 + 0.80 * t)) - 0.0050 * t * t
         root = torch.stack([0.0115 + 0.0425 * t, arch + spread], 1)
         lean = torch.deg2rad(72.0 - 95.0 * t**0.8 + 10.0 * torch.randn(strokes, generator=generator))
@@ -167,13 +170,13 @@ def paint_eye(size: int = 192, seed: int = 0) -> Tensor:
     row = (radius / _IRIS * 7.0).clamp(0.0, 6.99)
     fibre = spokes[row.long(), column.long().clamp_max(255)]
     iris = linear(96, 118, 104) * (1.0 + 0.28 * fibre)[..., None]
-    iris = iris + ramp(radius, 0.62 * _IRIS, 0.35 * _IRIS)[..., None] * (linear(150, 108, 62) - iris) * 0.75
-    iris = iris * (1.0 - 0.75 * ramp(radius, 0.82 * _IRIS, 1.02 * _IRIS))[..., None]
-    iris = iris * ramp(radius, 0.36 * _IRIS, 0.44 * _IRIS)[..., None]
-    white = linear(232, 224, 218) + ramp(x.abs(), 0.45, 0.95)[..., None] * (
+    iris = iris + smoothstep(radius, 0.62 * _IRIS, 0.35 * _IRIS)[..., None] * (linear(150, 108, 62) - iris) * 0.75
+    iris = iris * (1.0 - 0.75 * smoothstep(radius, 0.82 * _IRIS, 1.02 * _IRIS))[..., None]
+    iris = iris * smoothstep(radius, 0.36 * _IRIS, 0.44 * _IRIS)[..., None]
+    white = linear(232, 224, 218) + smoothstep(x.abs(), 0.45, 0.95)[..., None] * (
         linear(214, 164, 152) - linear(232, 224, 218)
     )
-    eye = iris + ramp(radius, 0.97 * _IRIS, 1.07 * _IRIS)[..., None] * (white - iris)
+    eye = iris + smoothstep(radius, 0.97 * _IRIS, 1.07 * _IRIS)[..., None] * (white - iris)
     return eye.clamp(0.0, 1.0).permute(2, 0, 1).contiguous()
 
 

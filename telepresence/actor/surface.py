@@ -51,12 +51,6 @@ def blob(position: Tensor, centre: tuple[float, float, float], radii: tuple[floa
     return torch.exp(-(offset * offset).sum(-1))
 
 
-def ramp(x: Tensor, start: float, end: float) -> Tensor:
-    """0 at ``start``, 1 at ``end``, smooth between and constant outside."""
-    t = ((x - start) / (end - start)).clamp(0.0, 1.0)
-    return t * t * (3.0 - 2.0 * t)
-
-
 def linear(red: float, green: float, blue: float) -> Tensor:
     """An 8-bit screen colour as light (3,); screen values are taken as square roots of light."""
     return (torch.tensor([red, green, blue]) / 255.0) ** 2

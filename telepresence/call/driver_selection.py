@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from insta_runtime.errors import UserError
 from insta_runtime.geometry import axis_angle
 from insta_runtime.head import fingerprint
+from insta_runtime.smoothstep import smoothstep
 from insta_runtime.types import Camera, Float32, HeadState
 from telepresence.drivers.arbiter import Drive, Driver, choose
-from telepresence.drivers.blend import blend, blend_cameras, smooth
+from telepresence.drivers.blend import blend, blend_cameras
 from telepresence.drivers.idle import Idle
 from telepresence.drivers.receiver import Driven, Inlet
 from telepresence.drivers.transfer import Habits, LiveTransfer
@@ -277,7 +278,7 @@ class Driving:
 
     def _part(self, now: int) -> float:
         length = RELAX_S if self._moving == "idle" else self._settings.fade_s
-        return smooth((now * 1e-9 - self._since) / length) if length > 0.0 else 1.0
+        return smoothstep((now * 1e-9 - self._since) / length) if length > 0.0 else 1.0
 
     def _wanted(self, tracked: Pose | None, learned: Camera | None, now: int) -> tuple[HeadState | None, Camera | None]:
         """What the driver of this moment wants."""

@@ -51,12 +51,12 @@ def default_avatars() -> list[Path]:
     from platformdirs import user_data_path
 
     from insta_runtime.avatar import is_stored
-    from telepresence.learning.frame_archive import album_folder
+    from telepresence.learning.frame_archive import archive_folder
 
     folder = user_data_path("telepresence") / "avatars"
     if not folder.is_dir():
         return []
-    return sorted(each for each in folder.iterdir() if is_stored(each) or album_folder(each).is_dir())
+    return sorted(each for each in folder.iterdir() if is_stored(each) or archive_folder(each).is_dir())
 
 
 def what_belongs(path: Path) -> list[Path]:
@@ -66,11 +66,12 @@ def what_belongs(path: Path) -> list[Path]:
     """
     from insta_runtime import avatar_file as files
     from insta_runtime.avatar import avatar_file
+    from insta_runtime.files import partial_path
     from telepresence.commands.fit import figures_file
-    from telepresence.learning.frame_archive import album_folder
+    from telepresence.learning.frame_archive import archive_folder
     from telepresence.learning.saving import training_file
 
-    file, training, album = avatar_file(path), training_file(path), album_folder(path)
+    file, training, album = avatar_file(path), training_file(path), archive_folder(path)
     whole = [file, files.previous(file), training, files.previous(training)]
     if not any(each.is_file() for each in whole) and not album.is_dir():
         raise UserError(f"there is no avatar at {path}: nothing was deleted")
@@ -79,7 +80,7 @@ def what_belongs(path: Path) -> list[Path]:
             raise UserError(f"{each} is not what this program wrote: delete it yourself; nothing was deleted")
     if album.exists():
         _check_album(album)
-    items = [*whole, *(files.aside(each) for each in whole), figures_file(path)]
+    items = [*whole, *(partial_path(each) for each in whole), figures_file(path)]
     found = [each for each in items if each.is_file()]
     return [*found, *([album] if album.is_dir() else [])]
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from insta_runtime.smoothstep import smoothstep
 from telepresence.display.backgrounds import Backgrounds
 from telepresence.display.cards import card
 from telepresence.display.orbit import pitch_turn, turned, yaw_turn
@@ -151,7 +152,7 @@ def relaxed(state: HeadState, absent_s: float) -> HeadState:
     t = min(max((absent_s - HOLD_S) / RELAX_S, 0.0), 1.0)
     if t == 0.0:
         return state
-    weight = np.float32(t * t * (3.0 - 2.0 * t))
+    weight = np.float32(smoothstep(t))
     ahead = np.array([np.pi, 0.0, 0.0], dtype=np.float32)
     start = _nearest_turn(state.rotation, ahead)
     kept = np.float32(1.0) - weight

@@ -36,9 +36,3 @@ def blend_cameras(start: Camera, end: Camera, part: float) -> Camera:
         end.width,
         end.height,
     )
-
-
-def smooth(part: float) -> float:
-    """0 to 1 as ``part`` goes from 0 to 1, at rest at both ends; outside it stays there."""
-    t = min(max(part, 0.0), 1.0)
-    return t * t * (3.0 - 2.0 * t)

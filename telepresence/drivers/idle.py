@@ -8,8 +8,8 @@ from typing import Final
 import numpy as np
 
 from insta_runtime.geometry import axis_angle, rotation_matrix
+from insta_runtime.smoothstep import smoothstep
 from insta_runtime.types import Float32, HeadState
-from telepresence.drivers.blend import smooth
 
 BREATH_S: Final = 4.3
 """A calm breath."""
@@ -48,7 +48,7 @@ class Idle:
         breath = math.sin(2.0 * math.pi * seconds / BREATH_S)
         turn = [angle * math.sin(2.0 * math.pi * seconds / period + phase) for angle, period, phase in SWAY]
         turn[0] -= NOD_RAD * breath
-        gentle = smooth(seconds / 2.0)  # from rest
+        gentle = smoothstep(seconds / 2.0)  # from rest
         parts["rotation"] = axis_angle(
             rotation_matrix(neutral.rotation) @ rotation_matrix(gentle * np.array(turn))
         ).astype(np.float32)
@@ -68,7 +68,7 @@ class Idle:
         while self._blinks[-1] <= seconds:
             self._blinks = [self._blinks[-1], self._blinks[-1] + float(self._chance[0].uniform(*BLINKS_S))]
         since = seconds - self._blinks[0]
-        return smooth(since / SHUT_S) - smooth((since - SHUT_S - HELD_S) / OPEN_S)
+        return smoothstep(since / SHUT_S) - smoothstep((since - SHUT_S - HELD_S) / OPEN_S)
 
     def _look(self, seconds: float) -> Float32:
         """(2,) rad: turns of the eyes about x and y."""
@@ -76,4 +76,4 @@ class Idle:
             at = self._looks[-1][0] + float(self._chance[1].uniform(*LOOKS_S))
             self._looks = [*self._looks[-2:], (at, self._chance[1].normal(0.0, LOOK_RAD, 2).astype(np.float32))]
         (_, before), (at, goal) = self._looks[0], self._looks[-2]
-        return np.asarray(before + np.float32(smooth((seconds - at) / DART_S)) * (goal - before), dtype=np.float32)
+        return np.asarray(before + np.float32(smoothstep((seconds - at) / DART_S)) * (goal - before), dtype=np.float32)

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Final
 
+from insta_runtime.smoothstep import smoothstep
 from insta_runtime.types import HeadState, Take
-from telepresence.drivers.blend import blend, smooth
+from telepresence.drivers.blend import blend
 from telepresence.drivers.receiver import Inlet, Transfer, now_ns
 
 SEAM_S: Final = 0.4
@@ -101,6 +102,6 @@ class TakeDriver(Inlet):
             return
         seam = self._playback.elapsed / SEAM_S
         if self._end is not None and seam < 1.0:
-            state = blend(self._end, state, smooth(seam)).at(state.t_capture_ns)
+            state = blend(self._end, state, smoothstep(seam)).at(state.t_capture_ns)
         self._last = state
         self._show(state, self.counts["taken"], now_ns(), self._person)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import threading
 from collections import deque
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from insta_runtime.errors import UserError
+from insta_runtime.files import atomic_file
 
 if TYPE_CHECKING:
     from insta_runtime.head import HeadModel
@@ -35,7 +35,7 @@ RATE: Final = 5.0
 JPEG_QUALITY: Final = 95
 
 
-def album_folder(path: Path) -> Path:
+def archive_folder(path: Path) -> Path:
     """Where the pictures of the avatar at ``path`` are."""
     from insta_runtime.avatar import avatar_file
 
@@ -43,7 +43,7 @@ def album_folder(path: Path) -> Path:
     return file.with_name("frames" if file.stem == "avatar" else f"{file.stem}.frames")
 
 
-class Album:
+class FrameArchive:
     """Keeps pictures of one person in ``folder``; if not ``keep``, only gives back what earlier calls have kept.
 
     Any thread may `offer`, one at a time `write`.
@@ -146,9 +146,8 @@ class Album:
             head_sha256=self._head.sha256,
             fps=RATE,
         )
-        aside = self._page / "aside.npz"
-        write_take(aside, take)
-        aside.replace(self._page / "take.npz")
+        with atomic_file(self._page / "take.npz") as file:
+            write_take(file, take)
         head = {"name": self._head.name, "sha256": self._head.sha256, "file": None}
         facts = {"fps": RATE, "source": "call", "crop_policy": "auto", "tracker": {}}
         _write_meta(self._page, {"format_version": 1, "head": head, "frames": len(self._kept), **facts})
@@ -179,6 +178,5 @@ def _mend(page: Path) -> None:
 
 
 def _write_meta(page: Path, meta: dict[str, Any]) -> None:
-    aside = page / f".meta.{os.getpid()}"
-    aside.write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
-    aside.replace(page / "meta.json")
+    with atomic_file(page / "meta.json", concurrent=True) as file:
+        file.write((json.dumps(meta, indent=1) + "\n").encode())

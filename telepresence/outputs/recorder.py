@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from insta_runtime.errors import UserError
+from insta_runtime.files import atomic_file
 from insta_runtime.tracked import GrowingTake
 from insta_runtime.types import HeadState
 from telepresence.runtime.audio import CHANNELS, RATE, TOLERANCE_S, Samples, SoundBus, SoundChunk, Timeline
@@ -280,8 +281,6 @@ class _Takes:
             return
         suffix = "" if self._number == 1 else f"-{self._number}"
         path = self._video.with_name(f"{self._video.stem}{suffix}.npz")
-        aside = path.with_name(f".{path.name}.part")
-        with aside.open("wb") as file:
+        with atomic_file(path) as file:
             self._take.write(file)
-        aside.replace(path)
         self._written = len(self._take)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import struct
 import zipfile
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from insta_runtime.files import atomic_file
 from insta_runtime.head import HeadModel, HeadRig
 from insta_runtime.head.embedding import LANDMARKS, LandmarkEmbedding
 from insta_runtime.head.model import SKIN
@@ -70,9 +70,8 @@ def embedding_for(
     except (OSError, ValueError, TypeError, zipfile.BadZipFile):
         embedding = compute_embedding(model, landmarker_path, progress)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{name}.{os.getpid()}.npz")
-    np.savez_compressed(partial, allow_pickle=False, **embedding.arrays())
-    partial.replace(path)
+    with atomic_file(path, concurrent=True) as file:
+        np.savez_compressed(file, allow_pickle=False, **embedding.arrays())
     return embedding
 
 

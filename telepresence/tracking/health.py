@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from insta_runtime.smoothstep import smoothstep
 from insta_runtime.types import HeadState
 
 from .fit import HeadFit, Pinhole
@@ -68,7 +69,6 @@ class Health:
 
 def relaxed(last: HeadState, lost_for: float) -> HeadState:
     """What a face that was last seen in state ``last`` does ``lost_for`` seconds later: hold, then ease to neutral."""
-    rest = 1.0 - float(np.clip((lost_for - HOLD) / EASE, 0.0, 1.0))
-    share = rest * rest * (3.0 - 2.0 * rest)
+    share = smoothstep(lost_for, HOLD + EASE, HOLD)
     moving = ("expression", "jaw_pose", "eye_pose", "eyelids")
     return replace(last, **{name: getattr(last, name) * np.float32(share) for name in moving})

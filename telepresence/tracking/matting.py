@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from insta_runtime.geometry import rotation_matrix
 from insta_runtime.head import HeadModel, HeadRig
 from insta_runtime.render.raster import rasterise
+from insta_runtime.smoothstep import smoothstep
 from insta_runtime.types import Bytes, Camera, Float32, HeadState
 
 from .crop import Crop
@@ -228,5 +229,4 @@ def _landmark(head: HeadModel, vertices: Float32, landmark: int) -> tuple[float,
 
 def _fade(value: NDArray[np.float32], one: float, zero: float) -> NDArray[np.float32]:
     """1 up to ``one``, 0 from ``zero`` on, smooth between."""
-    part = np.clip((zero - value) / (zero - one), 0.0, 1.0)
-    return (part * part * (3.0 - 2.0 * part)).astype(np.float32)
+    return smoothstep(value, zero, one).astype(np.float32)

@@ -11,7 +11,6 @@ import hashlib
 import importlib
 import os
 import sys
-import tempfile
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from insta_runtime.errors import UserError
+from insta_runtime.files import atomic_file
 
 VENDOR = "https://storage.googleapis.com/mediapipe-models/"
 SYSTEM_PACKAGES = "libegl1 libgles2 libgl1 libglib2.0-0 libxcb1"
@@ -156,9 +156,8 @@ def _download(model: ModelFile, path: Path) -> Path:
         raise UserError(f"the {model.name} that was downloaded is damaged (its SHA-256 differs): try again")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as part:
-            part.write(data)
-        Path(part.name).replace(path)  # atomic: a reader never sees half a file
+        with atomic_file(path, concurrent=True, mode=0o600) as file:
+            file.write(data)
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}): name a folder with --models") from None
     return path

@@ -11,6 +11,7 @@ from typing import Final
 
 from call_figures import film
 from call_figures.daemon import Daemon, daemon, learned
+from insta_runtime.files import atomic_path
 
 FILM_S: Final = 20.0
 
@@ -67,7 +68,6 @@ class Conditions:
         name = self.clip.stem if self.clip is not None else "actor"
         target = self.scratch / f"{name}.{suffix}"
         if not target.exists():
-            part = target.with_name(f".{target.name}.part.{suffix}")
-            write(self.clip, part, FILM_S)
-            part.replace(target)
+            with atomic_path(target, suffix=f".{suffix}") as part:
+                write(self.clip, part, FILM_S)
         return target

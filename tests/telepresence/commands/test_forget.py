@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from insta_runtime import avatar_file as files
+from insta_runtime.files import partial_path
 from insta_runtime.head import load_head
 from insta_runtime.types import Camera, HeadState, Observation
 from telepresence.cli import run_command
 from telepresence.commands.forget import default_avatars, what_belongs
-from telepresence.learning.frame_archive import Album, album_folder
+from telepresence.learning.frame_archive import FrameArchive, archive_folder
 from telepresence.learning.saving import training_file
 
 
@@ -22,11 +23,11 @@ def write_avatar(path: Path, frames: bool = True) -> None:
     for _ in range(2):
         files.write(file, {"version": 2}, {}, keep=True)
         files.write(training_file(path), {"version": 1}, {}, keep=True)
-    files.aside(file).write_bytes(b"")
+    partial_path(file).write_bytes(b"")
     (path / "fit.json").write_text("{}")
     if frames:
         head = load_head()
-        album = Album(album_folder(path), head, np.zeros(len(head.shape_dirs), np.float32))
+        album = FrameArchive(archive_folder(path), head, np.zeros(len(head.shape_dirs), np.float32))
         picture = np.zeros((4, 4, 3), np.uint8)
         state = HeadState(np.zeros(len(head.expression_names), np.float32))
         album.offer(Observation(0, picture, picture[..., 0], Camera(5.0, 5.0, 2.0, 2.0, 4, 4), state))

@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from insta_runtime.errors import UserError
 from insta_runtime.geometry import axis_angle, rotation_matrix
 from insta_runtime.head import HeadModel, load_head
+from insta_runtime.smoothstep import smoothstep
 from insta_runtime.tracked import write_take
 from insta_runtime.types import Camera, HeadState, Take
 from telepresence.call.driver_selection import Driving
 from telepresence.client import ParameterClient
 from telepresence.config import RunConfig
-from telepresence.drivers.blend import blend, blend_cameras, smooth
+from telepresence.drivers.blend import blend, blend_cameras
 from telepresence.drivers.idle import BLINKS_S, Idle
 from telepresence.drivers.settings import DriverSettings, parse_drivers
 from telepresence.drivers.take import TakeDriver
@@ -384,4 +385,4 @@ def test_the_option_names_drivers() -> None:
 
 
 def test_smooth_is_at_rest_at_both_ends() -> None:
-    assert [smooth(part) for part in (-1.0, 0.0, 0.5, 1.0, 2.0)] == [0.0, 0.0, 0.5, 1.0, 1.0]
+    assert [smoothstep(part) for part in (-1.0, 0.0, 0.5, 1.0, 2.0)] == [0.0, 0.0, 0.5, 1.0, 1.0]
