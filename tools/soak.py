@@ -24,7 +24,8 @@ from insta_runtime.backends import NAMES, AnyTrainer, choose_backend, make_rende
 from insta_runtime.errors import UserError
 from telepresence.measure.bench.pace import display_while_training
 from telepresence.measure.bench.subject import REPLAY_FRAMES, Subject, fill, open_subject
-from telepresence.measure.bench.timing import device_name, resident_gb, rounded, spread
+from telepresence.measure.bench.timing import rounded, spread
+from telepresence.measure.machine import device_name, resident_bytes
 
 FPS = 60.0
 WORST_MS = 33.0  # a frame after the first second
@@ -45,9 +46,7 @@ class Memory:
         if device.type == "cuda":
             free, total = torch.cuda.mem_get_info(device)
             self.device.append((total - free) / 1e9)
-        resident = resident_gb()
-        if resident is not None:
-            self.host.append(resident)
+        self.host.append(resident_bytes() / 1e9)
 
 
 def growth(samples: list[float]) -> float | None:

@@ -14,6 +14,7 @@ from typing import Final
 
 from telepresence import __version__
 from telepresence.checkup.finding import Finding, writable
+from telepresence.runtime.hardware import processor_name
 
 NEEDED: Final = (
     "torch",
@@ -31,6 +32,8 @@ NEEDED: Final = (
     "pillow",
     "mediapipe",
     "pygame-ce",
+    "psutil",
+    "jinja2",
 )
 
 SYSTEM_LIBRARIES: Final = {  # what mediapipe and its OpenCV link, by Debian package
@@ -49,7 +52,7 @@ def system() -> Iterator[Finding]:
     yield Finding("telepresence", f"{__version__}, in {Path(__file__).resolve().parents[2]}")
     yield Finding("Python", f"{platform.python_version()} at {sys.executable}")
     yield Finding("system", platform.platform())
-    yield Finding("processor", f"{_processor()}, {os.cpu_count()} cores")
+    yield Finding("processor", f"{processor_name()}, {os.cpu_count()} cores")
 
 
 def packages() -> Iterator[Finding]:
@@ -114,12 +117,3 @@ def for_tests() -> Iterator[Finding]:
     complete = len(found) == 2
     advice = "" if complete else "only the tests need them: apt-get install chromium xvfb"
     yield Finding("for the tests", " ".join(found) or "no chromium, no Xvfb", ok=complete or None, advice=advice)
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

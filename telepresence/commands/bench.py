@@ -80,7 +80,8 @@ def bench(
     """
     from insta_runtime.backends import choose_backend
     from telepresence.measure.bench.subject import open_subject
-    from telepresence.measure.bench.timing import device_name, rounded, source_commit
+    from telepresence.measure.bench.timing import rounded
+    from telepresence.measure.machine import device_name, source_commit
 
     unknown = [name for name in only if name not in PARTS]
     if unknown:
@@ -150,7 +151,7 @@ def _train(run: Bench) -> None:
 def _measure_training(run: Bench, trainer: AnyTrainer) -> None:
     from telepresence.measure.bench.pace import display_while_training, learn_alone
     from telepresence.measure.bench.subject import REPLAY_FRAMES, fill
-    from telepresence.measure.bench.timing import used_memory_gb
+    from telepresence.measure.machine import memory_use_gb
 
     subject, device = run.subject, run.subject.device
     held = fill(trainer, subject, REPLAY_FRAMES if run.backend.kind == "cuda" else 16)
@@ -161,7 +162,7 @@ def _measure_training(run: Bench, trainer: AnyTrainer) -> None:
     shown, beside = display_while_training(
         renderer, trainer, subject.states, subject.camera, DISPLAY_FPS, run.seconds, device
     )
-    memory, counted = used_memory_gb(device)
+    memory, counted = memory_use_gb(device)
     run.figures.update(
         step_ms=spread(times),
         train_msamples_per_s=alone.samples_per_s / 1e6,
@@ -180,8 +181,6 @@ def _measure_training(run: Bench, trainer: AnyTrainer) -> None:
             "memory_counted": counted,
         },
     )
-    if memory is None:
-        run.notes["memory_gb"] = "this system does not say what a process takes"
 
 
 def _scene(run: Bench) -> None:

@@ -19,7 +19,8 @@ from insta_runtime.head import load_head
 from insta_runtime.render.crossfade import FADE_S
 from insta_runtime.tracked import TrackedFolder
 from telepresence import __version__
-from telepresence.measure.bench.timing import device_name, finish, source_commit
+from telepresence.measure.bench.timing import finish
+from telepresence.measure.machine import device_name, source_commit
 from telepresence.measure.offline import scoring
 from telepresence.measure.rehearsal.figures import (
     GOOD_DB,
@@ -99,7 +100,7 @@ def open_clip(source: Path, head: Path | None, holdout: float = 0.0) -> Clip:
     """The tracked folder or video at ``source``, without the last ``holdout`` part of a folder.  Raises UserError."""
     if source.is_dir():
         from telepresence.measure.offline.recordings import tracking_facts
-        from telepresence.sources.tracked import TrackedSource
+        from telepresence.sources.tracked_folder import TrackedSource
 
         folder = TrackedFolder.open(source)
         train, _ = split(len(folder.frames), holdout)
@@ -116,7 +117,7 @@ def open_clip(source: Path, head: Path | None, holdout: float = 0.0) -> Clip:
         raise UserError(f"{source} is no tracked folder: --offline needs one (telepresence track {source} --out DIR)")
     if not source.is_file():
         raise UserError(f"there is no video or tracked folder at {source}")
-    from telepresence.sources.video import VideoFrames, VideoSource
+    from telepresence.sources.video_file import VideoFrames, VideoSource
 
     frames = VideoFrames(source)
     frames.close()
@@ -155,13 +156,13 @@ class Call:
         """Hold the call, in real time; Ctrl-C ends it.  UserError if it cannot begin."""
         from insta_runtime.backends import warm_up
         from telepresence.call.camera_manager import Options
-        from telepresence.call.daemon import Daemon, StandIns
+        from telepresence.call.daemon import Daemon, RehearsalOverrides
 
         began = time.perf_counter()
         warm_up(self.config.run.backend, self.device, self.config.avatar)
         self.compile_s = time.perf_counter() - began
         options = Options(f"rehearsal of {self._name}", self._avatar, self._head, self._models)
-        daemon = Daemon(self.config, options, StandIns(self.outlet, self._camera, self.record.tracked))
+        daemon = Daemon(self.config, options, RehearsalOverrides(self.outlet, self._camera, self.record.tracked))
         try:
             daemon.start()
             self.resources.start()

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
+from telepresence.runtime.hardware import gpu_bytes_in_use, resident_bytes
 from telepresence.runtime.mailbox import Mailbox
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ MAX_ERRORS: Final = 8
 MAX_ERROR_CHARS: Final = 240
 
 
-class Rate:
+class RateCounter:
     """Events a second over the last `WINDOW_S` seconds; an event may count for many."""
 
     def __init__(self) -> None:
@@ -60,7 +59,7 @@ class Rate:
             self._events.popleft()
 
 
-class Times:
+class DurationWindow:
     """Durations of the newest `ROUNDS` events."""
 
     def __init__(self) -> None:
@@ -120,12 +119,12 @@ class Telemetry:
         from prometheus_client import CollectorRegistry, Counter, Histogram
 
         self.started = time.monotonic()
-        self.captured, self.tracked, self.found = Rate(), Rate(), Rate()  # pictures; those that show a face
-        self.shown, self.avatar = Rate(), Rate()  # pictures; those of the avatar
-        self.trained, self.samples = Rate(), Rate()  # steps; samples of the field
+        self.captured, self.tracked, self.found = RateCounter(), RateCounter(), RateCounter()  # pictures; those that show a face
+        self.shown, self.avatar = RateCounter(), RateCounter()  # pictures; those of the avatar
+        self.trained, self.samples = RateCounter(), RateCounter()  # steps; samples of the field
         self.memory: dict[str, float | None] = {"rss_mb": None, "device_mb": None}
         self._weighed = -math.inf
-        self._times: dict[str, Times] = {}
+        self._times: dict[str, DurationWindow] = {}
         self.errors = ErrorLog()
         self._latencies: deque[tuple[float, float]] = deque(maxlen=256)
         self._mailboxes: list[Mailbox[Any]] = []
@@ -147,10 +146,10 @@ class Telemetry:
     def stage(self, name: str, seconds: float) -> None:
         """One round of a stage took this long."""
         self._stages.labels(name).observe(seconds)
-        self._times.setdefault(name, Times()).add(seconds)
+        self._times.setdefault(name, DurationWindow()).add(seconds)
 
     def stage_ms(self, name: str) -> dict[str, float] | None:
-        """Times of the newest rounds of a stage: median, percentiles, longest; None if none was measured."""
+        """DurationWindow of the newest rounds of a stage: median, percentiles, longest; None if none was measured."""
         times = self._times.get(name)
         return times.read_ms() if times is not None else None
 
@@ -163,7 +162,10 @@ class Telemetry:
         """Look at the memory of this process, and at what is used of the device, once a second at most."""
         if now - self._weighed >= 1.0:
             self._weighed = now
-            self.memory = {"rss_mb": _resident_mb(), "device_mb": _device_mb() if device == "cuda" else None}
+            self.memory = {
+                "rss_mb": round(resident_bytes() / 1e6, 1),
+                "device_mb": _device_mb() if device == "cuda" else None,
+            }
 
     def export(self, read: Callable[[], Mapping[str, Any]]) -> None:
         """Let `metrics` tell, too, what the status that ``read`` gives says in numbers."""
@@ -211,21 +213,9 @@ class Telemetry:
         return generate_latest(self._registry).decode()
 
 
-def _resident_mb() -> float | None:
-    """Memory of this process that is in RAM, 10^6 bytes; None where the system does not say."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-        return round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
-    except (OSError, ValueError, AttributeError):
-        return None
-
-
 def _device_mb() -> float | None:
-    """Memory of the GPU that is in use, by whomever, 10^6 bytes; None if it does not say."""
-    import torch
-
+    """Memory in use on the GPU by all processes, in 10^6 bytes; None if the GPU does not respond."""
     try:
-        free, total = torch.cuda.mem_get_info()
-    except RuntimeError:  # the GPU is lost: whoever computes with it says so
+        return round(gpu_bytes_in_use() / 1e6, 1)
+    except RuntimeError:  # the stage that computes on the lost GPU reports it
         return None
-    return round((total - free) / 1e6, 1)

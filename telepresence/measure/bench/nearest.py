@@ -99,12 +99,12 @@ def native_gqps(
     import torch
 
     from insta_runtime.native.posing import PosedHeads, pack_state
-    from insta_runtime.render.occupancy import space_struct
+    from insta_runtime.render.occupancy import occupancy_struct
 
     count, device = points_of(model.device), model.device
-    space = space_struct(kernels, model.occupancy, model.occupancy.state())
+    space = occupancy_struct(kernels, model.occupancy, model.occupancy.state())
     words = -(-(model.config.occupancy.resolution**3) // 32)
-    kernels.launch("publish_occupancy", space, model.config.occupancy.threshold, items=words)
+    kernels.launch("threshold_occupancy", space, model.config.occupancy.threshold, items=words)
     chosen = list(cycled(states, SETS))
     heads = PosedHeads(kernels, model, SETS)
     for number, state in enumerate(chosen):

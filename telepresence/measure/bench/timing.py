@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -87,73 +83,6 @@ def cycled(values: Sequence[T], count: int) -> Iterator[T]:
     """``count`` values, there and back again: a take that goes on without a jump."""
     path = [*range(len(values)), *range(len(values) - 2, 0, -1)]
     return (values[path[i % len(path)]] for i in range(count))
-
-
-def resident_gb() -> float | None:
-    """Memory of this process that is in RAM, in 10^9 bytes; None where the system does not say."""
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123 - not a file on a disk
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e9
-    except (OSError, ValueError, AttributeError):
-        return None
-
-
-def device_memory_gb(device: torch.device) -> tuple[float, str]:
-    """Memory of the GPU in 10^9 bytes, and whose: this process's as the driver lists it, else all that is in use."""
-    import torch
-
-    torch.cuda.synchronize(device)
-    try:
-        query = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
-        listed = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False).stdout  # noqa: S603
-    except (OSError, subprocess.TimeoutExpired):
-        listed = ""
-    for line in listed.splitlines():
-        pid, _, mebibytes = (part.strip() for part in line.partition(","))
-        if pid == str(os.getpid()) and mebibytes.isdigit():
-            return int(mebibytes) * (1 << 20) / 1e9, "this process, by nvidia-smi"
-    free, total = torch.cuda.mem_get_info(device)
-    return (total - free) / 1e9, "the whole device, by the driver: it does not list processes"
-
-
-def used_memory_gb(device: torch.device) -> tuple[float | None, str]:
-    """`device_memory_gb` on a GPU, `resident_gb` on a CPU, and what was counted."""
-    if device.type == "cuda":
-        return device_memory_gb(device)
-    return resident_gb(), "resident memory of this process"
-
-
-def device_name(device: torch.device) -> str:
-    """The card's or the processor's own name."""
-    if device.type == "cuda":
-        import torch
-
-        return torch.cuda.get_device_name(device)
-    if sys.platform == "linux":
-        try:
-            with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:  # noqa: PTH123 - as above
-                for line in file:
-                    if line.startswith("model name"):
-                        return line.partition(":")[2].strip()
-        except OSError:
-            pass
-    import platform
-
-    return platform.processor() or platform.machine()
-
-
-def source_commit() -> str | None:
-    """The commit that is measured: git's, ``-dirty`` if files differ from it, else what the environment says."""
-    here = Path(__file__).resolve().parents[3]
-    if (here / ".git").exists():
-        try:
-            command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--match="]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)  # noqa: S603
-            if done.returncode == 0 and done.stdout.strip():
-                return done.stdout.strip()
-        except (OSError, subprocess.TimeoutExpired):
-            pass
-    return os.environ.get("TELEPRESENCE_COMMIT")
 
 
 def rounded(value: object, digits: int = 4) -> object:

@@ -8,7 +8,7 @@ from array import array
 from collections.abc import Callable
 
 from telepresence.display.cards import card
-from telepresence.runtime.frames import ShownFrame
+from telepresence.runtime.frames import OutputFrame
 from telepresence.runtime.policy import Health
 from telepresence.streaming import StreamSettings, StreamStats
 from telepresence.streaming.video.paced_slot import PacedSlot
@@ -16,7 +16,7 @@ from telepresence.streaming.video.stats import StreamMeter
 
 
 class RehearsalOutlet:
-    """An `Outlet` with one viewer, who never looks away.
+    """An `FrameSink` with one viewer, who never looks away.
 
     ``seen`` hears of every picture that is shown, in the thread that shows it.
 
@@ -24,12 +24,12 @@ class RehearsalOutlet:
         times: monotonic seconds at which a picture was handed over, in order. fresh: 1 for a new one, 0 for a repeat.
     """
 
-    def __init__(self, settings: StreamSettings, seen: Callable[[ShownFrame], None]) -> None:
+    def __init__(self, settings: StreamSettings, seen: Callable[[OutputFrame], None]) -> None:
         self.times, self.fresh = array("d"), array("b")
         self._seen = seen
         self._meter = StreamMeter()
         blank = card("", "", settings.size)
-        self._slot = PacedSlot(settings.fps, ShownFrame(0, time.monotonic_ns(), blank))
+        self._slot = PacedSlot(settings.fps, OutputFrame(0, time.monotonic_ns(), blank))
         self._thread = threading.Thread(target=self._run, name="encode", daemon=True)
 
     @property
@@ -44,7 +44,7 @@ class RehearsalOutlet:
     def watched(self) -> bool:
         return True
 
-    def watch(self, now: float) -> str | None:  # noqa: ARG002 - it has nothing that hangs
+    def supervise(self, now: float) -> str | None:  # noqa: ARG002 - it has nothing that hangs
         return None
 
     def health(self, now: float) -> dict[str, Health]:  # noqa: ARG002
@@ -53,7 +53,7 @@ class RehearsalOutlet:
     def start(self) -> None:
         self._thread.start()
 
-    def show(self, frame: ShownFrame) -> None:
+    def push_frame(self, frame: OutputFrame) -> None:
         self._seen(frame)
         self._slot.put(frame)
 

@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from telepresence.measure.rehearsal.plan import NEXT_S, Plan
-from telepresence.runtime.frames import Drawn, ShownFrame, TrackedFrame
+from telepresence.runtime.frames import RenderInputs, OutputFrame, TrackedFrame
 
 if TYPE_CHECKING:
     from insta_runtime.field.expression_code import ExpressionCode
@@ -58,7 +58,7 @@ class Fade:
 
     before: Published
     after: Published
-    drawn: list[Drawn]
+    drawn: list[RenderInputs]
 
 
 class Record:
@@ -69,7 +69,7 @@ class Record:
 
     Attributes:
         began: monotonic seconds of that picture, None before it.
-        first_face, first_picture, first_avatar: seconds of the first tracked face (or glimpse of it), and of the first
+        first_face, first_picture, first_avatar: seconds of the first tracked face (or provisional of it), and of the first
             picture that showed the head, the avatar; None if there was none.
         published: those that were the newest at a moment of the plan, ascending. seen: pictures to measure on.
         showing: (seconds, whether it was the avatar), wherever that changed. fades: publications to look at.
@@ -97,7 +97,7 @@ class Record:
         self._recent: deque[Published] = deque(maxlen=RECENT)
         self._kept_at = -math.inf
         self._weighed: dict[int, set[int]] = {}  # publications of each learner that were counted
-        self._last: Drawn | None = None
+        self._last: RenderInputs | None = None
         self._next_fade = 0.0
 
     def at(self, moment: float) -> float:
@@ -113,7 +113,7 @@ class Record:
             learner.exchange.watch = partial(self._publish, learner)
         self.pictures += 1
         at = self.at(frame.t_capture_ns / 1e9)
-        if self.first_face is None and (frame.observation or frame.glimpse):
+        if self.first_face is None and (frame.observation or frame.provisional):
             self.first_face = at
         if frame.observation is None:
             return
@@ -123,11 +123,11 @@ class Record:
             self._hold(frame.observation)
             self.seen.append(Seen(at, frame.observation, learner))
 
-    def shown(self, frame: ShownFrame) -> None:
+    def shown(self, frame: OutputFrame) -> None:
         """A picture is on its way to the viewers."""
         if self.began is None:
             return
-        at, drawn = self.at(time.monotonic()), frame.drawn
+        at, drawn = self.at(time.monotonic()), frame.render_inputs
         if drawn is not None and self.first_picture is None:
             self.first_picture = at
         if frame.is_avatar and self.first_avatar is None:
@@ -188,7 +188,7 @@ class Record:
             else:
                 self.host_bytes += size
 
-    def _follow(self, at: float, drawn: Drawn) -> None:
+    def _follow(self, at: float, drawn: RenderInputs) -> None:
         """Note a picture of the avatar if it belongs to a publication that is looked at."""
         fade, last = self.fades[-1] if self.fades else None, self._last
         if last is None:
@@ -199,7 +199,7 @@ class Record:
         elif fade is not None and fade.drawn[-1] is last and last.at - fade.drawn[0].at <= self._fade_s:
             fade.drawn.append(drawn)
 
-    def _begin_fade(self, at: float, last: Drawn, drawn: Drawn) -> None:
+    def _begin_fade(self, at: float, last: RenderInputs, drawn: RenderInputs) -> None:
         with self._lock:
             recent = {item.number: item for item in self._recent}
         before, after = recent.get(last.weights), recent.get(drawn.weights)

@@ -1,8 +1,7 @@
-"""Memory and threads of this process while a call goes on, and whether they grow."""
+"""Memory, threads and processor time of this process, sampled during a rehearsed call, and whether they grow."""
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -11,84 +10,96 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from telepresence.measure.bench.timing import resident_gb
+from telepresence.measure.machine import gpu_bytes_in_use, resident_bytes, thread_count, thread_cpu_s
 
 if TYPE_CHECKING:
     import torch
 
-EVERY_S: Final = 1.0
-SLOPE_S: Final = 30.0
-"""A slope over less time says nothing."""
-SAMPLES: Final = 3600
-"""More are thinned out, so that looking at memory does not take any."""
-CURVE: Final = 240
-"""Points of the curve of memory at most."""
+SAMPLE_INTERVAL_S: Final = 1.0
+"""Seconds between two samples of memory and threads; doubled whenever `MAX_SAMPLES` is reached."""
+MIN_SLOPE_S: Final = 30.0
+"""Shortest time in seconds over which a growth per hour is computed."""
+MAX_SAMPLES: Final = 3600
+"""Number of samples above which every second one is deleted, so that the measurement itself takes no memory."""
+MAX_CURVE_POINTS: Final = 240
+"""Maximum number of points of the curve of memory in the figures."""
 STAGES: Final = ("capture", "track", "render", "train", "supervise", "encode")
-"""Threads that a call has from its beginning to its end."""
+"""Names of the threads that run from the beginning of a call to its end."""
 
 
 Trend = dict[str, float | None]
+"""``end``, ``max`` and ``slope_per_hour`` of a quantity that was sampled during a call."""
 
 
 @dataclass(frozen=True)
-class Sample:
-    """MB (10^6 bytes) in RAM and on the device, and threads of the process, at a monotonic second."""
+class ResourceSample:
+    """Memory and threads of this process at one moment.
+
+    Attributes:
+        at: monotonic seconds.
+        host_mb: resident memory, 10^6 bytes.
+        device_mb: memory in use on the GPU, 10^6 bytes; None on a CPU.
+        threads: number of threads.
+    """
 
     at: float
-    host_mb: float | None
+    host_mb: float
     device_mb: float | None
     threads: int
 
 
 class ResourceMeter:
-    """Looks at memory and threads from `start` to `stop`, in a thread that sleeps otherwise.
+    """Samples memory and threads of this process in a background thread, from `start` to `stop`.
 
-    ``kept`` tells how many bytes, of the host and of the device, are held only in order to measure; they do not count.
+    ``held_bytes`` returns the bytes (of the host, of the device) that are held for the measurement alone; they are
+    subtracted from every sample.
+
+    Attributes:
+        samples: all samples so far, oldest first.
+        lost: names of `STAGES` whose thread had ended when `stop` was called.
+        cpu_s: seconds of processor time of the threads of `STAGES`; None where the system does not report them.
     """
 
-    def __init__(self, device: torch.device, kept: Callable[[], tuple[int, int]] = lambda: (0, 0)) -> None:
-        self.samples: list[Sample] = []
+    def __init__(self, device: torch.device, held_bytes: Callable[[], tuple[int, int]] = lambda: (0, 0)) -> None:
+        self.samples: list[ResourceSample] = []
         self.lost: list[str] = []
         self.cpu_s: dict[str, float | None] = {}
-        self._device, self._kept = device, kept
-        self._every = EVERY_S
-        self._done = threading.Event()
+        self._device, self._held_bytes = device, held_bytes
+        self._interval_s = SAMPLE_INTERVAL_S
+        self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="resources", daemon=True)
 
     def start(self) -> None:
+        """Start the sampling thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Look once more; every stage should still be there."""
-        self._done.set()
+        """Stop sampling and read the processor time of each stage; call it while the stages are still running."""
+        self._stopped.set()
         if self._thread.ident is not None:
             self._thread.join()
-        alive = {thread.name: thread.native_id for thread in threading.enumerate()}
-        self.lost = [name for name in STAGES if name not in alive]
-        self.cpu_s = {name: _cpu_seconds(alive[name]) for name in STAGES if name in alive}
+        running = {thread.name: thread.native_id for thread in threading.enumerate()}
+        spent = thread_cpu_s()
+        self.lost = [name for name in STAGES if name not in running]
+        self.cpu_s = {name: spent.get(running[name] or 0) for name in STAGES if name in running}
 
     def _run(self) -> None:
-        while not self._done.wait(self._every):
-            host, on_device = self._kept()
-            resident = resident_gb()
-            host_mb = 1000.0 * resident - host / 1e6 if resident is not None else None
-            self.samples.append(Sample(time.monotonic(), host_mb, self._device_mb(on_device), _threads()))
-            if len(self.samples) >= SAMPLES:
+        while not self._stopped.wait(self._interval_s):
+            on_host, on_device = self._held_bytes()
+            host_mb = (resident_bytes() - on_host) / 1e6
+            self.samples.append(ResourceSample(time.monotonic(), host_mb, self._device_mb(on_device), thread_count()))
+            if len(self.samples) >= MAX_SAMPLES:
                 del self.samples[::2]
-                self._every *= 2.0
+                self._interval_s *= 2.0
 
-    def _device_mb(self, kept: int) -> float | None:
-        if self._device.type != "cuda":
-            return None
-        import torch
-
-        free, total = torch.cuda.mem_get_info(self._device)
-        return (total - free - kept) / 1e6
+    def _device_mb(self, held: int) -> float | None:
+        return (gpu_bytes_in_use(self._device) - held) / 1e6 if self._device.type == "cuda" else None
 
     def figures(self) -> dict[str, Any]:
-        """How much at the end, at most, and how it grew.
+        """Trends of memory and threads, lost stages, processor time of each stage, and the curve of memory.
 
-        ``lost_threads`` names the stages that are gone, ``cpu_s`` the seconds of a core that each has taken.
+        Keys: ``host_mb``, ``device_mb`` and ``threads`` (`trend`), ``lost_threads``, ``cpu_s``, and ``curve``: at most
+        `MAX_CURVE_POINTS` samples, in seconds since the first.
         """
         return {
             "host_mb": self._trend(lambda sample: sample.host_mb),
@@ -103,41 +114,24 @@ class ResourceMeter:
                     "device_mb": s.device_mb,
                     "threads": s.threads,
                 }
-                for s in self.samples[:: 1 + len(self.samples) // CURVE]
+                for s in self.samples[:: 1 + len(self.samples) // MAX_CURVE_POINTS]
             ],
         }
 
-    def _trend(self, value: Callable[[Sample], float | None]) -> Trend | None:
+    def _trend(self, value: Callable[[ResourceSample], float | None]) -> Trend | None:
         known = [(sample.at, number) for sample in self.samples if (number := value(sample)) is not None]
         return trend(known) if known else None
 
 
 def trend(samples: Sequence[tuple[float, float]]) -> Trend:
-    """Of (seconds, value): the last, the largest, and the slope an hour over the second half (least squares).
+    """Last value, largest value, and growth per hour of (seconds, value) samples.
 
-    The slope is None where that half is shorter than `SLOPE_S`.
+    The growth is the least-squares slope over the second half of the samples; None if they span less than
+    `MIN_SLOPE_S`.
     """
     times, values = np.asarray(samples, dtype=np.float64).T
     half = len(values) // 2
     late, slope = times[half:] - times[half], None
-    if late[-1] >= SLOPE_S:
+    if late[-1] >= MIN_SLOPE_S:
         slope = 3600.0 * float(np.polyfit(late, values[half:], 1)[0])
     return {"end": float(values[-1]), "max": float(values.max()), "slope_per_hour": slope}
-
-
-def _cpu_seconds(thread: int | None) -> float | None:
-    """What a thread of this process has run for, without those that it started; None where the system does not say."""
-    try:
-        with open(f"/proc/self/task/{thread}/stat", encoding="ascii") as file:  # noqa: PTH123 - not a file on a disk
-            fields = file.read().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, AttributeError):
-        return None
-
-
-def _threads() -> int:
-    """All threads of the process, those of libraries too, where the system tells them."""
-    try:
-        return len(os.listdir("/proc/self/task"))  # noqa: PTH208 - names alone
-    except OSError:
-        return threading.active_count()

@@ -13,7 +13,7 @@ import torch
 
 from insta_runtime.errors import UserError
 from insta_runtime.evaluation.flip import flip_map
-from insta_runtime.evaluation.protocol import METRICS, REGIONS, Compared, Render, compare
+from insta_runtime.evaluation.protocol import METRICS, REGIONS, FrameComparison, Render, compare
 from insta_runtime.evaluation.regions import FaceRegions
 from insta_runtime.types import Bytes, Observation
 from telepresence.measure.report.charts import Line, chart
@@ -107,7 +107,7 @@ class _Seen:
         self._last_id: int | None = None
         self._torn = False
 
-    def take(self, compared: Compared, shown: Figures | None) -> None:
+    def take(self, compared: FrameComparison, shown: Figures | None) -> None:
         error = flip_map(compared.picture, compared.truth)
         frame = compared.observation.frame_id
         self._torn |= self._last_id is not None and frame != self._last_id + 1

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from insta_runtime.evaluation.protocol import Compared
+from insta_runtime.evaluation.protocol import FrameComparison
 from insta_runtime.types import Bytes
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def jpeg(rgb: Bytes) -> str:
     return _uri(_image(rgb), "JPEG", quality=JPEG_QUALITY, subsampling=0)
 
 
-def outlines(compared: Compared) -> str:
+def outlines(compared: FrameComparison) -> str:
     """The regions of a picture, as a transparent picture of their outlines."""
     from PIL import Image, ImageDraw
 
