@@ -35,16 +35,16 @@ def codecs() -> Iterator[Finding]:
     """Each is asked to encode something: that it is listed says nothing."""
     import av
 
-    from telepresence.streaming.video.encoder import nvenc_trouble, x264_trouble
+    from telepresence.streaming.video.encoder import nvenc_error, x264_error
 
-    x264 = x264_trouble()
+    x264 = x264_error()
     yield Finding(
         "H.264",
         f"x264 {'encodes' if x264 is None else f'does not encode: {x264}'}, FFmpeg {av.ffmpeg_version_info}",
         ok=x264 is None,
         advice="" if x264 is None else "pip install --force-reinstall av",
     )
-    nvenc = nvenc_trouble()
+    nvenc = nvenc_error()
     found = "encodes" if nvenc is None else f"not usable ({nvenc}): x264 is used"
     yield Finding("NVENC", found, ok=True if nvenc is None else None)
     for topic, trouble in (("VP8", _vp8_trouble()), ("Opus", _opus_trouble())):
@@ -65,7 +65,7 @@ def webrtc() -> Iterator[Finding]:
 
     from telepresence.streaming.rtc import aiortc_hooks
 
-    lacking = aiortc_hooks.missing()
+    lacking = aiortc_hooks.missing_names()
     version = importlib.metadata.version("aiortc")
     if lacking:
         advice = "pip install 'aiortc==1.16.*'"

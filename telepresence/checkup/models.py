@@ -11,7 +11,7 @@ from telepresence.checkup.finding import Finding
 
 def model_files(given: Path | None) -> Iterator[Finding]:
     """``given`` is a folder to look in before the user's cache."""
-    from telepresence.tracking.models import (
+    from telepresence.tracking.model_files import (
         LANDMARKER,
         SEGMENTER,
         SEGMENTER_LANDSCAPE,

@@ -19,7 +19,7 @@ ANSWER_S: Final = 1.0
 def ports() -> Iterator[Finding]:
     """Whether what a call listens at by default is free."""
     from telepresence.config import RunConfig
-    from telepresence.drivers.udp import BRIDGES
+    from telepresence.drivers.udp_bridge import BRIDGES
     from telepresence.streaming.settings import StreamSettings
 
     page = StreamSettings().port

@@ -1,7 +1,7 @@
 """How a new picture differs from what the avatar shows in the same state, and what that says: light, glasses, hat.
 
-`Onlooker` measures a picture: the error before and after the light was matched (a gain for each channel and one gamma),
-and where it is.  `Appearance` keeps what is usual, and is a pure function of measured looks: what is suddenly and
+`AppearanceProbe` measures a picture: the error before and after the light was matched (a gain for each channel and one gamma),
+and where it is.  `AppearanceBaseline` keeps what is usual, and is a pure function of measured looks: what is suddenly and
 lastingly otherwise is a change, of the light if matching it makes pictures better, or of the place that is worse off.
 """
 
@@ -69,7 +69,7 @@ LEARNED_DB: Final = 20.0
 """What is taken for usual of an avatar from an earlier call, before it is known."""
 
 
-class Place(StrEnum):
+class ImageRegion(StrEnum):
     """Where a picture differs."""
 
     EYES = "eyes"
@@ -77,7 +77,7 @@ class Place(StrEnum):
     REST = "rest"
 
 
-class Change(StrEnum):
+class AppearanceChange(StrEnum):
     """What changed about one and the same person: the light, what is around the eyes, or above the brows."""
 
     LIGHT = "light"
@@ -86,7 +86,7 @@ class Change(StrEnum):
 
 
 @dataclass(frozen=True)
-class Look:
+class AppearanceSample:
     """One picture against the avatar's: PSNR (dB) of the head as it is and with the light matched, and then by place.
 
     The places are around the eyes, above the brows, and all else; NaN where there is none of it in the picture.
@@ -112,24 +112,24 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Appearance:
+class AppearanceBaseline:
     """What looks are usual for a person, and which odd ones came since: a pure function of looks and their times.
 
     Only differences within a picture count: how well a picture is rendered at all differs from pose to pose.
     """
 
-    usual: tuple[Look, ...] = ()
-    odd: tuple[tuple[float, Look], ...] = ()
+    usual: tuple[AppearanceSample, ...] = ()
+    odd: tuple[tuple[float, AppearanceSample], ...] = ()
 
     @property
     def usual_db(self) -> float | None:
         """Median PSNR with the light matched, None before it is known."""
         return median(look.lit_db for look in self.usual) if len(self.usual) >= ENOUGH else None
 
-    def after(self, look: Look, now: float) -> tuple[Appearance, Change | None]:
+    def after(self, look: AppearanceSample, now: float) -> tuple[AppearanceBaseline, AppearanceChange | None]:
         """Take in a ``look`` of second ``now``; what has changed, said once."""
         if len(self.usual) < ENOUGH or self._odd(look) is None:
-            return Appearance((*self.usual, look)[-USUAL:]), None
+            return AppearanceBaseline((*self.usual, look)[-USUAL:]), None
         odd = (*self.odd, (now, look))[-MOST:]
         if len(odd) < LASTING or now - odd[0][0] < LASTING_S:
             return replace(self, odd=odd), None
@@ -137,17 +137,17 @@ class Appearance:
         if times < LASTING:
             return replace(self, odd=odd), None
         # From now on that is what is usual.
-        return Appearance(tuple(each for _, each in odd)), kind
+        return AppearanceBaseline(tuple(each for _, each in odd)), kind
 
-    def _odd(self, look: Look) -> Change | None:
+    def _odd(self, look: AppearanceSample) -> AppearanceChange | None:
         """What is odd about ``look``; None if it is as usual, or worse all over, as in a new pose."""
-        if self._above(look, Look.unlit_db) > LIGHT_DB:
-            return Change.LIGHT
-        places = {Change.EYES: self._above(look, Look.eyes_apart_db), Change.TOP: self._above(look, Look.top_apart_db)}
+        if self._above(look, AppearanceSample.unlit_db) > LIGHT_DB:
+            return AppearanceChange.LIGHT
+        places = {AppearanceChange.EYES: self._above(look, AppearanceSample.eyes_apart_db), AppearanceChange.TOP: self._above(look, AppearanceSample.top_apart_db)}
         worst = max(places, key=lambda place: places[place])
         return worst if places[worst] > PLACE_DB else None
 
-    def _above(self, look: Look, measure: Callable[[Look], float]) -> float:
+    def _above(self, look: AppearanceSample, measure: Callable[[AppearanceSample], float]) -> float:
         """By how many dB this is above what is usual and what varies; 0 where it is not known."""
         known = [value for each in self.usual if math.isfinite(value := measure(each))]
         value = measure(look)
@@ -159,7 +159,7 @@ class Appearance:
         return above if above > SURE_SD * deviation else 0.0
 
 
-class Onlooker:
+class AppearanceProbe:
     """Looks at pictures with a renderer of its own.  Belongs to the training thread."""
 
     def __init__(self, model: AvatarModel, backend: Backend) -> None:
@@ -172,11 +172,10 @@ class Onlooker:
         """Compare with this one from now on."""
         self._renderer.load(snapshot)
 
-    def look(self, observation: Observation) -> Look | None:
+    def look(self, observation: Observation) -> AppearanceSample | None:
         """The avatar in the observation's state against its picture; None if hardly any head is in it."""
-        from insta_runtime.learn.replay import premultiplied
 
-        truth, camera = premultiplied(observation, SIDE)
+        truth, camera = observation.premultiplied(SIDE)
         picture = self._renderer.render(observation.state, camera).rgba
         return compare(np.asarray(picture), truth.numpy(), self._eyes(observation.state, camera))
 
@@ -195,7 +194,7 @@ class Onlooker:
         )
 
 
-class Watch:
+class AppearanceMonitor:
     """Compares new pictures with what the avatar shows, now and then.
 
     `offer` and `consider` are called by the tracking thread, `work` by the training thread.
@@ -206,7 +205,7 @@ class Watch:
 
     def __init__(
         self,
-        onlooker: Callable[[], Onlooker],
+        onlooker: Callable[[], AppearanceProbe],
         learned: bool,
         stream: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
@@ -215,12 +214,12 @@ class Watch:
         ``stream`` gives the context in which weights are copied: the trainer's, which wrote them.
         """
         self.worse_db: float | None = None
-        self.appearance = Appearance()
+        self.appearance = AppearanceBaseline()
         self._make = onlooker
-        self._onlooker: Onlooker | None = None
+        self._onlooker: AppearanceProbe | None = None
         self._learned, self._stream = learned, stream
         self._newest: tuple[Observation, bool] | None = None
-        self._considered: list[Look] = []
+        self._considered: list[AppearanceSample] = []
         self._loaded: Snapshot | None = None
         self._due = 0.0
 
@@ -233,8 +232,8 @@ class Watch:
         """A picture of a face that may be somebody else's."""
         self._newest = observation, True
 
-    def work(self, shown: Snapshot, now: float, *, seldom: bool = False) -> Change | None:
-        """Look at the newest picture if it is time, with the weights ``shown``; what has changed, said once.
+    def work(self, shown: Snapshot, now: float, *, seldom: bool = False) -> AppearanceChange | None:
+        """AppearanceSample at the newest picture if it is time, with the weights ``shown``; what has changed, said once.
 
         ``seldom``: nothing is learned.  Once it is well known what is usual, people are looked at less often then.
         """
@@ -266,7 +265,7 @@ class Watch:
         self.appearance, change = self.appearance.after(look, now)
         return change
 
-    def _consider(self, look: Look) -> None:
+    def _consider(self, look: AppearanceSample) -> None:
         usual = self.appearance.usual_db
         if usual is None and self._learned:
             usual = LEARNED_DB
@@ -275,7 +274,7 @@ class Watch:
             self.worse_db = usual - median(each.lit_db for each in self._considered)
 
 
-def compare(picture: Float32, truth: Float32, eyes: Float64) -> Look | None:
+def compare(picture: Float32, truth: Float32, eyes: Float64) -> AppearanceSample | None:
     """Two premultiplied pictures (H, W, 4) of one state; ``eyes`` (2, 2) px.  None if hardly any head is in them."""
     head = np.maximum(picture[..., 3], truth[..., 3]) > 0.5
     both = np.minimum(picture[..., 3], truth[..., 3]) > 0.9
@@ -284,8 +283,8 @@ def compare(picture: Float32, truth: Float32, eyes: Float64) -> Look | None:
     matched = match_light(picture, truth, both)
     plain, lit = (_error(each, truth) for each in (picture, matched))
     where = _places(head.shape, eyes)
-    eyes_db, top_db, rest_db = (_decibel(lit[head & where[place]]) for place in Place)
-    return Look(_decibel(plain[head]), _decibel(lit[head]), eyes_db, top_db, rest_db)
+    eyes_db, top_db, rest_db = (_decibel(lit[head & where[place]]) for place in ImageRegion)
+    return AppearanceSample(_decibel(plain[head]), _decibel(lit[head]), eyes_db, top_db, rest_db)
 
 
 def match_light(picture: Float32, truth: Float32, where: Mask) -> Float32:
@@ -318,7 +317,7 @@ def _error(picture: Float32, truth: Float32) -> Float32:
     return error
 
 
-def _places(shape: tuple[int, ...], eyes: Float64) -> dict[Place, Mask]:
+def _places(shape: tuple[int, ...], eyes: Float64) -> dict[ImageRegion, Mask]:
     """The pixels (H, W) of each place."""
     y, x = np.mgrid[: shape[0], : shape[1]] + 0.5
     along = eyes[0] - eyes[1]
@@ -331,7 +330,7 @@ def _places(shape: tuple[int, ...], eyes: Float64) -> dict[Place, Mask]:
     above = ((x - middle[0]) * along[1] - (y - middle[1]) * along[0]) / apart
     around = (np.abs(above) < EYES) & (np.abs(side) < 2.5 * EYES)
     top = above > TOP
-    return {Place.EYES: around, Place.TOP: top, Place.REST: ~around & ~top}
+    return {ImageRegion.EYES: around, ImageRegion.TOP: top, ImageRegion.REST: ~around & ~top}
 
 
 def _decibel(error: Float32) -> float:

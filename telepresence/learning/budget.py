@@ -19,7 +19,7 @@ FLAT_DB: Final = 0.05
 """... by at least so much."""
 
 
-class Mode(StrEnum):
+class LearningMode(StrEnum):
     """What learning does; the values are what `/status` says."""
 
     WAITING = "waiting"  # it is not known yet who is there
@@ -30,7 +30,7 @@ class Mode(StrEnum):
 
 
 @dataclass(frozen=True)
-class Wants:
+class BudgetInputs:
     """What there is to learn at one moment.
 
     ``known``: there is an avatar to learn.  ``away``: nobody has been there for long.  ``news``: the monotonic
@@ -47,19 +47,19 @@ class Wants:
 
 
 @dataclass(frozen=True)
-class Budget:
+class LearningBudget:
     """What learning does and why, since when (monotonic seconds), and when the likeness last rose, and to what."""
 
-    mode: Mode = Mode.WAITING
+    mode: LearningMode = LearningMode.WAITING
     why: str = "nobody is known yet"
     since: float = 0.0
     risen: float = 0.0
     best_db: float | None = None
 
-    def after(self, wants: Wants, now: float) -> Budget:
+    def after(self, wants: BudgetInputs, now: float) -> LearningBudget:
         """The budget at ``now``, given what is known at that moment."""
         mode, why = self._mode(wants, now)
-        woken = self.mode is not Mode.LEARNING and mode is Mode.LEARNING
+        woken = self.mode is not LearningMode.LEARNING and mode is LearningMode.LEARNING
         budget = replace(self, mode=mode, why=why, since=self.since if mode is self.mode else now)
         likeness = wants.likeness_db
         if woken:  # whatever it was like before: there is something new to be like
@@ -68,17 +68,17 @@ class Budget:
             return replace(budget, risen=now, best_db=likeness)
         return budget
 
-    def _mode(self, wants: Wants, now: float) -> tuple[Mode, str]:
+    def _mode(self, wants: BudgetInputs, now: float) -> tuple[LearningMode, str]:
         if wants.failure is not None:
-            return Mode.FAILED, wants.failure
+            return LearningMode.FAILED, wants.failure
         if not wants.known:
-            return Mode.WAITING, "nobody is known yet"
+            return LearningMode.WAITING, "nobody is known yet"
         if wants.frozen:
-            return Mode.FROZEN, "it was asked for"
+            return LearningMode.FROZEN, "it was asked for"
         if wants.away:
-            return Mode.RESTING, "nobody is there"
+            return LearningMode.RESTING, "nobody is there"
         stale = wants.news is None or now - wants.news > NEWS_S
-        flat = self.mode is Mode.RESTING or now - self.risen > FLAT_S
+        flat = self.mode is LearningMode.RESTING or now - self.risen > FLAT_S
         if stale and flat and wants.likeness_db is not None:
-            return Mode.RESTING, "nothing new is to be learned"
-        return Mode.LEARNING, "there is something to learn"
+            return LearningMode.RESTING, "nothing new is to be learned"
+        return LearningMode.LEARNING, "there is something to learn"

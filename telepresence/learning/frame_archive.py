@@ -154,7 +154,7 @@ class FrameArchive:
 
 
 def _pages(folder: Path) -> list[Path]:
-    """The tracked folders of an album, the earliest first."""
+    """The tracked folders of an archive, the earliest first."""
     if not folder.is_dir():
         return []
     return sorted(page for page in folder.iterdir() if page.is_dir() and page.name.isdecimal())

@@ -119,7 +119,7 @@ class FacePoints:
 
 
 @dataclass(frozen=True)
-class View:
+class FaceProjection:
     """Where a state puts the places of a face: ``u``, ``v`` (N,) pixels; ``facing`` and ``inside`` (N,) bool."""
 
     u: Float64
@@ -128,7 +128,7 @@ class View:
     inside: Mask
 
     @staticmethod
-    def of(face: FacePoints, state: HeadState, camera: Camera) -> View | None:
+    def of(face: FacePoints, state: HeadState, camera: Camera) -> FaceProjection | None:
         """None for a state that is none: not finite, or behind the camera."""
         numbers = np.concatenate([np.ravel(value) for value in state.arrays().values()])
         if not np.isfinite(numbers).all():
@@ -141,7 +141,7 @@ class View:
         v = camera.fy * points[:, 1] / points[:, 2] + camera.cy
         towards = -(points * (face.normals @ rotation.T)).sum(axis=1) / np.linalg.norm(points, axis=1)
         inside = (u >= 1.0) & (v >= 1.0) & (u < camera.width - 1.0) & (v < camera.height - 1.0)
-        return View(u, v, towards > FACING, inside)
+        return FaceProjection(u, v, towards > FACING, inside)
 
     @property
     def width(self) -> float:
@@ -150,7 +150,7 @@ class View:
 
 
 @dataclass(frozen=True)
-class Signs:
+class FrameMetrics:
     """What a picture looks like, beyond where the face is.
 
     Attributes:
@@ -166,7 +166,7 @@ class Signs:
     colours: Float32
 
 
-def look(observation: Observation, view: View) -> Signs:
+def look(observation: Observation, view: FaceProjection) -> FrameMetrics:
     """Measure a picture whose face is in ``view``."""
     seen = view.facing & view.inside
     x, y = np.clip(view.u, 0, None).astype(np.intp), np.clip(view.v, 0, None).astype(np.intp)
@@ -179,7 +179,7 @@ def look(observation: Observation, view: View) -> Signs:
     )
     sharpness, scale = _sharpness(observation.rgb, view)
     matte = observation.alpha if observation.body is None else observation.body
-    return Signs(
+    return FrameMetrics(
         sharpness,
         scale,
         float((alpha < 128).mean()) if len(alpha) else 1.0,
@@ -196,7 +196,7 @@ class _Colours:
         self._mean = np.zeros((0, 3), dtype=np.float32)  # (N, 3)
         self._wander = np.zeros(0, dtype=np.float32)  # (N,) how far from it a place usually is
 
-    def strangeness(self, signs: Signs, view: View) -> float:
+    def strangeness(self, signs: FrameMetrics, view: FaceProjection) -> float:
         """Part of the visible face with other colours than usual, whatever the exposure; 0 while little is known."""
         seen = view.facing & view.inside
         if self._seen < KNOWN or not seen.any():
@@ -204,7 +204,7 @@ class _Colours:
         strange = self._differences(signs, seen) > np.maximum(OTHER_COLOUR, OTHER_THAN_USUAL * self._wander)
         return float(strange[seen].mean())
 
-    def learn(self, signs: Signs, view: View) -> None:
+    def learn(self, signs: FrameMetrics, view: FaceProjection) -> None:
         seen = view.facing & view.inside
         if not self._seen:
             self._mean, self._wander = signs.colours.copy(), np.zeros(len(seen), dtype=np.float32)
@@ -213,7 +213,7 @@ class _Colours:
         self._mean += rate[:, None] * (signs.colours - self._mean)
         self._seen += 1
 
-    def _differences(self, signs: Signs, seen: Mask) -> Float32:
+    def _differences(self, signs: FrameMetrics, seen: Mask) -> Float32:
         """(N,) from the mean, as a part of the face's brightness, after each channel's exposure is made alike."""
         if not seen.any():
             return np.zeros(len(seen), dtype=np.float32)
@@ -222,7 +222,7 @@ class _Colours:
         return np.asarray(np.abs(signs.colours - gain * self._mean).mean(axis=1) / brightness, dtype=np.float32)
 
 
-class Gate:
+class FrameFilter:
     """Decides which pictures one avatar learns from.  Belongs to the thread that offers them, but for `forget`.
 
     Args:
@@ -237,7 +237,7 @@ class Gate:
         self.taken, self.refused = 0, Counter[Reason]()
         self.news: float | None = None
         self._face, self._code = face, code
-        self._before: tuple[HeadState, View] | None = None
+        self._before: tuple[HeadState, FaceProjection] | None = None
         self._last = self._looked = -math.inf
         self._begin()
 
@@ -248,13 +248,13 @@ class Gate:
     def _begin(self) -> None:
         self._forgetting = False
         self._kept: deque[tuple[HeadState, Float32]] = deque(maxlen=COMPARED)
-        self._usual: deque[Signs] = deque(maxlen=WINDOW)
+        self._usual: deque[FrameMetrics] = deque(maxlen=WINDOW)
         self._looks: deque[tuple[float, float, float]] = deque(maxlen=WINDOW)  # hidden, vague, strange
         self._colours: dict[tuple[int, int], _Colours] = {}  # of the sides from which the face was seen
 
     def follow(self, observation: Observation) -> None:
         """See where a head has gone that is not to be judged now: what moves is told from frame to frame."""
-        view = View.of(self._face, observation.state, observation.camera)
+        view = FaceProjection.of(self._face, observation.state, observation.camera)
         self._before = (observation.state, view) if view is not None else None
 
     def judge(self, observation: Observation, now: float) -> Reason | None:
@@ -274,7 +274,7 @@ class Gate:
         self._last = now
         return None
 
-    def _reason(self, observation: Observation, before: tuple[HeadState, View] | None, now: float) -> Reason | None:
+    def _reason(self, observation: Observation, before: tuple[HeadState, FaceProjection] | None, now: float) -> Reason | None:
         state = observation.state
         if self._before is None or _jumped(before, state):
             return "mistracked"
@@ -302,7 +302,7 @@ class Gate:
             self.news = now
         return None
 
-    def _faults(self, signs: Signs, strange: float, speed: float) -> Iterator[Reason]:
+    def _faults(self, signs: FrameMetrics, strange: float, speed: float) -> Iterator[Reason]:
         """What is wrong with a picture, compared with those before."""
         if speed > FASTEST:
             yield "moving"
@@ -316,7 +316,7 @@ class Gate:
             yield "vague matte"
 
 
-def _jumped(before: tuple[HeadState, View] | None, state: HeadState) -> bool:
+def _jumped(before: tuple[HeadState, FaceProjection] | None, state: HeadState) -> bool:
     seconds = _elapsed(before[0], state) if before is not None else None
     if before is None or seconds is None:
         return False
@@ -329,7 +329,7 @@ def _elapsed(before: HeadState, state: HeadState) -> float | None:
     return seconds if 0.0 < seconds <= FRAME_S else None
 
 
-def _speed(before: tuple[HeadState, View] | None, state: HeadState, view: View) -> float:
+def _speed(before: tuple[HeadState, FaceProjection] | None, state: HeadState, view: FaceProjection) -> float:
     """How fast the face moves across the picture, in its widths a second; 0 if that is not known."""
     seconds = _elapsed(before[0], state) if before is not None else None
     if before is None or seconds is None:
@@ -351,7 +351,7 @@ def _same(state: HeadState, code: Float32, other: HeadState, other_code: Float32
     return near and math.hypot(moved, changed, _turn(state, other) / turn) < 1.0
 
 
-def _sharpness(rgb: Bytes, view: View) -> tuple[float, int]:
+def _sharpness(rgb: Bytes, view: FaceProjection) -> tuple[float, int]:
     """Fine detail of the face for its contrast, and the pixels that were averaged along a side."""
     height, width = rgb.shape[:2]
     left, right = (int(np.clip(edge, 0, width)) for edge in (view.u.min(), view.u.max()))

@@ -41,23 +41,23 @@ SPEECH: Final = 12
 
 
 @dataclass(frozen=True)
-class Wish:
+class Prompt:
     """Something to see, under the ``key`` of `/status`, and how to ask for it."""
 
     key: str
     hint: str
 
 
-WISHES: Final = (
-    Wish("ahead", "Look straight into the camera."),
-    Wish("left", "Turn your head to the left."),
-    Wish("right", "Turn your head to the right."),
-    Wish("talk", "Say a sentence or two."),
-    Wish("smile", "Smile, and show your teeth."),
-    Wish("up", "Look up a little."),
-    Wish("open", "Open your mouth."),
-    Wish("down", "Look down a little."),
-    Wish("brows", "Raise your eyebrows."),
+PROMPTS: Final = (
+    Prompt("ahead", "Look straight into the camera."),
+    Prompt("left", "Turn your head to the left."),
+    Prompt("right", "Turn your head to the right."),
+    Prompt("talk", "Say a sentence or two."),
+    Prompt("smile", "Smile, and show your teeth."),
+    Prompt("up", "Look up a little."),
+    Prompt("open", "Open your mouth."),
+    Prompt("down", "Look down a little."),
+    Prompt("brows", "Raise your eyebrows."),
 )
 """In the order in which they are asked for: what is seen most in a call comes first."""
 
@@ -66,7 +66,7 @@ WISHES: Final = (
 class Guidance:
     """How often each direction and expression has been seen.
 
-    ``ring`` counts `DIRECTIONS`, ``seen`` the keys of `WISHES` that ``head`` can show; ``spoken`` says of the
+    ``ring`` counts `DIRECTIONS`, ``seen`` the keys of `PROMPTS` that ``head`` can show; ``spoken`` says of the
     newest pictures whether the mouth moved since the one before, ``mouth`` how it stood in the newest.
     """
 
@@ -84,7 +84,7 @@ class Guidance:
             "smile": {"mouthSmileLeft", "mouthSmileRight"} <= units,
             "brows": "browInnerUp" in units,
         }
-        return Guidance(tuple(names), seen=tuple((wish.key, 0) for wish in WISHES if can.get(wish.key, True)))
+        return Guidance(tuple(names), seen=tuple((wish.key, 0) for wish in PROMPTS if can.get(wish.key, True)))
 
     def after(self, state: HeadState) -> Guidance:
         """With one more picture, in which the face was in ``state``."""
@@ -121,7 +121,7 @@ class Guidance:
     def hint(self) -> str | None:
         """What to ask for next; None when all that is asked for has been seen."""
         done = self.expressions
-        return next((wish.hint for wish in WISHES if not done.get(wish.key, True)), None)
+        return next((wish.hint for wish in PROMPTS if not done.get(wish.key, True)), None)
 
     def _enough(self, key: str) -> int:
         return 1 if key == "talk" else ENOUGH

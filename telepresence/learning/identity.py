@@ -6,7 +6,7 @@
     ASKING   neither proportions nor pictures can tell: somebody is asked, learning still pauses
     OTHER    somebody else: they get an avatar of their own
 
-Two things are measured: the misfit of the face with the calibrated proportions (`tracking.proportions`), whose mean
+Two things are measured: the residual of the face with the calibrated proportions (`tracking.proportions`), whose mean
 over a second or two tells people apart, and by how much the avatar, in the same states and with the light matched,
 renders the new pictures worse than usual (`appearance`).  Nobody's avatar moves with a face that is not likely theirs.
 
@@ -36,7 +36,7 @@ SKIPPED: Final = 3
 SOON: Final = 5
 """Pictures after these that give a first impression ..."""
 SOON_SAME_MM: Final = 0.6
-"""... that is enough with a misfit below this, and nothing strange about the pictures ..."""
+"""... that is enough with a residual below this, and nothing strange about the pictures ..."""
 LIKELY_MM: Final = 1.15
 """... and makes it likely below this: the avatar moves."""
 LOOK_S: Final = 1.5
@@ -46,7 +46,7 @@ PATIENCE_S: Final = 3.5
 """... and for so many before somebody is asked, or longer (`PICTURES_S`) while the avatar was not compared yet."""
 PICTURES_S: Final = 8.0
 SAME_MM: Final = 0.65
-"""The same person's misfit is below this ..."""
+"""The same person's residual is below this ..."""
 OTHER_MM: Final = 1.15
 """... another's above this; in between pictures decide."""
 ALIKE_DB: Final = 3.0
@@ -54,14 +54,14 @@ ALIKE_DB: Final = 3.0
 STRANGE_DB: Final = 8.0
 """... those of another by more than this."""
 WATCH_S: Final = 0.5
-"""Time constant of the misfit of a person who is known ..."""
+"""Time constant of the residual of a person who is known ..."""
 WATCH_MM: Final = 1.3
 """... above which it is looked at again whether it is still them."""
 JUMP_M: Final = 0.15
 """A head that moved so far from one picture to the next is perhaps another."""
 
 
-class Standing(StrEnum):
+class IdentityStatus(StrEnum):
     """Who the face before the camera is taken for."""
 
     KNOWN = "known"
@@ -71,33 +71,33 @@ class Standing(StrEnum):
 
 
 @dataclass(frozen=True)
-class Sighting:
+class IdentityEvidence:
     """What one picture says of who is in it.
 
     Attributes:
-        misfit: (N, 2) mm, None without a face.
+        residual: (N, 2) mm, None without a face.
         place: (3,) m, where the head is in camera space; None where it is not tracked.
         worse_db: by how much the avatar renders recent pictures of this face worse than usual; None if unknown.
         answer: what somebody said who was asked: True for the same person.
     """
 
-    misfit: Float32 | None
+    residual: Float32 | None
     place: Float32 | None = None
     worse_db: float | None = None
     answer: bool | None = None
 
 
 @dataclass(frozen=True)
-class Acquaintance:
+class IdentityVerifier:
     """What is known of who the face is, at second ``now``.
 
     Attributes:
         since: when the face was first seen that is being looked at; None before there is one.
         likely: whether a face that is looked at is likely the person: their avatar may move with it.
-        mm: the misfit of it all, None before it is known.
+        mm: the residual of it all, None before it is known.
     """
 
-    standing: Standing = Standing.KNOWN
+    standing: IdentityStatus = IdentityStatus.KNOWN
     since: float | None = None
     likely: bool = True
     mm: float | None = None
@@ -109,34 +109,34 @@ class Acquaintance:
     _gone: bool = False  # the last picture showed no face
 
     @staticmethod
-    def stored() -> Acquaintance:
+    def stored() -> IdentityVerifier:
         """With the person of an avatar of an earlier call: whoever comes first is looked at."""
-        return Acquaintance(Standing.LOOKING, likely=False)
+        return IdentityVerifier(IdentityStatus.LOOKING, likely=False)
 
     @property
     def settled(self) -> bool:
         """Whether the face is known to be the person's: it is learned from."""
-        return self.standing is Standing.KNOWN
+        return self.status is IdentityStatus.KNOWN
 
     @property
     def shows(self) -> bool:
         """Whether the person's avatar may move with this face."""
-        return self.settled or (self.likely and self.standing is not Standing.OTHER)
+        return self.settled or (self.likely and self.status is not IdentityStatus.OTHER)
 
-    def after(self, seen: Sighting, now: float) -> Acquaintance:
+    def after(self, seen: IdentityEvidence, now: float) -> IdentityVerifier:
         """Take in the picture of second ``now``."""
-        if self.standing is Standing.OTHER:
+        if self.status is IdentityStatus.OTHER:
             return self
-        if seen.answer is not None and self.standing is Standing.ASKING:
+        if seen.answer is not None and self.status is IdentityStatus.ASKING:
             return self._answered(seen.answer)
-        if seen.misfit is None:
+        if seen.residual is None:
             return replace(self, _place=None, _gone=True)
         looked = self._again(now) if self._anew(seen, now) else self
-        looked = looked._measured(seen.misfit, now)
+        looked = looked._measured(seen.residual, now)
         looked = replace(looked, _last=now, _place=seen.place, _gone=False)
         return looked._watched(now) if looked.settled else looked._decided(seen.worse_db, now)
 
-    def _anew(self, seen: Sighting, now: float) -> bool:
+    def _anew(self, seen: IdentityEvidence, now: float) -> bool:
         """Whether this may be another face than that of the last picture."""
         gone = self._last is not None and now - self._last > (LOST_S if self._gone else SILENT_S)
         moved = (
@@ -146,18 +146,18 @@ class Acquaintance:
         )
         return gone or moved
 
-    def _again(self, now: float) -> Acquaintance:
+    def _again(self, now: float) -> IdentityVerifier:
         return replace(
-            self, standing=Standing.LOOKING, since=now, likely=False, mm=None, _pictures=0, _mean=None, _place=None
+            self, standing=IdentityStatus.LOOKING, since=now, likely=False, mm=None, _pictures=0, _mean=None, _place=None
         )
 
-    def _measured(self, misfit: Float32, now: float) -> Acquaintance:
+    def _measured(self, residual: Float32, now: float) -> IdentityVerifier:
         """With the mean over all pictures of a face that is looked at, or over the last of one that is known."""
         pictures = self._pictures + 1
         since = now if self.since is None else self.since
         if not self.settled and pictures <= SKIPPED:
             return replace(self, _pictures=pictures, since=since)
-        beside = misfit if self._usual is None else misfit - self._usual
+        beside = residual if self._usual is None else residual - self._usual
         if self._mean is None:
             mean = beside
         elif self.settled:
@@ -168,10 +168,10 @@ class Acquaintance:
         mm = float(np.sqrt(np.square(mean).sum(1).mean()))
         return replace(self, _pictures=pictures, since=since, _mean=mean, mm=mm)
 
-    def _watched(self, now: float) -> Acquaintance:
+    def _watched(self, now: float) -> IdentityVerifier:
         return self._again(now) if self.mm is not None and self.mm > WATCH_MM else self
 
-    def _decided(self, worse_db: float | None, now: float) -> Acquaintance:
+    def _decided(self, worse_db: float | None, now: float) -> IdentityVerifier:
         seconds = now - (now if self.since is None else self.since)
         pictures = self._pictures - SKIPPED
         if self.mm is None or pictures < SOON:
@@ -184,16 +184,16 @@ class Acquaintance:
             return looked
         verdict = judge(self.mm, worse_db)
         if verdict is not None:
-            return looked._known() if verdict else replace(looked, standing=Standing.OTHER)
+            return looked._known() if verdict else replace(looked, standing=IdentityStatus.OTHER)
         patience = PATIENCE_S if worse_db is not None else PICTURES_S
-        return replace(looked, standing=Standing.ASKING) if seconds > patience else looked
+        return replace(looked, standing=IdentityStatus.ASKING) if seconds > patience else looked
 
-    def _known(self) -> Acquaintance:
-        return replace(self, standing=Standing.KNOWN, since=None, likely=True)
+    def _known(self) -> IdentityVerifier:
+        return replace(self, standing=IdentityStatus.KNOWN, since=None, likely=True)
 
-    def _answered(self, same: bool) -> Acquaintance:
+    def _answered(self, same: bool) -> IdentityVerifier:
         if not same:
-            return replace(self, standing=Standing.OTHER, likely=False)
+            return replace(self, standing=IdentityStatus.OTHER, likely=False)
         usual = self._mean
         if usual is not None and self._usual is not None:
             usual = usual + self._usual
@@ -201,7 +201,7 @@ class Acquaintance:
 
 
 def judge(mm: float, worse_db: float | None) -> bool | None:
-    """Whether a face with this misfit, and pictures so much worse than usual, is the person's; None if in doubt."""
+    """Whether a face with this residual, and pictures so much worse than usual, is the person's; None if in doubt."""
     if worse_db is None:
         return True if mm < SAME_MM else False if mm > OTHER_MM else None
     if mm < SAME_MM:

@@ -16,13 +16,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from insta_runtime.errors import UserError
-from telepresence.learning.appearance import Change, Onlooker, Watch
-from telepresence.learning.frame_archive import Album
-from telepresence.learning.frame_filter import FacePoints, Gate
+from telepresence.learning.appearance import AppearanceChange, AppearanceProbe, AppearanceMonitor
+from telepresence.learning.frame_archive import FrameArchive
+from telepresence.learning.frame_filter import FacePoints, FrameFilter
 from telepresence.learning.guidance import Guidance
-from telepresence.learning.likeness import SIDE, HeldBack, Judge, Score
-from telepresence.learning.publishing import Event, Publisher
-from telepresence.learning.saving import Save, Saver, stored_training
+from telepresence.learning.likeness import SIDE, HeldBackSet, LikenessMeter, LikenessScore
+from telepresence.learning.snapshot_gate import TrainingEvent, SnapshotGate
+from telepresence.learning.saving import SavePoint, AvatarWriter, stored_training
 from telepresence.runtime.scheduling import ray_part
 
 if TYPE_CHECKING:
@@ -92,10 +92,11 @@ class Learner:
         freeze: bool,
         backend: str,
         autosave_s: float = AUTOSAVE_S,
-        album: Album | None = None,
+        archive: FrameArchive | None = None,
+        halted: threading.Event | None = None,
     ) -> None:
         from insta_runtime.backends import choose_backend, make_renderer, make_trainer
-        from insta_runtime.learn.generative_replay import Recall
+        from insta_runtime.learn.generative_replay import GenerativeReplay
         from insta_runtime.learn.weight_exchange import WeightExchange
         from insta_runtime.render.coloured_mesh import ColouredMesh
         from insta_runtime.torso.layer import TorsoLayer
@@ -106,30 +107,30 @@ class Learner:
         self.loaded = avatar.steps > 0  # learned in an earlier call
         self.backend = choose_backend(backend, avatar.model)
         log.info("back end %s: %s", self.backend.kind, self.backend.reason)
-        self._recall: Recall | None = None
+        self._recall: GenerativeReplay | None = None
         if self.loaded and not freeze:  # before anything of the model is trained
             painter = partial(make_renderer, backend=self.backend)
-            self._recall = Recall(avatar.model, avatar.camera, painter, RECALLED)
+            self._recall = GenerativeReplay(avatar.model, avatar.camera, painter, RECALLED)
         self._next_recall = 0.0
         self.trainer = make_trainer(avatar.model, self.backend)
         self.trainer.steps = avatar.steps
         if not freeze and (training := stored_training(path, avatar)) is not None:
             self.trainer.resume(training)
-        self.gate = Gate(FacePoints.of(avatar.model), avatar.model.code.raw)
+        self.gate = FrameFilter(FacePoints.of(avatar.model), avatar.model.code.raw)
         self.exchange = WeightExchange()
         self.display = make_renderer(avatar.model, self.backend)
         self.mesh: ColouredMesh | None = None
         self.torso: TorsoLayer | None = avatar.part(TorsoLayer)
-        self._held_back = HeldBack(min(SIDE, avatar.model.config.learn.size))
-        judge = Judge(avatar.model, self.backend)
-        self._publisher = Publisher(self.trainer, judge, self._held_back, self.exchange)
-        self._saver = Saver(path, avatar, autosave_s, album)
-        self._album = album
-        self._stored = album.stored() if album is not None and not freeze else None
-        self._watch = Watch(partial(Onlooker, avatar.model, self.backend), self.loaded, self.trainer.on_stream)
-        self.halted = False  # somebody asked for it
+        self._held_back = HeldBackSet(min(SIDE, avatar.model.config.learn.size))
+        judge = LikenessMeter(avatar.model, self.backend)
+        self._publisher = SnapshotGate(self.trainer, judge, self._held_back, self.exchange)
+        self._saver = AvatarWriter(path, avatar, autosave_s, archive)
+        self._album = archive
+        self._stored = archive.stored() if archive is not None and not freeze else None
+        self._watch = AppearanceMonitor(partial(AppearanceProbe, avatar.model, self.backend), self.loaded, self.trainer.on_stream)
+        self.halted = halted if halted is not None else threading.Event()
         self._paused = False  # until it is known whose face is seen
-        self.changes: deque[Change] = deque(maxlen=8)  # of light, glasses, hair; whoever tells of them takes them out
+        self.changes: deque[AppearanceChange] = deque(maxlen=8)  # of light, glasses, hair; whoever tells of them takes them out
         self._colours = ColouredMesh(avatar.model.rig, avatar.model.shape)
         self._shoulders = TorsoLearner(avatar.model.config.torso.size, avatar.model.device)
         self._slow = SlowPose()
@@ -147,17 +148,17 @@ class Learner:
         self._seconds = avatar.seconds
 
     @property
-    def score(self) -> Score | None:
+    def score(self) -> LikenessScore | None:
         """Of what is shown, on pictures that were held back."""
         return self._publisher.score
 
     @property
     def learns(self) -> bool:
         """Whether pictures change the avatar."""
-        return not (self.freeze or self.halted)
+        return not (self.freeze or self.halted.is_set())
 
     @property
-    def published(self) -> Publisher:
+    def published(self) -> SnapshotGate:
         """What became of candidates."""
         return self._publisher
 
@@ -187,7 +188,7 @@ class Learner:
         if self.learns:
             self.trainer.add(observation)
             if self._album is not None:
-                self._album.offer(observation)
+                self._album.add(observation)
 
     def consider(self, observation: Observation) -> None:
         """Learn nothing until the next `offer`: whose face this is, is not known.  `worse_db` will help to tell."""
@@ -220,14 +221,12 @@ class Learner:
 
     def make_room(self, load: float) -> None:
         """Learn with fewer rays while the display needs the GPU: a picture took ``load`` of the time it has."""
-        from insta_runtime.native.trainer import NativeTrainer
-
-        if self.backend.kind == "cuda" and isinstance(self.trainer, NativeTrainer):
+        if self.backend.kind == "cuda":
             self._ray_part = ray_part(self._ray_part, load)
-            self.trainer.set_budget(self._ray_part)
+            self.trainer.set_ray_share(self._ray_part)
 
     def autosave(self, now: float) -> None:
-        """Save what is shown if it is time; never waits."""
+        """SavePoint what is shown if it is time; never waits."""
         if self._saver.due(now) and self._publisher.good.steps != self._saver.steps:
             self._saver.start(self._save_of(self._publisher.good))
 
@@ -246,7 +245,7 @@ class Learner:
             raise UserError(self._saver.trouble)
         return True
 
-    def events(self) -> list[Event]:
+    def events(self) -> list[TrainingEvent]:
         """What has happened to the avatar's weights since this was last asked, for `/status`."""
         return [self._publisher.events.popleft() for _ in range(len(self._publisher.events))]
 
@@ -260,10 +259,10 @@ class Learner:
         """Why the avatar could not be saved last; None if it could."""
         return self._saver.trouble
 
-    def turn_page(self) -> None:
+    def start_epoch(self) -> None:
         """The light, glasses or a hat have changed: old pictures fade, and are no measure any more."""
         self._held_back.forget_older()
-        self.trainer.replay.turn_page()
+        self.trainer.replay.start_epoch()
         self.gate.forget()
 
     def _look(self, now: float) -> None:
@@ -275,13 +274,13 @@ class Learner:
         if change is not None:
             self.changes.append(change)
             if self.learns:
-                self.turn_page()
+                self.start_epoch()
 
-    def _save_of(self, state: TrainingState) -> Save:
+    def _save_of(self, state: TrainingState) -> SavePoint:
         if self.torso is not None:
             self.avatar.attach(self.torso)
         self.avatar.update(state.shown, state.steps, self._seconds)
-        return Save.of(self.avatar.record(), state, self.trainer)
+        return SavePoint.of(self.avatar.record(), state, self.trainer)
 
     def _behind(self, now: float) -> bool:
         """Whether training has not learned enough yet from the pictures that were taken."""
@@ -322,10 +321,10 @@ class Learner:
             if observation is None:
                 self._stored = None
             else:
-                self.trainer.replay.recall(observation)
+                self.trainer.add_recalled(observation)
         elif self._recall is None:
             return
-        elif not self._recall.give(self.trainer.replay):
+        elif not self._recall.add_next(self.trainer):
             self._recall = None
         done = time.monotonic()
         self._next_recall = done + (done - began) / RECALL_PART

@@ -31,7 +31,7 @@ OLDER: Final = 4
 
 
 @dataclass(frozen=True)
-class Score:
+class LikenessScore:
     """Mean PSNR (dB, head region) of the avatar and of the coloured mesh on held-back pictures, after ``steps``."""
 
     avatar_db: float
@@ -44,7 +44,7 @@ class Score:
 
 
 @dataclass
-class Held:
+class HeldBackFrame:
     """A picture that is measured on.  Belongs to the training thread.
 
     Attributes:
@@ -61,15 +61,14 @@ class Held:
     mesh_db: float = math.nan
 
     @staticmethod
-    def of(observation: Observation, side: int) -> Held:
+    def of(observation: Observation, side: int) -> HeldBackFrame:
         import torch
 
         from insta_runtime.evaluation.metrics import head_mask, over_white
-        from insta_runtime.learn.replay import premultiplied
 
-        rgba, camera = premultiplied(observation, side)
+        rgba, camera = observation.premultiplied(side)
         alpha = (rgba[..., 3] * 255.0).to(torch.uint8).numpy()
-        return Held(observation.state, camera, over_white(rgba), head_mask(alpha))
+        return HeldBackFrame(observation.state, camera, over_white(rgba), head_mask(alpha))
 
     def psnr(self, picture: RenderedFrame) -> float:
         """Of a picture of this state by this camera, over white, in the head region."""
@@ -79,13 +78,13 @@ class Held:
 
 
 @dataclass
-class HeldBack:
+class HeldBackSet:
     """The pictures to measure on.  `pictures` belongs to the training thread, the rest may be called from any."""
 
     side: int = SIDE
     _new: list[Observation] = field(default_factory=list)
-    _recent: list[Held] = field(default_factory=list)
-    _older: list[Held] = field(default_factory=list)
+    _recent: list[HeldBackFrame] = field(default_factory=list)
+    _older: list[HeldBackFrame] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _forget: bool = False
 
@@ -98,7 +97,7 @@ class HeldBack:
         with self._lock:
             self._forget = True
 
-    def pictures(self) -> list[Held]:
+    def pictures(self) -> list[HeldBackFrame]:
         """The older ones, then the newest."""
         with self._lock:
             new, self._new = self._new, []
@@ -106,12 +105,12 @@ class HeldBack:
         if forget:
             self._older.clear()
         for observation in new:
-            self._recent.append(Held.of(observation, self.side))
+            self._recent.append(HeldBackFrame.of(observation, self.side))
             if len(self._recent) > RECENT:
                 self._keep(self._recent.pop(0))
         return [*self._older, *self._recent]
 
-    def _keep(self, held: Held) -> None:
+    def _keep(self, held: HeldBackFrame) -> None:
         """Keep it among the older ones; where there is no room, of the two that are most alike the earlier one goes."""
         self._older.append(held)
         if len(self._older) > OLDER:
@@ -128,7 +127,7 @@ def look(state: HeadState) -> Float32:
     return np.concatenate(parts).astype(np.float32)
 
 
-class Judge:
+class LikenessMeter:
     """Measures snapshots and the coloured mesh on held-back pictures.  Belongs to the training thread."""
 
     def __init__(self, model: AvatarModel, backend: Backend) -> None:
@@ -140,10 +139,10 @@ class Judge:
         """Measure this one from now on."""
         self._renderer.load(snapshot)
 
-    def avatar_db(self, held: Held) -> float:
+    def avatar_db(self, held: HeldBackFrame) -> float:
         return held.psnr(self._renderer.render(held.state, held.camera))
 
-    def mesh_db(self, held: Held, mesh: ColouredMesh) -> float:
+    def mesh_db(self, held: HeldBackFrame, mesh: ColouredMesh) -> float:
         return held.psnr(mesh.render(held.state, held.camera))
 
 

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     import torch
 
     from insta_runtime.avatar import Avatar, Record
-    from insta_runtime.backends import AnyTrainer
+    from insta_runtime.learn.trainer import Trainer
     from insta_runtime.learn.training_state import TrainingState
-    from telepresence.learning.frame_archive import Album
+    from telepresence.learning.frame_archive import FrameArchive
 
 log = logging.getLogger("telepresence")
 
@@ -43,7 +43,7 @@ def training_file(path: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class Save:
+class SavePoint:
     """One save: an avatar and its training as they were at one moment.
 
     ``written`` are the events of a GPU after which they are whole.
@@ -54,19 +54,19 @@ class Save:
     written: tuple[torch.cuda.Event, ...] = ()
 
     @staticmethod
-    def of(record: Record, training: TrainingState, trainer: AnyTrainer) -> Save:
+    def of(record: Record, training: TrainingState, trainer: Trainer) -> SavePoint:
         """What was copied on the streams of the caller and of ``trainer``."""
         device = trainer.model.device
         if device.type != "cuda":
-            return Save(record, training)
+            return SavePoint(record, training)
         import torch
 
         with trainer.on_stream():
             learned = torch.cuda.current_stream(device).record_event()
-        return Save(record, training, (learned, torch.cuda.current_stream(device).record_event()))
+        return SavePoint(record, training, (learned, torch.cuda.current_stream(device).record_event()))
 
 
-class Saver:
+class AvatarWriter:
     """Writes saves to ``path``, one at a time.  Belongs to the thread that learns.
 
     Attributes:
@@ -74,9 +74,9 @@ class Saver:
         trouble: why the last attempt failed, None if it did not.
     """
 
-    def __init__(self, path: Path, avatar: Avatar, every_s: float, album: Album | None = None) -> None:
-        """``album`` is written with each save."""
-        self.path, self.steps, self.every_s, self.album = path, avatar.steps, every_s, album
+    def __init__(self, path: Path, avatar: Avatar, every_s: float, archive: FrameArchive | None = None) -> None:
+        """``archive`` is written with each save."""
+        self.path, self.steps, self.every_s, self.archive = path, avatar.steps, every_s, archive
         self._spoilt = avatar.spoilt  # what is damaged must not take the place of what is not
         self.sha256: str | None = None
         self.trouble: str | None = None
@@ -89,7 +89,7 @@ class Saver:
         """Whether it is time for the next save, and none is under way."""
         return now >= self._due and not self._busy()
 
-    def start(self, save: Save) -> None:
+    def start(self, save: SavePoint) -> None:
         """Write ``save`` in the background, once the one under way is done."""
         self.finish()
         self._due = time.monotonic() + self.every_s
@@ -105,13 +105,13 @@ class Saver:
     def _busy(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
 
-    def _run(self, save: Save) -> None:
+    def _run(self, save: SavePoint) -> None:
         began = time.monotonic()
         try:
             self.sha256 = self._write(save)
             self.steps, self._spoilt = save.training.steps, False
-            if self.album is not None:
-                self.album.write()
+            if self.archive is not None:
+                self.archive.write()
             self.trouble = None
         except UserError as error:
             self.trouble = str(error)
@@ -123,7 +123,7 @@ class Saver:
         wait = RETRY_S if self.trouble is not None else max(self.every_s, took / SAVE_PART)
         self._due = began + wait
 
-    def _write(self, save: Save) -> str:
+    def _write(self, save: SavePoint) -> str:
         if not save.written:
             return write(self.path, save, keep=not self._spoilt)
         import torch
@@ -135,13 +135,13 @@ class Saver:
             return write(self.path, save, keep=not self._spoilt)
 
 
-def write(path: Path, save: Save, *, keep: bool) -> str:
+def write(path: Path, save: SavePoint, *, keep: bool) -> str:
     """Write both files, and ``keep`` those before them; returns the avatar's seal.
 
     UserError if they cannot be written; what was there stays.
     """
     sha256 = files.seal_of(save.record.header, save.record.tensors)
-    files.write(training_file(path), *save.training.record(sha256), keep=keep)
+    files.write(training_file(path), *save.training.file_contents(sha256), keep=keep)
     return save.record.write(path, keep=keep)
 
 

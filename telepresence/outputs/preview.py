@@ -19,10 +19,10 @@ from multiprocessing.connection import Connection
 from typing import Any, Final
 
 from insta_runtime.errors import UserError
-from telepresence.outputs.ring import SharedRing
-from telepresence.outputs.shots import CAPACITY, Shot
-from telepresence.outputs.window import FIGURES_BYTES, Rings, open_window
-from telepresence.runtime.frames import ShownFrame, TrackedFrame
+from telepresence.outputs.shared_ring import SharedRing
+from telepresence.outputs.preview_image import CAPACITY, PreviewImage
+from telepresence.outputs.window import FIGURES_BYTES, RingNames, open_window
+from telepresence.runtime.frames import OutputFrame, TrackedFrame
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ NOTICE_S: Final = 4.0
 """For so long the window says why something that was asked for cannot be."""
 
 
-class Wish(StrEnum):
+class PreviewCommand(StrEnum):
     """What a key in the window asks of the call."""
 
     QUIT = "quit"
@@ -47,7 +47,7 @@ class PreviewWindow:
     only closes it.
     """
 
-    def __init__(self, wish: Callable[[Wish], None], title: str = "Telepresence") -> None:
+    def __init__(self, wish: Callable[[PreviewCommand], None], title: str = "Telepresence") -> None:
         """``wish`` is called on a thread of the window's own; UserError says why it cannot be granted."""
         self._wish = wish
         self._title = title
@@ -67,7 +67,7 @@ class PreviewWindow:
         context = multiprocessing.get_context("spawn")
         self._rings = (SharedRing(CAPACITY), SharedRing(CAPACITY), SharedRing(FIGURES_BYTES))
         self._words, theirs = context.Pipe()
-        rings = Rings(*(ring.name for ring in self._rings))
+        rings = RingNames(*(ring.name for ring in self._rings))
         self._process = context.Process(
             target=open_window, args=(rings, theirs, self._title), name="preview", daemon=True
         )
@@ -81,17 +81,17 @@ class PreviewWindow:
         """Whether the window's process runs."""
         return self._process is not None and self._process.is_alive()
 
-    def show(self, frame: ShownFrame) -> None:
+    def push_frame(self, frame: OutputFrame) -> None:
         """``frame`` is what viewers see now."""
-        self._write(0, Shot(frame.t_capture_ns, frame.rgb, drawn=frame.drawn is not None).parts())
+        self._write(0, PreviewImage(frame.t_capture_ns, frame.rgb, drawn=frame.render_inputs is not None).parts())
 
-    def see(self, tracked: TrackedFrame) -> None:
+    def push_camera_frame(self, tracked: TrackedFrame) -> None:
         """``tracked`` is what the camera sees now."""
         observation = tracked.observation
         matte = observation.alpha if observation is not None else None
-        self._write(1, Shot(tracked.t_capture_ns, tracked.crop_rgb, matte).parts())
+        self._write(1, PreviewImage(tracked.t_capture_ns, tracked.crop_rgb, matte).parts())
 
-    def tell(self, status: Mapping[str, Any]) -> None:
+    def push_status(self, status: Mapping[str, Any]) -> None:
         """How the call stands, by the names of `/status`; for the line below the pictures."""
         text, until = self._notice
         figures = {name: status.get(name) for name in ("state", "psnr_db", "viewers", "driver")}
@@ -130,13 +130,13 @@ class PreviewWindow:
                 if word == "failed":
                     log.warning("no preview: %s; the call goes on", text)
                     return
-                self._grant(Wish(word))
+                self._grant(PreviewCommand(word))
         except (EOFError, OSError):
             if not self._stopping:
                 log.info("the preview window is closed; the call goes on")
 
-    def _grant(self, wish: Wish) -> None:
-        self._stopping = self._stopping or wish is Wish.QUIT
+    def _grant(self, wish: PreviewCommand) -> None:
+        self._stopping = self._stopping or wish is PreviewCommand.QUIT
         try:
             self._wish(wish)
         except UserError as error:

@@ -17,8 +17,8 @@ from insta_runtime.errors import UserError
 from insta_runtime.files import atomic_file
 from insta_runtime.tracked import GrowingTake
 from insta_runtime.types import HeadState
-from telepresence.runtime.audio import CHANNELS, RATE, TOLERANCE_S, Samples, SoundBus, SoundChunk, Timeline
-from telepresence.runtime.frames import ShownFrame
+from telepresence.runtime.audio import CHANNELS, RATE, TOLERANCE_S, Samples, AudioBus, AudioChunk, AudioTimeline
+from telepresence.runtime.frames import OutputFrame
 from telepresence.runtime.mailbox import Mailbox
 from telepresence.runtime.policy import one_line
 
@@ -61,14 +61,14 @@ class Recorder:
     recording ends, and the call goes on.
     """
 
-    def __init__(self, path: Path, fps: int, head_sha256: str, sound: SoundBus, failed: Callable[[str], None]) -> None:
+    def __init__(self, path: Path, fps: int, head_sha256: str, sound: AudioBus, failed: Callable[[str], None]) -> None:
         """``fps`` is nominal; ``failed`` hears, at most once, why nothing is recorded any more."""
         self._path, self._fps, self._sha256, self._bus, self._failed = path, fps, head_sha256, sound, failed
-        self._pictures: Mailbox[ShownFrame] = Mailbox("recorder")
-        self._chunks: deque[SoundChunk] = deque(maxlen=BACKLOG)
+        self._pictures: Mailbox[OutputFrame] = Mailbox("recorder")
+        self._chunks: deque[AudioChunk] = deque(maxlen=BACKLOG)
         self._stopping = threading.Event()
         self._film: _Film | None = None
-        self._newest: ShownFrame
+        self._newest: OutputFrame
         self._takes = _Takes(path, fps, head_sha256)
         self._thread = threading.Thread(target=self._run, name="record", daemon=True)
 
@@ -87,7 +87,7 @@ class Recorder:
         self._bus.listen(self._chunks.append)
         self._thread.start()
 
-    def show(self, frame: ShownFrame) -> None:
+    def push_frame(self, frame: OutputFrame) -> None:
         """Record ``frame`` from its capture time on; never waits, any thread."""
         self._pictures.put(frame)
 
@@ -144,7 +144,7 @@ class Recorder:
 class _Film:
     """The video file, from the first picture on; belongs to the thread ``record``."""
 
-    def __init__(self, path: Path, fps: int, first: ShownFrame) -> None:
+    def __init__(self, path: Path, fps: int, first: OutputFrame) -> None:
         import av
 
         self._origin_ns = first.t_capture_ns
@@ -161,7 +161,7 @@ class _Film:
         audio.bit_rate = SOUND_BITRATE
         self._video, self._audio = video, audio
         self._waiting: Samples = np.zeros((0, CHANNELS), np.int16)  # for a whole packet
-        self._line = Timeline()
+        self._line = AudioTimeline()
         self._line.begin(self._origin_ns + PRIMING * 1e9 / RATE)
         self._silent = True  # so far
         self._last: av.VideoFrame | None = None
@@ -169,7 +169,7 @@ class _Film:
         self._shown_at = 0.0  # monotonic seconds
         self._keyframe_pts = -CLOCK_RATE * 1_000
 
-    def picture(self, frame: ShownFrame) -> int | None:
+    def picture(self, frame: OutputFrame) -> int | None:
         """Append ``frame``; its time in the video in ns, None where a later one is there already."""
         import av
 
@@ -184,7 +184,7 @@ class _Film:
         """Append the last picture once more, as nothing has moved since; its time in the video in ns."""
         return self._write(self._last_pts + round((time.monotonic() - self._shown_at) * CLOCK_RATE))
 
-    def sound(self, chunk: SoundChunk) -> None:
+    def sound(self, chunk: AudioChunk) -> None:
         """Append ``chunk`` at its capture time."""
         if not self._line.end_ns < chunk.end_ns < time.monotonic_ns() + MAX_AHEAD_S * 1e9:
             return
@@ -221,7 +221,7 @@ class _Film:
         """Fill up to ``until_ns`` in steps of a second."""
         while (missing := round((until_ns - self._line.end_ns) * 1e-9 * RATE)) > TOLERANCE_S * RATE:
             silence = np.zeros((min(missing, RATE), CHANNELS), np.int16)
-            self._encode(self._line.append(SoundChunk(round(self._line.end_ns), silence)))
+            self._encode(self._line.append(AudioChunk(round(self._line.end_ns), silence)))
             self._silent = True
 
     def _encode(self, samples: Samples) -> None:
@@ -250,11 +250,11 @@ class _Takes:
         self._written = 0
         self._next = 0.0
 
-    def add(self, frame: ShownFrame, at_ns: int) -> None:
+    def add(self, frame: OutputFrame, at_ns: int) -> None:
         """The state of the picture that the video has at ``at_ns``; of a card, the last one, not valid."""
         from insta_runtime.head import fingerprint
 
-        drawn = frame.drawn
+        drawn = frame.render_inputs
         if drawn is not None and drawn.shape is not None:
             whose = fingerprint(drawn.shape)
             if whose != self._whose:

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final
 
-from telepresence.runtime.clock import Ratekeeper
-from telepresence.runtime.frames import ShownFrame
+from telepresence.runtime.clock import LoopTimer
+from telepresence.runtime.frames import OutputFrame
 from telepresence.runtime.policy import one_line
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class VirtualCamera:
     def __init__(self, side: int, fps: int, failed: Callable[[str], None]) -> None:
         """``side`` of the pictures, px; ``failed`` hears, at most once, why nothing is shown."""
         self._side, self._fps, self._failed = side, fps, failed
-        self._newest: ShownFrame | None = None
+        self._newest: OutputFrame | None = None
         self._stopping = threading.Event()
         self._camera: Camera | None = None
         self._thread = threading.Thread(target=self._run, name="virtual camera", daemon=True)
@@ -54,7 +54,7 @@ class VirtualCamera:
         log.info("the avatar is the camera %s", self._camera.device, extra={"event": "virtual_camera"})
         return self._thread.start()
 
-    def show(self, frame: ShownFrame) -> None:
+    def push_frame(self, frame: OutputFrame) -> None:
         """Make ``frame`` what the camera sees; never waits, any thread."""
         self._newest = frame
 
@@ -72,7 +72,7 @@ class VirtualCamera:
     def _run(self) -> None:
         camera = self._camera
         assert camera is not None, "it was opened"
-        pace = Ratekeeper(self._fps)
+        pace = LoopTimer(self._fps)
         try:
             while pace.wait(self._stopping):
                 if self._newest is not None:

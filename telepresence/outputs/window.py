@@ -9,8 +9,8 @@ from collections import deque
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from telepresence.outputs.ring import SharedRing
-from telepresence.outputs.shots import CAPACITY, GAIN, Difference, Shot, View
+from telepresence.outputs.shared_ring import SharedRing
+from telepresence.outputs.preview_image import CAPACITY, GAIN, ImageDifference, PreviewImage, PreviewView
 
 if TYPE_CHECKING:
     import pygame
@@ -50,7 +50,7 @@ KEYS: Final = (
 )
 
 
-class Rings(NamedTuple):
+class RingNames(NamedTuple):
     """The names of the rings that feed the window: what viewers see, what the camera sees, figures."""
 
     shown: str
@@ -58,7 +58,7 @@ class Rings(NamedTuple):
     figures: str
 
 
-def open_window(rings: Rings, words: Connection, title: str) -> None:
+def open_window(rings: RingNames, words: Connection, title: str) -> None:
     """Open a window and keep it until it is closed or ``words`` brings any word, or ends.
 
     What is asked for goes out through ``words``: ``(wish, "")``; or ``("failed", why)`` if there can be no window.
@@ -78,7 +78,7 @@ def open_window(rings: Rings, words: Connection, title: str) -> None:
     except pygame.error as error:
         words.send(("failed", f"no window can be opened here ({str(error).lower()})"))
         return
-    feed = Feed(rings)
+    feed = PreviewReceiver(rings)
     try:
         _run(window, feed, words)
     except (EOFError, OSError):  # the daemon is gone
@@ -88,18 +88,18 @@ def open_window(rings: Rings, words: Connection, title: str) -> None:
         pygame.quit()
 
 
-class Feed:
+class PreviewReceiver:
     """What has come from the daemon: the newest pictures, those that belong together, figures."""
 
-    def __init__(self, rings: Rings) -> None:
+    def __init__(self, rings: RingNames) -> None:
         self._rings = SharedRing(CAPACITY, rings.shown), SharedRing(CAPACITY, rings.camera)
         self._figures_ring = SharedRing(FIGURES_BYTES, rings.figures)
         self._sequences = [0, 0, 0]
-        self._seen: deque[Shot] = deque(maxlen=REMEMBERED)
+        self._seen: deque[PreviewImage] = deque(maxlen=REMEMBERED)
         self._camera_at = 0.0
         self._drawn: deque[tuple[float, float]] = deque()  # when a head was shown, and how old it was, s
-        self.shown: Shot | None = None
-        self._pair: tuple[Shot, Shot] | None = None
+        self.shown: PreviewImage | None = None
+        self._pair: tuple[PreviewImage, PreviewImage] | None = None
         self._paired_at = 0.0
         self.figures: dict[str, Any] = {}
 
@@ -107,10 +107,10 @@ class Feed:
         """Take over what is new; whether anything was that is to be seen, as pictures of the ``camera`` may be."""
         fresh = False
         if (data := self._next(1, self._rings[1])) is not None:
-            self._seen.append(Shot.read(data))
+            self._seen.append(PreviewImage.read(data))
             self._camera_at, fresh = time.monotonic(), camera
         if (data := self._next(0, self._rings[0])) is not None:
-            self.shown, fresh = Shot.read(data), True
+            self.shown, fresh = PreviewImage.read(data), True
             if self.shown.drawn:
                 self._drawn.append((time.monotonic(), (time.monotonic_ns() - self.shown.t_capture_ns) / 1e9))
         if (data := self._next(2, self._figures_ring)) is not None:
@@ -125,12 +125,12 @@ class Feed:
         return fresh
 
     @property
-    def camera(self) -> Shot | None:
+    def camera(self) -> PreviewImage | None:
         """What the camera sees; None while it shows nothing."""
         return self._seen[-1] if self._seen and time.monotonic() - self._camera_at < STALE_S else None
 
     @property
-    def pair(self) -> tuple[Shot, Shot] | None:
+    def pair(self) -> tuple[PreviewImage, PreviewImage] | None:
         """A head that was drawn, and the camera's picture of that moment; None while the camera does not drive it."""
         return self._pair if time.monotonic() - self._paired_at < STALE_S else None
 
@@ -158,18 +158,18 @@ class Feed:
         return record.data
 
 
-def _run(window: pygame.Window, feed: Feed, words: Connection) -> None:
+def _run(window: pygame.Window, feed: PreviewReceiver, words: Connection) -> None:
     import pygame
 
     clock = pygame.time.Clock()
-    face = Face()
+    face = PreviewPainter()
     wishes = {pygame.K_m: "mute", pygame.K_c: "calibrate", pygame.K_f: "freeze", pygame.K_q: "quit"}
-    views = dict(zip((pygame.K_1, pygame.K_2, pygame.K_3, pygame.K_4), View, strict=True))
+    views = dict(zip((pygame.K_1, pygame.K_2, pygame.K_3, pygame.K_4), PreviewView, strict=True))
     stale = True
 
-    def show(view: View) -> None:
-        if (view is View.BOTH) is not (face.view is View.BOTH):
-            _widen(window, 2.0 if view is View.BOTH else 0.5)
+    def show(view: PreviewView) -> None:
+        if (view is PreviewView.BOTH) is not (face.view is PreviewView.BOTH):
+            _widen(window, 2.0 if view is PreviewView.BOTH else 0.5)
         face.view = view
 
     while not words.poll():  # a word from the daemon, or the end of the pipe: either way, close
@@ -184,30 +184,30 @@ def _run(window: pygame.Window, feed: Feed, words: Connection) -> None:
                 elif event.key in views:
                     show(views[event.key])
                 elif event.key == pygame.K_v:
-                    every = list(View)
+                    every = list(PreviewView)
                     show(every[(every.index(face.view) + 1) % len(every)])
                 elif event.key == pygame.K_i:
                     face.bar = not face.bar
                 elif event.key == pygame.K_h:
                     face.keys = not face.keys
             stale = True
-        if feed.refresh(camera=face.view in (View.CAMERA, View.BOTH)) or stale:
+        if feed.refresh(camera=face.view in (PreviewView.CAMERA, PreviewView.BOTH)) or stale:
             face.draw(window.get_surface(), feed)
             window.flip()
             stale = False
         clock.tick(REFRESH)
 
 
-class Face:
+class PreviewPainter:
     """How the window looks: which ``view`` there is, whether with the ``bar`` of figures and the list of ``keys``."""
 
     def __init__(self) -> None:
-        self.view = View.AVATAR
+        self.view = PreviewView.AVATAR
         self.bar = True
         self.keys = False
         self._fonts: dict[int, pygame.font.Font] = {}
 
-    def draw(self, screen: pygame.Surface, feed: Feed) -> None:
+    def draw(self, screen: pygame.Surface, feed: PreviewReceiver) -> None:
         """Everything, anew."""
         import pygame
 
@@ -215,16 +215,16 @@ class Face:
         width, height = screen.get_size()
         unit = _bar_height(width, height)
         room = pygame.Rect(0, 0, width, height - unit if self.bar else height)
-        if self.view is View.BOTH:
+        if self.view is PreviewView.BOTH:
             beside = room.width >= room.height
             half = pygame.Rect(0, 0, room.width // 2, room.height) if beside else room.move(0, 0)
             half.height = room.height if beside else room.height // 2
             other = half.move(half.width, 0) if beside else half.move(0, half.height)
             self._camera(screen, half, feed, unit)
             self._avatar(screen, other, feed, unit)
-        elif self.view is View.CAMERA:
+        elif self.view is PreviewView.CAMERA:
             self._camera(screen, room, feed, unit)
-        elif self.view is View.DIFFERENCE:
+        elif self.view is PreviewView.DIFFERENCE:
             self._difference(screen, room, feed, unit)
         else:
             self._avatar(screen, room, feed, unit)
@@ -233,23 +233,23 @@ class Face:
         if self.keys:
             self._help(screen, room, unit)
 
-    def _avatar(self, screen: pygame.Surface, room: pygame.Rect, feed: Feed, unit: int) -> None:
-        tag = "avatar" if self.view is View.BOTH else ""
+    def _avatar(self, screen: pygame.Surface, room: pygame.Rect, feed: PreviewReceiver, unit: int) -> None:
+        tag = "avatar" if self.view is PreviewView.BOTH else ""
         self._picture(screen, room, feed.shown, tag, "waiting for the first picture", unit)
 
-    def _camera(self, screen: pygame.Surface, room: pygame.Rect, feed: Feed, unit: int) -> None:
+    def _camera(self, screen: pygame.Surface, room: pygame.Rect, feed: PreviewReceiver, unit: int) -> None:
         self._picture(screen, room, feed.camera, "camera", "the camera shows nothing", unit)
 
-    def _difference(self, screen: pygame.Surface, room: pygame.Rect, feed: Feed, unit: int) -> None:
+    def _difference(self, screen: pygame.Surface, room: pygame.Rect, feed: PreviewReceiver, unit: int) -> None:
         shot, tag = None, ""
         if (pair := feed.pair) is not None:
-            difference = Difference.of(*pair)
-            shot = Shot(0, difference.rgb)
+            difference = ImageDifference.of(*pair)
+            shot = PreviewImage(0, difference.rgb)
             tag = f"difference x {GAIN}   {difference.psnr_db:.1f} dB"
         self._picture(screen, room, shot, tag, "nothing to compare: the camera drives no head", unit)
 
     def _picture(
-        self, screen: pygame.Surface, room: pygame.Rect, shot: Shot | None, tag: str, otherwise: str, unit: int
+        self, screen: pygame.Surface, room: pygame.Rect, shot: PreviewImage | None, tag: str, otherwise: str, unit: int
     ) -> None:
         """A picture as large as it fits, centred, with a tag in its corner; or words in place of it."""
         import pygame
@@ -272,7 +272,7 @@ class Face:
             self._plate(screen, chip, unit // 4, 190)
             screen.blit(words, words.get_rect(center=chip.center))
 
-    def _figures(self, screen: pygame.Surface, bar: pygame.Rect, feed: Feed) -> None:
+    def _figures(self, screen: pygame.Surface, bar: pygame.Rect, feed: PreviewReceiver) -> None:
         import pygame
 
         figures, unit = feed.figures, bar.height

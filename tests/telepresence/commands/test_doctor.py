@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from telepresence.checkup import media, network
-from telepresence.checkup.examination import examine
+from telepresence.checkup.probe_runner import run_probes
 from telepresence.cli import run_command
 from tests.support.broken_probes import crashing, hanging, leaving, raising, whole
 
 
 @pytest.mark.timeout(120)
 def test_what_breaks_is_a_finding_and_the_rest_is_looked_at() -> None:
-    found = list(examine([whole, raising, crashing, leaving, whole, crashing]))
+    found = list(run_probes([whole, raising, crashing, leaving, whole, crashing]))
     told = [(finding.topic, finding.ok) for finding in found]
     assert told == [
         ("whole", True),
@@ -34,7 +34,7 @@ def test_what_breaks_is_a_finding_and_the_rest_is_looked_at() -> None:
 
 @pytest.mark.timeout(60)
 def test_what_hangs_is_given_up() -> None:
-    (finding,) = examine([hanging], patience_s=2.0)
+    (finding,) = run_probes([hanging], patience_s=2.0)
     assert finding.found == "could not be looked at: no answer within 2 s"
 
 

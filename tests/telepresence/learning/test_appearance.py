@@ -17,11 +17,11 @@ from telepresence.learning.appearance import (
     ENOUGH,
     LASTING,
     LASTING_S,
-    Appearance,
-    Change,
-    Look,
-    Onlooker,
-    Watch,
+    AppearanceBaseline,
+    AppearanceChange,
+    AppearanceSample,
+    AppearanceProbe,
+    AppearanceMonitor,
     compare,
     match_light,
 )
@@ -87,14 +87,14 @@ def with_hat(rgb: Bytes, alpha: Bytes, eyes: Float64) -> Bytes:
     return worn
 
 
-def look(shown: Float32, rgb: Bytes, alpha: Bytes, eyes: Float64) -> Look:
+def look(shown: Float32, rgb: Bytes, alpha: Bytes, eyes: Float64) -> AppearanceSample:
     found = compare(shown, premultiplied(rgb, alpha), eyes)
     assert found is not None
     return found
 
 
-def seen(looks: list[Look]) -> Appearance:
-    appearance = Appearance()
+def seen(looks: list[AppearanceSample]) -> AppearanceBaseline:
+    appearance = AppearanceBaseline()
     for second, each in enumerate(looks):
         appearance, change = appearance.after(each, float(second))
         assert change is None
@@ -117,16 +117,16 @@ def test_matching_keeps_what_is_equal(moments):
     assert np.abs(again[..., :3] - shown[..., :3])[solid].max() < 1e-3
 
 
-@pytest.mark.parametrize("change", [Change.LIGHT, Change.EYES, Change.TOP])
+@pytest.mark.parametrize("change", [AppearanceChange.LIGHT, AppearanceChange.EYES, AppearanceChange.TOP])
 def test_lasting_changes_are_named_once(moments, change):
     appearance = seen([look(*moment) for moment in moments[:-4]])
     changed = []
     for number in range(3 * LASTING):
         shown, rgb, alpha, eyes = moments[-1 - number % 4]
         other = {
-            Change.LIGHT: lambda rgb, _, __: relit(rgb, 1.8),
-            Change.EYES: lambda rgb, _, eyes: with_glasses(rgb, eyes),
-            Change.TOP: with_hat,
+            AppearanceChange.LIGHT: lambda rgb, _, __: relit(rgb, 1.8),
+            AppearanceChange.EYES: lambda rgb, _, eyes: with_glasses(rgb, eyes),
+            AppearanceChange.TOP: with_hat,
         }[change](rgb, alpha, eyes)
         appearance, named = appearance.after(look(shown, other, alpha, eyes), 100.0 + 2.0 * number)
         changed.append(named)
@@ -134,26 +134,26 @@ def test_lasting_changes_are_named_once(moments, change):
     assert changed.index(change) == LASTING - 1
 
 
-USUAL = Look(25.0, 25.2, 26.0, 24.0, 27.0)
+USUAL = AppearanceSample(25.0, 25.2, 26.0, 24.0, 27.0)
 
 
-def varied(centre: Look, number: int) -> Look:
+def varied(centre: AppearanceSample, number: int) -> AppearanceSample:
     """Looks differ by a decibel or so from picture to picture."""
     by = np.random.default_rng(number).normal(0.0, 0.8)
-    return replace(centre, **{name: getattr(centre, name) + by for name in Look.__dataclass_fields__})
+    return replace(centre, **{name: getattr(centre, name) + by for name in AppearanceSample.__dataclass_fields__})
 
 
 @pytest.fixture
-def usual() -> Appearance:
+def usual() -> AppearanceBaseline:
     return seen([varied(USUAL, number) for number in range(12)])
 
 
 def test_nothing_is_usual_before_enough_was_seen():
-    appearance = Appearance()
+    appearance = AppearanceBaseline()
     for number in range(ENOUGH - 1):
         appearance, _ = appearance.after(varied(USUAL, number), float(number))
         assert appearance.usual_db is None
-    assert appearance.after(Look(5.0, 5.0, 5.0, 5.0, 5.0), 9.0)[1] is None
+    assert appearance.after(AppearanceSample(5.0, 5.0, 5.0, 5.0, 5.0), 9.0)[1] is None
 
 
 def test_what_passes_is_no_change(usual):
@@ -171,7 +171,7 @@ def test_what_passes_is_no_change(usual):
 
 def test_a_pose_that_is_new_is_no_change(usual):
     """All of the head is rendered worse, whatever the light."""
-    turned = Look(17.0, 17.3, 18.5, 16.0, 19.0)
+    turned = AppearanceSample(17.0, 17.3, 18.5, 16.0, 19.0)
     for number in range(3 * LASTING):
         usual, change = usual.after(varied(turned, number), 20.0 + 2.0 * number)
         assert change is None
@@ -212,11 +212,11 @@ def of_another(picture: Observation) -> Observation:
 
 def test_a_watch_says_how_much_worse_a_face_is_and_what_changed(learned):
     model, backend, snapshot, pictures = learned
-    watch = Watch(lambda: Onlooker(model, backend), learned=False)
+    watch = AppearanceMonitor(lambda: AppearanceProbe(model, backend), learned=False)
     assert watch.work(snapshot, 0.0) is None  # there is nothing to look at
     now = 10.0
 
-    def show(change, *, known: bool) -> list[Change]:
+    def show(change, *, known: bool) -> list[AppearanceChange]:
         nonlocal now
         changes = []
         for picture in pictures[:8]:
@@ -237,12 +237,12 @@ def test_a_watch_says_how_much_worse_a_face_is_and_what_changed(learned):
     show(of_another, known=False)
     assert watch.worse_db > 8.0
     show(lambda picture: picture, known=True)
-    assert show(darker, known=True) == [Change.LIGHT]
+    assert show(darker, known=True) == [AppearanceChange.LIGHT]
 
 
 def test_who_is_well_known_is_seldom_looked_at_while_nothing_is_learned(learned):
     model, backend, snapshot, pictures = learned
-    watch = Watch(lambda: Onlooker(model, backend), learned=True)
+    watch = AppearanceMonitor(lambda: AppearanceProbe(model, backend), learned=True)
 
     def looks(start: float, *, seldom: bool) -> int:
         """How many there are of fifty pictures, five seconds apart."""

@@ -16,7 +16,7 @@ from insta_runtime.render.model import AvatarModel
 from insta_runtime.types import Observation
 from telepresence.actor.actor import Actor
 from telepresence.actor.performance import Performance
-from telepresence.learning.frame_filter import PATIENCE, YOUNG, FacePoints, Gate, View
+from telepresence.learning.frame_filter import PATIENCE, YOUNG, FacePoints, FrameFilter, FaceProjection
 from tests.support.small_person import flame_head, neutral_shape, pose
 
 SMALL = AvatarConfig(radiance=FieldConfig(levels=2, log2_entries=8), occupancy=OccupancyConfig(resolution=16))
@@ -43,13 +43,13 @@ def pictures(actor: Actor) -> list[Observation]:
 
 
 @pytest.fixture(scope="module")
-def new(actor: Actor) -> Gate:
+def new(actor: Actor) -> FrameFilter:
     model = AvatarModel(actor.head, actor.shape, SMALL, torch.device("cpu"))
-    return Gate(FacePoints.of(model), model.code.raw)
+    return FrameFilter(FacePoints.of(model), model.code.raw)
 
 
 @pytest.fixture(scope="module")
-def experienced(new: Gate, pictures: list[Observation]) -> Gate:
+def experienced(new: FrameFilter, pictures: list[Observation]) -> FrameFilter:
     """One that has seen all pictures but the last, more than once."""
     gate = copy.deepcopy(new)
     for i, picture in enumerate(ROUNDS * pictures[:-1]):
@@ -58,11 +58,11 @@ def experienced(new: Gate, pictures: list[Observation]) -> Gate:
 
 
 @pytest.fixture
-def gate(experienced: Gate) -> Gate:
+def gate(experienced: FrameFilter) -> FrameFilter:
     return copy.deepcopy(experienced)
 
 
-def test_good_pictures_are_taken(gate: Gate, pictures: list[Observation]) -> None:
+def test_good_pictures_are_taken(gate: FrameFilter, pictures: list[Observation]) -> None:
     assert gate.judge(pictures[-1], NOW) is None
     assert gate.taken >= ROUNDS * (SEEN - 1) - 1, dict(gate.refused)
 
@@ -115,7 +115,7 @@ def half_outside(o: Observation) -> Observation:
     ],
     ids=["blurred", "smeared", "hole in the matte", "cup", "see-through", "cut off", "not a number", "behind"],
 )
-def test_bad_pictures_are_refused_for_the_right_reason(gate: Gate, pictures: list[Observation], damage, reason) -> None:
+def test_bad_pictures_are_refused_for_the_right_reason(gate: FrameFilter, pictures: list[Observation], damage, reason) -> None:
     taken, before = gate.taken, gate.refused[reason]
     assert gate.judge(damage(pictures[-1]), NOW) == reason
     assert gate.refused[reason] == before + 1
@@ -123,12 +123,12 @@ def test_bad_pictures_are_refused_for_the_right_reason(gate: Gate, pictures: lis
     assert gate.judge(pictures[-1], NOW + 0.2) is None, "the next good one is taken"
 
 
-def test_another_exposure_is_no_occlusion(gate: Gate, pictures: list[Observation]) -> None:
+def test_another_exposure_is_no_occlusion(gate: FrameFilter, pictures: list[Observation]) -> None:
     darker = replace(pictures[-1], rgb=(pictures[-1].rgb * 0.6).astype(np.uint8))
     assert gate.judge(darker, NOW) is None
 
 
-def test_a_head_that_rushes_or_jumps_is_refused(gate: Gate, pictures: list[Observation]) -> None:
+def test_a_head_that_rushes_or_jumps_is_refused(gate: FrameFilter, pictures: list[Observation]) -> None:
     last = pictures[-1]
     before = replace(last.state, translation=last.state.translation - np.float32([0.03, 0, 0]))
     gate.follow(replace(last, state=before.at(last.t_capture_ns - 33_000_000)))
@@ -140,7 +140,7 @@ def test_a_head_that_rushes_or_jumps_is_refused(gate: Gate, pictures: list[Obser
     assert gate.judge(last, NOW) is None, "in half a second a head may go anywhere"
 
 
-def test_who_sits_still_is_learned_from_at_a_low_rate(new: Gate, pictures: list[Observation]) -> None:
+def test_who_sits_still_is_learned_from_at_a_low_rate(new: FrameFilter, pictures: list[Observation]) -> None:
     gate = copy.deepcopy(new)
     moments = [0.2 * i for i in range(YOUNG + 50)]
     taken = [now for now in moments if gate.judge(pictures[0], now) is None]
@@ -152,7 +152,7 @@ def test_who_sits_still_is_learned_from_at_a_low_rate(new: Gate, pictures: list[
     assert gate.judge(pictures[8], moments[-1] + 0.2) is None, "what is new is taken at once"
 
 
-def test_where_everything_is_blurred_nothing_is(gate: Gate, pictures: list[Observation]) -> None:
+def test_where_everything_is_blurred_nothing_is(gate: FrameFilter, pictures: list[Observation]) -> None:
     """The light goes down and stays so: few pictures at first, then all."""
     verdicts = [gate.judge(blurred(pictures[i % SEEN]), NOW + APART * i) for i in range(100)]
     first = verdicts.index(None)
@@ -162,7 +162,7 @@ def test_where_everything_is_blurred_nothing_is(gate: Gate, pictures: list[Obser
     assert gate.judge(pictures[3], NOW + 100.0) is None
 
 
-def test_no_reason_but_a_lost_face_keeps_for_ever(gate: Gate, pictures: list[Observation]) -> None:
+def test_no_reason_but_a_lost_face_keeps_for_ever(gate: FrameFilter, pictures: list[Observation]) -> None:
     for damage in (blurred, see_through, lambda o: covered(o, matte=True)):
         fresh = copy.deepcopy(gate)
         moments = NOW + APART * np.arange(60)
@@ -171,12 +171,12 @@ def test_no_reason_but_a_lost_face_keeps_for_ever(gate: Gate, pictures: list[Obs
     assert set(lost) == {"cut off"}
 
 
-def test_who_comes_back_does_not_find_the_gate_open(gate: Gate, pictures: list[Observation]) -> None:
+def test_who_comes_back_does_not_find_the_gate_open(gate: FrameFilter, pictures: list[Observation]) -> None:
     assert gate.judge(blurred(pictures[3]), NOW + 60.0) == "blurred"
     assert gate.judge(pictures[3], NOW + 60.2) is None
 
 
-def test_after_a_change_of_light_nothing_is_a_duplicate_or_strange(gate: Gate, pictures: list[Observation]) -> None:
+def test_after_a_change_of_light_nothing_is_a_duplicate_or_strange(gate: FrameFilter, pictures: list[Observation]) -> None:
     last = pictures[SEEN - 2]
     assert gate.judge(last, NOW) == "duplicate"
     gate.forget()
@@ -184,12 +184,12 @@ def test_after_a_change_of_light_nothing_is_a_duplicate_or_strange(gate: Gate, p
     assert gate.judge(replace(last, rgb=(last.rgb * side).astype(np.uint8)), NOW + 0.2) is None
 
 
-def test_places_lie_on_any_head(new: Gate) -> None:
+def test_places_lie_on_any_head(new: FrameFilter) -> None:
     """Those of a head in FLAME's layout follow its expressions, too."""
     model = AvatarModel(flame_head(), neutral_shape(flame_head()), SMALL, torch.device("cpu"))
     face = FacePoints.of(model)
-    view = View.of(face, pose(flame_head()), Actor.camera(SIZE))
-    smiling = View.of(face, pose(flame_head(), smile=1.0), Actor.camera(SIZE))
+    view = FaceProjection.of(face, pose(flame_head()), Actor.camera(SIZE))
+    smiling = FaceProjection.of(face, pose(flame_head(), smile=1.0), Actor.camera(SIZE))
     assert view is not None
     assert smiling is not None
     assert view.inside.all()

@@ -10,7 +10,7 @@ import pytest
 from insta_runtime.geometry import axis_angle, rotation_matrix
 from insta_runtime.head import load_head
 from insta_runtime.types import HeadState
-from telepresence.learning.guidance import DIRECTIONS, ENOUGH, SPEECH, WISHES, Guidance, direction
+from telepresence.learning.guidance import DIRECTIONS, ENOUGH, SPEECH, PROMPTS, Guidance, direction
 
 NAMES = tuple(load_head().expression_names)
 
@@ -87,10 +87,10 @@ def test_one_hint_at_a_time_until_all_is_seen() -> None:
         "open": [with_units(jawOpen=0.6)],
         "brows": [with_units(browInnerUp=0.6)],
     }
-    for wish in WISHES:
+    for wish in PROMPTS:
         guidance = seen(guidance, *everything[wish.key] * ENOUGH)
         hints.append(guidance.hint)
-    assert hints == [*(wish.hint for wish in WISHES), None]
+    assert hints == [*(wish.hint for wish in PROMPTS), None]
 
 
 def test_a_head_without_arkits_units_is_not_asked_for_what_it_cannot_tell() -> None:

@@ -15,16 +15,16 @@ from telepresence.learning.identity import (
     OTHER_MM,
     PATIENCE_S,
     PICTURES_S,
-    Acquaintance,
-    Sighting,
-    Standing,
+    IdentityVerifier,
+    IdentityEvidence,
+    IdentityStatus,
     judge,
 )
 
 FPS = 30.0
 POINTS = 192
 
-# Mean misfit (mm) after 1.5 s of people before a live tracker that had known somebody for four seconds.
+# Mean residual (mm) after 1.5 s of people before a live tracker that had known somebody for four seconds.
 SAME = (0.32, 0.35, 0.47, 0.86, 0.68, 0.47, 0.76)
 OTHERS = (
     1.62,
@@ -49,16 +49,16 @@ OTHERS = (
 )
 
 
-def sightings(mm: float, seed: int = 0, noise: float = 0.5, **rest) -> Iterator[Sighting]:
-    """Endless pictures of a face whose misfit has this mean, and that much noise in each."""
+def sightings(mm: float, seed: int = 0, noise: float = 0.5, **rest) -> Iterator[IdentityEvidence]:
+    """Endless pictures of a face whose residual has this mean, and that much noise in each."""
     rng = np.random.default_rng(seed)
     mean = rng.normal(0.0, 1.0, (POINTS, 2))
     mean *= mm / np.sqrt(np.square(mean).sum(1).mean())
     for _ in count():
-        yield Sighting((mean + rng.normal(0.0, noise / np.sqrt(2.0), mean.shape)).astype(np.float32), **rest)
+        yield IdentityEvidence((mean + rng.normal(0.0, noise / np.sqrt(2.0), mean.shape)).astype(np.float32), **rest)
 
 
-def play(who: Acquaintance, pictures: Iterable[Sighting], start: float, seconds: float) -> tuple[Acquaintance, float]:
+def play(who: IdentityVerifier, pictures: Iterable[IdentityEvidence], start: float, seconds: float) -> tuple[IdentityVerifier, float]:
     """After so many seconds of pictures from second ``start`` on; and then."""
     number = round(seconds * FPS)
     for index, picture in zip(range(number), pictures, strict=False):
@@ -66,13 +66,13 @@ def play(who: Acquaintance, pictures: Iterable[Sighting], start: float, seconds:
     return who, start + number / FPS
 
 
-NOBODY = repeat(Sighting(None))
+NOBODY = repeat(IdentityEvidence(None))
 
 
-def met() -> tuple[Acquaintance, float]:
+def met() -> tuple[IdentityVerifier, float]:
     """Somebody who was known and was gone for a second."""
-    who, now = play(Acquaintance(), sightings(0.3), 0.0, 2.0)
-    assert who.settled
+    who, now = play(IdentityVerifier(), sightings(0.3), 0.0, 2.0)
+    assert who.confirmed
     return play(who, NOBODY, now, LOST_S + 0.3)
 
 
@@ -103,44 +103,44 @@ def test_what_contradicts_itself_is_in_doubt(mm, worse_db, verdict):
 
 
 def test_a_new_person_is_known_as_long_as_the_face_stays():
-    who, now = play(Acquaintance(), sightings(0.4), 0.0, 20.0)
-    assert who.settled
-    assert who.shows
+    who, now = play(IdentityVerifier(), sightings(0.4), 0.0, 20.0)
+    assert who.confirmed
+    assert who.may_drive
     who, now = play(who, NOBODY, now, LOST_S - 0.2)  # a missed detection, a glance away
     who, _ = play(who, sightings(0.4), now, 0.1)
-    assert who.settled
+    assert who.confirmed
 
 
 def test_who_returns_and_fits_is_learned_again_at_once():
     who, now = met()
     who = who.after(next(sightings(0.3)), now)
-    assert who.standing is Standing.LOOKING
-    assert not who.shows
+    assert who.status is IdentityStatus.LOOKING
+    assert not who.may_drive
     who, _ = play(who, sightings(0.3), now + 1 / FPS, 0.3)
-    assert who.settled
+    assert who.confirmed
 
 
 def test_another_person_is_told_within_two_seconds_and_never_shown():
     who, now = met()
     pictures = sightings(1.6)
     for index in range(round((LOOK_S + 0.2) * FPS)):
-        assert not who.shows or index == 0
+        assert not who.may_drive or index == 0
         who = who.after(next(pictures), now + index / FPS)
-    assert who.standing is Standing.OTHER
-    assert not who.shows
+    assert who.status is IdentityStatus.OTHER
+    assert not who.may_drive
     again, _ = play(who, sightings(0.1), now + 2.0, 5.0)
-    assert again.standing is Standing.OTHER  # what follows is somebody else's matter
+    assert again.status is IdentityStatus.OTHER  # what follows is somebody else's matter
 
 
 def test_in_doubt_somebody_is_asked_and_the_answer_holds():
     who, now = met()
     pictures = sightings(0.9, worse_db=5.0)
     who, now = play(who, pictures, now, PATIENCE_S + 0.2)
-    assert who.standing is Standing.ASKING
-    assert who.shows  # it is likely them
-    assert not who.settled
+    assert who.status is IdentityStatus.ASKING
+    assert who.may_drive  # it is likely them
+    assert not who.confirmed
     yes, no = (who.after(next(sightings(0.9, answer=answer)), now) for answer in (True, False))
-    assert no.standing is Standing.OTHER
+    assert no.status is IdentityStatus.OTHER
     assert yes.settled
     # What was said to be theirs is from now on what is usual for them.
     yes, now = play(yes, pictures, now, 5.0)
@@ -153,42 +153,42 @@ def test_in_doubt_somebody_is_asked_and_the_answer_holds():
 def test_no_question_before_the_avatar_was_compared():
     who, now = met()
     who, now = play(who, sightings(0.9), now, PICTURES_S - 0.5)
-    assert who.standing is Standing.LOOKING
+    assert who.status is IdentityStatus.LOOKING
     who, _ = play(who, sightings(0.9), now, 1.0)
-    assert who.standing is Standing.ASKING
+    assert who.status is IdentityStatus.ASKING
 
 
 def test_strange_pictures_are_not_shown_though_proportions_fit():
     who, now = met()
     who, _ = play(who, sightings(0.5, worse_db=12.0), now, PATIENCE_S + 0.2)
-    assert who.standing is Standing.ASKING
-    assert not who.shows
+    assert who.status is IdentityStatus.ASKING
+    assert not who.may_drive
 
 
 def test_an_avatar_of_an_earlier_call_meets_its_first_face():
-    who = Acquaintance.stored()
-    assert not who.settled
-    assert not who.shows
+    who = IdentityVerifier.stored()
+    assert not who.confirmed
+    assert not who.may_drive
     assert play(who, sightings(0.35), 3.0, 1.0)[0].settled
-    assert play(who, sightings(2.0), 3.0, 2.0)[0].standing is Standing.OTHER
+    assert play(who, sightings(2.0), 3.0, 2.0)[0].status is IdentityStatus.OTHER
 
 
 def test_a_head_that_jumps_is_looked_at():
     here, there = np.float32([0.0, 0.0, 0.6]), np.float32([0.25, 0.0, 0.6])
-    who, now = play(Acquaintance(), sightings(0.4, place=here), 0.0, 2.0)
+    who, now = play(IdentityVerifier(), sightings(0.4, place=here), 0.0, 2.0)
     slow, _ = play(who, sightings(0.4, place=np.float32([0.05, 0.0, 0.6])), now, 0.1)
     assert slow.settled
     assert not play(who, sightings(0.4, place=there), now, 0.1)[0].settled
 
 
 def test_another_face_in_the_very_place_is_noticed():
-    who, now = play(Acquaintance(), sightings(0.4), 0.0, 5.0)
+    who, now = play(IdentityVerifier(), sightings(0.4), 0.0, 5.0)
     seconds = 0.0
-    while who.settled:
+    while who.confirmed:
         who, now = play(who, sightings(2.0, seed=1), now, 0.1)
         seconds += 0.1
         assert seconds < 1.5
-    assert play(who, sightings(2.0, seed=1), now, 2.0)[0].standing is Standing.OTHER
+    assert play(who, sightings(2.0, seed=1), now, 2.0)[0].status is IdentityStatus.OTHER
 
 
 def test_bounds_are_in_order():

@@ -21,13 +21,13 @@ def test_pictures_come_no_faster_than_they_are_learned_from(tmp_path: Path) -> N
     def offer(count: int) -> int:
         """How many of ``count`` pictures are taken, `OFFER_S` apart."""
         nonlocal moments
-        before = learner.gate.taken
+        before = learner.frame_filter.taken
         for _ in range(count):
             moments += 1
             now = moments * OFFER_S * 1.01
             seen = pictures[moments % len(pictures)]
-            learner.offer(replace(seen, state=seen.state.at(round(now * 1e9))), now)
-        return learner.gate.taken - before
+            learner.add_observation(replace(seen, state=seen.state.at(round(now * 1e9))), now)
+        return learner.frame_filter.taken - before
 
     assert offer(COLOUR_FIRST) == COLOUR_FIRST, "at first all"
     assert offer(30) in (2, 3, 4), f"a training that stands still gets one in {PATIENT_S} s"

@@ -18,8 +18,8 @@ from insta_runtime import avatar_file as files
 from insta_runtime.avatar import Avatar
 from insta_runtime.errors import UserError
 from insta_runtime.types import Observation
-from telepresence.learning import publishing
-from telepresence.learning.frame_archive import Album
+from telepresence.learning import snapshot_gate as publishing
+from telepresence.learning.frame_archive import FrameArchive
 from telepresence.learning.learner import Learner
 from telepresence.learning.saving import stored_training, training_file
 from tests.support.small_person import SMALL, camera, neutral_shape, open_head, paint, performance, photograph
@@ -60,7 +60,7 @@ def begin(pictures: list[Observation], monkeypatch: pytest.MonkeyPatch) -> Calla
 def work(learner: Learner, steps: int) -> None:
     end = learner.trainer.steps + steps
     while learner.trainer.steps < end:
-        learner.work()
+        learner.run_once()
         learner.autosave(time.monotonic())
 
 
@@ -92,8 +92,8 @@ def test_what_is_saved_is_what_was_shown_then_whatever_is_learned_meanwhile(
     end = time.monotonic() + 60.0
     saved: set[int] = set()
     while len(saved) < 3 and time.monotonic() < end:
-        good = learner.published.good
-        learner.work()
+        good = learner.snapshot_gate.good
+        learner.run_once()
         learner.autosave(time.monotonic())
         if learner.saved_steps not in saved | {0}:
             saved.add(learner.saved_steps)
@@ -179,10 +179,10 @@ def test_a_full_disk_costs_the_last_save_alone(begin: Callable[..., Learner], sm
         work(learner, 1)
         with suppress(UserError):
             learner.save()
-        if learner.unsaved is None:
+        if learner.save_error is None:
             newest = learner.trainer.steps
         else:
-            assert "No space left" in learner.unsaved
+            assert "No space left" in learner.save_error
             failed += 1
         found = Avatar.load(path, open_head(), "cpu")
         assert found.steps == newest
@@ -191,7 +191,7 @@ def test_a_full_disk_costs_the_last_save_alone(begin: Callable[..., Learner], sm
     filler.unlink()
     work(learner, 1)
     assert learner.save()
-    assert learner.unsaved is None
+    assert learner.save_error is None
     found = Avatar.load(path, open_head(), "cpu")
     assert found.steps == learner.trainer.steps
     assert stored_training(path, found) is not None
@@ -201,10 +201,10 @@ def test_an_autosave_that_fails_is_told_and_tried_again_later(begin: Callable[..
     (tmp_path / "me").write_text("something else is here")
     learner = begin(tmp_path / "me" / "avatar", autosave_s=0.0)
     end = time.monotonic() + 30.0
-    while learner.unsaved is None and time.monotonic() < end:
-        learner.work()
+    while learner.save_error is None and time.monotonic() < end:
+        learner.run_once()
         learner.autosave(time.monotonic())
-    assert "cannot be written" in str(learner.unsaved)
+    assert "cannot be written" in str(learner.save_error)
     thread = learner._saver._thread
     work(learner, 3)
     assert learner._saver._thread is thread, "not at once again"
@@ -214,14 +214,14 @@ def test_pictures_that_were_kept_are_learned_from_again(
     begin: Callable[..., Learner], pictures: list[Observation], tmp_path: Path
 ) -> None:
     learner = begin(tmp_path)
-    learner._album = learner._saver.album = Album(tmp_path / "frames", open_head(), neutral_shape(open_head()))
+    learner._album = learner._saver.archive = FrameArchive(tmp_path / "frames", open_head(), neutral_shape(open_head()))
     for second, picture in enumerate(pictures):
-        learner._album.offer(replace(picture, frame_id=second))
+        learner._album.add(replace(picture, frame_id=second))
     work(learner, 2)
     learner.save()
     avatar = Avatar.load(tmp_path, open_head(), "cpu")
-    album = Album(tmp_path / "frames", open_head(), avatar.model.shape, keep=False)
-    again = Learner(avatar, tmp_path, freeze=False, backend="host", album=album)
+    archive = FrameArchive(tmp_path / "frames", open_head(), avatar.model.shape, keep=False)
+    again = Learner(avatar, tmp_path, freeze=False, backend="host", archive=archive)
     again.trainer.add(pictures[0])
     end = time.monotonic() + 60.0
     while len(again.trainer.replay) < 1 + len(pictures) and time.monotonic() < end:

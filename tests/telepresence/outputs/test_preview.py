@@ -17,13 +17,13 @@ import pytest
 
 from insta_runtime.errors import UserError
 from insta_runtime.types import Camera, HeadState, Observation
-from telepresence.call.sinks import Outlets
-from telepresence.measure.rehearsal.outlet import RehearsalOutlet
-from telepresence.outputs import PreviewWindow, Wish, window
-from telepresence.outputs.ring import SLOTS, SharedRing
-from telepresence.outputs.shots import CAPACITY, GAIN, MAX_SIDE, Difference, Shot, View
-from telepresence.outputs.window import FIGURES_BYTES, Feed, Rings
-from telepresence.runtime.frames import Drawn, ShownFrame, TrackedFrame
+from telepresence.call.sinks import FrameSinks
+from telepresence.measure.rehearsal.rehearsal_sink import RehearsalSink
+from telepresence.outputs import PreviewWindow, PreviewCommand, window
+from telepresence.outputs.shared_ring import SLOTS, SharedRing
+from telepresence.outputs.preview_image import CAPACITY, GAIN, MAX_SIDE, ImageDifference, PreviewImage, PreviewView
+from telepresence.outputs.window import FIGURES_BYTES, PreviewReceiver, RingNames
+from telepresence.runtime.frames import RenderInputs, OutputFrame, TrackedFrame
 from telepresence.streaming import StreamSettings
 
 CAMERA = Camera(100.0, 100.0, 32.0, 32.0, 64, 64)
@@ -40,9 +40,9 @@ def plain(*colour: int, side: int = 64) -> Any:
     return np.full((side, side, 3), colour, np.uint8)
 
 
-def head(t_capture_ns: int, *colour: int) -> ShownFrame:
-    drawn = Drawn(HeadState.neutral(4).at(t_capture_ns), CAMERA, 0, 0.0)
-    return ShownFrame(0, t_capture_ns, plain(*colour), True, drawn)
+def head(t_capture_ns: int, *colour: int) -> OutputFrame:
+    drawn = RenderInputs(HeadState.neutral(4).at(t_capture_ns), CAMERA, 0, 0.0)
+    return OutputFrame(0, t_capture_ns, plain(*colour), True, drawn)
 
 
 def seen(t_capture_ns: int, *colour: int, matte: int = 255) -> TrackedFrame:
@@ -118,13 +118,13 @@ def test_a_shot_arrives_as_it_was() -> None:
     rng = np.random.default_rng(0)
     rgb = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
     matte = rng.integers(0, 256, (48, 64), dtype=np.uint8)
-    for shot in (Shot(123, rgb, matte, True), Shot(-5, rgb[:, ::-1]), Shot(0, rgb[::2], matte[::2])):
+    for shot in (PreviewImage(123, rgb, matte, True), PreviewImage(-5, rgb[:, ::-1]), PreviewImage(0, rgb[::2], matte[::2])):
         ring = SharedRing(CAPACITY)
         try:
             ring.write(*shot.parts())
             record = ring.read(0)
             assert record is not None
-            got = Shot.read(record.data)
+            got = PreviewImage.read(record.data)
         finally:
             ring.close()
         assert (got.t_capture_ns, got.drawn) == (shot.t_capture_ns, shot.drawn)
@@ -136,10 +136,10 @@ def test_a_shot_arrives_as_it_was() -> None:
 
 
 def test_a_shot_that_is_too_large_is_thinned() -> None:
-    tall = Shot(1, np.full((2 * MAX_SIDE, 100, 3), 7, np.uint8), np.full((2 * MAX_SIDE, 100), 9, np.uint8))
+    tall = PreviewImage(1, np.full((2 * MAX_SIDE, 100, 3), 7, np.uint8), np.full((2 * MAX_SIDE, 100), 9, np.uint8))
     parts = tall.parts()
     assert sum(len(part) if isinstance(part, bytes) else part.size for part in parts) <= CAPACITY
-    got = Shot.read(b"".join(part if isinstance(part, bytes) else part.tobytes() for part in parts))
+    got = PreviewImage.read(b"".join(part if isinstance(part, bytes) else part.tobytes() for part in parts))
     assert got.rgb.shape == (MAX_SIDE, 50, 3)
     assert (got.rgb == 7).all()
     assert got.matte is not None
@@ -147,31 +147,31 @@ def test_a_shot_that_is_too_large_is_thinned() -> None:
 
 
 def test_the_difference_is_that_of_the_head_alone() -> None:
-    shown = Shot(1, plain(100, 110, 120), drawn=True)
+    shown = PreviewImage(1, plain(100, 110, 120), drawn=True)
     matte = np.zeros((64, 64), np.uint8)
     matte[:32] = 255
     other = plain(100, 110, 120)
     other[:32] = (105, 110, 100)
     other[32:] = 255  # the room behind
-    difference = Difference.of(shown, Shot(1, other, matte))
+    difference = ImageDifference.of(shown, PreviewImage(1, other, matte))
     np.testing.assert_allclose(difference.rgb[:32].reshape(-1, 3).mean(0), np.array([5, 0, 20]) * GAIN, atol=GAIN)
     assert not difference.rgb[32:].any()
     assert difference.psnr_db == pytest.approx(10 * np.log10(255**2 / ((5**2 + 20**2) / 3)), abs=0.01)
-    whole = Difference.of(shown, Shot(1, other))
+    whole = ImageDifference.of(shown, PreviewImage(1, other))
     assert whole.rgb[32:].min() == 255
     assert whole.psnr_db < difference.psnr_db
 
 
 def test_the_difference_of_pictures_of_different_sizes() -> None:
-    camera = Shot(1, plain(100, 110, 120, side=32), np.full((32, 32), 255, np.uint8))
-    difference = Difference.of(Shot(1, plain(100, 110, 120)), camera)
+    camera = PreviewImage(1, plain(100, 110, 120, side=32), np.full((32, 32), 255, np.uint8))
+    difference = ImageDifference.of(PreviewImage(1, plain(100, 110, 120)), camera)
     assert difference.rgb.shape == (64, 64, 3)
     assert difference.psnr_db > 70.0
 
 
 def test_nobody_there_makes_no_difference() -> None:
     matte = np.zeros((64, 64), np.uint8)
-    difference = Difference.of(Shot(1, plain(1, 2, 3)), Shot(1, plain(200, 200, 200), matte))
+    difference = ImageDifference.of(PreviewImage(1, plain(1, 2, 3)), PreviewImage(1, plain(200, 200, 200), matte))
     assert not difference.rgb.any()
     assert np.isfinite(difference.psnr_db)
 
@@ -187,35 +187,35 @@ def rings() -> Iterator[tuple[SharedRing, ...]]:
         ring.close()
 
 
-def names(rings: tuple[SharedRing, ...]) -> Rings:
-    return Rings(*(ring.name for ring in rings))
+def names(rings: tuple[SharedRing, ...]) -> RingNames:
+    return RingNames(*(ring.name for ring in rings))
 
 
 def test_pictures_of_the_same_moment_are_paired(rings: tuple[SharedRing, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     shown, camera, figures = rings
-    feed = Feed(names(rings))
+    feed = PreviewReceiver(names(rings))
     try:
         assert not feed.refresh()
         for t in (10, 20, 30):
-            camera.write(*Shot(t, plain(t, 0, 0)).parts())
+            camera.write(*PreviewImage(t, plain(t, 0, 0)).parts())
             assert feed.refresh()
-        shown.write(*Shot(20, plain(0, 20, 0), drawn=True).parts())
+        shown.write(*PreviewImage(20, plain(0, 20, 0), drawn=True).parts())
         assert feed.refresh()
         assert feed.pair is not None
         assert (feed.pair[0].rgb[0, 0].tolist(), feed.pair[1].rgb[0, 0].tolist()) == ([0, 20, 0], [20, 0, 0])
         assert feed.camera is not None
         assert feed.camera.t_capture_ns == 30
-        shown.write(*Shot(30, plain(9, 9, 9)).parts())  # a card has no partner
+        shown.write(*PreviewImage(30, plain(9, 9, 9)).parts())  # a card has no partner
         figures.write(json.dumps({"state": "live"}).encode())
         assert feed.refresh()
         assert feed.pair[0].t_capture_ns == 20
         assert feed.figures == {"state": "live"}
         assert not feed.refresh()
         now[0] += 0.9 * window.STALE_S
-        camera.write(*Shot(40, plain(40, 0, 0)).parts())
-        shown.write(*Shot(39, plain(0, 40, 0), drawn=True).parts())  # somebody else drives
+        camera.write(*PreviewImage(40, plain(40, 0, 0)).parts())
+        shown.write(*PreviewImage(39, plain(0, 40, 0), drawn=True).parts())  # somebody else drives
         assert feed.refresh()
         assert feed.pair is not None
         now[0] += 0.2 * window.STALE_S
@@ -226,14 +226,14 @@ def test_pictures_of_the_same_moment_are_paired(rings: tuple[SharedRing, ...], m
 
 
 def test_the_window_tells_rate_and_latency(rings: tuple[SharedRing, ...]) -> None:
-    feed = Feed(names(rings))
+    feed = PreviewReceiver(names(rings))
     try:
         assert (feed.fps, feed.latency_ms) == (0.0, None)
-        rings[0].write(*Shot(time.monotonic_ns(), plain(1, 1, 1)).parts())
+        rings[0].write(*PreviewImage(time.monotonic_ns(), plain(1, 1, 1)).parts())
         feed.refresh()
         assert (feed.fps, feed.latency_ms) == (0.0, None)  # a card
         for _ in range(4):
-            rings[0].write(*Shot(time.monotonic_ns() - 40_000_000, plain(1, 1, 1), drawn=True).parts())
+            rings[0].write(*PreviewImage(time.monotonic_ns() - 40_000_000, plain(1, 1, 1), drawn=True).parts())
             feed.refresh()
         assert feed.fps == 4 / window.RATE_S
         assert feed.latency_ms is not None
@@ -242,7 +242,7 @@ def test_the_window_tells_rate_and_latency(rings: tuple[SharedRing, ...]) -> Non
         feed.close()
 
 
-def draw(face: window.Face, feed: Feed, size: tuple[int, int]) -> Any:
+def draw(face: window.PreviewPainter, feed: PreviewReceiver, size: tuple[int, int]) -> Any:
     import pygame
 
     pygame.display.init()
@@ -255,25 +255,25 @@ def draw(face: window.Face, feed: Feed, size: tuple[int, int]) -> Any:
 @pytest.mark.usefixtures("no_screen")
 def test_every_view_at_every_size(rings: tuple[SharedRing, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(window, "STALE_S", 60.0)
-    feed = Feed(names(rings))
-    face = window.Face()
+    feed = PreviewReceiver(names(rings))
+    face = window.PreviewPainter()
     red, green, apart = (200, 30, 60), (30, 200, 60), (255, 255, 0)
     try:
-        for view in View:  # with nothing to show yet
+        for view in PreviewView:  # with nothing to show yet
             face.view = view
             assert draw(face, feed, (640, 700)).any()
-        rings[1].write(*Shot(5, plain(*green), np.full((64, 64), 255, np.uint8)).parts())
-        rings[0].write(*Shot(5, plain(*red), drawn=True).parts())
+        rings[1].write(*PreviewImage(5, plain(*green), np.full((64, 64), 255, np.uint8)).parts())
+        rings[0].write(*PreviewImage(5, plain(*red), drawn=True).parts())
         feed.refresh()
 
         def at(pixels: Any, x: float, y: float) -> Any:
             return pixels[int(y * len(pixels)), int(x * pixels.shape[1])]
 
         for size in ((640, 700), (1600, 500), (2560, 1440), (120, 90)):
-            for view, colour in ((View.AVATAR, red), (View.CAMERA, green), (View.DIFFERENCE, apart)):
+            for view, colour in ((PreviewView.AVATAR, red), (PreviewView.CAMERA, green), (PreviewView.DIFFERENCE, apart)):
                 face.view = view
                 np.testing.assert_allclose(at(draw(face, feed, size), 0.5, 0.4), colour, atol=5)
-            face.view = View.BOTH
+            face.view = PreviewView.BOTH
             pixels = draw(face, feed, size)
             wide = size[0] > size[1]
             np.testing.assert_allclose(at(pixels, 0.3 if wide else 0.5, 0.4 if wide else 0.25), green, atol=5)
@@ -284,10 +284,10 @@ def test_every_view_at_every_size(rings: tuple[SharedRing, ...], monkeypatch: py
 
 @pytest.mark.usefixtures("no_screen")
 def test_bar_and_keys_are_there_when_asked_for(rings: tuple[SharedRing, ...]) -> None:
-    feed = Feed(names(rings))
-    face = window.Face()
+    feed = PreviewReceiver(names(rings))
+    face = window.PreviewPainter()
     try:
-        rings[0].write(*Shot(5, plain(0, 0, 0), drawn=True).parts())
+        rings[0].write(*PreviewImage(5, plain(0, 0, 0), drawn=True).parts())
 
         def bright(**figures: Any) -> int:
             rings[2].write(json.dumps(figures).encode())
@@ -319,22 +319,22 @@ def test_keys_reach_the_daemon_and_change_the_view(
     ours, theirs = multiprocessing.Pipe()
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     pressed = iter("mcfi3vvvvhq")
-    views: list[View] = []
-    real = window.Face.draw
+    views: list[PreviewView] = []
+    real = window.PreviewPainter.draw
 
-    def then_press(face: window.Face, screen: Any, feed: Feed) -> None:
+    def then_press(face: window.PreviewPainter, screen: Any, feed: PreviewReceiver) -> None:
         real(face, screen, feed)
         views.append(face.view)
         pygame.event.post(pygame.event.Event(pygame.KEYDOWN, key=ord(next(pressed))))
 
-    monkeypatch.setattr(window.Face, "draw", then_press)
+    monkeypatch.setattr(window.PreviewPainter, "draw", then_press)
     window.open_window(names(rings), theirs, "Telepresence")
     words = []
     while ours.poll(0.0):
         words.append(ours.recv()[0])
     assert words == ["mute", "calibrate", "freeze", "quit"]
     steps = [view for view, before in zip(views[1:], views, strict=False) if view is not before]
-    assert steps == [View.BOTH, View.DIFFERENCE, View.AVATAR, View.CAMERA, View.BOTH]
+    assert steps == [PreviewView.BOTH, PreviewView.DIFFERENCE, PreviewView.AVATAR, PreviewView.CAMERA, PreviewView.BOTH]
 
 
 # ---- the daemon's side
@@ -343,25 +343,25 @@ def test_keys_reach_the_daemon_and_change_the_view(
 @pytest.mark.timeout(60)
 @pytest.mark.usefixtures("no_screen")
 def test_killing_the_window_leaves_the_call_running() -> None:
-    wishes: list[Wish] = []
+    wishes: list[PreviewCommand] = []
     preview = PreviewWindow(wishes.append)
-    streamed: list[ShownFrame] = []
-    outlets = Outlets(RehearsalOutlet(StreamSettings(), streamed.append), preview)
+    streamed: list[OutputFrame] = []
+    outlets = FrameSinks(RehearsalSink(StreamSettings(), streamed.append), preview)
     outlets.start()
     try:
         for t in range(30):
-            outlets.see(seen(t, 90, 90, 90))
-            outlets.show(head(t, 90, 90, 90))
-            outlets.tell(time.monotonic(), lambda: {"state": "live", "training": {"state": "frozen"}})
+            outlets.push_camera_frame(seen(t, 90, 90, 90))
+            outlets.push_frame(head(t, 90, 90, 90))
+            outlets.push_status(time.monotonic(), lambda: {"state": "live", "training": {"state": "frozen"}})
             time.sleep(0.01)
         assert preview.open
         assert preview._process is not None
         assert preview._process.pid is not None
         os.kill(preview._process.pid, signal.SIGKILL)
         until(lambda: not preview.open)
-        outlets.see(seen(99, 90, 90, 90))
-        outlets.show(head(99, 90, 90, 90))
-        outlets.tell(time.monotonic() + 9.0, lambda: pytest.fail("nobody shows figures any more"))
+        outlets.push_camera_frame(seen(99, 90, 90, 90))
+        outlets.push_frame(head(99, 90, 90, 90))
+        outlets.push_status(time.monotonic() + 9.0, lambda: pytest.fail("nobody shows figures any more"))
         assert streamed[-1].t_capture_ns == 99
         assert wishes == []
     finally:
@@ -382,9 +382,9 @@ def test_a_window_that_hangs_delays_nobody() -> None:
 
         def hand_over() -> None:
             for t in range(500):
-                preview.see(seen(t, 1, 2, 3))
-                preview.show(head(t, 1, 2, 3))
-                preview.tell({"state": "live"})
+                preview.push_camera_frame(seen(t, 1, 2, 3))
+                preview.push_frame(head(t, 1, 2, 3))
+                preview.push_status({"state": "live"})
             handed_over.set()
 
         threading.Thread(target=hand_over, daemon=True).start()
@@ -396,7 +396,7 @@ def test_a_window_that_hangs_delays_nobody() -> None:
 
 @pytest.mark.timeout(60)
 def test_what_cannot_be_granted_is_said_in_the_window() -> None:
-    def refuse(_: Wish) -> None:
+    def refuse(_: PreviewCommand) -> None:
         raise UserError("nobody is known yet")
 
     preview = PreviewWindow(refuse)
@@ -408,7 +408,7 @@ def test_what_cannot_be_granted_is_said_in_the_window() -> None:
     try:
         theirs.send(("calibrate", ""))
         until(lambda: preview._notice[0])
-        preview.tell({"state": "live", "psnr_db": 20.5, "sound": {"muted": True}, "training": {"state": "frozen"}})
+        preview.push_status({"state": "live", "psnr_db": 20.5, "sound": {"muted": True}, "training": {"state": "frozen"}})
         record = preview._rings[2].read(0)
         assert record is not None
         told = json.loads(record.data)
@@ -429,7 +429,7 @@ def test_without_a_screen_one_line_says_so(monkeypatch: pytest.MonkeyPatch, capl
     with caplog.at_level(logging.INFO):
         preview.start()
         until(lambda: caplog.records)
-    preview.show(head(0, 1, 2, 3))
+    preview.push_frame(head(0, 1, 2, 3))
     preview.stop()
     assert len(caplog.records) == 1
     assert caplog.messages[0].startswith("no preview: ")
@@ -440,7 +440,7 @@ def test_without_pygame_one_line_says_so(monkeypatch: pytest.MonkeyPatch, caplog
     monkeypatch.setattr("telepresence.outputs.preview.find_spec", lambda _name: None)
     preview = PreviewWindow(lambda _: None)
     preview.start()
-    preview.show(head(0, 1, 2, 3))
+    preview.push_frame(head(0, 1, 2, 3))
     preview.stop()
     assert not preview.open
     assert "pip install pygame-ce" in caplog.text

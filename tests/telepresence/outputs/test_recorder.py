@@ -19,8 +19,8 @@ from insta_runtime.errors import UserError
 from insta_runtime.tracked import read_take
 from insta_runtime.types import Camera, HeadState
 from telepresence.outputs.recorder import Recorder
-from telepresence.runtime.audio import RATE, SoundBus, SoundChunk
-from telepresence.runtime.frames import Drawn, ShownFrame
+from telepresence.runtime.audio import RATE, AudioBus, AudioChunk
+from telepresence.runtime.frames import RenderInputs, OutputFrame
 
 SIDE, FPS, MS = 96, 25, 1_000_000
 ALICE, BOB = np.full(4, 0.5, np.float32), np.full(4, -0.5, np.float32)
@@ -39,31 +39,31 @@ def picture(at_ms: int) -> np.ndarray:
     return rgb
 
 
-def shown(at_ms: int, origin_ns: int, shape: np.ndarray | None = ALICE) -> ShownFrame:
+def shown(at_ms: int, origin_ns: int, shape: np.ndarray | None = ALICE) -> OutputFrame:
     state = HeadState.neutral(5).at(1)
     state.expression[0] = at_ms / 1000
     drawn = None
     if shape is not None:
         camera = Camera(50.0, 50.0, SIDE / 4, SIDE / 4, SIDE // 2, SIDE // 2)
-        drawn = Drawn(state, camera, 1, 0.0, shape)
-    return ShownFrame(at_ms, origin_ns + at_ms * MS, picture(at_ms), True, drawn)
+        drawn = RenderInputs(state, camera, 1, 0.0, shape)
+    return OutputFrame(at_ms, origin_ns + at_ms * MS, picture(at_ms), True, drawn)
 
 
-def beep(at_ms: int, origin_ns: int) -> SoundChunk:
+def beep(at_ms: int, origin_ns: int) -> AudioChunk:
     t = at_ms / 1000 + np.arange(RATE // 50) / RATE
     on = (t % 1.0 >= 0.4) & (t % 1.0 < 0.48)
     wave = np.where(on, 12000 * np.sin(2 * np.pi * 1000 * t), 0.0).astype(np.int16)
-    return SoundChunk(origin_ns + at_ms * MS, np.stack([wave, wave], 1))
+    return AudioChunk(origin_ns + at_ms * MS, np.stack([wave, wave], 1))
 
 
-def show(recorder: Recorder, frame: ShownFrame) -> None:
+def show(recorder: Recorder, frame: OutputFrame) -> None:
     """One picture, and wait until it is taken: a machine that is busy would lose some."""
-    recorder.show(frame)
+    recorder.push_frame(frame)
     while recorder._pictures._fresh:
         time.sleep(0.001)
 
 
-def record(recorder: Recorder, bus: SoundBus, seconds: float) -> None:
+def record(recorder: Recorder, bus: AudioBus, seconds: float) -> None:
     """``seconds`` of a call that was just now, faster than in life; pictures come later than their sound."""
     origin_ns = time.monotonic_ns() - round(1e9 * seconds)
     for at_ms in range(0, round(1000 * seconds), 20):
@@ -94,16 +94,16 @@ def begins(times: np.ndarray, on: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture
-def bus() -> SoundBus:
-    return SoundBus()
+def bus() -> AudioBus:
+    return AudioBus()
 
 
-def make(path: Path, bus: SoundBus) -> tuple[Recorder, list[str]]:
+def make(path: Path, bus: AudioBus) -> tuple[Recorder, list[str]]:
     failures: list[str] = []
     return Recorder(path, FPS, SHA, bus, failures.append), failures
 
 
-def test_sound_picture_and_state_of_a_moment_have_one_time(tmp_path: Path, bus: SoundBus) -> None:
+def test_sound_picture_and_state_of_a_moment_have_one_time(tmp_path: Path, bus: AudioBus) -> None:
     recorder, failures = make(tmp_path / "call.mp4", bus)
     recorder.start()
     record(recorder, bus, 3.2)
@@ -127,7 +127,7 @@ def test_sound_picture_and_state_of_a_moment_have_one_time(tmp_path: Path, bus: 
     np.testing.assert_array_equal(take.shape, ALICE)
 
 
-def test_without_sound_the_film_is_silent_and_no_shorter(tmp_path: Path, bus: SoundBus) -> None:
+def test_without_sound_the_film_is_silent_and_no_shorter(tmp_path: Path, bus: AudioBus) -> None:
     recorder, _ = make(tmp_path / "call.mp4", bus)
     recorder.start()
     origin_ns = time.monotonic_ns()
@@ -139,7 +139,7 @@ def test_without_sound_the_film_is_silent_and_no_shorter(tmp_path: Path, bus: So
     assert not samples.any()
 
 
-def test_who_comes_next_gets_a_take_of_their_own_and_a_card_has_no_state(tmp_path: Path, bus: SoundBus) -> None:
+def test_who_comes_next_gets_a_take_of_their_own_and_a_card_has_no_state(tmp_path: Path, bus: AudioBus) -> None:
     recorder, _ = make(tmp_path / "call.mp4", bus)
     recorder.start()
     origin_ns = time.monotonic_ns()
@@ -158,10 +158,10 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, {folder!r})
 from test_recorder import make, record
-from telepresence.runtime.audio import SoundBus
+from telepresence.runtime.audio import AudioBus
 import telepresence.outputs.recorder as module
 module.TAKE_S = 0.2
-bus = SoundBus()
+bus = AudioBus()
 recorder, _ = make(Path({path!r}), bus)
 recorder.start()
 print("begun", flush=True)
@@ -192,7 +192,7 @@ def test_what_was_recorded_before_a_kill_is_there(tmp_path: Path) -> None:
     assert len(read_take(take).states) > FPS
 
 
-def test_what_cannot_be_written_is_told_before_the_call(tmp_path: Path, bus: SoundBus) -> None:
+def test_what_cannot_be_written_is_told_before_the_call(tmp_path: Path, bus: AudioBus) -> None:
     there = tmp_path / "there.mp4"
     there.write_bytes(b"precious")
     (tmp_path / "take.npz").write_bytes(b"precious")
@@ -205,7 +205,7 @@ def test_what_cannot_be_written_is_told_before_the_call(tmp_path: Path, bus: Sou
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full disk here")
-def test_a_full_disk_ends_the_recording_and_not_the_call(tmp_path: Path, bus: SoundBus) -> None:
+def test_a_full_disk_ends_the_recording_and_not_the_call(tmp_path: Path, bus: AudioBus) -> None:
     recorder, failures = make(tmp_path / "call.mp4", bus)
     recorder.start()
     (tmp_path / "call.mp4").unlink()
@@ -213,10 +213,10 @@ def test_a_full_disk_ends_the_recording_and_not_the_call(tmp_path: Path, bus: So
     origin_ns, at_ms = time.monotonic_ns(), 0
     while recorder.open:
         assert at_ms < 1_000_000
-        recorder.show(shown(at_ms, origin_ns))
+        recorder.push_frame(shown(at_ms, origin_ns))
         at_ms += 40
         time.sleep(0.002)
-    recorder.show(shown(at_ms, origin_ns))
+    recorder.push_frame(shown(at_ms, origin_ns))
     recorder.stop()
     (failure,) = failures
     assert "no space left" in failure
@@ -224,13 +224,13 @@ def test_a_full_disk_ends_the_recording_and_not_the_call(tmp_path: Path, bus: So
 
 
 def test_a_bug_ends_the_recording_with_one_line_and_its_traceback_in_the_log(
-    tmp_path: Path, bus: SoundBus, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, bus: AudioBus, caplog: pytest.LogCaptureFixture
 ) -> None:
     recorder, failures = make(tmp_path / "call.mp4", bus)
     recorder.start()
     origin_ns = time.monotonic_ns()
     show(recorder, shown(0, origin_ns))
-    recorder.show(replace(shown(40, origin_ns), rgb=np.zeros(3, np.uint8)))
+    recorder.push_frame(replace(shown(40, origin_ns), rgb=np.zeros(3, np.uint8)))
     end = time.monotonic() + 20
     while recorder.open:
         assert time.monotonic() < end

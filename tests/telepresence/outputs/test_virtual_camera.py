@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 
 from telepresence.outputs.virtual_camera import INSTALL, VirtualCamera
-from telepresence.runtime.frames import ShownFrame
+from telepresence.runtime.frames import OutputFrame
 
 pyvirtualcam = pytest.importorskip("pyvirtualcam")
 
 SIDE = 96
 
 
-def frame(value: int) -> ShownFrame:
-    return ShownFrame(value, time.monotonic_ns(), np.full((SIDE, SIDE, 3), (value, 2 * value, 0), np.uint8))
+def frame(value: int) -> OutputFrame:
+    return OutputFrame(value, time.monotonic_ns(), np.full((SIDE, SIDE, 3), (value, 2 * value, 0), np.uint8))
 
 
 def wait(condition: Callable[[], Any]) -> None:
@@ -79,10 +79,10 @@ def test_a_driver_gets_the_newest_picture_again_and_again(caplog: pytest.LogCapt
     driver = DRIVERS[-1]
     assert driver.asked == (SIDE, SIDE, 50, b"raw ")  # RGB, in libyuv's words
     assert camera.open
-    camera.show(frame(40))
+    camera.push_frame(frame(40))
     wait(lambda: len(driver.sent) > 3)
     np.testing.assert_array_equal(driver.sent[-1].reshape(SIDE, SIDE, 3)[5, 7], (40, 80, 0))
-    camera.show(frame(60))
+    camera.push_frame(frame(60))
     wait(lambda: driver.sent[-1][0] == 60)
     camera.stop()
     camera.stop()
@@ -95,10 +95,10 @@ def test_a_camera_that_is_unplugged_ends_with_one_line() -> None:
     lines: list[str] = []
     camera = VirtualCamera(SIDE, 50, lines.append)
     camera.start()
-    camera.show(frame(40))
+    camera.push_frame(frame(40))
     DRIVERS[-1].unplugged = True
     wait(lambda: not camera.open)
-    camera.show(frame(50))
+    camera.push_frame(frame(50))
     camera.stop()
     assert DRIVERS[-1].closed
     assert lines == ["it takes no pictures any more: device is gone"]
@@ -110,9 +110,9 @@ def test_a_bug_ends_it_with_one_line_and_its_traceback_in_the_log(caplog: pytest
     camera = VirtualCamera(SIDE, 50, lines.append)
     camera.start()
     DRIVERS[-1].wrong = True
-    camera.show(frame(40))
+    camera.push_frame(frame(40))
     wait(lambda: not camera.open)
-    camera.show(frame(50))
+    camera.push_frame(frame(50))
     camera.stop()
     assert DRIVERS[-1].closed
     assert lines == ["it has ended: ValueError: no such pixel"]
@@ -126,7 +126,7 @@ def test_without_a_device_one_line_says_what_to_do() -> None:
     lines: list[str] = []
     camera = VirtualCamera(SIDE, 30, lines.append)
     camera.start()
-    camera.show(frame(40))
+    camera.push_frame(frame(40))
     assert not camera.open
     camera.stop()
     assert lines == [f"there is none: {INSTALL['linux']}"]

@@ -17,7 +17,7 @@ PATIENCE_S: Final = 60.0
 """A probe that takes longer hangs."""
 
 
-def examine(probes: Sequence[Probe], patience_s: float = PATIENCE_S) -> Iterator[Finding]:
+def run_probes(probes: Sequence[Probe], patience_s: float = PATIENCE_S) -> Iterator[Finding]:
     """What ``probes`` find, in their order; a probe that fails is a finding itself.
 
     Probes must be importable: functions of a module, or `functools.partial` of such.

@@ -18,16 +18,16 @@ from insta_runtime.learn.weight_exchange import WeightExchange
 from insta_runtime.native.trainer import NativeTrainer
 from insta_runtime.render.coloured_mesh import ColouredMesh
 from insta_runtime.types import Observation
-from telepresence.learning.likeness import OLDER, RECENT, Held, HeldBack, Judge, look
-from telepresence.learning.publishing import (
+from telepresence.learning.likeness import OLDER, RECENT, HeldBackFrame, HeldBackSet, LikenessMeter, look
+from telepresence.learning.snapshot_gate import (
     MARGIN_DB,
     MEASURE_S,
     PATIENCE,
     SLOW,
     SLOW_S,
     YOUNG_STEPS,
-    Publisher,
-    Standing,
+    SnapshotGate,
+    PublishState,
     Verdict,
     chosen,
     novelty,
@@ -50,7 +50,7 @@ class Call:
         backend = choose_backend("host", avatar.model)
         trainer = make_trainer(avatar.model, backend)
         assert isinstance(trainer, NativeTrainer)
-        self.trainer, self.exchange, self.held_back = trainer, WeightExchange(), HeldBack()
+        self.trainer, self.exchange, self.held_back = trainer, WeightExchange(), HeldBackSet()
         self.mesh = ColouredMesh(avatar.model.rig, avatar.model.shape)
         self.now = 0.0
         for i, picture in enumerate(pictures):
@@ -59,7 +59,7 @@ class Call:
                 self.mesh.observe(picture)
             else:
                 self.held_back.add(picture)
-        self.publisher = Publisher(trainer, Judge(avatar.model, backend), self.held_back, self.exchange)
+        self.publisher = SnapshotGate(trainer, LikenessMeter(avatar.model, backend), self.held_back, self.exchange)
         self.learn(steps)
 
     def learn(self, steps: int) -> None:
@@ -108,7 +108,7 @@ def test_what_is_worse_is_withheld_then_undone(pictures: list[Observation]) -> N
     for number in range(PATIENCE):
         assert call.exchange.published == 1
         assert call.trainer.steps == YOUNG_STEPS + number
-        call.trainer.pace = 0.0  # or it would learn to be right again
+        call.trainer.schedule.rate_factor = 0.0  # or it would learn to be right again
         call.trainer.step()
         assert not call.publisher.events
         call.judge()
@@ -123,9 +123,9 @@ def test_what_is_worse_is_withheld_then_undone(pictures: list[Observation]) -> N
     assert event.kind == "stepped back"
     assert f"step {good.steps}" in event.text
     call.publisher.watch(None, call.now)
-    assert call.trainer.pace < 2 * SLOW, "more slowly for a while"
+    assert call.trainer.schedule.rate_factor < 2 * SLOW, "more slowly for a while"
     call.publisher.watch(None, call.now + 10 * SLOW_S)
-    assert call.trainer.pace == 1.0
+    assert call.trainer.schedule.rate_factor == 1.0
     call.learn(20)
     call.judge()
     assert call.exchange.published == 2, "and it goes on"
@@ -158,7 +158,7 @@ def test_weights_that_are_no_numbers_are_undone_at_once(pictures: list[Observati
     assert (call.exchange.published, call.trainer.steps) == (1, good.steps)
     assert call.trainer.state().is_sound()
     call.learn(5)
-    assert call.trainer.pace < 2 * SLOW
+    assert call.trainer.schedule.rate_factor < 2 * SLOW
     call.judge()
     assert call.exchange.published == 2
     assert call.publisher.good.is_sound()
@@ -179,13 +179,13 @@ def test_what_is_seen_first_after_a_while_is_learned_at_the_rate_of_the_beginnin
     call = Call(pictures, CONFIG.learn.decay_steps)
     call.judge()
     call.learn(1)
-    assert call.trainer.pace < 1.5
+    assert call.trainer.schedule.rate_factor < 1.5
     for picture in pictures[:3]:
         call.held_back.add(replace(picture, rgb=255 - picture.rgb))
     call.judge()
     call.learn(1)
     first = 1.0 / CONFIG.learn.final_rate
-    assert 0.35 * first < call.trainer.pace <= 1.01 * first
+    assert 0.35 * first < call.trainer.schedule.rate_factor <= 1.01 * first
 
 
 def test_an_avatar_that_is_not_learned_on_is_measured(pictures: list[Observation]) -> None:
@@ -193,23 +193,23 @@ def test_an_avatar_that_is_not_learned_on_is_measured(pictures: list[Observation
     call.judge()
     found = call.publisher.score
     assert found is not None
-    frozen = Publisher(call.trainer, call.publisher._judge, call.held_back, call.exchange)
+    frozen = SnapshotGate(call.trainer, call.publisher._judge, call.held_back, call.exchange)
     while frozen.score is None:
         assert frozen.measure(call.mesh, 0.0)
     assert frozen.score.avatar_db == pytest.approx(found.avatar_db)
     assert call.exchange.published == 1
 
 
-class Counting(Judge):
+class Counting(LikenessMeter):
     """Counts the pictures that it draws."""
 
     drawn = 0
 
-    def avatar_db(self, held: Held) -> float:
+    def avatar_db(self, held: HeldBackFrame) -> float:
         self.drawn += 1
         return super().avatar_db(held)
 
-    def mesh_db(self, held: Held, mesh: ColouredMesh) -> float:
+    def mesh_db(self, held: HeldBackFrame, mesh: ColouredMesh) -> float:
         self.drawn += 1
         return super().mesh_db(held, mesh)
 
@@ -222,7 +222,7 @@ def test_an_avatar_that_is_not_learned_on_is_seldom_measured(pictures: list[Obse
     call.learn(YOUNG_STEPS)
     model = call.publisher._judge._renderer.model
     judge = Counting(model, choose_backend("host", model))
-    frozen = Publisher(call.trainer, judge, call.held_back, call.exchange)
+    frozen = SnapshotGate(call.trainer, judge, call.held_back, call.exchange)
     drawn = []
     for second in range(120):  # of a call that goes on to show something new
         call.held_back.add(pictures[second % len(pictures)])
@@ -245,7 +245,7 @@ def test_an_avatar_that_is_not_learned_on_is_seldom_measured(pictures: list[Obse
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.floats(-3.0, 3.0), max_size=40))
 def test_nothing_that_is_worse_is_ever_published(gains: list[float]) -> None:
-    standing, row = Standing(), 0
+    standing, row = PublishState(), 0
     for second, gain in enumerate(gains):
         standing, verdict = standing.judged(20.0 + gain, 20.0, float(second))
         if gain >= -0.99 * MARGIN_DB:
@@ -261,11 +261,11 @@ def test_nothing_that_is_worse_is_ever_published(gains: list[float]) -> None:
 
 def test_what_cannot_be_measured_is_published() -> None:
     for pair in ((None, None), (None, 20.0), (20.0, None)):
-        assert Standing(in_a_row=3).judged(*pair, 0.0) == (Standing(), Verdict.PUBLISH)
+        assert PublishState(in_a_row=3).judged(*pair, 0.0) == (PublishState(), Verdict.PUBLISH)
 
 
 def test_caution_fades() -> None:
-    standing = Standing().went_back(10.0)
+    standing = PublishState().went_back(10.0)
     values = [standing.caution(10.0 + part * SLOW_S) for part in (0.0, 0.5, 1.0, 5.0)]
     assert values == sorted(values)
     assert (values[0], values[-1]) == (SLOW, 1.0)
@@ -279,7 +279,7 @@ def test_news_is_what_is_rendered_much_worse_than_the_rest() -> None:
 
 
 def test_held_back_pictures_are_the_newest_and_older_ones_that_differ(pictures: list[Observation]) -> None:
-    held_back, turned = HeldBack(), []
+    held_back, turned = HeldBackSet(), []
     still = photograph(open_head(), [pose(open_head())], 32, paint(open_head()))[0]
     for i in range(40):
         turned.append(i % 10 == 3)
@@ -295,7 +295,7 @@ def test_held_back_pictures_are_the_newest_and_older_ones_that_differ(pictures: 
 
 
 def test_on_a_slow_machine_fewer_pictures_are_measured(pictures: list[Observation]) -> None:
-    held = [Held.of(picture, 32) for picture in pictures[:8]]
+    held = [HeldBackFrame.of(picture, 32) for picture in pictures[:8]]
     assert chosen(held, 8) == chosen(held, 99) == held
     assert chosen(held, 1) == held[7:]
     assert chosen(held, 2) == [held[3], held[7]]

@@ -1,7 +1,7 @@
 """Which weights are shown: each candidate is judged first, and what went wrong is undone.
 
 About once a second the averaged weights become a candidate.  It is published unless it renders held-back pictures
-(`score.HeldBack`) worse than what is shown does; after some in a row that did, training steps back to the state of the
+(`score.HeldBackSet`) worse than what is shown does; after some in a row that did, training steps back to the state of the
 last that was published, and goes on more slowly for a while.  Weights or losses that are no numbers take it back there
 at once.
 """
@@ -17,13 +17,12 @@ from enum import StrEnum
 from statistics import fmean
 from typing import TYPE_CHECKING, Final
 
-from telepresence.learning.likeness import RECENT, Held, HeldBack, Judge, Score, mean
+from telepresence.learning.likeness import RECENT, HeldBackFrame, HeldBackSet, LikenessMeter, LikenessScore, mean
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from insta_runtime.backends import AnyTrainer
-    from insta_runtime.learn.trainer import StepReport
+    from insta_runtime.learn.trainer import StepReport, Trainer
     from insta_runtime.learn.training_state import TrainingState
     from insta_runtime.learn.weight_exchange import WeightExchange
     from insta_runtime.render.coloured_mesh import ColouredMesh
@@ -74,7 +73,7 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True)
-class Standing:
+class PublishState:
     """Where publishing stands: a pure function of what was found, and when.
 
     Attributes:
@@ -85,17 +84,17 @@ class Standing:
     in_a_row: int = 0
     slowed: float | None = None
 
-    def judged(self, candidate_db: float | None, shown_db: float | None, now: float) -> tuple[Standing, Verdict]:
+    def judged(self, candidate_db: float | None, shown_db: float | None, now: float) -> tuple[PublishState, Verdict]:
         """A candidate and what is shown were measured on the same pictures; None: they could not be."""
         if candidate_db is None or shown_db is None or candidate_db >= shown_db - MARGIN_DB:
             return replace(self, in_a_row=0), Verdict.PUBLISH
         if self.in_a_row + 1 < PATIENCE:
             return replace(self, in_a_row=self.in_a_row + 1), Verdict.WITHHOLD
-        return Standing(0, now), Verdict.STEP_BACK
+        return PublishState(0, now), Verdict.STEP_BACK
 
-    def went_back(self, now: float) -> Standing:
+    def went_back(self, now: float) -> PublishState:
         """Training had to go back for another reason."""
-        return Standing(0, now)
+        return PublishState(0, now)
 
     def caution(self, now: float) -> float:
         """What the learning rate is multiplied by, 1 long after the last step back."""
@@ -104,7 +103,7 @@ class Standing:
         return SLOW ** min(1.0, max(0.0, 1.0 - (now - self.slowed) / SLOW_S))
 
 
-def chosen(pictures: list[Held], room: int) -> list[Held]:
+def chosen(pictures: list[HeldBackFrame], room: int) -> list[HeldBackFrame]:
     """At most ``room`` of the pictures, half of them the newest."""
     older, recent = pictures[:-RECENT], pictures[-RECENT:]
     recent = recent[-max(room - len(older), room - room // 2) :]
@@ -121,14 +120,14 @@ def novelty(older: list[float], newest: list[float]) -> float:
 
 
 @dataclass(frozen=True)
-class Event:
+class TrainingEvent:
     """Something that happened to the avatar's weights, as a line for people; ``kind`` names it for machines."""
 
     kind: str
     text: str
 
 
-class Publisher:
+class SnapshotGate:
     """Judges candidates of ``trainer`` on ``held_back`` and publishes them.  Belongs to the training thread.
 
     Attributes:
@@ -137,13 +136,13 @@ class Publisher:
         events: what happened that somebody should know of; whoever tells it takes it out.
     """
 
-    def __init__(self, trainer: AnyTrainer, judge: Judge, held_back: HeldBack, exchange: WeightExchange) -> None:
+    def __init__(self, trainer: Trainer, judge: LikenessMeter, held_back: HeldBackSet, exchange: WeightExchange) -> None:
         self.good: TrainingState
-        self.score: Score | None = None
+        self.score: LikenessScore | None = None
         self.counts: Counter[str] = Counter()
         self.published_at = -math.inf
-        self.events: deque[Event] = deque(maxlen=16)
-        self.standing = Standing()
+        self.events: deque[TrainingEvent] = deque(maxlen=16)
+        self.status = PublishState()
         self._trainer, self._judge, self._held_back, self._exchange = trainer, judge, held_back, exchange
         self._work: Iterator[None] | None = None
         self._due, self._began = -math.inf, math.inf
@@ -158,7 +157,7 @@ class Publisher:
     @property
     def in_doubt(self) -> bool:
         """Whether what was learned since the last publication is worse than that."""
-        return self.standing.in_a_row > 0
+        return self.status.in_a_row > 0
 
     def newest(self) -> TrainingState:
         """What is worth saving: all that was learned, unless it is in doubt."""
@@ -173,7 +172,7 @@ class Publisher:
         self._now = now
         if report is not None and report.samples > 0 and not math.isfinite(report.loss):
             self._go_back("a loss that is no number")
-        self._trainer.pace = self._pace(now)
+        self._trainer.schedule.rate_factor = self._pace(now)
 
     def work(self, mesh: ColouredMesh | None, now: float) -> bool:
         """Do a little of what is due.  False if there was nothing."""
@@ -238,7 +237,7 @@ class Publisher:
             yield
         yield from self._complete(pictures, mesh)
         shown = mean([held.shown_db[1] for held in pictures]) if len(pictures) >= ENOUGH else None
-        self.standing, verdict = self.standing.judged(mean(found), shown, self._now)
+        self.status, verdict = self.status.judged(mean(found), shown, self._now)
         if verdict is Verdict.PUBLISH:
             self._publish(candidate)
             for held, value in zip(pictures, found, strict=True):
@@ -268,7 +267,7 @@ class Publisher:
         yield from self._complete(pictures, mesh)
         self._tell(known)
 
-    def _complete(self, pictures: list[Held], mesh: ColouredMesh | None) -> Iterator[None]:
+    def _complete(self, pictures: list[HeldBackFrame], mesh: ColouredMesh | None) -> Iterator[None]:
         """Measure what is shown, and the mesh, on those pictures on which they were not yet."""
         nothing = self._number == 0 and self.good.steps == 0
         missing = [held for held in pictures if held.shown_db[0] != self._number and not nothing]
@@ -292,12 +291,12 @@ class Publisher:
             return 1
         return max(ENOUGH, int(JUDGE_PART * JUDGE_S / max(self._each_s, 1e-6)))
 
-    def _tell(self, pictures: list[Held]) -> None:
+    def _tell(self, pictures: list[HeldBackFrame]) -> None:
         """Make the score of what was found last on each of these: some may not have been measured just now."""
         both = [held for held in pictures if math.isfinite(held.shown_db[1] + held.mesh_db)]
         avatar_db, mesh_db = mean([held.shown_db[1] for held in both]), mean([held.mesh_db for held in both])
         if avatar_db is not None and mesh_db is not None:
-            self.score = Score(avatar_db, mesh_db, self.good.steps)
+            self.score = LikenessScore(avatar_db, mesh_db, self.good.steps)
 
     def _load(self, snapshot: Snapshot) -> None:
         with self._trainer.on_stream():
@@ -313,7 +312,7 @@ class Publisher:
 
     def _go_back(self, why: str) -> None:
         self._work = None
-        self.standing = self.standing.went_back(self._now)
+        self.status = self.status.went_back(self._now)
         self.counts["roll back"] += 1
         self._resume()
         self._note("rolled back", f"learning came to {why}; it goes on from step {self.good.steps}")
@@ -324,20 +323,20 @@ class Publisher:
             self._trainer.resume(self.good)
 
     def _note(self, kind: str, text: str) -> None:
-        self.events.append(Event(kind, text))
+        self.events.append(TrainingEvent(kind, text))
         log.warning("%s", text, extra={"event": kind.replace(" ", "_"), "stage": "train"})
 
     def _pace(self, now: float) -> float:
         """What the schedule's learning rate is multiplied by."""
-        return self.standing.caution(now) * rise(self._trainer, self._news)
+        return self.status.caution(now) * rise(self._trainer, self._news)
 
 
-def rise(trainer: AnyTrainer, news: float) -> float:
+def rise(trainer: Trainer, news: float) -> float:
     """What the rate is multiplied by for the sake of ``news`` (0 to 1): all of it takes back what the schedule took.
 
     What is not new is not shaken by that, as long as it is drawn, too: its gradients cancel, and what is shown is an
     average.
     """
     config = trainer.config
-    progress = trainer.progress if trainer.progress is not None else min(1.0, trainer.steps / config.decay_steps)
+    progress = trainer.schedule.progress_at(trainer.steps)
     return config.final_rate ** (-news * progress) if config.final_rate > 0.0 else 1.0

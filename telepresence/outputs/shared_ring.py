@@ -13,7 +13,7 @@ SLOTS = 3
 
 
 @dataclass(frozen=True)
-class Record:
+class RingMessage:
     """``data`` as it was written; ``sequence`` counts from 1."""
 
     sequence: int
@@ -57,14 +57,14 @@ class SharedRing:
         slot["sequence"] = sequence
         self._ring["newest"] = sequence
 
-    def read(self, after: int) -> Record | None:
+    def read(self, after: int) -> RingMessage | None:
         """The newest record if its sequence number is above ``after``."""
         sequence = int(self._ring["newest"])
         if sequence <= after:
             return None
         slot = self._ring["slots"][sequence % SLOTS]
         data = slot["data"][: min(int(slot["size"]), self._capacity)].tobytes()
-        return Record(sequence, data) if int(slot["sequence"]) == sequence else None
+        return RingMessage(sequence, data) if int(slot["sequence"]) == sequence else None
 
     def close(self) -> None:
         """Let go of the memory; the process that made it also removes it.  May be called twice."""

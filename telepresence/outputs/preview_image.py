@@ -21,7 +21,7 @@ GAIN: Final = 3
 _HEADER: Final = struct.Struct("<qHH??xx")  # capture time, height, width, whether a head was drawn, and has a matte
 
 
-class View(StrEnum):
+class PreviewView(StrEnum):
     """What the window shows."""
 
     AVATAR = "avatar"
@@ -31,7 +31,7 @@ class View(StrEnum):
 
 
 @dataclass(frozen=True)
-class Shot:
+class PreviewImage:
     """``rgb`` (H, W, 3) uint8, the capture time it belongs to, and the ``matte`` (H, W) uint8 of who is seen.
 
     ``drawn``: it is a head that was rendered, as of ``t_capture_ns``; no card.
@@ -50,7 +50,7 @@ class Shot:
         return (header, rgb) if self.matte is None else (header, rgb, np.ascontiguousarray(self.matte[::step, ::step]))
 
     @staticmethod
-    def read(data: bytes) -> Shot:
+    def read(data: bytes) -> PreviewImage:
         """The shot whose `parts` are ``data``."""
         t_capture_ns, height, width, drawn, matted = _HEADER.unpack_from(data)
         pixels = height * width
@@ -58,18 +58,18 @@ class Shot:
         matte = None
         if matted:
             matte = np.frombuffer(data, np.uint8, pixels, _HEADER.size + 3 * pixels).reshape(height, width)
-        return Shot(t_capture_ns, rgb, matte, drawn)
+        return PreviewImage(t_capture_ns, rgb, matte, drawn)
 
 
 @dataclass(frozen=True)
-class Difference:
+class ImageDifference:
     """``rgb`` (H, W, 3) uint8: by how much two pictures differ, times `GAIN`; ``psnr_db`` the same as one number."""
 
     rgb: Bytes
     psnr_db: float
 
     @staticmethod
-    def of(shown: Shot, camera: Shot) -> Difference:
+    def of(shown: PreviewImage, camera: PreviewImage) -> ImageDifference:
         """Where the matte of ``camera`` says that the head is: what is behind it is not to be alike."""
         seen, matte = _fitted(camera, *shown.rgb.shape[:2])
         apart = np.maximum(shown.rgb, seen) - np.minimum(shown.rgb, seen)
@@ -81,10 +81,10 @@ class Difference:
             squares = np.square(apart, dtype=np.float32)
         mean = float(squares.mean()) if squares.size else 0.0
         psnr = 10.0 * np.log10(255.0**2 / max(mean, 1e-3))
-        return Difference((np.minimum(apart, 255 // GAIN) * np.uint8(GAIN)).astype(np.uint8), float(psnr))
+        return ImageDifference((np.minimum(apart, 255 // GAIN) * np.uint8(GAIN)).astype(np.uint8), float(psnr))
 
 
-def _fitted(shot: Shot, height: int, width: int) -> tuple[Bytes, Bytes | None]:
+def _fitted(shot: PreviewImage, height: int, width: int) -> tuple[Bytes, Bytes | None]:
     """Picture and matte at another size."""
     if shot.rgb.shape[:2] == (height, width):
         return shot.rgb, shot.matte
