@@ -22,9 +22,9 @@ from typing import Any
 
 from insta_runtime.errors import UserError
 from insta_runtime.evaluation.protocol import REGIONS
-from telepresence.commands.fit import learn
 from telepresence.config import load_config
 from telepresence.measure.offline.recordings import Recording, open_recording
+from telepresence.measure.offline.training import learn_avatar
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- made by tools/ablate.py -->", "<!-- end of what tools/ablate.py made -->"
@@ -52,7 +52,7 @@ class Switch:
 SWITCHES = {
     "default": Switch("the default"),
     "paper": Switch("INSTA as published", preset="insta_paper"),
-    "poses-tracked": Switch("head poses as they were tracked", ("avatar.registration.rate=0.0",)),
+    "poses-tracked": Switch("head poses as they were tracked", ("avatar.pose_refinement.rate=0.0",)),
     "warp-triangle": Switch("the map of the nearest triangle alone", ("avatar.warp.blend=triangle",)),
     "warp-neighbours": Switch(
         "maps averaged with the triangle's neighbours, as INSTA", ("avatar.warp.blend=neighbours",)
@@ -108,7 +108,7 @@ def run(
     try:
         changes = [*switch.settings, f"avatar.learn.size={size}"]
         config = load_config(switch.preset, changes, device)
-        figures = learn(
+        figures = learn_avatar(
             recording, None, seconds=seconds, size=size, holdout=HOLDOUT, config=config, report=page, baseline=False
         )
         found |= {key: figures[key] for key in KEPT if key in figures}

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from insta_runtime.head import load_head
 from insta_runtime.smoothstep import smoothstep
-from telepresence.tracking.embedding import compute_embedding
+from telepresence.tracking.landmark_embedding import compute_embedding
 
 Array = NDArray[np.float64]
 

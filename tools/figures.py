@@ -27,7 +27,7 @@ from typing import Any
 
 import av
 import numpy as np
-from call_figures.machine import commit, machine
+from call_figures.background_load import commit, machine
 from playwright.sync_api import Page, sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -33,7 +33,8 @@ from insta_runtime.files import partial_path
 from insta_runtime.head import HeadModel, load_head
 from insta_runtime.types import Camera, HeadState, Observation
 from telepresence.config import Config, load_config
-from telepresence.learning import snapshot_gate as publishing, saving
+from telepresence.learning import saving
+from telepresence.learning import snapshot_gate as publishing
 from telepresence.learning.learner import Learner
 
 SMALL: Final = (
@@ -92,7 +93,7 @@ def measure(path: Path, kills: int, lot: random.Random) -> dict[str, Any]:
             continue
         figures["older"] += avatar.steps < told
         figures["previous"] += avatar.spoilt
-        figures["without_training"] += saving.stored_training(path, avatar) is None
+        figures["without_training"] += saving.load_training_state(path, avatar) is None
         figures["steps"] = avatar.steps
     return figures
 
@@ -140,13 +141,13 @@ def learn(path: Path, head: HeadModel, config: Config, told: int) -> None:
         rgb = noise.integers(0, 256, (32, 32, 3), dtype=np.uint8)
         learner.trainer.add(Observation(number, rgb, np.full((32, 32), 255, np.uint8), picture, state))
     said = avatar.steps
-    while learner.unsaved is None:
-        learner.work()
+    while learner.save_error is None:
+        learner.run_once()
         learner.autosave(time.monotonic())
         if learner.saved_steps != said:
             said = learner.saved_steps
             os.write(told, b"%d\n" % said)
-    raise SystemExit(learner.unsaved)
+    raise SystemExit(learner.save_error)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Measure one thing of a call, with the real daemon and a real Chromium on this machine.
+"""Measure one figure of a call, with the real daemon and a real Chromium on this machine.
 
     python tools/measure_call.py received --json received.json
     python tools/measure_call.py latency --freeze
     python tools/measure_call.py table --write docs/media.md
 
-Prints a line that says what was found beside what must be and what is aimed at.  What each row means, and how it is
-measured, is in docs/media.md.  ``table`` measures nothing: it puts what ``make figures`` has measured into a
-document.
+Prints one line with each value beside its bound and its aim.  docs/media.md explains the rows and
+how they are measured.
+``table`` measures nothing: it writes the figures of ``make figures`` into a document.
 """
 
 from __future__ import annotations
@@ -21,63 +21,75 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from call_figures.background_load import BackgroundLoad
+from call_figures.bad_networks import measure_links
 from call_figures.browser import version
 from call_figures.conditions import Conditions
-from call_figures.delay import latency, round_trip, sound, zeromq
+from call_figures.delay import measure_audio_offset, measure_latency, measure_round_trip, measure_zeromq_delay
 from call_figures.goals import Figures, Goal
-from call_figures.links import links
-from call_figures.lips import lips
-from call_figures.load import killed_tab, reconnects, viewers
-from call_figures.machine import Quiet, commit, machine
-from call_figures.stream import first_frame, gaps, received
+from call_figures.lip_sync import measure_lip_sync
+from call_figures.load import measure_killed_tab, measure_reconnects, measure_viewers
+from call_figures.stream import measure_first_frame, measure_gaps, measure_received
 from call_figures.table import conditions as measured_on
-from call_figures.table import table, write_into
+from call_figures.table import table, write_between
+
+from telepresence.measure.machine import describe_machine, source_commit
 
 ROOT: Final = Path(__file__).resolve().parent.parent
+"""Root of the checkout."""
+
 SCRATCH: Final = ROOT / "out" / "figures"
+"""Folder for videos, avatars and logs; ignored by git."""
+
 RESULTS: Final = ROOT / "docs" / "figures.json"
+"""Figures that ``table`` reads."""
+
 CLIP: Final = Path(os.environ.get("TELEPRESENCE_SHARED", ROOT.parent / "shared")) / "clips" / "d9.mp4"
+"""Video of a face in the folder of test material."""
 QUIET_CORES: Final = 0.1
+"""Load by other programs, in cores, above which the machine counts as busy."""
 
-Row = Callable[[Conditions], tuple[Figures, list[Goal]]]
+Measurement = Callable[[Conditions], tuple[Figures, list[Goal]]]
+"""Function that measures one row of the table: its figures, and the goals that they are compared with."""
 
-ROWS: Final[dict[str, Row]] = {
-    "received": received,
-    "latency": latency,
-    "round-trip": round_trip,
-    "viewers": viewers,
-    "first-frame": first_frame,
-    "links": links,
-    "sound": sound,
-    "lips": lips,
-    "killed-tab": killed_tab,
-    "reconnects": reconnects,
-    "zeromq": zeromq,
-    "gaps": gaps,
+ROWS: Final[dict[str, Measurement]] = {
+    "received": measure_received,
+    "latency": measure_latency,
+    "round-trip": measure_round_trip,
+    "viewers": measure_viewers,
+    "first-frame": measure_first_frame,
+    "links": measure_links,
+    "sound": measure_audio_offset,
+    "lips": measure_lip_sync,
+    "killed-tab": measure_killed_tab,
+    "reconnects": measure_reconnects,
+    "zeromq": measure_zeromq_delay,
+    "gaps": measure_gaps,
 }
+"""Measurements, by the name on the command line."""
 
 
 def main() -> None:
-    """Parse, measure, print, write."""
+    """Parse the arguments, measure, print the goals, and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("row", choices=[*ROWS, "table"])
-    parser.add_argument("--freeze", action="store_true", help="the avatar is shown, not learned on")
-    parser.add_argument("--source", help="what is before the camera; else a film of the clip, as a file")
-    parser.add_argument("--clip", type=Path, help="a video of a face; else d9 of the test material, or the actor")
-    parser.add_argument("--actor", action="store_true", help="the film is of the synthetic actor")
-    parser.add_argument("--seconds", type=float, default=20.0, help="how long is measured; 20")
-    parser.add_argument("--settle", type=float, default=8.0, help="how long is waited before; 8")
-    parser.add_argument("--minutes", type=float, default=30.0, help="of reconnects: with one viewer; 30")
-    parser.add_argument("--link", help="of links: this one only, by a part of its name")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the daemon")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--write", type=Path, metavar="DOCUMENT", help="of table: where it goes")
+    parser.add_argument("--freeze", action="store_true", help="do not train the avatar during the call")
+    parser.add_argument("--source", help="source of the daemon; by default a test video made of the clip")
+    parser.add_argument("--clip", type=Path, help="video of a face; by default d9 of the test material, or the actor")
+    parser.add_argument("--actor", action="store_true", help="make the test video of the synthetic actor")
+    parser.add_argument("--seconds", type=float, default=20.0, help="duration of the measurement; 20")
+    parser.add_argument("--settle", type=float, default=8.0, help="wait before the measurement; 8")
+    parser.add_argument("--minutes", type=float, default=30.0, help="for reconnects: minutes with one viewer; 30")
+    parser.add_argument("--link", help="for links: only those whose name contains this")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="setting of the daemon")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--write", type=Path, metavar="DOCUMENT", help="for table: the document to write it into")
     options = parser.parse_args()
 
     if options.row == "table":
         results = json.loads(RESULTS.read_text(encoding="utf-8"))
         text = f"{table(results)}\n{measured_on(results)}"
-        print(text) if options.write is None else write_into(options.write, text)
+        print(text) if options.write is None else write_between(options.write, text)
         return
     os.chdir(ROOT)
     SCRATCH.mkdir(parents=True, exist_ok=True)
@@ -94,15 +106,15 @@ def main() -> None:
     )
     row = ROWS[options.row]
     if options.row == "reconnects":
-        row = partial(reconnects, minutes=options.minutes)
+        row = partial(measure_reconnects, minutes=options.minutes)
     elif options.row == "links":
-        row = partial(links, only=options.link)
-    before, measured = Quiet(), commit()
+        row = partial(measure_links, only=options.link)
+    before, measured = BackgroundLoad(), source_commit()
     figures, goals = row(conditions)
     others = before.others()
     print(f"{options.row}: {'; '.join(map(str, goals))}")
     if others > QUIET_CORES:
-        print(f"  not a quiet machine: other programs kept {others:g} cores busy")
+        print(f"  the machine was busy: other programs kept {others:g} cores busy")
     if options.json is not None:
         found = {
             "command": shlex.join(["python", "tools/measure_call.py", *_without_json(sys.argv[1:])]),
@@ -112,12 +124,12 @@ def main() -> None:
             "goals": [goal.figures() for goal in goals],
             **figures,
         }
-        report = {"commit": measured, "machine": machine(), **found}
+        report = {"commit": measured, "machine": describe_machine(), **found}
         options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 def _without_json(arguments: list[str]) -> list[str]:
-    """The command without where its answer went."""
+    """The arguments without ``--json FILE``."""
     at = arguments.index("--json") if "--json" in arguments else len(arguments)
     return arguments[:at] + arguments[at + 2 :]
 

@@ -33,9 +33,9 @@ from insta_runtime.render.model import AvatarModel
 from insta_runtime.render.renderer import load_snapshot, take_snapshot
 from insta_runtime.tracked import TrackedFolder
 from insta_runtime.types import Camera, HeadState
-from telepresence.measure.bench.frame import drawing, rays_met
+from telepresence.measure.bench.frame import make_draw, samples_per_pixel
 from telepresence.measure.bench.stages import device_stages, host_stages, torch_frame_stages
-from telepresence.measure.bench.timing import finish, spread, timed_ms
+from telepresence.measure.bench.timing import percentiles, synchronise, timed_ms
 
 WARM = 10
 STATE = "state."
@@ -58,7 +58,7 @@ def capture(avatar: Path, tracked: Path, frame: int, size: int, out: Path) -> No
     tensors |= {STATE + name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in state.arrays().items()}
     tensors["shape"] = torch.from_numpy(np.ascontiguousarray(model.shape, dtype=np.float32))
     save_file(tensors, out, {"header": json.dumps(header)})
-    rays = rays_met(model, state, camera)
+    rays = samples_per_pixel(model, state, camera)
     hit, samples = int((rays > 0).sum()), int(rays.sum())
     print(f"{out}: {size} x {size} px, {hit} rays hit, {samples} samples, {samples / max(1, hit):.1f} a ray")
 
@@ -80,16 +80,16 @@ def replay(file: Path, times: int, device: str, backend: str, bare: bool) -> Non
     model, state, camera = restore(file, choose_device(device))
     chosen = choose_backend(backend, model)
     print(f"{chosen.kind}: {chosen.reason}")
-    draw, on_gpu = drawing(make_renderer(model, chosen), camera), model.device.type == "cuda"
+    draw, on_gpu = make_draw(make_renderer(model, chosen), camera), model.device.type == "cuda"
     timed_ms(draw, [state] * WARM, model.device)
     if on_gpu:
         torch.cuda.profiler.start()
     with torch.cuda.nvtx.range("frames") if on_gpu else torch.no_grad():
         measured = timed_ms(draw, [state] * times, model.device, warm=0)
-    finish(model.device)
+    synchronise(model.device)
     if on_gpu:
         torch.cuda.profiler.stop()
-    print("frame, ms: " + ", ".join(f"{name} {value:.3f}" for name, value in spread(measured).items()))
+    print("frame, ms: " + ", ".join(f"{name} {value:.3f}" for name, value in percentiles(measured).items()))
     if bare:
         return
     if chosen.kernels is None:

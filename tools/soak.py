@@ -20,11 +20,17 @@ from typing import Any
 import torch
 
 from insta_runtime.avatar import choose_device
-from insta_runtime.backends import NAMES, AnyTrainer, choose_backend, make_renderer, make_trainer
+from insta_runtime.backends import NAMES, choose_backend, make_renderer, make_trainer
 from insta_runtime.errors import UserError
-from telepresence.measure.bench.pace import display_while_training
-from telepresence.measure.bench.subject import REPLAY_FRAMES, Subject, fill, open_subject
-from telepresence.measure.bench.timing import rounded, spread
+from insta_runtime.learn.trainer import Trainer
+from telepresence.measure.bench.benchmark_avatar import (
+    REPLAY_FRAMES,
+    BenchmarkAvatar,
+    fill_replay,
+    open_benchmark_avatar,
+)
+from telepresence.measure.bench.concurrent_training import draw_while_training
+from telepresence.measure.bench.timing import percentiles, rounded
 from telepresence.measure.machine import device_name, resident_bytes
 
 FPS = 60.0
@@ -57,7 +63,7 @@ def growth(samples: list[float]) -> float | None:
     return statistics.median(samples[-quarter:]) - statistics.median(samples[quarter : 2 * quarter])
 
 
-def beside(subject: Subject, trainer: AnyTrainer, memory: Memory, done: threading.Event, offer: bool) -> None:
+def beside(subject: BenchmarkAvatar, trainer: Trainer, memory: Memory, done: threading.Event, offer: bool) -> None:
     """Look at memory, and ``offer`` new pictures, until ``done``."""
     observations = list(subject.observations(len(subject.folder.frames)))
     number, sampled = 0, 0.0
@@ -72,11 +78,11 @@ def beside(subject: Subject, trainer: AnyTrainer, memory: Memory, done: threadin
 
 def soak(avatar: Path, tracked: Path, minutes: float, size: int, device: str, backend: str, fill_to: int) -> Any:
     """Run it; the figures, with what was broken under ``broken``."""
-    subject = open_subject(avatar, tracked, size, choose_device(device).type)
+    subject = open_benchmark_avatar(avatar, tracked, size, choose_device(device).type)
     chosen = choose_backend(backend, subject.model)
     renderer = make_renderer(subject.model, chosen)
     trainer = make_trainer(subject.untouched_model(), chosen)
-    held = fill(trainer, subject, fill_to)
+    held = fill_replay(trainer, subject, fill_to)
     full = held < fill_to  # only then do new pictures take the place of old ones, and no memory of their own
     for _ in range(20):  # what is allocated once is allocated now
         trainer.step()
@@ -84,7 +90,7 @@ def soak(avatar: Path, tracked: Path, minutes: float, size: int, device: str, ba
     thread = threading.Thread(target=beside, args=(subject, trainer, memory, done, full))
     thread.start()
     try:
-        shown, learned = display_while_training(
+        shown, learned = draw_while_training(
             renderer, trainer, subject.states, subject.camera, FPS, 60.0 * minutes, subject.device
         )
     finally:
@@ -100,7 +106,7 @@ def soak(avatar: Path, tracked: Path, minutes: float, size: int, device: str, ba
         "new_pictures": full,
         "frames": len(shown.ms),
         "late_frames": shown.late,
-        "frame_ms": spread(settled),
+        "frame_ms": percentiles(settled),
         "worst_frame_ms": max(settled),
         "frames_over_33_ms": sum(ms > WORST_MS for ms in settled),
         "steps": learned.steps,

@@ -9,9 +9,9 @@ from typing import Any
 import ablate
 import pytest
 
-from telepresence.commands.track import track_truth
 from telepresence.config import load_config
-from telepresence.runtime.frames import CameraFrame, Truth
+from telepresence.measure.offline.video_tracking import write_ground_truth_folder
+from telepresence.runtime.frames import CameraFrame, GroundTruth
 from tests.support.small_avatar import SMALL_AVATAR
 from tests.support.small_person import neutral_shape, open_head, paint, performance, photograph
 
@@ -83,8 +83,8 @@ def test_a_run_that_was_cut_short_goes_on(
 ) -> None:
     head, tracked, results = open_head(), tmp_path / "someone", tmp_path / "results.jsonl"
     seen = photograph(head, performance(head, 6), 48, paint(head))
-    frames = (CameraFrame(o.frame_id, o.frame_id * 10**8, o.rgb, Truth(o.state, o.alpha, o.camera)) for o in seen)
-    track_truth(frames, tracked, head=head, shape=neutral_shape(head), fps=10.0, size=48, source="test")
+    frames = (CameraFrame(o.frame_id, o.frame_id * 10**8, o.rgb, GroundTruth(o.state, o.alpha, o.camera)) for o in seen)
+    write_ground_truth_folder(frames, tracked, head=head, shape=neutral_shape(head), fps=10.0, size=48, source="test")
     switches = {
         "default": ablate.Switch("the default", SMALL),
         "no-depth": ablate.Switch("no depth prior", (*SMALL, "avatar.learn.depth_weight=0.0")),

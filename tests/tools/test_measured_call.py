@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 from call_figures import barcode
-from call_figures.browser import chromium, film_flags, lend_camera, observed
-from call_figures.daemon import daemon
+from call_figures.browser import chromium, fake_camera_flags, observed, start_browser_camera
+from call_figures.camera_video import FPS, write_camera_video
+from call_figures.daemon import stamped_daemon
 from call_figures.delay import NONE
-from call_figures.film import FPS, write_camera
 
 from tests.support.small_avatar import SMALL_AVATAR_OPTIONS
 
-FILM_S = 15.0  # so long that half of it is longer than any pause
+VIDEO_S = 15.0  # so long that half of it is longer than any pause
 PICTURES = 15
 """Of the avatar, each made of another picture of the camera."""
 
@@ -22,12 +22,12 @@ PICTURES = 15
 @pytest.mark.timeout(150)
 def test_the_avatar_of_a_browsers_camera_comes_back_in_order(shared: Path, models: Path, tmp_path: Path) -> None:
     film = tmp_path / "film.mjpeg"
-    write_camera(shared / "clips" / "d9.mp4", film, FILM_S)
+    write_camera_video(shared / "clips" / "d9.mp4", film, VIDEO_S)
     options = ("--source=browser", f"--models={models}", f"--avatar={tmp_path / 'avatar'}", *SMALL_AVATAR_OPTIONS)
-    with daemon(tmp_path, *options) as running, chromium(*film_flags(film)) as browser:
+    with stamped_daemon(tmp_path, *options) as running, chromium(*fake_camera_flags(film)) as browser:
         page = observed(browser)
         page.goto(running.address)
-        lend_camera(page)
+        start_browser_camera(page)
         page.evaluate("window.own = callFigures.watchOwn()")
         page.evaluate("window.watching = callFigures.watchAvatar()")
         own: list[list[float]] = []
@@ -45,7 +45,7 @@ def test_the_avatar_of_a_browsers_camera_comes_back_in_order(shared: Path, model
     assert status["errors"] == []
     assert status["tracking"]["health"] >= 0.9
     assert shown, "what came back was drawn, not the camera's picture"
-    length = round(FILM_S * FPS)
+    length = round(VIDEO_S * FPS)
     steps = [(b - a) % length for a, b in pairwise(order)]
     assert max(steps) < length / 2, "no picture comes back after a later one"
     first_seen: dict[int, float] = {}

@@ -1,4 +1,4 @@
-"""The scripted call: who sits before the camera when, in which light, and whose pictures an avatar was learned from."""
+"""The scripted call: which subject is before the camera when, in which light, and whose frames an avatar learned."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import scripted_call
-from scripted_call import PAUSE_S, SCRIPT, InformedCamera, Scene, open_camera, shortened
+from scripted_call import PAUSE_S, SCRIPT, GroundTruthCamera, Scene, open_camera, shortened
 
 from insta_runtime.errors import UserError
 from insta_runtime.types import HeadState, Observation
-from telepresence.commands.track import track_truth
-from telepresence.measure.rehearsal.plan import Plan
-from telepresence.measure.rehearsal.record import Published, Record, Seen
-from telepresence.runtime.frames import CameraFrame, Truth
+from telepresence.measure.offline.video_tracking import write_ground_truth_folder
+from telepresence.measure.rehearsal.call_record import CallRecord, MeasuredObservation, PublishedSnapshot
+from telepresence.measure.rehearsal.measurement_plan import MeasurementPlan
+from telepresence.runtime.frames import CameraFrame, GroundTruth
 from tests.support.small_person import camera, neutral_shape, open_head
 
 SIZE, FPS, COUNT = 32, 10.0, 30
@@ -26,19 +26,19 @@ SHORT = (Scene(0, 2.0), Scene(None, 1.0), Scene(1, 1.0), Scene(0, 1.0, gamma=2.0
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two people whose pictures are grey: 3 levels a picture brighter, the second from 100 on."""
+    """Tracked folders of two subjects whose frames are grey: a frame is 3 levels brighter than the last one."""
     head, paths = open_head(), []
     for person in (0, 1):
 
         def frames(base: int = 100 * person) -> Iterator[CameraFrame]:
             for number in range(COUNT):
                 rgb = np.full((SIZE, SIZE, 3), base + 3 * number, np.uint8)
-                truth = Truth(HeadState.neutral(52), rgb[..., 0], camera(SIZE))
+                truth = GroundTruth(HeadState.neutral(52), rgb[..., 0], camera(SIZE))
                 yield CameraFrame(number, number * 100_000_000, rgb, truth)
 
         path = tmp_path_factory.mktemp("script") / f"person{person}"
         shape = neutral_shape(head) + np.float32(person)
-        track_truth(frames(), path, head=head, shape=shape, fps=FPS, size=SIZE, source="test")
+        write_ground_truth_folder(frames(), path, head=head, shape=shape, fps=FPS, size=SIZE, source="test")
         paths.append(path)
     return paths
 
@@ -54,11 +54,21 @@ def test_the_whole_script_takes_eight_minutes_and_may_be_shortened() -> None:
         shortened(SCRIPT, 8.0)
 
 
-def test_scenes_follow_one_another_and_people_go_on_where_they_were(folders: list[Path]) -> None:
+def test_scenes_follow_one_another_and_clips_continue_where_they_were_left(folders: list[Path]) -> None:
     script = open_camera(folders, SHORT)
-    assert isinstance(script, InformedCamera)
+    assert isinstance(script, GroundTruthCamera)
     assert (script.identity.shape == 0.0).all()
-    assert [script.who(number) for number in (0, 19, 20, 29, 30, 39, 40, 50, 1000)] == [0, 0, None, None, 1, 1, 0, 0, 0]
+    assert [script.subject(number) for number in (0, 19, 20, 29, 30, 39, 40, 50, 1000)] == [
+        0,
+        0,
+        None,
+        None,
+        1,
+        1,
+        0,
+        0,
+        0,
+    ]
 
     first, chair, second, dark, again = (script.frame(number, 7) for number in (5, 25, 33, 45, 55))
     assert [f.frame_id for f in (first, chair, second, dark, again)] == [5, 25, 33, 45, 55]
@@ -81,24 +91,24 @@ def test_folders_and_videos_do_not_mix(folders: list[Path], shared: Path) -> Non
     assert not (frames[1].rgb == frames[2].rgb).all()
 
 
-def test_pictures_of_others_in_a_replay_are_counted_and_measured_on_by_nobody(folders: list[Path]) -> None:
+def test_frames_of_another_subject_in_a_replay_are_counted_and_left_out_of_the_figures(folders: list[Path]) -> None:
     script = open_camera(folders, SHORT)
-    memories = [SimpleNamespace(frame_id=number) for number in (1, 4, 12, 18, 33)]
-    trainer = SimpleNamespace(steps=9, replay=SimpleNamespace(memories=memories))
+    frames = [SimpleNamespace(frame_id=number) for number in (1, 4, 12, 18, 33)]
+    trainer = SimpleNamespace(steps=9, replay=SimpleNamespace(frames=frames))
     learner: Any = SimpleNamespace(trainer=trainer, path=Path("avatars/me"))
-    record = Record(Plan.of(6.0), 0.8)
+    record = CallRecord(MeasurementPlan.of(6.0), 0.8)
     picture = np.zeros((4, 4, 3), np.uint8)
     for number in (2, 33, 51):
         observation = Observation(number, picture, picture[..., 0], camera(4), HeadState.neutral(52))
-        record.seen.append(Seen(number / FPS, observation, learner))
+        record.observations.append(MeasuredObservation(number / FPS, observation, learner))
     code: Any = None
-    record.published.append(Published(1.0, 1, learner, {}, code, 5))
+    record.snapshots.append(PublishedSnapshot(1.0, 1, learner, {}, code, 5))
     call: Any = SimpleNamespace(record=record)
-    found = scripted_call.persons(call, script)
+    found = scripted_call.avatar_figures(call, script)
     assert found == [
         {"avatar": "me", "person": 0, "pictures_of": {"0": 4, "1": 1}, "strangers": 1, "steps": 9},
     ]
-    assert [seen.observation.frame_id for seen in record.seen] == [2, 51]
+    assert [seen.observation.frame_id for seen in record.observations] == [2, 51]
 
 
 def test_the_page_draws_every_curve() -> None:

@@ -1,1 +1,1 @@
-"""What is measured of a call, with the real daemon and a real Chromium; `tools/measure_call.py` is the command."""
+"""Measurements of a call between the real daemon and a real Chromium; `tools/measure_call.py` is the command."""

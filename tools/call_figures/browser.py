@@ -1,4 +1,4 @@
-"""A real Chromium, and pages that watch the call from within."""
+"""Headless Chromium, with pages that observe the call from inside (``watch.js``)."""
 
 from __future__ import annotations
 
@@ -14,16 +14,21 @@ from playwright.sync_api import Browser, Page, sync_playwright
 FLAGS: Final = (
     "--no-sandbox",  # containers run as root
     "--autoplay-policy=no-user-gesture-required",
-    # Media between two processes of a machine that may have no network but loopback:
+    # Media between two processes of one machine that may have no network but loopback:
     "--allow-loopback-in-peer-connection",
     "--disable-features=WebRtcHideLocalIpsWithMdns",
 )
+"""Command line flags of Chromium for every measurement."""
+
 PROGRAMS: Final = ("chromium", "chromium-browser", "google-chrome")
+"""Names under which Chromium is installed, in order of preference."""
+
 WATCH: Final = Path(__file__).with_name("watch.js")
+"""Script that is added to every observed page and defines ``callFigures``."""
 
 
 def program() -> str:
-    """The browser that is installed.  RuntimeError where none is."""
+    """Path of the installed browser.  RuntimeError if there is none."""
     found = next(filter(None, map(shutil.which, PROGRAMS)), None)
     if found is None:
         raise RuntimeError("needs a browser: apt-get install chromium")
@@ -31,48 +36,48 @@ def program() -> str:
 
 
 def version() -> str:
-    """What the browser calls itself."""
-    said = subprocess.run([program(), "--version"], capture_output=True, text=True, check=True)
-    return said.stdout.strip()
+    """Name and version of the installed browser."""
+    done = subprocess.run([program(), "--version"], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
 
 
 @contextmanager
 def chromium(*flags: str) -> Iterator[Browser]:
-    """A headless Chromium with an empty profile."""
+    """Run a headless Chromium with an empty profile until the block ends; ``flags`` are added to `FLAGS`."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program(), headless=True, args=[*FLAGS, *flags])
         yield browser
         browser.close()
 
 
-def film_flags(film: Path) -> tuple[str, ...]:
-    """What lets Chromium take a film for its camera, and not ask."""
+def fake_camera_flags(video: Path) -> tuple[str, ...]:
+    """Flags that make Chromium use a motion-JPEG file as its camera, without a question to the user."""
     return (
         "--use-fake-ui-for-media-stream",
         "--use-fake-device-for-media-stream",
-        f"--use-file-for-fake-video-capture={film}",
+        f"--use-file-for-fake-video-capture={video}",
     )
 
 
 def observed(browser: Browser) -> Page:
-    """An empty page in which ``callFigures`` (`watch.js`) will be there before any script of a page."""
+    """Open an empty page in which ``callFigures`` (`WATCH`) is defined before any script of a page runs."""
     page = browser.new_context(bypass_csp=True).new_page()
     page.add_init_script(path=WATCH)
     return page
 
 
 def watch(page: Page, address: str, seconds: float = 60.0) -> None:
-    """Open the daemon's page and wait until it shows pictures."""
+    """Open the daemon's page and wait for the first decoded frame.  RuntimeError if none comes in ``seconds``."""
     page.goto(address)
     counted = "async () => ((await callFigures.counted())?.framesDecoded ?? 0) > 0"
     for _ in range(round(seconds / 0.1)):
         if page.evaluate(counted):
             return
         page.wait_for_timeout(100)
-    raise RuntimeError(f"no picture came within {seconds:g} s")
+    raise RuntimeError(f"the page received no video within {seconds:g} s")
 
 
-def lend_camera(page: Page) -> None:
-    """Give the daemon the camera of the page, and agree to what that means."""
+def start_browser_camera(page: Page) -> None:
+    """Press *Use my camera* on the daemon's page, and agree to the terms that it shows."""
     page.get_by_role("button", name="Use my camera").click()
     page.get_by_role("button", name="Agree and start").click()

@@ -1,4 +1,4 @@
-"""How late things are: from the encoder to the screen, from a camera and back, sound beside picture, messages."""
+"""Delays of a call: encoder to screen, browser camera and back, audio against video, ZeroMQ message to rendering."""
 
 from __future__ import annotations
 
@@ -12,28 +12,31 @@ from typing import Final
 from playwright.sync_api import Page
 
 from call_figures.barcode import MODULUS
-from call_figures.browser import chromium, film_flags, lend_camera, observed, watch
-from call_figures.conditions import FILM_S, Conditions
-from call_figures.film import BEEP_EVERY, FPS
+from call_figures.browser import chromium, fake_camera_flags, observed, start_browser_camera, watch
+from call_figures.camera_video import BEEP_EVERY, FPS
+from call_figures.conditions import VIDEO_S, Conditions
 from call_figures.goals import Figures, Goal, percentile, spread
-from call_figures.stream import of_status
+from call_figures.stream import daemon_figures
 
-NONE: Final = -1  # where watch.js could read no number
+NONE: Final = -1
+"""Number that watch.js reports for a frame in which it can read none."""
+
 MESSAGES_A_SECOND: Final = 10.0
+"""ZeroMQ messages sent a second, on average."""
 
-Seen = Sequence[Sequence[float]]
-"""Pictures that were painted: wall-clock ms, how many were by then, the numbers in them."""
+PaintedFrames = Sequence[Sequence[float]]
+"""Frames that a browser painted: for each the wall-clock time in ms, the count so far, and the numbers in it."""
 
 
-def latency(conditions: Conditions) -> tuple[Figures, list[Goal]]:
-    """From the moment a new picture is handed to the encoder to its painting in the browser."""
+def measure_latency(conditions: Conditions) -> tuple[Figures, list[Goal]]:
+    """Milliseconds from handing a frame to the encoder to painting it in the browser."""
     with conditions.call() as daemon, chromium() as browser:
         page = observed(browser)
         watch(page, daemon.address)
-        seen = painted(page, conditions)
+        seen = collect_painted_frames(page, conditions)
         status = daemon.status()
-    late = lateness(seen)
-    figures = {"latency_ms": spread(late), "unreadable": unreadable(seen), **of_status(status)}
+    late = encoder_to_screen_ms(seen)
+    figures = {"latency_ms": spread(late), "unreadable": count_unreadable(seen), **daemon_figures(status)}
     bounds = (60.0, 100.0) if conditions.learning else (50.0, 80.0)
     return figures, [
         Goal("p50", figures["latency_ms"]["p50"], bounds[0], 30.0, " ms"),
@@ -41,52 +44,52 @@ def latency(conditions: Conditions) -> tuple[Figures, list[Goal]]:
     ]
 
 
-def round_trip(conditions: Conditions) -> tuple[Figures, list[Goal]]:
-    """From a camera picture's painting in the page to that of the avatar's picture that was made of it."""
-    with conditions.call(source="browser") as daemon, chromium(*film_flags(conditions.webcam())) as browser:
+def measure_round_trip(conditions: Conditions) -> tuple[Figures, list[Goal]]:
+    """Milliseconds from painting a camera frame in the page to painting the avatar frame that was rendered from it."""
+    with conditions.call(source="browser") as daemon, chromium(*fake_camera_flags(conditions.webcam())) as browser:
         page = observed(browser)
         page.goto(daemon.address)
-        lend_camera(page)
+        start_browser_camera(page)
         daemon.wait_until(lambda status: status["avatar_fps"] > 0, 60.0)
         page.evaluate("window.own = callFigures.watchOwn()")
-        seen = painted(page, conditions)
-        own: Seen = page.evaluate("own.take()")
+        seen = collect_painted_frames(page, conditions)
+        own: PaintedFrames = page.evaluate("own.take()")
         status = daemon.status()
-    trips = round_trips(own, seen)
+    trips = round_trips_ms(own, seen)
     figures = {
         "round_trip_ms": spread(trips),
-        "unreadable": unreadable(own),
+        "unreadable": count_unreadable(own),
         "own_pictures": len(own),
-        **of_status(status),
+        **daemon_figures(status),
     }
     return figures, [Goal("p50", figures["round_trip_ms"]["p50"], 150.0, 90.0, " ms")]
 
 
-def sound(conditions: Conditions) -> tuple[Figures, list[Goal]]:
-    """How much later the picture is than the sound that belongs to it, in the browser."""
+def measure_audio_offset(conditions: Conditions) -> tuple[Figures, list[Goal]]:
+    """Milliseconds by which the browser paints a frame later than it plays the audio of the same time."""
     with conditions.call(source=f"file:{conditions.video()}") as daemon, chromium() as browser:
         page = observed(browser)
         watch(page, daemon.address)
         page.wait_for_timeout(1000 * conditions.settle)
-        page.evaluate("async () => { window.ear = callFigures.listen(0.1); await ear.ready; }")
-        seen = painted(page, conditions, settle=1.0)
-        heard = page.evaluate("ear.heard")
-        loudest = page.evaluate("ear.loudest")
+        page.evaluate("async () => { window.listener = callFigures.listen(0.1); await listener.ready; }")
+        seen = collect_painted_frames(page, conditions, settle=1.0)
+        beeps = page.evaluate("listener.beeps")
+        loudest = page.evaluate("listener.loudest")
         status = daemon.status()
-    behind, behind_output = (offsets(seen, [beep[which] for beep in heard]) for which in (0, 1))
+    behind, behind_output = (video_behind_audio_ms(seen, [beep[which] for beep in beeps]) for which in (0, 1))
     figures = {
         "video_behind_sound_ms": spread(behind) | {"sd": round(statistics.pstdev(behind), 1) if behind else None},
         "video_behind_output_ms": spread(behind_output),
-        "beeps": len(heard),
+        "beeps": len(beeps),
         "loudest": loudest,
-        **of_status(status),
+        **daemon_figures(status),
     }
     middle = percentile(behind, 50.0)
     return figures, [Goal("video behind sound, p50", abs(middle) if middle is not None else None, 45.0, 20.0, " ms")]
 
 
-def zeromq(conditions: Conditions) -> tuple[Figures, list[Goal]]:
-    """From a message's sending to the beginning of the picture that shows it: what rendering takes is not in it."""
+def measure_zeromq_delay(conditions: Conditions) -> tuple[Figures, list[Goal]]:
+    """Milliseconds from sending a ZeroMQ message to the start of rendering the frame that shows it."""
     from telepresence.client import ParameterClient
 
     sent: list[int] = []
@@ -98,7 +101,7 @@ def zeromq(conditions: Conditions) -> tuple[Figures, list[Goal]]:
         weights = [0.0] * 52
         with ParameterClient(status["zmq"], status["head"]["sha256"], status["head"]["basis"]) as client:
             if not client.wait(5.0):
-                raise RuntimeError("the daemon takes no messages")
+                raise RuntimeError("the daemon does not receive ZeroMQ messages: see its log")
             end = time.monotonic() + conditions.settle + conditions.seconds
             while time.monotonic() < end:
                 weights[chance.randrange(52)] = chance.random() / 2
@@ -106,10 +109,11 @@ def zeromq(conditions: Conditions) -> tuple[Figures, list[Goal]]:
                     sent.append(now)
                 page.wait_for_timeout(1000 * chance.uniform(0.5, 1.5) / MESSAGES_A_SECOND)
         lines = daemon.lines()
-    drawn, free_ns = {}, 0
-    for line in lines:  # in the order in which they were shown
+    drawn: dict[int, tuple[float, int, int]] = {}
+    free_ns = 0
+    for line in lines:  # in the order of the output frames
         if line.get("drawn_at") is not None:
-            # A message that finds the renderer at work waits for it: what rendering takes is not in the figure.
+            # A message that arrives while a frame is rendered waits for it: that rendering time is not counted.
             drawn.setdefault(line["captured_ns"], (1e9 * line["drawn_at"], free_ns, line["shown_ns"]))
             free_ns = line["shown_ns"]
     counted = [stamp for stamp in sent if stamp > sent[0] + 1e9 * conditions.settle]
@@ -120,29 +124,32 @@ def zeromq(conditions: Conditions) -> tuple[Figures, list[Goal]]:
         "found_it_busy": sum(free > stamp for stamp, _, free, _ in shown),
         "messages": len(counted),
         "not_shown": len(counted) - len(shown),
-        **of_status(status),
+        **daemon_figures(status),
     }
     return figures, [Goal("p95", figures["message_to_drawing_ms"]["p95"], 10.0, 3.0, " ms")]
 
 
-# ---- pictures that were painted
+# ---- painted frames
 
 
-def painted(page: Page, conditions: Conditions, settle: float | None = None) -> Seen:
-    """What the page shows of the avatar for some time, once it has settled."""
+def collect_painted_frames(page: Page, conditions: Conditions, settle: float | None = None) -> PaintedFrames:
+    """Frames of the avatar that the page paints during ``conditions.seconds``, after ``settle`` seconds.
+
+    RuntimeError if the wall clock was changed meanwhile.
+    """
     page.evaluate("window.watching = callFigures.watchAvatar()")
     page.wait_for_timeout(1000 * (conditions.settle if settle is None else settle))
     page.evaluate("watching.take()")
     page.wait_for_timeout(1000 * conditions.seconds)
-    seen: Seen = page.evaluate("watching.take()")
+    seen: PaintedFrames = page.evaluate("watching.take()")
     clock = page.evaluate("callFigures.clock()")
     if not -2.0 < clock["wall"] - clock["date"] < 3.0:
-        raise RuntimeError("the wall clock was set while it was looked at: measure again")
+        raise RuntimeError("the wall clock was changed during the measurement: measure again")
     return seen
 
 
-def lateness(seen: Seen) -> list[float]:
-    """Milliseconds from the encoder to the screen of every new picture, when it was painted first."""
+def encoder_to_screen_ms(seen: PaintedFrames) -> list[float]:
+    """Milliseconds from the encoder to the first painting of every frame."""
     late, last = [], None
     for wall, _count, stamp, *_ in seen:
         if stamp not in (NONE, last):
@@ -151,14 +158,18 @@ def lateness(seen: Seen) -> list[float]:
     return late
 
 
-def unreadable(seen: Seen) -> int:
+def count_unreadable(seen: PaintedFrames) -> int:
+    """Number of painted frames in which no time could be read."""
     return sum(picture[2] == NONE for picture in seen)
 
 
-def first_painted(seen: Seen, column: int) -> list[tuple[float, int]]:
-    """(wall-clock ms, number) of every new number, when it was painted first; film numbers go on after its end."""
+def first_painted(seen: PaintedFrames, column: int) -> list[tuple[float, int]]:
+    """Wall-clock ms and number of every frame when it was first painted.
+
+    The numbers of the test video, which is played in a loop, are continued after its end.
+    """
     found: list[tuple[float, int]] = []
-    length = round(FILM_S * FPS)
+    length = round(VIDEO_S * FPS)
     for picture in seen:
         number = int(picture[column])
         if number == NONE or (found and number == found[-1][1] % length):
@@ -169,9 +180,9 @@ def first_painted(seen: Seen, column: int) -> list[tuple[float, int]]:
     return found
 
 
-def round_trips(own: Seen, seen: Seen) -> list[float]:
-    """Milliseconds between the paintings of a camera's picture and of the avatar's picture of the same number."""
-    length = round(FILM_S * FPS)
+def round_trips_ms(own: PaintedFrames, seen: PaintedFrames) -> list[float]:
+    """Milliseconds between painting a camera frame and painting the avatar frame with the same number."""
+    length = round(VIDEO_S * FPS)
     cameras: dict[int, list[float]] = {}
     for wall, number in first_painted(own, 2):
         cameras.setdefault(number % length, []).append(wall)
@@ -180,16 +191,19 @@ def round_trips(own: Seen, seen: Seen) -> list[float]:
         before = cameras.get(number % length, [])
         if at := bisect_right(before, wall):
             trips.append(wall - before[at - 1])
-    return [trip for trip in trips if trip < 500.0 * FILM_S]
+    return [trip for trip in trips if trip < 500.0 * VIDEO_S]
 
 
-def offsets(seen: Seen, heard: Sequence[float]) -> list[float]:
-    """Of every beep, by how many ms the pictures around it are painted later than it is heard."""
+def video_behind_audio_ms(seen: PaintedFrames, heard: Sequence[float]) -> list[float]:
+    """Milliseconds by which frames are painted later than audio of the same time is played, for each beep.
+
+    ``heard`` has the wall-clock time in ms at which each beep starts.
+    """
     behind = []
     shown = first_painted(seen, 3)
     starts = [
         (wall - 1000.0 * number / FPS) for wall, number in shown
-    ]  # when picture 0 was, or would have been, painted
+    ]  # when picture 0 was, or would have been, collect_painted_frames
     for beep in heard:
         near = [start for (wall, _), start in zip(shown, starts, strict=True) if abs(wall - beep) < 1000.0]
         if len(near) < 5:

@@ -1,4 +1,4 @@
-"""What a figure must reach, and what is aimed at."""
+"""Bounds of a figure: what it must reach, and the aim; and summaries of many values."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 Figures = dict[str, Any]
+"""Figures of one measurement, as they are written to JSON."""
 
 
 @dataclass(frozen=True)
 class Goal:
-    """A figure's ``value`` beside the bound that it ``must`` keep and the one that it is to ``aim`` at.
+    """A measured ``value`` with its bounds: ``must`` is required, ``aim`` is better.
 
-    ``least`` says that bounds are lower ones.
+    ``least`` makes both of them lower bounds; otherwise they are upper bounds.
     """
 
     name: str
@@ -26,7 +27,7 @@ class Goal:
 
     @property
     def met(self) -> str:
-        """Which of the two is kept: ``aim``, ``must`` or ``none``."""
+        """The strictest bound that the value keeps: ``aim``, ``must`` or ``none``."""
         if self.value is None:
             return "none"
         sign = -1.0 if self.least else 1.0
@@ -39,11 +40,12 @@ class Goal:
         return f"{self.name} {value} ({outcome[self.met]})"
 
     def figures(self) -> Figures:
+        """The goal and its outcome, for JSON."""
         return {**asdict(self), "met": self.met}
 
 
 def percentile(values: Sequence[float], percent: float) -> float | None:
-    """By linear interpolation, to 0.1; None of nothing."""
+    """Percentile by linear interpolation, rounded to 0.1; None if there are no values."""
     if not values:
         return None
     ordered = sorted(values)
@@ -54,7 +56,7 @@ def percentile(values: Sequence[float], percent: float) -> float | None:
 
 
 def spread(values: Sequence[float]) -> Figures:
-    """Median, 95th percentile, largest, and how many there were."""
+    """Median, 95th percentile, maximum and number of values."""
     return {
         "p50": percentile(values, 50.0),
         "p95": percentile(values, 95.0),
@@ -64,4 +66,5 @@ def spread(values: Sequence[float]) -> Figures:
 
 
 def median(values: Sequence[float], digits: int = 1) -> float | None:
+    """Median, rounded to ``digits`` decimal places; None if there are no values."""
     return round(statistics.median(values), digits) if values else None

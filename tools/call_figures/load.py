@@ -1,4 +1,4 @@
-"""What viewers cost: processor time for each, memory over many, and how long one who is gone is missed."""
+"""Cost of viewers: processor time of each, memory over many connections, time until a lost one is cleaned up."""
 
 from __future__ import annotations
 
@@ -12,26 +12,40 @@ from playwright.sync_api import Browser, Page
 
 from call_figures.browser import chromium, observed, watch
 from call_figures.conditions import Conditions
-from call_figures.daemon import Daemon
+from call_figures.daemon import DaemonProcess
 from call_figures.goals import Figures, Goal, median
-from call_figures.stream import bare, of_status
+from call_figures.stream import daemon_figures, open_blank_page
 
 MANY: Final = 8
+"""Number of viewers that is compared with one viewer."""
+
 ROUNDS: Final = 3
+"""Times that one and many viewers are measured in turns."""
+
 JOINED_S: Final = 3.0
+"""Seconds between the last connection and the measurement."""
+
 KILLS: Final = 3
+"""Browser tabs that are killed."""
+
 GIVE_UP_S: Final = 60.0
+"""Seconds after which a viewer whose tab was killed must be gone."""
+
 CONNECTS: Final = 80
+"""Viewers that connect and disconnect between the two measurements of memory."""
+
 WARM_UP: Final = 40
-"""Viewers that come and go before it counts: until then the daemon still fills its caches."""
+"""Viewers that connect and disconnect before the first measurement, while the daemon still fills its caches."""
+
 REST_S: Final = 5.0
+"""Seconds without viewers before memory is measured."""
 
 
-def viewers(conditions: Conditions) -> tuple[Figures, list[Goal]]:
-    """Processor time that each further viewer costs the daemon: one and eight of them in turns."""
+def measure_viewers(conditions: Conditions) -> tuple[Figures, list[Goal]]:
+    """Processor time of each further viewer, from one and `MANY` viewers in turns."""
     used: dict[int, list[float]] = {1: [], MANY: []}
     with conditions.call() as daemon, chromium() as browser:
-        page = bare(browser, daemon)
+        page = open_blank_page(browser, daemon)
         page.evaluate("callFigures.connect(false)")
         page.wait_for_timeout(1000 * conditions.settle)
         for _ in range(ROUNDS):
@@ -48,13 +62,13 @@ def viewers(conditions: Conditions) -> tuple[Figures, list[Goal]]:
     figures = {
         "percent_of_a_core": round(cost, 2),
         "streaming_percent": {str(count): [round(100.0 * cores, 1) for cores in used[count]] for count in used},
-        **of_status(status),
+        **daemon_figures(status),
     }
     return figures, [Goal("one more viewer", figures["percent_of_a_core"], 1.5, 0.9, " % of a core")]
 
 
-def killed_tab(conditions: Conditions) -> tuple[Figures, list[Goal]]:
-    """How long the daemon keeps what a viewer took whose tab was killed."""
+def measure_killed_tab(conditions: Conditions) -> tuple[Figures, list[Goal]]:
+    """Seconds until the daemon has freed the sockets of a viewer whose tab was killed."""
     times = []
     with conditions.call() as daemon:
         for _ in range(KILLS):
@@ -67,21 +81,21 @@ def killed_tab(conditions: Conditions) -> tuple[Figures, list[Goal]]:
                 page.wait_for_event("crash", timeout=5000)
                 while daemon.status()["viewers"] or daemon.udp_sockets() > before:
                     if time.monotonic() - began > GIVE_UP_S:
-                        raise RuntimeError(f"a viewer whose tab was killed is still there after {GIVE_UP_S:g} s")
+                        raise RuntimeError(f"the daemon still has a viewer {GIVE_UP_S:g} s after its tab was killed")
                     time.sleep(0.05)
                 times.append(time.monotonic() - began)
     figures = {"seconds": [round(t, 2) for t in times]}
     return figures, [Goal("resources free after, at worst", round(max(times), 2), 8.0, 3.0, " s")]
 
 
-def reconnects(conditions: Conditions, minutes: float = 30.0) -> tuple[Figures, list[Goal]]:
-    """What stays of 80 viewers that came and went, and of minutes with one."""
+def measure_reconnects(conditions: Conditions, minutes: float = 30.0) -> tuple[Figures, list[Goal]]:
+    """Growth of memory over `CONNECTS` connections, and over ``minutes`` with one viewer."""
     with conditions.call() as daemon, chromium() as browser:
-        page = bare(browser, daemon)
-        _come_and_go(page, WARM_UP)
-        before = _held(page, daemon)
-        _come_and_go(page, CONNECTS)
-        after = _held(page, daemon)
+        page = open_blank_page(browser, daemon)
+        _connect_and_disconnect(page, WARM_UP)
+        before = _resources(page, daemon)
+        _connect_and_disconnect(page, CONNECTS)
+        after = _resources(page, daemon)
         page.evaluate("callFigures.connect(true)")
         samples: list[float] = []
         end = time.monotonic() + 60.0 * minutes
@@ -101,7 +115,7 @@ def reconnects(conditions: Conditions, minutes: float = 30.0) -> tuple[Figures, 
         "minutes": minutes,
         "minutes_growth_mb": crept if samples else None,
         "curve_mb": [round(sample, 1) for sample in samples[:: max(1, len(samples) // 60)]],
-        **of_status(status),
+        **daemon_figures(status),
     }
     goals = [Goal(f"growth over {CONNECTS} connects", growth, 20.0, 0.0, " MB")]
     if samples:
@@ -109,14 +123,14 @@ def reconnects(conditions: Conditions, minutes: float = 30.0) -> tuple[Figures, 
     return figures, goals
 
 
-def _come_and_go(page: Page, times: int) -> None:
+def _connect_and_disconnect(page: Page, times: int) -> None:
     for _ in range(times):
         page.evaluate("callFigures.connect(true)")
         page.evaluate("callFigures.disconnect()")
 
 
-def _held(page: Page, daemon: Daemon) -> dict[str, Any]:
-    """What the daemon holds when it has come to rest."""
+def _resources(page: Page, daemon: DaemonProcess) -> dict[str, Any]:
+    """Memory, descriptors, threads and UDP sockets of the daemon after `REST_S` seconds of rest."""
     memory = []
     page.wait_for_timeout(1000 * REST_S)
     for _ in range(10):
@@ -130,21 +144,21 @@ def _held(page: Page, daemon: Daemon) -> dict[str, Any]:
     }
 
 
-def _cores(page: Page, daemon: Daemon, seconds: float) -> float:
-    """Cores that encoding and sending keep busy."""
+def _cores(page: Page, daemon: DaemonProcess, seconds: float) -> float:
+    """Cores that encoding and sending use, on average over ``seconds``."""
     began, used = time.monotonic(), daemon.streaming_cpu_s()
     page.wait_for_timeout(1000 * seconds)
     return (daemon.streaming_cpu_s() - used) / (time.monotonic() - began)
 
 
 def _renderer(browser: Browser, page: Page) -> int:
-    """The process of ``page``: the renderer that is busy while its script is."""
+    """Process id of the renderer of ``page``: the one that uses the processor while a script runs in the page."""
     before = _renderers(browser)
     page.evaluate("() => { let sum = 0; for (let n = 0; n < 1e9; n++) sum += n; return sum; }")
     return max(after := _renderers(browser), key=lambda process: after[process] - before.get(process, 0.0))
 
 
 def _renderers(browser: Browser) -> dict[int, float]:
-    """CPU seconds of every renderer process."""
+    """Seconds of processor time of every renderer process, by process id."""
     found = browser.new_browser_cdp_session().send("SystemInfo.getProcessInfo")["processInfo"]
     return {process["id"]: process["cpuTime"] for process in found if process["type"] == "renderer"}

@@ -1,8 +1,8 @@
-// A camera and a microphone made in the page, sent over WHIP: numbered pictures, and a beep with some of them.
+// Synthetic camera and microphone of a page, published over WHIP: numbered frames, with a beep at some of them.
 
 (() => {
   const SIDE = 512;
-  const STRIP = { top: 24, square: 16, height: 24 }; // where barcode.SOURCE stands
+  const STRIP = { top: 24, square: 16, height: 24 }; // pixels of barcode.SOURCE_FRAME in a frame of 512 x 512
 
   function paint(context, number) {
     context.fillStyle = "#556677";
@@ -17,7 +17,7 @@
     }
   }
 
-  /** Send `fps` pictures a second, numbered below `length`; a beep begins with each whose number `every` divides. */
+  /** Publish `fps` frames a second with numbers below `length`; a beep starts at each frame whose number `every` divides. */
   window.publishNumbered = async (fps, length, every) => {
     const canvas = Object.assign(document.createElement("canvas"), { width: SIDE, height: SIDE });
     const context = canvas.getContext("2d");
@@ -28,12 +28,12 @@
     const tone = new OscillatorNode(audio, { frequency: 1000 });
     tone.connect(gain).connect(voice);
     tone.start();
-    const [picture] = canvas.captureStream(0).getVideoTracks();
+    const [track] = canvas.captureStream(0).getVideoTracks();
     const began = performance.now();
     let count = 0;
     const next = () => {
       paint(context, count % length);
-      picture.requestFrame();
+      track.requestFrame();
       if (count % every === 0) {
         gain.gain.setValueAtTime(0.5, audio.currentTime);
         gain.gain.setValueAtTime(0, audio.currentTime + 0.06);
@@ -44,7 +44,7 @@
     next();
 
     const pc = new RTCPeerConnection({ iceServers: [] });
-    const { sender } = pc.addTransceiver(picture, { direction: "sendonly" });
+    const { sender } = pc.addTransceiver(track, { direction: "sendonly" });
     pc.addTransceiver(voice.stream.getAudioTracks()[0], { direction: "sendonly" });
     await pc.setLocalDescription();
     while (pc.iceGatheringState !== "complete") await new Promise((resolve) => setTimeout(resolve, 5));

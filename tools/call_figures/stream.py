@@ -1,4 +1,4 @@
-"""What of the stream arrives: rate, freezes, the largest gap, the first picture."""
+"""The stream as a browser receives it: frame rate, freezes, largest gap, time to the first frame."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from playwright.sync_api import Page
 
 from call_figures.browser import chromium, observed, watch
 from call_figures.conditions import Conditions
-from call_figures.daemon import Daemon
+from call_figures.daemon import DaemonProcess
 from call_figures.goals import Figures, Goal, median, spread
 
 FIRST_TIMES: Final = 20
+"""Connections over which the time to the first frame is measured."""
+
 GAPS_S: Final = 90.0
-AUTOSAVES: Final = 3
+"""Shortest duration, in seconds, over which gaps are measured."""
 
 
-def received(conditions: Conditions) -> tuple[Figures, list[Goal]]:
-    """Pictures a second that a browser receives while the daemon tracks, renders and learns."""
+def measure_received(conditions: Conditions) -> tuple[Figures, list[Goal]]:
+    """Frames a second that a browser decodes while the daemon tracks, renders and learns."""
     with conditions.call() as daemon, chromium() as browser:
         page = observed(browser)
         watch(page, daemon.address)
@@ -41,12 +43,10 @@ def received(conditions: Conditions) -> tuple[Figures, list[Goal]]:
         "dropped": grown["framesDropped"],
         "unpainted": grown["unpainted"],
         "packets_lost": grown["packetsLost"],
-        "kbps": round(
-            8.0 * (last["bytesReceived"] - first["bytesReceived"]) / (last["timestamp"] - first["timestamp"])
-        ),
+        "kbps": kbps(first, last),
         "codec": last["codec"],
         "size": [last["frameWidth"], last["frameHeight"]],
-        **of_status(status),
+        **daemon_figures(status),
     }
     return figures, [
         Goal("pictures a second", figures["fps"], 29.0, 30.0, least=True),
@@ -55,8 +55,8 @@ def received(conditions: Conditions) -> tuple[Figures, list[Goal]]:
     ]
 
 
-def gaps(conditions: Conditions) -> tuple[Figures, list[Goal]]:
-    """The largest gap between pictures of a call that begins with nothing: no avatar, no compiled kernels."""
+def measure_gaps(conditions: Conditions) -> tuple[Figures, list[Goal]]:
+    """Largest gap between frames of a call that starts without an avatar and without compiled kernels."""
     cache = conditions.scratch / "kernels"
     shutil.rmtree(cache, ignore_errors=True)
     compiling = {"TELEPRESENCE_KERNEL_CACHE": str(cache)}
@@ -64,7 +64,7 @@ def gaps(conditions: Conditions) -> tuple[Figures, list[Goal]]:
         page = observed(browser)
         page.goto(daemon.address)
         page.evaluate("window.watching = callFigures.watchAvatar()")
-        states: dict[str, float] = {}  # when each was first seen
+        states: dict[str, float] = {}  # state of the session: seconds at which it was first reported
         seen: list[list[float]] = []
         began = time.monotonic()
         while time.monotonic() - began < max(GAPS_S, conditions.seconds):
@@ -83,15 +83,15 @@ def gaps(conditions: Conditions) -> tuple[Figures, list[Goal]]:
         "states": states,
         "freezes": counts["freezeCount"],
         "freeze_s": counts["totalFreezesDuration"],
-        **of_status(status),
+        **daemon_figures(status),
     }
     return figures, [Goal("largest gap", figures["largest_ms"], 200.0, 80.0, " ms")]
 
 
-def first_frame(conditions: Conditions) -> tuple[Figures, list[Goal]]:
-    """From just before the POST to the first painted picture, again and again."""
+def measure_first_frame(conditions: Conditions) -> tuple[Figures, list[Goal]]:
+    """Milliseconds from sending the offer to the first painted frame, over `FIRST_TIMES` connections."""
     with conditions.call() as daemon, chromium() as browser:
-        page = bare(browser, daemon)
+        page = open_blank_page(browser, daemon)
         page.wait_for_timeout(1000 * conditions.settle)
         times = []
         for _ in range(FIRST_TIMES):
@@ -108,26 +108,32 @@ def first_frame(conditions: Conditions) -> tuple[Figures, list[Goal]]:
     return figures, [Goal("first picture", figures["first_frame_ms"]["p50"], 500.0, 150.0, " ms")]
 
 
-def bare(browser: Any, daemon: Daemon) -> Page:
-    """A page of the daemon's that shows nothing and connects to nothing by itself."""
+def open_blank_page(browser: Any, daemon: DaemonProcess) -> Page:
+    """Open a page of the daemon's origin that makes no connection by itself."""
     page = observed(browser)
     page.goto(f"{daemon.address}/healthz")
     return page
 
 
 def rate(first: dict[str, Any], last: dict[str, Any], key: str) -> float:
-    """How much ``key`` grew a second, to 0.1: of twenty seconds one picture is half of that."""
+    """Growth of the counter ``key`` a second, rounded to 0.1."""
     return round(1000.0 * (last[key] - first[key]) / (last["timestamp"] - first["timestamp"]), 1)
 
 
-def of_status(status: dict[str, Any]) -> Figures:
-    """What the daemon did meanwhile."""
+def daemon_figures(status: dict[str, Any]) -> Figures:
+    """Rates, errors and stage times of the daemon, from its status."""
     keys = ("state", "latency_ms", "avatar_fps", "camera_fps", "tracked_fps", "steps_per_second", "render_px", "errors")
     stages = {name: stage["ms"] for name, stage in status["stages"].items() if stage["ms"]}
     return {"daemon": {key: status[key] for key in keys} | {"sound": status["sound"], "stages_ms": stages}}
 
 
+def kbps(first: dict[str, Any], last: dict[str, Any]) -> int:
+    """Received video in kbit/s between two counts."""
+    return round(8.0 * (last["bytesReceived"] - first["bytesReceived"]) / (last["timestamp"] - first["timestamp"]))
+
+
 def _counted(page: Page) -> dict[str, Any]:
+    """Counters of the received video.  RuntimeError if the page receives none."""
     found: dict[str, Any] | None = page.evaluate("callFigures.counted()")
     if found is None:
         raise RuntimeError("the page receives no video")

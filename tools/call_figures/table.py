@@ -1,4 +1,4 @@
-"""The figures of a call as a table in a document."""
+"""Markdown table with the figures of a call, and the text between two markers of a document."""
 
 from __future__ import annotations
 
@@ -7,19 +7,26 @@ from pathlib import Path
 from typing import Any, Final
 
 BEGIN: Final = "<!-- made by tools/measure_call.py -->"
+"""Line of a document before the generated table."""
+
 END: Final = "<!-- end of what tools/measure_call.py made -->"
+"""Line of a document after the generated table."""
+
 HEAD: Final = "| row | avatar | figure | must | aim | measured |\n|---|---|---|---|---|---|\n"
+"""Heading of the table."""
+
 MARKS: Final = {"aim": "", "must": " (short of the aim)", "none": " **(missed)**"}
+"""Text after a measured value, by the bound that it keeps."""
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """Markdown: a line for every goal of every entry of ``docs/figures.json`` that has goals."""
+    """Markdown table: one line for every goal of every entry of ``docs/figures.json`` that has goals."""
     measured = {name: entry for name, entry in results.items() if "goals" in entry}
     return HEAD + "".join(_line(name, entry, goal) for name, entry in measured.items() for goal in entry["goals"])
 
 
 def conditions(results: Mapping[str, Any]) -> str:
-    """Under which commits, on which machines, and how quiet these were."""
+    """One line with the commits and machines of the figures, and the load by other programs."""
     entries = [entry for entry in results.values() if "goals" in entry]
     if not entries:
         return "Nothing was measured yet.\n"
@@ -29,13 +36,13 @@ def conditions(results: Mapping[str, Any]) -> str:
     return f"Commit {commits}; {'; '.join(machines)}; other programs kept at most {others:g} cores busy.\n"
 
 
-def write_into(document: Path, text: str) -> None:
-    """Replace what stands between the markers of a document; SystemExit where there are none."""
-    before, begin, rest = document.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise SystemExit(f"{document} lacks the lines {BEGIN!r} and {END!r}")
-    document.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", encoding="utf-8")
+def write_between(document: Path, text: str, begin: str = BEGIN, end: str = END) -> None:
+    """Replace the text between the lines ``begin`` and ``end`` of a document; SystemExit if it lacks them."""
+    before, first, rest = document.read_text(encoding="utf-8").partition(begin)
+    _, last, after = rest.partition(end)
+    if not (first and last):
+        raise SystemExit(f"{document} lacks the lines {begin!r} and {end!r}: add them where the table belongs")
+    document.write_text(f"{before}{begin}\n\n{text}\n{end}{after}", encoding="utf-8")
 
 
 def _line(name: str, entry: Mapping[str, Any], goal: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-// Watches a call from within the page: finds its connections, reads the numbers in its pictures, hears its sound.
+// Observes a call from inside the page: its peer connections, the numbers in its frames, the beeps in its audio.
 // Runs before the page's own scripts.
 
 (() => {
@@ -11,19 +11,19 @@
     }
   };
 
-  const SHOWN = { x: 0, y: 0, width: 1, height: 24 / 512, columns: 32 };
-  const SOURCE = { x: 0, y: 24 / 512, width: 1, height: 24 / 512, columns: 32 };
-  const FILMED = { x: 0, y: 0, width: 0.1, height: 1, columns: 2 };
+  const SENT_TIME = { x: 0, y: 0, width: 1, height: 24 / 512, columns: 32 };
+  const SOURCE_FRAME = { x: 0, y: 24 / 512, width: 1, height: 24 / 512, columns: 32 };
+  const CAMERA_FRAME = { x: 0, y: 0, width: 0.1, height: 1, columns: 2 };
   const CELL = 4; // pixels of the canvas for a square of a strip
 
   const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
   const alive = () => connections.filter((pc) => !["closed", "failed"].includes(pc.connectionState));
   const receivers = (kind) =>
     alive().flatMap((pc) => pc.getReceivers().filter(({ track }) => track.kind === kind && track.readyState === "live").map((receiver) => ({ pc, receiver })));
-  /** Milliseconds of wall-clock time; finer than Date.now(). */
+  /** Wall-clock time in ms, of finer resolution than Date.now(). */
   const wall = () => performance.timeOrigin + performance.now();
 
-  /** The element that shows what comes from the daemon, and the one that shows the browser's own camera. */
+  /** The video element of the daemon's stream, and that of the browser's own camera. */
   function elements() {
     const received = new Set(receivers("video").map(({ receiver }) => receiver.track));
     const videos = [...document.querySelectorAll("video")].filter((video) => video.srcObject?.getVideoTracks().length);
@@ -38,7 +38,7 @@
       this.context = this.canvas.getContext("2d", { willReadFrequently: true });
     }
 
-    /** The number in the picture that `video` shows, -1 where there is none. */
+    /** The number in the frame that `video` shows; -1 if the checksum does not match. */
     read(video) {
       const { x, y, width, height, columns } = this.strip;
       const [w, h] = [video.videoWidth, video.videoHeight];
@@ -59,24 +59,24 @@
     }
   }
 
-  /** Every picture that `video()` presents until `stop`: [wall-clock ms, presentedFrames, number, number ...]. */
+  /** Collects the frames that the element `video()` presents: [wall-clock ms, presentedFrames, number, number ...]. */
   class Watch {
     constructor(video, strips) {
       this.seen = [];
       const readers = strips.map((strip) => new Reader(strip));
-      const look = async () => {
+      const collect = async () => {
         while (!this.stopped) {
           const element = video();
           if (!element) {
             await sleep(5);
             continue;
           }
-          // An element whose stream is replaced may never call back.
+          // The callback never comes if the stream of the element is replaced.
           const metadata = await Promise.race([new Promise((r) => element.requestVideoFrameCallback((_, m) => r(m))), sleep(2000)]);
           if (metadata) this.seen.push([wall(), metadata.presentedFrames, ...readers.map((reader) => reader.read(element))]);
         }
       };
-      look();
+      collect();
     }
 
     take() {
@@ -84,7 +84,7 @@
     }
   }
 
-  /** What the browser counted of the video that it receives, and of the element that shows it. */
+  /** Counters of the received video and of the element that shows it; null without video. */
   async function counted() {
     const [found] = receivers("video");
     if (!found) return null;
@@ -97,7 +97,7 @@
     return { ...Object.fromEntries(keys.map((key) => [key, inbound[key] ?? 0])), codec, painted: quality?.totalVideoFrames ?? 0, unpainted: quality?.droppedVideoFrames ?? 0 };
   }
 
-  /** A viewer of our own over WHEP, with its element if `shows`; ms from just before the POST to what came of it. */
+  /** Connect one more viewer over WHEP, with a video element if `shows`; ms from the POST to its answer and to the first frame. */
   async function connect(shows) {
     const pc = new RTCPeerConnection({ iceServers: [] });
     const transceiver = pc.addTransceiver("video", { direction: "recvonly" });
@@ -124,7 +124,7 @@
     return { answered, first: viewer.first };
   }
 
-  /** End the viewer that came last; true if the daemon knew it. */
+  /** Disconnect the viewer that connected last; true if the daemon confirms. */
   async function disconnect() {
     const { pc, video, address } = viewers.pop();
     const { ok } = await fetch(address, { method: "DELETE" });
@@ -134,16 +134,16 @@
     return ok;
   }
 
-  /** Hears the sound that comes from the daemon: wall-clock ms at which each beep begins to be heard. */
-  class Ear {
+  /** Detects beeps in the received audio: wall-clock ms at which the start of each was received and played. */
+  class BeepDetector {
     constructor(threshold) {
       const [found] = receivers("audio");
-      if (!found) throw new Error("no sound comes from the daemon");
+      if (!found) throw new Error("the page receives no audio");
       const stream = new MediaStream([found.receiver.track]);
-      this.player = Object.assign(new Audio(), { muted: true, srcObject: stream }); // else Chromium decodes nothing
+      this.player = Object.assign(new Audio(), { muted: true, srcObject: stream }); // without a player Chromium decodes no audio
       this.player.play();
       this.context = new AudioContext({ latencyHint: "interactive" });
-      this.heard = [];
+      this.beeps = [];
       this.loudest = 0;
       this.ready = this.listen(stream, threshold);
     }
@@ -172,8 +172,8 @@
         if (data.onset === undefined) return;
         const { contextTime, performanceTime } = this.context.getOutputTimestamp();
         const output = performance.timeOrigin + performanceTime + 1000 * (data.onset - contextTime);
-        const now = wall() - 1000 * (this.context.currentTime - data.onset); // when the browser had it in hand
-        this.heard.push([now, output]);
+        const now = wall() - 1000 * (this.context.currentTime - data.onset); // when the browser had received it
+        this.beeps.push([now, output]);
       };
       const silence = new GainNode(this.context, { gain: 0 });
       this.context.createMediaStreamSource(stream).connect(onset).connect(silence).connect(this.context.destination);
@@ -182,10 +182,10 @@
 
   const viewers = [];
   window.callFigures = {
-    read: (video, strip) => new Reader({ SHOWN, SOURCE, FILMED }[strip]).read(video),
-    watchAvatar: () => new Watch(() => elements().avatar, [SHOWN, SOURCE]),
-    watchOwn: () => new Watch(() => elements().own, [FILMED]),
-    listen: (threshold) => new Ear(threshold),
+    read: (video, strip) => new Reader({ SENT_TIME, SOURCE_FRAME, CAMERA_FRAME }[strip]).read(video),
+    watchAvatar: () => new Watch(() => elements().avatar, [SENT_TIME, SOURCE_FRAME]),
+    watchOwn: () => new Watch(() => elements().own, [CAMERA_FRAME]),
+    listen: (threshold) => new BeepDetector(threshold),
     counted,
     connect,
     disconnect,

@@ -1,4 +1,4 @@
-"""Films for cameras: a face whose every picture is numbered, with a beep now and then."""
+"""Test videos for cameras: a face with a number in every frame (`barcode`) and a beep every two seconds."""
 
 from __future__ import annotations
 
@@ -16,23 +16,39 @@ from PIL import Image
 from call_figures import barcode
 
 WIDTH: Final = 640
+"""Width of a frame in pixels."""
+
 HEIGHT: Final = 480
+"""Height of a frame in pixels."""
+
 FPS: Final = 30
+"""Frames a second."""
+
 ACTOR_SIDE: Final = 320
-ACTOR_EVERY: Final = 2
-"""Of the actor's film every picture is shown so often."""
-SOUND_HZ: Final = 48_000
+"""Side, in pixels, at which the synthetic actor is rendered."""
+
+ACTOR_REPEATS: Final = 2
+"""Frames of the video that show the same rendering of the synthetic actor."""
+
+AUDIO_HZ: Final = 48_000
+"""Audio samples a second."""
+
 BEEP_EVERY: Final = 60
-"""Pictures between the beginnings of two beeps."""
+"""Frames between the starts of two beeps."""
+
 BEEP_S: Final = 0.06
+"""Length of a beep in seconds."""
+
 BEEP_HZ: Final = 1000.0
+"""Frequency of a beep."""
 
 Writer = Callable[[Path | None, Path, float], None]
-"""Writes a film of a clip, or of the synthetic actor, to a place, so many seconds long."""
+"""Function that writes a video of a clip (None: of the synthetic actor) to a path, of a length in seconds."""
 
 
 def numbered(clip: Path | None, count: int) -> Iterator[np.ndarray]:
-    """``count`` pictures (480, 640, 3) uint8: the middle of the clip, to and fro, each with its number at the left."""
+    """Yield ``count`` frames (480, 640, 3) uint8: the middle square of the clip, played forwards and backwards in
+    turns, each with its number at the left."""
     pictures = list(islice(_clip(clip) if clip is not None else _actor(count), count))
     back_and_forth = [*pictures, *pictures[-2:0:-1]]
     for number in range(count):
@@ -40,32 +56,32 @@ def numbered(clip: Path | None, count: int) -> Iterator[np.ndarray]:
         picture = np.full((HEIGHT, WIDTH, 3), 128, np.uint8)
         left = (WIDTH - HEIGHT) // 2
         picture[:, left : left + HEIGHT] = np.asarray(side.resize((HEIGHT, HEIGHT), Image.Resampling.BILINEAR))
-        barcode.write(picture, barcode.FILMED, number)
+        barcode.write(picture, barcode.CAMERA_FRAME, number)
         yield picture
 
 
-def write_camera(clip: Path | None, target: Path, seconds: float) -> None:
-    """A motion-JPEG film that Chromium plays at 30 pictures a second as its camera, again and again."""
-    with target.open("wb") as film:
+def write_camera_video(clip: Path | None, target: Path, seconds: float) -> None:
+    """Write a motion-JPEG file that Chromium plays at 30 frames a second as its camera, in a loop."""
+    with target.open("wb") as video:
         for picture in numbered(clip, round(seconds * FPS)):
             encoded = io.BytesIO()
             Image.fromarray(picture).save(encoded, "JPEG", quality=90)
-            film.write(encoded.getvalue())
+            video.write(encoded.getvalue())
 
 
-def write_beeping(clip: Path | None, target: Path, seconds: float) -> None:
-    """A video with sound, for a file source: a beep begins with every picture whose number `BEEP_EVERY` divides."""
+def write_video_with_beeps(clip: Path | None, target: Path, seconds: float) -> None:
+    """Write an H.264 video with audio: a beep starts at each frame whose number `BEEP_EVERY` divides."""
     with av.open(str(target), "w") as container:
         video = container.add_stream("libx264", rate=FPS, options={"crf": "18", "preset": "veryfast"})
         video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        audio = container.add_stream("aac", rate=SOUND_HZ, layout="mono")
+        audio = container.add_stream("aac", rate=AUDIO_HZ, layout="mono")
         for number, picture in enumerate(numbered(clip, round(seconds * FPS))):
             container.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-            sound = av.AudioFrame.from_ndarray(_sound(number)[None], format="fltp", layout="mono")
-            sound.sample_rate = SOUND_HZ
-            sound.pts = number * SOUND_HZ // FPS
-            sound.time_base = Fraction(1, SOUND_HZ)
-            container.mux(audio.encode(sound))
+            samples = av.AudioFrame.from_ndarray(_audio(number)[None], format="fltp", layout="mono")
+            samples.sample_rate = AUDIO_HZ
+            samples.pts = number * AUDIO_HZ // FPS
+            samples.time_base = Fraction(1, AUDIO_HZ)
+            container.mux(audio.encode(samples))
         for stream in (video, audio):
             container.mux(stream.encode(None))
 
@@ -77,19 +93,20 @@ def _clip(path: Path) -> Iterator[np.ndarray]:
 
 
 def _actor(count: int) -> Iterator[np.ndarray]:
-    from telepresence.sources.synthetic import actor_take
+    from telepresence.sources.synthetic import actor_clip
 
-    for frame in actor_take(count // ACTOR_EVERY + 1, FPS / ACTOR_EVERY, ACTOR_SIDE):
-        yield from [frame.rgb] * ACTOR_EVERY  # who draws every picture waits for a minute
+    for frame in actor_clip(count // ACTOR_REPEATS + 1, FPS / ACTOR_REPEATS, ACTOR_SIDE):
+        yield from [frame.rgb] * ACTOR_REPEATS  # rendering every frame would take a minute
 
 
-def _sound(number: int) -> np.ndarray:
-    """(1600,) float32: what is heard during picture ``number``."""
-    since = number % BEEP_EVERY / FPS + np.arange(SOUND_HZ // FPS) / SOUND_HZ  # seconds since the beep began
+def _audio(number: int) -> np.ndarray:
+    """Audio samples (1600,) float32 during frame ``number``."""
+    since = number % BEEP_EVERY / FPS + np.arange(AUDIO_HZ // FPS) / AUDIO_HZ  # seconds since the start of the beep
     return np.where(since < BEEP_S, 0.5 * np.sin(2 * np.pi * BEEP_HZ * since), 0.0).astype(np.float32)
 
 
 def _square(picture: np.ndarray) -> np.ndarray:
+    """The largest square in the middle of a frame."""
     height, width = picture.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
