@@ -1,9 +1,9 @@
-"""What each switch of the configuration is worth, measured: ``python tools/ablate.py TRACKED... [--seconds 15]``.
+"""Ablation study of the configuration: ``python tools/ablate.py TRACKED... [--seconds 15]``.
 
-Learns an avatar of every tracked folder (or of the word ``synthetic``) with every switch of `SWITCHES` and appends the
-figures to a file of JSON lines, one a run.  What that file has from the same commit is not run again, so a run that
-was cut short goes on where it stopped.  ``--write docs/quality.md`` puts the tables into that document, between its
-markers; without folders nothing is measured.
+Learns an avatar of every tracked folder (or of the synthetic actor, for the word ``synthetic``) with every switch of
+`SWITCHES`, and appends the figures to a file of JSON lines, one a run.  Runs that the file already has from the same
+commit are skipped, so that an interrupted study can be continued.  ``--write docs/quality.md`` writes the tables into
+that document, between its markers; without folders nothing is measured.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,28 +18,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from call_figures.table import write_between
+
 from insta_runtime.errors import UserError
 from insta_runtime.evaluation.protocol import REGIONS
 from telepresence.config import load_config
+from telepresence.measure.machine import source_commit
 from telepresence.measure.offline.recordings import Recording, open_recording
 from telepresence.measure.offline.training import learn_avatar
+from telepresence.runtime.hardware import processor_name
 
-ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- made by tools/ablate.py -->", "<!-- end of what tools/ablate.py made -->"
-HOLDOUT = 0.125
-PRESETS = ("paper", "default")  # the switches that the first table sets side by side
+HOLDOUT = 0.125  # fraction of the frames that is held back and measured on
+PRESETS = ("paper", "default")  # the switches that the first table compares
 
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Switch:
-    """One way to learn: a preset, and settings that differ from it.
+    """One configuration of the study: a preset, and settings that differ from it.
 
     Attributes:
-        what: it does, in the words of a table.
-        preset: None takes what suits the device.
-        settings: as after ``--set``.
+        what: description for the tables.
+        settings: values of ``--set``.
+        preset: name of the preset; None is the one for the device.
     """
 
     what: str
@@ -83,9 +84,9 @@ SWITCHES = {
 }
 
 PEER = {"d6": (22.3, 19.4), "d9": (28.0, 24.6), "d18": (29.1, 25.5)}
-"""Whole frame and head, dB, of 51 k mesh-bound Gaussians (gsplat) after 60 s on one H100; same crop, size and split."""
+"""PSNR in dB, whole frame and head, of 51 k mesh-bound Gaussians (gsplat), 60 s on an H100; same crop and split."""
 
-NONE = "-"  # in a table, where there is no figure
+NONE = "-"  # cell of a table without a figure
 PSNR = ("psnr_db", "head_psnr_db", "mouth_psnr_db", "eyes_psnr_db")
 KEPT = (
     *(f"{region}{metric}" for region in ("", "head_", "mouth_", "eyes_") for metric in ("psnr_db", "ssim", "flip")),
@@ -93,7 +94,7 @@ KEPT = (
     *("unseen_yaw20_psnr_db", "unseen_yaw30_psnr_db", "unseen_pitch15_psnr_db"),
     *("steps", "seconds", "size", "backend", "train_frames", "holdout_frames", "curve"),
 )
-"""Figures of a run that are kept."""
+"""Figures of a run that are written to the file of results."""
 
 
 # ---- measuring
@@ -102,7 +103,7 @@ KEPT = (
 def run(
     source: str, recording: Recording, name: str, size: int, seconds: float, device: str, page: Path | None
 ) -> Record:
-    """The figures of one switch on one recording; those of a run that failed say why."""
+    """Figures of one switch on one recording; ``failed`` has the error of a run that failed."""
     switch, started = SWITCHES[name], time.monotonic()
     found: Record = {"clip": recording.name, "switch": name, "settings": list(switch.settings), "seconds": seconds}
     try:
@@ -113,42 +114,46 @@ def run(
         )
         found |= {key: figures[key] for key in KEPT if key in figures}
         found["protocol"] = figures["protocol"]
-    except Exception as error:  # the other runs are still worth having
+    except Exception as error:  # the other runs can still be measured
         found |= {"size": size, "failed": f"{type(error).__name__}: {error}"[:300]}
     return found | {"source": source, "wall_seconds": round(time.monotonic() - started, 1)}
 
 
 def measure(
-    wanted: argparse.Namespace, known: list[Record], marks: Record, keep: Callable[[Record], None]
+    wanted: argparse.Namespace, known: list[Record], origin: Record, keep: Callable[[Record], None]
 ) -> Iterator[Record]:
-    """All runs that are wanted and not yet known, one after the other."""
+    """Run everything that is wanted and not in ``known``, and yield each record after ``keep`` has stored it.
+
+    ``origin`` has the commit, machine and time, which are added to every record.
+    """
     began = time.monotonic()
     for source in wanted.sources:
         recording: Recording | None = None
         for name in wanted.only or SWITCHES:
-            if any(_same(record, source, name, wanted, marks) for record in known):
+            if any(_is_same_run(record, source, name, wanted, origin) for record in known):
                 continue
             if wanted.until is not None and time.monotonic() - began + wanted.seconds > wanted.until:
                 return
-            if recording is None:  # its pictures are read once
+            if recording is None:  # the frames are read once
                 config = load_config(None, [f"avatar.learn.size={wanted.size}"], wanted.device)
                 recording = open_recording(source, wanted.size, HOLDOUT, config, None, None)
             page = wanted.reports / f"{recording.name}-{name}-{wanted.seconds:g}s.html" if wanted.reports else None
-            record = marks | run(source, recording, name, wanted.size, wanted.seconds, wanted.device, page)
+            record = origin | run(source, recording, name, wanted.size, wanted.seconds, wanted.device, page)
             keep(record)
             yield record
-            _tidy()
+            _free_memory()
 
 
-def _same(record: Record, source: str, name: str, wanted: argparse.Namespace, marks: Record) -> bool:
+def _is_same_run(record: Record, source: str, name: str, wanted: argparse.Namespace, origin: Record) -> bool:
+    """Whether a record is of this switch, source and commit, with the same settings, and did not fail."""
     settings = list(SWITCHES[name].settings)
     return "failed" not in record and (
         (record["source"], record["switch"], record["seconds"], record["size"], record["settings"], record["commit"])
-        == (source, name, wanted.seconds, wanted.size, settings, marks["commit"])
+        == (source, name, wanted.seconds, wanted.size, settings, origin["commit"])
     )
 
 
-def _tidy() -> None:
+def _free_memory() -> None:
     import torch
 
     gc.collect()
@@ -157,22 +162,16 @@ def _tidy() -> None:
 
 
 def machine() -> str:
-    """The card, or the processor."""
+    """Name of the GPU, or of the processor with the number of threads."""
     import torch
 
     if torch.cuda.is_available():
         return torch.cuda.get_device_name(0)
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    return f"{processor_name()}, {torch.get_num_threads()} threads"
 
 
-def commit() -> str:
-    """The commit at hand, marked if the tree differs from it."""
-    git = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    done = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
-
-
-def read(path: Path) -> list[Record]:
+def read_records(path: Path) -> list[Record]:
+    """Records of a file of JSON lines; none if it does not exist."""
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -182,12 +181,12 @@ def read(path: Path) -> list[Record]:
 
 
 def tables(records: Sequence[Record]) -> str:
-    """Markdown: the presets side by side, what each switch is worth, the actor from where nobody looked."""
+    """Markdown tables: the presets compared, the effect of each switch, and unseen views of the actor."""
     newest = {_key(record): record for record in records if "failed" not in record}
     if not newest:
         return "Nothing has been measured yet.\n"
     found = list(newest.values())
-    parts = [_presets(found), *_switches(found, records), _actor(found), _marks(found)]
+    parts = [_presets(found), *_switches(found, records), _actor(found), _origin(found)]
     return "\n".join(part for part in parts if part)
 
 
@@ -196,7 +195,7 @@ def _key(record: Record) -> tuple[Any, ...]:
 
 
 def _presets(records: list[Record]) -> str:
-    """Paper preset and default where they were trained longest, beside the peer."""
+    """Table of the paper's preset and the default, trained longest, and of `PEER`."""
     rows = []
     for clip in _clips(records):
         those = [r for r in records if r["clip"] == clip and r["switch"] in PRESETS]
@@ -221,9 +220,9 @@ def _presets(records: list[Record]) -> str:
 
 
 def _switches(records: list[Record], all_records: Sequence[Record]) -> Iterator[str]:
-    """A table for each clip and time of training on which switches were tried: differences from the default.
+    """Yield a table for each clip and training time: differences of each switch from the default of the same commit.
 
-    That is the default of the same commit, which ``all_records`` may have beside a newer one.
+    ``all_records`` may have that default beside a newer one.
     """
     defaults = {(*_key(r), r["commit"]): r for r in all_records if r["switch"] == "default" and "failed" not in r}
     for clip in _clips(records):
@@ -255,14 +254,16 @@ def _actor(records: list[Record]) -> str:
     return "### The synthetic actor, exact poses, whole frame\n\n" + _table(titles, rows) if rows else ""
 
 
-def _marks(records: list[Record]) -> str:
-    def told(key: str) -> str:
+def _origin(records: list[Record]) -> str:
+    """One line with the days, machines, sizes and commits of the records."""
+
+    def values(key: str) -> str:
         return ", ".join(sorted({str(r[key]) for r in records}))
 
     days = sorted({r["time"][:10] for r in records})
     span = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
-    where = f"{told('machine')} ({told('backend')} back end)"
-    return f"Measured {span} on {where}, at {told('size')} px, commit {told('commit')}.\n"
+    where = f"{values('machine')} ({values('backend')} back end)"
+    return f"Measured {span} on {where}, at {values('size')} px, commit {values('commit')}.\n"
 
 
 def _clips(records: list[Record]) -> list[str]:
@@ -270,7 +271,7 @@ def _clips(records: list[Record]) -> list[str]:
 
 
 def _seconds_to(record: Record, psnr_db: float) -> float | None:
-    """When the held-out PSNR of the whole frame first was so high."""
+    """Seconds of training after which the held-back PSNR of the whole frame first reached ``psnr_db``."""
     return next((p["seconds"] for p in record["curve"] if (p["psnr_db"] or 0.0) >= psnr_db), None)
 
 
@@ -291,33 +292,24 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def write_into(document: Path, text: str) -> None:
-    """Replace what stands between the markers of a document."""
-    whole = document.read_text(encoding="utf-8")
-    before, begin, rest = whole.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise SystemExit(f"{document} lacks the lines {BEGIN!r} and {END!r}")
-    document.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", encoding="utf-8")
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the arguments, run what is wanted, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sources", nargs="*", help="tracked folders, or the word synthetic")
-    parser.add_argument("--seconds", type=float, default=15.0, help="of training, each run")
-    parser.add_argument("--size", type=int, default=512, help="side of the pictures")
-    parser.add_argument("--only", action="append", choices=SWITCHES, help="this switch; repeatable")
+    parser.add_argument("--seconds", type=float, default=15.0, help="training time of each run")
+    parser.add_argument("--size", type=int, default=512, help="side of the frames in pixels")
+    parser.add_argument("--only", action="append", choices=SWITCHES, help="run only this switch; repeatable")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    parser.add_argument("--results", type=Path, default=Path("out/ablation.jsonl"), help="the file of JSON lines")
-    parser.add_argument("--reports", type=Path, help="folder for a page of each run")
-    parser.add_argument("--until", type=float, metavar="S", help="begin no run that would end later than this")
-    parser.add_argument("--commit", help="what to call the code where git cannot tell")
-    parser.add_argument("--write", type=Path, metavar="DOCUMENT", help="put the tables into this document")
+    parser.add_argument("--results", type=Path, default=Path("out/ablation.jsonl"), help="file of JSON lines")
+    parser.add_argument("--reports", type=Path, help="write a page for each run into this folder")
+    parser.add_argument("--until", type=float, metavar="S", help="start no run that would end later than this")
+    parser.add_argument("--commit", help="name of the source version where git cannot tell it")
+    parser.add_argument("--write", type=Path, metavar="DOCUMENT", help="write the tables into this document")
     wanted = parser.parse_args(arguments)
-    known = read(wanted.results)
+    known = read_records(wanted.results)
     if wanted.sources:
-        marks = {
-            "commit": wanted.commit or commit(),
+        origin = {
+            "commit": wanted.commit or source_commit() or "unknown",
             "machine": machine(),
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
@@ -327,14 +319,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             with wanted.results.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
 
-        for record in measure(wanted, list(known), marks, keep):
+        for record in measure(wanted, list(known), origin, keep):
             known.append(record)
-            told = record.get("failed") or " ".join(
+            summary = record.get("failed") or " ".join(
                 f"{region} {_db(record[m])}" for region, m in zip(REGIONS, PSNR, strict=True)
             )
-            print(f"{record['clip']:10s} {record['switch']:16s} {told}  ({record['wall_seconds']} s)", flush=True)
+            print(f"{record['clip']:10s} {record['switch']:16s} {summary}  ({record['wall_seconds']} s)", flush=True)
     if wanted.write:
-        write_into(wanted.write, tables(known))
+        write_between(wanted.write, tables(known), BEGIN, END)
     if any("failed" in record for record in known[-1:]):
         sys.exit(1)
 

@@ -1,4 +1,4 @@
-"""Write docs/configuration.md from the dataclasses that are the schema: ``python tools/config_table.py``."""
+"""Write docs/configuration.md from the dataclasses that define the settings: ``python tools/config_table.py``."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from telepresence.config import Setting, preset_names, settings  # noqa: E402
+from insta_runtime.config import Setting  # noqa: E402
+from telepresence.config import preset_names, settings  # noqa: E402
 
 PAGE = ROOT / "docs" / "configuration.md"
 
 INTRODUCTION = """\
 # Configuration
 
-<!-- Written by tools/config_table.py (`make docs`) from the code: change it there. -->
+<!-- Written by tools/config_table.py (`make docs`) from the code: edit it there. -->
 
 `run`, `track`, `fit`, `evaluate` and `render` take `--config FILE|PRESET` and `--set key=value` (repeatable).
 Without `--config` the preset is `default` where there is a CUDA device, else `cpu`. The presets are {presets}.
@@ -38,7 +39,7 @@ The same on the command line: `--config cpu --set run.size=384 --set avatar.lear
 
 
 def page() -> str:
-    """The whole page."""
+    """Text of docs/configuration.md."""
     parts = [INTRODUCTION.format(presets=", ".join(f"`{name}`" for name in preset_names()))]
     for group, entries in groupby(settings(), key=lambda entry: entry.key.rpartition(".")[0]):
         parts += [f"\n## {group}\n", "| key | default | admits | meaning |", "|---|---|---|---|"]

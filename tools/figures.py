@@ -1,7 +1,7 @@
 """Measure this project on this machine, into docs/figures.json: ``python tools/figures.py [--only NAME]``.
 
-Each figure is a command with its answer, so that anybody can repeat it.  What needs the test material is left
-out where that is absent.  Scratch files go to ``out/figures``, which git ignores.
+Each entry names the command that repeats it.  Entries that need the test material are skipped where it is absent.
+Temporary files go to ``out/figures``, which git ignores.
 """
 
 from __future__ import annotations
@@ -9,46 +9,45 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import shlex
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
-from call_figures.background_load import commit, machine
-from playwright.sync_api import Page, sync_playwright
+from call_figures.browser import chromium
+from call_figures.daemon import DaemonProcess, daemon_process
+
+from telepresence.measure.machine import describe_machine, source_commit
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "figures.json"
-SCRATCH = Path("out/figures")  # below ROOT, where every command runs
+SCRATCH = Path("out/figures")  # relative to ROOT, where every command runs
 CLIPS = Path(os.environ.get("TELEPRESENCE_SHARED", "../shared")) / "clips"
 MODELS = CLIPS.parent / "models"
 
 TELEPRESENCE = (sys.executable, "-m", "telepresence")
 LIVE_WITHIN = 240.0  # seconds to wait for the state `live`
 WATCH = 20.0  # seconds over which rates are counted
+ADDRESS_WITHIN = 60.0  # seconds within which the daemon must serve
 FPS = 30
 
 Figures = dict[str, Any]
 
 
-# ---- commands that answer with a JSON file
+# ---- commands that write a JSON file
 
 
 def run_for_json(*arguments: str) -> Figures:
-    """Run ``telepresence`` with ``--json``: its answer, the command as a person types it, and the time it took."""
+    """Run ``telepresence`` with ``--json``: its figures, the command to repeat it, and the seconds that it took."""
     answer = SCRATCH / "answer.json"
     answer.unlink(missing_ok=True)
     started = time.monotonic()
@@ -61,20 +60,23 @@ def run_for_json(*arguments: str) -> Figures:
 
 
 def track(clip: str) -> Figures:
+    """Figures of `telepresence track` on a clip of the test material."""
     return run_for_json("track", f"{CLIPS}/{clip}.mp4", "--out", f"{SCRATCH}/{clip}", "--models", str(MODELS))
 
 
 def fit(source: str) -> Figures:
+    """Figures of `telepresence fit` on a clip, or on the synthetic actor."""
     if source != "synthetic" and not (SCRATCH / source / "meta.json").exists():
         track(source)
     recording = source if source == "synthetic" else f"{SCRATCH}/{source}"
     where = ("--out", f"{SCRATCH}/{source}.avatar")
     figures = run_for_json("fit", recording, *where, "--seconds", "60", "--size", "128", "--holdout", "0.125")
-    del figures["each"]  # of every picture: too long for a document
+    del figures["each"]  # for every frame: too long for a document
     return figures
 
 
 def rehearse(clip: str) -> Figures:
+    """Figures of `telepresence rehearse` on a clip."""
     if not (SCRATCH / clip / "meta.json").exists():
         track(clip)
     figures = run_for_json("rehearse", f"{SCRATCH}/{clip}", "--seconds", "60")
@@ -87,69 +89,13 @@ def rehearse(clip: str) -> Figures:
 # ---- the daemon
 
 
-@dataclass
-class Daemon:
-    """A running ``telepresence run`` and all that it has printed."""
-
-    process: subprocess.Popen[bytes]
-    log: Path
-    started: float
-
-    def output(self) -> str:
-        return self.log.read_text(encoding="utf-8", errors="replace")
-
-    def address(self, seconds: float = 60.0) -> str | None:
-        """The address of the page once ``/healthz`` answers; None if the process ended without serving."""
-        while time.monotonic() < self.started + seconds and self.process.poll() is None:
-            found = re.search(r"http://127\.0\.0\.1:\d+", self.output())
-            if found:
-                try:
-                    urllib.request.urlopen(f"{found.group()}/healthz", timeout=5).close()
-                except OSError:
-                    pass
-                else:
-                    return found.group()
-            time.sleep(0.05)
-        return None
-
-    def age(self) -> float:
-        return time.monotonic() - self.started
-
-
 @contextmanager
-def daemon(*arguments: str) -> Iterator[Daemon]:
-    log = SCRATCH / "daemon.log"
-    with log.open("wb") as file:
-        command = [*TELEPRESENCE, "run", "--port", "0", *arguments, "--avatar", f"{SCRATCH}/run.avatar"]
-        shutil.rmtree(SCRATCH / "run.avatar", ignore_errors=True)
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
-    try:
-        yield Daemon(process, log, time.monotonic())
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGINT)
-        try:
-            process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-
-
-def status(address: str) -> dict[str, Any]:
-    with urllib.request.urlopen(f"{address}/status", timeout=10) as answer:
-        found: dict[str, Any] = json.load(answer)
-    return found
-
-
-@contextmanager
-def browser_page(address: str) -> Iterator[Page]:
-    with sync_playwright() as playwright:
-        flags = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
-        flags += ["--allow-loopback-in-peer-connection", "--disable-features=WebRtcHideLocalIpsWithMdns"]
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), headless=True, args=flags)
-        page = browser.new_page()
-        page.goto(address)
-        yield page
-        browser.close()
+def daemon(*arguments: str) -> Iterator[DaemonProcess]:
+    """Run ``telepresence run`` on a free port with a new avatar until the block ends; it may fail to serve."""
+    shutil.rmtree(SCRATCH / "run.avatar", ignore_errors=True)
+    avatar = ("--avatar", f"{SCRATCH}/run.avatar")
+    with daemon_process(SCRATCH, [*TELEPRESENCE, "run", "--port", "0", *arguments, *avatar]) as running:
+        yield running
 
 
 RECEIVED = """() => {
@@ -160,19 +106,21 @@ RECEIVED = """() => {
 
 
 def demo() -> Figures:
-    """What a newcomer sees: time to the address, to the first picture, to `live`, and the rates while it learns."""
+    """Measure `make demo`: seconds to the address, the first frame and `live`, and the rates while it learns."""
     figures: Figures = {"command": "make demo"}
     with daemon("--source", "synthetic") as running:
-        address = running.address()
+        address = running.wait_for_address(ADDRESS_WITHIN)
         if address is None:
             raise RuntimeError(running.output())
         figures["seconds_to_address"] = round(running.age(), 1)
-        with browser_page(address) as page:
+        with chromium() as browser:
+            page = browser.new_page()
+            page.goto(address)
             page.wait_for_function(RECEIVED, timeout=60_000)
             figures["seconds_to_first_picture"] = round(running.age(), 1)
             figures["live_within_seconds"] = None
             while running.age() < LIVE_WITHIN:
-                if status(address)["state"] == "live":
+                if running.status()["state"] == "live":
                     figures["live_within_seconds"] = round(running.age(), 1)
                     break
                 page.wait_for_timeout(500)
@@ -180,19 +128,20 @@ def demo() -> Figures:
             started, avatar_fps = time.monotonic(), []
             while time.monotonic() < started + WATCH:
                 page.wait_for_timeout(1000)
-                avatar_fps.append(status(address)["avatar_fps"])
+                avatar_fps.append(running.status()["avatar_fps"])
             frames = page.evaluate(RECEIVED)[2] - before
             figures["received_fps"] = round(frames / (time.monotonic() - started), 1)
             figures["received_size"] = [width, height]
             figures["avatar_fps"] = round(statistics.median(avatar_fps), 1)
-            figures["status"] = status(address)
+            figures["status"] = running.status()
     return figures
 
 
-# ---- inputs that must fail gently
+# ---- inputs that must end with one line instead of a traceback
 
 
 def write_video(path: Path, frames: Iterator[np.ndarray]) -> None:
+    """Write frames (H, W, 3) uint8 as an H.264 video."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=FPS)
         stream.pix_fmt = "yuv420p"
@@ -204,14 +153,14 @@ def write_video(path: Path, frames: Iterator[np.ndarray]) -> None:
 
 
 def no_face() -> Iterator[np.ndarray]:
-    """Ten seconds of a moving gradient."""
+    """Frames of ten seconds of a moving gradient."""
     ramp = np.linspace(0, 255, 480, dtype=np.uint8)
     for index in range(10 * FPS):
         yield np.repeat(np.roll(np.tile(ramp, (480, 1)), 3 * index, axis=1)[..., None], 3, axis=2)
 
 
 def face_that_leaves(clip: Path) -> Iterator[np.ndarray]:
-    """Eight seconds of a face, three of an empty room, and the face again."""
+    """Frames of eight seconds of a face, three seconds of an empty room, and the face again."""
     with av.open(str(clip)) as container:
         pictures = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)][: 8 * FPS]
     height, width = (side // 2 * 2 for side in pictures[0].shape[:2])
@@ -222,13 +171,13 @@ def face_that_leaves(clip: Path) -> Iterator[np.ndarray]:
 
 
 def watch_source(source: str, seconds: float, *arguments: str) -> Figures:
-    """What ``run --source`` does with an input: its exit and last line, or the states it goes through."""
+    """Run the daemon with an input: its exit status and last line, or the states that the session goes through."""
     figures: Figures = {"command": shlex.join(["telepresence", "run", "--source", source, *arguments])}
     with daemon("--source", source, *arguments) as running:
-        address = running.address()
+        address = running.wait_for_address(ADDRESS_WITHIN)
         states: list[str] = []
         while address and running.age() < seconds and running.process.poll() is None:
-            state = status(address)["state"]
+            state = running.status()["state"]
             if not states or states[-1] != state:
                 states.append(state)
             time.sleep(0.25)
@@ -241,6 +190,7 @@ def watch_source(source: str, seconds: float, *arguments: str) -> Figures:
 
 
 def failures() -> Figures:
+    """What the daemon does with inputs that are damaged, absent or without a face."""
     empty, text, faceless = SCRATCH / "empty.mp4", SCRATCH / "text.mp4", SCRATCH / "no-face.mp4"
     empty.write_bytes(b"")
     text.write_text("This is no video.\n" * 100)
@@ -261,7 +211,7 @@ def failures() -> Figures:
 
 
 def kills() -> Figures:
-    """Fifty processes that learn and save, killed at random moments."""
+    """Kill fifty processes that learn and save at random moments (`tools/kill_saving.py`)."""
     written = SCRATCH / "killed.json"
     subprocess.run([sys.executable, "tools/kill_saving.py", "--kills", "50", "--json", str(written)], check=True)
     found: Figures = json.loads(written.read_text())
@@ -269,7 +219,7 @@ def kills() -> Figures:
 
 
 def call(row: str, *more: str) -> Figures:
-    """What `tools/measure_call.py` finds; it names its own command."""
+    """Figures of one row of `tools/measure_call.py`, which names its own command."""
     answer = SCRATCH / "answer.json"
     answer.unlink(missing_ok=True)
     subprocess.run([sys.executable, "tools/measure_call.py", row, *more, "--json", str(answer)], check=True)
@@ -277,9 +227,10 @@ def call(row: str, *more: str) -> Figures:
     return {key: value for key, value in found.items() if key not in ("commit", "machine")}
 
 
-# ---- all of them
+# ---- the list
 
-FIGURES: dict[str, tuple[bool, Callable[[], Figures]]] = {  # whether the test material is needed, and how
+# For each name: whether the test material is needed, and the function that measures it.
+FIGURES: dict[str, tuple[bool, Callable[[], Figures]]] = {
     **{f"track-{clip}": (True, partial(track, clip)) for clip in ("d6", "d9", "d10", "d18")},
     "fit-d9": (True, partial(fit, "d9")),
     "fit-d18": (True, partial(fit, "d18")),
@@ -305,27 +256,28 @@ FIGURES: dict[str, tuple[bool, Callable[[], Figures]]] = {  # whether the test m
 
 
 def main() -> None:
+    """Measure the figures that are wanted, and write each into the file as soon as it is known."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", action="append", choices=FIGURES, help="measure this one; repeatable")
+    parser.add_argument("--only", action="append", choices=FIGURES, help="measure only this; repeatable")
     wanted = parser.parse_args().only or list(FIGURES)
     os.chdir(ROOT)
     SCRATCH.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    measured = commit()  # before the results themselves change the tree
+    measured = source_commit()  # read before the results change the tree
     failed = []
     for name in wanted:
         needs_clips, measure = FIGURES[name]
         if needs_clips and not CLIPS.is_dir():
-            print(f"{name}: left out, needs {CLIPS} (TELEPRESENCE_SHARED)")
+            print(f"{name}: skipped: needs {CLIPS} (set TELEPRESENCE_SHARED)")
             continue
         print(f"{name} ...", flush=True)
         try:
             figures = measure()
-        except Exception as error:  # the other figures are still worth having
+        except Exception as error:  # the other figures can still be measured
             print(f"{name}: failed: {error}")
             failed.append(name)
             continue
-        results[name] = {"commit": measured, "machine": machine(), **figures}
+        results[name] = {"commit": measured, "machine": describe_machine(), **figures}
         RESULTS.write_text(json.dumps(results, indent=2) + "\n")
         print(json.dumps({key: value for key, value in figures.items() if key != "curve"}, indent=2), flush=True)
     if failed:

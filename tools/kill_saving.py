@@ -1,17 +1,17 @@
-"""Kill a process that learns and saves, again and again, at moments that nobody chose: what is left must load.
+"""Kill a process that learns and saves, at random moments and many times: the avatar that is left must load.
 
     python tools/kill_saving.py --kills 50 --json killed.json
 
-A small avatar is learned on the CPU and saved without a pause.  Each time the process gets SIGKILL, somewhere in a step
-or a save; then the avatar is read as the next call would read it, and the next process goes on with it.  Leaves with 1
-if an avatar cannot be read, or is older than the last save that was told of.
+A small avatar is learned on the CPU and saved without a pause.  Each process gets SIGKILL during a step or a save; then
+the avatar is loaded as the next call would load it, and the next process continues with it.  Exit status 1 if an avatar
+cannot be loaded, or is older than the last save that was reported.
 """
 
 from __future__ import annotations
 
 import os
 
-os.environ["OMP_NUM_THREADS"] = "1"  # no threads but this one may be running when the process is forked
+os.environ["OMP_NUM_THREADS"] = "1"  # no other thread may run when the process is forked
 
 import argparse
 import json
@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Final
 
 import numpy as np
@@ -33,8 +34,7 @@ from insta_runtime.files import partial_path
 from insta_runtime.head import HeadModel, load_head
 from insta_runtime.types import Camera, HeadState, Observation
 from telepresence.config import Config, load_config
-from telepresence.learning import saving
-from telepresence.learning import snapshot_gate as publishing
+from telepresence.learning import saving, snapshot_gate
 from telepresence.learning.learner import Learner
 
 SMALL: Final = (
@@ -49,12 +49,14 @@ SMALL: Final = (
     "avatar.torso.size=64",
 )
 FIRST_S: Final = 60.0
-"""A process has so many seconds until its first save."""
+"""Seconds within which a process must save for the first time."""
+
 LATEST_S: Final = 0.5
-"""It is killed at most so many seconds after it."""
+"""Longest time, in seconds, from the first save to the kill."""
 
 
 def main() -> None:
+    """Parse the arguments, measure, print and write the figures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
@@ -71,16 +73,16 @@ def main() -> None:
 
 
 def measure(path: Path, kills: int, lot: random.Random) -> dict[str, Any]:
-    """Learn at ``path``, with ``kills`` deaths.
+    """Learn at ``path`` with ``kills`` processes that are killed one after the other.
 
-    ``lost`` counts avatars that could not be read and ``older`` those behind the last save; ``within_a_save`` deaths
-    that left a file half written, ``previous`` avatars read from the one before the newest, ``without_training`` those
-    whose training could not go on; ``steps`` is how far learning came in all its lives.
+    Returns counts: ``lost`` avatars that could not be loaded, ``older`` than the last save, ``within_a_save`` kills
+    that left a partly written file, ``previous`` avatars loaded from the backup, ``without_training`` avatars whose
+    training could not continue; ``steps`` is the number of training steps over all processes.
     """
     head, config = load_head(), load_config("cpu", SMALL, "cpu")
     figures = dict.fromkeys(("kills", "lost", "older", "within_a_save", "previous", "without_training", "steps"), 0)
     for _ in range(kills):
-        told = live(path, head, config, lot)
+        saved = run_and_kill(path, head, config, lot)
         figures["kills"] += 1
         figures["within_a_save"] += any(
             partial_path(file).exists() for file in (path / "avatar.safetensors", saving.training_file(path))
@@ -91,15 +93,15 @@ def measure(path: Path, kills: int, lot: random.Random) -> dict[str, Any]:
             print(error, file=sys.stderr)
             figures["lost"] += 1
             continue
-        figures["older"] += avatar.steps < told
+        figures["older"] += avatar.steps < saved
         figures["previous"] += avatar.spoilt
         figures["without_training"] += saving.load_training_state(path, avatar) is None
         figures["steps"] = avatar.steps
     return figures
 
 
-def live(path: Path, head: HeadModel, config: Config, lot: random.Random) -> int:
-    """One process from its start to its death: the steps of the last avatar that it said was saved."""
+def run_and_kill(path: Path, head: HeadModel, config: Config, lot: random.Random) -> int:
+    """Run one process and kill it; the number of steps of the last avatar that it reported as saved."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -109,23 +111,23 @@ def live(path: Path, head: HeadModel, config: Config, lot: random.Random) -> int
             os._exit(1)
     os.close(writing)
     with os.fdopen(reading, "rb", buffering=0) as pipe:
-        signal.alarm(round(FIRST_S))  # or this process ends, too
-        told = pipe.readline()
+        signal.alarm(round(FIRST_S))  # ends this process if no save is reported
+        first = pipe.readline()
         signal.alarm(0)
         time.sleep(lot.uniform(0.0, LATEST_S))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         rest = pipe.read() or b""
-    if not told:
-        raise SystemExit("the process that learns has failed")
-    # The last line may have been cut short.
-    return int([told, *rest.splitlines(keepends=True)[: rest.count(b"\n")]][-1])
+    if not first:
+        raise SystemExit("the process that learns has failed: its error is printed above")
+    # The last line may be incomplete.
+    return int([first, *rest.splitlines(keepends=True)[: rest.count(b"\n")]][-1])
 
 
-def learn(path: Path, head: HeadModel, config: Config, told: int) -> None:
-    """Learn and save for ever; write the steps of each avatar that is on the disk to the descriptor ``told``."""
-    vars(publishing).update(EAGER_S=0.0, PUBLISH_S=0.0, JUDGE_PART=1.0)
-    vars(saving).update(SAVE_PART=1.0)
+def learn(path: Path, head: HeadModel, config: Config, report: int) -> None:
+    """Learn and save until killed; writes the steps of each saved avatar to the file descriptor ``report``."""
+    _replace_constants(snapshot_gate, EARLY_PUBLISH_S=0.0, PUBLISH_S=0.0, MEASURE_TIME_SHARE=1.0)
+    _replace_constants(saving, SAVE_TIME_SHARE=1.0)
     picture = Camera(40.0, 40.0, 16.0, 16.0, 32, 32)
     stored = is_stored(path)
     shape = np.zeros(len(head.shape_dirs), np.float32)
@@ -140,14 +142,21 @@ def learn(path: Path, head: HeadModel, config: Config, told: int) -> None:
     for number in range(4):
         rgb = noise.integers(0, 256, (32, 32, 3), dtype=np.uint8)
         learner.trainer.add(Observation(number, rgb, np.full((32, 32), 255, np.uint8), picture, state))
-    said = avatar.steps
+    reported = avatar.steps
     while learner.save_error is None:
         learner.run_once()
         learner.autosave(time.monotonic())
-        if learner.saved_steps != said:
-            said = learner.saved_steps
-            os.write(told, b"%d\n" % said)
+        if learner.saved_steps != reported:
+            reported = learner.saved_steps
+            os.write(report, b"%d\n" % reported)
     raise SystemExit(learner.save_error)
+
+
+def _replace_constants(module: ModuleType, **values: float) -> None:
+    """Set constants of a module, which must exist."""
+    if missing := values.keys() - vars(module).keys():
+        raise AttributeError(f"{module.__name__} has no {', '.join(sorted(missing))}")
+    vars(module).update(values)
 
 
 if __name__ == "__main__":

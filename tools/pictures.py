@@ -1,8 +1,8 @@
-"""Make the pictures of the documents: ``python tools/pictures.py [--avatar DIR] [--page-after SECONDS]``.
+"""Make the images of the documents: ``python tools/pictures.py [--avatar DIR] [--page-after SECONDS]``.
 
-``docs/page.png`` is the daemon's page in Chromium with the synthetic actor before the camera; ``docs/strip.png``
-shows moments of the actor's performance that an avatar (``telepresence fit synthetic --out DIR``) never learned
-from: above the actor, below the avatar.
+``docs/page.png`` is a screenshot of the daemon's page with the synthetic actor as the source.  ``docs/strip.png`` shows
+held-back frames of the actor above, and below them the same frames rendered by an avatar (``telepresence fit synthetic
+--out DIR``).
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from telepresence.actor.performance import Performance
 from telepresence.measure.offline.recordings import ACTOR_FPS, ACTOR_FRAMES
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-SIDE = 320  # of the whole picture
-WINDOW = (60, 24, 200, 236)  # left, top, width, height of what the strip shows of it
-MOMENTS = 7
+SIDE = 320  # pixels of a rendered frame
+WINDOW = (60, 24, 200, 236)  # left, top, width and height of the part that the strip shows
+MOMENTS = 7  # frames of the strip
 
 
 def strip(avatar_path: Path) -> None:
-    """Held-out moments of the actor above, the avatar below, over white."""
+    """Write the strip: held-back frames of the actor above, the avatar below, over white."""
     actor = Actor()
     avatar = Avatar.load(avatar_path, actor.head, "cpu")
     renderer, performance = Renderer(avatar.model), Performance(actor.head.expression_names, 0)
@@ -51,7 +51,7 @@ def strip(avatar_path: Path) -> None:
 
 
 def page(seconds: float) -> None:
-    """The page, ``seconds`` after the daemon started."""
+    """Write the screenshot of the page, ``seconds`` after the page was opened."""
     command = [sys.executable, "-m", "telepresence", "run", "--source", "synthetic", "--port", "0"]
     command += ["--avatar", "out/pictures.avatar", "--zmq", "tcp://127.0.0.1:5590"]
     shutil.rmtree("out/pictures.avatar", ignore_errors=True)
@@ -74,9 +74,10 @@ def page(seconds: float) -> None:
 
 
 def main() -> None:
+    """Parse the arguments and write the images."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--avatar", type=Path, help="make the strip from this avatar of the actor")
-    parser.add_argument("--page-after", type=float, help="make the picture of the page, so many seconds into the call")
+    parser.add_argument("--avatar", type=Path, help="write the strip, with this avatar of the actor")
+    parser.add_argument("--page-after", type=float, help="write the screenshot, so many seconds into the call")
     wanted = parser.parse_args()
     if wanted.avatar:
         strip(wanted.avatar)

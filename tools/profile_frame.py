@@ -1,11 +1,12 @@
-"""Capture the inputs of one real frame, and replay it for a profiler.
+"""Capture the inputs of one rendered frame, and render it again for a profiler.
 
     python tools/profile_frame.py capture AVATAR TRACKED --frame 60 --out frame.safetensors
     python tools/profile_frame.py replay frame.safetensors --times 200
     ncu --profile-from-start off python tools/profile_frame.py replay frame.safetensors --times 3 --bare
     nsys profile --capture-range cudaProfilerApi python tools/profile_frame.py replay frame.safetensors --bare
 
-The file holds all that a picture depends on: head state, camera, identity, configuration, occupancy and weights.
+The file holds everything that a rendered frame depends on: head state, camera, identity, configuration, occupancy and
+weights.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("TELEPRESENCE_NVTX", "1")  # before kernels are made
+os.environ.setdefault("TELEPRESENCE_NVTX", "1")  # read when kernels are compiled
 
 import numpy as np
 import torch
@@ -37,15 +38,17 @@ from telepresence.measure.bench.frame import make_draw, samples_per_pixel
 from telepresence.measure.bench.stages import device_stages, host_stages, torch_frame_stages
 from telepresence.measure.bench.timing import percentiles, synchronise, timed_ms
 
-WARM = 10
-STATE = "state."
+WARM = 10  # frames rendered before the profiler starts
+STATE = "state."  # prefix of the head state's tensors in the file
 
 
 def capture(avatar: Path, tracked: Path, frame: int, size: int, out: Path) -> None:
-    """Write the inputs of picture ``frame`` of the tracked folder, drawn at ``size`` x ``size``."""
+    """Write the inputs of frame number ``frame`` of the tracked folder, for rendering at ``size`` x ``size`` pixels."""
     folder = TrackedFolder.open(tracked)
     if frame not in folder.frames:
-        raise UserError(f"no face was tracked in picture {frame} of {tracked}, which has {len(folder)}")
+        raise UserError(
+            f"no face was tracked in frame {frame} of {tracked}: choose another --frame, below {len(folder)}"
+        )
     model = Avatar.load(avatar, load_head(folder.head_file), "cpu").model
     state, camera = folder.take.states[frame], folder.take.camera.scaled(size, size)
     header = {
@@ -76,7 +79,7 @@ def restore(file: Path, device: torch.device) -> tuple[AvatarModel, HeadState, C
 
 
 def replay(file: Path, times: int, device: str, backend: str, bare: bool) -> None:
-    """Draw a captured frame ``times`` times; then, unless ``bare``, say where the time goes."""
+    """Render a captured frame ``times`` times; unless ``bare``, also print the time of each stage."""
     model, state, camera = restore(file, choose_device(device))
     chosen = choose_backend(backend, model)
     print(f"{chosen.kind}: {chosen.reason}")
@@ -104,13 +107,13 @@ def replay(file: Path, times: int, device: str, backend: str, bare: bool) -> Non
 
 
 def main() -> None:
-    """Parse and run."""
+    """Parse the arguments and run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     take = commands.add_parser("capture")
     take.add_argument("avatar", type=Path)
     take.add_argument("tracked", type=Path)
-    take.add_argument("--frame", type=int, default=0, help="which picture of the folder")
+    take.add_argument("--frame", type=int, default=0, help="number of the frame in the folder")
     take.add_argument("--size", type=int, default=512)
     take.add_argument("--out", type=Path, required=True)
     again = commands.add_parser("replay")
@@ -118,7 +121,7 @@ def main() -> None:
     again.add_argument("--times", type=int, default=100)
     again.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     again.add_argument("--backend", default="auto", choices=NAMES)
-    again.add_argument("--bare", action="store_true", help="only the frames: for a profiler")
+    again.add_argument("--bare", action="store_true", help="render only, without stage times: for a profiler")
     arguments = vars(parser.parse_args())
     try:
         if arguments.pop("command") == "capture":

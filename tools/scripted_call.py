@@ -197,11 +197,7 @@ def open_camera(paths: Sequence[Path], script: Sequence[Scene]) -> ScriptedCamer
 
 def replay_frame_ids(trainer: Any) -> Iterator[int]:
     """Frame ids of the observations in a trainer's replay."""
-    replay = trainer.replay
-    if hasattr(replay, "frames") and isinstance(replay.frames, list):
-        yield from (frame.frame_id for frame in replay.frames)
-    else:
-        yield from (replay.frame_ids[slot] for slot in replay.order)
+    yield from trainer.replay.frame_ids
 
 
 def avatar_figures(call: RehearsedCall, camera: ScriptedCamera) -> list[dict[str, Any]]:

@@ -1,8 +1,8 @@
-"""Eight minutes as in a call: display at 60 Hz while the avatar goes on learning from new pictures.
+"""Soak test: eight minutes of rendering at 60 frames a second while the avatar learns from new frames.
 
     python tools/soak.py AVATAR TRACKED --json soak.json
 
-Leaves with 1 if memory grows, or a frame takes longer than two of the camera's after the first second.
+Exit status 1 if memory grows, or if a frame after the first second takes longer than `WORST_MS`.
 """
 
 from __future__ import annotations
@@ -33,22 +33,23 @@ from telepresence.measure.bench.concurrent_training import draw_while_training
 from telepresence.measure.bench.timing import percentiles, rounded
 from telepresence.measure.machine import device_name, resident_bytes
 
-FPS = 60.0
-WORST_MS = 33.0  # a frame after the first second
-DEVICE_GROWTH_GB = 0.032  # an allocator's segment or two; a leak of a picture a second would make 0.5 in eight minutes
-HOST_GROWTH_GB = 0.064  # the same for Python's and the C library's heaps
-OFFER_S = 0.2  # seconds between new pictures, as in a call
-SAMPLE_S = 2.0
+FPS = 60.0  # frames rendered a second
+WORST_MS = 33.0  # longest time of a frame after the first second
+DEVICE_GROWTH_GB = 0.032  # one or two segments of the allocator; a leak of one frame a second would make 0.5
+HOST_GROWTH_GB = 0.064  # the same for the heaps of Python and the C library
+OFFER_S = 0.2  # seconds between new observations, as in a call
+SAMPLE_S = 2.0  # seconds between two samples of memory
 
 
 @dataclass
-class Memory:
-    """GB of the device and of this process in RAM, every `SAMPLE_S`."""
+class MemorySamples:
+    """Memory in GB of the device and of this process, sampled every `SAMPLE_S` seconds."""
 
     device: list[float] = field(default_factory=list)
     host: list[float] = field(default_factory=list)
 
     def sample(self, device: torch.device) -> None:
+        """Append the memory in use now."""
         if device.type == "cuda":
             free, total = torch.cuda.mem_get_info(device)
             self.device.append((total - free) / 1e9)
@@ -56,15 +57,17 @@ class Memory:
 
 
 def growth(samples: list[float]) -> float | None:
-    """From the second quarter of the time to its last; None of too few samples."""
+    """Growth of the median from the second quarter of the samples to the last; None if there are fewer than four."""
     quarter = len(samples) // 4
     if quarter == 0:
         return None
     return statistics.median(samples[-quarter:]) - statistics.median(samples[quarter : 2 * quarter])
 
 
-def beside(subject: BenchmarkAvatar, trainer: Trainer, memory: Memory, done: threading.Event, offer: bool) -> None:
-    """Look at memory, and ``offer`` new pictures, until ``done``."""
+def add_observations(
+    subject: BenchmarkAvatar, trainer: Trainer, memory: MemorySamples, done: threading.Event, offer: bool
+) -> None:
+    """Sample memory, and add observations to the replay if ``offer``, until ``done`` is set."""
     observations = list(subject.observations(len(subject.folder.frames)))
     number, sampled = 0, 0.0
     while not done.wait(OFFER_S):
@@ -77,17 +80,17 @@ def beside(subject: BenchmarkAvatar, trainer: Trainer, memory: Memory, done: thr
 
 
 def soak(avatar: Path, tracked: Path, minutes: float, size: int, device: str, backend: str, fill_to: int) -> Any:
-    """Run it; the figures, with what was broken under ``broken``."""
+    """Run the soak test and return its figures; ``broken`` lists the bounds that were exceeded."""
     subject = open_benchmark_avatar(avatar, tracked, size, choose_device(device).type)
     chosen = choose_backend(backend, subject.model)
     renderer = make_renderer(subject.model, chosen)
     trainer = make_trainer(subject.untouched_model(), chosen)
     held = fill_replay(trainer, subject, fill_to)
-    full = held < fill_to  # only then do new pictures take the place of old ones, and no memory of their own
-    for _ in range(20):  # what is allocated once is allocated now
+    full = held < fill_to  # a full replay replaces observations; one that is not full grows
+    for _ in range(20):  # so that one-time allocations are done
         trainer.step()
-    memory, done = Memory(), threading.Event()
-    thread = threading.Thread(target=beside, args=(subject, trainer, memory, done, full))
+    memory, done = MemorySamples(), threading.Event()
+    thread = threading.Thread(target=add_observations, args=(subject, trainer, memory, done, full))
     thread.start()
     try:
         shown, learned = draw_while_training(
@@ -123,7 +126,7 @@ def soak(avatar: Path, tracked: Path, minutes: float, size: int, device: str, ba
 
 
 def main() -> None:
-    """Parse, run, print, write, leave."""
+    """Parse the arguments, run, print and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("avatar", type=Path)
     parser.add_argument("tracked", type=Path)
@@ -131,7 +134,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--backend", default="auto", choices=NAMES)
-    parser.add_argument("--replay", dest="fill_to", type=int, default=2 * REPLAY_FRAMES, help="pictures to begin with")
+    parser.add_argument(
+        "--replay", dest="fill_to", type=int, default=2 * REPLAY_FRAMES, help="observations at the start"
+    )
     parser.add_argument("--json", type=Path)
     arguments = vars(parser.parse_args())
     target = arguments.pop("json")

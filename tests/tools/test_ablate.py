@@ -1,4 +1,4 @@
-"""The ablation: its switches exist, a run that was cut short goes on, its tables say what was measured."""
+"""The ablation study: its switches exist, an interrupted study is continued, its tables show what was measured."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def figures(clip: str, switch: str, head: float, **more: Any) -> dict[str, Any]:
     return record | more
 
 
-def test_tables_set_presets_side_by_side_and_switches_against_the_default() -> None:
+def test_tables_compare_presets_with_each_other_and_switches_with_the_default() -> None:
     records = [
         figures("d18", "default", 24.0),
         figures("d18", "default", 25.0),  # measured again
@@ -68,17 +68,17 @@ def test_tables_set_presets_side_by_side_and_switches_against_the_default() -> N
     assert ablate.tables([]) == "Nothing has been measured yet.\n"
 
 
-def test_only_what_lies_between_the_markers_is_replaced(tmp_path: Path) -> None:
+def test_only_the_text_between_the_markers_is_replaced(tmp_path: Path) -> None:
     document = tmp_path / "quality.md"
     document.write_text(f"before\n{ablate.BEGIN}\nold\n{ablate.END}\nafter\n")
-    ablate.write_into(document, "new")
+    ablate.write_between(document, "new", ablate.BEGIN, ablate.END)
     assert document.read_text() == f"before\n{ablate.BEGIN}\n\nnew\n{ablate.END}\nafter\n"
     document.write_text("nothing")
     with pytest.raises(SystemExit):
-        ablate.write_into(document, "new")
+        ablate.write_between(document, "new", ablate.BEGIN, ablate.END)
 
 
-def test_a_run_that_was_cut_short_goes_on(
+def test_an_interrupted_study_is_continued(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     head, tracked, results = open_head(), tmp_path / "someone", tmp_path / "results.jsonl"
@@ -88,7 +88,7 @@ def test_a_run_that_was_cut_short_goes_on(
     switches = {
         "default": ablate.Switch("the default", SMALL),
         "no-depth": ablate.Switch("no depth prior", (*SMALL, "avatar.learn.depth_weight=0.0")),
-        "broken": ablate.Switch("what there is not", ("avatar.nothing=1",)),
+        "broken": ablate.Switch("a setting that does not exist", ("avatar.nothing=1",)),
     }
     monkeypatch.setattr(ablate, "SWITCHES", {"default": switches["default"]})
     arguments = [str(tracked), "--seconds", "0.2", "--size", "32", "--device", "cpu", "--commit", "abc"]
