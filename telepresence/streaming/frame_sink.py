@@ -1,39 +1,46 @@
-"""Where finished pictures go."""
+"""Interface of the main destination of rendered frames."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
-from telepresence.runtime.frames import ShownFrame
+from telepresence.runtime.frames import OutputFrame
 from telepresence.runtime.policy import Health
 from telepresence.streaming.video.stats import StreamStats
 
 
-class Outlet(Protocol):
-    """What the daemon shows its pictures to: `MediaServer`, or what stands in for it in a rehearsal.
+class FrameSink(Protocol):
+    """Main destination of rendered frames: `MediaServer`, or its replacement in a rehearsal.
 
-    ``address`` is what a user opens, ``viewers`` how many watch, ``watched`` whether pictures go to
-    anybody (a viewer that is just coming, a recorder).  ``show`` never waits; any thread may call it.  ``watch``
-    restarts what hangs, and gives the line that says why it cannot; ``health`` tells how each of its stages is.
+    Every method may be called by any thread.
     """
 
     @property
-    def address(self) -> str: ...
+    def address(self) -> str:
+        """URL that a user opens in a browser."""
 
     @property
-    def viewers(self) -> int: ...
+    def viewers(self) -> int:
+        """Number of connected viewers."""
 
     @property
-    def watched(self) -> bool: ...
+    def watched(self) -> bool:
+        """Whether frames are sent to any viewer; one whose connection is being made counts."""
 
-    def start(self) -> None: ...
+    def start(self) -> None:
+        """Start to accept frames and viewers.  UserError if that is not possible."""
 
-    def watch(self, now: float) -> str | None: ...
+    def supervise(self, now: float) -> str | None:
+        """Restart parts that hang; returns an error message if that is impossible.  ``now``: monotonic seconds."""
 
-    def health(self, now: float) -> dict[str, Health]: ...
+    def health(self, now: float) -> dict[str, Health]:
+        """Health of each stage of the sink, by name.  ``now``: monotonic seconds."""
 
-    def show(self, frame: ShownFrame) -> None: ...
+    def push_frame(self, frame: OutputFrame) -> None:
+        """Make ``frame`` the newest frame; never waits."""
 
-    def stream_stats(self) -> StreamStats: ...
+    def stream_stats(self) -> StreamStats:
+        """Statistics of the stream over the last two seconds."""
 
-    def stop(self) -> None: ...
+    def stop(self) -> None:
+        """End all threads of the sink; may be called twice."""

@@ -1,4 +1,4 @@
-"""The media server: pictures in, viewers and cameras over HTTP and WebRTC."""
+"""Media server: streams rendered frames and audio to viewers, and receives a browser's camera, over HTTP and WebRTC."""
 
 from __future__ import annotations
 
@@ -10,60 +10,64 @@ import threading
 import time
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from insta_runtime.errors import UserError
-from telepresence.runtime.frames import ShownFrame
+from telepresence.runtime.frames import OutputFrame
 from telepresence.runtime.policy import JUMP_S, POLICIES, Condition, Health
-from telepresence.streaming.audio.audio_hub import SoundHub
-from telepresence.streaming.hooks import StreamHooks
+from telepresence.streaming.audio.audio_hub import AudioHub
+from telepresence.streaming.daemon_interface import DaemonInterface
 from telepresence.streaming.http.tls import tls_context
-from telepresence.streaming.rtc.network_simulation import LinkPlan
+from telepresence.streaming.rtc.network_simulation import LinkProfile
 from telepresence.streaming.settings import StreamSettings
 from telepresence.streaming.video.encoder_hub import EncoderHub
 from telepresence.streaming.video.stats import StreamStats
 
 if TYPE_CHECKING:
     from telepresence.streaming.rtc.peers import Peers
-    from telepresence.streaming.rtc.whip_client import Publisher
+    from telepresence.streaming.rtc.whip_client import WhipClient
     from telepresence.streaming.video.audience import Audience
 
 log = logging.getLogger(__name__)
 
-ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where all addresses listen, this one does, too
-START_S = 30.0
-STOP_S = 10.0
+LOOPBACK_OF: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - a server on all addresses has this one, too
+"""Loopback address at which a server that listens on all addresses can be opened, by the address that it listens on."""
+START_S: Final = 30.0
+"""Maximum number of seconds that the start of the network thread may take."""
+STOP_S: Final = 10.0
+"""Maximum number of seconds to wait for the end of the network thread."""
 
 
 class MediaServer:
-    """Streams the newest picture shown to every viewer, at the declared rate, and takes a browser's camera.
+    """Streams the newest rendered frame to every viewer at a constant rate, and receives a browser's camera.
 
-    Three threads, ``network`` (asyncio, HTTP, WebRTC), ``encode`` and ``sound``, run from `start` to `stop`.
+    Its threads ``network`` (asyncio, HTTP, WebRTC), ``encode`` (video) and ``sound`` (audio) run from `start` to
+    `stop`.  Implements `FrameSink`.
     """
 
-    def __init__(self, settings: StreamSettings, hooks: StreamHooks) -> None:
-        """Raises UserError when the settings ask for what cannot be (a public address, an odd size)."""
+    def __init__(self, settings: StreamSettings, daemon: DaemonInterface) -> None:
+        """Raises UserError if the settings are invalid or unsafe (an odd frame size, a public address without TLS)."""
         settings.check()
         self._settings = settings
         self._tls = tls_context(settings.access)
-        self._hooks = hooks
+        self._daemon = daemon
         self._hub = EncoderHub(settings)
-        self._sound = SoundHub(hooks.sound, 1000 * settings.sound, lambda: self._hub.stats().latency_ms)
+        self._audio = AudioHub(daemon.audio, 1000 * settings.sound, lambda: self._hub.stats().latency_ms)
         self._peers: Peers | None = None
-        self._publisher: Publisher | None = None
+        self._whip_client: WhipClient | None = None
         self._audience: Audience | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Event | None = None
         self._thread: threading.Thread | None = None
         self._port = settings.port
-        self._heartbeat = self._watched = time.monotonic()
+        self._heartbeat = self._supervised = time.monotonic()
 
     def start(self) -> None:
-        """Listen; on return the page is there and `/whep` takes offers.  UserError when the port cannot be had."""
+        """Listen for connections; on return `/` and `/whep` answer.  UserError if the port cannot be opened."""
         listener = self._listen()
         self._port = listener.getsockname()[1]
         self._hub.start()
-        self._sound.start()
+        self._audio.start()
         ready: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, args=(listener, ready), name="network", daemon=True)
         self._thread.start()
@@ -75,58 +79,61 @@ class MediaServer:
 
     @property
     def address(self) -> str:
-        """What a user opens in a browser."""
+        """URL that a user opens in a browser, ending in a slash."""
         s = self._settings
         scheme = "https" if s.access.tls_cert else "http"
-        name = s.access.names.split()[0] if s.access.names else ANYWHERE.get(s.host, s.host)
+        name = s.access.names.split()[0] if s.access.names else LOOPBACK_OF.get(s.host, s.host)
         return f"{scheme}://{f'[{name}]' if ':' in name else name}:{self._port}/"
 
     @property
     def viewers(self) -> int:
-        """How many peers are watching now."""
+        """Number of connected viewers."""
         return self._peers.viewers if self._peers is not None else 0
 
     @property
     def watched(self) -> bool:
-        """Whether pictures go to anybody: a peer that was answered counts before it is connected."""
+        """Whether frames are sent to any viewer; one whose connection is being made counts."""
         return self._hub.watched
 
-    def watch(self, now: float) -> str | None:
-        """Restart an encoder that hangs; what is wrong if the server cannot go on.  ``now``: monotonic seconds."""
-        self._hub.watch(now)
-        gap, self._watched = now - self._watched, now
+    def supervise(self, now: float) -> str | None:
+        """Restart an encoder that hangs; returns an error message if the server cannot continue.
+
+        ``now`` is in monotonic seconds.
+        """
+        self._hub.supervise(now)
+        gap, self._supervised = now - self._supervised, now
         if gap > JUMP_S:
-            self._heartbeat = now  # nobody could have seen it
+            self._heartbeat = now  # after a pause of the whole machine a missing heartbeat says nothing
         if self._thread is not None and not self._thread.is_alive():
             return "the network thread has ended"
         if now - self._heartbeat > (silent := POLICIES["network"].silent_s):
-            return f"the network thread has given no sign of life for {silent:.0f} s"
+            return f"the network thread has not responded for {silent:.0f} s"
         return None
 
     def health(self, now: float) -> dict[str, Health]:
-        """How the stages ``encode`` and ``network`` are, and ``publish`` where there is one."""
-        stages = {"encode": self._hub.health(now), "network": self._network(now)}
-        return stages if self._publisher is None else stages | {"publish": self._publisher.health(now)}
+        """Health of the stages ``encode`` and ``network``, and of ``publish`` if the avatar is published by WHIP."""
+        stages = {"encode": self._hub.health(now), "network": self._network_health(now)}
+        return stages if self._whip_client is None else stages | {"publish": self._whip_client.health(now)}
 
-    def show(self, frame: ShownFrame) -> None:
-        """Make ``frame`` the picture that viewers see; any thread, never waits.  Other sizes are scaled (stretched)."""
-        self._hub.show(frame)
+    def push_frame(self, frame: OutputFrame) -> None:
+        """Make ``frame`` the newest frame of the stream; any thread, never waits.  Other sizes are stretched."""
+        self._hub.push_frame(frame)
 
     def stream_stats(self) -> StreamStats:
-        """Figures of the last two seconds; any thread."""
-        lines = self._audience.lines() if self._audience is not None else {}
-        return replace(self._hub.stats(), lines=lines)
+        """Statistics of the stream over the last two seconds; any thread."""
+        renditions = self._audience.renditions() if self._audience is not None else {}
+        return replace(self._hub.stats(), renditions=renditions)
 
     def stop(self) -> None:
         """End every session and every thread; may be called twice, and after a failed start."""
-        self._hub.stop()  # first: its sinks call into the loop
-        self._sound.stop()
+        self._hub.stop()  # first, because its subscribers call into the event loop
+        self._audio.stop()
         if self._loop is not None and self._stopping is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._stopping.set)
         if self._thread is not None:
             self._thread.join(STOP_S)
 
-    def _network(self, now: float) -> Health:
+    def _network_health(self, now: float) -> Health:
         alive = self._thread is not None and self._thread.is_alive()
         return Health(Condition.RUNNING if alive else Condition.STOPPED, max(0.0, now - self._heartbeat), 0, None)
 
@@ -137,7 +144,7 @@ class MediaServer:
             return socket.create_server((host, port), family=family, backlog=64)
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
-                raise UserError(f"port {port} is taken by another program; choose a free one with --port") from error
+                raise UserError(f"port {port} is used by another program; choose a free one with --port") from error
             reason = (error.strerror or str(error)).lower()
             raise UserError(f"cannot listen on {host} port {port}: {reason}; choose another with --port") from error
 
@@ -150,33 +157,33 @@ class MediaServer:
             ready.set_exception(error)
 
     async def _serve(self, port: socket.socket, ready: Future[None]) -> None:
-        from telepresence.streaming.http import routes
-        from telepresence.streaming.http.access import Access
+        from telepresence.streaming.http.access import AccessPolicy
         from telepresence.streaming.http.listener import serve
+        from telepresence.streaming.http.routes import create_application
         from telepresence.streaming.rtc import aiortc_hooks
         from telepresence.streaming.rtc.ice import IceServers
-        from telepresence.streaming.rtc.peer_stream import Feed
+        from telepresence.streaming.rtc.peer_stream import PeerStream
         from telepresence.streaming.rtc.peers import Peers
-        from telepresence.streaming.rtc.whip_client import Publisher
+        from telepresence.streaming.rtc.whip_client import WhipClient
         from telepresence.streaming.video.audience import Audience
 
-        aiortc_hooks.quieten()
-        if not aiortc_hooks.missing():
+        aiortc_hooks.limit_library_logs()
+        if not aiortc_hooks.missing_names():
             aiortc_hooks.offer_loopback()
-            aiortc_hooks.offer_no_delay()
+            aiortc_hooks.offer_playout_delay()
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
         ice = IceServers(self._settings.ice)
         self._audience = audience = Audience(self._hub, self._settings.adapt)
-        link = LinkPlan.parse(self._settings.link) if self._settings.link else None
-        feed = Feed(audience, _can_share(), self._sound, link)
-        self._peers = peers = Peers(feed, self._settings.viewers, self._hooks, ice)
-        access = Access(self._settings.access, self._settings.host, self._port)
-        app = routes.application(peers, self._hooks, access, ice, lambda: self._hub.alive)
+        link = LinkProfile.parse(self._settings.link) if self._settings.link else None
+        stream = PeerStream(audience, _can_share_encodes(), self._audio, link)
+        self._peers = peers = Peers(stream, self._settings.viewers, self._daemon, ice)
+        access = AccessPolicy(self._settings.access, self._settings.host, self._port)
+        app = create_application(peers, self._daemon, access, ice, lambda: self._hub.alive)
         runner = await serve(app, port, self._tls)
         tasks = [asyncio.create_task(peers.watchdog()), asyncio.create_task(self._beat())]
         if self._settings.publish.url:
-            self._publisher = Publisher(self._settings.publish, feed, ice)
-            tasks.append(asyncio.create_task(self._publisher.run()))
+            self._whip_client = WhipClient(self._settings.publish, stream, ice)
+            tasks.append(asyncio.create_task(self._whip_client.run()))
         try:
             ready.set_result(None)
             await self._stopping.wait()
@@ -193,14 +200,16 @@ class MediaServer:
             await asyncio.sleep(1.0)
 
 
-def _can_share() -> bool:
-    """Whether one encode can serve all viewers: x264 works, and aiortc is the one that the hooks were made for."""
+def _can_share_encodes() -> bool:
+    """Whether viewers can share encodes: x264 works, and the installed aiortc has all names that the hooks need."""
     from telepresence.streaming.rtc import aiortc_hooks
-    from telepresence.streaming.video.encoder import x264_trouble
+    from telepresence.streaming.video.encoder import x264_error
 
-    lacking = aiortc_hooks.missing()
-    if (trouble := x264_trouble()) is not None:
-        lacking.append(f"libx264 in PyAV ({trouble})")
-    if lacking:
-        log.warning("every viewer gets an encoder of its own, which costs more; missing: %s", ", ".join(lacking))
-    return not lacking
+    missing = aiortc_hooks.missing_names()
+    if (error := x264_error()) is not None:
+        missing.append(f"libx264 in PyAV ({error})")
+    if missing:
+        log.warning(
+            "each viewer gets an encoder of its own, which costs more CPU time; missing: %s", ", ".join(missing)
+        )
+    return not missing

@@ -1,4 +1,4 @@
-"""The sound of the call: held back until its pictures are there, encoded once, and handed to every viewer."""
+"""Audio thread: delays the audio of the call to match the video, and encodes it once for all viewers."""
 
 from __future__ import annotations
 
@@ -10,31 +10,32 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final
 
-from telepresence.runtime.audio import RATE, Samples, SoundBus, SoundChunk
+from telepresence.runtime.audio import RATE, AudioBus, AudioChunk, Samples
 from telepresence.runtime.policy import one_line
-from telepresence.streaming.audio.lipsync import BLOCK, BLOCK_S, DelayLine, Recent
+from telepresence.streaming.audio.lipsync import BLOCK, BLOCK_S, DelayLine, RollingWindow
 
 if TYPE_CHECKING:
     import av
 
 log = logging.getLogger("telepresence")
 
-LOOK_S: Final = 0.1
-"""So often is it looked up how late the pictures are."""
+LATENCY_S: Final = 0.1
+"""Seconds between two readings of the video latency."""
 LISTENER_S: Final = 0.04
-"""Browsers need so much longer to let sound be heard than to paint a picture (measured in Chromium on loopback)."""
+"""Seconds by which a browser plays audio later than it paints video (measured in Chromium on loopback)."""
 MARGIN_S: Final = 0.003
-"""A chunk may come so much later than usual and still be in time."""
+"""Seconds by which a chunk of audio may arrive later than usual and still be in time."""
 BEHIND_S: Final = 0.1
-"""A thread that wakes up later than this leaves blocks out, instead of sending them all at once."""
+"""Seconds of delay of the audio thread above which it skips blocks, instead of sending all of them at once."""
 RETRY_S: Final = 1.0
+"""Seconds before the audio encoder is opened again after an error."""
 
 
 class OpusEncoder:
-    """Opus in packets of 20 ms, stereo; each can make good for the loss of the one before."""
+    """Opus encoder: stereo packets of 20 ms with forward error correction for the packet before."""
 
     def __init__(self, bitrate: int) -> None:
-        """``bitrate`` in bit/s."""
+        """``bitrate``: target in bit/s."""
         from av import CodecContext
 
         codec = CodecContext.create("libopus", "w")
@@ -48,7 +49,7 @@ class OpusEncoder:
         self._codec = codec
 
     def encode(self, samples: Samples, pts: int) -> av.Packet[Any]:
-        """``samples`` (`BLOCK`, 2) of which the first plays at ``pts`` (in 1/48000 s)."""
+        """Encode ``samples`` (`BLOCK`, 2) to one packet; ``pts`` is the time of the first sample in 1/48000 s."""
         from av import AudioFrame
 
         frame = AudioFrame.from_ndarray(samples.reshape(1, -1), format="s16", layout="stereo")
@@ -59,56 +60,58 @@ class OpusEncoder:
         return packet
 
 
-PacketSink = Callable[["av.Packet[Any]"], None]
+AudioPacketCallback = Callable[["av.Packet[Any]"], None]
 
 
-class SoundHub:
-    """Plays what is said on a `SoundBus`, as late as the pictures are, to all who subscribe.
+class AudioHub:
+    """Encodes the audio of an `AudioBus`, delayed as much as the video, and passes the packets to all subscribers.
 
-    The thread ``sound`` runs from `start` to `stop`, and does nothing while nobody listens or nothing can be heard.
-    Sinks are called on it and must not block.
+    The thread ``sound`` runs from `start` to `stop`; it sleeps while there are no subscribers or there is no audio.
+    Callbacks are called on it and must not block.
     """
 
-    def __init__(self, bus: SoundBus, bitrate: int, latency_ms: Callable[[], float | None]) -> None:
-        """``latency_ms`` tells how long a picture takes from its capture until it leaves; None: none leaves."""
+    def __init__(self, bus: AudioBus, bitrate: int, latency_ms: Callable[[], float | None]) -> None:
+        """``bitrate``: target in bit/s.  ``latency_ms`` returns the video latency from capture to encode, or None."""
         self._bus, self._bitrate, self._latency_ms = bus, bitrate, latency_ms
-        self._line = DelayLine()
-        self._late = Recent()
-        self._sinks: tuple[PacketSink, ...] = ()
+        self._delay_line = DelayLine()
+        self._latencies = RollingWindow()
+        self._callbacks: tuple[AudioPacketCallback, ...] = ()
         self._lock = threading.Lock()
         self._wanted = threading.Event()
-        self._arrived = threading.Event()  # sound, since it was looked for last
+        self._arrived = threading.Event()  # set when audio arrives
         self._open = True
-        self._looked = self._began = time.monotonic()
+        self._latency_read = self._began = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="sound", daemon=True)
 
     def start(self) -> None:
-        self._bus.listen(self._hear)
+        """Start the audio thread."""
+        self._bus.subscribe(self._on_audio)
         self._thread.start()
 
     def stop(self) -> None:
-        """May be called twice, and without a start."""
-        self._bus.forget(self._hear)
+        """End the audio thread; may be called twice, and without a start."""
+        self._bus.unsubscribe(self._on_audio)
         self._open = False
         self._wanted.set()
         self._arrived.set()
         if self._thread.ident is not None:
             self._thread.join(5.0)
 
-    def subscribe(self, sink: PacketSink) -> None:
-        """Hand every Opus packet to ``sink`` from now on."""
+    def subscribe(self, callback: AudioPacketCallback) -> None:
+        """Call ``callback`` with every Opus packet from now on."""
         with self._lock:
-            self._sinks = (*self._sinks, sink)
+            self._callbacks = (*self._callbacks, callback)
         self._wanted.set()
 
-    def unsubscribe(self, sink: PacketSink) -> None:
+    def unsubscribe(self, callback: AudioPacketCallback) -> None:
+        """Stop calling ``callback``."""
         with self._lock:
-            self._sinks = tuple(other for other in self._sinks if other != sink)
-            if not self._sinks and self._open:
+            self._callbacks = tuple(other for other in self._callbacks if other != callback)
+            if not self._callbacks and self._open:
                 self._wanted.clear()
 
-    def _hear(self, chunk: SoundChunk) -> None:
-        self._line.put(chunk)
+    def _on_audio(self, chunk: AudioChunk) -> None:
+        self._delay_line.put(chunk)
         self._arrived.set()
 
     def _run(self) -> None:
@@ -116,7 +119,7 @@ class SoundHub:
         due, pts = 0.0, -BLOCK
         playing = False
         while self._wanted.wait() and self._open:
-            if not playing:  # begin just after a chunk came: so the least is waited for the next
+            if not playing:  # begin just after a chunk has arrived, which makes the wait for each next one shortest
                 self._arrived.wait()
                 self._arrived.clear()
                 due = time.monotonic() + MARGIN_S
@@ -126,28 +129,28 @@ class SoundHub:
             elif now - due > BEHIND_S:
                 due += math.ceil((now - due) / BLOCK_S) * BLOCK_S
             try:
-                samples = self._line.read(round(due * 1e9), self._delay_s(time.monotonic()))
-                self._bus.delay_s = self._line.delay_s
+                samples = self._delay_line.read(round(due * 1e9), self._delay_s(time.monotonic()))
+                self._bus.delay_s = self._delay_line.delay_s
                 playing = samples is not None
                 if samples is None:
                     continue
                 if self._bus.muted:
                     samples = 0 * samples
                 encoder = encoder or OpusEncoder(self._bitrate)
-                pts = max(pts + BLOCK, round((due - self._began) * RATE))  # a pause is one for viewers, too
+                pts = max(pts + BLOCK, round((due - self._began) * RATE))  # a pause remains a pause for viewers
                 packet = encoder.encode(samples, pts)
-                for sink in self._sinks:
-                    sink(packet)
+                for callback in self._callbacks:
+                    callback(packet)
                 due += BLOCK_S
             except Exception as error:
                 encoder = None
-                log.error("sound: %s", one_line(error), extra={"event": "stage_failed", "stage": "sound"})
+                log.error("audio: %s", one_line(error), extra={"event": "stage_failed", "stage": "sound"})
                 time.sleep(RETRY_S)
 
     def _delay_s(self, now: float) -> float:
-        """By how much sound has to leave later than it was captured to be heard with its pictures."""
-        if now - self._looked >= LOOK_S:
-            self._looked = now
+        """Delay in seconds from capture to sending with which audio is heard together with its video."""
+        if now - self._latency_read >= LATENCY_S:
+            self._latency_read = now
             if (latency := self._latency_ms()) is not None:
-                self._late.add(1e-3 * latency, now)
-        return (self._late.median() or 0.0) - LISTENER_S
+                self._latencies.add(1e-3 * latency, now)
+        return (self._latencies.median() or 0.0) - LISTENER_S

@@ -1,4 +1,4 @@
-"""The port: how many connections it takes, and how long they may dawdle."""
+"""TCP listener of the HTTP server, with limits on the number of connections and on idle time."""
 
 from __future__ import annotations
 
@@ -10,38 +10,39 @@ from typing import Final
 
 from aiohttp import web
 
-CONNECTIONS: Final = 256
-"""Open at once; the next one is closed unheard."""
+MAX_CONNECTIONS: Final = 256
+"""Maximum number of open HTTP connections; further ones are closed at once."""
 HANDSHAKE_S: Final = 10.0
+"""Maximum number of seconds for a TLS handshake."""
 IDLE_S: Final = 15.0
-"""Seconds that a connection may be open without a complete request."""
+"""Seconds after which a connection without a complete request is closed."""
 
 
 async def serve(app: web.Application, listener: socket.socket, context: ssl.SSLContext | None) -> web.AppRunner:
-    """Answer on ``listener`` from now on; the `cleanup` of the result ends it."""
+    """Serve ``app`` on ``listener``, with TLS if ``context`` is given; ends with `cleanup` of the returned runner."""
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0, keepalive_timeout=IDLE_S)
     await runner.setup()
     server = runner.server
     assert server is not None
 
     def protocol() -> asyncio.Protocol:
-        return server() if len(server.connections) < CONNECTIONS else _Full()
+        return server() if len(server.connections) < MAX_CONNECTIONS else _ClosingProtocol()
 
-    site = _Site(runner, protocol, listener, context)
+    site = _LimitedSite(runner, protocol, listener, context)
     await site.start()
     return runner
 
 
-class _Full(asyncio.Protocol):
-    """Hangs up."""
+class _ClosingProtocol(asyncio.Protocol):
+    """Closes a connection as soon as it is made."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         transport.abort()
 
 
-class _Site(web.BaseSite):
-    """A socket whose connections are counted; aiohttp's own takes any number, and waits long for a handshake."""
+class _LimitedSite(web.BaseSite):
+    """aiohttp site with a protocol factory of ours and a short TLS handshake; aiohttp's own site allows neither."""
 
     def __init__(
         self,

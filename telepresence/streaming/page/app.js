@@ -1,130 +1,129 @@
-// The page of the daemon: watches the avatar, lends it this browser's camera, shows its state, and says what is wished.
+// Main module of the page: shows the avatar and the state of the call, sends this browser's camera, handles all buttons.
 
-import { Refused, Session } from "./call.js";
-import { Camera, words } from "./camera.js";
+import { BackgroundControls } from "./background.js";
+import { Camera, describeError } from "./camera.js";
 import { Chart } from "./chart.js";
-import { Guide } from "./guide.js";
+import { Guidance } from "./guidance.js";
+import { IdentityQuestion } from "./identity_question.js";
 import { Orbit } from "./orbit.js";
-import { Question } from "./question.js";
-import { Scene } from "./scene.js";
+import { RequestError, Session } from "./session.js";
 
-// What each state means, and what a person before the camera can do about it.
-const SENTENCES = {
-  connecting: ["Looking for the daemon on this machine."],
-  offline: ["The daemon does not answer. It may have been stopped; this page keeps trying."],
+// For each state of the call: what it means, and what the person in front of the camera can do.
+const STATE_TEXTS = {
+  connecting: ["Connecting to the daemon."],
+  offline: ["The daemon does not answer. It may have been stopped; this page keeps trying to reconnect."],
   waiting: ["Waiting for a face.", "Look into the camera."],
-  calibrating: ["Getting to know the face.", "Look straight ahead and talk."],
-  learning: ["Learning the face: the picture is getting sharper.", "Talk and turn your head."],
-  live: ["This is the learned avatar, and it keeps getting better."],
-  lost: ["The face is out of sight. It goes on as soon as it is back."],
-  idle: ["Nobody is driving the avatar at the moment."],
+  calibrating: ["Calibrating: measuring the face.", "Look straight ahead and talk."],
+  learning: ["Learning the face: the image is getting sharper.", "Talk and turn your head."],
+  live: ["This is the learned avatar; it keeps improving."],
+  lost: ["The face is out of sight. The avatar moves again as soon as it is back."],
+  idle: ["Nothing moves the avatar at the moment."],
 };
-const STILL = "This is the avatar as it is: nothing is learned.";
+const FROZEN_TEXT = "Learning is paused: the avatar stays as it is.";
 
-const GUIDED = new Set(["learning", "live"]); // when somebody is there who can be asked for something
-const KNOWN = new Set(["learning", "live", "lost", "idle"]); // when landmarks can be enough
+const GUIDED_STATES = new Set(["learning", "live"]); // in which the person can be asked for a pose or an expression
+const KNOWN_STATES = new Set(["learning", "live", "lost", "idle"]); // in which landmarks can replace camera frames
 
-const STALL_S = 5; // without a new picture before a new connection is made
-const KNOWN_MS = 1000; // for the daemon to say whether landmarks would be enough
-const FIRST_MS = 5000; // for the first picture of a connection that takes over
-const FAILURES = 4; // in a row before a camera is given back: a session that died without a word is in the way for some seconds
+const STALL_S = 5; // without a new frame, before a new connection is made
+const LANDMARKS_MS = 1000; // for the daemon's answer whether landmarks are enough
+const FIRST_FRAME_MS = 5000; // for the first frame of a new session, while the old one is still shown
+const MAX_FAILURES = 4; // in a row, before the camera is stopped; a lost session blocks the camera for some seconds
 
 const $ = (id) => document.getElementById(id);
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
-const sentence = (text) => `${text.charAt(0).toUpperCase()}${text.slice(1)}${/[.!?…]$/.test(text) ? "" : "."}`;
+const asSentence = (text) => `${text.charAt(0).toUpperCase()}${text.slice(1)}${/[.!?…]$/.test(text) ? "" : "."}`;
 
-// ---- the connection
+// ---- connection
 
-let call; // the session that is shown
-let camera; // lent, while it is
-let lending = 0; // counts cameras that came and went
+let session; // the session whose video is shown
+let camera; // the camera that is sent, if any
+let cameraChanges = 0; // counts starts and stops of the camera
+let cameraChanged = Promise.withResolvers(); // resolves at the next start or stop of the camera
 let received = {}; // fps, delay (ms from the daemon to the screen), side (px), rate (Mb/s)
 
-/** Keep one session after the other; a camera that comes or goes is the end of one. */
-async function keep() {
+/** Keep one session after another open; a start or stop of the camera ends the current one. */
+async function keepConnected() {
   let failures = 0;
   for (let wait = 500; ; wait = Math.min(2 * wait, 8000)) {
-    const mine = camera;
-    const before = call;
-    const session = new Session(mine);
-    if (mine) mine.session = session;
-    const turn = lending;
-    changed = Promise.withResolvers();
+    const ownCamera = camera;
+    const previous = session;
+    const next = new Session(ownCamera);
+    if (ownCamera) ownCamera.session = next;
+    const changes = cameraChanges;
+    cameraChanged = Promise.withResolvers();
     try {
-      const first = Promise.withResolvers();
-      await session.open((stream) => first.resolve(stream));
-      const stream = await first.promise;
-      if (before) await Promise.race([picture(stream), session.over, sleep(FIRST_MS)]); // the old one is shown until then
+      const firstTrack = Promise.withResolvers();
+      await next.open((stream) => firstTrack.resolve(stream));
+      const stream = await firstTrack.promise;
+      if (previous) await Promise.race([firstFrame(stream), next.over, sleep(FIRST_FRAME_MS)]);
       $("avatar").srcObject = stream;
       $("avatar").play().catch(() => {});
-      call = session;
-      before?.close();
-      session.opened.then(() => ([wait, failures] = [250, 0]));
-      if (mine?.withheld) await session.ask({ type: "withhold" });
-      await Promise.race([session.over, changed.promise]);
+      session = next;
+      previous?.close();
+      next.opened.then(() => ([wait, failures] = [250, 0]));
+      if (ownCamera?.withheld) await next.request({ type: "withhold" });
+      await Promise.race([next.over, cameraChanged.promise]);
     } catch (error) {
-      if (error instanceof Refused) veil(`${sentence(error.message)} Trying again …`);
-      if (mine && mine === camera && (++failures >= FAILURES || mine.withheld)) {
-        returnCamera(error instanceof Refused ? error.message : "the daemon does not answer");
+      if (error instanceof RequestError) showOverlay(`${asSentence(error.message)} Trying again …`);
+      if (ownCamera && ownCamera === camera && (++failures >= MAX_FAILURES || ownCamera.withheld)) {
+        stopCamera(error instanceof RequestError ? error.message : "the daemon does not answer");
       }
     }
-    if (turn !== lending) { // a camera came or went: go over to it at once, and show the old session until then
+    if (changes !== cameraChanges) { // connect again at once, and show the old session until then
       wait = 250;
-      if (call !== session) session.close();
+      if (session !== next) next.close();
       continue;
     }
-    session.close();
-    if (call === session) call = undefined;
-    if (!$("veil").textContent) veil("Connecting again …");
+    next.close();
+    if (session === next) session = undefined;
+    if (!$("veil").textContent) showOverlay("Connecting again …");
     await sleep(wait);
   }
 }
 
-let changed = Promise.withResolvers(); // resolves when a camera comes or goes
-
-/** Resolves when `stream` has given a picture. */
-function picture(stream) {
+/** Resolves when `stream` has delivered a frame. */
+function firstFrame(stream) {
   const video = Object.assign(document.createElement("video"), { muted: true, srcObject: stream });
   video.play().catch(() => {});
   return new Promise((resolve) => (video.onloadeddata = resolve));
 }
 
-/** Once a second: how many pictures arrive, how late, and whether they have stopped. */
-async function measure() {
+/** Once a second: measure frame rate, delay and bitrate of the video, and reconnect if it has stalled. */
+async function measureVideo() {
   let last = {};
-  let still = 0;
+  let stalledSeconds = 0;
   for (;;) {
     await sleep(1000);
-    call?.probe();
-    const reports = call?.pc ? [...(await call.pc.getStats()).values()] : [];
+    session?.probe();
+    const reports = session?.pc ? [...(await session.pc.getStats()).values()] : [];
     const now = reports.find(({ type, kind }) => type === "inbound-rtp" && kind === "video") ?? {};
     const pair = reports.find(({ type, nominated }) => type === "candidate-pair" && nominated) ?? {};
     const frames = now.framesDecoded - last.framesDecoded;
-    const same = now.id === last.id && now.ssrc === last.ssrc;
-    if (same && frames > 0) {
+    const sameStream = now.id === last.id && now.ssrc === last.ssrc;
+    if (sameStream && frames > 0) {
       const seconds = (now.timestamp - last.timestamp) / 1000;
       const emitted = now.jitterBufferEmittedCount - last.jitterBufferEmittedCount || 1;
       const buffered = (now.jitterBufferDelay - last.jitterBufferDelay) / emitted;
       const decoding = (now.totalDecodeTime - last.totalDecodeTime) / frames;
-      const trip = call?.rtt ?? 1000 * (pair.currentRoundTripTime ?? 0);
+      const roundTrip = session?.rtt ?? 1000 * (pair.currentRoundTripTime ?? 0);
       received = {
         fps: frames / seconds,
-        delay: 1000 * (buffered + decoding) + trip / 2,
+        delay: 1000 * (buffered + decoding) + roundTrip / 2,
         side: now.frameHeight,
         rate: (8e-6 * (now.bytesReceived - last.bytesReceived)) / seconds,
       };
     }
-    still = frames === 0 ? still + 1 : 0;
-    if (frames > 0) veil("");
+    stalledSeconds = frames === 0 ? stalledSeconds + 1 : 0;
+    if (frames > 0) showOverlay("");
     if (frames === 0 || !now.id) received = { fps: 0, delay: 0 };
-    if (still >= STALL_S) {
-      still = 0;
-      call?.end();
+    if (stalledSeconds >= STALL_S) {
+      stalledSeconds = 0;
+      session?.end();
     }
     last = now;
     window.__stats = {
       ...received,
-      rtt: call?.rtt,
+      rtt: session?.rtt,
       frames: now.framesDecoded ?? 0,
       freezes: now.freezeCount ?? 0,
       codec: reports.find(({ id }) => id === now.codecId)?.mimeType,
@@ -132,227 +131,232 @@ async function measure() {
   }
 }
 
-function veil(text) {
+/** Show `text` over the video; an empty text hides it. */
+function showOverlay(text) {
   $("veil").textContent = text;
   $("veil").hidden = !text;
 }
 
-// ---- one's own camera
+// ---- this browser's camera
 
-let agreed = false; // on this page, to what the dialog says
-let discreet = false; // whether pictures are to be withheld from the start
+let consented = false; // whether the user has agreed on this page to the use of the camera
+let withholdFromStart = false; // whether no frame is sent from the start
 
-/** Say what happens to a camera's pictures; resolves to whether that is agreed to. */
-async function agree() {
+/** Show what happens to the camera's video; resolves to whether the user agrees. */
+async function askConsent() {
   const dialog = $("consent");
-  const known = call?.ask({ type: "withhold" }).then(() => true, () => false);
-  $("keep").hidden = !(await Promise.race([known, sleep(KNOWN_MS)]));
-  $("where").textContent = location.hostname === "localhost" || location.hostname.startsWith("127.") ? "on this machine" : `on ${location.hostname}`;
+  const enough = session?.request({ type: "withhold" }).then(() => true, () => false);
+  $("keep").hidden = !(await Promise.race([enough, sleep(LANDMARKS_MS)]));
+  const local = location.hostname === "localhost" || location.hostname.startsWith("127.");
+  $("where").textContent = local ? "on this machine" : `on ${location.hostname}`;
   dialog.showModal();
   return new Promise((resolve) => {
     dialog.onclose = () => {
-      discreet = !$("keep").hidden && $("keeps").checked;
+      withholdFromStart = !$("keep").hidden && $("keeps").checked;
       resolve(dialog.returnValue === "yes");
     };
     dialog.returnValue = "no";
   });
 }
 
-async function useCamera() {
-  trouble("");
-  if (!agreed && !(await agree())) return;
-  agreed = true;
+async function startCamera() {
+  showError("");
+  if (!consented && !(await askConsent())) return;
+  consented = true;
   $("camera").disabled = true;
-  let mine;
+  let opened;
   try {
-    mine = await Camera.open($("speaks").checked);
-    $("own").srcObject = mine.stream;
+    opened = await Camera.open($("speaks").checked);
+    $("own").srcObject = opened.stream;
     $("mine").hidden = false;
-    if (discreet) await mine.withhold($("own"), () => call.ask({ type: "withhold" }));
+    if (withholdFromStart) await opened.withhold($("own"), () => session.request({ type: "withhold" }));
   } catch (error) {
-    mine?.stop();
+    opened?.stop();
     $("own").srcObject = null;
-    agreed = false; // to whatever is possible next
-    showCamera();
-    trouble(sentence(words(error)));
+    consented = false; // what the user can agree to may differ the next time
+    updateCameraButtons();
+    showError(asSentence(describeError(error)));
     return;
   } finally {
     $("camera").disabled = false;
   }
-  camera = mine;
-  camera.picture.onended = () => returnCamera("The camera was disconnected.");
-  swap();
+  camera = opened;
+  camera.videoTrack.onended = () => stopCamera("The camera was disconnected.");
+  changeSession();
 }
 
-function returnCamera(reason = "") {
+function stopCamera(reason = "") {
   if (!camera) return;
-  discreet = camera.withheld;
+  withholdFromStart = camera.withheld;
   camera.stop();
   camera = undefined;
   $("own").srcObject = null;
-  trouble(reason && sentence(reason));
-  swap();
+  showError(reason && asSentence(reason));
+  changeSession();
 }
 
-/** A camera came or went: go on with another session. */
-function swap() {
-  lending++;
-  if (camera?.voice) camera.voice.enabled = !muted;
-  changed.resolve();
-  showCamera();
+/** Open a new session after the camera was started or stopped. */
+function changeSession() {
+  cameraChanges++;
+  if (camera?.audioTrack) camera.audioTrack.enabled = !muted;
+  cameraChanged.resolve();
+  updateCameraButtons();
 }
 
-async function withhold() {
-  trouble("");
-  const mine = camera;
+async function toggleWithhold() {
+  showError("");
+  const current = camera;
   $("withhold").classList.add("busy");
   $("withhold").disabled = true;
   try {
-    if (mine.withheld) await mine.share();
-    else await mine.withhold($("own"), () => call.ask({ type: "withhold" }));
+    if (current.withheld) await current.share();
+    else await current.withhold($("own"), () => session.request({ type: "withhold" }));
   } catch (error) {
-    trouble(sentence(error.message));
+    showError(asSentence(error.message));
   } finally {
     $("withhold").classList.remove("busy");
-    showCamera();
+    updateCameraButtons();
   }
 }
 
-function showCamera() {
+function updateCameraButtons() {
   $("mine").hidden = !camera;
   $("kept").hidden = !camera?.withheld;
-  toggle("camera", Boolean(camera), camera ? "Stop using my camera" : "Use my camera");
+  setPressed("camera", Boolean(camera), camera ? "Stop using my camera" : "Use my camera");
   $("camera").querySelector("span").textContent = camera ? "Stop" : "Camera";
-  toggle("withhold", Boolean(camera?.withheld));
-  $("withhold").disabled = !camera || !(camera.withheld || KNOWN.has(state));
+  setPressed("withhold", Boolean(camera?.withheld));
+  $("withhold").disabled = !camera || !(camera.withheld || KNOWN_STATES.has(state));
   $("sound").disabled = Boolean(camera);
-  explain();
+  explainCamera();
 }
 
-function explain() {
-  const lent = camera?.withheld
-    ? "Your pictures stay in this browser: only where your face is, and what it does, goes to the daemon. It learns from the pictures that it has."
-    : "The daemon sees your camera; viewers see what it makes of it.";
-  $("note").textContent = camera
-    ? lent
-    : `${acted ? "A synthetic actor is before the camera. With yours a new avatar begins." : "A new avatar begins with your camera."} Your pictures stay on this machine.`;
+/** Say below the settings where the camera's video goes. */
+function explainCamera() {
+  const withheldText = "Your video stays in this browser: only the position and expression of your face are sent. The avatar learns nothing new meanwhile.";
+  const sharedText = "Your video is sent to the daemon, which learns from it; viewers see the avatar.";
+  const before = isSynthetic ? "A synthetic actor is shown. Your camera starts a new avatar." : "Your camera starts a new avatar.";
+  if (camera) $("note").textContent = camera.withheld ? withheldText : sharedText;
+  else $("note").textContent = `${before} Your video is sent to the daemon only.`;
 }
 
-// ---- sound, learning, calibration
+// ---- audio, learning, calibration
 
 let muted = false;
 let frozen = false;
 
-function toggle(id, pressed, name) {
+function setPressed(id, pressed, name) {
   $(id).setAttribute("aria-pressed", String(pressed));
   if (name) $(id).setAttribute("aria-label", name);
 }
 
-/** Ask the daemon, and say what is in the way. */
-async function ask(message) {
+/** Send a request to the daemon, and show the reason if it fails; resolves to whether it succeeded. */
+async function request(message) {
   try {
-    if (!call) throw new Refused(0, "there is no connection to the daemon now");
-    await call.ask(message);
-    trouble("");
+    if (!session) throw new RequestError(0, "there is no connection to the daemon at the moment");
+    await session.request(message);
+    showError("");
     return true;
   } catch (error) {
-    trouble(sentence(error.message));
+    showError(asSentence(error.message));
     return false;
   }
 }
 
-function showMute(on) {
+function setMuted(on) {
   muted = on;
-  if (camera?.voice) camera.voice.enabled = !muted;
-  toggle("mute", muted, muted ? "Unmute" : "Mute");
+  if (camera?.audioTrack) camera.audioTrack.enabled = !muted;
+  setPressed("mute", muted, muted ? "Unmute" : "Mute");
 }
 
-async function mute() {
+async function toggleMute() {
   const on = !muted;
-  showMute(on); // at once: whoever mutes may already be talking of something else
-  if (!(await ask({ type: "mute", on })) && !camera?.voice) showMute(!on);
+  setMuted(on); // at once, before the daemon's answer: from now on nothing must be heard
+  if (!(await request({ type: "mute", on })) && !camera?.audioTrack) setMuted(!on);
 }
 
-function playSound() {
+function togglePlayback() {
   const video = $("avatar");
   video.muted = !video.muted;
-  toggle("sound", !video.muted);
+  setPressed("sound", !video.muted);
 }
 
-function showFrozen(on) {
+function setFrozen(on) {
   frozen = on;
-  toggle("freeze", on, on ? "Go on learning" : "Pause learning");
+  setPressed("freeze", on, on ? "Resume learning" : "Pause learning");
 }
 
-async function freeze() {
+async function toggleFreeze() {
   const on = !frozen;
-  if (await ask({ type: "freeze", on })) showFrozen(on);
+  if (await request({ type: "freeze", on })) setFrozen(on);
 }
 
-// ---- state
+// ---- state of the call
 
-const scene = new Scene($("scene"), trouble);
+const background = new BackgroundControls($("scene"), showError);
 const chart = new Chart($("chart"));
-const question = new Question($("question"), $("notice"), trouble);
-const guide = new Guide($("guide"), $("ring"), $("hint"));
-const orbit = new Orbit($("avatar"), $("straight"), (view) => call?.send({ type: "orbit", ...view }));
-let acted = false; // whether the synthetic actor is before the camera
+const question = new IdentityQuestion($("question"), $("notice"), showError);
+const guidance = new Guidance($("guide"), $("ring"), $("hint"));
+const orbit = new Orbit($("avatar"), $("straight"), (view) => session?.send({ type: "orbit", ...view }));
+let isSynthetic = false; // whether the source is the synthetic actor
 let state = "connecting";
 
-async function follow() {
+/** Once a second: read the daemon's status and show it. */
+async function pollStatus() {
   for (let misses = 0; ; await sleep(1000)) {
     try {
       const response = await fetch("/status", { signal: AbortSignal.timeout(3000) });
-      if (response.status === 401) location.reload(); // the token has changed: it is asked for at the door
-      show(await response.json());
+      if (response.status === 401) location.reload(); // the token has changed: the daemon answers with the login page
+      showStatus(await response.json());
       misses = 0;
     } catch {
-      if (++misses >= 2) show({ state: "offline" });
+      if (++misses >= 2) showStatus({ state: "offline" });
     }
   }
 }
 
-function show(status) {
+function showStatus(status) {
   state = status.state ?? "connecting";
-  acted = status.source === "synthetic";
-  const [meaning, advice] = SENTENCES[state] ?? [""];
-  if (status.training) showFrozen(status.training.state === "frozen");
-  if (typeof status.sound?.muted === "boolean" && status.sound.muted !== muted) showMute(status.sound.muted);
-  const asks = !acted && !frozen && !camera?.withheld; // else nobody would see what is asked for
-  const guided = asks && GUIDED.has(state) && Boolean(status.guidance?.hint);
-  const words = frozen && GUIDED.has(state) ? STILL : advice && !acted && !guided ? `${meaning} ${advice}` : meaning;
-  if ($("sentence").textContent !== words) $("sentence").textContent = words; // else a screen reader would repeat it
+  isSynthetic = status.source === "synthetic";
+  const [meaning, advice] = STATE_TEXTS[state] ?? [""];
+  if (status.training) setFrozen(status.training.state === "frozen");
+  if (typeof status.sound?.muted === "boolean" && status.sound.muted !== muted) setMuted(status.sound.muted);
+  const canLearn = !isSynthetic && !frozen && !camera?.withheld;
+  const guided = canLearn && GUIDED_STATES.has(state) && Boolean(status.guidance?.hint);
+  let text = advice && !isSynthetic && !guided ? `${meaning} ${advice}` : meaning;
+  if (frozen && GUIDED_STATES.has(state)) text = FROZEN_TEXT;
+  if ($("sentence").textContent !== text) $("sentence").textContent = text; // set only if new: it is read out
   $("state").textContent = state;
   document.body.dataset.state = state;
   document.title = state === "live" ? "Telepresence" : `Telepresence – ${state}`;
-  if (!$("withhold").classList.contains("busy")) showCamera();
-  scene.show(status.background);
-  orbit.show(status.orbit);
-  number("fps", received.fps, 0);
-  number("side", received.side, 0);
-  number("rate", received.rate, 1);
-  number("avatar-fps", status.avatar_fps, status.avatar_fps > 0 && status.avatar_fps < 10 ? 1 : 0);
+  if (!$("withhold").classList.contains("busy")) updateCameraButtons();
+  background.update(status.background);
+  orbit.update(status.orbit);
+  showNumber("fps", received.fps, 0);
+  showNumber("side", received.side, 0);
+  showNumber("rate", received.rate, 1);
+  showNumber("avatar-fps", status.avatar_fps, status.avatar_fps > 0 && status.avatar_fps < 10 ? 1 : 0);
   const latency = status.latency_ms > 0 && received.fps ? status.latency_ms + received.delay : undefined;
-  number("latency", latency, 0);
-  number("viewers", status.viewers, 0);
-  list(Array.isArray(status.errors) ? status.errors : []);
-  number("psnr", status.psnr_db, 1);
+  showNumber("latency", latency, 0);
+  showNumber("viewers", status.viewers, 0);
+  showProblems(Array.isArray(status.errors) ? status.errors : []);
+  showNumber("psnr", status.psnr_db, 1);
   chart.add(status.psnr_db, latency);
-  question.show(status.person, status.events);
-  guide.show(guided ? status.guidance : null);
+  question.update(status.subject, status.events);
+  guidance.update(guided ? status.guidance : null);
 }
 
-function number(id, value, digits) {
+function showNumber(id, value, digits) {
   $(id).textContent = Number.isFinite(value) ? value.toFixed(digits) : "–";
 }
 
-function trouble(text) {
+/** Show an error message; an empty text hides it. */
+function showError(text) {
   $("trouble").textContent = text;
   $("trouble").hidden = !text;
 }
 
-/** What the daemon dropped or could not do, behind a line that can be opened. */
-function list(problems) {
+/** List the daemon's errors behind a summary that can be opened. */
+function showProblems(problems) {
   $("problems").hidden = problems.length === 0;
   $("problems").querySelector("summary").textContent = problems.length === 1 ? "One problem so far" : `${problems.length} problems so far`;
   $("problems").querySelector("ul").replaceChildren(
@@ -363,16 +367,16 @@ function list(problems) {
 // ---- start
 
 const ACTIONS = {
-  camera: () => (camera ? returnCamera() : useCamera()),
-  mute,
-  sound: playSound,
-  withhold,
-  freeze,
-  recalibrate: () => ask({ type: "recalibrate" }),
+  camera: () => (camera ? stopCamera() : startCamera()),
+  mute: toggleMute,
+  sound: togglePlayback,
+  withhold: toggleWithhold,
+  freeze: toggleFreeze,
+  recalibrate: () => request({ type: "recalibrate" }),
 };
 const KEYS = { v: "camera", m: "mute", s: "sound", k: "withhold", f: "freeze", c: "recalibrate" };
 
-for (const [id, act] of Object.entries(ACTIONS)) $(id).onclick = act;
+for (const [id, action] of Object.entries(ACTIONS)) $(id).onclick = action;
 addEventListener("keydown", (event) => {
   const button = $(KEYS[event.key] ?? "");
   const typing = event.target.matches("input:not([type=checkbox]), select, dialog *");
@@ -381,8 +385,8 @@ addEventListener("keydown", (event) => {
 });
 $("full").onclick = () => (document.fullscreenElement ? document.exitFullscreen() : $("stage").requestFullscreen());
 $("full").hidden = !document.fullscreenEnabled;
-addEventListener("pagehide", () => call?.close());
+addEventListener("pagehide", () => session?.close());
 
-keep();
-measure();
-follow();
+keepConnected();
+measureVideo();
+pollStatus();

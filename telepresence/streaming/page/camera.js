@@ -1,71 +1,71 @@
-// One's own camera and microphone: asked for, lent, and kept to oneself where the daemon can do without pictures.
+// This browser's camera and microphone; the video can be withheld, so that only face landmarks are sent.
 
-import { FaceFinder } from "./faces.js";
+import { FaceTracker } from "./face_tracker.js";
 
-const WORDS = {
-  NotAllowedError: "The camera was not allowed. Allow it beside the address bar, then try again.",
+const ERROR_TEXTS = {
+  NotAllowedError: "The camera is not allowed. Allow it next to the address bar, then try again.",
   NotFoundError: "No camera was found on this device.",
   NotReadableError: "The camera is in use by another program.",
 };
 
-const UNSENT = 16 * 1024; // bytes of landmarks that may wait; more would only be late
+const MAX_UNSENT = 16 * 1024; // bytes of landmark packets that may wait to be sent; beyond that they are dropped
 
-/** What the browser's error means for a person. */
-export const words = (error) => WORDS[error.name] ?? error.message;
+/** Text for the user about an error of the browser. */
+export const describeError = (error) => ERROR_TEXTS[error.name] ?? error.message;
 
-/** A camera that is lent.  `picture` and `voice` are its tracks; while `withheld` no picture leaves this browser. */
+/** An open camera with `videoTrack` and, with a microphone, `audioTrack`; while `withheld`, no video is sent. */
 export class Camera {
-  /** Ask the browser for a camera, and for a microphone if `speaks`; a device without one gives its camera alone. */
-  static async open(speaks) {
-    if (!navigator.mediaDevices) throw new Error("This browser gives its camera only to pages on https or localhost.");
+  /** Open the camera, and the microphone if `withMicrophone`; without a microphone only the camera is opened. */
+  static async open(withMicrophone) {
+    if (!navigator.mediaDevices) throw new Error("This browser allows the camera only on pages at https or localhost.");
     const video = { width: { ideal: 640 }, height: { ideal: 480 }, frameRate: { ideal: 30 }, facingMode: "user" };
     try {
-      return new Camera(await navigator.mediaDevices.getUserMedia({ video, audio: speaks }));
+      return new Camera(await navigator.mediaDevices.getUserMedia({ video, audio: withMicrophone }));
     } catch (error) {
-      if (!speaks || error.name === "NotAllowedError") throw error;
+      if (!withMicrophone || error.name === "NotAllowedError") throw error;
       return new Camera(await navigator.mediaDevices.getUserMedia({ video }));
     }
   }
 
   constructor(stream) {
     this.stream = stream;
-    [this.picture] = stream.getVideoTracks();
-    [this.voice] = stream.getAudioTracks();
-    this.picture.contentHint = "motion";
+    [this.videoTrack] = stream.getVideoTracks();
+    [this.audioTrack] = stream.getAudioTracks();
+    this.videoTrack.contentHint = "motion";
     this.withheld = false;
-    this.session = undefined; // that it is lent to
+    this.session = undefined; // that the camera is sent to
   }
 
-  /** Keep the pictures: find faces here from now on, once the daemon (`ask`) agrees.  `shown` is a video of it. */
-  async withhold(shown, ask) {
-    const finder = new FaceFinder((packet) => this.send(packet));
+  /** Send landmarks in place of video, once the daemon agrees (`requestWithhold`).  `video` shows the camera. */
+  async withhold(video, requestWithhold) {
+    const tracker = new FaceTracker((packet) => this.sendLandmarks(packet));
     try {
-      await finder.start(this.picture, shown);
-      await ask();
+      await tracker.start(this.videoTrack, video);
+      await requestWithhold();
     } catch (error) {
-      finder.stop();
+      tracker.stop();
       throw error;
     }
-    this.finder = finder;
+    this.tracker = tracker;
     this.withheld = true;
     await this.session?.video.sender.replaceTrack(null);
   }
 
-  /** Send pictures again. */
+  /** Send video again. */
   async share() {
-    this.finder?.stop();
-    this.finder = undefined;
+    this.tracker?.stop();
+    this.tracker = undefined;
     this.withheld = false;
-    await this.session?.video.sender.replaceTrack(this.picture);
+    await this.session?.video.sender.replaceTrack(this.videoTrack);
   }
 
-  send(packet) {
+  sendLandmarks(packet) {
     const channel = this.session?.landmarks;
-    if (this.withheld && channel?.readyState === "open" && channel.bufferedAmount < UNSENT) channel.send(packet);
+    if (this.withheld && channel?.readyState === "open" && channel.bufferedAmount < MAX_UNSENT) channel.send(packet);
   }
 
   stop() {
-    this.finder?.stop();
+    this.tracker?.stop();
     this.stream.getTracks().forEach((track) => track.stop());
   }
 }

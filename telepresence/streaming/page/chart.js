@@ -1,9 +1,9 @@
-// Likeness and latency of the last minutes, as two lines in one chart.
+// Chart of likeness (PSNR) and latency over the last three minutes.
 
-const POINTS = 180; // seconds that are drawn
-const [LEFT, RIGHT, TOP, BOTTOM] = [26, 268, 8, 84]; // of the plot in the 300 x 100 of the chart
+const POINTS = 180; // one a second
+const [LEFT, RIGHT, TOP, BOTTOM] = [26, 268, 8, 84]; // bounds of the plot in the 300 x 100 units of the chart
 
-/** The round numbers that hold `values` but the largest part of them, `spikes`: [low, high], at least `least` apart. */
+/** Axis limits [low, high] for `values` but the largest part `spikes` of them: multiples of `step`, `least` apart at least. */
 function range(values, step, least, spikes) {
   const sorted = [...values].sort((a, b) => a - b);
   const low = step * Math.floor(sorted[0] / step);
@@ -11,7 +11,7 @@ function range(values, step, least, spikes) {
   return [low, Math.max(high, low + least)];
 }
 
-/** A line through `values` (null: a gap), the newest at the right, scaled to [low, high]. */
+/** SVG path through `values` (null: a gap), the newest at the right, scaled to [low, high]. */
 function line(values, [low, high]) {
   const x = (i) => RIGHT - ((RIGHT - LEFT) * (values.length - 1 - i)) / (POINTS - 1);
   const y = (value) => BOTTOM - ((BOTTOM - TOP) * (Math.min(value, high) - low)) / (high - low);
@@ -23,7 +23,7 @@ function line(values, [low, high]) {
   return path;
 }
 
-/** Draws into `svg`, which has a path and two labels (low, high) for each of `psnr` and `latency`. */
+/** Draws two curves into `svg`, which has a path and two labels (low, high) for each of `psnr` and `latency`. */
 export class Chart {
   constructor(svg) {
     this.svg = svg;
@@ -31,7 +31,7 @@ export class Chart {
     this.latency = [];
   }
 
-  /** A second later: `psnr` in dB, `latency` in ms; what is not known leaves a gap. */
+  /** Add the values of one second: `psnr` in dB, `latency` in ms; unknown values leave a gap. */
   add(psnr, latency) {
     for (const [values, value] of [[this.psnr, psnr], [this.latency, latency]]) {
       values.push(Number.isFinite(value) ? value : null);

@@ -1,21 +1,21 @@
-// Turn the head by dragging, or with the arrow keys: it turns for everybody who watches.
+// Turns the rendered head by dragging or by the arrow keys, for all viewers.
 
-const YAW = 1.05; // rad at most, as the daemon has it
-const PITCH = 0.5;
-const DRAG = 1.6; // rad for a drag across the whole picture
-const STEP = 0.08; // rad a key press
+const MAX_YAW = 1.05; // rad, as in the daemon
+const MAX_PITCH = 0.5; // rad
+const DRAG = 1.6; // rad for a drag across the whole frame
+const STEP = 0.08; // rad for a key press
 const PERIOD_MS = 33; // between two messages
-const SETTLED_MS = 2000; // after which the daemon knows of a turn, and says so
+const SETTLED_MS = 2000; // after a turn on this page, in which the status may still show the old angles
 const KEYS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
 
-const within = (value, limit) => Math.max(-limit, Math.min(limit, value));
+const clamp = (value, limit) => Math.max(-limit, Math.min(limit, value));
 
-/** `element` is dragged, `reset` looks straight again; `send` gets { yaw, pitch } in rad. */
+/** `element` is dragged, the button `reset` sets both angles to 0; `send` is called with { yaw, pitch } in rad. */
 export class Orbit {
   constructor(element, reset, send) {
     [this.element, this.reset, this.send] = [element, reset, send];
-    this.turned = -Infinity; // when, last
-    this.place(0, 0);
+    this.turnedAt = -Infinity; // ms, of the last turn on this page
+    this.setAngles(0, 0);
     element.addEventListener("pointerdown", (event) => this.grab(event));
     element.addEventListener("dblclick", () => this.turn(0, 0));
     element.addEventListener("keydown", (event) => this.key(event));
@@ -51,22 +51,22 @@ export class Orbit {
     event.preventDefault();
   }
 
-  /** Go on from where the daemon says that the head was turned, perhaps by somebody else. */
-  show(view) {
-    if (!view || this.element.classList.contains("held") || performance.now() - this.turned < SETTLED_MS) return;
-    this.place(view.yaw, view.pitch);
+  /** Take over `orbit` of the status, which another viewer may have changed. */
+  update(view) {
+    if (!view || this.element.classList.contains("held") || performance.now() - this.turnedAt < SETTLED_MS) return;
+    this.setAngles(view.yaw, view.pitch);
   }
 
-  place(yaw, pitch) {
-    [this.yaw, this.pitch] = [within(yaw, YAW), within(pitch, PITCH)];
+  setAngles(yaw, pitch) {
+    [this.yaw, this.pitch] = [clamp(yaw, MAX_YAW), clamp(pitch, MAX_PITCH)];
     this.reset.hidden = this.yaw === 0 && this.pitch === 0;
   }
 
   turn(yaw, pitch) {
-    this.place(yaw, pitch);
-    this.turned = performance.now();
-    this.later ??= setTimeout(() => {
-      this.later = undefined;
+    this.setAngles(yaw, pitch);
+    this.turnedAt = performance.now();
+    this.timer ??= setTimeout(() => {
+      this.timer = undefined;
       this.send({ yaw: this.yaw, pitch: this.pitch });
     }, PERIOD_MS);
   }

@@ -1,10 +1,15 @@
-"""Everything that reaches into aiortc's and aioice's private parts, and nothing else does.
+"""All uses of private names of aiortc and aioice, with a check that the installed versions still have them.
 
-aiortc hands a track no feedback about packets that were encoded elsewhere, sends lost packets again however many they
-are, holds every received picture back until the next one arrives, lets any number of them wait for its decoder, cannot
-tell a browser to show pictures at once, and offers no loopback address.  Each hook below changes one of these on one
-object (what is offered: in the whole process), and `missing` says before the first call whether the names it needs are
-still there.
+Six changes to aiortc, each made on one object, or once in the process for what an offer contains:
+
+- RTCP feedback on packets that were encoded elsewhere goes to a `FeedbackHandler`, which also limits retransmission;
+- a received frame is decoded when its last packet arrives, instead of when the next frame begins;
+- the queue of received frames that wait for the decoder is bounded;
+- audio packets are passed on as they arrive, without aiortc's jitter buffer;
+- video packets ask the browser to show frames without delay (the RTP header extension ``playout-delay``);
+- the loopback address is offered as an ICE candidate.
+
+`missing_names` reports names that are gone, before the first call.
 """
 
 from __future__ import annotations
@@ -48,29 +53,43 @@ from aiortc.rtp import (
     unpack_remb_fci,
 )
 
-from telepresence.streaming.rtc.network_simulation import Link
+from telepresence.streaming.rtc.network_simulation import SimulatedLink
 
 VERSION = "1.16."
-SRTP_FIRST, SRTP_LAST = 128, 191  # first byte of a media packet or a report (RFC 7983)
-LARGE = 200  # bytes: no sound, no report
-IDR = 5  # type of an H.264 NAL unit
+"""Prefix of the aiortc versions that these hooks were written for."""
+SRTP_FIRST, SRTP_LAST = 128, 191
+"""Range of the first byte of SRTP and SRTCP packets (RFC 7983)."""
+MIN_VIDEO_BYTES = 200
+"""Size in bytes above which a packet is taken for video; audio packets and RTCP reports are smaller."""
+IDR = 5
+"""H.264 NAL unit type of an IDR slice, at which decoding can begin."""
 PLAYOUT_DELAY = "http://www.webrtc.org/experiments/rtp-hdrext/playout-delay"
-PLAYOUT_DELAY_ID = 4  # one that aiortc leaves free
-ONE_BYTE = 0xBEDE  # profile of header extensions with numbers below 15
-NO_DELAY = bytes(3)  # two numbers of 12 bits: at least 0 and at most 0 times 10 ms
+"""URI of the RTP header extension that limits how long a receiver may delay frames."""
+PLAYOUT_DELAY_ID = 4
+"""Identifier under which the playout-delay extension is offered; aiortc does not use it."""
+ONE_BYTE = 0xBEDE
+"""Profile of RTP header extensions with one-byte headers, for identifiers below 15 (RFC 8285)."""
+NO_DELAY = bytes(3)
+"""Playout-delay value: minimum and maximum delay 0, each 12 bits in units of 10 ms."""
 EXTENSIONS = "_RTCRtpSender__rtp_header_extensions_map"
-DATA_WINDOW = 1024 * 1024  # that aiortc offers, and does not insist on
+"""aiortc's private name of a sender's map of header extensions."""
+DATA_WINDOW = 1024 * 1024
+"""Receive window in bytes that aiortc advertises for SCTP (data channels), but does not enforce."""
 JITTER_BUFFER = "_RTCRtpReceiver__jitter_buffer"
+"""aiortc's private name of a receiver's jitter buffer."""
 DECODER_QUEUE = "_RTCRtpReceiver__decoder_queue"
-DECODER_ERROR = "_RTCRtpReceiver__decoder_error"  # an event: set, it asks the peer for a keyframe
+"""aiortc's private name of a receiver's queue of frames that wait for the decoder thread."""
+DECODER_ERROR = "_RTCRtpReceiver__decoder_error"
+"""aiortc's private name of a receiver's event that, when set, requests a keyframe from the peer."""
 
-UNDECODED = 15
-"""Received pictures that may wait for the decoder: half a second."""
-ASK_AGAIN_S = 1.0
+MAX_UNDECODED = 15
+"""Maximum number of received frames that wait for the decoder; at 30 frames a second, half a second."""
+KEYFRAME_RETRY_S = 1.0
+"""Seconds after which a keyframe is requested again, while none has arrived."""
 
 
 def missing() -> list[str]:
-    """Names of aiortc and aioice that the hooks need and this installation lacks; empty when all is well."""
+    """Private names of aiortc and aioice that the hooks need and the installed versions lack; empty if none."""
     lacking = [] if aiortc.__version__.startswith(VERSION) else [f"aiortc {VERSION}*, found {aiortc.__version__}"]
     for owner, name in (
         (RTCRtpSender, "_send_keyframe"),
@@ -101,171 +120,176 @@ def missing() -> list[str]:
 
 
 def _source(kind: type) -> str:
-    """Text of the module of a class.
+    """Source of the module that defines a class.
 
-    Of the class alone it takes a parser to find, and CPython 3.11's raises SystemError when two threads parse at once.
+    Not `inspect.getsource` of the class: it parses, and CPython 3.11 raises SystemError if two threads parse at once.
     """
     return inspect.getsource(sys.modules[kind.__module__])
 
 
-def hoard(pc: RTCPeerConnection) -> int:
-    """Bytes of messages without an end, on data channels, that the peer of ``pc`` makes this process keep."""
+def buffered_bytes(pc: RTCPeerConnection) -> int:
+    """Bytes buffered for incomplete SCTP messages (data channels) from the peer of ``pc``."""
     sctp = pc.sctp
     return DATA_WINDOW - int(getattr(sctp, "_advertised_rwnd", DATA_WINDOW)) if sctp is not None else 0
 
 
-def channels(pc: RTCPeerConnection) -> int:
-    """Streams of data that the peer of ``pc`` has sent anything on."""
+def inbound_streams(pc: RTCPeerConnection) -> int:
+    """Number of SCTP streams (data channels) on which the peer of ``pc`` has sent data."""
     return len(getattr(pc.sctp, "_inbound_streams", ())) if pc.sctp is not None else 0
 
 
-class Listener(Protocol):
-    """Who hears, on the event loop, what a peer reports about the video that it gets."""
+class FeedbackHandler(Protocol):
+    """Receiver of a peer's RTCP feedback on the video that is sent to it; called on the event loop."""
 
-    def keyframe(self) -> None:
-        """The peer asks for a keyframe (PLI, FIR)."""
+    def on_keyframe_request(self) -> None:
+        """The peer requests a keyframe (PLI, FIR)."""
 
-    def believes(self, bitrate: float) -> None:
-        """The peer believes that ``bitrate`` bit/s reach it (REMB)."""
+    def on_remb(self, bitrate: float) -> None:
+        """The peer estimates its available bandwidth at ``bitrate`` bit/s (REMB)."""
 
-    def received(self, lost: int, sent: int) -> None:
-        """The peer missed ``lost`` of ``sent`` packets since some beginning (receiver report)."""
+    def on_receiver_report(self, lost: int, highest: int) -> None:
+        """Receiver report: total of ``lost`` packets, and ``highest`` (extended) sequence number received."""
 
-    def resend(self, sequence_number: int) -> bool:
-        """Whether a packet that the peer misses (NACK) is to go again."""
+    def should_resend(self, sequence_number: int) -> bool:
+        """Whether to retransmit a packet that the peer reports as missing (NACK)."""
 
 
-def on_feedback(sender: RTCRtpSender, listener: Listener) -> None:
-    """Let ``listener`` hear what the peer of ``sender`` reports."""
+def set_feedback_handler(sender: RTCRtpSender, handler: FeedbackHandler) -> None:
+    """Pass the RTCP feedback of the peer of ``sender`` to ``handler``; aiortc still handles it, too."""
     handle, retransmit = sender._handle_rtcp_packet, sender._retransmit
 
-    async def hearing(packet: Any) -> None:
+    async def handle_and_pass_on(packet: Any) -> None:
         if isinstance(packet, RtcpRrPacket | RtcpSrPacket):
             for report in packet.reports:
                 if report.ssrc == sender._ssrc:
-                    listener.received(report.packets_lost, report.highest_sequence)
+                    handler.on_receiver_report(report.packets_lost, report.highest_sequence)
         elif isinstance(packet, RtcpPsfbPacket) and packet.fmt == RTCP_PSFB_APP:
             try:
                 bitrate, sources = unpack_remb_fci(packet.fci)
-            except ValueError:  # another application's message
+            except ValueError:  # an application message of another kind
                 return
             if sender._ssrc in sources:
-                listener.believes(bitrate)
+                handler.on_remb(bitrate)
         await handle(packet)
 
-    async def sparing(sequence_number: int) -> None:
-        if listener.resend(sequence_number):
+    async def retransmit_if_allowed(sequence_number: int) -> None:
+        if handler.should_resend(sequence_number):
             await retransmit(sequence_number)
 
-    vars(sender).update(_send_keyframe=listener.keyframe, _handle_rtcp_packet=hearing, _retransmit=sparing)
+    vars(sender).update(
+        _send_keyframe=handler.on_keyframe_request,
+        _handle_rtcp_packet=handle_and_pass_on,
+        _retransmit=retransmit_if_allowed,
+    )
 
 
-def space_out(transport: RTCIceTransport, packets: int, gap_s: float) -> None:
-    """Let so much time pass after each of the first ``packets`` large media packets that leave over ``transport``."""
+def pace_first_packets(transport: RTCIceTransport, packets: int, gap_s: float) -> None:
+    """Wait ``gap_s`` seconds after each of the first ``packets`` video packets that are sent over ``transport``."""
     send, left = transport._send, packets
 
-    async def sending(data: bytes) -> None:
+    async def send_paced(data: bytes) -> None:
         nonlocal left
         await send(data)
-        if SRTP_FIRST <= data[0] <= SRTP_LAST and len(data) > LARGE:
+        if SRTP_FIRST <= data[0] <= SRTP_LAST and len(data) > MIN_VIDEO_BYTES:
             left -= 1
             if left <= 0:
                 vars(transport).update(_send=send)
             await asyncio.sleep(gap_s)
 
-    vars(transport).update(_send=sending)
+    vars(transport).update(_send=send_paced)
 
 
-def send_through(transport: RTCIceTransport, link: Link) -> None:
-    """Send all that leaves over ``transport`` through the simulated ``link``."""
+def simulate_link(transport: RTCIceTransport, link: SimulatedLink) -> None:
+    """Delay and drop all packets that are sent over ``transport`` as ``link`` says."""
     loop, send = asyncio.get_running_loop(), transport._send
-    under_way: set[asyncio.Task[None]] = set()
+    sending: set[asyncio.Task[None]] = set()
 
-    async def arrive(data: bytes) -> None:
-        with suppress(ConnectionError):  # closed while this was under way
+    async def deliver(data: bytes) -> None:
+        with suppress(ConnectionError):  # the transport was closed meanwhile
             await send(data)
 
-    def set_out(data: bytes) -> None:
-        task = loop.create_task(arrive(data))
-        under_way.add(task)
-        task.add_done_callback(under_way.discard)
+    def start_delivery(data: bytes) -> None:
+        task = loop.create_task(deliver(data))
+        sending.add(task)
+        task.add_done_callback(sending.discard)
 
-    async def sending(data: bytes) -> None:
+    async def send_delayed(data: bytes) -> None:
         if (at := link.arrival(len(data), loop.time())) is not None:
-            loop.call_at(at, set_out, data)
+            loop.call_at(at, start_delivery, data)
 
-    vars(transport).update(_send=sending)
+    vars(transport).update(_send=send_delayed)
 
 
-def release_on_marker(receiver: RTCRtpReceiver) -> None:
-    """Decode a received picture when its last packet is there, one frame interval earlier than aiortc does."""
+def decode_on_marker(receiver: RTCRtpReceiver) -> None:
+    """Decode a received frame as soon as its last packet has arrived, one frame interval earlier than aiortc does."""
     setattr(receiver, JITTER_BUFFER, _MarkerJitterBuffer(capacity=512, is_video=True))
 
 
-def bound(receiver: RTCRtpReceiver) -> None:
-    """Let a decoder that falls behind lose pictures, up to the next keyframe, where aiortc lets any number wait.
+def limit_decoder_queue(receiver: RTCRtpReceiver) -> None:
+    """Drop received frames, up to the next keyframe, when more than `MAX_UNDECODED` wait for the decoder.
 
-    Call it before the connection is made.
+    To be called before the connection is made.
     """
-    setattr(receiver, DECODER_QUEUE, _Undecoded(getattr(receiver, DECODER_ERROR).set))
+    setattr(receiver, DECODER_QUEUE, _BoundedDecoderQueue(getattr(receiver, DECODER_ERROR).set))
 
 
-class _Undecoded(queue.Queue[Any]):
-    """``(codec, frame)`` for aiortc's decoder thread, None at the end.  ``ask`` asks the peer for a keyframe."""
+class _BoundedDecoderQueue(queue.Queue[Any]):
+    """Bounded queue of ``(codec, frame)`` for aiortc's decoder thread; None ends the thread."""
 
-    def __init__(self, ask: Callable[[], None]) -> None:
+    def __init__(self, request_keyframe: Callable[[], None]) -> None:
         super().__init__()
-        self._ask = ask
-        self._asked: float | None = None  # since when nothing is decoded for want of a keyframe
+        self._request_keyframe = request_keyframe
+        self._requested_at: float | None = None  # time of the last request, while a keyframe is awaited
 
     def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
         if item is not None:
             now = time.monotonic()
-            if self.qsize() >= UNDECODED:
+            if self.qsize() >= MAX_UNDECODED:
                 with suppress(queue.Empty):
                     while True:
                         self.get_nowait()
-                self._asked = -math.inf
-            if self._asked is not None:
+                self._requested_at = -math.inf
+            if self._requested_at is not None:
                 if not _is_keyframe(*item):
-                    if now - self._asked >= ASK_AGAIN_S:
-                        self._asked = now
-                        self._ask()
+                    if now - self._requested_at >= KEYFRAME_RETRY_S:
+                        self._requested_at = now
+                        self._request_keyframe()
                     return
-                self._asked = None
+                self._requested_at = None
         super().put(item, block, timeout)
 
 
 def _is_keyframe(codec: RTCRtpCodecParameters, frame: JitterFrame) -> bool:
-    """Whether decoding can begin with ``frame``, as aiortc hands it to its decoders."""
+    """Whether ``frame``, as aiortc passes it to its decoders, is a keyframe."""
     if codec.name == "VP8":
         return len(frame.data) > 0 and not frame.data[0] & 1  # RFC 6386, section 9.1
     units = frame.data.split(b"\0\0\1")[1:]
     return any(unit[:1] and unit[0] & 0x1F == IDR for unit in units)
 
 
-def tap(receiver: RTCRtpReceiver, take: Callable[[int, int, bytes], None]) -> None:
-    """Hand every packet (sequence number, time stamp, payload) to ``take`` as it arrives, on the event loop.
+def set_packet_callback(receiver: RTCRtpReceiver, on_packet: Callable[[int, int, bytes], None]) -> None:
+    """Call ``on_packet`` with sequence number, time stamp and payload of every received packet, on the event loop.
 
-    aiortc itself holds sound back for 80 ms, and after a loss for a third of a second.  The track stays empty.
+    It avoids aiortc's jitter buffer, which delays audio by 80 ms, and by a third of a second after a lost packet.  The
+    track of ``receiver`` stays empty.
     """
-    setattr(receiver, JITTER_BUFFER, _Tap(take))
+    setattr(receiver, JITTER_BUFFER, _PacketTap(on_packet))
 
 
-class _Tap(JitterBuffer):
-    """Holds nothing."""
+class _PacketTap(JitterBuffer):
+    """Jitter buffer that passes packets to a callback and keeps none."""
 
-    def __init__(self, take: Callable[[int, int, bytes], None]) -> None:
+    def __init__(self, on_packet: Callable[[int, int, bytes], None]) -> None:
         super().__init__(capacity=2)
-        self._take = take
+        self._on_packet = on_packet
 
     def add(self, packet: RtpPacket) -> tuple[bool, JitterFrame | None]:
-        self._take(packet.sequence_number, packet.timestamp, vars(packet)["_data"])
+        self._on_packet(packet.sequence_number, packet.timestamp, vars(packet)["_data"])
         return False, None
 
 
 class _MarkerJitterBuffer(JitterBuffer):
-    """Trusts the RTP marker bit, which ends a video frame (RFC 6184 and RFC 7741, section 4.1 and 4.2)."""
+    """Jitter buffer that ends a video frame at the RTP marker bit (RFC 6184, section 4.1; RFC 7741, section 4.2)."""
 
     _packets: list[RtpPacket | None]
     _origin: int
@@ -284,8 +308,8 @@ class _MarkerJitterBuffer(JitterBuffer):
         return super()._remove_frame(sequence_number)
 
 
-class _AtOnce(HeaderExtensionsMap):
-    """Adds to every packet that it is to be shown as soon as it can be."""
+class _PlayoutDelayMap(HeaderExtensionsMap):
+    """Map of RTP header extensions that adds ``playout-delay`` 0 to every packet, if that was negotiated."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -299,28 +323,28 @@ class _AtOnce(HeaderExtensionsMap):
         profile, packed = super().set(values)
         if not self._id:
             return profile, packed
-        if profile == ONE_BYTE and self._id < 15:  # as always; what fills up the others may stand between (RFC 8285)
+        if profile == ONE_BYTE and self._id < 15:  # the usual case; padding may stand between extensions (RFC 8285)
             return profile, packed + bytes([self._id << 4 | len(NO_DELAY) - 1]) + NO_DELAY
         return pack_header_extensions([*unpack_header_extensions(profile, packed), (self._id, NO_DELAY)])
 
 
-def offer_no_delay() -> None:
-    """Let this process negotiate the header extension that `show_at_once` needs."""
+def offer_playout_delay() -> None:
+    """Offer the header extension ``playout-delay``, which `send_playout_delay` needs, in all offers of this process."""
     known = HEADER_EXTENSIONS["video"]
     if all(ext.uri != PLAYOUT_DELAY for ext in known):
         known.append(RTCRtpHeaderExtensionParameters(id=PLAYOUT_DELAY_ID, uri=PLAYOUT_DELAY))
 
 
-def show_at_once(sender: RTCRtpSender) -> None:
-    """Tell the peer of ``sender``, if it understands that, to show pictures without waiting for an even pace.
+def send_playout_delay(sender: RTCRtpSender) -> None:
+    """Ask the peer of ``sender`` to show frames without delay, if it has negotiated ``playout-delay``.
 
-    A browser would otherwise hold each one back for as long as the slowest of the last seconds took.
+    Otherwise a browser delays every frame by as much as the slowest frame of the last seconds.
     """
-    vars(sender)[EXTENSIONS] = _AtOnce()
+    vars(sender)[EXTENSIONS] = _PlayoutDelayMap()
 
 
 def offer_loopback() -> None:
-    """Let this process offer 127.0.0.1 to its peers, first: it is where they are, and maybe all that they have."""
+    """Offer 127.0.0.1 as the first ICE candidate, for peers on the same machine; it works without a network, too."""
     original = aioice.ice.get_host_addresses
     if getattr(original, "offers_loopback", False):
         return
@@ -332,7 +356,7 @@ def offer_loopback() -> None:
     vars(aioice.ice)["get_host_addresses"] = addresses
 
 
-def quieten() -> None:
-    """Keep SDP and addresses of peers out of the log: both libraries write them there below WARNING."""
+def limit_library_logs() -> None:
+    """Keep SDP and addresses of peers out of the log: aiortc and aioice log them at levels below WARNING."""
     for name in ("aiortc", "aioice"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,8 +1,7 @@
-"""The servers that help peers to find a way to each other, and credentials that are good for a while.
+"""STUN and TURN servers for ICE, with time-limited TURN credentials.
 
-Credentials of TURN are made as coturn's ``use-auth-secret`` reads them: the user name is the time at which they end,
-the password an HMAC-SHA1 of it under a secret that the daemon and the TURN server share
-(draft-uberti-behave-turn-rest-00, section 2.2).
+TURN credentials follow coturn's ``use-auth-secret``: the user name is the time at which they expire, the password an
+HMAC-SHA1 of it under a secret shared by the daemon and the TURN server (draft-uberti-behave-turn-rest-00, section 2.2).
 """
 
 from __future__ import annotations
@@ -15,29 +14,30 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from telepresence.streaming.access_settings import IceSettings
+from telepresence.streaming.rtc.settings import IceSettings
 
 if TYPE_CHECKING:
     from aiortc import RTCConfiguration
 
 USER: Final = "telepresence"
+"""Part of the TURN user name after the time of expiry."""
 
 
 @dataclass(frozen=True)
 class IceServer:
-    """One server; ``username`` and ``credential`` of TURN alone."""
+    """URL of a STUN or TURN server; ``username`` and ``credential`` are given for TURN only."""
 
     url: str
     username: str | None = None
     credential: str | None = None
 
     def as_json(self) -> dict[str, str]:
-        """As JavaScript's RTCPeerConnection takes it."""
+        """Entry of ``iceServers`` in the configuration of JavaScript's RTCPeerConnection."""
         given = {"urls": self.url, "username": self.username, "credential": self.credential}
         return {key: value for key, value in given.items() if value is not None}
 
     def as_link(self) -> str:
-        """As a Link header of WHIP names it (RFC 9725, section 4.6)."""
+        """Value of the ``Link`` header of a WHIP answer (RFC 9725, section 4.6)."""
         link = f'<{self.url}>; rel="ice-server"'
         if self.username is None:
             return link
@@ -45,14 +45,14 @@ class IceServer:
 
 
 class IceServers:
-    """The servers of the configuration, each time with fresh credentials."""
+    """The configured STUN and TURN servers; makes TURN credentials for each peer."""
 
     def __init__(self, settings: IceSettings, clock: Callable[[], float] = time.time) -> None:
-        """``clock`` gives seconds since 1970."""
+        """``clock`` returns seconds since 1970."""
         self._settings, self._clock = settings, clock
 
-    def now(self) -> list[IceServer]:
-        """For a peer that is to be connected now."""
+    def servers(self) -> list[IceServer]:
+        """The servers with fresh TURN credentials; empty if none are configured."""
         s = self._settings
         if not s.servers:
             return []
@@ -65,12 +65,13 @@ class IceServers:
         ]
 
     def configuration(self) -> RTCConfiguration:
-        """What the daemon's own end of a connection uses.
+        """Configuration of the daemon's own peer connections.
 
-        Never none: without a list aiortc asks Google's STUN server, and waits five seconds where that is unreachable.
+        The list of servers is given even if empty: without a list, aiortc contacts Google's STUN server, which also
+        delays every answer by five seconds where it cannot be reached.
         """
         from aiortc import RTCConfiguration, RTCIceServer, RTCIceTransportPolicy
 
-        servers: list[Any] = [RTCIceServer(s.url, s.username, s.credential) for s in self.now()]
+        servers: list[Any] = [RTCIceServer(s.url, s.username, s.credential) for s in self.servers()]
         policy = RTCIceTransportPolicy.RELAY if self._settings.relay else RTCIceTransportPolicy.ALL
         return RTCConfiguration(iceServers=servers, iceTransportPolicy=policy)

@@ -1,24 +1,28 @@
-"""A worse network than this one, between the daemon and each of its viewers: to see what a call makes of it."""
+"""Simulation of a slow, lossy network between the daemon and each viewer, for tests and measurements."""
 
 from __future__ import annotations
 
 import math
 import random
 from dataclasses import dataclass
+from typing import Final
 
 from insta_runtime.errors import UserError
 
-QUEUE_MS = 300.0  # what the router of a home holds back before it drops
-HELP = "write it like rate=600,delay=20,loss=5,queue=300, with rate=2000:15/500:15/2000 for steps"
+QUEUE_MS: Final = 300.0
+"""Default length of the bottleneck's queue in milliseconds, typical of a home router."""
+HELP: Final = "write it like rate=600,delay=20,loss=5,queue=300, with rate=2000:15/500:15/2000 for steps"
+"""Syntax of a simulated link, as given in error messages."""
 
 
 @dataclass(frozen=True)
-class LinkPlan:
-    """What a link does: each packet waits for those before it, takes its time at the bottleneck, and ``delay_s`` more.
+class LinkProfile:
+    """Parameters of a simulated link: a bottleneck of limited rate with a queue, a constant delay, and random loss.
 
-    ``rates``: (bit/s, seconds) one after the other since the first packet; the last one lasts.  A rate of 0 is a stall.
-    ``queue_s``: a packet that would take longer than this to get through the bottleneck is dropped.
-    ``loss``: part of the packets that is lost on the way, by chance.
+    ``rates``: steps (bit/s, seconds) since the first packet; the last step lasts for ever.  A rate of 0 is a stall.
+    ``delay_s``: delay added to every packet, in seconds.
+    ``queue_s``: a packet that would need longer than this, in seconds, to pass the bottleneck is dropped.
+    ``loss``: part of the packets that is lost, 0 to 1.
     """
 
     rates: tuple[tuple[float, float], ...] = ((math.inf, math.inf),)
@@ -27,16 +31,18 @@ class LinkPlan:
     loss: float = 0.0
 
     @classmethod
-    def parse(cls, text: str) -> LinkPlan:
-        """``rate`` in kbit/s, in steps ``rate:seconds`` parted by ``/``; ``delay`` and ``queue`` in ms; ``loss`` in %.
+    def parse(cls, text: str) -> LinkProfile:
+        """Parse the text of the setting ``stream.link``, like ``rate=600,delay=20,loss=5,queue=300``.
 
-        Raises UserError for anything else.
+        ``rate`` is in kbit/s, or in steps ``rate:seconds`` separated by ``/``; ``delay`` and ``queue`` are in ms,
+        ``loss`` in %.  Raises UserError for any other text.
         """
+        error = UserError(f"stream.link {text!r} is not valid: {HELP}")
         values: dict[str, str] = {}
         for part in text.replace(" ", "").split(","):
             name, equals, value = part.partition("=")
             if name not in ("rate", "delay", "queue", "loss") or not equals or name in values:
-                raise UserError(f"there is no link {text!r}: {HELP}")
+                raise error
             values[name] = value
         steps = [step.partition(":") for step in values.get("rate", "inf").split("/")]
         try:
@@ -44,38 +50,39 @@ class LinkPlan:
             delay, queue = float(values.get("delay", "0")), float(values.get("queue", str(QUEUE_MS)))
             loss = float(values.get("loss", "0"))
         except ValueError:
-            raise UserError(f"there is no link {text!r}: {HELP}") from None
+            raise error from None
         rates[-1] = (rates[-1][0], math.inf)
-        held = [rate >= 0.0 and seconds > 0.0 for rate, seconds in rates]
-        if not (all(held) and 0.0 <= delay <= 60_000 and 0.0 < queue <= 60_000 and 0.0 <= loss <= 100):
-            raise UserError(f"there is no link {text!r}: {HELP}")
+        valid = all(rate >= 0.0 and seconds > 0.0 for rate, seconds in rates)
+        if not (valid and 0.0 <= delay <= 60_000 and 0.0 < queue <= 60_000 and 0.0 <= loss <= 100):
+            raise error
         return cls(tuple(rates), delay / 1000, queue / 1000, loss / 100)
 
 
-class Link:
-    """The way to one viewer; time is seconds of any monotonic clock."""
+class SimulatedLink:
+    """State of the simulated link to one viewer; times are seconds of any monotonic clock."""
 
-    def __init__(self, plan: LinkPlan, seed: int = 0) -> None:
-        self._plan = plan
-        self._random = random.Random(seed)  # noqa: S311 - it decides which packets are lost, repeatably
+    def __init__(self, profile: LinkProfile, seed: int = 0) -> None:
+        """``seed`` decides which packets are lost, repeatably."""
+        self._profile = profile
+        self._random = random.Random(seed)  # noqa: S311 - not used for security
         self._began: float | None = None
-        self._free = -math.inf  # when the bottleneck has done with all that it took
+        self._idle_from = -math.inf  # time at which the bottleneck will have sent all packets so far
 
     def arrival(self, size: int, now: float) -> float | None:
-        """When a packet of ``size`` bytes that is sent at ``now`` arrives; None for one that is lost or dropped."""
+        """Arrival time of a packet of ``size`` bytes that is sent at ``now``; None if it is lost or dropped."""
         if self._began is None:
             self._began = now
-        through = self._through(8 * size, max(now, self._free))
-        if through - now > self._plan.queue_s:
+        passed = self._pass_bottleneck(8 * size, max(now, self._idle_from))
+        if passed - now > self._profile.queue_s:
             return None
-        self._free = through
-        return None if self._random.random() < self._plan.loss else through + self._plan.delay_s
+        self._idle_from = passed
+        return None if self._random.random() < self._profile.loss else passed + self._profile.delay_s
 
-    def _through(self, bits: float, start: float) -> float:
-        """When ``bits`` that enter the bottleneck at ``start`` have left it."""
+    def _pass_bottleneck(self, bits: float, start: float) -> float:
+        """Time at which ``bits`` that enter the bottleneck at ``start`` have left it."""
         assert self._began is not None
         until = self._began
-        for rate, seconds in self._plan.rates:
+        for rate, seconds in self._profile.rates:
             until += seconds
             if start >= until:
                 continue

@@ -1,4 +1,4 @@
-"""The peers of the daemon: who watches, who gives a camera, and when they are gone."""
+"""WebRTC sessions of the daemon: viewers, browser cameras and calls; admission, answers, and removal of lost peers."""
 
 from __future__ import annotations
 
@@ -9,152 +9,173 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Final
 
 from aiortc import MediaStreamTrack, RTCPeerConnection, RTCSessionDescription
 
 from insta_runtime.errors import UserError
-from telepresence.runtime.memory import give_back, trim
-from telepresence.streaming.audio.microphone import Microphone
-from telepresence.streaming.hooks import StreamHooks
+from telepresence.runtime.memory import release_heap, release_memory
+from telepresence.streaming.audio.microphone import MicrophoneDecoder
+from telepresence.streaming.daemon_interface import DaemonInterface
 from telepresence.streaming.rtc import aiortc_hooks
-from telepresence.streaming.rtc.camera_intake import CameraIntake
-from telepresence.streaming.rtc.data_channels import PageChannels, Withheld
+from telepresence.streaming.rtc.camera_receiver import CameraReceiver
+from telepresence.streaming.rtc.data_channels import LandmarkPacket, PageChannels
 from telepresence.streaming.rtc.ice import IceServers
 from telepresence.streaming.rtc.offer import Offer
-from telepresence.streaming.rtc.peer_stream import Feed
+from telepresence.streaming.rtc.peer_stream import PeerStream
 
 log = logging.getLogger(__name__)
 
-CONNECT_S = 15.0  # from the answer to connected, at most
-CLOSE_S = 5.0
-MAX_HOARD = 256 * 1024  # bytes of messages without an end; a packet of landmarks has 3 kB
-MAX_CHANNELS = 8
-LOOK_S = 0.25
-TRIM_S = 60.0  # between two trims of the heap
-ALONE_S = 1.0  # without any peer, until the memory of those who left is given back
-SILENCE_S = 2.5  # who receives reports on it about once a second, who sends is heard all the time
+CONNECT_S: Final = 15.0
+"""Seconds from the SDP answer within which a peer must be connected."""
+CLOSE_S: Final = 5.0
+"""Maximum number of seconds that closing a peer connection may take."""
+MAX_BUFFERED: Final = 256 * 1024
+"""Maximum number of bytes buffered for incomplete messages on data channels of one peer; a landmark packet has 3 kB."""
+MAX_CHANNELS: Final = 8
+"""Maximum number of data channels of one peer."""
+WATCHDOG_S: Final = 0.25
+"""Seconds between two checks of all peers."""
+TRIM_S: Final = 60.0
+"""Seconds between two trims of the heap."""
+ALONE_S: Final = 1.0
+"""Seconds without any peer after which the memory of former peers is returned to the system."""
+SILENCE_S: Final = 2.5
+"""Seconds without any packet after which a connected peer counts as lost.
+
+A receiver sends reports about once a second, a sender sends media all the time.
+"""
 
 
-class Full(UserError):
-    """There is no room for another viewer now."""
+class TooManyViewers(UserError):
+    """The maximum number of viewers is connected."""
 
 
-class Taken(UserError):
-    """Somebody else's camera is in use."""
+class CameraInUse(UserError):
+    """Another peer's camera is in use."""
 
 
 @dataclass
 class Peer:
-    """One peer connection under the unguessable ``id`` that its owner knows it by."""
+    """State of one peer connection, identified by a random ``id`` that only its owner knows."""
 
     pc: RTCPeerConnection
-    watches: bool
-    gives: bool
+    is_viewer: bool
+    sends_camera: bool
     id: str = field(default_factory=lambda: secrets.token_hex(16))
     since: float = field(default_factory=time.monotonic)
-    intake: asyncio.Task[None] | None = None
-    camera: CameraIntake | None = None
-    ear: asyncio.Task[None] | None = None  # ends with its track
-    packets: int = 0  # that came from it
-    quiet_s: float = 0.0  # since one came
+    camera_task: asyncio.Task[None] | None = None
+    camera: CameraReceiver | None = None
+    microphone_task: asyncio.Task[None] | None = None  # ends with its track
+    packets: int = 0  # received from this peer so far
+    silent_s: float = 0.0  # since the last packet
 
     @property
     def connected(self) -> bool:
+        """Whether the connection is made."""
         return bool(self.pc.connectionState == "connected")
 
-    def look(self, packets: int, passed_s: float) -> None:
-        """So many packets came so far, ``passed_s`` seconds after the last look.
+    def update_silence(self, packets: int, passed_s: float) -> None:
+        """Note the number of ``packets`` received so far, ``passed_s`` seconds after the last update.
 
-        Looks are counted, not the clock: while this process stood still, nobody can have been heard.
+        Silence is the sum of these intervals, not a difference of times: while the process is suspended no packet can
+        be received, and that must not count.
         """
-        self.quiet_s = 0.0 if packets != self.packets or not self.connected else self.quiet_s + passed_s
+        self.silent_s = 0.0 if packets != self.packets or not self.connected else self.silent_s + passed_s
         self.packets = packets
 
-    def gone(self, now: float) -> bool:
-        """Whether this peer never came, or left without a word."""
+    def is_lost(self, now: float) -> bool:
+        """Whether this peer has not connected in time, or is silent for too long.  ``now``: monotonic seconds."""
         if not self.connected:
             return now - self.since > CONNECT_S
-        return self.quiet_s >= SILENCE_S
+        return self.silent_s >= SILENCE_S
 
 
 class Peers:
-    """Answers offers and keeps the sessions; lives on the event loop of the network thread."""
+    """All WebRTC sessions: answers SDP offers and closes sessions; used on the event loop of the network thread."""
 
-    def __init__(self, feed: Feed, limit: int, hooks: StreamHooks, ice: IceServers) -> None:
-        """``limit`` viewers at most."""
-        self._feed = feed
-        self._limit = limit
-        self._hooks = hooks
+    def __init__(self, stream: PeerStream, max_viewers: int, daemon: DaemonInterface, ice: IceServers) -> None:
+        self._stream = stream
+        self._max_viewers = max_viewers
+        self._daemon = daemon
         self._ice = ice
         self._peers: dict[str, Peer] = {}
-        self._left_at: float | None = None  # when somebody did last, while what they left is still held
+        self._closed_at: float | None = None  # time of the last close, until its memory was returned to the system
 
     @property
     def viewers(self) -> int:
-        return sum(peer.watches and peer.connected for peer in tuple(self._peers.values()))
+        """Number of connected viewers; any thread."""
+        return sum(peer.is_viewer and peer.connected for peer in tuple(self._peers.values()))
 
-    async def watch(self, offer: Offer) -> tuple[str, str]:
-        """Answer a viewer: (session id, SDP answer).
+    async def answer_viewer(self, offer: Offer) -> tuple[str, str]:
+        """Open the session of a viewer; returns its id and the SDP answer.
 
-        Full at the limit, UserError for an offer that does not fit; so with `publish` and `call`.
+        Raises TooManyViewers at the maximum, UserError for an offer that does not fit.
         """
-        if not offer.takes:
+        if not offer.receives_video:
             raise UserError("the video section of the offer must be a=recvonly")
-        return await self._answer(self._admit(watches=True, gives=False), offer)
+        return await self._answer(self._admit(is_viewer=True, sends_camera=False), offer)
 
-    async def publish(self, offer: Offer) -> tuple[str, str]:
-        """Take a camera.  Taken while another one is in use."""
-        if not offer.gives:
+    async def answer_camera(self, offer: Offer) -> tuple[str, str]:
+        """Open the session of a browser's camera; returns its id and the SDP answer.
+
+        Raises CameraInUse if there is one already, UserError for an offer that does not fit.
+        """
+        if not offer.sends_video:
             raise UserError("the video section of the offer must be a=sendonly")
-        return await self._answer(self._admit(watches=False, gives=True), offer)
+        return await self._answer(self._admit(is_viewer=False, sends_camera=True), offer)
 
-    async def call(self, offer: Offer) -> tuple[str, str]:
-        """Both ways over one connection; an offer that gives no pictures is a call without a camera."""
-        if not offer.takes:
+    async def answer_call(self, offer: Offer) -> tuple[str, str]:
+        """Open a session that views the avatar and may send a camera; returns its id and the SDP answer.
+
+        Raises TooManyViewers or CameraInUse, and UserError for an offer that does not fit.
+        """
+        if not offer.receives_video:
             raise UserError("the video section of the offer must be a=sendrecv, or a=recvonly without a camera")
-        return await self._answer(self._admit(watches=True, gives=offer.gives), offer)
+        return await self._answer(self._admit(is_viewer=True, sends_camera=offer.sends_video), offer)
 
     async def close(self, session: str) -> bool:
-        """End a session; False when there is none of that id."""
+        """End the session of that id; returns False if there is none."""
         peer = self._peers.pop(session, None)
         if peer is None:
             return False
-        if peer.intake is not None and peer.intake is not asyncio.current_task():
-            peer.intake.cancel()
-            await asyncio.wait([peer.intake])
-        await end(peer.pc)
-        self._left_at = time.monotonic()
+        if peer.camera_task is not None and peer.camera_task is not asyncio.current_task():
+            peer.camera_task.cancel()
+            await asyncio.wait([peer.camera_task])
+        await close_connection(peer.pc)
+        self._closed_at = time.monotonic()
         return True
 
     async def close_all(self) -> None:
+        """End all sessions."""
         await asyncio.gather(*(self.close(session) for session in tuple(self._peers)))
 
     async def watchdog(self) -> None:
-        """Close the sessions whose peer is gone, or fills the memory; runs until cancelled."""
+        """Close the sessions of peers that are lost or use too much memory; runs until it is cancelled."""
         trimmed = time.monotonic()
         while True:
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(WATCHDOG_S)
             if time.monotonic() - trimmed > TRIM_S:
                 trimmed = time.monotonic()
-                await asyncio.to_thread(trim)
-            if self._left_at is not None and not self._peers and time.monotonic() - self._left_at > ALONE_S:
-                self._left_at = None
-                give_back()
+                await asyncio.to_thread(release_heap)
+            if self._closed_at is not None and not self._peers and time.monotonic() - self._closed_at > ALONE_S:
+                self._closed_at = None
+                release_memory()
             for peer in tuple(self._peers.values()):
-                peer.look(await received(peer.pc), LOOK_S)
-                if peer.gone(time.monotonic()):
-                    log.info("a peer is gone without a word; its session has ended")
+                peer.update_silence(await packets_received(peer.pc), WATCHDOG_S)
+                if peer.is_lost(time.monotonic()):
+                    log.info("a peer no longer sends anything; its session is closed")
                     await self.close(peer.id)
-                elif aiortc_hooks.hoard(peer.pc) > MAX_HOARD or aiortc_hooks.channels(peer.pc) > MAX_CHANNELS:
-                    log.warning("a peer fills the memory over its data channels; its session has ended")
+                elif _uses_too_much_memory(peer.pc):
+                    log.warning("a peer uses too much memory for its data channels; its session is closed")
                     await self.close(peer.id)
 
-    def _admit(self, watches: bool, gives: bool) -> Peer:
-        if watches and sum(peer.watches for peer in self._peers.values()) >= self._limit:
-            raise Full(f"{self._limit} viewers are watching already; try again later")
-        if gives and any(peer.gives for peer in self._peers.values()):
-            raise Taken("another camera is in use; stop it first")
-        peer = Peer(RTCPeerConnection(self._ice.configuration()), watches, gives)
+    def _admit(self, is_viewer: bool, sends_camera: bool) -> Peer:
+        if is_viewer and sum(peer.is_viewer for peer in self._peers.values()) >= self._max_viewers:
+            raise TooManyViewers(f"the maximum of {self._max_viewers} viewers is connected; try again later")
+        if sends_camera and any(peer.sends_camera for peer in self._peers.values()):
+            raise CameraInUse("another camera is in use; stop it first")
+        peer = Peer(RTCPeerConnection(self._ice.configuration()), is_viewer, sends_camera)
         self._peers[peer.id] = peer
 
         async def on_change() -> None:
@@ -162,79 +183,86 @@ class Peers:
                 await self.close(peer.id)
 
         def on_track(track: MediaStreamTrack) -> None:
-            if track.kind == "video" and peer.gives:
-                peer.intake = asyncio.create_task(self._take_camera(peer, track))
-            elif track.kind == "audio" and peer.gives and not self._feed.shared:
-                peer.ear = asyncio.create_task(Microphone(self._hooks.sound.speak).drain(track))
+            if track.kind == "video" and peer.sends_camera:
+                peer.camera_task = asyncio.create_task(self._receive_camera(peer, track))
+            elif track.kind == "audio" and peer.sends_camera and not self._stream.shared:
+                peer.microphone_task = asyncio.create_task(self._microphone().drain(track))
 
-        def take(withheld: Withheld) -> None:
+        def on_landmarks(packet: LandmarkPacket) -> None:
             if peer.camera is not None:
-                peer.camera.take(withheld)
+                peer.camera.push_landmarks(packet)
 
         peer.pc.on("connectionstatechange", on_change)
-        peer.pc.on("datachannel", PageChannels(self._hooks.controls, take if gives else None).open)
+        peer.pc.on("datachannel", PageChannels(self._daemon, on_landmarks if sends_camera else None).open)
         peer.pc.on("track", on_track)
         return peer
 
+    def _microphone(self) -> MicrophoneDecoder:
+        return MicrophoneDecoder(self._daemon.audio.play_microphone)
+
     async def _answer(self, peer: Peer, offer: Offer) -> tuple[str, str]:
-        async with self._refusing(peer):
+        async with self._closing_on_error(peer):
             video = None
-            if peer.watches:
-                video = self._feed.add(peer.pc, "sendrecv" if peer.gives else "sendonly")
-            if offer.sounds:  # nobody is sent what they say themselves
-                self._feed.add_sound(peer.pc, "recvonly" if peer.gives else "sendonly")
+            if peer.is_viewer:
+                video = self._stream.add_video(peer.pc, "sendrecv" if peer.sends_camera else "sendonly")
+            if offer.has_opus:  # a peer that sends its microphone does not receive it
+                self._stream.add_audio(peer.pc, "recvonly" if peer.sends_camera else "sendonly")
             await peer.pc.setRemoteDescription(RTCSessionDescription(sdp=offer.sdp, type="offer"))
-            if peer.gives and self._feed.shared:
+            if peer.sends_camera and self._stream.shared:
                 for transceiver in peer.pc.getTransceivers():
                     if transceiver.kind == "video":
-                        aiortc_hooks.release_on_marker(transceiver.receiver)
-                        aiortc_hooks.bound(transceiver.receiver)
+                        aiortc_hooks.decode_on_marker(transceiver.receiver)
+                        aiortc_hooks.limit_decoder_queue(transceiver.receiver)
                     else:
-                        aiortc_hooks.tap(transceiver.receiver, Microphone(self._hooks.sound.speak).packet)
+                        aiortc_hooks.set_packet_callback(transceiver.receiver, self._microphone().push_packet)
             answer = await peer.pc.createAnswer()
             if video is not None:
-                self._feed.attach(video.sender, answer.sdp)
+                self._stream.attach(video.sender, answer.sdp)
             await peer.pc.setLocalDescription(answer)
         return peer.id, peer.pc.localDescription.sdp
 
     @asynccontextmanager
-    async def _refusing(self, peer: Peer) -> AsyncIterator[None]:
-        """Whatever goes wrong in the body ends the session and is the offer's fault."""
+    async def _closing_on_error(self, peer: Peer) -> AsyncIterator[None]:
+        """Close the session if the body raises, and turn the exception into a UserError about the offer."""
         try:
             yield
-        except Exception as error:  # aiortc's parser raises anything on a malformed offer
+        except Exception as error:  # aiortc's parser raises exceptions of any type on a malformed offer
             await self.close(peer.id)
-            log.info("an offer was refused (%s)", type(error).__name__)
+            log.info("an SDP offer was refused (%s)", type(error).__name__)
             raise UserError("the offer cannot be answered: no codec in common, or malformed SDP") from error
         except asyncio.CancelledError:
             await self.close(peer.id)
             raise
 
-    async def _take_camera(self, peer: Peer, track: MediaStreamTrack) -> None:
-        """Pictures of ``track`` until it ends; a camera that is all that a peer gives takes its session with it."""
-        began = False
+    async def _receive_camera(self, peer: Peer, track: MediaStreamTrack) -> None:
+        """Receive frames of ``track`` until it ends; that also ends a session which only sends a camera."""
+        active = False
 
-        def begin() -> None:
-            nonlocal began
-            began = True
-            self._hooks.on_camera(True)
+        def on_first() -> None:
+            nonlocal active
+            active = True
+            self._daemon.on_browser_camera(True)
 
         while track.readyState == "live":
             try:
-                peer.camera = CameraIntake(track, self._hooks.camera, begin)
+                peer.camera = CameraReceiver(track, self._daemon.camera, on_first)
                 await peer.camera.run()
             finally:
-                if began:
-                    began = False
-                    self._hooks.on_camera(False)
-            if not peer.watches:
+                if active:
+                    active = False
+                    self._daemon.on_browser_camera(False)
+            if not peer.is_viewer:
                 break
-        if not peer.watches:
+        if not peer.is_viewer:
             await self.close(peer.id)
 
 
-async def received(pc: RTCPeerConnection) -> int:
-    """How many packets of media and reports have come in over ``pc``."""
+def _uses_too_much_memory(pc: RTCPeerConnection) -> bool:
+    return aiortc_hooks.buffered_bytes(pc) > MAX_BUFFERED or aiortc_hooks.inbound_streams(pc) > MAX_CHANNELS
+
+
+async def packets_received(pc: RTCPeerConnection) -> int:
+    """Number of RTP and RTCP packets received over ``pc`` so far."""
     for transceiver in pc.getTransceivers():
         for report in (await transceiver.sender.getStats()).values():
             if report.type == "transport":
@@ -242,13 +270,13 @@ async def received(pc: RTCPeerConnection) -> int:
     return 0
 
 
-async def end(pc: RTCPeerConnection) -> None:
-    """Close ``pc``, whatever state it is in; never raises, never takes long."""
+async def close_connection(pc: RTCPeerConnection) -> None:
+    """Close ``pc`` in any state, within `CLOSE_S`; never raises."""
     try:
         await asyncio.wait_for(pc.close(), CLOSE_S)
     except TimeoutError:
         log.warning("a peer connection did not close within %g s", CLOSE_S)
-    except Exception:  # aiortc gives up half way where a malformed offer left a section without its transport
+    except Exception:  # aiortc's close fails half way if a malformed offer left a section without its transport
         for transceiver in pc.getTransceivers():
             if (transport := transceiver.receiver.transport) is not None:
                 await transport.stop()

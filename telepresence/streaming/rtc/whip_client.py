@@ -1,4 +1,4 @@
-"""The avatar goes to a server that has room for everybody: the daemon as a WHIP client (RFC 9725)."""
+"""WHIP client (RFC 9725): publishes the avatar to a server that distributes it to many viewers."""
 
 from __future__ import annotations
 
@@ -14,211 +14,219 @@ import aiohttp
 from aiortc import RTCPeerConnection, RTCSessionDescription
 
 from telepresence.runtime.policy import POLICIES, Condition, Health
-from telepresence.streaming.access_settings import PublishSettings
 from telepresence.streaming.rtc.ice import IceServers
 from telepresence.streaming.rtc.offer import MAX_BYTES
-from telepresence.streaming.rtc.peer_stream import Feed
-from telepresence.streaming.rtc.peers import CONNECT_S, end, received
+from telepresence.streaming.rtc.peer_stream import PeerStream
+from telepresence.streaming.rtc.peers import CONNECT_S, close_connection, packets_received
+from telepresence.streaming.rtc.settings import PublishSettings
 
 log = logging.getLogger("telepresence")
 
 ANSWER_S: Final = 10.0
-GOODBYE_S: Final = 2.0
-LOOK_S: Final = 0.5
+"""Seconds within which the WHIP server must answer an HTTP request."""
+DELETE_S: Final = 2.0
+"""Seconds to wait for the answer to the DELETE that ends a WHIP session."""
+CHECK_S: Final = 0.5
+"""Seconds between two checks whether the WHIP server still sends packets."""
 PUBLISH: Final = POLICIES["publish"]
-"""Its pauses are taken a fifth longer or shorter, so that many daemons do not come back to a server at once."""
-LONGEST_S: Final = 120.0
-"""A server that asks for more patience than this is asked again nevertheless."""
-REDIRECTS: Final = 3
+"""Restart policy of publishing; pauses vary by ±20 %, so that many daemons do not reconnect at the same moment."""
+MAX_RETRY_AFTER_S: Final = 120.0
+"""Longest pause in seconds that a server can ask for by ``Retry-After``."""
+MAX_REDIRECTS: Final = 3
+"""Maximum number of redirects that are followed."""
 
 
-class _Trouble(Exception):
-    """Why it cannot be published now, in words; ``wait_s`` is how long the server asks to be left alone."""
+class _PublishError(Exception):
+    """Reason why publishing failed; ``retry_after_s`` is the pause that the server asked for, in seconds."""
 
-    def __init__(self, text: str, wait_s: float = 0.0) -> None:
+    def __init__(self, text: str, retry_after_s: float = 0.0) -> None:
         super().__init__(text)
-        self.wait_s = wait_s
+        self.retry_after_s = retry_after_s
 
 
 @dataclass(frozen=True)
-class _Session:
+class _WhipSession:
     pc: RTCPeerConnection
-    address: str | None  # to be deleted at the end
+    url: str | None  # for DELETE at the end
 
 
-class Publisher:
-    """Keeps the avatar published from `run` to its cancellation, however often the server goes away."""
+class WhipClient:
+    """Publishes the avatar to a WHIP server while `run` runs, and reconnects after every failure."""
 
-    def __init__(self, settings: PublishSettings, feed: Feed, ice: IceServers) -> None:
+    def __init__(self, settings: PublishSettings, stream: PeerStream, ice: IceServers) -> None:
         self._url, self._token = settings.url, settings.token
-        self._feed = feed
+        self._stream = stream
         self._ice = ice
         self._condition = Condition.RESTARTING
         self._error: str | None = None
         self._restarts = 0
-        self._heard = time.monotonic()
+        self._last_packet = time.monotonic()
 
     def health(self, now: float) -> Health:
-        """How it goes; any thread."""
-        return Health(self._condition, max(0.0, now - self._heard), self._restarts, self._error)
+        """Health of the stage ``publish``; any thread.  ``now``: monotonic seconds."""
+        return Health(self._condition, max(0.0, now - self._last_packet), self._restarts, self._error)
 
     async def run(self) -> None:
-        """Publish, again and again; ends by cancellation only."""
+        """Publish, and reconnect after every failure; runs until it is cancelled."""
         failures = 0
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=ANSWER_S)) as http:
             while True:
-                session: _Session | None = None
+                session: _WhipSession | None = None
                 try:
                     session = await self._open(http)
-                    await self._connected(session.pc)
+                    await self._wait_until_connected(session.pc)
                     failures = 0
-                    self._tell(None)
-                    await self._lost(session.pc)
-                except Exception as error:  # a server may answer anything, which aiortc's parser may trip over
-                    no_use = _Trouble(f"its answer is no use ({type(error).__name__})")
-                    trouble = error if isinstance(error, _Trouble) else no_use
-                    self._tell(str(trouble))
-                    wait = max(PUBLISH.pauses[min(failures, len(PUBLISH.pauses) - 1)], min(trouble.wait_s, LONGEST_S))
+                    self._report(None)
+                    await self._wait_until_lost(session.pc)
+                except Exception as caught:  # a server may answer anything, and aiortc's parser may raise anything
+                    unusable = _PublishError(f"its answer cannot be used ({type(caught).__name__})")
+                    error = caught if isinstance(caught, _PublishError) else unusable
+                    self._report(str(error))
+                    pause = PUBLISH.pauses[min(failures, len(PUBLISH.pauses) - 1)]
+                    wait = max(pause, min(error.retry_after_s, MAX_RETRY_AFTER_S))
                     failures += 1
                 finally:
                     if session is not None:
                         await self._close(http, session)
                 self._restarts += 1
-                await asyncio.sleep(wait * random.uniform(0.8, 1.2))  # noqa: S311 - no secret
+                await asyncio.sleep(wait * random.uniform(0.8, 1.2))  # noqa: S311 - not used for security
 
-    def _tell(self, trouble: str | None) -> None:
-        """Remember how it goes, and tell the log where that is new; neither token nor path, which may be a secret."""
+    def _report(self, error: str | None) -> None:
+        """Store the state of publishing, and log it if it has changed; without token and path, which may be secret."""
         host = urlsplit(self._url).netloc
-        condition = Condition.RUNNING if trouble is None else Condition.RESTARTING
-        if (condition, trouble) == (self._condition, self._error):
+        condition = Condition.RUNNING if error is None else Condition.RESTARTING
+        if (condition, error) == (self._condition, self._error):
             return
-        self._condition, self._error = condition, trouble
-        fields = {"host": host, "error": trouble}
-        if trouble is None:
+        self._condition, self._error = condition, error
+        fields = {"host": host, "error": error}
+        if error is None:
             log.info("published to %s", host, extra={"event": "published", "stage": "publish", "fields": fields})
         else:
             log.warning(
                 "cannot publish to %s: %s; trying again",
                 host,
-                trouble,
+                error,
                 extra={"event": "trouble", "stage": "publish", "fields": fields},
             )
 
-    async def _open(self, http: aiohttp.ClientSession) -> _Session:
-        """Offer, and take the answer."""
+    async def _open(self, http: aiohttp.ClientSession) -> _WhipSession:
+        """Send an SDP offer and apply the answer."""
         pc = RTCPeerConnection(self._ice.configuration())
-        address: str | None = None
+        url: str | None = None
         try:
-            video = self._feed.add(pc, "sendonly")
-            self._feed.add_sound(pc, "sendonly")
+            video = self._stream.add_video(pc, "sendonly")
+            self._stream.add_audio(pc, "sendonly")
             await pc.setLocalDescription(await pc.createOffer())
-            address, body = await self._post(http, pc.localDescription.sdp)
-            answer = _sdp(body)
-            self._feed.attach(video.sender, answer)
+            url, body = await self._post(http, pc.localDescription.sdp)
+            answer = _decode_sdp(body)
+            self._stream.attach(video.sender, answer)
             await pc.setRemoteDescription(RTCSessionDescription(answer, "answer"))
         except BaseException:
-            await self._close(http, _Session(pc, address))
+            await self._close(http, _WhipSession(pc, url))
             raise
-        return _Session(pc, address)
+        return _WhipSession(pc, url)
 
     async def _post(self, http: aiohttp.ClientSession, offer: str) -> tuple[str | None, bytes]:
-        """The address of the session, and what is to be its SDP answer."""
+        """POST the offer, following redirects; returns the URL of the session and the body of the answer."""
         url = self._url
-        for _ in range(1 + REDIRECTS):
+        for _ in range(1 + MAX_REDIRECTS):
             headers = {"Content-Type": "application/sdp", **self._authorization(url)}
             try:
                 async with http.post(url, data=offer, headers=headers, allow_redirects=False) as response:
                     if response.status in (307, 308):
-                        url = _follow(url, response.headers.get("Location", ""))
+                        url = _redirect_target(url, response.headers.get("Location", ""))
                         continue
                     if response.status != 201:
-                        raise _Trouble(_refused(response.status), _seconds(response.headers.get("Retry-After")))
-                    place = response.headers.get("Location")
-                    return (urljoin(url, place) if place else None), await _read(response)
+                        retry_after_s = _parse_retry_after(response.headers.get("Retry-After"))
+                        raise _PublishError(_status_text(response.status), retry_after_s)
+                    location = response.headers.get("Location")
+                    return (urljoin(url, location) if location else None), await _read_sdp(response)
             except aiohttp.ClientConnectorCertificateError as error:
-                raise _Trouble("its certificate is not valid for that name") from error
+                raise _PublishError("its TLS certificate is not valid for that name") from error
             except aiohttp.ClientConnectionError as error:
-                raise _Trouble("it cannot be reached") from error
+                raise _PublishError("it cannot be reached") from error
             except TimeoutError as error:
-                raise _Trouble(f"it has not answered within {ANSWER_S:.0f} s") from error
-        raise _Trouble("it sends from one address to the next")
+                raise _PublishError(f"it has not answered within {ANSWER_S:.0f} s") from error
+        raise _PublishError(f"it redirects more than {MAX_REDIRECTS} times")
 
     def _authorization(self, url: str) -> dict[str, str]:
-        """The token, for nobody but the server that it was given for."""
+        """Header with the token, for the configured server only."""
         same = urlsplit(url)[:2] == urlsplit(self._url)[:2]
         return {"Authorization": f"Bearer {self._token}"} if self._token and same else {}
 
-    async def _connected(self, pc: RTCPeerConnection) -> None:
+    async def _wait_until_connected(self, pc: RTCPeerConnection) -> None:
         end = time.monotonic() + CONNECT_S
         while pc.connectionState != "connected":
             if time.monotonic() > end or pc.connectionState in ("failed", "closed"):
-                raise _Trouble("it answers, but no media gets through to it")
+                raise _PublishError("it answers, but no media connection to it can be made")
             await asyncio.sleep(0.05)
 
-    async def _lost(self, pc: RTCPeerConnection) -> None:
-        """Raises once the server is gone."""
-        quiet_s, packets = 0.0, -1
-        while pc.connectionState == "connected" and quiet_s < PUBLISH.silent_s:
-            await asyncio.sleep(LOOK_S)
-            quiet_s += LOOK_S
-            if (now := await received(pc)) != packets:
-                quiet_s, packets, self._heard = 0.0, now, time.monotonic()
-        raise _Trouble("the connection to it was lost")
+    async def _wait_until_lost(self, pc: RTCPeerConnection) -> None:
+        """Raises _PublishError once the connection is lost."""
+        silent_s, packets = 0.0, -1
+        while pc.connectionState == "connected" and silent_s < PUBLISH.silent_s:
+            await asyncio.sleep(CHECK_S)
+            silent_s += CHECK_S
+            if (received := await packets_received(pc)) != packets:
+                silent_s, packets, self._last_packet = 0.0, received, time.monotonic()
+        raise _PublishError("the connection to it was lost")
 
-    async def _close(self, http: aiohttp.ClientSession, session: _Session) -> None:
-        """End a session on both sides, as far as that can be."""
+    async def _close(self, http: aiohttp.ClientSession, session: _WhipSession) -> None:
+        """End a session: DELETE on the server, if it can be reached, and close the connection."""
 
-        async def delete(address: str) -> None:
-            headers = self._authorization(address)
+        async def delete(url: str) -> None:
+            timeout = aiohttp.ClientTimeout(total=DELETE_S)
             try:
-                async with http.delete(address, headers=headers, timeout=aiohttp.ClientTimeout(total=GOODBYE_S)):
+                async with http.delete(url, headers=self._authorization(url), timeout=timeout):
                     pass
             except (aiohttp.ClientError, TimeoutError, ValueError):
-                log.debug("the server did not hear that the session has ended")
+                log.debug("the WHIP server could not be told that the session has ended")
 
         try:
-            if session.address is not None:
-                await delete(session.address)
+            if session.url is not None:
+                await delete(session.url)
         finally:
-            await end(session.pc)
+            await close_connection(session.pc)
 
 
-def _follow(url: str, place: str) -> str:
-    """Where a redirect leads; never from https to http."""
-    target = urljoin(url, place)
+def _redirect_target(url: str, location: str) -> str:
+    """URL that a redirect leads to; _PublishError if it leads from https to another scheme."""
+    target = urljoin(url, location)
     if urlsplit(target).scheme != "https" and urlsplit(target).scheme != urlsplit(url).scheme:
-        raise _Trouble("it sends to an address that is not safe")
+        raise _PublishError("it redirects to an unencrypted address")
     return target
 
 
-async def _read(response: aiohttp.ClientResponse) -> bytes:
-    """The body, of which at most one byte more than is allowed; empty if it does not call itself SDP."""
+async def _read_sdp(response: aiohttp.ClientResponse) -> bytes:
+    """Body of ``response``, cut off one byte above the maximum; empty if its media type is not SDP."""
     body = b""
     while len(body) <= MAX_BYTES and (more := await response.content.read(MAX_BYTES + 1 - len(body))):
         body += more
     return body if response.content_type == "application/sdp" else b""
 
 
-def _sdp(body: bytes) -> str:
+def _decode_sdp(body: bytes) -> str:
     try:
         text = body.decode()
     except UnicodeDecodeError as error:
-        raise _Trouble("its answer is not SDP") from error
+        raise _PublishError("its answer is not SDP") from error
     if not text.startswith("v=0") or len(body) > MAX_BYTES:
-        raise _Trouble("its answer is not SDP")
+        raise _PublishError("its answer is not SDP")
     return text
 
 
-def _refused(status: int) -> str:
-    words = {
-        401: "it wants another token (--publish-token)",
-        403: "it does not allow that with this token (--publish-token)",
-        404: "there is nothing at that address",
-        409: "somebody else publishes there",
-        503: "it has no room now",
+def _status_text(status: int) -> str:
+    """Meaning of a status other than 201, in words."""
+    texts = {
+        401: "it refuses the token; give the right one with --publish-token",
+        403: "it does not allow publishing with this token; give another with --publish-token",
+        404: "there is no WHIP endpoint at that address",
+        409: "another client publishes there",
+        503: "it is overloaded",
     }
-    return words.get(status, f"it answers with status {status}")
+    return texts.get(status, f"it answers with status {status}")
 
 
-def _seconds(retry_after: str | None) -> float:
-    return float(retry_after) if retry_after is not None and retry_after.isdecimal() and len(retry_after) < 7 else 0.0
+def _parse_retry_after(text: str | None) -> float:
+    """Seconds of a ``Retry-After`` header; 0.0 if there is none, or a date."""
+    return float(text) if text is not None and text.isdecimal() and len(text) < 7 else 0.0

@@ -1,4 +1,4 @@
-"""Who watches, and what they can take: viewers stand on tiers, and a tier has the rate of its weakest viewer."""
+"""Distribution of encoded video: the tier of each viewer, and the bitrate of each rendition by its weakest viewer."""
 
 from __future__ import annotations
 
@@ -9,185 +9,217 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
+from typing import Final
 
-from telepresence.runtime.handover import Handover
-from telepresence.streaming.video.bandwidth import FLOOR, START, Estimate, Resend, RetransmitBudget
+from telepresence.runtime.loop_queue import LoopQueue
+from telepresence.streaming.video.bandwidth import FLOOR, START, BandwidthEstimate, ResendDecision, RetransmitBudget
 from telepresence.streaming.video.encoder import Codec
-from telepresence.streaming.video.encoder_hub import JOIN_GAP_S, EncodedPicture, EncoderHub, Line, PacketSink
-from telepresence.streaming.video.stats import LineStats
-from telepresence.streaming.video.tiers import Climber
-from telepresence.streaming.video.tracks import BACKLOG, PacketTrack
+from telepresence.streaming.video.encoder_hub import (
+    JOIN_GAP_S,
+    EncodedFrame,
+    EncodedFrameCallback,
+    EncoderHub,
+    Rendition,
+)
+from telepresence.streaming.video.stats import RenditionStats
+from telepresence.streaming.video.tiers import TierSelector
+from telepresence.streaming.video.tracks import BACKLOG, VideoPacketTrack
 
-REVIEW_S = 0.25  # estimates change about once a second
-HELP_S = 2.0  # a browser asks for old packets until it has the keyframe that makes good for them
-WEAK = 0.5  # a viewer that can take less than this part of what the others of its tier can, leaves it to them
+REVIEW_S: Final = 0.25
+"""Seconds between two reviews of tiers and bitrates; bandwidth estimates change about once a second."""
+KEYFRAME_GAP_S: Final = 2.0
+"""Minimum number of seconds between two keyframes that replace retransmission.
+
+A browser goes on asking for old packets until it has received the keyframe.
+"""
+WEAK: Final = 0.5
+"""Part of the other viewers' median bitrate below which a viewer has to leave their tier."""
 
 
-class Viewer:
-    """One peer's part of the stream; what it reports comes in here, on the event loop."""
+class ViewerStream:
+    """Video of one viewer: its track, bandwidth estimate and tier; receives its RTCP feedback on the event loop.
+
+    Attributes:
+        codec: codec that the viewer decodes.
+        track: aiortc track with the packets for the viewer.
+        rendition: the rendition that it receives; None if it is not connected.
+    """
 
     def __init__(self, audience: Audience, codec: Codec) -> None:
         self.codec = codec
-        self.track = PacketTrack(self._enter, self._leave, self.keyframe)
-        self.estimate = Estimate()
-        self.climber = Climber()
-        self.line: Line | None = None  # None: not connected, or gone
+        self.track = VideoPacketTrack(self._on_start, self._on_stop, self.on_keyframe_request)
+        self.estimate = BandwidthEstimate()
+        self.selector = TierSelector()
+        self.rendition: Rendition | None = None
         self._audience = audience
         self._budget = RetransmitBudget(time.monotonic())
-        self._helped = -HELP_S  # when a keyframe was to make good for lost packets
+        self._keyframe_at = -KEYFRAME_GAP_S  # time of the last keyframe in place of retransmission
 
-    def keyframe(self) -> None:
-        """The peer cannot decode what it gets (PLI, FIR), or lost what it should have got."""
-        if self.line is not None:
-            self._audience.hub.request_keyframe(self.line)
+    def on_keyframe_request(self) -> None:
+        """Request a keyframe, because the viewer cannot decode (PLI, FIR) or its waiting packets were dropped."""
+        if self.rendition is not None:
+            self._audience.hub.request_keyframe(self.rendition)
 
-    def believes(self, bitrate: float) -> None:
-        """The peer believes that ``bitrate`` bit/s reach it (REMB)."""
-        self.estimate.believes(bitrate)
+    def on_remb(self, bitrate: float) -> None:
+        """Use a REMB message: the viewer estimates its bandwidth at ``bitrate`` bit/s."""
+        self.estimate.on_remb(bitrate)
 
-    def received(self, lost: int, sent: int) -> None:
-        """The peer missed ``lost`` of the ``sent`` packets so far (receiver report)."""
-        self.estimate.received(lost, sent, self._rate)
+    def on_receiver_report(self, lost: int, highest: int) -> None:
+        """Use a receiver report: total of ``lost`` packets, and the ``highest`` sequence number received."""
+        self.estimate.on_receiver_report(lost, highest, self._rate)
 
-    def resend(self, sequence_number: int) -> bool:
-        """Whether a packet that the peer misses is to go again (NACK).
+    def should_resend(self, sequence_number: int) -> bool:
+        """Whether to retransmit a packet that the viewer reports as missing (NACK).
 
-        Where it never will, the peer gets a keyframe instead: browsers wait for seconds before they ask for one.
+        If the budget is used up, the viewer gets a keyframe instead: browsers wait for seconds before they request one.
         """
         now = time.monotonic()
-        decision = self._budget.ask(sequence_number, self._rate, now)
-        if decision is Resend.NEVER and now - self._helped >= HELP_S:
-            self._helped = now
-            self.keyframe()
-        return decision is Resend.NOW
+        decision = self._budget.decide(sequence_number, self._rate, now)
+        if decision is ResendDecision.SEND_KEYFRAME and now - self._keyframe_at >= KEYFRAME_GAP_S:
+            self._keyframe_at = now
+            self.on_keyframe_request()
+        return decision is ResendDecision.RESEND
 
     @property
     def _rate(self) -> float:
-        return self._audience.rates.get(self.line, START) if self.line is not None else START
+        return self._audience.rates.get(self.rendition, START) if self.rendition is not None else START
 
-    def _enter(self) -> None:
-        self._audience.enter(self)
+    def _on_start(self) -> None:
+        self._audience.connect(self)
 
-    def _leave(self) -> None:
-        self._audience.leave(self)
+    def _on_stop(self) -> None:
+        self._audience.disconnect(self)
 
 
 @dataclass(frozen=True)
-class _Reach:
-    """What a viewer can take: ``allowance`` bit/s; ``known`` tells an estimate from a first guess."""
+class _Capacity:
+    """Bitrate in bit/s that a viewer can receive; ``known``: estimated from feedback, else a first guess."""
 
-    allowance: float
+    bitrate: float
     known: bool
 
 
 class Audience:
-    """Hands the packets of the hub to its viewers, and moves these between tiers; lives on the event loop."""
+    """Passes packets of the `EncoderHub` to all viewers, and assigns them to tiers; used on the event loop.
+
+    Attributes:
+        rates: target bitrate in bit/s of each rendition in use.
+    """
 
     def __init__(self, hub: EncoderHub, adapt: bool = True) -> None:
-        """``adapt``: viewers get what they can take; else all of them get the best."""
+        """``adapt``: choose tier and bitrate by the bandwidth of the viewers; False: the best tier for all."""
         self.hub = hub
         self._adapt = adapt
-        self.rates: dict[Line, float] = {}  # bit/s that each line in use aims at
-        self._viewers: list[Viewer] = []
-        self._sinks: dict[Line, PacketSink] = {}
+        self.rates: dict[Rendition, float] = {}
+        self._viewers: list[ViewerStream] = []
+        self._callbacks: dict[Rendition, EncodedFrameCallback] = {}
         self._reviewed = 0.0
 
-    def admit(self, codec: Codec) -> Viewer:
-        """A new viewer, who enters when its sender first pulls from its track, and leaves when the track stops."""
-        return Viewer(self, codec)
+    def add_viewer(self, codec: Codec) -> ViewerStream:
+        """Make the stream of a new viewer, which connects at the first `recv` of its track, and ends with the track."""
+        return ViewerStream(self, codec)
 
-    def enter(self, viewer: Viewer) -> None:
+    def connect(self, viewer: ViewerStream) -> None:
+        """Begin to send video to ``viewer``."""
         self._viewers.append(viewer)
-        self._move(viewer)
-        self._share_out()
+        self._assign(viewer)
+        self._set_rates()
 
-    def leave(self, viewer: Viewer) -> None:
+    def disconnect(self, viewer: ViewerStream) -> None:
+        """End the video of ``viewer``; no error if it was not connected."""
         if viewer in self._viewers:
             self._viewers.remove(viewer)
-            viewer.line = None
-            self._close_empty()
+            viewer.rendition = None
+            self._close_unused()
 
-    def lines(self) -> Mapping[str, LineStats]:
-        """What is sent to how many, by codec and tier; any thread."""
-        viewers = Counter(viewer.line for viewer in tuple(self._viewers))
+    def renditions(self) -> Mapping[str, RenditionStats]:
+        """Viewers and target bitrate of each rendition in use, by codec and tier; any thread."""
+        viewers = Counter(viewer.rendition for viewer in tuple(self._viewers))
         rates = self.rates.copy()
         return {
-            f"{line.codec} {line.tier.name}": LineStats(viewers[line], round(rates.get(line, 0.0) / 1000))
-            for line in viewers
-            if line is not None
+            f"{rendition.codec} {rendition.tier.name}": RenditionStats(
+                viewers[rendition], round(rates.get(rendition, 0.0) / 1000)
+            )
+            for rendition in viewers
+            if rendition is not None
         }
 
-    def hand_out(self, line: Line, picture: EncodedPicture) -> None:
-        """Give a picture to all who stand on ``line``."""
+    def on_encoded(self, rendition: Rendition, encoded: EncodedFrame) -> None:
+        """Send an encoded frame to all viewers of ``rendition``; reviews tiers and rates now and then."""
         for viewer in self._viewers:
-            if viewer.line == line and not viewer.track.take(picture):
-                self.hub.request_keyframe(line, JOIN_GAP_S)
+            if viewer.rendition == rendition and not viewer.track.push(encoded):
+                self.hub.request_keyframe(rendition, JOIN_GAP_S)
         if (now := time.monotonic()) - self._reviewed >= REVIEW_S:
             self._reviewed = now
             self.review(now)
 
     def review(self, now: float) -> None:
-        """Look at what everybody reported: who moves, and which rate each line gets."""
-        crowds: defaultdict[tuple[Codec, int], list[float]] = defaultdict(list)  # what those on a rung can use there
-        known = [(viewer, reach.allowance) for viewer in self._viewers if (reach := self._reach(viewer)).known]
-        for viewer, allowance in known:
-            rung = viewer.climber.rung
-            crowds[viewer.codec, rung].append(min(allowance, self.hub.tiers[rung].ceiling))
+        """Choose the tier of each viewer and the bitrate of each rendition by the newest feedback."""
+        usable: defaultdict[tuple[Codec, int], list[float]] = defaultdict(list)  # bit/s of the viewers on each tier
+        known = [(viewer, found.bitrate) for viewer in self._viewers if (found := self._capacity(viewer)).known]
+        for viewer, bitrate in known:
+            index = viewer.selector.index
+            usable[viewer.codec, index].append(min(bitrate, self.hub.tiers[index].ceiling))
         moved = []
-        for viewer, allowance in known:
-            before = viewer.climber.rung
-            if viewer.climber.step(allowance, self._needs(viewer, allowance, crowds), now) != before:
+        for viewer, bitrate in known:
+            before = viewer.selector.index
+            if viewer.selector.update(bitrate, self._needs(viewer, bitrate, usable), now) != before:
                 moved.append(viewer)
         for viewer in moved:
-            self._move(viewer)
-        self._close_empty()
-        self._share_out()
+            self._assign(viewer)
+        self._close_unused()
+        self._set_rates()
 
-    def _reach(self, viewer: Viewer) -> _Reach:
+    def _capacity(self, viewer: ViewerStream) -> _Capacity:
         if not self._adapt:
-            return _Reach(math.inf, known=True)
-        allowance = viewer.estimate.allowance
-        return _Reach(START if allowance is None else allowance, allowance is not None)
+            return _Capacity(math.inf, known=True)
+        bitrate = viewer.estimate.bitrate
+        return _Capacity(START if bitrate is None else bitrate, bitrate is not None)
 
-    def _needs(self, viewer: Viewer, allowance: float, crowds: Mapping[tuple[Codec, int], list[float]]) -> list[float]:
-        """bit/s that each rung asks of ``viewer``: for its pictures, and so as not to spoil them for the others."""
+    def _needs(
+        self, viewer: ViewerStream, bitrate: float, usable: Mapping[tuple[Codec, int], list[float]]
+    ) -> list[float]:
+        """Bitrate in bit/s that ``viewer`` needs for each tier: for its frames, and not to hold back other viewers."""
         needs = []
-        for rung, tier in enumerate(self.hub.tiers):
-            others = list(crowds.get((viewer.codec, rung), ()))
-            if rung == viewer.climber.rung:
-                others.remove(min(allowance, tier.ceiling))
+        for index, tier in enumerate(self.hub.tiers):
+            others = list(usable.get((viewer.codec, index), ()))
+            if index == viewer.selector.index:
+                others.remove(min(bitrate, tier.ceiling))
             needs.append(max(tier.need, WEAK * median(others)) if others else tier.need)
         return needs
 
-    def _move(self, viewer: Viewer) -> None:
-        """Put ``viewer`` on the line of its rung, where it begins with the next keyframe."""
-        line = viewer.line = Line(viewer.codec, self.hub.tiers[viewer.climber.rung])
+    def _assign(self, viewer: ViewerStream) -> None:
+        """Move ``viewer`` to the rendition of its tier, where it begins with the next keyframe."""
+        rendition = viewer.rendition = Rendition(viewer.codec, self.hub.tiers[viewer.selector.index])
         viewer.track.restart()
-        if line in self._sinks:
-            self.hub.request_keyframe(line, JOIN_GAP_S)
+        if rendition in self._callbacks:
+            self.hub.request_keyframe(rendition, JOIN_GAP_S)
         else:
-            hand_out, lose = partial(self.hand_out, line), partial(self._lose, line)
-            sink = self._sinks[line] = Handover(hand_out, BACKLOG, lose).put
-            self.hub.subscribe(line, sink)
+            on_encoded, on_lost = partial(self.on_encoded, rendition), partial(self._on_lost, rendition)
+            callback = self._callbacks[rendition] = LoopQueue(on_encoded, BACKLOG, on_lost).put
+            self.hub.subscribe(rendition, callback)
 
-    def _share_out(self) -> None:
-        """Each line gets what its weakest viewer can take; one of whom nothing is known does not hold up the others."""
-        for line in self._sinks:
-            reaches = [self._reach(viewer) for viewer in self._viewers if viewer.line == line]
-            known = [reach.allowance for reach in reaches if reach.known]
-            rate = min(known or [reach.allowance for reach in reaches], default=START)
-            self.rates[line] = max(FLOOR, min(rate, line.tier.ceiling))
-            self.hub.set_rate(line, self.rates[line])
+    def _set_rates(self) -> None:
+        """Set each rendition to the bitrate of its weakest viewer; viewers without an estimate do not count.
 
-    def _close_empty(self) -> None:
-        used = {viewer.line for viewer in self._viewers}
-        for line in [line for line in self._sinks if line not in used]:
-            self.hub.unsubscribe(line, self._sinks.pop(line))
-            self.rates.pop(line, None)
+        If there is no estimate at all, the first guess is used.
+        """
+        for rendition in self._callbacks:
+            found = [self._capacity(viewer) for viewer in self._viewers if viewer.rendition == rendition]
+            known = [capacity.bitrate for capacity in found if capacity.known]
+            rate = min(known or [capacity.bitrate for capacity in found], default=START)
+            self.rates[rendition] = max(FLOOR, min(rate, rendition.tier.ceiling))
+            self.hub.set_rate(rendition, self.rates[rendition])
 
-    def _lose(self, line: Line) -> None:
-        """The event loop stood still, and pictures are lost: go on at the next keyframe."""
+    def _close_unused(self) -> None:
+        used = {viewer.rendition for viewer in self._viewers}
+        for rendition in [rendition for rendition in self._callbacks if rendition not in used]:
+            self.hub.unsubscribe(rendition, self._callbacks.pop(rendition))
+            self.rates.pop(rendition, None)
+
+    def _on_lost(self, rendition: Rendition) -> None:
+        """Continue at the next keyframe after the event loop was blocked and frames were lost."""
         for viewer in self._viewers:
-            if viewer.line == line:
+            if viewer.rendition == rendition:
                 viewer.track.restart()
-        self.hub.request_keyframe(line, JOIN_GAP_S)
+        self.hub.request_keyframe(rendition, JOIN_GAP_S)

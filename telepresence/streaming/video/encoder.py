@@ -1,4 +1,4 @@
-"""Pictures to H.264 and VP8: x264, NVENC where there is one, libvpx."""
+"""Video encoders: H.264 by x264 or NVENC, VP8 by libvpx, and the conversion of RGB images to YUV frames."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import defaultdict
 from enum import StrEnum
 from fractions import Fraction
 from functools import cache
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
@@ -15,38 +15,50 @@ from insta_runtime.types import Bytes
 if TYPE_CHECKING:
     import av
 
-CLOCK_RATE = 90_000  # of RTP video (RFC 3551); every pts of the stream counts in it
+CLOCK_RATE: Final = 90_000
+"""Clock rate of RTP video in Hz (RFC 3551), the unit of all video time stamps (pts)."""
 
-VBV_S, VBV_FRAMES = 0.1, 3  # at the highest rate, the longer of both: what a keyframe's burst may be; a smaller one
-# costs likeness, a larger one delay
-REOPEN = 1.25  # libvpx cannot change its rate while it runs: beyond this factor it is opened anew, with a keyframe
+VBV_S: Final = 0.1
+"""Size of the H.264 rate-control buffer (VBV) in seconds at the maximum bitrate.
 
-PROBE_SIDE = 256  # pixels; NVENC refuses much smaller pictures
+It limits the size of a keyframe: a smaller buffer costs quality, a larger one delay.
+"""
+VBV_FRAMES: Final = 3
+"""Minimum size of the H.264 rate-control buffer (VBV) in frame periods."""
+REOPEN: Final = 1.25
+"""Factor of a bitrate change above which the VP8 encoder is opened again, with a keyframe; libvpx cannot change it."""
+
+PROBE_SIDE: Final = 256
+"""Side in pixels of the test frames that find out whether an encoder works; NVENC refuses much smaller frames."""
 
 
 class Codec(StrEnum):
-    """What a viewer decodes; the values are the names in SDP."""
+    """Video codec of a viewer; the values are the names in SDP."""
 
     H264 = "H264"
     VP8 = "VP8"
 
 
 class Encoder(Protocol):
-    """One stream of pictures of one size."""
+    """Encoder of one video stream of a constant frame size.
+
+    Attributes:
+        name: ``x264``, ``nvenc`` or ``vp8``.
+    """
 
     name: str
 
     def set_rate(self, bitrate: int) -> None:
-        """Aim at ``bitrate`` bit/s from the next picture on, at most at the rate that it was opened with."""
+        """Set the target bitrate in bit/s from the next frame on, at most that of opening the encoder."""
 
     def encode(self, frame: av.VideoFrame, pts: int, keyframe: bool) -> av.Packet[av.VideoStream]:
-        """One yuv420p frame in, one packet out; ``pts`` in 1/90000 s, growing.  Writes into ``frame``."""
+        """Encode a yuv420p frame to one packet; ``pts`` is in 1/90000 s and must grow.  Writes into ``frame``."""
 
 
 class Converter:
-    """RGB pictures to yuv420p frames with BT.601 limited-range colour, as VP8 assumes.
+    """Converts RGB images to yuv420p frames with BT.601 limited-range colour, which VP8 requires, and scales frames.
 
-    It keeps the scaler's tables, which would cost more than the conversion itself; use one from one thread.
+    It caches the scaler's tables, which cost more than the conversion itself.  For one thread only.
     """
 
     def __init__(self) -> None:
@@ -55,12 +67,14 @@ class Converter:
         self._scalers: defaultdict[tuple[str, int], VideoReformatter] = defaultdict(VideoReformatter)
 
     def convert(self, rgb: Bytes, size: int) -> av.VideoFrame:
-        """(H, W, 3) uint8 sRGB to a ``size`` x ``size`` frame."""
+        """Convert an (H, W, 3) uint8 sRGB image to a frame of ``size`` x ``size`` pixels."""
         import av
         from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
         return self._scalers["rgb", size].reformat(
-            av.VideoFrame.from_numpy_buffer(np.ascontiguousarray(rgb), format="rgb24"),  # read before this returns
+            av.VideoFrame.from_numpy_buffer(
+                np.ascontiguousarray(rgb), format="rgb24"
+            ),  # its buffer is read before this returns
             width=size,
             height=size,
             format="yuv420p",
@@ -71,29 +85,29 @@ class Converter:
         )
 
     def shrink(self, frame: av.VideoFrame, size: int) -> av.VideoFrame:
-        """A yuv420p frame to a ``size`` x ``size`` one."""
+        """Scale a yuv420p frame to ``size`` x ``size`` pixels."""
         from av.video.reformatter import Interpolation
 
         return self._scalers["yuv", size].reformat(frame, width=size, height=size, interpolation=Interpolation.AREA)
 
 
 class H264Encoder:
-    """H.264 without delay: constrained baseline, constant bitrate, a keyframe when asked for, or after 3000 pictures
-    without one.
+    """H.264 encoder without delay: constrained baseline, constant bitrate, keyframes on request or after 3000 frames.
 
-    Every keyframe is an IDR picture with SPS and PPS before it, so that a viewer can start at any of them.  The rate
-    changes from one picture to the next without a keyframe: x264 does that only if it was opened at a constant rate,
-    and below it.
+    Every keyframe is an IDR picture preceded by SPS and PPS, so that a viewer can start at any of them.  The bitrate
+    changes from one frame to the next without a keyframe: x264 allows that only in constant-bitrate mode, and only
+    below the bitrate that it was opened with.
     """
 
     def __init__(self, size: int, fps: int, bitrate: int, preset: str = "superfast", nvenc: bool = False) -> None:
-        """``size`` in pixels (even), ``fps`` the real rate (rate control trusts it), ``bitrate`` the highest, in bit/s.
+        """Open an encoder; av.FFmpegError if that fails.
 
-        ``preset`` is x264's; ``nvenc`` asks for NVIDIA's encoder instead.  av.FFmpegError if it cannot be opened.
+        ``size``: side in pixels, even.  ``fps``: actual frame rate, which rate control relies on.  ``bitrate``: maximum
+        in bit/s.  ``preset``: that of x264.  ``nvenc``: use NVIDIA's hardware encoder.
         """
         from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 
-        codec = _open_soon("h264_nvenc" if nvenc else "libx264", size, fps, bitrate)
+        codec = _create_codec("h264_nvenc" if nvenc else "libx264", size, fps, bitrate)
         codec.profile = "Baseline"
         codec.color_range = ColorRange.MPEG
         codec.colorspace = Colorspace.ITU601
@@ -125,10 +139,10 @@ class H264Encoder:
 
 
 class Vp8Encoder:
-    """VP8 without delay, for peers that have no H.264; a change of the rate by a quarter costs a keyframe."""
+    """VP8 encoder without delay, for peers without H.264; a bitrate change by more than a quarter causes a keyframe."""
 
     def __init__(self, size: int, fps: int, bitrate: int) -> None:
-        """``size`` in pixels (even), ``bitrate`` the highest, in bit/s."""
+        """``size``: side in pixels, even.  ``fps``: frame rate.  ``bitrate``: maximum in bit/s."""
         self.name = "vp8"
         self._size, self._fps, self._highest = size, fps, bitrate
         self._wanted = self._rate = bitrate
@@ -144,17 +158,17 @@ class Vp8Encoder:
         return _encode(self._codec, frame, pts, keyframe)
 
     def _open(self) -> Any:
-        codec = _open_soon("libvpx", self._size, self._fps, self._rate)
+        codec = _create_codec("libvpx", self._size, self._fps, self._rate)
         codec.qmin, codec.qmax = 2, 56
         codec.options = {
             "deadline": "realtime",
             "cpu-used": "-8",
             "lag-in-frames": "0",
-            "noise-sensitivity": "0",  # a denoiser for cameras, which smears what was rendered
+            "noise-sensitivity": "0",  # its denoiser is made for cameras and blurs rendered frames
             "static-thresh": "1",
             "undershoot-pct": "100",
             "overshoot-pct": "15",
-            "minrate": str(self._rate),  # with maxrate: at a constant rate
+            "minrate": str(self._rate),  # equal to maxrate: constant bitrate
             "maxrate": str(self._rate),
             "bufsize": str(self._rate // 2),
         }
@@ -163,34 +177,36 @@ class Vp8Encoder:
 
 
 @cache
-def nvenc_trouble() -> str | None:
-    """Why NVIDIA's encoder cannot be used on this machine, in one line; None where it has encoded a frame.
+def nvenc_error() -> str | None:
+    """Why NVENC, NVIDIA's hardware encoder, cannot be used on this machine, in one line; None if it works.
 
-    That PyAV lists it says nothing, nor that there is a GPU: data-centre GPUs have no encoder.
+    It is tried with two frames: neither PyAV's list of codecs nor the presence of a GPU proves that it works, as GPUs
+    for data centres have no encoder.
     """
-    return _trouble(nvenc=True)
+    return _try_h264(nvenc=True)
 
 
 @cache
-def x264_trouble() -> str | None:
-    """Why x264 cannot be used with this PyAV, in one line; None where it has encoded a frame."""
-    return _trouble(nvenc=False)
+def x264_error() -> str | None:
+    """Why x264 cannot be used with the installed PyAV, in one line; None if it works."""
+    return _try_h264(nvenc=False)
 
 
-def _trouble(nvenc: bool) -> str | None:
+def _try_h264(nvenc: bool) -> str | None:
+    """Encode two frames, the second as a keyframe; returns an error message, or None if that works."""
     import av
 
     grey = np.full((PROBE_SIDE, PROBE_SIDE, 3), 128, dtype=np.uint8)
     try:
         encoder = H264Encoder(PROBE_SIDE, 30, 500_000, "ultrafast", nvenc)
         packets = [encoder.encode(Converter().convert(grey, PROBE_SIDE), 3000 * i, i == 1) for i in range(2)]
-    except (av.FFmpegError, ValueError) as error:  # ValueError: unknown codec, or not one packet for one frame
+    except (av.FFmpegError, ValueError) as error:  # ValueError: unknown codec, or not one packet a frame
         return getattr(error, "strerror", None) or str(error)
     return None if all(packet.is_keyframe for packet in packets) else "it makes no keyframes on demand"
 
 
-def _open_soon(name: str, size: int, fps: int, bitrate: int) -> Any:
-    """A codec of ``name`` with what all of them share, not yet open."""
+def _create_codec(name: str, size: int, fps: int, bitrate: int) -> Any:
+    """FFmpeg encoder ``name`` with the settings that all encoders share, not yet opened."""
     from av import CodecContext
 
     codec: Any = CodecContext.create(name, "w")
@@ -200,7 +216,7 @@ def _open_soon(name: str, size: int, fps: int, bitrate: int) -> Any:
     codec.time_base = Fraction(1, CLOCK_RATE)
     codec.bit_rate = bitrate
     codec.gop_size = 3000
-    codec.thread_count = 1  # half the latency of two threads would cost the tracker a core
+    codec.thread_count = 1  # two threads halve the encode time, but take a core from the tracker
     return codec
 
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from aiortc import MediaStreamTrack, RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 
-from telepresence.runtime.audio import RATE, SoundChunk
+from telepresence.runtime.audio import RATE, AudioChunk
 from telepresence.streaming.audio.audio_hub import OpusEncoder
 from telepresence.streaming.audio.lipsync import BLOCK
-from telepresence.streaming.audio.microphone import Microphone, SenderClock
+from telepresence.streaming.audio.microphone import MicrophoneDecoder, SenderClock
 
 SDP = {"Content-Type": "application/sdp"}
 HERTZ = 700
@@ -43,12 +43,12 @@ def opus(count: int) -> list[bytes]:
 
 
 def test_packets_become_sound_in_order_whatever_the_network_does() -> None:
-    heard: list[SoundChunk] = []
-    microphone = Microphone(heard.append)
+    heard: list[AudioChunk] = []
+    microphone = MicrophoneDecoder(heard.append)
     packets = [(65_500 + i & 0xFFFF, (2**32 - 9600 + i * BLOCK) & 0xFFFFFFFF, p) for i, p in enumerate(opus(100))]
     order = [*range(10), 11, 10, *range(12, 40), *range(41, 100), 40, 3]
     for position, number in enumerate(order):
-        microphone.packet(*packets[number], arrived=50.0 + 0.02 * max(order[: position + 1]))
+        microphone.push_packet(*packets[number], arrived=50.0 + 0.02 * max(order[: position + 1]))
     assert len(heard) == 99  # one came too late, nothing was played twice
     times = np.diff([chunk.t_capture_ns for chunk in heard])
     assert (times > 0).all()
@@ -60,15 +60,15 @@ def test_packets_become_sound_in_order_whatever_the_network_does() -> None:
 
 
 def test_no_packet_breaks_the_microphone() -> None:
-    heard: list[SoundChunk] = []
-    microphone = Microphone(heard.append)
+    heard: list[AudioChunk] = []
+    microphone = MicrophoneDecoder(heard.append)
     rng = random.Random(0)
     for _ in range(400):
-        microphone.packet(rng.randrange(1 << 16), rng.randrange(1 << 32), rng.randbytes(rng.choice([0, 1, 3, 200])))
+        microphone.push_packet(rng.randrange(1 << 16), rng.randrange(1 << 32), rng.randbytes(rng.choice([0, 1, 3, 200])))
     assert len(microphone._waiting) <= 3
     heard.clear()
     for i, packet in enumerate(opus(20)):  # and a good one is heard all the same
-        microphone.packet(i, i * BLOCK, packet)
+        microphone.push_packet(i, i * BLOCK, packet)
     assert len(heard) >= 17
 
 
@@ -78,11 +78,11 @@ def test_the_senders_clock_is_told_from_its_fastest_packets() -> None:
     for number in range(1500):  # 30 s; the sender's clock is slow by 100 ppm, and its time stamps wrap
         sent = 1000.0 + 0.02 * number * 1.0001
         arrived = sent + 0.005 + rng.exponential(0.01)
-        errors.append(clock.sent((stamp + number * BLOCK) & 0xFFFFFFFF, arrived) - sent)
+        errors.append(clock.send_time((stamp + number * BLOCK) & 0xFFFFFFFF, arrived) - sent)
     settled = np.array(errors[100:])
     assert settled.min() > 0.003
     assert settled.max() < 0.009
-    assert clock.sent(12_345, 5000.0) == pytest.approx(5000.0)  # another stream
+    assert clock.send_time(12_345, 5000.0) == pytest.approx(5000.0)  # another stream
 
 
 # ---- over the network
@@ -158,19 +158,19 @@ def test_who_watches_hears_who_is_before_the_camera(studio: Any, path: str) -> N
             voice = await listen(viewer)
             assert pitch(voice) == pytest.approx(HERTZ, rel=0.02)
             assert voice.std() > 3000
-        assert studio.sound.heard == "microphone"
+        assert studio.audio.active == "microphone"
         for _ in range(100):
-            if studio.sound.delay_s is not None:
+            if studio.audio.delay_s is not None:
                 break
             await asyncio.sleep(0.02)
-        assert 0.0 < studio.sound.delay_s <= 0.5
+        assert 0.0 < studio.audio.delay_s <= 0.5
 
-        studio.sound.muted = True
+        studio.audio.muted = True
         for _ in range(100):
             if (await listen(viewers[0], 0.1)).std() < 1:
                 break
         assert (await listen(viewers[0])).std() < 1  # silence, and packets go on
-        studio.sound.muted = False
+        studio.audio.muted = False
         for _ in range(100):
             if (await listen(viewers[0], 0.1)).std() > 3000:
                 break
@@ -189,7 +189,7 @@ def test_who_watches_hears_who_is_before_the_camera(studio: Any, path: str) -> N
 @pytest.mark.timeout(60)
 def test_without_the_hooks_a_microphone_is_heard_all_the_same(studio: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
-        object.__setattr__(studio.server._peers._feed, "shared", False)
+        object.__setattr__(studio.server._peers._stream, "shared", False)
         viewer = await connect(studio.server.address, "/whep")
         speaker = await connect(studio.server.address, "/call", Camera(), Voice())
         await listen(viewer)
@@ -239,10 +239,10 @@ def test_sound_of_a_source_goes_to_viewers_that_ask_for_it(studio: Any) -> None:
             await asyncio.sleep(0.01)
             while played * BLOCK / RATE < asyncio.get_running_loop().time() - began + 0.2:  # a file is read ahead
                 stamp = round(1e9 * (began + played * BLOCK / RATE))
-                studio.sound.play(SoundChunk(stamp, tone(played * BLOCK, BLOCK)))
+                studio.audio.play_source(AudioChunk(stamp, tone(played * BLOCK, BLOCK)))
                 played += 1
         assert pitch((await hearing)[RATE // 2 :]) == pytest.approx(HERTZ, rel=0.02)
-        assert studio.sound.heard == "source"
+        assert studio.audio.active == "source"
         await viewer.close()
 
     asyncio.run(scenario())

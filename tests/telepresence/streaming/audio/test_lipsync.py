@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from telepresence.runtime.audio import RATE, SoundBus, SoundChunk, Timeline
+from telepresence.runtime.audio import RATE, AudioBus, AudioChunk, AudioTimeline
 from telepresence.streaming.audio.lipsync import BLOCK, MAX_DELAY_S, NEAR_S, SLEW, DelayLine
 
 MS = 1_000_000
@@ -35,7 +35,7 @@ class Room:
     def hear(self, delay_s: float) -> np.ndarray | None:
         while self._said_s * (1 + self._drift) + self._arrival_s <= self.now_s:
             stamp = T0 + round(self._said_s * (1 + self._drift) * 1e9)
-            self.line.put(SoundChunk(stamp, self._sound(self._said_s, 0.02)))
+            self.line.put(AudioChunk(stamp, self._sound(self._said_s, 0.02)))
             self._said_s += 0.02
         block = self.line.read(T0 + round(self.now_s * 1e9), delay_s)
         self.now_s += 0.02
@@ -102,7 +102,7 @@ def test_sound_that_is_late_is_played_as_soon_as_may_be_and_never_later_than_hal
 def test_sound_that_ends_fades_out_and_may_begin_again() -> None:
     line = DelayLine()
     for start in range(0, 400, 20):
-        line.put(SoundChunk(T0 + start * MS, tone(start / 1000, 0.02)))
+        line.put(AudioChunk(T0 + start * MS, tone(start / 1000, 0.02)))
     heard = [line.read(T0 + now * MS, 0.1) for now in range(410, 900, 20)]
     spoken = [block for block in heard if block is not None]
     assert 4 <= len(spoken) <= 5
@@ -111,7 +111,7 @@ def test_sound_that_ends_fades_out_and_may_begin_again() -> None:
     assert line.delay_s is None
 
     for start in range(30_000, 30_200, 20):  # half a minute later
-        line.put(SoundChunk(T0 + start * MS, clock(0.001 * start - 25, 0.02)))
+        line.put(AudioChunk(T0 + start * MS, clock(0.001 * start - 25, 0.02)))
     again = line.read(T0 + 30_200 * MS, 0.1)
     assert again is not None
     assert again[-1, 0] == pytest.approx(2 * 5_120, abs=4)
@@ -122,43 +122,43 @@ def test_nobody_can_make_the_line_grow() -> None:
     rng = np.random.default_rng(0)
     for _ in range(500):
         stamp = int(T0 + rng.normal() * 10 ** rng.uniform(3, 18))
-        line.put(SoundChunk(stamp, tone(0.0, rng.choice([0.0, 0.02, 0.12]))))
+        line.put(AudioChunk(stamp, tone(0.0, rng.choice([0.0, 0.02, 0.12]))))
         block = line.read(T0 + int(rng.normal() * 1e9), rng.uniform(-1, 2))
         assert block is None or block.shape == (BLOCK, 2)
         assert len(line._held) <= 2.2 * RATE
 
 
 def test_a_timeline_fills_holes_and_drops_what_comes_twice() -> None:
-    line = Timeline()
+    line = AudioTimeline()
     line.begin(T0)
-    assert len(line.append(SoundChunk(T0, tone(0, 0.02)))) == BLOCK
-    assert len(line.append(SoundChunk(T0 + 25 * MS, tone(0, 0.02)))) == BLOCK  # jitter
-    hole = line.append(SoundChunk(T0 + 100 * MS, tone(0, 0.02)))
+    assert len(line.append(AudioChunk(T0, tone(0, 0.02)))) == BLOCK
+    assert len(line.append(AudioChunk(T0 + 25 * MS, tone(0, 0.02)))) == BLOCK  # jitter
+    hole = line.append(AudioChunk(T0 + 100 * MS, tone(0, 0.02)))
     assert len(hole) == 4 * BLOCK
     assert not hole[: 3 * BLOCK].any()
     assert line.end_ns == pytest.approx(T0 + 120 * MS)
-    twice = line.append(SoundChunk(T0 + 60 * MS, tone(0, 0.08)))
+    twice = line.append(AudioChunk(T0 + 60 * MS, tone(0, 0.08)))
     assert len(twice) == BLOCK
     assert line.end_ns == pytest.approx(T0 + 140 * MS)
-    assert not line.continues(SoundChunk(T0 + 9_000 * MS, tone(0, 0.02)))
+    assert not line.continues(AudioChunk(T0 + 9_000 * MS, tone(0, 0.02)))
 
 
 def test_the_microphone_goes_before_the_source_and_muted_nobody_is_heard() -> None:
-    bus, heard = SoundBus(), []
-    bus.listen(heard.append)
-    assert bus.heard is None
-    bus.play(SoundChunk(T0, tone(0, 0.02)))
-    assert bus.heard == "source"
-    bus.speak(SoundChunk(T0, tone(1, 0.02)))
-    bus.play(SoundChunk(T0 + 20 * MS, tone(0, 0.02)))
-    assert bus.heard == "microphone"
+    bus, heard = AudioBus(), []
+    bus.subscribe(heard.append)
+    assert bus.active is None
+    bus.play_source(AudioChunk(T0, tone(0, 0.02)))
+    assert bus.active == "source"
+    bus.play_microphone(AudioChunk(T0, tone(1, 0.02)))
+    bus.play_source(AudioChunk(T0 + 20 * MS, tone(0, 0.02)))
+    assert bus.active == "microphone"
     assert len(heard) == 2
     bus.muted = True
-    bus.speak(SoundChunk(T0 + 20 * MS, tone(1, 0.02)))
+    bus.play_microphone(AudioChunk(T0 + 20 * MS, tone(1, 0.02)))
     assert len(heard[-1].samples) == BLOCK
     assert not heard[-1].samples.any()
     assert bus.status() == {"heard": "microphone", "muted": True, "delay_ms": None}
-    bus.forget(heard.append)
+    bus.unsubscribe(heard.append)
 
 
 def test_blocks_that_are_left_out_make_the_rest_no_later() -> None:

@@ -9,22 +9,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from insta_runtime.errors import UserError
-from telepresence.streaming.access_settings import AccessSettings, IceSettings
-from telepresence.streaming.http.access import MAX_ADDRESSES, Access, AddressRateLimiter, Asked
+from telepresence.streaming.http.settings import AccessSettings
+from telepresence.streaming.rtc.settings import IceSettings
+from telepresence.streaming.http.access import MAX_ADDRESSES, AccessPolicy, AddressRateLimiter, ClientRequest
 from telepresence.streaming.settings import StreamSettings
 
 TOKEN = "correct-horse-battery"
-LOCAL = Asked("GET", "/status", "", "127.0.0.1", "127.0.0.1:8080")
+LOCAL = ClientRequest("GET", "/status", "", "127.0.0.1", "127.0.0.1:8080")
 OWN = "http://127.0.0.1:8080"
 BEARER = f"Bearer {TOKEN}"
 
 
-def access(token: str = TOKEN, host: str = "127.0.0.1", offers: int = 100_000, **more: str) -> Access:
-    return Access(AccessSettings(token=token, offers=offers, **more), host, 8080)
+def access(token: str = TOKEN, host: str = "127.0.0.1", offers: int = 100_000, **more: str) -> AccessPolicy:
+    return AccessPolicy(AccessSettings(token=token, offers=offers, **more), host, 8080)
 
 
-def status(rules: Access, asked: Asked) -> int:
-    refusal = rules.refuse(asked)
+def status(rules: AccessPolicy, asked: ClientRequest) -> int:
+    refusal = rules.check(asked)
     return 200 if refusal is None else refusal.status
 
 
@@ -101,12 +102,12 @@ def test_the_token_as_a_bearer(authorization: str | None, wanted: int) -> None:
     asked = replace(LOCAL, authorization=authorization)
     for method in ("GET", "POST", "PUT", "DELETE", "PATCH", "HEAD"):
         assert status(access(), replace(asked, method=method)) == wanted
-    refusal = access().refuse(asked)
+    refusal = access().check(asked)
     assert refusal is None or refusal.headers["WWW-Authenticate"].startswith("Bearer")
 
 
-def cookie(rules: Access) -> str:
-    given = rules.cookie(Asked("GET", "/", f"token={TOKEN}", "127.0.0.1", "127.0.0.1:8080"))
+def cookie(rules: AccessPolicy) -> str:
+    given = rules.login_cookie(ClientRequest("GET", "/", f"token={TOKEN}", "127.0.0.1", "127.0.0.1:8080"))
     assert given is not None
     return given
 
@@ -127,7 +128,7 @@ def test_the_address_of_the_page_takes_the_token_once_for_a_cookie() -> None:
         replace(page, path="/status"),
         replace(page, query="&".join(["a=1"] * 50)),
     ):
-        assert rules.cookie(other) is None
+        assert rules.login_cookie(other) is None
         assert status(rules, other) == 401
 
 
@@ -166,11 +167,11 @@ class Clock:
 
 def test_so_much_a_minute_for_each_address() -> None:
     clock = Clock()
-    rules = Access(AccessSettings(offers=60), "127.0.0.1", 8080, clock)
+    rules = AccessPolicy(AccessSettings(offers=60), "127.0.0.1", 8080, clock)
     asked = replace(LOCAL, method="POST", address="192.0.2.1")
     answers = [status(rules, asked) for _ in range(20)]
     assert answers == [200] * 15 + [429] * 5
-    refusal = rules.refuse(asked)
+    refusal = rules.check(asked)
     assert refusal is not None
     assert 1 <= int(refusal.headers["Retry-After"]) <= 2
     assert status(rules, replace(asked, address="192.0.2.2")) == 200
@@ -182,7 +183,7 @@ def test_so_much_a_minute_for_each_address() -> None:
 
 def test_who_guesses_is_not_even_told_when_right() -> None:
     clock = Clock()
-    rules = Access(AccessSettings(token=TOKEN, offers=60), "127.0.0.1", 8080, clock)
+    rules = AccessPolicy(AccessSettings(token=TOKEN, offers=60), "127.0.0.1", 8080, clock)
     wrong = [status(rules, replace(LOCAL, authorization=f"Bearer {i}")) for i in range(17)]
     assert wrong == [401] * 15 + [429] * 2
     assert status(rules, replace(LOCAL, authorization=BEARER)) == 429
@@ -214,7 +215,7 @@ pieces = st.lists(tokens | anything, max_size=4).map("".join)
 @settings(max_examples=150, deadline=None)
 @given(
     st.builds(
-        Asked,
+        ClientRequest,
         st.sampled_from(["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"]) | anything,
         st.sampled_from(["/", "/status", "/whep", "/healthz"]) | anything,
         pieces,
@@ -225,11 +226,11 @@ pieces = st.lists(tokens | anything, max_size=4).map("".join)
         headers | pieces,
     )
 )
-def test_nothing_but_the_token_opens(asked: Asked) -> None:
+def test_nothing_but_the_token_opens(asked: ClientRequest) -> None:
     """Whatever the headers hold, there is an answer, and it is yes to nobody who does not show the token."""
     rules = access()
-    refusal = rules.refuse(asked)
-    rules.cookie(asked)
+    refusal = rules.check(asked)
+    rules.login_cookie(asked)
     if refusal is not None:
         assert refusal.status in (401, 403, 429)
         assert "\n" not in refusal.message + refusal.reason + "".join(refusal.headers.values())
@@ -251,9 +252,9 @@ def test_nothing_but_the_token_opens(asked: Asked) -> None:
         ("127.0.0.1", {"token": "schlüssel"}, "visible ASCII"),
         ("127.0.0.1", {"tls_cert": __file__}, "both --tls-cert and --tls-key"),
         ("127.0.0.1", {"tls_cert": "/nowhere", "tls_key": "/nowhere"}, "no file /nowhere"),
-        ("127.0.0.1", {"origins": "example.org"}, "no origin"),
-        ("127.0.0.1", {"origins": "https://example.org/"}, "no origin"),
-        ("127.0.0.1", {"origins": "*"}, "no origin"),
+        ("127.0.0.1", {"origins": "example.org"}, "not an origin"),
+        ("127.0.0.1", {"origins": "https://example.org/"}, "not an origin"),
+        ("127.0.0.1", {"origins": "*"}, "not an origin"),
     ],
 )
 def test_settings_that_would_leave_a_door_open(host: str, given_settings: dict[str, str], words: str) -> None:
@@ -265,9 +266,9 @@ def test_settings_that_would_leave_a_door_open(host: str, given_settings: dict[s
 @pytest.mark.parametrize(
     ("given_settings", "words"),
     [
-        ({"servers": "example.org"}, "no server"),
-        ({"servers": "http:example.org"}, "no server"),
-        ({"servers": "stun:"}, "no server"),
+        ({"servers": "example.org"}, "not a STUN or TURN server"),
+        ({"servers": "http:example.org"}, "not a STUN or TURN server"),
+        ({"servers": "stun:"}, "not a STUN or TURN server"),
         ({"servers": "turn:example.org"}, "turn_secret"),
         ({"servers": "stun:a stun:b"}, "one STUN and one TURN"),
         ({"servers": "turn:a turns:b", "turn_secret": "s"}, "one STUN and one TURN"),

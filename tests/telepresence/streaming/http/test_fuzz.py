@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from insta_runtime.errors import UserError
-from telepresence.streaming.rtc.offer import MAX_BYTES, MAX_CANDIDATES, MAX_LINES, MAX_SECTIONS, read_offer
+from telepresence.streaming.rtc.offer import MAX_BYTES, MAX_CANDIDATES, MAX_LINES, MAX_SECTIONS, parse_offer
 
 SDP = {"Content-Type": "application/sdp"}
 SENT = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -159,7 +159,7 @@ words = st.sampled_from(
 )
 def test_what_passes_is_small_and_names_nobody(body: bytes) -> None:
     try:
-        offer = read_offer(body, "192.0.2.1")
+        offer = parse_offer(body, "192.0.2.1")
     except UserError:
         return
     passed = offer.sdp.split("\r\n")

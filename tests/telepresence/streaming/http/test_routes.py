@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from insta_runtime.errors import UserError
-from telepresence.streaming import MediaServer, StreamHooks, StreamSettings
+from telepresence.streaming import DaemonInterface, MediaServer, StreamSettings
 
 SDP = {"Content-Type": "application/sdp"}
 
@@ -92,7 +92,7 @@ def test_whose_face_it_is_is_answered_while_it_is_asked(studio: Any) -> None:
     yes, no = b'{"same": true}', b'{"same": false}'
     assert ask(studio.server, "POST", "/person", yes, JSON)[0] == 409
     for sent, heard in ((yes, True), (no, False)):
-        studio.status["person"] = {"asked": True}
+        studio.status["subject"] = {"asked": True}
         assert ask(studio.server, "POST", "/person", sent, JSON)[0] == 204
         assert studio.answers.pop() is heard
 
@@ -110,7 +110,7 @@ def test_whose_face_it_is_is_answered_while_it_is_asked(studio: Any) -> None:
     ],
 )
 def test_other_answers_are_none(studio: Any, body: bytes, headers: dict[str, str], wanted: int) -> None:
-    studio.status["person"] = {"asked": True}
+    studio.status["subject"] = {"asked": True}
     status, _, answer = ask(studio.server, "POST", "/person", body, headers)
     assert status == wanted
     assert answer.count(b"\n") == 1
@@ -159,7 +159,7 @@ def test_whep_answers_and_delete_frees(studio: Any) -> None:
 
 @pytest.mark.timeout(60)
 def test_viewer_limit_and_second_camera() -> None:
-    server = MediaServer(StreamSettings(port=0, viewers=1), StreamHooks())
+    server = MediaServer(StreamSettings(port=0, viewers=1), DaemonInterface())
     server.start()
     try:
         _, headers, _ = ask(server, "POST", "/whep", offer(), SDP)
@@ -235,7 +235,7 @@ def test_other_pages_and_other_names_are_refused(studio: Any) -> None:
 def test_a_taken_port_is_said_in_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        server = MediaServer(StreamSettings(port=port), StreamHooks())
+        server = MediaServer(StreamSettings(port=port), DaemonInterface())
         with pytest.raises(UserError, match=rf"port {port} is taken .* --port"):
             server.start()
         server.stop()
@@ -244,24 +244,24 @@ def test_a_taken_port_is_said_in_one_line() -> None:
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "::", "example.org", "127.0.0.1.example.org", ""])
 def test_only_this_machine_is_listened_on(host: str) -> None:
     with pytest.raises(UserError, match="token and TLS"):
-        MediaServer(StreamSettings(host=host), StreamHooks())
+        MediaServer(StreamSettings(host=host), DaemonInterface())
 
 
 def test_an_odd_size_is_refused() -> None:
     with pytest.raises(UserError, match="even"):
-        MediaServer(StreamSettings(size=511), StreamHooks())
+        MediaServer(StreamSettings(size=511), DaemonInterface())
 
 
 def test_start_and_stop_leave_no_thread_and_free_the_port() -> None:
     import threading
 
     before = set(threading.enumerate())
-    first = MediaServer(StreamSettings(port=0), StreamHooks())
+    first = MediaServer(StreamSettings(port=0), DaemonInterface())
     first.start()
     port = urlsplit(first.address).port
     first.stop()
     first.stop()
-    second = MediaServer(StreamSettings(port=port or 0), StreamHooks())
+    second = MediaServer(StreamSettings(port=port or 0), DaemonInterface())
     second.start()
     assert ask(second, "GET", "/healthz")[0] == 200
     second.stop()

@@ -20,8 +20,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from insta_runtime.errors import UserError
-from telepresence.streaming import MediaServer, StreamHooks, StreamSettings
-from telepresence.streaming.access_settings import AccessSettings, IceSettings
+from telepresence.streaming import DaemonInterface, MediaServer, StreamSettings
+from telepresence.streaming.http.settings import AccessSettings
+from telepresence.streaming.rtc.settings import IceSettings
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -132,7 +133,7 @@ def test_tls_files_that_are_no_use(certificate: tuple[str, str], tmp_path: Path)
     nonsense.write_text("hello")
     for one, other in ((cert, str(nonsense)), (str(nonsense), key), (cert, cert), (key, key)):
         with pytest.raises(UserError, match=r"TLS cannot use .* PEM") as refused:
-            MediaServer(StreamSettings(access=AccessSettings(tls_cert=one, tls_key=other)), StreamHooks())
+            MediaServer(StreamSettings(access=AccessSettings(tls_cert=one, tls_key=other)), DaemonInterface())
         assert "\n" not in str(refused.value)
 
 
@@ -151,36 +152,36 @@ def test_a_key_of_another_certificate_is_noticed(certificate: tuple[str, str], t
     locked = write("locked.pem", serialization.BestAvailableEncryption(b"secret"))
     for key, words in ((other, "not that of the certificate"), (locked, "without a passphrase")):
         with pytest.raises(UserError, match=words):
-            MediaServer(StreamSettings(access=AccessSettings(tls_cert=certificate[0], tls_key=key)), StreamHooks())
+            MediaServer(StreamSettings(access=AccessSettings(tls_cert=certificate[0], tls_key=key)), DaemonInterface())
 
 
 def test_pages_of_an_allowed_origin_may_watch(studio_type: type[Any]) -> None:
     origin = "https://show.example"
     with studio_type(access=AccessSettings(token=TOKEN, origins=origin)) as studio:
         server = studio.server
-        wish = {"Origin": origin, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x"}
+        wish = {"Origin": origin, "AccessPolicy-Control-Request-Method": "POST", "AccessPolicy-Control-Request-Headers": "x"}
         preflight = ask(server, "OPTIONS", "/whep", wish)
         assert preflight.status == 204
-        assert preflight.headers["Access-Control-Allow-Origin"] == origin
-        assert "POST" in preflight.headers["Access-Control-Allow-Methods"]
-        assert "Authorization" in preflight.headers["Access-Control-Allow-Headers"]
-        assert "Access-Control-Allow-Credentials" not in preflight.headers
+        assert preflight.headers["AccessPolicy-Control-Allow-Origin"] == origin
+        assert "POST" in preflight.headers["AccessPolicy-Control-Allow-Methods"]
+        assert "Authorization" in preflight.headers["AccessPolicy-Control-Allow-Headers"]
+        assert "AccessPolicy-Control-Allow-Credentials" not in preflight.headers
         assert (
-            ask(server, "OPTIONS", "/session/" + "0" * 32, wish | {"Access-Control-Request-Method": "DELETE"}).status
+            ask(server, "OPTIONS", "/session/" + "0" * 32, wish | {"AccessPolicy-Control-Request-Method": "DELETE"}).status
             == 204
         )
 
         answer = ask(server, "POST", "/whep", {"Origin": origin, **SDP}, OFFER)
-        assert (answer.status, answer.headers["Access-Control-Allow-Origin"]) == (401, origin)
+        assert (answer.status, answer.headers["AccessPolicy-Control-Allow-Origin"]) == (401, origin)
         answer = ask(server, "POST", "/whep", {"Origin": origin, **SDP, **BEARER}, OFFER)
-        assert answer.headers["Access-Control-Allow-Origin"] == origin
-        assert "Location" in answer.headers["Access-Control-Expose-Headers"]
+        assert answer.headers["AccessPolicy-Control-Allow-Origin"] == origin
+        assert "Location" in answer.headers["AccessPolicy-Control-Expose-Headers"]
         assert answer.headers["Vary"] == "Origin"
 
         foreign = ask(server, "OPTIONS", "/whep", wish | {"Origin": "https://evil.example"})
         assert foreign.status == 403
-        assert "Access-Control-Allow-Origin" not in foreign.headers
-        assert "Access-Control-Allow-Origin" not in ask(server, "GET", "/healthz").headers
+        assert "AccessPolicy-Control-Allow-Origin" not in foreign.headers
+        assert "AccessPolicy-Control-Allow-Origin" not in ask(server, "GET", "/healthz").headers
         assert ask(server, "OPTIONS", "/whip").headers["Accept-Post"] == "application/sdp"
 
 

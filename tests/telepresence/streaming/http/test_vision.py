@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from insta_runtime.errors import UserError
-from telepresence.tracking.models import VISION, vision_path
+from telepresence.tracking.model_files import VISION, vision_path
 
 
 def get(studio: Any, name: str) -> tuple[int, str, bytes]:

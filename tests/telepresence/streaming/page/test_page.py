@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from telepresence.streaming import MediaServer, StreamHooks, StreamSettings
+from telepresence.streaming import DaemonInterface, MediaServer, StreamSettings
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -208,7 +208,12 @@ def test_page_comes_back_with_the_daemon(studio: Any, chromium: Browser) -> None
     studio.server.stop()
     studio.until(lambda: page.locator("#state").text_content() == "offline")
     studio.until(lambda: page.locator("#veil").is_visible())
-    again = MediaServer(StreamSettings(port=port), StreamHooks(status=lambda: {"state": "live"}))
+
+    class LiveDaemon(DaemonInterface):
+        def status(self) -> dict[str, Any]:
+            return {"state": "live"}
+
+    again = MediaServer(StreamSettings(port=port), LiveDaemon())
     again.start()
     try:
         studio.until(lambda: page.locator("#state").text_content() == "live")
@@ -261,7 +266,7 @@ def test_who_it_is_is_asked_and_answered_by_keyboard(studio: Any, chromium: Brow
     assert page.locator("#question").is_hidden()
     new = {"ago_s": 1.0, "kind": "new avatar", "text": "somebody else is there: <b>a new avatar</b> was begun"}
     for button, same in (("Yes, it is me", True), ("Someone else", False)):
-        studio.status["person"] = {"asked": True}
+        studio.status["subject"] = {"asked": True}
         studio.until(lambda: page.locator("#question").is_visible())
         page.get_by_role("button", name=button).focus()
         page.keyboard.press("Enter")
@@ -305,36 +310,36 @@ def test_what_is_wished_for_reaches_the_daemon(studio: Any, chromium: Browser) -
         return page.get_by_role("button", name=name, exact=True).get_attribute("aria-pressed") == "true"
 
     page.get_by_role("button", name="Pause learning").click()
-    studio.until(lambda: pressed("Go on learning"))
-    studio.until(lambda: "nothing is learned" in page.locator("#sentence").inner_text())
+    studio.until(lambda: pressed("Resume learning"))
+    studio.until(lambda: "Learning is paused" in page.locator("#sentence").inner_text())
     page.keyboard.press("f")
-    studio.until(lambda: studio.asked == [("freeze", True), ("freeze", False)])
+    studio.until(lambda: studio.commands == [("freeze", True), ("freeze", False)])
     studio.until(lambda: not pressed("Pause learning"))
     studio.status["training"] = {"state": "frozen"}  # by somebody else
-    studio.until(lambda: page.get_by_role("button", name="Go on learning").is_visible())
+    studio.until(lambda: page.get_by_role("button", name="Resume learning").is_visible())
 
-    studio.asked.clear()
+    studio.commands.clear()
     page.keyboard.press("m")
-    studio.until(lambda: studio.asked == [("mute", True)])
+    studio.until(lambda: studio.commands == [("mute", True)])
     studio.until(lambda: pressed("Unmute"))
-    page.get_by_role("button", name="Calibrate anew").click()
-    studio.until(lambda: studio.asked[-1] == ("recalibrate",))
+    page.get_by_role("button", name="Calibrate again").click()
+    studio.until(lambda: studio.commands[-1] == ("recalibrate",))
 
-    studio.refuses = "nobody is known yet who could be calibrated anew"
+    studio.refusal = "no subject is known yet"
     page.keyboard.press("c")
-    alert = page.get_by_role("alert").filter(has_text="Nobody is known yet who could be calibrated anew.")
+    alert = page.get_by_role("alert").filter(has_text="No subject is known yet.")
     alert.wait_for(timeout=10_000)
-    page.get_by_role("button", name="Go on learning").click()
+    page.get_by_role("button", name="Resume learning").click()
     page.wait_for_timeout(300)
-    assert pressed("Go on learning"), "what was refused is not shown as done"
-    studio.refuses = None
+    assert pressed("Resume learning"), "what was refused is not shown as done"
+    studio.refusal = None
 
     page.get_by_text("Keyboard", exact=True).click()
-    page.get_by_label("Single keys").uncheck()
-    studio.asked.clear()
+    page.get_by_label("Single-key shortcuts").uncheck()
+    studio.commands.clear()
     page.keyboard.press("m")
     page.get_by_role("button", name="Unmute").click()
-    studio.until(lambda: studio.asked == [("mute", False)])
+    studio.until(lambda: studio.commands == [("mute", False)])
 
 
 @pytest.mark.timeout(60)
@@ -348,26 +353,26 @@ def test_the_head_is_turned_by_dragging_and_by_keys(studio: Any, chromium: Brows
     page.mouse.down()
     page.mouse.move(middle[0] + box["width"] / 4, middle[1] - box["height"] / 8, steps=5)
     page.mouse.up()
-    kind, yaw, pitch = studio.until(lambda: studio.asked and studio.asked[-1][1] > 0.39 and studio.asked[-1])
+    kind, yaw, pitch = studio.until(lambda: studio.commands and studio.commands[-1][1] > 0.39 and studio.commands[-1])
     assert kind == "orbit"
     assert yaw == pytest.approx(0.4, abs=0.02), "to the right, as the pointer went"
     assert pitch == pytest.approx(0.2, abs=0.02), "and up"
     page.mouse.move(*middle)  # nothing is held any more
-    straight = page.get_by_role("button", name="Look straight")
+    straight = page.get_by_role("button", name="Reset view")
     assert straight.is_visible()
     page.locator("#avatar").focus()
     page.keyboard.press("ArrowLeft")
-    studio.until(lambda: studio.asked[-1][1] == pytest.approx(yaw - 0.08))
+    studio.until(lambda: studio.commands[-1][1] == pytest.approx(yaw - 0.08))
     for _ in range(40):
         page.keyboard.press("ArrowDown")
-    studio.until(lambda: studio.asked[-1][2] == pytest.approx(-0.5))
+    studio.until(lambda: studio.commands[-1][2] == pytest.approx(-0.5))
     straight.click()
-    studio.until(lambda: studio.asked[-1] == ("orbit", 0.0, 0.0))
+    studio.until(lambda: studio.commands[-1] == ("orbit", 0.0, 0.0))
     assert straight.is_hidden()
     studio.status["orbit"] = {"yaw": 0.3, "pitch": 0.0}  # somebody else turned it
     studio.until(straight.is_visible)
     straight.click()
-    studio.until(lambda: studio.asked[-1] == ("orbit", 0.0, 0.0))
+    studio.until(lambda: studio.commands[-1] == ("orbit", 0.0, 0.0))
 
 
 @pytest.mark.timeout(120)
@@ -385,22 +390,22 @@ def test_pictures_that_are_withheld_do_not_leave_the_browser(
     page.on("console", lambda message: violations.append(message.text) if "Content Security" in message.text else None)
     page.goto(studio.server.address)
     studio.watching(page, 5)
-    assert page.get_by_role("button", name="Keep my pictures here").is_disabled(), "no camera, no pictures"
+    assert page.get_by_role("button", name="Keep my video on this device").is_disabled(), "no camera, no pictures"
     use_camera(page)
-    assert not studio.camera.get(20.0).withheld
-    private = page.get_by_role("button", name="Keep my pictures here")
+    assert not studio.camera.get(20.0).landmarks_only
+    private = page.get_by_role("button", name="Keep my video on this device")
     studio.until(private.is_enabled)
 
     private.click()
     page.get_by_role("alert").filter(has_text="The avatar is not known yet.").wait_for(timeout=60_000)
     assert private.get_attribute("aria-pressed") == "false"
-    studio.known = True
+    studio.landmarks_allowed = True
     private.click()
     studio.until(lambda: private.get_attribute("aria-pressed") == "true", 60.0)
-    assert page.get_by_text("Stays here").is_visible()
-    first = studio.until(lambda: (frame := studio.camera.get(5.0)) and frame.withheld and frame)
+    assert page.get_by_text("Stays on this device").is_visible()
+    first = studio.until(lambda: (frame := studio.camera.get(5.0)) and frame.landmarks_only and frame)
     frames = [studio.camera.get(5.0) for _ in range(15)]
-    assert all(frame.withheld and not frame.rgb.any() for frame in frames), "not one picture more"
+    assert all(frame.landmarks_only and not frame.rgb.any() for frame in frames), "not one picture more"
     points = np.stack([frame.landmarks.points for frame in frames if frame.landmarks is not None])
     assert len(points) >= 12, "there is a face in the film"
     assert 0.2 < points[:, :, 0].mean() < 0.8
@@ -410,19 +415,19 @@ def test_pictures_that_are_withheld_do_not_leave_the_browser(
 
     page.evaluate("window.dispatchEvent(new Event('pagehide'))")  # the connection ends, and another takes its place
     studio.until(lambda: studio.camera_events[-2:] == [False, True], 30.0)
-    assert studio.camera.get(5.0).withheld, "nor does the next connection begin with one"
+    assert studio.camera.get(5.0).landmarks_only, "nor does the next connection begin with one"
     private.click()
-    studio.until(lambda: not studio.camera.get(5.0).withheld)
+    studio.until(lambda: not studio.camera.get(5.0).landmarks_only)
 
     page.reload()  # somebody who is known need not show a picture at all
     studio.watching(page, 5)
     while studio.camera.get(1.0) is not None:
         pass
     page.get_by_role("button", name="Use my camera").click()
-    keep = page.get_by_label("Keep my pictures in this browser from the start")
+    keep = page.get_by_label("Keep my video on this device from the start")
     assert not keep.is_checked(), "else the avatar would stop getting better unasked"
     keep.check()
     page.get_by_role("button", name="Agree and start").click()
     frames = [studio.camera.get(60.0) for _ in range(10)]
-    assert all(frame.withheld and not frame.rgb.any() for frame in frames)
+    assert all(frame.landmarks_only and not frame.rgb.any() for frame in frames)
     assert violations == []

@@ -10,7 +10,7 @@ import shutil
 import sys
 from typing import Any
 
-from conftest import Studio
+from tests.support.studio import Studio
 from playwright.sync_api import sync_playwright
 
 FRAMES = 30

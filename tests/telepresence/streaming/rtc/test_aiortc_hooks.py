@@ -32,21 +32,21 @@ from telepresence.streaming.rtc.offer import first_video_codec
 
 
 def test_nothing_is_missing() -> None:
-    assert aiortc_hooks.missing() == []
+    assert aiortc_hooks.missing_names() == []
 
 
 def test_another_version_or_name_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(aiortc, "__version__", "1.17.0")
     monkeypatch.delattr(JitterBuffer, "_remove_frame")
-    assert aiortc_hooks.missing() == ["aiortc 1.16.*, found 1.17.0", "JitterBuffer._remove_frame"]
+    assert aiortc_hooks.missing_names() == ["aiortc 1.16.*, found 1.17.0", "JitterBuffer._remove_frame"]
 
 
 def test_without_the_hooks_every_viewer_gets_an_encoder_and_the_log_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert server._can_share()
+    assert server._can_share_encodes()
     monkeypatch.setattr(aiortc, "__version__", "1.17.0")
-    assert not server._can_share()
+    assert not server._can_share_encodes()
     assert "an encoder of its own" in caplog.text
     assert "1.17.0" in caplog.text
 
@@ -58,16 +58,16 @@ class Diary:
         self.entries: list[Any] = []
         self.budget = budget
 
-    def keyframe(self) -> None:
+    def on_keyframe_request(self) -> None:
         self.entries.append("keyframe")
 
-    def believes(self, bitrate: float) -> None:
+    def on_remb(self, bitrate: float) -> None:
         self.entries.append(bitrate)
 
-    def received(self, lost: int, sent: int) -> None:
-        self.entries.append((lost, sent))
+    def on_receiver_report(self, lost: int, highest: int) -> None:
+        self.entries.append((lost, highest))
 
-    def resend(self, _number: int) -> bool:
+    def should_resend(self, _number: int) -> bool:
         self.budget -= 1
         return self.budget >= 0
 
@@ -81,7 +81,7 @@ def test_feedback_reaches_the_hooks() -> None:
     async def scenario() -> None:
         pc, sending = sender()
         diary, ssrc = Diary(), sending._ssrc
-        aiortc_hooks.on_feedback(sending, diary)
+        aiortc_hooks.set_feedback_handler(sending, diary)
 
         def report(of: int) -> RtcpReceiverInfo:
             return RtcpReceiverInfo(
@@ -113,7 +113,7 @@ def test_lost_packets_go_again_while_the_budget_lasts() -> None:
             again.append(number)
 
         vars(sending).update(_retransmit=retransmit)  # what aiortc would do
-        aiortc_hooks.on_feedback(sending, Diary(budget=3))
+        aiortc_hooks.set_feedback_handler(sending, Diary(budget=3))
         nack = RtcpRtpfbPacket(fmt=RTCP_RTPFB_NACK, ssrc=1, media_ssrc=sending._ssrc, lost=list(range(20, 30)))
         await sending._handle_rtcp_packet(nack)
         assert again == [20, 21, 22]
@@ -127,7 +127,7 @@ def test_packets_say_that_they_are_to_be_shown_at_once_to_who_understands_it() -
         parameters = RTCRtpSendParameters(
             headerExtensions=[RTCRtpHeaderExtensionParameters(id=first + i, uri=uri) for i, uri in enumerate(uris)]
         )
-        aiortc_hooks.show_at_once(made)
+        aiortc_hooks.send_playout_delay(made)
         known = getattr(made, aiortc_hooks.EXTENSIONS)
         known.configure(parameters)
         values = HeaderExtensions(mid="0")
@@ -148,8 +148,8 @@ def test_packets_say_that_they_are_to_be_shown_at_once_to_who_understands_it() -
 
 
 def test_the_extension_is_offered_once_and_its_number_is_free() -> None:
-    aiortc_hooks.offer_no_delay()
-    aiortc_hooks.offer_no_delay()
+    aiortc_hooks.offer_playout_delay()
+    aiortc_hooks.offer_playout_delay()
     assert [ext.uri for ext in HEADER_EXTENSIONS["video"]].count(aiortc_hooks.PLAYOUT_DELAY) == 1
     known = {(ext.id, ext.uri) for kind in HEADER_EXTENSIONS.values() for ext in kind}
     assert len({number for number, _ in known}) == len(known)
@@ -165,7 +165,7 @@ def test_a_picture_is_released_with_its_last_packet() -> None:
     async def receiver() -> Any:
         pc = RTCPeerConnection(RTCConfiguration(iceServers=[]))
         made = pc.addTransceiver("video", direction="recvonly").receiver
-        aiortc_hooks.release_on_marker(made)
+        aiortc_hooks.decode_on_marker(made)
         await pc.close()
         return getattr(made, aiortc_hooks.JITTER_BUFFER)
 

@@ -14,9 +14,9 @@ from aiortc import RTCConfiguration, RTCPeerConnection, RTCRtpCodecParameters
 from aiortc.codecs import get_decoder
 from aiortc.jitterbuffer import JitterFrame
 
-from telepresence.runtime.handover import Handover
+from telepresence.runtime.loop_queue import LoopQueue
 from telepresence.streaming.rtc import aiortc_hooks
-from telepresence.streaming.rtc.aiortc_hooks import DECODER_QUEUE, UNDECODED
+from telepresence.streaming.rtc.aiortc_hooks import DECODER_QUEUE, MAX_UNDECODED
 from telepresence.streaming.video.encoder import Converter, H264Encoder, Vp8Encoder
 
 H264 = RTCRtpCodecParameters(mimeType="video/H264", clockRate=90_000, payloadType=96)
@@ -26,7 +26,7 @@ VP8 = RTCRtpCodecParameters(mimeType="video/VP8", clockRate=90_000, payloadType=
 def test_values_arrive_in_order_from_any_thread() -> None:
     async def scenario() -> list[int]:
         taken: list[int] = []
-        handover = Handover(taken.append, limit=1000)
+        handover = LoopQueue(taken.append, limit=1000)
 
         def put() -> None:
             for number in range(500):
@@ -43,7 +43,7 @@ def test_values_arrive_in_order_from_any_thread() -> None:
 def test_a_loop_that_stood_still_finds_the_newest_and_hears_of_the_loss(limit: int) -> None:
     async def scenario() -> list[Any]:
         told: list[Any] = []
-        handover = Handover(told.append, limit, lambda: told.append("lost"))
+        handover = LoopQueue(told.append, limit, lambda: told.append("lost"))
 
         def put() -> None:
             for number in range(1, 51):
@@ -80,7 +80,7 @@ def test_a_slow_decoder_loses_pictures_up_to_the_next_keyframe(codec: RTCRtpCode
     async def receiver_queue() -> tuple[queue.Queue[Any], threading.Event]:
         pc = RTCPeerConnection(RTCConfiguration(iceServers=[]))
         receiver = pc.addTransceiver("video", direction="recvonly").receiver
-        aiortc_hooks.bound(receiver)
+        aiortc_hooks.limit_decoder_queue(receiver)
         await pc.close()
         found = getattr(receiver, DECODER_QUEUE)
         assert isinstance(found, queue.Queue)
@@ -90,12 +90,12 @@ def test_a_slow_decoder_loses_pictures_up_to_the_next_keyframe(codec: RTCRtpCode
     while not waiting.empty():
         waiting.get_nowait()
     sent = frames(codec, 60, (0, 50))
-    for frame in sent[:UNDECODED]:
+    for frame in sent[:MAX_UNDECODED]:
         waiting.put((codec, frame))
     assert not asked.is_set()
-    for frame in sent[UNDECODED:50]:  # nobody decodes
+    for frame in sent[MAX_UNDECODED:50]:  # nobody decodes
         waiting.put((codec, frame))
-        assert waiting.qsize() <= UNDECODED
+        assert waiting.qsize() <= MAX_UNDECODED
     assert asked.is_set()
     assert waiting.empty()
     for frame in sent[50:]:
@@ -109,11 +109,11 @@ def test_a_slow_decoder_loses_pictures_up_to_the_next_keyframe(codec: RTCRtpCode
 
 def test_a_keyframe_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[float] = []
-    waiting = aiortc_hooks._Undecoded(lambda: asked.append(now[0]))
+    waiting = aiortc_hooks._BoundedDecoderQueue(lambda: asked.append(now[0]))
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     later = frames(VP8, 2, (0,))[1]
-    for _ in range(UNDECODED + 1):
+    for _ in range(MAX_UNDECODED + 1):
         waiting.put((VP8, later))
     assert asked == [0.0]
     for _ in range(30):

@@ -19,18 +19,18 @@ from telepresence.streaming.rtc.data_channels import (
     BODY,
     HEADER,
     MAX_REQUEST,
-    MAX_WRONG,
-    PITCH,
+    MAX_MALFORMED,
+    MAX_PITCH,
     POINTS,
     SCORES,
-    YAW,
-    Freeze,
-    Orbit,
-    Ping,
-    Recalibrate,
-    Withhold,
-    read_request,
-    read_withheld,
+    MAX_YAW,
+    FreezeRequest,
+    OrbitRequest,
+    PingRequest,
+    RecalibrateRequest,
+    WithholdRequest,
+    parse_request,
+    parse_landmarks,
 )
 
 
@@ -43,11 +43,11 @@ def packet(number: int = 0, found: bool = True, width: int = 640, height: int = 
 
 
 def test_requests_are_read() -> None:
-    assert read_request('{"type": "ping", "t": 12.5}') == Ping(12.5)
-    assert read_request(b'{"type": "freeze", "on": true}') == Freeze(True)
-    assert read_request('{"type": "recalibrate"}') == Recalibrate()
-    assert read_request('{"type": "orbit", "yaw": -0.5, "pitch": 0.25}') == Orbit(-0.5, 0.25)
-    assert read_request('{"type": "withhold"}') == Withhold()
+    assert parse_request('{"type": "ping", "t": 12.5}') == PingRequest(12.5)
+    assert parse_request(b'{"type": "freeze", "on": true}') == FreezeRequest(True)
+    assert parse_request('{"type": "recalibrate"}') == RecalibrateRequest()
+    assert parse_request('{"type": "orbit", "yaw": -0.5, "pitch": 0.25}') == OrbitRequest(-0.5, 0.25)
+    assert parse_request('{"type": "withhold"}') == WithholdRequest()
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_requests_are_read() -> None:
         '{"type": "freeze", "on": 1}',
         '{"type": "freeze", "on": true, "more": 1}',
         '{"type": "orbit", "yaw": 1e9, "pitch": 0}',
-        f'{{"type": "orbit", "yaw": {YAW}, "pitch": {PITCH + 0.1}}}',
+        f'{{"type": "orbit", "yaw": {MAX_YAW}, "pitch": {MAX_PITCH + 0.1}}}',
         '{"type": "orbit", "yaw": NaN, "pitch": 0}',
         '{"type": "ping", "t": 1e999}',
         '{"type": "ping", "t": -1}',
@@ -70,17 +70,17 @@ def test_requests_are_read() -> None:
 )
 def test_what_is_no_request_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
-        read_request(text)
+        parse_request(text)
 
 
 def test_landmarks_are_read() -> None:
-    found = read_withheld(packet(7, age_ms=30))
+    found = parse_landmarks(packet(7, age_ms=30))
     assert (found.number, found.width, found.height, found.age_ms) == (7, 640, 480, 30)
     assert found.landmarks is not None
     assert found.landmarks.points.shape == (POINTS, 3)
     assert np.allclose(found.landmarks.points, [0.5, 0.25, -0.125], atol=1e-4)
     assert np.allclose(found.landmarks.scores, np.arange(SCORES) / 255)
-    assert read_withheld(packet(8, found=False)).landmarks is None
+    assert parse_landmarks(packet(8, found=False)).landmarks is None
 
 
 @pytest.mark.parametrize(
@@ -100,13 +100,13 @@ def test_landmarks_are_read() -> None:
 )
 def test_what_is_no_packet_of_landmarks_is_refused(wrong: str | bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
-        read_withheld(wrong)
+        parse_landmarks(wrong)
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.one_of(st.binary(max_size=600), st.text(max_size=600)))
 def test_nothing_else_than_a_refusal_comes_of_anything(message: str | bytes) -> None:
-    for read in (read_request, read_withheld):
+    for read in (parse_request, parse_landmarks):
         with contextlib.suppress(ValueError):
             read(message)
 
@@ -116,7 +116,7 @@ def test_nothing_else_than_a_refusal_comes_of_anything(message: str | bytes) -> 
 def test_every_packet_that_is_read_is_within_bounds(header: bytes, filling: int) -> None:
     for found in (0, 1):
         try:
-            seen = read_withheld(bytes([1, found]) + header + bytes([filling]) * (BODY if found else 0))
+            seen = parse_landmarks(bytes([1, found]) + header + bytes([filling]) * (BODY if found else 0))
         except ValueError:
             continue
         if seen.landmarks is not None:
@@ -140,8 +140,8 @@ def test_a_peer_asks_and_is_answered_and_a_wild_one_is_cut_off(studio: Any, call
             assert await ask(control, answers, {"type": "ping", "t": 5.5}) == {"type": "pong", "t": 5.5}
             done = {"type": "done", "of": "freeze"}
             assert await ask(control, answers, {"type": "freeze", "on": True}) == done
-            assert studio.asked == [("freeze", True)]
-            studio.refuses = "nobody is known yet"
+            assert studio.commands == [("freeze", True)]
+            studio.refusal = "nobody is known yet"
             refused = {"type": "refused", "of": "recalibrate", "text": "nobody is known yet"}
             assert await ask(control, answers, {"type": "recalibrate"}) == refused
 
@@ -152,7 +152,7 @@ def test_a_peer_asks_and_is_answered_and_a_wild_one_is_cut_off(studio: Any, call
             assert other.readyState == "closed"
 
             landmarks.send(packet(1))  # of a page that gives no camera
-            for _ in range(MAX_WRONG - 1):
+            for _ in range(MAX_MALFORMED - 1):
                 landmarks.send(b"nonsense")
             for _ in range(200):
                 if landmarks.readyState == "closed":
@@ -209,6 +209,6 @@ def test_landmarks_of_a_camera_arrive_newest_first(studio: Any, call_daemon: Any
 
     frames = asyncio.run(scenario())
     assert [frame.landmarks is not None for frame in frames] == [True, True, False], "what came too late was dropped"
-    assert all(frame.withheld and frame.rgb.shape == (240, 320, 3) and not frame.rgb.any() for frame in frames)
+    assert all(frame.landmarks_only and frame.rgb.shape == (240, 320, 3) and not frame.rgb.any() for frame in frames)
     assert studio.camera_events[0] is True, "a camera was lent, though no picture came"
     assert all(b.t_capture_ns > a.t_capture_ns for a, b in itertools.pairwise(frames))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from insta_runtime.errors import UserError
-from telepresence.streaming.rtc.offer import read_offer
+from telepresence.streaming.rtc.offer import parse_offer
 
 HEAD = ["v=0", "o=- 1 2 IN IP4 127.0.0.1", "s=-", "t=0 0"]
 VIDEO = "m=video 9 UDP/TLS/RTP/SAVPF 96"
@@ -16,7 +16,7 @@ def sdp(*lines: str) -> bytes:
 
 
 def test_hidden_names_become_the_address_that_asks_and_other_names_are_not_looked_up() -> None:
-    text = read_offer(
+    text = parse_offer(
         sdp(
             VIDEO,
             "a=recvonly",
@@ -46,13 +46,13 @@ def test_hidden_names_become_the_address_that_asks_and_other_names_are_not_looke
     ],
 )
 def test_the_way_of_the_pictures(lines: list[str], gives: bool, takes: bool) -> None:
-    offer = read_offer(sdp(VIDEO, *lines))
-    assert (offer.gives, offer.takes) == (gives, takes)
+    offer = parse_offer(sdp(VIDEO, *lines))
+    assert (offer.sends_video, offer.receives_video) == (gives, takes)
 
 
 def test_the_way_may_stand_before_the_sections() -> None:
-    offer = read_offer(sdp("a=recvonly", VIDEO))
-    assert (offer.gives, offer.takes) == (False, True)
+    offer = parse_offer(sdp("a=recvonly", VIDEO))
+    assert (offer.sends_video, offer.receives_video) == (False, True)
 
 
 @pytest.mark.parametrize(
@@ -72,6 +72,6 @@ def test_the_way_may_stand_before_the_sections() -> None:
 )
 def test_refused_in_one_line_that_quotes_nothing(lines: list[str]) -> None:
     with pytest.raises(UserError) as refused:
-        read_offer(sdp(*lines))
+        parse_offer(sdp(*lines))
     assert "\n" not in str(refused.value)
     assert "192.0.2.1" not in str(refused.value)

@@ -20,7 +20,7 @@ import pytest
 from aiortc import MediaStreamTrack, RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 
 from telepresence.streaming.rtc import peers
-from telepresence.streaming.rtc.peers import CONNECT_S, LOOK_S, SILENCE_S, Peer
+from telepresence.streaming.rtc.peers import CONNECT_S, WATCHDOG_S, SILENCE_S, Peer
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -67,21 +67,21 @@ async def connect(address: str, path: str, camera: Camera | None = None) -> tupl
 def test_a_peer_is_gone_when_it_never_came_or_fell_silent() -> None:
     never: Any = SimpleNamespace(connectionState="connecting")
     peer = Peer(never, True, False, since=100.0)
-    assert not peer.gone(100.0 + CONNECT_S - 1)
-    assert peer.gone(100.0 + CONNECT_S + 1)
+    assert not peer.is_lost(100.0 + CONNECT_S - 1)
+    assert peer.is_lost(100.0 + CONNECT_S + 1)
 
     there: Any = SimpleNamespace(connectionState="connected")
     peer = Peer(there, True, False, since=100.0)
     for look in range(100):
-        peer.look(look, LOOK_S)
-        assert not peer.gone(1e6)
+        peer.update_silence(look, WATCHDOG_S)
+        assert not peer.is_lost(1e6)
     silent = 0.0
-    while not peer.gone(1e6):
-        peer.look(99, LOOK_S)
-        silent += LOOK_S
+    while not peer.is_lost(1e6):
+        peer.update_silence(99, WATCHDOG_S)
+        silent += WATCHDOG_S
     assert silent == pytest.approx(SILENCE_S)
-    peer.look(100, LOOK_S)
-    assert not peer.gone(1e6)
+    peer.update_silence(100, WATCHDOG_S)
+    assert not peer.is_lost(1e6)
 
 
 @pytest.mark.timeout(60)
@@ -116,7 +116,7 @@ def test_a_call_gives_and_takes_pictures_over_one_connection(studio: Any) -> Non
 def test_a_camera_that_pauses_in_a_call_gives_the_face_back_and_may_go_on(
     studio: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("telepresence.streaming.rtc.camera_intake.SILENCE_S", 1.0)
+    monkeypatch.setattr("telepresence.streaming.rtc.camera_receiver.SILENCE_S", 1.0)
 
     async def scenario() -> None:
         camera = Camera()
@@ -161,7 +161,7 @@ def test_sessions_that_ended_leave_nothing(studio: Any) -> None:
         studio.until(lambda: own_threads() <= threads)
         gc.collect()
         kinds = Counter(type(thing).__name__ for thing in gc.get_objects())
-        return {kind: kinds[kind] for kind in ("Peer", "RTCPeerConnection", "RTCIceTransport", "Viewer", "PacketTrack")}
+        return {kind: kinds[kind] for kind in ("Peer", "RTCPeerConnection", "RTCIceTransport", "ViewerStream", "VideoPacketTrack")}
 
     def own_threads() -> int:
         return sum(not thread.name.startswith("asyncio_") for thread in threading.enumerate())  # a pool, and bounded
@@ -179,7 +179,7 @@ def test_sessions_that_ended_leave_nothing(studio: Any) -> None:
 @pytest.mark.timeout(60)
 def test_memory_is_given_back_once_nobody_is_there(studio: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[int] = []
-    monkeypatch.setattr(peers, "give_back", lambda: given.append(len(studio.server._peers._peers)))
+    monkeypatch.setattr(peers, "release_memory", lambda: given.append(len(studio.server._peers._peers)))
 
     async def stay() -> None:
         one, _ = await connect(studio.server.address, "/whep")

@@ -25,7 +25,7 @@ import pytest
 from aiohttp import web
 
 from telepresence.runtime.policy import Condition
-from telepresence.streaming.access_settings import PublishSettings
+from telepresence.streaming.rtc.settings import PublishSettings
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -247,7 +247,7 @@ def test_three_browsers_watch_through_an_sfu_what_is_published_once(
                 assert studio.likeness(studio.grab(page)) > 30.0
             stats = studio.server.stream_stats()
             assert studio.server.viewers == 0  # the daemon sends it once, and knows of nobody
-            assert sum(line.viewers for line in stats.lines.values()) == 1
+            assert sum(rendition.viewers for rendition in stats.renditions.values()) == 1
 
             ((session, handle),) = handles.items()
             throw_out(api, handle)

@@ -16,7 +16,7 @@ import aiohttp
 import pytest
 from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 
-from telepresence.streaming.access_settings import IceSettings
+from telepresence.streaming.rtc.settings import IceSettings
 
 SECRET = "between-daemon-and-turn"
 

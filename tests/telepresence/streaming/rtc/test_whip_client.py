@@ -19,8 +19,9 @@ from insta_runtime.errors import UserError
 from telepresence.runtime.frames import CameraFrame
 from telepresence.runtime.mailbox import Mailbox
 from telepresence.runtime.policy import Condition, Health
-from telepresence.streaming import MediaServer, StreamHooks, StreamSettings
-from telepresence.streaming.access_settings import AccessSettings, PublishSettings
+from telepresence.streaming import DaemonInterface, MediaServer, StreamSettings
+from telepresence.streaming.http.settings import AccessSettings
+from telepresence.streaming.rtc.settings import PublishSettings
 from telepresence.streaming.rtc.whip_client import PUBLISH
 
 TOKEN = "a token that opens doors".replace(" ", "-")
@@ -31,7 +32,7 @@ def receiver(port: int = 0) -> Iterator[tuple[MediaServer, Mailbox[CameraFrame]]
     """Another daemon, whose camera the published avatar is to be."""
     camera: Mailbox[CameraFrame] = Mailbox("camera")
     settings = StreamSettings(port=port, access=AccessSettings(token=TOKEN))
-    server = MediaServer(settings, StreamHooks(camera=camera))
+    server = MediaServer(settings, DaemonInterface(camera))
     server.start()
     try:
         yield server, camera

@@ -17,19 +17,19 @@ import pytest
 from aiortc import RTCConfiguration, RTCPeerConnection, RTCRtpReceiver, RTCRtpSender, RTCSessionDescription
 from aiortc.mediastreams import MediaStreamError
 
-from telepresence.runtime.audio import SoundBus
-from telepresence.runtime.frames import ShownFrame
+from telepresence.runtime.audio import AudioBus
+from telepresence.runtime.frames import OutputFrame
 from telepresence.streaming import StreamSettings
-from telepresence.streaming.audio.audio_hub import SoundHub
+from telepresence.streaming.audio.audio_hub import AudioHub
 from telepresence.streaming.rtc import aiortc_hooks
-from telepresence.streaming.rtc.network_simulation import LinkPlan
-from telepresence.streaming.rtc.peer_stream import Feed
-from telepresence.streaming.video.audience import REVIEW_S, Audience, Viewer
+from telepresence.streaming.rtc.network_simulation import LinkProfile
+from telepresence.streaming.rtc.peer_stream import PeerStream
+from telepresence.streaming.video.audience import REVIEW_S, Audience, ViewerStream
 from telepresence.streaming.video.bandwidth import HEADROOM, START
 from telepresence.streaming.video.encoder import CLOCK_RATE, Codec, Converter
-from telepresence.streaming.video.encoder_hub import LOSS_GAP_S, EncodedPicture, EncoderHub, Line, RawPicture
+from telepresence.streaming.video.encoder_hub import LOSS_GAP_S, EncodedFrame, EncoderHub, Rendition, RawFrame
 from telepresence.streaming.video.tiers import DOWN_S, UP_S
-from telepresence.streaming.video.tracks import BACKLOG, PacketTrack, PictureTrack
+from telepresence.streaming.video.tracks import BACKLOG, VideoPacketTrack, RawFrameTrack
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -42,15 +42,15 @@ def run(scenario: Callable[[], Awaitable[None]]) -> None:
 # ---- tracks
 
 
-def packet(pts: int, keyframe: bool = False) -> EncodedPicture:
+def packet(pts: int, keyframe: bool = False) -> EncodedFrame:
     made = av.Packet(b"\0\0\1\x65")
     made.pts, made.time_base = pts, Fraction(1, CLOCK_RATE)
-    return EncodedPicture(made, keyframe)
+    return EncodedFrame(made, keyframe)
 
 
-def track() -> tuple[PacketTrack, list[str]]:
+def track() -> tuple[VideoPacketTrack, list[str]]:
     told: list[str] = []
-    made = PacketTrack(lambda: told.append("start"), lambda: told.append("stop"), lambda: told.append("stall"))
+    made = VideoPacketTrack(lambda: told.append("start"), lambda: told.append("stop"), lambda: told.append("stall"))
     return made, told
 
 
@@ -59,14 +59,14 @@ def test_a_stalled_viewer_goes_on_at_the_next_keyframe() -> None:
         viewer, told = track()
         waiting = asyncio.create_task(viewer.recv())
         await asyncio.sleep(0)
-        viewer.take(packet(0))  # in the middle of a group: useless to it
-        viewer.take(packet(1, keyframe=True))
+        viewer.push(packet(0))  # in the middle of a group: useless to it
+        viewer.push(packet(1, keyframe=True))
         assert (await waiting).pts == 1
         for pts in range(2, 2 + BACKLOG + 3):
-            viewer.take(packet(pts))
+            viewer.push(packet(pts))
         assert told == ["start", "stall"]
-        viewer.take(packet(50, keyframe=True))
-        viewer.take(packet(51))
+        viewer.push(packet(50, keyframe=True))
+        viewer.push(packet(51))
         assert [(await viewer.recv()).pts for _ in range(2)] == [50, 51]
         viewer.stop()
         viewer.stop()
@@ -80,11 +80,11 @@ def test_a_stalled_viewer_goes_on_at_the_next_keyframe() -> None:
 def test_another_stream_begins_with_a_keyframe_of_a_later_picture() -> None:
     async def scenario() -> None:
         viewer, _ = track()
-        assert viewer.take(packet(10, keyframe=True))
+        assert viewer.push(packet(10, keyframe=True))
         viewer.restart()
-        assert viewer.take(packet(11))
-        assert not viewer.take(packet(10, keyframe=True))  # the picture that it has had
-        assert viewer.take(packet(12, keyframe=True))
+        assert viewer.push(packet(11))
+        assert not viewer.push(packet(10, keyframe=True))  # the picture that it has had
+        assert viewer.push(packet(12, keyframe=True))
         assert [(await viewer.recv()).pts for _ in range(2)] == [10, 12]
 
     run(scenario)
@@ -93,13 +93,13 @@ def test_another_stream_begins_with_a_keyframe_of_a_later_picture() -> None:
 def test_each_viewer_with_its_own_encoder_gets_its_own_frame() -> None:
     async def scenario() -> None:
         sinks: list[Any] = []
-        hub: Any = SimpleNamespace(subscribe_pictures=sinks.append, unsubscribe_pictures=sinks.remove)
-        tracks = [PictureTrack(hub) for _ in range(2)]
+        hub: Any = SimpleNamespace(subscribe_raw=sinks.append, unsubscribe_raw=sinks.remove)
+        tracks = [RawFrameTrack(hub) for _ in range(2)]
         waiting = [asyncio.create_task(track.recv()) for track in tracks]
         await asyncio.sleep(0)
         yuv = Converter().convert(np.full((128, 128, 3), 99, np.uint8), 128).to_ndarray()
         for sink in sinks:
-            sink(RawPicture(np.asarray(yuv, np.uint8), 77))
+            sink(RawFrame(np.asarray(yuv, np.uint8), 77))
         a, b = [await task for task in waiting]
         a.pict_type = av.video.frame.PictureType.I
         assert b.pict_type != av.video.frame.PictureType.I
@@ -122,9 +122,9 @@ class Hall:
         self.audience = Audience(EncoderHub(StreamSettings()))
         self.now = 1000.0
 
-    def enter(self, codec: Codec = Codec.H264) -> Viewer:
-        viewer = self.audience.admit(codec)
-        self.audience.enter(viewer)
+    def enter(self, codec: Codec = Codec.H264) -> ViewerStream:
+        viewer = self.audience.add_viewer(codec)
+        self.audience.connect(viewer)
         return viewer
 
     def wait(self, seconds: float) -> None:
@@ -134,7 +134,7 @@ class Hall:
             self.audience.review(self.now)
 
     def stands(self) -> dict[str, tuple[int, int]]:
-        return {name: (line.viewers, line.kbps) for name, line in self.audience.lines().items()}
+        return {name: (rendition.viewers, rendition.kbps) for name, rendition in self.audience.renditions().items()}
 
 
 def test_viewers_share_a_tier_at_the_rate_of_the_weakest() -> None:
@@ -143,13 +143,13 @@ def test_viewers_share_a_tier_at_the_rate_of_the_weakest() -> None:
         one, two = hall.enter(), hall.enter()
         hall.wait(1.0)
         assert hall.stands() == {"H264 512@30": (2, START // 1000)}
-        one.believes(9e6)
+        one.on_remb(9e6)
         hall.wait(1.0)
         assert hall.stands() == {"H264 512@30": (2, 1500)}  # of two nothing is known: it does not hold one up
-        two.believes(1e6)
+        two.on_remb(1e6)
         hall.wait(10.0)
         assert hall.stands() == {"H264 512@30": (2, round(HEADROOM * 1000))}
-        assert one.line is not None
+        assert one.rendition is not None
         one.track.stop()
         two.track.stop()
         assert hall.stands() == {}
@@ -163,18 +163,18 @@ def test_a_weak_viewer_leaves_the_tier_to_the_others_and_comes_back_when_it_is_a
         hall = Hall()
         strong, weak = [hall.enter() for _ in range(3)], hall.enter()
         for viewer in strong:
-            viewer.believes(5e6)
-        weak.believes(600_000)
+            viewer.on_remb(5e6)
+        weak.on_remb(600_000)
         hall.wait(DOWN_S + 1.0)
         assert hall.stands() == {"H264 512@30": (3, 1500), "H264 512@20": (1, 510)}
         hall.wait(30.0)
         assert hall.stands() == {"H264 512@30": (3, 1500), "H264 512@20": (1, 510)}
-        weak.believes(100_000)
+        weak.on_remb(100_000)
         hall.wait(DOWN_S + 1.0)
         assert hall.stands() == {"H264 512@30": (3, 1500), "H264 384@20": (1, 85)}
         for viewer in strong:
             viewer.track.stop()
-        weak.believes(600_000)
+        weak.on_remb(600_000)
         hall.wait(2 * UP_S + 1.0)
         assert hall.stands() == {"H264 512@30": (1, 510)}
 
@@ -185,7 +185,7 @@ def test_a_call_with_everybody_on_a_thin_link_gets_small_pictures() -> None:
     async def scenario() -> None:
         hall = Hall()
         for viewer in (hall.enter(), hall.enter(), hall.enter(Codec.VP8)):
-            viewer.believes(60_000)
+            viewer.on_remb(60_000)
         hall.wait(DOWN_S + 1.0)
         assert hall.stands() == {"H264 256@15": (2, 51), "VP8 256@15": (1, 51)}
 
@@ -195,12 +195,12 @@ def test_a_call_with_everybody_on_a_thin_link_gets_small_pictures() -> None:
 def test_without_adapting_everybody_gets_the_best() -> None:
     async def scenario() -> None:
         audience = Audience(EncoderHub(StreamSettings()), adapt=False)
-        viewer = audience.admit(Codec.H264)
-        audience.enter(viewer)
-        viewer.believes(60_000)
+        viewer = audience.add_viewer(Codec.H264)
+        audience.connect(viewer)
+        viewer.on_remb(60_000)
         for now in range(20):
             audience.review(float(now))
-        assert [(line.viewers, line.kbps) for line in audience.lines().values()] == [(1, 1500)]
+        assert [(rendition.viewers, rendition.kbps) for rendition in audience.renditions().values()] == [(1, 1500)]
 
     run(scenario)
 
@@ -214,7 +214,7 @@ class Broadcast:
     def __init__(self, **settings: Any) -> None:
         self.hub = EncoderHub(StreamSettings(**{"size": 256, **settings}))
         self.audience = Audience(self.hub)
-        self.sound = SoundHub(SoundBus(), 64_000, lambda: None)
+        self.sound = AudioHub(AudioBus(), 64_000, lambda: None)
         self._going = True
         self._feeder = threading.Thread(target=self._feed)
         self._pcs: list[RTCPeerConnection] = []
@@ -237,23 +237,23 @@ class Broadcast:
         index = 0
         while self._going:
             rgb = np.stack([(x + 3 * index) % 256, y, (x ^ y) % 256], -1).astype(np.uint8)
-            self.hub.show(ShownFrame(index, time.monotonic_ns(), rgb))
+            self.hub.push_frame(OutputFrame(index, time.monotonic_ns(), rgb))
             index += 1
             time.sleep(1 / 30)
 
     async def viewer(self, codec: str = "H264", link: str | None = None, shared: bool = True) -> Guest:
         """A connected aiortc peer at the other end of ``link``."""
-        feed = Feed(self.audience, shared, self.sound, LinkPlan.parse(link) if link else None)
+        stream = PeerStream(self.audience, shared, self.sound, LinkProfile.parse(link) if link else None)
         here, there = (RTCPeerConnection(RTCConfiguration(iceServers=[])) for _ in range(2))
         self._pcs += [there, here]
         transceiver = there.addTransceiver("video", direction="recvonly")
         codecs = RTCRtpReceiver.getCapabilities("video").codecs
         transceiver.setCodecPreferences([c for c in codecs if c.mimeType in (f"video/{codec}", "video/rtx")])
         await there.setLocalDescription(await there.createOffer())
-        video = feed.add(here, "sendonly")
+        video = stream.add_video(here, "sendonly")
         await here.setRemoteDescription(RTCSessionDescription(there.localDescription.sdp, "offer"))
         answer = await here.createAnswer()
-        feed.attach(video.sender, answer.sdp)
+        stream.attach(video.sender, answer.sdp)
         await here.setLocalDescription(answer)
         await there.setRemoteDescription(RTCSessionDescription(here.localDescription.sdp, "answer"))
         return Guest(transceiver.receiver, video.sender)
@@ -286,14 +286,14 @@ class Guest:
 def test_viewers_get_one_encode_and_none_is_disturbed_when_another_leaves(codec: Codec) -> None:
     async def scenario() -> None:
         async with Broadcast() as broadcast:
-            sent: list[EncodedPicture] = []
-            broadcast.hub.subscribe(Line(codec, broadcast.hub.tiers[0]), sent.append)
+            sent: list[EncodedFrame] = []
+            broadcast.hub.subscribe(Rendition(codec, broadcast.hub.tiers[0]), sent.append)
             guests = [await broadcast.viewer(codec) for _ in range(3)]
             await asyncio.gather(*(guest.sees(20) for guest in guests))
-            assert broadcast.audience.lines()[f"{codec} 256@30"].viewers == 3
+            assert broadcast.audience.renditions()[f"{codec} 256@30"].viewers == 3
             await guests[0].sender.stop()
             await asyncio.gather(*(guest.sees(20) for guest in guests[1:]))
-            assert broadcast.audience.lines()[f"{codec} 256@30"].viewers == 2
+            assert broadcast.audience.renditions()[f"{codec} 256@30"].viewers == 2
             broadcast.hub.stop()
             assert broadcast.hub.stats().encoded == len(sent)  # however many watched
 
@@ -309,7 +309,7 @@ def test_without_the_hooks_viewers_have_encoders_of_their_own(codec: Codec) -> N
             guests = [await broadcast.viewer(codec, shared=False) for _ in range(3)]
             await asyncio.gather(*(guest.sees(30) for guest in guests))
             assert {width for guest in guests for width, _ in guest.pictures} == {256}
-            assert broadcast.audience.lines() == {}
+            assert broadcast.audience.renditions() == {}
 
     run(scenario)
 
@@ -317,10 +317,10 @@ def test_without_the_hooks_viewers_have_encoders_of_their_own(codec: Codec) -> N
 def test_a_flood_of_keyframe_requests_is_answered_once_a_second() -> None:
     async def scenario() -> None:
         async with Broadcast() as broadcast:
-            line, packets = Line(Codec.H264, broadcast.hub.tiers[0]), list[EncodedPicture]()
+            rendition, packets = Rendition(Codec.H264, broadcast.hub.tiers[0]), list[EncodedFrame]()
             guest = await broadcast.viewer()
             await guest.sees(5)
-            broadcast.hub.subscribe(line, packets.append)
+            broadcast.hub.subscribe(rendition, packets.append)
             for _ in range(50):
                 await guest.receiver._send_rtcp_pli(guest.sender._ssrc)
                 await asyncio.sleep(0.05)
@@ -334,10 +334,10 @@ def test_a_flood_of_keyframe_requests_is_answered_once_a_second() -> None:
 def test_a_link_that_dies_hurts_nobody_else() -> None:
     async def scenario() -> None:
         async with Broadcast() as broadcast:
-            sent: list[EncodedPicture] = []
+            sent: list[EncodedFrame] = []
             well, dying = await broadcast.viewer(), await broadcast.viewer(link="rate=3000:2/0")
             await asyncio.gather(well.sees(5), dying.sees(5))
-            broadcast.hub.subscribe(Line(Codec.H264, broadcast.hub.tiers[0]), sent.append)
+            broadcast.hub.subscribe(Rendition(Codec.H264, broadcast.hub.tiers[0]), sent.append)
             gone = 0
             while len(dying.pictures) > gone:
                 gone = len(dying.pictures)
@@ -353,8 +353,8 @@ def test_a_link_that_dies_hurts_nobody_else() -> None:
 
 
 @pytest.mark.timeout(60)
-def test_a_browser_goes_on_after_a_stall(chromium: Browser, studio_at: Callable[..., Any]) -> None:
-    with studio_at(link="rate=3000:4/0:1/3000,queue=100") as studio:
+def test_a_browser_goes_on_after_a_stall(chromium: Browser, studio_type: Callable[..., Any]) -> None:
+    with studio_type(link="rate=3000:4/0:1/3000,queue=100") as studio:
         page = chromium.new_page()
         page.goto(studio.server.address)
         studio.watching(page)
@@ -365,13 +365,13 @@ def test_a_browser_goes_on_after_a_stall(chromium: Browser, studio_at: Callable[
 
 
 @pytest.mark.timeout(90)
-def test_a_browser_on_a_thin_link_moves_down_and_goes_on(chromium: Browser, studio_at: Callable[..., Any]) -> None:
-    with studio_at(adapt=True, link="rate=90,delay=10") as studio:
+def test_a_browser_on_a_thin_link_moves_down_and_goes_on(chromium: Browser, studio_type: Callable[..., Any]) -> None:
+    with studio_type(adapt=True, link="rate=90,delay=10") as studio:
         page = chromium.new_page()
         page.goto(studio.server.address)
         size = "document.getElementById('avatar').videoWidth"
         studio.until(lambda: page.evaluate(size) in (256, 384), 40.0)
-        (name,) = studio.server.stream_stats().lines
+        (name,) = studio.server.stream_stats().renditions
         assert name in ("H264 256@15", "H264 384@20")
         before = page.evaluate("window.__stats.frames")
         studio.until(lambda: page.evaluate("window.__stats.frames") > before + 20)

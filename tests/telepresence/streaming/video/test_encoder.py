@@ -27,11 +27,11 @@ from telepresence.streaming.video.encoder import (
     Encoder,
     H264Encoder,
     Vp8Encoder,
-    nvenc_trouble,
-    x264_trouble,
+    nvenc_error,
+    x264_error,
 )
-from telepresence.streaming.video.encoder_hub import JOIN_GAP_S, EncodedPicture, EncoderHub, Line, RawPicture
-from telepresence.streaming.video.pacing import EARLY, LATE, Pacer
+from telepresence.streaming.video.encoder_hub import JOIN_GAP_S, EncodedFrame, EncoderHub, Rendition, RawFrame
+from telepresence.streaming.video.frame_pacer import EARLY, LATE, FramePacer
 from telepresence.streaming.video.stats import StreamMeter
 
 
@@ -55,8 +55,8 @@ def yuv(index: int, size: int = 128) -> av.VideoFrame:
 @pytest.fixture(params=["x264", "nvenc"])
 def nvenc(request: pytest.FixtureRequest) -> bool:
     """Whether NVENC is to be used; what is true of one encoder of H.264 is true of the other."""
-    if request.param == "nvenc" and (trouble := nvenc_trouble()) is not None:
-        pytest.skip(f"NVENC encodes nothing here: {trouble}")
+    if request.param == "nvenc" and (error := nvenc_error()) is not None:
+        pytest.skip(f"NVENC encodes nothing here: {error}")
     return bool(request.param == "nvenc")
 
 
@@ -138,12 +138,12 @@ def test_other_sizes_are_scaled() -> None:
 
 
 def test_encoders_are_believed_when_they_have_encoded() -> None:
-    assert x264_trouble() is None
-    trouble = nvenc_trouble()
-    if trouble is None:
+    assert x264_error() is None
+    error = nvenc_error()
+    if error is None:
         assert EncoderHub(StreamSettings(encoder="auto")).stats().encoder == "nvenc"
     else:
-        assert "\n" not in trouble
+        assert "\n" not in error
         assert EncoderHub(StreamSettings(encoder="auto")).stats().encoder == "x264"
         with pytest.raises(UserError, match="NVENC cannot encode here"):
             EncoderHub(StreamSettings(encoder="nvenc"))
@@ -157,7 +157,7 @@ def test_encoders_are_believed_when_they_have_encoded() -> None:
 def test_pace_is_the_declared_one_whatever_the_source_does(fps: float, source: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
     arrivals = sorted(((np.arange(200) + 0.5 + rng.uniform(0, 1) + rng.uniform(-0.4, 0.4, 200)) / source).tolist())
-    pacer, now, fresh, sent, waits = Pacer(fps, 0.0), 0.0, False, 0, []
+    pacer, now, fresh, sent, waits = FramePacer(fps, 0.0), 0.0, False, 0, []
     pending = 0.0
     while arrivals:
         while arrivals and arrivals[0] <= now:
@@ -166,7 +166,7 @@ def test_pace_is_the_declared_one_whatever_the_source_does(fps: float, source: f
         if wait <= 0.0:
             if fresh:
                 waits.append(now - pending)
-            pacer.sent(now)
+            pacer.on_sent(now)
             sent, fresh = sent + 1, False
         elif arrivals:
             now = min(now + wait, arrivals[0])
@@ -175,40 +175,40 @@ def test_pace_is_the_declared_one_whatever_the_source_does(fps: float, source: f
 
 
 def test_a_picture_in_an_unused_window_leaves_at_once() -> None:
-    pacer = Pacer(30.0, 0.0)
+    pacer = FramePacer(30.0, 0.0)
     for i in range(30):
         now = (i + 0.4) / 30.0
         assert pacer.wait(True, now) == 0.0
-        pacer.sent(now)
+        pacer.on_sent(now)
         assert pacer.wait(False, now) > 1.0 / 30.0
 
 
 @pytest.mark.parametrize(("source", "held"), [(28.0, (1.0 - LATE) / 30.0), (30.0, 0.0), (30.01, 0.0), (31.0, 0.0)])
 def test_a_source_of_about_the_declared_rate_is_hardly_held_back(source: float, held: float) -> None:
-    pacer, opened = Pacer(30.0, 0.0), 0.0
+    pacer, opened = FramePacer(30.0, 0.0), 0.0
     waits = []
     for i in range(200):
         arrival = (i + 0.5) / source
         while (opened + pacer.wait(False, opened)) < arrival:  # repeats in between
             opened += pacer.wait(False, opened)
-            pacer.sent(opened)
+            pacer.on_sent(opened)
         waits.append(pacer.wait(True, arrival))
         opened = arrival + waits[-1]
-        pacer.sent(opened)
+        pacer.on_sent(opened)
     assert max(waits[100:]) < held + 1e-3
 
 
 def test_the_gap_where_a_source_stops_is_short() -> None:
-    pacer = Pacer(30.0, 0.0)
+    pacer = FramePacer(30.0, 0.0)
     for i in range(30):
-        pacer.sent(i / 30.0)
+        pacer.on_sent(i / 30.0)
     assert pacer.wait(False, 29 / 30.0) == pytest.approx(1.75 / 30.0)
 
 
 def test_a_stall_is_not_made_up_for() -> None:
-    pacer = Pacer(30.0, 0.0)
-    pacer.sent(10.0)
-    pacer.sent(10.0)
+    pacer = FramePacer(30.0, 0.0)
+    pacer.on_sent(10.0)
+    pacer.on_sent(10.0)
     assert pacer.wait(False, 10.0) > 0.0
 
 
@@ -216,8 +216,8 @@ def test_meter() -> None:
     meter = StreamMeter()
     for i in range(90):
         now = i / 30.0
-        meter.issued(now)
-        meter.encoded(now, 0.004, 0.02 if i % 2 else None, 1000, keyframe=i == 0)
+        meter.count_sent(now)
+        meter.count_encoded(now, 0.004, 0.02 if i % 2 else None, 1000, keyframe=i == 0)
     stats = meter.read(89 / 30.0)
     assert stats.fps == pytest.approx(30.0)
     assert (stats.latency_ms, stats.encode_ms, stats.encoded, stats.keyframes) == (20.0, 4.0, 90, 1)
@@ -234,14 +234,14 @@ def running_hub(**settings: Any) -> EncoderHub:
     return hub
 
 
-def best(hub: EncoderHub, codec: Codec = Codec.H264) -> Line:
-    return Line(codec, hub.tiers[0])
+def best(hub: EncoderHub, codec: Codec = Codec.H264) -> Rendition:
+    return Rendition(codec, hub.tiers[0])
 
 
 def test_every_listener_gets_the_same_packets_and_a_keyframe_first() -> None:
     hub = running_hub()
-    first: list[EncodedPicture] = []
-    second: list[EncodedPicture] = []
+    first: list[EncodedFrame] = []
+    second: list[EncodedFrame] = []
     enough = threading.Event()
     try:
         hub.subscribe(best(hub), first.append)
@@ -259,33 +259,33 @@ def test_every_listener_gets_the_same_packets_and_a_keyframe_first() -> None:
 
 def test_tiers_are_encoded_apart_each_at_its_pace_and_only_while_somebody_listens() -> None:
     hub = running_hub(size=256)
-    got: dict[Line, list[EncodedPicture]] = {}
-    lines = [Line(Codec.H264, tier) for tier in hub.tiers] + [best(hub, Codec.VP8)]
+    got: dict[Rendition, list[EncodedFrame]] = {}
+    renditions = [Rendition(Codec.H264, tier) for tier in hub.tiers] + [best(hub, Codec.VP8)]
     try:
-        for line in lines:
-            hub.subscribe(line, got.setdefault(line, []).append)
+        for rendition in renditions:
+            hub.subscribe(rendition, got.setdefault(rendition, []).append)
         wait_for(lambda: min(map(len, got.values())) >= 30)
-        for line in lines:
-            hub.unsubscribe(line, got[line].append)
+        for rendition in renditions:
+            hub.unsubscribe(rendition, got[rendition].append)
         wait_for(lambda: hub.stats().fps > 0 and not hub.watched)
         before = hub.stats().encoded
         wait_for(lambda: hub.stats().kbps == 0.0)  # two seconds later
-        assert hub.stats().encoded <= before + len(lines)
+        assert hub.stats().encoded <= before + len(renditions)
     finally:
         hub.stop()
-    for line, packets in got.items():
+    for rendition, packets in got.items():
         assert packets[0].keyframe
-        decoder = av.CodecContext.create("h264" if line.codec is Codec.H264 else "libvpx", "r")
+        decoder = av.CodecContext.create("h264" if rendition.codec is Codec.H264 else "libvpx", "r")
         decoded = [frame for p in packets for frame in decoder.decode(av.Packet(bytes(p.packet)))]
-        assert {(frame.width, frame.height) for frame in decoded} == {(line.tier.size, line.tier.size)}
-    pace = {line: len(packets) / len(got[lines[0]]) for line, packets in got.items()}
-    assert [round(pace[line], 1) for line in lines[1:]] == pytest.approx([2 / 3, 2 / 3, 1 / 2, 1.0], abs=0.1)
-    assert {p.packet.pts for p in got[lines[1]][:-1]} <= {p.packet.pts for p in got[lines[0]]}
+        assert {(frame.width, frame.height) for frame in decoded} == {(rendition.tier.size, rendition.tier.size)}
+    pace = {rendition: len(packets) / len(got[renditions[0]]) for rendition, packets in got.items()}
+    assert [round(pace[rendition], 1) for rendition in renditions[1:]] == pytest.approx([2 / 3, 2 / 3, 1 / 2, 1.0], abs=0.1)
+    assert {p.packet.pts for p in got[renditions[1]][:-1]} <= {p.packet.pts for p in got[renditions[0]]}
 
 
 def test_keyframe_requests_merge() -> None:
     hub = running_hub()
-    packets: list[EncodedPicture] = []
+    packets: list[EncodedFrame] = []
     try:
         hub.subscribe(best(hub), packets.append)
         end = time.monotonic() + 20.0
@@ -303,14 +303,14 @@ def test_keyframe_requests_merge() -> None:
 
 def test_nothing_is_encoded_for_nobody() -> None:
     hub = running_hub()
-    raw: list[RawPicture] = []
+    raw: list[RawFrame] = []
     try:
         wait_for(lambda: hub.stats().fps > 0.0)
         assert hub.stats().encoded == 0
         assert not hub.watched
-        hub.subscribe_pictures(raw.append)
+        hub.subscribe_raw(raw.append)
         wait_for(lambda: raw)
-        hub.unsubscribe_pictures(raw.append)
+        hub.unsubscribe_raw(raw.append)
         assert not hub.watched
     finally:
         hub.stop()
@@ -321,7 +321,7 @@ def test_nothing_is_encoded_for_nobody() -> None:
 # ---- what hangs and what raises
 
 
-def hub_with_sink() -> tuple[EncoderHub, list[EncodedPicture]]:
+def hub_with_sink() -> tuple[EncoderHub, list[EncodedFrame]]:
     hub, packets = EncoderHub(StreamSettings(size=128, fps=30)), []
     hub.subscribe(best(hub), packets.append)
     hub.start()
@@ -380,7 +380,7 @@ def test_an_encoder_that_hangs_is_replaced_and_says_nothing_more(monkeypatch: py
         wait_for(lambda: not hangs.is_set())
         before = len(packets)
         while hub.health(time.monotonic()).restarts == 0:
-            hub.watch(time.monotonic())
+            hub.supervise(time.monotonic())
             time.sleep(0.01)
         wait_for(lambda: len(packets) > before + 3)
         assert packets[before].keyframe

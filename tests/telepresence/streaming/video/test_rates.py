@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from insta_runtime.errors import UserError
 from telepresence.streaming import StreamSettings
-from telepresence.streaming.rtc.network_simulation import Link, LinkPlan
+from telepresence.streaming.rtc.network_simulation import SimulatedLink, LinkProfile
 from telepresence.streaming.video.bandwidth import (
     COUNT,
     FLOOR,
@@ -24,24 +24,24 @@ from telepresence.streaming.video.bandwidth import (
     RETRANSMIT_SHARE,
     SILENT_COUNTS,
     START,
-    Estimate,
-    Resend,
+    BandwidthEstimate,
+    ResendDecision,
     RetransmitBudget,
 )
-from telepresence.streaming.video.tiers import DOWN_S, MARGIN, UP_S, Climber, ladder
+from telepresence.streaming.video.tiers import DOWN_S, MARGIN, UP_S, TierSelector, tier_ladder
 
 # ---- tiers
 
 
 def test_the_ladder() -> None:
-    assert [tier.name for tier in ladder(512, 30, 1_500_000)] == ["512@30", "512@20", "384@20", "256@15"]
-    assert [tier.name for tier in ladder(512, 60, 1_500_000)] == ["512@60", "512@30", "512@20", "384@20", "256@15"]
-    assert [tier.ceiling for tier in ladder(512, 30, 1_600_000)] == [1_600_000, 1_600_000, 900_000, 400_000]
+    assert [tier.name for tier in tier_ladder(512, 30, 1_500_000)] == ["512@30", "512@20", "384@20", "256@15"]
+    assert [tier.name for tier in tier_ladder(512, 60, 1_500_000)] == ["512@60", "512@30", "512@20", "384@20", "256@15"]
+    assert [tier.ceiling for tier in tier_ladder(512, 30, 1_600_000)] == [1_600_000, 1_600_000, 900_000, 400_000]
 
 
 @given(st.integers(32, 512), st.integers(5, 60), st.integers(100_000, 8_000_000))
 def test_every_rung_asks_for_less_than_the_one_above(half: int, fps: int, bitrate: int) -> None:
-    tiers = ladder(2 * half, fps, bitrate)
+    tiers = tier_ladder(2 * half, fps, bitrate)
     assert (tiers[0].size, tiers[0].fps, tiers[0].ceiling) == (2 * half, fps, bitrate)
     for above, below in itertools.pairwise(tiers):
         assert below.need < above.need
@@ -50,9 +50,9 @@ def test_every_rung_asks_for_less_than_the_one_above(half: int, fps: int, bitrat
         assert below.size >= 64
 
 
-def rungs(allowances: list[float], needs: list[float], step_s: float = 0.25) -> list[int]:
-    climber = Climber()
-    return [climber.step(allowance, needs, 1000.0 + i * step_s) for i, allowance in enumerate(allowances)]
+def rungs(bitrates: list[float], needs: list[float], step_s: float = 0.25) -> list[int]:
+    selector = TierSelector()
+    return [selector.update(bitrate, needs, 1000.0 + i * step_s) for i, bitrate in enumerate(bitrates)]
 
 
 def test_a_short_dip_moves_nobody_and_a_long_one_as_far_as_it_must() -> None:
@@ -76,9 +76,9 @@ def test_up_it_goes_rung_by_rung_and_only_with_a_margin() -> None:
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=80))
-def test_a_viewer_stays_on_the_ladder(allowances: list[float]) -> None:
-    needs = [tier.need for tier in ladder(512, 30, 1_500_000)]
-    assert set(rungs(allowances, needs)) <= set(range(len(needs)))
+def test_a_viewer_stays_on_the_ladder(bitrates: list[float]) -> None:
+    needs = [tier.need for tier in tier_ladder(512, 30, 1_500_000)]
+    assert set(rungs(bitrates, needs)) <= set(range(len(needs)))
 
 
 # ---- estimates
@@ -87,47 +87,47 @@ def test_a_viewer_stays_on_the_ladder(allowances: list[float]) -> None:
 class Reporter:
     """Tells an estimate about loss as a browser does: a few packets at a time."""
 
-    def __init__(self, estimate: Estimate) -> None:
+    def __init__(self, estimate: BandwidthEstimate) -> None:
         self.estimate, self.lost, self.sent = estimate, 0, 5000
 
     def report(self, lost: int, packets: int, sending: float) -> float | None:
         self.lost, self.sent = self.lost + lost, self.sent + packets
-        self.estimate.received(self.lost, self.sent, sending)
-        return self.estimate.allowance
+        self.estimate.on_receiver_report(self.lost, self.sent, sending)
+        return self.estimate.bitrate
 
     def count(self, fraction: float, sending: float, counts: int = 1) -> float | None:
         for _ in range(counts):
             self.report(round(fraction * COUNT), COUNT, sending)
-        return self.estimate.allowance
+        return self.estimate.bitrate
 
 
 def test_a_viewer_is_believed_with_some_headroom() -> None:
-    estimate = Estimate()
-    assert estimate.allowance is None
-    estimate.believes(1_000_000)
-    assert estimate.allowance == pytest.approx(HEADROOM * 1_000_000)
-    estimate.believes(10.0)
-    assert estimate.allowance == FLOOR
+    estimate = BandwidthEstimate()
+    assert estimate.bitrate is None
+    estimate.on_remb(1_000_000)
+    assert estimate.bitrate == pytest.approx(HEADROOM * 1_000_000)
+    estimate.on_remb(10.0)
+    assert estimate.bitrate == FLOOR
 
 
 def test_some_loss_is_how_a_link_is() -> None:
-    estimate = Estimate()
+    estimate = BandwidthEstimate()
     reporter = Reporter(estimate)
-    estimate.believes(2_000_000)
+    estimate.on_remb(2_000_000)
     chance = random.Random(1)
     for _ in range(2000):
         reporter.report(sum(chance.random() < 0.05 for _ in range(6)), 6, 1_000_000)
-        assert estimate.allowance == pytest.approx(HEADROOM * 2_000_000)
+        assert estimate.bitrate == pytest.approx(HEADROOM * 2_000_000)
 
 
 def test_much_loss_lowers_the_rate_and_its_end_restores_it() -> None:
-    estimate = Estimate()
+    estimate = BandwidthEstimate()
     reporter = Reporter(estimate)
-    estimate.believes(2_000_000)
+    estimate.on_remb(2_000_000)
     reporter.count(0.0, 1_000_000)
-    allowances = [reporter.count(0.4, 1_000_000) for _ in range(10)]
-    assert allowances == sorted(allowances, reverse=True)
-    low = allowances[-1]
+    bitrates = [reporter.count(0.4, 1_000_000) for _ in range(10)]
+    assert bitrates == sorted(bitrates, reverse=True)
+    low = bitrates[-1]
     assert low is not None
     assert low < 500_000
     after = [reporter.count(fraction, low) for fraction in [0.05] * 30 + [0.0] * 12]
@@ -137,7 +137,7 @@ def test_much_loss_lowers_the_rate_and_its_end_restores_it() -> None:
 
 
 def test_without_an_estimate_the_rate_grows_with_what_arrives() -> None:
-    reporter = Reporter(Estimate())
+    reporter = Reporter(BandwidthEstimate())
     assert reporter.count(0.0, START, counts=SILENT_COUNTS) is None  # the first report is where counting begins
     assert reporter.count(0.0, START) == pytest.approx(START * GROWTH)  # no more than a step beyond what was tried
     sending: float = START
@@ -149,13 +149,13 @@ def test_without_an_estimate_the_rate_grows_with_what_arrives() -> None:
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(-(2**23), 2**23), st.integers(0, 2**32 - 1)), max_size=60))
 def test_an_allowance_is_a_rate_whatever_a_peer_reports(reports: list[tuple[bool, int, int]]) -> None:
-    estimate = Estimate()
+    estimate = BandwidthEstimate()
     for is_belief, lost, number in reports:
         if is_belief:
-            estimate.believes(number)
+            estimate.on_remb(number)
         else:
-            estimate.received(lost, number, START)
-        assert estimate.allowance is None or FLOOR <= estimate.allowance < math.inf
+            estimate.on_receiver_report(lost, number, START)
+        assert estimate.bitrate is None or FLOOR <= estimate.bitrate < math.inf
 
 
 @given(st.lists(st.floats(0, 0.5), min_size=1, max_size=200), st.integers(FLOOR, 8_000_000))
@@ -165,7 +165,7 @@ def test_retransmissions_stay_within_their_share(pauses: list[float], rate: int)
     for i, pause in enumerate(pauses):
         now += pause
         numbers = range(50 * i, 50 * (i + 1))  # a storm of requests
-        granted += sum(budget.ask(number, rate, now) is Resend.NOW for number in numbers)
+        granted += sum(budget.decide(number, rate, now) is ResendDecision.RESEND for number in numbers)
     burst = max(RETRANSMIT_BURST * PACKET, RETRANSMIT_SHARE * rate / 8)
     assert granted * PACKET <= burst + RETRANSMIT_SHARE * rate / 8 * (now - 100.0) + 1.0
     assert granted >= min(RETRANSMIT_BURST, 50)
@@ -173,16 +173,16 @@ def test_retransmissions_stay_within_their_share(pauses: list[float], rate: int)
 
 def test_a_packet_goes_again_once_until_it_must_have_arrived() -> None:
     budget = RetransmitBudget(100.0)
-    asked = [budget.ask(7, 1e6, 100.0 + part * RESENT_S) for part in (0.0, 0.5, 1.1)]
-    assert asked == [Resend.NOW, Resend.UNDER_WAY, Resend.NOW]
-    assert {budget.ask(number, 1e6, 101.0) for number in range(100, 200)} == {Resend.NOW, Resend.NEVER}
+    asked = [budget.decide(7, 1e6, 100.0 + part * RESENT_S) for part in (0.0, 0.5, 1.1)]
+    assert asked == [ResendDecision.RESEND, ResendDecision.ALREADY_SENT, ResendDecision.RESEND]
+    assert {budget.decide(number, 1e6, 101.0) for number in range(100, 200)} == {ResendDecision.RESEND, ResendDecision.SEND_KEYFRAME}
 
 
 # ---- the link
 
 
-def arrivals(plan: LinkPlan, packets: list[tuple[float, int]]) -> list[float | None]:
-    link = Link(plan)
+def arrivals(plan: LinkProfile, packets: list[tuple[float, int]]) -> list[float | None]:
+    link = SimulatedLink(plan)
     return [link.arrival(size, now) for now, size in packets]
 
 
@@ -198,7 +198,7 @@ def test_a_link_keeps_order_and_rate_and_its_queue_is_bounded(
     for pause, size in packets:
         now += pause
         sent.append((now, size))
-    plan = LinkPlan.parse(f"rate={kbps},delay={delay},queue=250")
+    plan = LinkProfile.parse(f"rate={kbps},delay={delay},queue=250")
     got = [(at, *packet) for at, packet in zip(arrivals(plan, sent), sent, strict=True) if at is not None]
     for at, left, size in got:
         assert 8 * size / (1000 * kbps) - 1e-9 <= at - left - delay / 1000 <= 0.250 + 1e-9
@@ -208,16 +208,16 @@ def test_a_link_keeps_order_and_rate_and_its_queue_is_bounded(
 
 def test_steps_stalls_and_losses() -> None:
     bits = 8 * 1250
-    plan = LinkPlan.parse("rate=1000:1/0:0.5/2000, queue=2000")
+    plan = LinkProfile.parse("rate=1000:1/0:0.5/2000, queue=2000")
     assert arrivals(plan, [(5.0, 1250), (5.9, 1250), (6.2, 1250), (8.0, 1250)]) == pytest.approx(
         [5.0 + bits / 1e6, 5.9 + bits / 1e6, 6.5 + bits / 2e6, 8.0 + bits / 2e6]
     )
     over = [(5.0 + i * 1e-4, 1250) for i in range(100)]  # 100 packets at once into a queue of 10
-    assert sum(at is not None for at in arrivals(LinkPlan.parse("rate=1000,queue=100"), over)) == 10
-    lost = arrivals(LinkPlan.parse("loss=5"), [(float(i), 1000) for i in range(2000)])
+    assert sum(at is not None for at in arrivals(LinkProfile.parse("rate=1000,queue=100"), over)) == 10
+    lost = arrivals(LinkProfile.parse("loss=5"), [(float(i), 1000) for i in range(2000)])
     assert 60 <= lost.count(None) <= 140
-    assert lost == arrivals(LinkPlan.parse("loss=5"), [(float(i), 1000) for i in range(2000)])  # the same ones again
-    assert arrivals(LinkPlan.parse("rate=1000:1/0"), [(0.0, 100), (2.0, 100)])[1] is None
+    assert lost == arrivals(LinkProfile.parse("loss=5"), [(float(i), 1000) for i in range(2000)])  # the same ones again
+    assert arrivals(LinkProfile.parse("rate=1000:1/0"), [(0.0, 100), (2.0, 100)])[1] is None
 
 
 @pytest.mark.parametrize(

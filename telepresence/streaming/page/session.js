@@ -1,21 +1,21 @@
-// One WebRTC session with the daemon, and the data channels that come with it.
+// One WebRTC session with the daemon: video, audio and data channels.
 
-const GATHER_MS = 1000; // for local addresses before the offer is sent
-const DISCONNECTED_MS = 3000; // of "disconnected" before a session is given up
+const GATHER_MS = 1000; // for local ICE candidates, before the offer is sent
+const DISCONNECTED_MS = 3000; // in the state "disconnected", before a session is given up
 const ANSWER_MS = 10_000; // for the daemon's answer to a request
-const CAMERA_RATE = 1_500_000; // bit/s at most
+const MAX_CAMERA_RATE = 1_500_000; // bit/s
 
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
-/** An answer of the daemon other than what was hoped for: its own line of text is fit to be shown. */
-export class Refused extends Error {
+/** A request that the daemon refused or did not answer; the message can be shown to the user. */
+export class RequestError extends Error {
   constructor(status, text) {
     super(text.trim());
     this.status = status;
   }
 }
 
-/** What the daemon's addresses are to be found with; none on most networks. */
+/** STUN and TURN servers of the daemon; an empty list unless some are configured. */
 async function iceServers() {
   try {
     const response = await fetch("/ice", { signal: AbortSignal.timeout(2000) });
@@ -25,24 +25,24 @@ async function iceServers() {
   }
 }
 
-/** Takes the avatar, and gives a camera and a microphone if there are any.  `over` resolves when it has ended. */
+/** Receives the avatar's video and audio, and sends a camera and a microphone if given.  `over` resolves at the end. */
 export class Session {
   constructor(camera) {
     this.camera = camera;
     this.over = new Promise((resolve) => (this.end = resolve));
-    this.waiting = []; // requests in their order, in which they are answered: { of, resolve, reject }
-    this.rtt = undefined; // ms, of the newest round trip through the data channel
+    this.pending = []; // unanswered requests: { of, resolve, reject }; the daemon answers in their order
+    this.rtt = undefined; // ms, newest round trip through the data channel
   }
 
-  /** Connect; `ontrack` gets the avatar's stream. */
+  /** Connect; `ontrack` is called with the stream of the avatar. */
   async open(ontrack) {
     this.pc = new RTCPeerConnection({ iceServers: await iceServers() });
-    let patience;
+    let timer;
     this.pc.onconnectionstatechange = () => {
-      clearTimeout(patience);
+      clearTimeout(timer);
       const state = this.pc.connectionState;
       if (state === "failed" || state === "closed") this.end();
-      if (state === "disconnected") patience = setTimeout(this.end, DISCONNECTED_MS);
+      if (state === "disconnected") timer = setTimeout(this.end, DISCONNECTED_MS);
     };
     const stream = new MediaStream();
     this.pc.ontrack = ({ track }) => {
@@ -51,7 +51,7 @@ export class Session {
     };
     this.addMedia();
     this.control = this.pc.createDataChannel("control");
-    this.control.onmessage = ({ data }) => this.answered(JSON.parse(data));
+    this.control.onmessage = ({ data }) => this.onMessage(JSON.parse(data));
     if (this.camera) this.landmarks = this.pc.createDataChannel("landmarks", { ordered: false, maxRetransmits: 0 });
     this.opened = new Promise((resolve) => (this.control.onopen = resolve));
     await this.pc.setLocalDescription();
@@ -62,26 +62,26 @@ export class Session {
       body: this.pc.localDescription.sdp,
     });
     const text = await response.text();
-    if (response.status !== 201) throw new Refused(response.status, text);
-    this.address = response.headers.get("Location");
+    if (response.status !== 201) throw new RequestError(response.status, text);
+    this.path = response.headers.get("Location");
     await this.pc.setRemoteDescription({ type: "answer", sdp: text });
     if (this.camera) await this.tuneSender();
   }
 
   addMedia() {
-    const { picture, voice, withheld } = this.camera ?? {};
+    const { videoTrack, audioTrack, withheld } = this.camera ?? {};
     const direction = this.camera ? "sendrecv" : "recvonly";
-    this.video = this.pc.addTransceiver(picture && !withheld ? picture : "video", { direction });
+    this.video = this.pc.addTransceiver(videoTrack && !withheld ? videoTrack : "video", { direction });
     preferH264(this.video);
     if ("jitterBufferTarget" in this.video.receiver) this.video.receiver.jitterBufferTarget = 0;
     if (!this.camera) this.pc.addTransceiver("audio", { direction: "recvonly" });
-    else if (voice) this.pc.addTransceiver(voice, { direction: "sendonly" });
+    else if (audioTrack) this.pc.addTransceiver(audioTrack, { direction: "sendonly" });
   }
 
   async tuneSender() {
     const parameters = this.video.sender.getParameters();
     parameters.degradationPreference = "maintain-framerate";
-    if (parameters.encodings?.[0]) parameters.encodings[0].maxBitrate = CAMERA_RATE;
+    if (parameters.encodings?.[0]) parameters.encodings[0].maxBitrate = MAX_CAMERA_RATE;
     await this.video.sender.setParameters(parameters).catch(() => {});
   }
 
@@ -93,47 +93,47 @@ export class Session {
     });
   }
 
-  /** Send without waiting for an answer; what cannot be sent now is not sent. */
+  /** Send a message without waiting for an answer; it is dropped while the channel is closed. */
   send(message) {
     if (this.control?.readyState === "open") this.control.send(JSON.stringify(message));
   }
 
-  /** Ask the daemon for something; resolves when it is done, throws `Refused` with the reason if it is not. */
-  async ask(message) {
+  /** Send a request; resolves when the daemon has carried it out, throws `RequestError` with the reason if not. */
+  async request(message) {
     await Promise.race([this.opened, sleep(ANSWER_MS)]);
-    if (this.control?.readyState !== "open") throw new Refused(0, "there is no connection to the daemon now");
+    if (this.control?.readyState !== "open") throw new RequestError(0, "there is no connection to the daemon at the moment");
     const request = { of: message.type, ...Promise.withResolvers() };
-    this.waiting.push(request);
+    this.pending.push(request);
     this.send(message);
-    setTimeout(() => request.reject(new Refused(0, "the daemon does not answer")), ANSWER_MS);
+    setTimeout(() => request.reject(new RequestError(0, "the daemon does not answer")), ANSWER_MS);
     try {
       await request.promise;
     } finally {
-      this.waiting.splice(this.waiting.indexOf(request), 1);
+      this.pending.splice(this.pending.indexOf(request), 1);
     }
   }
 
-  answered(message) {
+  onMessage(message) {
     if (message.type === "pong") {
       this.rtt = performance.now() - message.t;
       return;
     }
-    const asked = this.waiting.find(({ of }) => of === message.of);
-    if (message.type === "done") asked?.resolve();
-    if (message.type === "refused") asked?.reject(new Refused(0, message.text));
+    const request = this.pending.find(({ of }) => of === message.of);
+    if (message.type === "done") request?.resolve();
+    if (message.type === "refused") request?.reject(new RequestError(0, message.text));
   }
 
-  /** Measure the round trip: `rtt` has it soon. */
+  /** Measure the round trip; the result is stored in `rtt` when the answer arrives. */
   probe() {
     this.send({ type: "ping", t: performance.now() });
   }
 
   close() {
     this.end();
-    const { address, pc } = this;
-    this.address = undefined;
-    if (!address) pc?.close();
-    else fetch(address, { method: "DELETE", keepalive: true }).catch(() => {}).finally(() => pc.close());
+    const { path, pc } = this;
+    this.path = undefined;
+    if (!path) pc?.close();
+    else fetch(path, { method: "DELETE", keepalive: true }).catch(() => {}).finally(() => pc.close());
   }
 }
 

@@ -1,4 +1,4 @@
-// The thread that finds faces: MediaPipe's landmarker, from files that the daemon serves.
+// Worker thread that tracks faces with MediaPipe's face landmarker, whose files the daemon serves.
 
 const HEADER = 12;
 const POINTS = 478;
@@ -7,7 +7,7 @@ const VERSION = 1;
 
 let number = 0;
 
-/** The packet for one picture (docs/protocols-page.md). */
+/** Landmark packet for one frame of `width` x `height` pixels, `age` ms old (docs/protocols-page.md). */
 function pack(found, width, height, age) {
   const points = found.faceLandmarks[0];
   const scores = found.faceBlendshapes[0]?.categories;
@@ -21,11 +21,11 @@ function pack(found, width, height, age) {
   view.setUint16(6, Math.min(500, Math.round(age)), true);
   view.setUint32(8, number++, true);
   if (!face) return packet;
-  const place = (at, value) => view.setUint16(at, Math.max(0, Math.min(65535, Math.round(value * 32768))), true);
+  const write = (at, value) => view.setUint16(at, Math.max(0, Math.min(65535, Math.round(value * 32768))), true);
   points.forEach(({ x, y, z }, i) => {
-    place(HEADER + 6 * i, x + 0.5);
-    place(HEADER + 6 * i + 2, y + 0.5);
-    place(HEADER + 6 * i + 4, z + 1);
+    write(HEADER + 6 * i, x + 0.5);
+    write(HEADER + 6 * i + 2, y + 0.5);
+    write(HEADER + 6 * i + 4, z + 1);
   });
   for (const { index, score } of scores) view.setUint8(HEADER + POINTS * 6 + index, Math.round(255 * score));
   return packet;
@@ -48,29 +48,30 @@ async function load() {
   );
 }
 
-function look(landmarker, picture, width, height) {
+/** Track the face in `frame`, and send its packet to the page. */
+function track(landmarker, frame, width, height) {
   const began = performance.now();
-  const found = landmarker.detectForVideo(picture, began);
-  picture.close();
+  const found = landmarker.detectForVideo(frame, began);
+  frame.close();
   const packet = pack(found, width, height, performance.now() - began);
   postMessage({ packet }, [packet]);
 }
 
 const landmarker = load();
-landmarker.catch(() => {}); // told when the first picture comes
+landmarker.catch(() => {}); // the error is reported with the first frame
 
-onmessage = async ({ data: { readable, picture } }) => {
+onmessage = async ({ data: { readable, frame } }) => {
   try {
-    if (picture) look(await landmarker, picture, picture.width, picture.height);
+    if (frame) track(await landmarker, frame, frame.width, frame.height);
     if (!readable) return;
-    const finder = await landmarker;
+    const loaded = await landmarker;
     const reader = readable.getReader();
     for (;;) {
       const { value, done } = await reader.read();
       if (done) return;
-      look(finder, value, value.displayWidth, value.displayHeight);
+      track(loaded, value, value.displayWidth, value.displayHeight);
     }
   } catch (error) {
-    postMessage({ trouble: error.message });
+    postMessage({ error: error.message });
   }
 };

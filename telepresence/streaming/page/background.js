@@ -1,18 +1,18 @@
-// What the head is put over: "torso", "room", "#203040", "torso+room" ...
+// Controls for the background behind the head: "torso", "room", "#203040", "torso+room" ...
 
-/** The controls in `fieldset`; `trouble` is told what went wrong. */
-export class Scene {
-  constructor(fieldset, trouble) {
+/** The controls in `fieldset`; `showError` is called with an error message, or an empty text. */
+export class BackgroundControls {
+  constructor(fieldset, showError) {
     this.fieldset = fieldset;
-    this.trouble = trouble;
-    this.choosing = 0; // wishes on their way: until they are answered, the daemon's state does not move the controls
+    this.showError = showError;
+    this.pending = 0; // unanswered requests; until they are answered, the status does not change the controls
     [this.torso, this.behind, this.colour] = ["#torso", "#behind", "#colour"].map((id) => fieldset.querySelector(id));
     for (const control of [this.torso, this.behind, this.colour]) control.onchange = () => this.choose();
   }
 
-  /** Show what the daemon shows. */
-  show(background) {
-    if (typeof background !== "string" || this.choosing) return;
+  /** Show `background` of the status. */
+  update(background) {
+    if (typeof background !== "string" || this.pending) return;
     const [first, rest] = background.split("+");
     const behind = first === "torso" ? (rest ?? "calm") : first;
     this.torso.checked = first === "torso";
@@ -26,7 +26,7 @@ export class Scene {
   async choose() {
     const behind = this.behind.value === "colour" ? this.colour.value : this.behind.value;
     this.colour.hidden = this.behind.value !== "colour";
-    this.choosing++;
+    this.pending++;
     let text = "";
     try {
       const response = await fetch("/background", {
@@ -38,8 +38,8 @@ export class Scene {
     } catch {
       text = "The daemon does not answer.";
     } finally {
-      this.choosing--;
+      this.pending--;
     }
-    this.trouble(text.trim());
+    this.showError(text.trim());
   }
 }

@@ -1,11 +1,11 @@
-// What of the face has been seen: a ring that fills, and one thing at a time to ask for.
+// Guidance for learning: a ring of the head directions and expressions seen so far, and a hint for the next one.
 
 const DIRECTIONS = ["right", "up right", "up", "up left", "left", "down left", "down", "down right"];
 const EXPRESSIONS = { talk: "talking", smile: "a smile", open: "an open mouth", brows: "raised eyebrows" };
 const SVG = "http://www.w3.org/2000/svg";
-const GAP = 0.05; // part of a sector, at each end
+const GAP = 0.05; // gap at each end of a sector, as part of its length
 
-/** An arc of `radius` around the middle, from part `from` to part `to` of a turn, anticlockwise from the right. */
+/** SVG path of an arc around the centre; `from` and `to` are parts of a turn, anticlockwise from the right. */
 function arc(radius, from, to) {
   const at = (part) => {
     const angle = 2 * Math.PI * part;
@@ -22,8 +22,8 @@ function segment(ring, name, radius, middle, size) {
   return path;
 }
 
-/** The ring in `ring` (an empty svg) and the hint in `hint`; `box` holds both and is hidden when all has been seen. */
-export class Guide {
+/** Draws the ring into `ring` (an empty svg) and the hint into `hint`; `box`, which contains both, is hidden without hint. */
+export class Guidance {
   constructor(box, ring, hint) {
     [this.box, this.ring, this.hint] = [box, ring, hint];
     this.sectors = DIRECTIONS.map((name, i) => segment(ring, `looking ${name}`, 17, i / 8, 1 / 8));
@@ -34,13 +34,13 @@ export class Guide {
     ring.append(this.middle);
   }
 
-  /** Show `guidance` of the status; null, or nothing left to ask for, hides it. */
-  show(guidance) {
-    const asks = typeof guidance?.hint === "string";
-    this.box.hidden = !asks;
-    const words = asks ? guidance.hint : "";
-    if (this.hint.textContent !== words) this.hint.textContent = words; // else a screen reader would repeat it
-    if (!asks) return;
+  /** Show `guidance` of the status; null, or a guidance without hint, hides it. */
+  update(guidance) {
+    const hasHint = typeof guidance?.hint === "string";
+    this.box.hidden = !hasHint;
+    const text = hasHint ? guidance.hint : "";
+    if (this.hint.textContent !== text) this.hint.textContent = text; // set only if new: it is read out
+    if (!hasHint) return;
     const seen = guidance.seen ?? {};
     this.sectors.forEach((path, i) => path.style.setProperty("--seen", guidance.ring?.[i] ?? 0));
     Object.keys(EXPRESSIONS).forEach((key, i) => {
