@@ -1,13 +1,13 @@
 // The narrow band: which cells of the posed grid may hold something (insta_runtime/render/occupancy.py, `posed`).
-#include "places.cuh"
+#include "list_append.cuh"
 #include "warp.cuh"
 
 #define SUBCELLS 3  // a canonical cell is carried by 3^3 points: its middle, its corners, and what lies between
-#define MOST_WAYS 6  // places between where the surface takes a cell and where the head alone does
+#define MAX_POSED_COPIES 6  // places between where the surface takes a cell and where the head alone does
 #define POINTS (SUBCELLS * SUBCELLS * SUBCELLS)
 
 // Bits, counts and bounds of an empty band. items: frames * words.
-KERNEL(256) clear_band(const Head head, const Poses poses) {
+KERNEL(256) clear_band(const Head head, const PoseBuffers poses) {
     EACH(i, poses.frames * poses.words) {
         poses.bits[i] = 0u;
         if (i % poses.words) continue;
@@ -22,32 +22,32 @@ KERNEL(256) clear_band(const Head head, const Poses poses) {
 
 // Marks every cell that an occupied canonical cell, carried rigidly with its triangle, reaches; what is carried out of
 // the cube marks the nearest cell at its face. items: frames * space.count.
-KERNEL(128) carry_cells(const Head head, const Poses poses, const Space space) {
-    EACH(i, poses.frames * space.count) {
-        const int frame = i / space.count, candidate = i % space.count;
-        if (!space.occupied[candidate]) continue;
-        const int triangle = space.triangle[candidate], corner = head.faces[3 * triangle];
+KERNEL(128) forward_warp_cells(const Head head, const PoseBuffers poses, const OccupancyCells occupancy) {
+    EACH(i, poses.frames * occupancy.count) {
+        const int frame = i / occupancy.count, candidate = i % occupancy.count;
+        if (!occupancy.occupied[candidate]) continue;
+        const int triangle = occupancy.triangle[candidate], corner = head.faces[3 * triangle];
         const float* map = poses.maps + ((size_t)frame * head.triangles + triangle) * 9;
         float m[9], squared = 0.0f;
         UNROLL for (int q = 0; q < 9; ++q) m[q] = map[q], squared += m[q] * m[q];
         // The map is a rotation times a scale s, so its inverse is its transpose over s^2. All in cells of the grid.
         const float cells = float(head.resolution) / head.side, inverse = 3.0f / squared * cells;
-        const vec3 offset = cell_centre(head, space.cells[candidate], space.resolution) - load3(head.canonical + 3 * corner);
+        const vec3 offset = cell_centre(head, occupancy.cells[candidate], occupancy.resolution) - load3(head.canonical + 3 * corner);
         const vec3 start = load3(poses.vertices + ((size_t)frame * head.vertices + corner) * 3) - origin_of(head);
         const vec3 with_surface = cells * start + inverse * transform_transposed(m, offset);
         // What is above the surface may follow the head alone, and be anywhere between where either takes it.
         const bool above = height_above(head, triangle, offset) > 0.0f;
-        const bool loose = WARP_LOOSENS > 0.0f && above && head.masks[2 * corner] < 1.0f;
-        const vec3 opened = load3(head.canonical + 3 * corner) + offset - load3(head.opened + 3 * corner);
-        const vec3 apart = cells * (opened - origin_of(head)) - with_surface;
-        const int ways = loose ? clampi(int(length(apart)) + 2, 1, MOST_WAYS) : 1;
-        const float step = inverse * head.side / float(space.resolution) / float(SUBCELLS - 1);
+        const bool detachable = WARP_DETACHMENT_HEIGHT > 0.0f && above && head.masks[2 * corner] < 1.0f;
+        const vec3 opened = load3(head.canonical + 3 * corner) + offset - load3(head.open_offset + 3 * corner);
+        const vec3 displacement = cells * (opened - origin_of(head)) - with_surface;
+        const int copies = detachable ? clampi(int(length(displacement)) + 2, 1, MAX_POSED_COPIES) : 1;
+        const float step = inverse * head.side / float(occupancy.resolution) / float(SUBCELLS - 1);
         const vec3 along_x = step * load3(m), along_y = step * load3(m + 3), along_z = step * load3(m + 6);
         const int resolution = head.resolution;
         const float high = float(resolution) - 0.5f;
         uint* bits = poses.bits + (size_t)frame * poses.words;
-        for (int way = 0; way < ways; ++way) {
-            const vec3 centre = with_surface + (float(way) / float(ways > 1 ? ways - 1 : 1)) * apart;
+        for (int copy = 0; copy < copies; ++copy) {
+            const vec3 centre = with_surface + (float(copy) / float(copies > 1 ? copies - 1 : 1)) * displacement;
             int cell[POINTS];
             UNROLL SIMD for (int i = 0; i < POINTS; ++i) {
                 const float x = float(i % SUBCELLS - 1), y = float(i / SUBCELLS % SUBCELLS - 1);
@@ -71,7 +71,7 @@ KERNEL(128) carry_cells(const Head head, const Poses poses, const Space space) {
 
 // row, cell, count and bounds of the marked cells. A cell beyond the capacity gets the row -1, and so counts as not
 // marked; `count` says how many there are in any case. items: 32 * frames * ceil(words / 32).
-KERNEL(128) list_cells(const Head head, const Poses poses) {
+KERNEL(128) list_cells(const Head head, const PoseBuffers poses) {
     const int packets = (poses.words + PACKET - 1) / PACKET, n = head.resolution;
     EACH_PACKET(p, poses.frames * packets) {
         const int frame = p / packets, first = p % packets * PACKET;
@@ -82,7 +82,7 @@ KERNEL(128) list_cells(const Head head, const Poses poses) {
             bits[l] = word < poses.words ? poses.bits[(size_t)frame * poses.words + word] : 0u;
             marked[l] = count_bits(bits[l]);
         }
-        take_places(poses.count + frame, marked, start);
+        reserve_slots(poses.count + frame, marked, start);
         float low[3][LANES], high[3][LANES];  // `high` negated
         for (int l = 0; l < LANES; ++l) {
             for (int axis = 0; axis < 3; ++axis) low[axis][l] = float(n), high[axis][l] = 1.0f;

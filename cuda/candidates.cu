@@ -13,13 +13,13 @@
 
 #define THREADS 128
 #if ON_GPU
-#define POOL 256  // a packet does one cell ...
+#define POOL_SIZE 256  // a packet does one cell ...
 #else
-#define POOL 2048
+#define POOL_SIZE 2048
 #define EDGE 2    // ... or a block of 2^3, whose cells share a pool, and
 #define PARENT 4  // 4^3 share a list of leaves
 #endif
-#define MOST_LEAVES 512  // 2^LEAF_DEPTH of nearest.py
+#define MAX_LEAVES 512  // 2^LEAF_DEPTH of nearest.py
 #define LEAF_MASK 511u   // a leaf's index fits into the last bits of a rough distance
 #define LANE_MASK 31u
 #define POOL_MASK 2047u  // and so does a place in the pool
@@ -27,9 +27,9 @@
 #define NO_LENGTH 1e-18f  // m^2: what is nearer than its root has no direction
 #define FAR 1e30f
 #define NO_KEY 0x7f000000  // more than any
-#define LEAST_SLACK 1e-5f  // metres: a search is not made narrower than this
-#define PICKS 4            // by one look at a pool
-#define TAKEN 3e18f        // metres: what is so far is taken already
+#define MIN_SLACK 1e-5f  // metres: a search is not made narrower than this
+#define PICKS_PER_PASS 4            // by one look at a pool
+#define ALREADY_CHOSEN 3e18f        // metres: what is so far is taken already
 #define SHRINK 0.7f        // of the search when it finds more triangles than the pool holds
 
 // Up to 32 triangles, a row a number of nearest.cuh's twelve and of their inverses.
@@ -39,14 +39,14 @@ struct Tile {
 };
 
 struct Pool {
-    unsigned short triangle[POOL];
-    float distance[POOL];             // from the cell's centre
-    float x[POOL], y[POOL], z[POOL];  // the centre, seen from the triangle's nearest point
+    unsigned short triangle[POOL_SIZE];
+    float distance[POOL_SIZE];             // from the cell's centre
+    float x[POOL_SIZE], y[POOL_SIZE], z[POOL_SIZE];  // the centre, seen from the triangle's nearest point
 #if !ON_GPU
-    Tile tile[POOL / PACKET];  // gathered once for all cells of a block
+    Tile tile[POOL_SIZE / PACKET];  // gathered once for all cells of a block
 #endif
     uint chosen[64];
-    unsigned short leaf[MOST_LEAVES];  // those to be looked at
+    unsigned short leaf[MAX_LEAVES];  // those to be looked at
 };
 
 // The lanes whose bit is set.
@@ -56,7 +56,7 @@ struct Pool {
 #define FOR_SET(l, bits) for (uint left_ = (bits), l = 0; left_ && (l = uint(__builtin_ctz(left_)), true); left_ &= left_ - 1u)
 #endif
 
-DEVICE uint bits_of_lanes(const int (&set)[LANES]) {
+DEVICE uint mask_of_lanes(const int (&set)[LANES]) {
 #if ON_GPU
     return __ballot_sync(0xffffffffu, set[0]);
 #else
@@ -67,14 +67,14 @@ DEVICE uint bits_of_lanes(const int (&set)[LANES]) {
 }
 
 // How many lanes below one are set.
-DEVICE int rank_of(uint bits, int lane) { return count_bits(bits & ((1u << lane) - 1u)); }
+DEVICE int rank_in_mask(uint bits, int lane) { return count_bits(bits & ((1u << lane) - 1u)); }
 
 // The bits of a positive number, which order like the number, the last ones replaced by an index: the least of many
 // says which one it is.
-DEVICE int keyed(float value, uint mask, int index) { return int((float_to_bits(value) & ~mask) | (uint(index) & mask)); }
+DEVICE int indexed_key(float value, uint mask, int index) { return int((float_to_bits(value) & ~mask) | (uint(index) & mask)); }
 
 // The index that the least key of a packet holds.
-DEVICE int least_of(const int (&key)[LANES], uint mask) {
+DEVICE int min_key_index(const int (&key)[LANES], uint mask) {
 #if ON_GPU && __CUDA_ARCH__ >= 800
     return __reduce_min_sync(0xffffffffu, key[0]) & int(mask);
 #elif ON_GPU
@@ -89,7 +89,7 @@ DEVICE int least_of(const int (&key)[LANES], uint mask) {
 }
 
 // What one lane has, for all.
-DEVICE float from_lane(const float (&x)[LANES], int lane) {
+DEVICE float broadcast_lane(const float (&x)[LANES], int lane) {
 #if ON_GPU
     return __shfl_sync(0xffffffffu, x[0], lane);
 #else
@@ -155,35 +155,35 @@ DEVICE void measure_one(const Tile& tile, vec3 p, int l, Measured& m) {
 DEVICE void measure(const Tile& tile, vec3 p, Measured& m) { FOR_LANES(l) measure_one(tile, p, l, m); }
 
 // A triangle that is near, and so rules out others: its distance from the middle of a cube, and at most from its corners.
-struct Rival {
+struct NearestBound {
     float d, corner[8];
 };
 
-DEVICE Rival rival_at(float d, vec3 offset, float edge) {
+DEVICE NearestBound nearest_bound(float d, vec3 offset, float edge) {
     const float half = 0.5f * edge;
-    Rival rival;
-    rival.d = d;
+    NearestBound bound;
+    bound.d = d;
     UNROLL for (int k = 0; k < 8; ++k) {
         const vec3 at = offset + vec3{k & 1 ? half : -half, k & 2 ? half : -half, k & 4 ? half : -half};
-        rival.corner[k] = length_of(dot(at, at));
+        bound.corner[k] = length_of(dot(at, at));
     }
-    return rival;
+    return bound;
 }
 
 // Whether what lies `d` from the middle of a cube, in the direction of (x, y, z) from there, may be nearer than the
 // rival to a point of the cube. How much nearer is a convex function, so a corner has the most of it.
-DEVICE bool may_win(const Rival& rival, float d, float inverse, float x, float y, float z, float edge) {
+DEVICE bool may_be_nearest(const NearestBound& bound, float d, float inverse, float x, float y, float z, float edge) {
     const float a = 0.5f * edge * inverse, turned = a * z, sum = a * x + a * y, difference = a * x - a * y;
     const float p = sum + turned, q = sum - turned, r = difference + turned, s = difference - turned;
-    const float low = fmaxf(fmaxf(rival.corner[0] + p, rival.corner[1] - s), fmaxf(rival.corner[2] + r, rival.corner[3] - q));
+    const float low = fmaxf(fmaxf(bound.corner[0] + p, bound.corner[1] - s), fmaxf(bound.corner[2] + r, bound.corner[3] - q));
     const float high =
-        fmaxf(fmaxf(rival.corner[4] + q, rival.corner[5] - r), fmaxf(rival.corner[6] + s, rival.corner[7] - p));
+        fmaxf(fmaxf(bound.corner[4] + q, bound.corner[5] - r), fmaxf(bound.corner[6] + s, bound.corner[7] - p));
     return d <= fmaxf(low, high) + 1e-6f;
 }
 
 // A member of a leaf; -1 where a short leaf repeats its last one.
 DEVICE int member_of(const Head& head, int leaf, int m) {
-    const int* members = head.members + (size_t)leaf * head.leaf_size;
+    const int* members = head.leaf_members + (size_t)leaf * head.leaf_size;
     return (m > 0) && members[m] == members[m - 1] ? -1 : members[m];
 }
 
@@ -196,8 +196,8 @@ struct Leaves {
 #else
     const Tile* tiles;  // (head.leaves, parts): a CPU gathers all triangles once
     int parts;
-    float x[MOST_LEAVES], y[MOST_LEAVES], z[MOST_LEAVES], radius[MOST_LEAVES];
-    int leaf[MOST_LEAVES];
+    float x[MAX_LEAVES], y[MAX_LEAVES], z[MAX_LEAVES], radius[MAX_LEAVES];
+    int leaf[MAX_LEAVES];
 #endif
 };
 
@@ -241,7 +241,7 @@ DEVICE void measure_tile(const Head& head, const Leaves& leaves, const unsigned 
 }
 
 // The nearest triangle of the leaf whose middle is nearest to the cube's, which is seldom far from the nearest of all.
-DEVICE Rival nearby(const Head& head, const Leaves& leaves, unsigned short* listed, vec3 centre, float edge) {
+DEVICE NearestBound nearest_leaf_bound(const Head& head, const Leaves& leaves, unsigned short* listed, vec3 centre, float edge) {
     const int last = leaves.count - 1;
     int least[LANES];
     for (int l = 0; l < LANES; ++l) least[l] = NO_KEY;
@@ -249,10 +249,10 @@ DEVICE Rival nearby(const Head& head, const Leaves& leaves, unsigned short* list
         FOR_LANES(l) {
             const int i = lesser(base + COLUMN(l), last);
             const vec4 v = from_sphere(leaves, i, centre);
-            least[l] = lesser(least[l], keyed(v.x * v.x + v.y * v.y + v.z * v.z, LEAF_MASK, i));
+            least[l] = lesser(least[l], indexed_key(v.x * v.x + v.y * v.y + v.z * v.z, LEAF_MASK, i));
         }
     }
-    listed[0] = (unsigned short)least_of(least, LEAF_MASK);  // the same for all lanes
+    listed[0] = (unsigned short)min_key_index(least, LEAF_MASK);  // the same for all lanes
     WARP_SYNC();
     float d[LANES], x[LANES], y[LANES], z[LANES];
     for (int l = 0; l < LANES; ++l) d[l] = FAR, x[l] = y[l] = z[l] = 0.0f;
@@ -268,34 +268,34 @@ DEVICE Rival nearby(const Head& head, const Leaves& leaves, unsigned short* list
         }
     }
     int key[LANES];
-    FOR_LANES(l) key[l] = keyed(d[l], LANE_MASK, COLUMN(l));
-    const int best = least_of(key, LANE_MASK);
-    return rival_at(from_lane(d, best), vec3{from_lane(x, best), from_lane(y, best), from_lane(z, best)}, edge);
+    FOR_LANES(l) key[l] = indexed_key(d[l], LANE_MASK, COLUMN(l));
+    const int best = min_key_index(key, LANE_MASK);
+    return nearest_bound(broadcast_lane(d, best), vec3{broadcast_lane(x, best), broadcast_lane(y, best), broadcast_lane(z, best)}, edge);
 }
 
 // Which of the leaves `base` ... may hold what is nearest to a point of the cube at `centre`.
-DEVICE uint leaves_that_matter(const Leaves& leaves, int base, const Rival& rival, float slack, vec3 centre, float edge) {
-    int wanted[LANES];
+DEVICE uint cull_leaves(const Leaves& leaves, int base, const NearestBound& bound, float slack, vec3 centre, float edge) {
+    int needed[LANES];
     FOR_LANES(l) {
         const int i = base + COLUMN(l);
         const vec4 v = from_sphere(leaves, lesser(i, leaves.count - 1), centre);
         const float d = length_of(v.x * v.x + v.y * v.y + v.z * v.z);
-        wanted[l] = (i < leaves.count) & (d - v.w <= rival.d + slack) &
-                    may_win(rival, d - v.w, reciprocal(d), v.x, v.y, v.z, edge);
+        needed[l] = (i < leaves.count) & (d - v.w <= bound.d + slack) &
+                    may_be_nearest(bound, d - v.w, reciprocal(d), v.x, v.y, v.z, edge);
     }
-    return bits_of_lanes(wanted);
+    return mask_of_lanes(needed);
 }
 
 // Fills the pool with every triangle that may be nearest to a point of the cube at `centre`: how many.
 DEVICE int fill_pool(Pool& pool, const Head& head, const Leaves& leaves, vec3 centre, float edge) {
-    const Rival rival = nearby(head, leaves, pool.leaf, centre, edge);
+    const NearestBound bound = nearest_leaf_bound(head, leaves, pool.leaf, centre, edge);
     for (float slack = DIAGONAL * edge;; slack *= SHRINK) {
         WARP_SYNC();  // the list has been read
         int listed = 0, count = 0;
         for (int base = 0; base < leaves.count; base += PACKET) {
-            const uint wanted = leaves_that_matter(leaves, base, rival, slack, centre, edge);
-            FOR_SET(l, wanted) pool.leaf[listed + rank_of(wanted, COLUMN(l))] = (unsigned short)(base + COLUMN(l));
-            listed += count_bits(wanted);
+            const uint needed = cull_leaves(leaves, base, bound, slack, centre, edge);
+            FOR_SET(l, needed) pool.leaf[listed + rank_in_mask(needed, COLUMN(l))] = (unsigned short)(base + COLUMN(l));
+            listed += count_bits(needed);
         }
         WARP_SYNC();
         const int tiles = tiles_of(head, leaves, listed);
@@ -305,13 +305,13 @@ DEVICE int fill_pool(Pool& pool, const Head& head, const Leaves& leaves, vec3 ce
             measure_tile(head, leaves, pool.leaf, listed, t, centre, id, m);
             FOR_LANES(l) {
                 const float d = m.distance[l];
-                valid[l] = (id[l] >= 0) & (d <= rival.d + slack) &
-                           may_win(rival, d, reciprocal(d), m.x[l], m.y[l], m.z[l], edge);
+                valid[l] = (id[l] >= 0) & (d <= bound.d + slack) &
+                           may_be_nearest(bound, d, reciprocal(d), m.x[l], m.y[l], m.z[l], edge);
             }
-            const uint found = bits_of_lanes(valid);  // once, by all lanes: the loop's end is looked at by some
+            const uint found = mask_of_lanes(valid);  // once, by all lanes: the loop's end is looked at by some
             FOR_SET(l, found) {
-                const int place = count + rank_of(found, COLUMN(l));
-                if (place >= POOL) continue;
+                const int place = count + rank_in_mask(found, COLUMN(l));
+                if (place >= POOL_SIZE) continue;
                 pool.triangle[place] = (unsigned short)id[l];
                 pool.distance[place] = m.distance[l];
                 pool.x[place] = m.x[l], pool.y[place] = m.y[l], pool.z[place] = m.z[l];
@@ -319,9 +319,9 @@ DEVICE int fill_pool(Pool& pool, const Head& head, const Leaves& leaves, vec3 ce
             count += count_bits(found);
         }
         // Of a heap of triangles in one place no search finds fewer: then the first ones stand for all.
-        if (count <= POOL || slack < LEAST_SLACK) {
+        if (count <= POOL_SIZE || slack < MIN_SLACK) {
             WARP_SYNC();
-            return lesser(count, POOL);
+            return lesser(count, POOL_SIZE);
         }
     }
 }
@@ -329,7 +329,7 @@ DEVICE int fill_pool(Pool& pool, const Head& head, const Leaves& leaves, vec3 ce
 // Leaves out of a pool, whose distances are those from the centre of a cube of this edge, what cannot be nearest to a
 // point of the cube, and closes the ranks; in place of distances there are words then. How many are left.
 DEVICE int prune(Pool& pool, int count, int nearest, float edge) {
-    const Rival rival = rival_at(pool.distance[nearest], vec3{pool.x[nearest], pool.y[nearest], pool.z[nearest]}, edge);
+    const NearestBound bound = nearest_bound(pool.distance[nearest], vec3{pool.x[nearest], pool.y[nearest], pool.z[nearest]}, edge);
     int kept = 0;
     WARP_SYNC();
     for (int base = 0; base < count; base += PACKET) {
@@ -340,13 +340,13 @@ DEVICE int prune(Pool& pool, int count, int nearest, float edge) {
             const float d = pool.distance[i];
             x[l] = pool.x[i], y[l] = pool.y[i], z[l] = pool.z[i];
             word[l] = bits_to_float(pack_candidate(pool.triangle[i], d));
-            may[l] = (i < count) & (d <= rival.d + DIAGONAL * edge) &
-                     may_win(rival, d, reciprocal(d), x[l], y[l], z[l], edge);
+            may[l] = (i < count) & (d <= bound.d + DIAGONAL * edge) &
+                     may_be_nearest(bound, d, reciprocal(d), x[l], y[l], z[l], edge);
         }
-        const uint left = bits_of_lanes(may);
+        const uint left = mask_of_lanes(may);
         WARP_SYNC();  // all have read before the ranks close
         FOR_SET(l, left) {
-            const int i = kept + rank_of(left, COLUMN(l));
+            const int i = kept + rank_in_mask(left, COLUMN(l));
             pool.distance[i] = word[l];
             pool.x[i] = x[l], pool.y[i] = y[l], pool.z[i] = z[l];
         }
@@ -357,16 +357,16 @@ DEVICE int prune(Pool& pool, int count, int nearest, float edge) {
 }
 
 // Moves the `number` nearest to the point `o` from the centre from a pool of `count` words to `chosen`.
-DEVICE int pick_nearest(Pool& pool, int count, vec3 o, int number, int chosen) {
-    int key[PICKS][LANES];  // the least ones that each lane has seen, ascending
-    for (int k = 0; k < PICKS; ++k)
+DEVICE int choose_nearest(Pool& pool, int count, vec3 o, int number, int chosen) {
+    int key[PICKS_PER_PASS][LANES];  // the least ones that each lane has seen, ascending
+    for (int k = 0; k < PICKS_PER_PASS; ++k)
         for (int l = 0; l < LANES; ++l) key[k][l] = NO_KEY;
     for (int base = 0; base < count; base += PACKET) {
         FOR_LANES(l) {
             const int i = base + COLUMN(l);
             const float x = pool.x[i] + o.x, y = pool.y[i] + o.y, z = pool.z[i] + o.z;
-            int next = keyed(i < count ? fminf(x * x + y * y + z * z, FAR) : FAR, POOL_MASK, i);
-            UNROLL for (int k = 0; k < PICKS; ++k) {
+            int next = indexed_key(i < count ? fminf(x * x + y * y + z * z, FAR) : FAR, POOL_MASK, i);
+            UNROLL for (int k = 0; k < PICKS_PER_PASS; ++k) {
                 const int low = lesser(key[k][l], next);
                 next = key[k][l] < next ? next : key[k][l];
                 key[k][l] = low;
@@ -375,16 +375,16 @@ DEVICE int pick_nearest(Pool& pool, int count, vec3 o, int number, int chosen) {
     }
     WARP_SYNC();  // all have read
     for (int pick = 0; pick < number; ++pick) {
-        const int best = least_of(key[0], POOL_MASK);
+        const int best = min_key_index(key[0], POOL_MASK);
         FOR_LANES(l) {
             const bool own = (key[0][l] & int(POOL_MASK)) == best;
-            UNROLL for (int k = 0; k + 1 < PICKS; ++k) key[k][l] = own ? key[k + 1][l] : key[k][l];
-            key[PICKS - 1][l] = own ? NO_KEY : key[PICKS - 1][l];
+            UNROLL for (int k = 0; k + 1 < PICKS_PER_PASS; ++k) key[k][l] = own ? key[k + 1][l] : key[k][l];
+            key[PICKS_PER_PASS - 1][l] = own ? NO_KEY : key[PICKS_PER_PASS - 1][l];
         }
         for (int l = 0; l < LANES; ++l)
             if (COLUMN(l) == 0) {
                 pool.chosen[chosen + pick] = float_to_bits(pool.distance[best]);
-                pool.x[best] = TAKEN;
+                pool.x[best] = ALREADY_CHOSEN;
             }
     }
     WARP_SYNC();
@@ -408,11 +408,11 @@ DEVICE void write_row(Pool& pool, int count, const Head& head, [[maybe_unused]] 
 #endif
         FOR_LANES(l) {
             const int i = base + COLUMN(l);
-            least[l] = lesser(least[l], keyed(i < count ? pool.distance[i] : FAR, POOL_MASK, i));
+            least[l] = lesser(least[l], indexed_key(i < count ? pool.distance[i] : FAR, POOL_MASK, i));
         }
     }
 
-    const int kept = prune(pool, count, least_of(least, POOL_MASK), edge);
+    const int kept = prune(pool, count, min_key_index(least, POOL_MASK), edge);
     const int capacity = head.candidates < 64 ? head.candidates : 64;
     int chosen = 0;
     if (kept <= capacity) {
@@ -425,7 +425,7 @@ DEVICE void write_row(Pool& pool, int count, const Head& head, [[maybe_unused]] 
             const float quarter = 0.25f * edge;
             const vec3 o{octant & 1 ? quarter : -quarter, octant & 2 ? quarter : -quarter, octant & 4 ? quarter : -quarter};
             const int upto = capacity * (octant + 1) / 8;
-            while (chosen < upto) chosen += pick_nearest(pool, kept, o, lesser(upto - chosen, PICKS), chosen);
+            while (chosen < upto) chosen += choose_nearest(pool, kept, o, lesser(upto - chosen, PICKS_PER_PASS), chosen);
         }
     }
     WARP_SYNC();
@@ -444,7 +444,7 @@ DEVICE void write_row(Pool& pool, int count, const Head& head, [[maybe_unused]] 
 
 #if !ON_GPU
 // All leaves of every frame, with their triangles gathered.
-DEVICE const std::vector<Leaves>& gather_leaves(const Head& head, const Poses& poses) {
+DEVICE const std::vector<Leaves>& gather_leaves(const Head& head, const PoseBuffers& poses) {
     static thread_local std::vector<Tile> tiles;  // these grow once
     static thread_local std::vector<Leaves> all;
     const int parts = (head.leaf_size + PACKET - 1) / PACKET, each = head.leaves * parts;
@@ -475,17 +475,17 @@ DEVICE const std::vector<Leaves>& gather_leaves(const Head& head, const Poses& p
 }
 
 // Those leaves that may hold what is nearest to a point of the cube at `centre`.
-DEVICE void pick_leaves(Leaves& few, const Head& head, const Leaves& all, vec3 centre, float edge) {
+DEVICE void gather_near_leaves(Leaves& near_leaves, const Head& head, const Leaves& all, vec3 centre, float edge) {
     unsigned short one[1];
-    const Rival rival = nearby(head, all, one, centre, edge);
-    few.triangles = all.triangles, few.tiles = all.tiles, few.parts = all.parts;
-    few.count = 0;
+    const NearestBound bound = nearest_leaf_bound(head, all, one, centre, edge);
+    near_leaves.triangles = all.triangles, near_leaves.tiles = all.tiles, near_leaves.parts = all.parts;
+    near_leaves.count = 0;
     for (int base = 0; base < all.count; base += PACKET) {
-        const uint wanted = leaves_that_matter(all, base, rival, DIAGONAL * edge, centre, edge);
-        FOR_SET(l, wanted) {
-            const int i = base + int(l), to = few.count++;
-            few.x[to] = all.x[i], few.y[to] = all.y[i], few.z[to] = all.z[i], few.radius[to] = all.radius[i];
-            few.leaf[to] = all.leaf[i];
+        const uint needed = cull_leaves(all, base, bound, DIAGONAL * edge, centre, edge);
+        FOR_SET(l, needed) {
+            const int i = base + int(l), to = near_leaves.count++;
+            near_leaves.x[to] = all.x[i], near_leaves.y[to] = all.y[i], near_leaves.z[to] = all.z[i], near_leaves.radius[to] = all.radius[i];
+            near_leaves.leaf[to] = all.leaf[i];
         }
     }
 }
@@ -512,13 +512,13 @@ DEVICE int fill_shared_pool(Pool& pool, const Head& head, const Leaves& leaves, 
 // candidates (frames, capacity, head.candidates) of the marked cells, from the posed triangles and the leaves' spheres;
 // only of those whose bit is set in `wanted` (frames, words), unless it is null.
 // items: 32 * frames * capacity.
-KERNEL(THREADS) choose_candidates(const Head head, const Poses poses, const uint* wanted) {
+KERNEL(THREADS) choose_candidates(const Head head, const PoseBuffers poses, const uint* needed) {
 #if ON_GPU
     EACH_PACKET(p, poses.frames * poses.capacity) {
         SCRATCH(Pool, pool, THREADS);
         const int frame = p / poses.capacity, row = p % poses.capacity;
         if (row >= poses.count[frame]) continue;
-        if (wanted && !bit_at(wanted + (size_t)frame * poses.words, poses.cell[p])) continue;
+        if (needed && !bit_at(needed + (size_t)frame * poses.words, poses.cell[p])) continue;
         const Leaves leaves{poses.triangles + (size_t)frame * head.triangles * TRIANGLE_SIZE, head.leaves,
                             poses.spheres + (size_t)frame * head.leaves * 4};
         const vec3 centre = cell_centre(head, poses.cell[(size_t)p], head.resolution);
@@ -536,9 +536,9 @@ KERNEL(THREADS) choose_candidates(const Head head, const Poses poses, const uint
     EACH_PACKET(p, poses.frames * parents * parents * parents) {
         const int frame = p / (parents * parents * parents), q = p % (parents * parents * parents);
         const int corner[3] = {q % parents * PARENT, q / parents % parents * PARENT, q / (parents * parents) * PARENT};
-        const uint* marks = (wanted ? wanted : poses.bits) + (size_t)frame * poses.words;
-        Leaves few;
-        few.count = 0;
+        const uint* marks = (needed ? needed : poses.bits) + (size_t)frame * poses.words;
+        Leaves near_leaves;
+        near_leaves.count = 0;
         for (int b = 0; b < PARENT * PARENT * PARENT / (EDGE * EDGE * EDGE); ++b) {
             constexpr int across = PARENT / EDGE;
             const int at[3] = {corner[0] + b % across * EDGE, corner[1] + b / across % across * EDGE,
@@ -553,9 +553,9 @@ KERNEL(THREADS) choose_candidates(const Head head, const Poses poses, const uint
                 if (row >= 0) rows[cells++] = row;
             }
             if (cells == 0) continue;
-            if (few.count == 0) pick_leaves(few, head, all[frame], middle(corner, PARENT), PARENT * size);
+            if (near_leaves.count == 0) gather_near_leaves(near_leaves, head, all[frame], middle(corner, PARENT), PARENT * size);
             Pool pool;
-            int count = fill_shared_pool(pool, head, few, middle(at, EDGE), EDGE * size);
+            int count = fill_shared_pool(pool, head, near_leaves, middle(at, EDGE), EDGE * size);
             for (int i = 0; i < cells; ++i) {
                 const size_t place = (size_t)frame * poses.capacity + rows[i];
                 const vec3 centre = cell_centre(head, poses.cell[place], n);

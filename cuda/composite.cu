@@ -17,17 +17,17 @@
 DEVICE float transmittance(float thickness) { return thickness == thickness ? fast_exp(-thickness) : thickness; }
 
 // Up to 32 samples of a ray, front to back.
-struct Stretch {
+struct RaySegment {
     int slot[LANES];         // where a sample lies, -1 if the lane has none
     float t[LANES];          // metres along the ray
     int kept[LANES];         // the slot, -1 if the sample is not among the ray's first max_samples
     float thickness[LANES];  // tau, 0 if not kept, as the colours
-    float passed[LANES];     // optical thickness in front of it
+    float thickness_before[LANES];     // optical thickness in front of it
     float red[LANES], green[LANES], blue[LANES];
 };
 
 // The samples of the next 32 steps (on a CPU: the next 32 samples) from step `at` on, which advances; steps end at `end`.
-DEVICE void take_ahead(const Samples& samples, int& at, int end, Stretch& s) {
+DEVICE void load_next_samples(const Samples& samples, int& at, int end, RaySegment& s) {
 #if ON_GPU
     const int i = at + LANE;
     s.slot[0] = i < end ? samples.slot[i] : -1;
@@ -44,7 +44,7 @@ DEVICE void take_ahead(const Samples& samples, int& at, int end, Stretch& s) {
 }
 
 // The same backwards, from the step before `at` on; steps begin at `begin`.
-DEVICE void take_back(const Samples& samples, int& at, int begin, Stretch& s) {
+DEVICE void load_previous_samples(const Samples& samples, int& at, int begin, RaySegment& s) {
     at -= PACKET;
 #if ON_GPU
     const int i = at + LANE;
@@ -61,7 +61,7 @@ DEVICE void take_back(const Samples& samples, int& at, int begin, Stretch& s) {
 }
 
 // Density and colour of the kept ones.
-DEVICE void load_samples(const float* density, const float* colour, float step, Stretch& s) {
+DEVICE void load_samples(const float* density, const float* colour, float step, RaySegment& s) {
     FOR_LANES(l) {
         const bool kept = s.kept[l] >= 0;
         const int i = kept ? s.kept[l] : 0;  // any that is there, so that a CPU loads without branches
@@ -74,39 +74,39 @@ DEVICE void load_samples(const float* density, const float* colour, float step, 
 }
 
 // Front-to-back state of a ray.
-struct Walk {
+struct RayAccumulator {
     int found;     // samples so far
-    float passed;  // optical thickness so far
+    float thickness_before;  // optical thickness so far
     float red[LANES], green[LANES], blue[LANES], opacity[LANES], distance[LANES];  // sums of w times ..., by lane
 };
 
-DEVICE void begin_walk(Walk& walk) {
-    walk.found = 0, walk.passed = 0.0f;
+DEVICE void begin_march(RayAccumulator& accumulated) {
+    accumulated.found = 0, accumulated.thickness_before = 0.0f;
     FOR_LANES(l) {
-        walk.red[l] = 0.0f, walk.green[l] = 0.0f, walk.blue[l] = 0.0f;
-        walk.opacity[l] = 0.0f, walk.distance[l] = 0.0f;
+        accumulated.red[l] = 0.0f, accumulated.green[l] = 0.0f, accumulated.blue[l] = 0.0f;
+        accumulated.opacity[l] = 0.0f, accumulated.distance[l] = 0.0f;
     }
 }
 
 // One stretch on, from step `at`.
-DEVICE void walk_on(const Samples& samples, const float* density, const float* colour, float step, int& at, int end,
-                    Walk& walk, Stretch& s) {
+DEVICE void accumulate_samples(const Samples& samples, const float* density, const float* colour, float step, int& at, int end,
+                    RayAccumulator& accumulated, RaySegment& s) {
     bool found[LANES];
     int rank[LANES];
-    take_ahead(samples, at, end, s);
+    load_next_samples(samples, at, end, s);
     FOR_LANES(l) { found[l] = s.slot[l] >= 0; }
-    walk.found = count_before(found, walk.found, rank);
+    accumulated.found = exclusive_prefix_count(found, accumulated.found, rank);
     FOR_LANES(l) { s.kept[l] = rank[l] < samples.max_samples ? s.slot[l] : -1; }
     load_samples(density, colour, step, s);
-    walk.passed = sum_before(s.thickness, walk.passed, s.passed);
+    accumulated.thickness_before = exclusive_prefix_sum(s.thickness, accumulated.thickness_before, s.thickness_before);
     FOR_LANES(l) {
-        const float weight = transmittance(s.passed[l]) * (1.0f - transmittance(s.thickness[l]));
+        const float weight = transmittance(s.thickness_before[l]) * (1.0f - transmittance(s.thickness[l]));
         const float share = s.kept[l] >= 0 ? weight : 0.0f;
-        walk.red[l] += share * s.red[l];
-        walk.green[l] += share * s.green[l];
-        walk.blue[l] += share * s.blue[l];
-        walk.opacity[l] += share;
-        walk.distance[l] += share * s.t[l];
+        accumulated.red[l] += share * s.red[l];
+        accumulated.green[l] += share * s.green[l];
+        accumulated.blue[l] += share * s.blue[l];
+        accumulated.opacity[l] += share;
+        accumulated.distance[l] += share * s.t[l];
     }
 }
 
@@ -118,15 +118,15 @@ KERNEL(128) composite_rays(const Rays rays, const Samples samples, const float* 
     const float opaque = stop > 0.0f ? -logf(stop) : 3.0e38f;
     EACH_PACKET(r, rays.count) {
         const int begin = samples.first[r], end = begin + samples.steps[r];
-        Walk walk;
-        Stretch stretch;
-        begin_walk(walk);
+        RayAccumulator accumulated;
+        RaySegment segment;
+        begin_march(accumulated);
         for (int at = begin; at < end;) {
-            walk_on(samples, density, colour, step, at, end, walk, stretch);
-            if (walk.found >= samples.max_samples || walk.passed > opaque) break;
+            accumulate_samples(samples, density, colour, step, at, end, accumulated, segment);
+            if (accumulated.found >= samples.max_samples || accumulated.thickness_before > opaque) break;
         }
-        const float red = sum_lanes(walk.red), green = sum_lanes(walk.green), blue = sum_lanes(walk.blue);
-        const float opacity = sum_lanes(walk.opacity), far = sum_lanes(walk.distance);
+        const float red = sum_lanes(accumulated.red), green = sum_lanes(accumulated.green), blue = sum_lanes(accumulated.blue);
+        const float opacity = sum_lanes(accumulated.opacity), far = sum_lanes(accumulated.distance);
         FOR_LANES(l) {
             if (COLUMN(l) == 0) {
                 rgba[4 * r] = red, rgba[4 * r + 1] = green, rgba[4 * r + 2] = blue, rgba[4 * r + 3] = opacity;
@@ -137,21 +137,21 @@ KERNEL(128) composite_rays(const Rays rays, const Samples samples, const float* 
 }
 
 // Note in which cells samples lie that more than IN_SIGHT of a ray's light comes to: `OccupancyGrid.light`.
-KERNEL(128) light_cells(const Rays rays, const Samples samples, const float* density, const float* colour, float step,
-                        const Space space) {
+KERNEL(128) mark_visible_cells(const Rays rays, const Samples samples, const float* density, const float* colour, float step,
+                        const OccupancyCells occupancy) {
     const float dark = -logf(IN_SIGHT);
     EACH_PACKET(r, rays.count) {
         const int begin = samples.first[r], end = begin + samples.steps[r];
-        Walk walk;
-        Stretch s;
-        begin_walk(walk);
-        for (int at = begin; at < end && walk.found < samples.max_samples && walk.passed < dark;) {
-            walk_on(samples, density, colour, step, at, end, walk, s);
+        RayAccumulator accumulated;
+        RaySegment s;
+        begin_march(accumulated);
+        for (int at = begin; at < end && accumulated.found < samples.max_samples && accumulated.thickness_before < dark;) {
+            accumulate_samples(samples, density, colour, step, at, end, accumulated, s);
             FOR_LANES(l) {
-                if (s.kept[l] < 0 || !(s.passed[l] < dark)) continue;
+                if (s.kept[l] < 0 || !(s.thickness_before[l] < dark)) continue;
                 const vec3 unit = load3(samples.position + 3 * (size_t)s.kept[l]);
-                const int cell = space.place[flat_cell(unit, space.resolution)];
-                if (cell >= 0) space.lit[cell] = 1.0f;  // whoever else writes there writes the same
+                const int cell = occupancy.index_of_cell[flat_cell(unit, occupancy.resolution)];
+                if (cell >= 0) occupancy.visibility[cell] = 1.0f;  // whoever else writes there writes the same
             }
         }
     }
@@ -179,24 +179,24 @@ KERNEL(128) composite_loss(const Rays rays, const Samples samples, const float* 
                            float step, const float* target_rgba, const float* target_depth, const float* weight,
                            const float* background, float huber, float mask_weight, float depth_weight,
                            float* gradient, float* loss) {
-    const float share_of_ray = 1.0f / float(rays.count), scale = LOSS_SCALE * share_of_ray;
+    const float ray_weight = 1.0f / float(rays.count), scale = LOSS_SCALE * ray_weight;
     const float huber_inverse = 1.0f / huber;
     // Of a density at its upper bound, whichever exp it came through.
     const float densest = fast_exp(MAX_LOG_DENSITY) * (1.0f - 1.0e-4f) * step;
     EACH_PACKET(r, rays.count) {
         const int begin = samples.first[r], end = begin + samples.steps[r];
-        Walk walk;
-        Stretch s;
-        begin_walk(walk);
+        RayAccumulator accumulated;
+        RaySegment s;
+        begin_march(accumulated);
         for (int at = begin; at < end;) {
-            walk_on(samples, density, colour, step, at, end, walk, s);
+            accumulate_samples(samples, density, colour, step, at, end, accumulated, s);
             FOR_LANES(l) {
-                if (s.slot[l] >= 0) gradient[4 * s.slot[l]] = s.kept[l] >= 0 ? s.passed[l] : -1.0f;
+                if (s.slot[l] >= 0) gradient[4 * s.slot[l]] = s.kept[l] >= 0 ? s.thickness_before[l] : -1.0f;
             }
         }
         WARP_SYNC();  // lanes may meet other samples on the way back
-        const float opacity = sum_lanes(walk.opacity), seen_distance = sum_lanes(walk.distance);
-        const float seen[3] = {sum_lanes(walk.red), sum_lanes(walk.green), sum_lanes(walk.blue)};
+        const float opacity = sum_lanes(accumulated.opacity), seen_distance = sum_lanes(accumulated.distance);
+        const float seen[3] = {sum_lanes(accumulated.red), sum_lanes(accumulated.green), sum_lanes(accumulated.blue)};
 
         // The loss of this ray, and its derivatives by colour, opacity and distance, times LOSS_SCALE.
         const float* truth = target_rgba + 4 * r;
@@ -210,35 +210,35 @@ KERNEL(128) composite_loss(const Rays rays, const Samples samples, const float* 
             by_opacity -= by_colour[c] * backdrop[c];
         }
         const float wrong = seen_distance - target_depth[r], slack = fabsf(wrong) - DEPTH_SLACK;
-        const bool pulls = target_depth[r] > 0.0f && !(slack < 0.0f);
-        const float by_distance = pulls ? (wrong < 0.0f ? -depth_weight : depth_weight) * scale : 0.0f;
+        const bool depth_active = target_depth[r] > 0.0f && !(slack < 0.0f);
+        const float by_distance = depth_active ? (wrong < 0.0f ? -depth_weight : depth_weight) * scale : 0.0f;
         const float value =
-            photometric * (1.0f / 3.0f) * weight[r] + mask_weight * off * off + (pulls ? depth_weight * slack : 0.0f);
+            photometric * (1.0f / 3.0f) * weight[r] + mask_weight * off * off + (depth_active ? depth_weight * slack : 0.0f);
         FOR_LANES(l) {
-            if (COLUMN(l) == 0) add_atomic(loss, value * share_of_ray);
+            if (COLUMN(l) == 0) add_atomic(loss, value * ray_weight);
         }
 
         float behind = 0.0f;  // sum of w g over the stretches behind
         for (int at = end; at > begin;) {
-            float left[LANES], share[LANES], pull[LANES], part[LANES], farther[LANES];
-            take_back(samples, at, begin, s);
+            float left[LANES], share[LANES], by_weight[LANES], part[LANES], farther[LANES];
+            load_previous_samples(samples, at, begin, s);
             FOR_LANES(l) {
-                s.passed[l] = s.slot[l] >= 0 ? gradient[4 * s.slot[l]] : -1.0f;
-                s.kept[l] = s.passed[l] < 0.0f ? -1 : s.slot[l];
+                s.thickness_before[l] = s.slot[l] >= 0 ? gradient[4 * s.slot[l]] : -1.0f;
+                s.kept[l] = s.thickness_before[l] < 0.0f ? -1 : s.slot[l];
             }
             load_samples(density, colour, step, s);
             FOR_LANES(l) {
-                const float before = transmittance(s.passed[l]), through = transmittance(s.thickness[l]);
-                left[l] = before * through;  // T behind the sample
-                share[l] = before * (1.0f - through);
-                pull[l] = by_colour[0] * s.red[l] + by_colour[1] * s.green[l] + by_colour[2] * s.blue[l] + by_opacity +
+                const float transmitted_before = transmittance(s.thickness_before[l]), transmitted = transmittance(s.thickness[l]);
+                left[l] = transmitted_before * transmitted;  // T behind the sample
+                share[l] = transmitted_before * (1.0f - transmitted);
+                by_weight[l] = by_colour[0] * s.red[l] + by_colour[1] * s.green[l] + by_colour[2] * s.blue[l] + by_opacity +
                           by_distance * s.t[l];
-                part[l] = s.kept[l] >= 0 ? share[l] * pull[l] : 0.0f;
+                part[l] = s.kept[l] >= 0 ? share[l] * by_weight[l] : 0.0f;
             }
-            behind = sum_behind(part, behind, farther);
+            behind = exclusive_suffix_sum(part, behind, farther);
             FOR_LANES(l) {
-                const bool free = s.kept[l] >= 0 && !(s.thickness[l] >= densest);
-                left[l] = free ? s.thickness[l] * (left[l] * pull[l] - farther[l]) : 0.0f;
+                const bool unclamped = s.kept[l] >= 0 && !(s.thickness[l] >= densest);
+                left[l] = unclamped ? s.thickness[l] * (left[l] * by_weight[l] - farther[l]) : 0.0f;
                 // Colours that are not kept are zero, and with them their slopes.
                 s.red[l] = share[l] * by_colour[0] * s.red[l] * (1.0f - s.red[l]);
                 s.green[l] = share[l] * by_colour[1] * s.green[l] * (1.0f - s.green[l]);

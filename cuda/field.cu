@@ -6,7 +6,7 @@
 
 #if ON_GPU
 // Where a lane's pair of a sample lies; null beyond the last level.
-DEVICE uint* encoded_place(const storage_t* encoded, int capacity, int sample, int pair) {
+DEVICE uint* encoded_address(const storage_t* encoded, int capacity, int sample, int pair) {
     const int level = 4 * (pair / ROW_PAIRS) + (LANE & 3);
     if (level >= LEVELS) return nullptr;
     return (uint*)encoded + (size_t(level) * capacity + sample) * ROW_PAIRS + pair % ROW_PAIRS;
@@ -59,7 +59,7 @@ KERNEL(128) field_samples(const FieldWeights weights, const Samples samples, con
                 if (sample >= count) continue;
                 UNROLL
                 for (int k = 0; k < GRID_PAIRS; ++k)
-                    if (uint* place = encoded_place(encoded, samples.capacity, sample, k)) *place = x[k][s];
+                    if (uint* place = encoded_address(encoded, samples.capacity, sample, k)) *place = x[k][s];
             }
         field_outputs(weights, x, geometry, own_density);
         field_colours(weights, direction, valid, geometry, own_colour);
@@ -102,14 +102,14 @@ struct FieldGradients {
     LayerGradient<HIDDEN, 3> colour_last;
 };
 // The gradients of what FieldScratch holds.
-struct alignas(64) FieldPulls {
+struct alignas(64) ActivationGradients {
     float input[INPUTS][PACKET];
     float density_hidden[DENSITY_LAYERS][HIDDEN][PACKET];
     float raw[RAW + DIRECTIONS][PACKET];
     float colour_hidden[COLOUR_LAYERS][HIDDEN][PACKET];
     float colour[3][PACKET];
 };
-DEVICE void networks_backward(const float* networks, FieldScratch& s, FieldPulls& d, FieldGradients& sums) {
+DEVICE void networks_backward(const float* networks, FieldScratch& s, ActivationGradients& d, FieldGradients& sums) {
     constexpr int colours = COLOUR_LAYERS, densities = DENSITY_LAYERS;
     layer_weights(s.colour_hidden[colours - 1], d.colour, sums.colour_last);
     layer_inputs<HIDDEN, 3>(networks + colour_weight(colours), d.colour, d.colour_hidden[colours - 1]);
@@ -141,15 +141,15 @@ DEVICE void networks_backward(const float* networks, FieldScratch& s, FieldPulls
 // `x`. All threads of the block call together, after they have read what is staged.
 DEVICE void inner_backward(const uint* fragments, storage_t (*inputs)[staged_inputs],
                            storage_t (*outputs)[staged_outputs], const uint (&x)[HIDDEN_PAIRS][2],
-                           WeightSums<HIDDEN_TILES, HIDDEN_PAIRS>& sums, uint (&pull)[HIDDEN_PAIRS][2]) {
-    uint pull_inputs[HIDDEN_PAIRS][2];
+                           WeightSums<HIDDEN_TILES, HIDDEN_PAIRS>& sums, uint (&grad)[HIDDEN_PAIRS][2]) {
+    uint grad_inputs[HIDDEN_PAIRS][2];
     __syncthreads();
-    stage(inputs, x), stage(outputs, pull);
+    stage(inputs, x), stage(outputs, grad);
     __syncthreads();
     add_weights(sums, inputs, outputs);
-    relu_backward<HIDDEN_TILES, HIDDEN_PAIRS, 1>(fragments, pull, x, pull_inputs);
+    relu_backward<HIDDEN_TILES, HIDDEN_PAIRS, 1>(fragments, grad, x, grad_inputs);
     UNROLL
-    for (int p = 0; p < HIDDEN_PAIRS; ++p) pull[p][0] = pull_inputs[p][0], pull[p][1] = pull_inputs[p][1];
+    for (int p = 0; p < HIDDEN_PAIRS; ++p) grad[p][0] = grad_inputs[p][0], grad[p][1] = grad_inputs[p][1];
 }
 #endif
 
@@ -175,15 +175,15 @@ KERNEL(256) field_backward(const FieldWeights weights, const Samples samples, co
         const uint* networks = within_loop((const uint*)weights.networks);
         // The forward pass again; samples beyond the last one are zeros and pull at nothing.
         uint x[2 * INPUT_TILES][2] = {}, density_hidden[DENSITY_LAYERS][HIDDEN_PAIRS][2], geometry[4][2] = {};
-        uint colour_hidden[COLOUR_LAYERS][HIDDEN_PAIRS][2], pull_colour[2][2] = {};
-        float raw[2], pull_density[2] = {};
+        uint colour_hidden[COLOUR_LAYERS][HIDDEN_PAIRS][2], grad_colour[2][2] = {};
+        float raw[2], grad_density[2] = {};
         UNROLL
         for (int s = 0; s < 2; ++s) {
             const int i = tile * TILE + int(threadIdx.x) / PACKET * 16 + 8 * s + LANE / 4;
             if (i >= count) continue;
             UNROLL
             for (int k = 0; k < GRID_PAIRS; ++k)
-                if (const uint* place = encoded_place(encoded, samples.capacity, i, k)) x[k][s] = load_pair(place);
+                if (const uint* place = encoded_address(encoded, samples.capacity, i, k)) x[k][s] = load_pair(place);
             const float* code = codes + size_t(samples.frame[i]) * code_stride;
             UNROLL
             for (int k = 0; k < CODE_PAIRS; ++k)
@@ -191,10 +191,10 @@ KERNEL(256) field_backward(const FieldWeights weights, const Samples samples, co
             const vec3 direction = load3(samples.direction + 3 * i);
             geometry[2][s] = direction_pair(0, direction);
             geometry[3][s] = direction_pair(1, direction);
-            const float* pull = gradient + 4 * size_t(i);
-            pull_density[s] = pull[0];
-            if (t == 0) pull_colour[0][s] = pack_pair(pull[1], pull[2]);
-            if (t == 1) pull_colour[0][s] = pack_pair(pull[3], 0.0f);
+            const float* grad = gradient + 4 * size_t(i);
+            grad_density[s] = grad[0];
+            if (t == 0) grad_colour[0][s] = pack_pair(grad[1], grad[2]);
+            if (t == 1) grad_colour[0][s] = pack_pair(grad[3], 0.0f);
         }
         density_network<1>(networks, weights.biases, x, density_hidden, geometry, raw);
         relu_layer<2, HIDDEN_PAIRS, 1>(networks + colour_forward(0), weights.biases + packed_colour_bias(0), geometry,
@@ -205,41 +205,41 @@ KERNEL(256) field_backward(const FieldWeights weights, const Samples samples, co
                                                       weights.biases + packed_colour_bias(i), colour_hidden[i - 1],
                                                       colour_hidden[i]);
         // Layer by layer back. Who writes to shared memory waits until all have read what was there.
-        uint pull[HIDDEN_PAIRS][2], pull_raw[2][2];
-        stage(inputs, colour_hidden[COLOUR_LAYERS - 1]), stage(outputs, pull_colour);
+        uint grad[HIDDEN_PAIRS][2], grad_raw[2][2];
+        stage(inputs, colour_hidden[COLOUR_LAYERS - 1]), stage(outputs, grad_colour);
         __syncthreads();
         add_weights(sums_colour, inputs, outputs);
-        relu_backward<1, HIDDEN_PAIRS, 1>(networks + colour_backward(COLOUR_LAYERS), pull_colour,
-                                          colour_hidden[COLOUR_LAYERS - 1], pull);
+        relu_backward<1, HIDDEN_PAIRS, 1>(networks + colour_backward(COLOUR_LAYERS), grad_colour,
+                                          colour_hidden[COLOUR_LAYERS - 1], grad);
         UNROLL
         for (int i = COLOUR_LAYERS - 1; i > 0; --i)
             inner_backward(networks + colour_backward(i), inputs, outputs, colour_hidden[i - 1],
-                           sums_inner[DENSITY_LAYERS - 2 + i], pull);
+                           sums_inner[DENSITY_LAYERS - 2 + i], grad);
         __syncthreads();
-        stage(inputs, geometry), stage(outputs, pull);
+        stage(inputs, geometry), stage(outputs, grad);
         __syncthreads();
         add_weights(sums_geometry, inputs, outputs);
         layer<HIDDEN_TILES, GEOMETRY_PAIRS, 1>(
-            networks + colour_backward(0), nullptr, pull, [&](int p, int, const float (&c)[4]) {
+            networks + colour_backward(0), nullptr, grad, [&](int p, int, const float (&c)[4]) {
                 UNROLL
                 for (int s = 0; s < 2; ++s) {
-                    const bool free = !(raw[s] + INITIAL_LOG_DENSITY > MAX_LOG_DENSITY);
+                    const bool unclamped = !(raw[s] + INITIAL_LOG_DENSITY > MAX_LOG_DENSITY);
                     const bool is_density = p == 0 && t == 0;
-                    pull_raw[p][s] = pack_pair(is_density ? (free ? pull_density[s] : 0.0f) : c[2 * s], c[2 * s + 1]);
+                    grad_raw[p][s] = pack_pair(is_density ? (unclamped ? grad_density[s] : 0.0f) : c[2 * s], c[2 * s + 1]);
                 }
             });
         __syncthreads();
-        stage(inputs, density_hidden[DENSITY_LAYERS - 1]), stage(outputs, pull_raw);
+        stage(inputs, density_hidden[DENSITY_LAYERS - 1]), stage(outputs, grad_raw);
         __syncthreads();
         add_weights(sums_raw, inputs, outputs);
-        relu_backward<1, HIDDEN_PAIRS, 1>(networks + density_backward(DENSITY_LAYERS), pull_raw,
-                                          density_hidden[DENSITY_LAYERS - 1], pull);
+        relu_backward<1, HIDDEN_PAIRS, 1>(networks + density_backward(DENSITY_LAYERS), grad_raw,
+                                          density_hidden[DENSITY_LAYERS - 1], grad);
         UNROLL
         for (int i = DENSITY_LAYERS - 1; i > 0; --i)
             inner_backward(networks + density_backward(i), inputs, outputs, density_hidden[i - 1], sums_inner[i - 1],
-                           pull);
+                           grad);
         __syncthreads();
-        stage<0, whole_pairs>(inputs, x), stage(outputs, pull);
+        stage<0, whole_pairs>(inputs, x), stage(outputs, grad);
         __syncthreads();
         add_weights(sums_first, inputs, outputs);
         if constexpr (second_part > 0) {
@@ -249,11 +249,11 @@ KERNEL(256) field_backward(const FieldWeights weights, const Samples samples, co
             add_weights(sums_second, inputs, outputs);
         }
         layer<HIDDEN_TILES, GRID_PAIRS, 1>(
-            networks + density_backward(0), nullptr, pull, [&](int k, int, const float (&c)[4]) {
+            networks + density_backward(0), nullptr, grad, [&](int k, int, const float (&c)[4]) {
                 UNROLL
                 for (int s = 0; s < 2; ++s) {
                     const int i = tile * TILE + int(threadIdx.x) / PACKET * 16 + 8 * s + LANE / 4;
-                    uint* place = i < count ? encoded_place(encoded_gradients, samples.capacity, i, k) : nullptr;
+                    uint* place = i < count ? encoded_address(encoded_gradients, samples.capacity, i, k) : nullptr;
                     if (place) *place = pack_pair(c[2 * s], c[2 * s + 1]);
                 }
             });
@@ -283,7 +283,7 @@ KERNEL(256) field_backward(const FieldWeights weights, const Samples samples, co
     {
         FieldGradients sums{};
         FieldScratch scratch{};
-        FieldPulls pulls{};
+        ActivationGradients grads{};
         PacketSamples packet;
 #pragma omp for schedule(static)
         for (int p = 0; p < packets; ++p) {
@@ -295,14 +295,14 @@ KERNEL(256) field_backward(const FieldWeights weights, const Samples samples, co
             density_network(weights.networks, scratch);
             colour_network(weights.networks, scratch, packet.direction);
             for (int l = 0; l < PACKET; ++l) {
-                const float* pull = gradient + 4 * size_t(first + (l < size ? l : 0));
-                const bool free = l < size && !(scratch.raw[0][l] + INITIAL_LOG_DENSITY > MAX_LOG_DENSITY);
-                pulls.raw[0][l] = free ? pull[0] : 0.0f;
-                for (int c = 0; c < 3; ++c) pulls.colour[c][l] = l < size ? pull[1 + c] : 0.0f;
+                const float* grad = gradient + 4 * size_t(first + (l < size ? l : 0));
+                const bool unclamped = l < size && !(scratch.raw[0][l] + INITIAL_LOG_DENSITY > MAX_LOG_DENSITY);
+                grads.raw[0][l] = unclamped ? grad[0] : 0.0f;
+                for (int c = 0; c < 3; ++c) grads.colour[c][l] = l < size ? grad[1 + c] : 0.0f;
             }
-            networks_backward(weights.networks, scratch, pulls, sums);
+            networks_backward(weights.networks, scratch, grads, sums);
             for (int k = 0; k < ENCODED; ++k)
-                std::memcpy(encoded_gradients + size_t(k) * samples.capacity + first, pulls.input[k],
+                std::memcpy(encoded_gradients + size_t(k) * samples.capacity + first, grads.input[k],
                             sizeof(float) * size);
         }
         // One thread after another, so that the same number of threads gives the same sums.

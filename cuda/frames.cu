@@ -13,7 +13,7 @@
 
 // maps (frames, triangles, 9) and triangles (frames, triangles, 12) from the posed vertices. A triangle without area
 // has the identity as its frame. items: frames * triangles.
-KERNEL(128) triangle_frames(const Head head, const Poses poses) {
+KERNEL(128) triangle_frames(const Head head, const PoseBuffers poses) {
     EACH(i, poses.frames * head.triangles) {
         const int frame = i / head.triangles, triangle = i % head.triangles;
         const float* vertices = poses.vertices + (size_t)frame * head.vertices * 3;
@@ -38,7 +38,7 @@ KERNEL(128) triangle_frames(const Head head, const Poses poses) {
         float scale = 1.0f;
         if constexpr (WARP_SCALE == SCALE_LENGTH) scale = clampf(sqrtf(ratio), 1.0f / LARGEST_SCALE, LARGEST_SCALE);
         if constexpr (WARP_SCALE == SCALE_AREA)
-            if (head.around[4 * triangle + 3] == REGION_EYES)
+            if (head.neighbours[4 * triangle + 3] == REGION_EYES)
                 scale = clampf(ratio, 1.0f / (LARGEST_SCALE * LARGEST_SCALE), LARGEST_SCALE * LARGEST_SCALE);
         const float* canonical = head.canonical_frames + 9 * triangle;
         float* map = poses.maps + (size_t)i * 9;
@@ -53,12 +53,12 @@ KERNEL(128) triangle_frames(const Head head, const Poses poses) {
 
 // records (frames, vertices, 16): the maps around each vertex, averaged by canonical area, in an order that never
 // changes; canonical position; masks. items: frames * vertices.
-KERNEL(128) vertex_records(const Head head, const Poses poses) {
+KERNEL(128) vertex_records(const Head head, const PoseBuffers poses) {
     EACH(i, poses.frames * head.vertices) {
         const int frame = i / head.vertices, vertex = i % head.vertices;
         const float* maps = poses.maps + (size_t)frame * head.triangles * 9;
         float sum[9] = {}, total = 0.0f;
-        for (int e = head.first[vertex]; e < head.first[vertex + 1]; ++e) {
+        for (int e = head.incident_first[vertex]; e < head.incident_first[vertex + 1]; ++e) {
             const int triangle = head.incident[e];
             const float area = head.canonical_areas[triangle];
             total += area;
@@ -76,11 +76,11 @@ KERNEL(128) vertex_records(const Head head, const Poses poses) {
 }
 
 // spheres (frames, leaves, 4): a ball around all corners of a leaf's triangles. items: 32 * frames * leaves.
-KERNEL(128) leaf_spheres(const Head head, const Poses poses) {
+KERNEL(128) leaf_spheres(const Head head, const PoseBuffers poses) {
     EACH_PACKET(p, poses.frames * head.leaves) {
         const int frame = p / head.leaves, leaf = p % head.leaves;
         const float* vertices = poses.vertices + (size_t)frame * head.vertices * 3;
-        const int* members = head.members + (size_t)leaf * head.leaf_size;
+        const int* members = head.leaf_members + (size_t)leaf * head.leaf_size;
         float low[3][LANES], high[3][LANES];  // of the corners, `high` negated
         for (int l = 0; l < LANES; ++l) {
             for (int axis = 0; axis < 3; ++axis) low[axis][l] = high[axis][l] = 3e38f;

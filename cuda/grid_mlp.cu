@@ -24,7 +24,7 @@ CONSTANT int backward_1 = backward_2 + FRAGMENT * HIDDEN_TILES * HIDDEN_PAIRS;
 CONSTANT int packed_words = backward_1 + FRAGMENT * HIDDEN_TILES * GRID_PAIRS;
 static_assert(2 * packed_words == GRID_MLP_PACKED_SIZE, "field/packed.py makes room for the packed network");
 
-DEVICE uint* encoded_place(const storage_t* encoded, int n, int i, int pair) {
+DEVICE uint* encoded_address(const storage_t* encoded, int n, int i, int pair) {
     const int level = 4 * (pair / ROW_PAIRS) + (LANE & 3);
     if (level >= LEVELS) return nullptr;
     return (uint*)encoded + (size_t(level) * n + i) * ROW_PAIRS + pair % ROW_PAIRS;
@@ -153,7 +153,7 @@ KERNEL(128) grid_mlp_forward(const FieldWeights weights, const float* points, st
                 x[k][s] = features[k][s];
                 const int i = packet * PACKET + 8 * s + LANE / 4;
                 if (!encoded || !valid[s]) continue;
-                if (uint* place = encoded_place(encoded, n, i, k)) *place = x[k][s];
+                if (uint* place = encoded_address(encoded, n, i, k)) *place = x[k][s];
             }
         write_outputs((const uint*)weights.networks, x, out, packet * PACKET, n);
     }
@@ -189,7 +189,7 @@ KERNEL(128) grid_mlp_outputs(const FieldWeights weights, const storage_t* encode
             if (i >= n) continue;
             UNROLL
             for (int k = 0; k < GRID_PAIRS; ++k)
-                if (const uint* place = encoded_place(encoded, n, i, k)) x[k][s] = load_pair(place);
+                if (const uint* place = encoded_address(encoded, n, i, k)) x[k][s] = load_pair(place);
         }
         write_outputs((const uint*)weights.networks, x, out, packet * PACKET, n);
     }
@@ -216,34 +216,34 @@ KERNEL(256, 2) grid_mlp_backward(const FieldWeights weights, const storage_t* en
     for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
         const uint* networks = within_loop((const uint*)weights.networks);
         const int first = tile * TILE + int(threadIdx.x) / PACKET * 16 + LANE / 4;
-        uint x[2 * INPUT_TILES][2] = {}, hidden_1[HIDDEN_PAIRS][2], hidden_2[HIDDEN_PAIRS][2], pull_out[2][2] = {};
+        uint x[2 * INPUT_TILES][2] = {}, hidden_1[HIDDEN_PAIRS][2], hidden_2[HIDDEN_PAIRS][2], grad_out[2][2] = {};
         UNROLL
         for (int s = 0; s < 2; ++s) {
             const int i = first + 8 * s;
             if (i >= n) continue;
             UNROLL
             for (int k = 0; k < GRID_PAIRS; ++k)
-                if (const uint* place = encoded_place(encoded, n, i, k)) x[k][s] = load_pair(place);
+                if (const uint* place = encoded_address(encoded, n, i, k)) x[k][s] = load_pair(place);
             UNROLL
             for (int p = 0; p < 2; ++p) {
-                const float* pull = gradient + size_t(i) * OUTPUTS + 8 * p + 2 * (LANE & 3);
-                pull_out[p][s] = pack_pair(LOSS_SCALE * pull[0], LOSS_SCALE * pull[1]);
+                const float* grad = gradient + size_t(i) * OUTPUTS + 8 * p + 2 * (LANE & 3);
+                grad_out[p][s] = pack_pair(LOSS_SCALE * grad[0], LOSS_SCALE * grad[1]);
             }
         }
         relu_layer<INPUT_TILES, HIDDEN_PAIRS, 1>(networks + forward_1, nullptr, x, hidden_1);
         relu_layer<HIDDEN_TILES, HIDDEN_PAIRS, 1>(networks + forward_2, nullptr, hidden_1, hidden_2);
-        stage(inputs, hidden_2), stage(outputs, pull_out);
+        stage(inputs, hidden_2), stage(outputs, grad_out);
         __syncthreads();
         add_weights(sums_3, inputs, outputs);
-        uint pull_2[HIDDEN_PAIRS][2], pull_1[HIDDEN_PAIRS][2];
-        relu_backward<1, HIDDEN_PAIRS, 1>(networks + backward_3, pull_out, hidden_2, pull_2);
+        uint grad_2[HIDDEN_PAIRS][2], grad_1[HIDDEN_PAIRS][2];
+        relu_backward<1, HIDDEN_PAIRS, 1>(networks + backward_3, grad_out, hidden_2, grad_2);
         __syncthreads();
-        stage(inputs, hidden_1), stage(outputs, pull_2);
+        stage(inputs, hidden_1), stage(outputs, grad_2);
         __syncthreads();
         add_weights(sums_2, inputs, outputs);
-        relu_backward<HIDDEN_TILES, HIDDEN_PAIRS, 1>(networks + backward_2, pull_2, hidden_1, pull_1);
+        relu_backward<HIDDEN_TILES, HIDDEN_PAIRS, 1>(networks + backward_2, grad_2, hidden_1, grad_1);
         __syncthreads();
-        stage<0, whole_pairs>(inputs, x), stage(outputs, pull_1);
+        stage<0, whole_pairs>(inputs, x), stage(outputs, grad_1);
         __syncthreads();
         add_weights(sums_1, inputs, outputs);
         if constexpr (second_part > 0) {
@@ -252,13 +252,13 @@ KERNEL(256, 2) grid_mlp_backward(const FieldWeights weights, const storage_t* en
             __syncthreads();
             add_weights(sums_second, inputs, outputs);
         }
-        layer<HIDDEN_TILES, GRID_PAIRS, 1>(networks + backward_1, nullptr, pull_1,
+        layer<HIDDEN_TILES, GRID_PAIRS, 1>(networks + backward_1, nullptr, grad_1,
                                            [&](int k, int, const float (&c)[4]) {
                                                UNROLL
                                                for (int s = 0; s < 2; ++s) {
                                                    const int i = first + 8 * s;
                                                    if (i >= n) continue;
-                                                   if (uint* place = encoded_place(encoded_gradients, n, i, k))
+                                                   if (uint* place = encoded_address(encoded_gradients, n, i, k))
                                                        *place = pack_pair(c[2 * s], c[2 * s + 1]);
                                                }
                                            });
@@ -275,25 +275,25 @@ KERNEL(256, 2) grid_mlp_backward(const FieldWeights weights, const storage_t* en
     LayerGradient<ENCODED, HIDDEN> sums_1{};
     LayerGradient<HIDDEN, HIDDEN> sums_2{};
     LayerGradient<HIDDEN, OUTPUTS> sums_3{};
-    Activations values{}, pulls{};
+    Activations values{}, grads{};
     for (int first = 0; first < n; first += PACKET) {
         const int size = n - first < PACKET ? n - first : PACKET;
         for (int k = 0; k < ENCODED; ++k)
             std::memcpy(values.input[k], encoded + size_t(k) * n + first, sizeof(float) * size);
         for (int k = 0; k < OUTPUTS; ++k)
             for (int l = 0; l < PACKET; ++l)
-                pulls.out[k][l] = l < size ? LOSS_SCALE * gradient[size_t(first + l) * OUTPUTS + k] : 0.0f;
+                grads.out[k][l] = l < size ? LOSS_SCALE * gradient[size_t(first + l) * OUTPUTS + k] : 0.0f;
         run_network(weights.networks, values);
-        layer_weights(values.hidden_2, pulls.out, sums_3);
-        layer_inputs<HIDDEN, OUTPUTS>(weights.networks + weight_3, pulls.out, pulls.hidden_2);
-        mask_relu<HIDDEN>(values.hidden_2, pulls.hidden_2);
-        layer_weights(values.hidden_1, pulls.hidden_2, sums_2);
-        layer_inputs<HIDDEN, HIDDEN>(weights.networks + weight_2, pulls.hidden_2, pulls.hidden_1);
-        mask_relu<HIDDEN>(values.hidden_1, pulls.hidden_1);
-        layer_weights(values.input, pulls.hidden_1, sums_1);
-        layer_inputs<ENCODED, HIDDEN>(weights.networks + weight_1, pulls.hidden_1, pulls.input);
+        layer_weights(values.hidden_2, grads.out, sums_3);
+        layer_inputs<HIDDEN, OUTPUTS>(weights.networks + weight_3, grads.out, grads.hidden_2);
+        mask_relu<HIDDEN>(values.hidden_2, grads.hidden_2);
+        layer_weights(values.hidden_1, grads.hidden_2, sums_2);
+        layer_inputs<HIDDEN, HIDDEN>(weights.networks + weight_2, grads.hidden_2, grads.hidden_1);
+        mask_relu<HIDDEN>(values.hidden_1, grads.hidden_1);
+        layer_weights(values.input, grads.hidden_1, sums_1);
+        layer_inputs<ENCODED, HIDDEN>(weights.networks + weight_1, grads.hidden_1, grads.input);
         for (int k = 0; k < ENCODED; ++k)
-            std::memcpy(encoded_gradients + size_t(k) * n + first, pulls.input[k], sizeof(float) * size);
+            std::memcpy(encoded_gradients + size_t(k) * n + first, grads.input[k], sizeof(float) * size);
     }
     float no_biases[HIDDEN] = {};
     add_layer(sums_1, network_gradients + weight_1, no_biases);

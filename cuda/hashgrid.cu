@@ -13,12 +13,12 @@ KERNEL(256) grid_backward(const Samples samples, const storage_t* encoded_gradie
         const uint* gradients = (const uint*)encoded_gradients + size_t(level) * samples.capacity * ROW_PAIRS;
         EACH(i, 2 * count) {
             const int sample = i / 2;
-            float pull[FEATURES];
+            float grad[FEATURES];
             bool any = false;
             UNROLL
             for (int j = 0; j < ROW_PAIRS; ++j) {
                 const uint pair = load_pair(gradients + size_t(sample) * ROW_PAIRS + j);
-                pull[2 * j] = low_of(pair), pull[2 * j + 1] = high_of(pair);
+                grad[2 * j] = low_of(pair), grad[2 * j + 1] = high_of(pair);
                 any = any || (pair & 0x7fff7fffu);
             }
             if (!any) continue;
@@ -28,7 +28,7 @@ KERNEL(256) grid_backward(const Samples samples, const storage_t* encoded_gradie
             float weight[4];
             half_corners(shape, point, i & 1, row, weight);
             UNROLL
-            for (int c = 0; c < 4; ++c) add_row(table_gradients, row[c], weight[c], pull);
+            for (int c = 0; c < 4; ++c) add_row(table_gradients, row[c], weight[c], grad);
         }
     }
 #else

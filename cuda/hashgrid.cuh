@@ -25,6 +25,11 @@ DEVICE float clamp_unit(float x) {
     return x < 1.0f ? x : 1.0f;
 }
 
+// Row of the table for a corner of a cell, from the per-axis terms of its coordinates: x, y * stride_y, z * stride_z.
+DEVICE uint corner_row(uint offset, bool dense, uint x, uint y, uint z) {
+    return offset + (dense ? x + y + z : (x ^ y ^ z) & uint(ENTRIES - 1));
+}
+
 #if ON_GPU
 
 // A lane (g, t) = (lane / 4, lane % 4) holds the features of points g, g + 8, .. at levels t, t + 4, ..: as pairs of
@@ -67,7 +72,7 @@ DEVICE void half_corners(const LevelShape& shape, const float (&point)[3], bool 
     UNROLL
     for (int c = 0; c < 4; ++c) {
         const uint b = c & 1 ? y0 + shape.stride_y : y0, d = c & 2 ? z0 + shape.stride_z : z0;
-        row[c] = shape.offset + (shape.dense ? x0 + b + d : (x0 ^ b ^ d) & uint(ENTRIES - 1));
+        row[c] = corner_row(shape.offset, shape.dense, x0, b, d);
         weight[c] = (c & 1 ? fy : 1.0f - fy) * (c & 2 ? far_z : near_z);
     }
 }
@@ -128,23 +133,23 @@ DEVICE void encode(const storage_t* table, const float (&point)[4][3], const boo
 }
 
 // row += weight * pull, for good once the kernel has ended.
-DEVICE void add_row(float* table_gradients, uint row, float weight, const float (&pull)[FEATURES]) {
+DEVICE void add_row(float* table_gradients, uint row, float weight, const float (&grad)[FEATURES]) {
     float* p = table_gradients + row * size_t(FEATURES);
 #if __CUDA_ARCH__ >= 900
     constexpr int wide = FEATURES % 4 == 0 ? 4 : 2;
     UNROLL
     for (int f = 0; f < FEATURES; f += wide)
         if constexpr (wide == 4)
-            asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(p + f), "f"(weight * pull[f]),
-                         "f"(weight * pull[f + 1]), "f"(weight * pull[f + 2]), "f"(weight * pull[f + 3])
+            asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(p + f), "f"(weight * grad[f]),
+                         "f"(weight * grad[f + 1]), "f"(weight * grad[f + 2]), "f"(weight * grad[f + 3])
                          : "memory");
         else
-            asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(p + f), "f"(weight * pull[f]),
-                         "f"(weight * pull[f + 1])
+            asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(p + f), "f"(weight * grad[f]),
+                         "f"(weight * grad[f + 1])
                          : "memory");
 #else
     UNROLL
-    for (int f = 0; f < FEATURES; ++f) atomicAdd(p + f, weight * pull[f]);
+    for (int f = 0; f < FEATURES; ++f) atomicAdd(p + f, weight * grad[f]);
 #endif
 }
 
@@ -170,7 +175,7 @@ DEVICE void find_corners(int level, const float (&point)[3][PACKET], Corners& co
 #pragma GCC unroll 8
         for (int c = 0; c < 8; ++c) {
             const uint a = xs[c & 1], b = ys[c >> 1 & 1], d = zs[c >> 2];
-            corners.row[c][l] = offset + (dense ? a + b + d : (a ^ b ^ d) & uint(ENTRIES - 1));
+            corners.row[c][l] = corner_row(offset, dense, a, b, d);
             corners.weight[c][l] = wx[c & 1] * (wy[c >> 1 & 1] * wz[c >> 2]);
         }
     }
@@ -215,11 +220,11 @@ DEVICE void encode_backward(int level, const float (&point)[3][PACKET], const fl
     find_corners(level, point, corners);
     for (int l = 0; l < count; ++l)
         for (int first = 0; first < FEATURES; first += CHUNK) {
-            chunk_t pull;
-            for (int f = 0; f < CHUNK; ++f) pull[f] = gradient[(first + f) * stride + l];
+            chunk_t grad;
+            for (int f = 0; f < CHUNK; ++f) grad[f] = gradient[(first + f) * stride + l];
             for (int c = 0; c < 8; ++c) {
                 float* row = table_gradients + size_t(corners.row[c][l]) * FEATURES + first;
-                *(chunk_t*)row += corners.weight[c][l] * pull;
+                *(chunk_t*)row += corners.weight[c][l] * grad;
             }
         }
 }

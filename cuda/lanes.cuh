@@ -5,7 +5,7 @@
 #if ON_GPU
 
 // before[l] = start + the sum of x over the lanes below l; the sum over all lanes and `start` is returned.
-DEVICE float sum_before(const float (&x)[LANES], float start, float (&before)[LANES]) {
+DEVICE float exclusive_prefix_sum(const float (&x)[LANES], float start, float (&before)[LANES]) {
     float sum = x[0];
     for (int d = 1; d < PACKET; d *= 2) {
         float below = __shfl_up_sync(0xffffffffu, sum, d);
@@ -17,7 +17,7 @@ DEVICE float sum_before(const float (&x)[LANES], float start, float (&before)[LA
 }
 
 // The same over the lanes above.
-DEVICE float sum_behind(const float (&x)[LANES], float start, float (&behind)[LANES]) {
+DEVICE float exclusive_suffix_sum(const float (&x)[LANES], float start, float (&behind)[LANES]) {
     float sum = x[0];
     for (int d = 1; d < PACKET; d *= 2) {
         float above = __shfl_down_sync(0xffffffffu, sum, d);
@@ -29,7 +29,7 @@ DEVICE float sum_behind(const float (&x)[LANES], float start, float (&behind)[LA
 }
 
 // before[l] = start + how many of the lanes below l are set; the count of all and `start` is returned.
-DEVICE int count_before(const bool (&x)[LANES], int start, int (&before)[LANES]) {
+DEVICE int exclusive_prefix_count(const bool (&x)[LANES], int start, int (&before)[LANES]) {
     uint set = __ballot_sync(0xffffffffu, x[0]);
     before[0] = start + count_bits(set & ((1u << LANE) - 1u));
     return start + count_bits(set);
@@ -37,17 +37,17 @@ DEVICE int count_before(const bool (&x)[LANES], int start, int (&before)[LANES])
 
 #else
 
-DEVICE float sum_before(const float (&x)[LANES], float start, float (&before)[LANES]) {
+DEVICE float exclusive_prefix_sum(const float (&x)[LANES], float start, float (&before)[LANES]) {
     for (int l = 0; l < PACKET; ++l) before[l] = start, start += x[l];
     return start;
 }
 
-DEVICE float sum_behind(const float (&x)[LANES], float start, float (&behind)[LANES]) {
+DEVICE float exclusive_suffix_sum(const float (&x)[LANES], float start, float (&behind)[LANES]) {
     for (int l = PACKET - 1; l >= 0; --l) behind[l] = start, start += x[l];
     return start;
 }
 
-DEVICE int count_before(const bool (&x)[LANES], int start, int (&before)[LANES]) {
+DEVICE int exclusive_prefix_count(const bool (&x)[LANES], int start, int (&before)[LANES]) {
     for (int l = 0; l < PACKET; ++l) before[l] = start, start += x[l];
     return start;
 }

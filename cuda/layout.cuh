@@ -1,90 +1,91 @@
-// What kernels share with Python: the structs below are read from this file by insta_runtime/native/kernels.py, which builds
-// the same from tensors. All arrays are dense, row-major, float32 metres in head space unless said otherwise.
+// Structs that Python fills in for the kernels. insta_runtime/native/kernels.py reads them from this file and builds the
+// same layout from tensors. Arrays are dense and row-major; lengths are float32 metres in head space unless noted.
 //
-// A state is a row of floats: [expression (expressions) | eyelids 2 | neck 3 | jaw 3 | left eye 3 | right eye 3 |
-// rotation 9 (row-major, head to camera) | translation 3 | fx fy cx cy | motions (PARTS, MOTION) of mouth and eyes apart
-// from the head | turn 9 of rays before colours are asked for | code (CODE_WIDTH)]: axis-angle radians, pixels.
+// A head state is one row of floats: [expression (expressions) | eyelids 2 | neck 3 | jaw 3 | left eye 3 | right eye 3 |
+// rotation 9 (row-major, head to camera) | translation 3 | fx fy cx cy | motions (PARTS, MOTION) of mouth and eyes
+// relative to the head | view rotation 9, applied to ray directions before the colour network | code (CODE_WIDTH)].
+// Joint rotations are axis-angle in radians; camera intrinsics are in pixels.
 #pragma once
 #include "platform.cuh"
 
-#define PARTS 2   // of the face that move apart from the head: where the masks of mouth and eyes are
-#define MOTION 6  // numbers of a motion: metres along x, y, z, then a turn about them, in metres at a distance of LEVER
+#define PARTS 2   // face parts with a motion relative to the head: mouth and eyes, weighted by their masks
+#define MOTION 6  // numbers of a rigid motion: translation in metres, then rotation in metres at radius TURN_RADIUS
 
-#define STATE_LIDS(e) (e)
-#define STATE_TURNS(e) ((e) + 2)
+#define STATE_EYELIDS(e) (e)
+#define STATE_JOINT_ROTATIONS(e) ((e) + 2)
 #define STATE_ROTATION(e) ((e) + 14)
 #define STATE_TRANSLATION(e) ((e) + 23)
 #define STATE_CAMERA(e) ((e) + 26)
-#define STATE_APART(e) ((e) + 30)
-#define STATE_VIEW(e) (STATE_APART(e) + PARTS * MOTION)
-#define STATE_CODE(e) (STATE_VIEW(e) + 9)
+#define STATE_PART_MOTIONS(e) ((e) + 30)
+#define STATE_VIEW_ROTATION(e) (STATE_PART_MOTIONS(e) + PARTS * MOTION)
+#define STATE_CODE(e) (STATE_VIEW_ROTATION(e) + 9)
 
-#define REGION_FACE 1  // of Head.around, as in warp/regions.py; any other number is another part of the head
+#define REGION_FACE 1  // values of Head.neighbours[3], as in warp/regions.py; other values are other parts of the head
 #define REGION_EYES 2
 #define REGION_LIPS 3
 
-// One person: nothing here changes while the program runs.
+// Head model of one subject. Constant while the program runs.
 struct Head {
-    const float* rest;              // (vertices, 3)
+    const float* rest;              // (vertices, 3) rest pose
     const float* joints;            // (5, 3) root, neck, jaw, left eye, right eye
-    const float* dirs;              // (directions, vertices * 3) expression, eyelids, then 36 pose correctives if any
-    const float* skin;              // (vertices, 5) weights of the joints
-    const int* faces;               // (triangles, 3)
-    const int* first;               // (vertices + 1) where a vertex's part of `incident` begins
+    const float* motion_dirs;       // (directions, vertices * 3) expression, eyelids, then 36 pose correctives if any
+    const float* skin;              // (vertices, 5) skinning weights of the joints
+    const int* faces;               // (triangles, 3) vertex indices
+    const int* incident_first;      // (vertices + 1) start of each vertex's range in `incident`
     const int* incident;            // (3 * triangles) triangles around each vertex
-    const float* canonical;         // (vertices, 3)
-    const float* opened;            // (vertices, 3) from the neutral face to the canonical one, whose mouth is open
+    const float* canonical;         // (vertices, 3) canonical pose, mouth open
+    const float* open_offset;       // (vertices, 3) canonical vertices minus those of the neutral face
     const float* canonical_frames;  // (triangles, 9) columns tangent, bitangent, normal
-    const float* canonical_areas;   // (triangles)
-    const float* masks;             // (vertices, 2) mouth, eyes
-    const int* around;              // (triangles, 4) those beyond the edges, itself where there is none; its region
-    const int* members;             // (leaves, leaf_size) triangles in compact groups; the last one is repeated
+    const float* canonical_areas;   // (triangles) m^2
+    const float* masks;             // (vertices, 2) mouth, eyes, in [0, 1]
+    const int* neighbours;          // (triangles, 4) triangles across the three edges (itself at a border), then the region
+    const int* leaf_members;        // (leaves, leaf_size) triangles of compact groups; short groups repeat their last one
     int vertices;
     int triangles;
     int expressions;
     int directions;
     int leaves;
     int leaf_size;
-    float origin_x;  // lower corner of the cube, posed and canonical
+    float origin_x;  // lower corner of the cube that contains the head, posed and canonical
     float origin_y;
     float origin_z;
-    float side;      // metres
-    int resolution;  // cells a side of the posed grid
-    int candidates;  // triangles that a cell offers at most
+    float side;      // edge of the cube, metres
+    int resolution;  // cells along an edge of the posed grid
+    int candidates;  // maximum number of candidate triangles of a posed cell
 };
 
-// `frames` posed heads. Cells of the posed grid are flat: (z * resolution + y) * resolution + x.
-struct Poses {
-    const float* states;   // (frames, state_size)
-    float* vertices;       // (frames, vertices, 3)
-    float* maps;           // (frames, triangles, 9) linear part of canonical <- posed
-    float* triangles;      // (frames, triangles, 12) a, ab, ac, ab.ab, ab.ac, ac.ac
-    float* records;        // (frames, vertices, 16) map 9, canonical position 3, masks 2, 0, 0
-    float* spheres;        // (frames, leaves, 4) centre and radius of a ball that holds the leaf's triangles
-    uint* bits;            // (frames, words) which cells may hold something
-    int* row;              // (frames, resolution^3) row of a marked cell in `cell` and `candidates`; else undefined
-    int* cell;             // (frames, capacity) the marked cells, in any order
-    int* count;            // (frames) marked cells; more than `capacity` is an overflow: the rest is not marked
+// `frames` posed heads with their narrow bands. Posed cells have flat indices (z * resolution + y) * resolution + x.
+struct PoseBuffers {
+    const float* states;   // (frames, state_size) head states
+    float* vertices;       // (frames, vertices, 3) posed vertices
+    float* maps;           // (frames, triangles, 9) linear part of the inverse warp (posed to canonical)
+    float* triangles;      // (frames, triangles, 12) corner a, edges ab and ac, then ab.ab, ab.ac, ac.ac
+    float* records;        // (frames, vertices, 16) inverse-warp map 9, canonical position 3, masks 2, 0, 0
+    float* spheres;        // (frames, leaves, 4) centre and radius of each leaf's bounding sphere
+    uint* bits;            // (frames, words) one bit a posed cell: set if the cell is in the band
+    int* row;              // (frames, resolution^3) row of a marked cell in `cell` and `candidates`; otherwise undefined
+    int* cell;             // (frames, capacity) flat indices of the marked cells, unordered
+    int* count;            // (frames) marked cells; values above `capacity` mean that the surplus cells were dropped
     int* bounds;           // (frames, 6) lowest x, y, z and highest x, y, z of the marked cells
     uint* candidates;      // (frames, capacity, head.candidates) triangle | fp16 distance to the centre << 16, ascending
     int state_size;
     int frames;
     int words;             // ceil(resolution^3 / 32)
-    int capacity;
+    int capacity;          // maximum number of marked cells of a frame
 };
 
-// The canonical occupancy grid: `count` candidate cells of a resolution^3 grid over the cube.
-struct Space {
-    const int* cells;      // (count) flat
-    const int* triangle;   // (count) with which it rides
-    const float* masks;    // (count, 2) mouth, eyes
-    const int* place;      // (resolution^3) of each cell among these, -1 if it is no candidate
-    float* value;          // (count) decayed maximum of a step's opacity
-    float* seen;           // (count) pictures that showed the cell
-    float* inside;         // (count) ... and had it in their matte
-    float* lit;            // (count) 1 when light of a picture last reached the cell, fading since
-    byte* occupied;        // (count)
-    uint* dense;           // (ceil(resolution^3 / 32)) the occupied cells, a bit each
+// The canonical occupancy grid: `count` candidate cells of a resolution^3 grid over the head's cube.
+struct OccupancyCells {
+    const int* cells;          // (count) flat indices, ascending
+    const int* triangle;       // (count) triangle whose forward warp moves the cell
+    const float* masks;        // (count, 2) mouth, eyes
+    const int* index_of_cell;  // (resolution^3) index of each cell in `cells`, -1 for cells that are no candidates
+    float* value;              // (count) decayed maximum of the opacity of one step
+    float* view_count;         // (count) number of training images in which the cell was visible
+    float* matte_count;        // (count) number of those images whose matte contains the cell
+    float* visibility;         // (count) 1 when a training ray last reached the cell with light left, then decaying
+    byte* occupied;            // (count) 1 if rays must sample the cell
+    uint* dense;               // (ceil(resolution^3 / 32)) one bit a cell of the grid: set if occupied
     int count;
     int resolution;
 };
@@ -93,62 +94,63 @@ struct Space {
 struct Rays {
     float* origin;     // (count, 4) x, y, z, near in metres along the ray
     float* direction;  // (count, 4) unit x, y, z, far
-    float* offset;     // (count) where in its step a sample lies, [0, 1): samples at (k + offset) * step
-    int* frame;        // (count) which pose
+    float* offset;     // (count) offset of the samples within a step, [0, 1): samples at (k + offset) * step
+    int* frame;        // (count) index of the pose
     int count;
 };
 
-// Pictures to learn from, in slots that never move. A picture fills the upper left corner of a square of `side` pixels.
-struct Memories {
-    const unsigned long long* pictures;  // (slots) address of (side, side, 4) bytes, premultiplied RGBA
-    const int* extent;   // (slots, 2) width and height of the picture
-    const float* states; // (slots, state_size), with the picture's own camera
-    const unsigned long long* tiles;  // (slots) address of (tiles_across^2) ints: tiles of tile^2 pixels, those of the
-                                      // head first, then those around it, y * tiles_across + x
-    const int* drawable; // (slots, 2) how many are of the head, and around it
-    const int* newest;   // (as many as there may be) slots of the newest pictures, oldest first
-    const int* deck;     // (slots) slots of those that are drawn in rounds
+// Training images of the replay, in slots whose addresses never change. An image fills the upper left corner of a square
+// of `side` pixels.
+struct ReplayFrames {
+    const unsigned long long* images;    // (slots) address of (side, side, 4) bytes, premultiplied RGBA
+    const int* size;         // (slots, 2) width and height of the image
+    const float* states;     // (slots, state_size) head states, with the camera of the image
+    const unsigned long long* tiles;  // (slots) address of (tiles_across^2) ints: tiles of tile^2 pixels as
+                                      // y * tiles_across + x, those on the head first, then those around it
+    const int* tile_counts;  // (slots, 2) number of tiles on the head, and around it
+    const int* newest;       // (newest count) slots of the newest images, oldest first
+    const int* deck;         // (deck size) slots that are drawn in shuffled rounds
     int side;
     int tile;
     int tiles_across;
     int state_size;
 };
 
-// Packed samples. First the steps of every ray that lie in marked cells (a ray's steps are consecutive, front to back),
-// then those of them that are canonically occupied, as samples in any order.
+// Packed samples of rays: first the steps of every ray that lie in marked posed cells (those of one ray consecutive,
+// front to back), then those steps whose canonical cell is occupied, as samples in any order.
 struct Samples {
-    int* first;        // (rays) where a ray's steps begin
-    int* steps;        // (rays) how many it has
+    int* first;        // (rays) index of a ray's first step
+    int* steps;        // (rays) number of steps of a ray
     int* step_ray;     // (capacity) ray of a step
     float* step_t;     // (capacity) metres along the ray
-    int* slot;         // (capacity) the sample of a step, -1 if it is empty space
+    int* slot;         // (capacity) sample of a step, -1 in empty space
     float* position;   // (capacity, 3) canonical, in the unit cube
     float* direction;  // (capacity, 3) canonical, unit
-    float* masks;      // (capacity, 2)
-    int* frame;        // (capacity) which pose, hence which code
-    int* totals;       // (4) steps, samples, steps dropped for want of capacity, steps a ray may keep
-    int* histogram;    // (max_steps + 1) rays by number of steps
+    float* masks;      // (capacity, 2) mouth, eyes
+    int* frame;        // (capacity) index of the pose, and so of the expression code
+    int* totals;       // (4) steps, samples, steps dropped for lack of capacity, maximum steps of a ray
+    int* histogram;    // (max_steps + 1) number of rays by number of steps
     int capacity;
-    int max_steps;     // steps a ray at most; the farthest are dropped
-    int max_samples;   // samples a ray at most; the farthest are dropped
+    int max_steps;     // maximum steps of a ray; the farthest are dropped
+    int max_samples;   // maximum samples of a ray; the farthest are dropped
 };
 
-// The rays of a picture that meet the avatar, in bundles of 32 neighbours, and their samples. A bundle's rays walk side
-// by side; in each round every one of them takes a step, and those that come upon something have a sample. A bundle's
-// samples are consecutive, round after round, and in a round in the order of the rays.
-struct Bundles {
-    int* rays;       // (pixels, 4) pixel, first and last step in a marked cell, steps or max_samples if fewer
-    int* spans;      // (ceil(pixels / 32), 2) where a bundle's samples and rounds begin, how many samples it has
-    uint* rounds;    // (capacity) by round, a bit for each of the bundle's rays that has a sample
-    float* samples;  // (capacity, 8) canonical position in the unit cube 3, unit direction 3, mouth, eyes
-    int* histogram;  // (max_samples + 1) rays by number of steps; the last are all that have as many or more
+// The rays of an image that meet the band, in bundles of 32 neighbours, and their samples. The rays of a bundle advance
+// in rounds: each takes one step a round, and those in occupied cells get a sample. Samples of a bundle are consecutive,
+// by round, and within a round by ray.
+struct RayBundles {
+    int* rays;       // (pixels, 4) pixel, first and last step in a marked cell, steps (at most max_samples)
+    int* spans;      // (ceil(pixels / 32), 2) index of a bundle's first sample and round, number of its samples
+    uint* rounds;    // (capacity) by round: one bit for each ray of the bundle that has a sample
+    float* samples;  // (capacity, 8) canonical position in the unit cube 3, mouth, unit direction 3, eyes
+    int* histogram;  // (max_samples + 1) number of rays by number of steps; the last entry counts all above
     int capacity;
-    int max_samples;  // samples a ray at most; the farthest are dropped
+    int max_samples;  // maximum samples of a ray; the farthest are dropped
 };
 
-// Weights of the field as kernels read them. storage_t is fp16 on a GPU, float on a CPU.
+// Weights of the radiance field in kernel layout. storage_t is fp16 on a GPU, float on a CPU.
 struct FieldWeights {
-    const storage_t* table;     // (rows, FEATURES)
+    const storage_t* table;     // (rows, FEATURES) hash grid
     const storage_t* networks;  // both networks, in the order of field.cuh
     const float* biases;        // hidden and output biases of both networks
 };

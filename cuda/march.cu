@@ -1,8 +1,8 @@
 // Packed samples of any rays: count, fit into what memory there is, list, warp (insta_runtime/render/sampling.py).
 //
-// Launch clear_samples, count_steps, fit_capacity, list_steps, warp_samples in this order. Steps and samples are listed
+// Launch clear_samples, count_steps, limit_steps, list_steps, warp_samples in this order. Steps and samples are listed
 // in an order that differs from run to run; the steps of a ray are always consecutive and front to back.
-#include "fit.cuh"
+#include "step_limit.cuh"
 #include "march.cuh"
 
 KERNEL(128) clear_samples(const Samples samples) {
@@ -18,7 +18,7 @@ DEVICE Ray stored_ray(const Rays& rays, int i) {
 }
 
 // samples.steps[i]: steps of ray i in marked cells, up to max_steps; and how many rays have how many.
-KERNEL(128) count_steps(const Head head, const Poses poses, const Rays rays, float step, const Samples samples) {
+KERNEL(128) count_steps(const Head head, const PoseBuffers poses, const Rays rays, float step, const Samples samples) {
     EACH(i, rays.count) {
         const Ray ray = stored_ray(rays, i);
         int count = 0;
@@ -35,12 +35,12 @@ KERNEL(128) count_steps(const Head head, const Poses poses, const Rays rays, flo
 }
 
 // totals[2] and totals[3]: how many steps are dropped, and how many a ray may keep, so that all fit. One packet.
-KERNEL(32) fit_capacity(const Samples samples) {
-    EACH_PACKET(p, 1) { fit_steps(samples.histogram, samples.max_steps, samples.capacity, samples.totals + 2); }
+KERNEL(32) limit_steps(const Samples samples) {
+    EACH_PACKET(p, 1) { find_step_limit(samples.histogram, samples.max_steps, samples.capacity, samples.totals + 2); }
 }
 
 // The steps themselves: totals[0], first, steps (now as many as are kept), step_ray and step_t.
-KERNEL(128) list_steps(const Head head, const Poses poses, const Rays rays, float step, const Samples samples) {
+KERNEL(128) list_steps(const Head head, const PoseBuffers poses, const Rays rays, float step, const Samples samples) {
     const int limit = samples.totals[3];
     EACH_PACKET(p, (rays.count + PACKET - 1) / PACKET) {
         int count[LANES], first[LANES];
@@ -49,7 +49,7 @@ KERNEL(128) list_steps(const Head head, const Poses poses, const Rays rays, floa
             count[l] = i < rays.count ? samples.steps[i] : 0;
             if (count[l] > limit) count[l] = limit;
         }
-        take_places(samples.totals, count, first);
+        reserve_slots(samples.totals, count, first);
         for (int l = 0; l < LANES; ++l) {
             const int i = p * PACKET + COLUMN(l);
             if (i >= rays.count) continue;
@@ -75,13 +75,13 @@ KERNEL(128) list_steps(const Head head, const Poses poses, const Rays rays, floa
 
 // Carries every step to canonical space and makes a sample of those in occupied cells: totals[1], slot, and all that a
 // sample is.
-KERNEL(128) warp_samples(const Head head, const Poses poses, const Space space, const Rays rays, const Samples samples) {
+KERNEL(128) warp_samples(const Head head, const PoseBuffers poses, const OccupancyCells occupancy, const Rays rays, const Samples samples) {
     const int steps = samples.totals[0];
     EACH_PACKET(p, (steps + PACKET - 1) / PACKET) {
         bool kept[LANES];
         int slot[LANES];
         vec3 unit[LANES];
-        Carried carried[LANES];
+        WarpedPoint warped[LANES];
         for (int l = 0; l < LANES; ++l) {
             const int j = p * PACKET + COLUMN(l);
             const int i = j < steps ? samples.step_ray[j] : -1;
@@ -90,22 +90,22 @@ KERNEL(128) warp_samples(const Head head, const Poses poses, const Space space, 
             const Ray ray = stored_ray(rays, i);
             const vec3 position = ray.origin + samples.step_t[j] * ray.direction;
             int row;
-            if (!cell_marked(head, poses, rays.frame[i], position, &row)) continue;
-            carried[l] = to_canonical(head, poses, rays.frame[i], row, position,
-                                      viewed(head, poses, rays.frame[i], ray.direction));
-            unit[l] = unit_cube(head, carried[l].position);
-            kept[l] = carried[l].triangle >= 0 && occupied_at(space, unit[l]);
+            if (!is_marked(head, poses, rays.frame[i], position, &row)) continue;
+            warped[l] = inverse_warp(head, poses, rays.frame[i], row, position,
+                                      view_direction(head, poses, rays.frame[i], ray.direction));
+            unit[l] = unit_cube(head, warped[l].position);
+            kept[l] = warped[l].triangle >= 0 && occupied_at(occupancy, unit[l]);
         }
-        take_places(samples.totals + 1, kept, slot);
+        reserve_slots(samples.totals + 1, kept, slot);
         for (int l = 0; l < LANES; ++l) {
             const int j = p * PACKET + COLUMN(l);
             if (j >= steps) continue;
             samples.slot[j] = kept[l] ? slot[l] : -1;
             if (!kept[l]) continue;
             store3(samples.position + 3 * slot[l], unit[l]);
-            store3(samples.direction + 3 * slot[l], carried[l].direction);
-            samples.masks[2 * slot[l]] = carried[l].mouth;
-            samples.masks[2 * slot[l] + 1] = carried[l].eyes;
+            store3(samples.direction + 3 * slot[l], warped[l].direction);
+            samples.masks[2 * slot[l]] = warped[l].mouth;
+            samples.masks[2 * slot[l] + 1] = warped[l].eyes;
             samples.frame[slot[l]] = rays.frame[samples.step_ray[j]];
         }
     }

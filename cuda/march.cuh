@@ -21,13 +21,13 @@ struct Step {
 };
 
 // The first step of index >= k with t < far in a marked cell; k becomes the index after it. False if there is none.
-DEVICE bool next_step(const Head& head, const Poses& poses, int frame, const Ray& ray, float offset, float step, int& k,
+DEVICE bool next_step(const Head& head, const PoseBuffers& poses, int frame, const Ray& ray, float offset, float step, int& k,
                       Step& found) {
     for (;;) {
         found.t = distance_at(k, offset, step);
         if (!(found.t < ray.far)) return false;
         ++k;
         found.position = ray.origin + found.t * ray.direction;
-        if (cell_marked(head, poses, frame, found.position, &found.row)) return true;
+        if (is_marked(head, poses, frame, found.position, &found.row)) return true;
     }
 }

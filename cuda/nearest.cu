@@ -4,13 +4,13 @@
 // `points` (n, 3) in the pose `frame` -> triangle (n), barycentrics (n, 3), distance (n) in metres. A point outside
 // the marked cells gets triangle -1, zeros, and an infinite distance.
 KERNEL(128)
-nearest_query(const Head head, const Poses poses, int frame, const float* points, int n, int* triangle,
+nearest_query(const Head head, const PoseBuffers poses, int frame, const float* points, int n, int* triangle,
               float* barycentrics, float* distance) {
     EACH(i, n) {
         const vec3 p = load3(points + 3 * i);
         Nearest nearest{-1, 0.0f, 0.0f, vec3{0.0f, 0.0f, 0.0f}, 0.0f};
         int row = 0;
-        if (cell_marked(head, poses, frame, p, &row)) nearest = nearest_to(head, poses, frame, row, p);
+        if (is_marked(head, poses, frame, p, &row)) nearest = nearest_to(head, poses, frame, row, p);
         const bool found = nearest.triangle >= 0;
         triangle[i] = nearest.triangle;
         barycentrics[3 * i] = found ? clampf(1.0f - nearest.v - nearest.w, 0.0f, 1.0f) : 0.0f;
@@ -23,16 +23,16 @@ nearest_query(const Head head, const Poses poses, int frame, const float* points
 // The same points and directions (n, 3) carried to canonical space: position (n, 3) metres, turned (n, 3), masks (n, 2).
 // A point outside the marked cells stays where it is, with zero masks.
 KERNEL(128)
-carry_points(const Head head, const Poses poses, int frame, const float* points, const float* directions, int n,
+inverse_warp_points(const Head head, const PoseBuffers poses, int frame, const float* points, const float* directions, int n,
              float* position, float* turned, float* masks) {
     EACH(i, n) {
         const vec3 p = load3(points + 3 * i), d = load3(directions + 3 * i);
-        Carried carried{p, d, 0.0f, 0.0f, 0.0f, -1};
+        WarpedPoint warped{p, d, 0.0f, 0.0f, 0.0f, -1};
         int row = 0;
-        if (cell_marked(head, poses, frame, p, &row)) carried = to_canonical(head, poses, frame, row, p, d);
-        store3(position + 3 * i, carried.position);
-        store3(turned + 3 * i, carried.direction);
-        masks[2 * i] = carried.mouth;
-        masks[2 * i + 1] = carried.eyes;
+        if (is_marked(head, poses, frame, p, &row)) warped = inverse_warp(head, poses, frame, row, p, d);
+        store3(position + 3 * i, warped.position);
+        store3(turned + 3 * i, warped.direction);
+        masks[2 * i] = warped.mouth;
+        masks[2 * i + 1] = warped.eyes;
     }
 }

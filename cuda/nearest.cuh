@@ -97,6 +97,11 @@ struct Nearest {
     float distance;  // metres
 };
 
+// Barycentric weights of the nearest point; rounding may make the first one slightly negative, hence the clamp.
+DEVICE void barycentric_weights(const Nearest& nearest, float (&weight)[3]) {
+    weight[0] = clampf(1.0f - nearest.v - nearest.w, 0.0f, 1.0f), weight[1] = nearest.v, weight[2] = nearest.w;
+}
+
 #if !ON_GPU
 #define BLOCK 8
 

@@ -6,7 +6,7 @@
 #define THREADS 128
 
 // Look at the field's density at one random point of each of up to `updates` cells, with a random expression code:
-// value = max(value * decay, opacity of one step). Their light fades a little (LIT_DECAY). With more cells than
+// value = max(value * decay, opacity of one step). Their light fades a little (VISIBILITY_DECAY). With more cells than
 // `updates` one is drawn of each of as many equal stretches of the list, so that none is drawn twice and results repeat
 // bit for bit.
 //
@@ -14,12 +14,12 @@
 //   progress: {training steps so far, which seed the draw; how many codes}, in device memory
 //
 // Launch with items = min(updates, cells), rounded up to packets.
-KERNEL(THREADS) update_occupancy(const Space space, const FieldWeights weights, const float* codes, int code_stride,
+KERNEL(THREADS) update_occupancy(const OccupancyCells occupancy, const FieldWeights weights, const float* codes, int code_stride,
                                  const int* progress, int seed, int updates, float decay, float step_length) {
-    const int drawn = updates < space.count ? updates : space.count;
-    const int known = progress[1];
+    const int drawn = updates < occupancy.count ? updates : occupancy.count;
+    const int code_count = progress[1];
     const uint draw = hash(uint(seed), uint(progress[0]));
-    const int packets = known > 0 ? (drawn + PACKET - 1) / PACKET : 0;
+    const int packets = code_count > 0 ? (drawn + PACKET - 1) / PACKET : 0;
     EACH_PACKET(packet, packets) {
         SCRATCH(FieldScratch, scratch, THREADS);
         int cell[LANES];
@@ -31,23 +31,23 @@ KERNEL(THREADS) update_occupancy(const Space space, const FieldWeights weights, 
             const int i = packet * PACKET + COLUMN(l);
             valid[l] = i < drawn;
             const int j = valid[l] ? i : drawn - 1;
-            const int from = int((long long)space.count * j / drawn), to = int((long long)space.count * (j + 1) / drawn);
-            cell[l] = from + below(hash(draw, uint(j), 0u), to - from);
-            const int flat = space.cells[cell[l]], n = space.resolution;
+            const int from = int((long long)occupancy.count * j / drawn), to = int((long long)occupancy.count * (j + 1) / drawn);
+            cell[l] = from + uniform_int(hash(draw, uint(j), 0u), to - from);
+            const int flat = occupancy.cells[cell[l]], n = occupancy.resolution;
             unit[l].x = (float(flat % n) + uniform(hash(draw, uint(j), 1u))) / float(n);
             unit[l].y = (float(flat / n % n) + uniform(hash(draw, uint(j), 2u))) / float(n);
             unit[l].z = (float(flat / (n * n)) + uniform(hash(draw, uint(j), 3u))) / float(n);
-            code[l] = codes + (long long)code_stride * below(hash(draw, uint(j), 4u), known);
-            mouth[l] = space.masks[2 * cell[l]];
-            eyes[l] = space.masks[2 * cell[l] + 1];
+            code[l] = codes + (long long)code_stride * uniform_int(hash(draw, uint(j), 4u), code_count);
+            mouth[l] = occupancy.masks[2 * cell[l]];
+            eyes[l] = occupancy.masks[2 * cell[l] + 1];
         }
         field_density(weights, scratch, unit, mouth, eyes, code, valid, density);
         FOR_LANES(l) {
             if (valid[l]) {
                 const float opacity = 1.0f - fast_exp(-density[l] * step_length);
-                const float faded = space.value[cell[l]] * decay;
-                space.value[cell[l]] = opacity > faded ? opacity : faded;
-                space.lit[cell[l]] *= LIT_DECAY;
+                const float faded = occupancy.value[cell[l]] * decay;
+                occupancy.value[cell[l]] = opacity > faded ? opacity : faded;
+                occupancy.visibility[cell[l]] *= VISIBILITY_DECAY;
             }
         }
     }
@@ -67,29 +67,29 @@ DEVICE int lower_bound(const int* cells, int count, int flat) {
     return low;
 }
 
-// Space.occupied and Space.dense, of value, seen and inside: `OccupancyGrid.occupied`. A cell is occupied if a step in
+// OccupancyCells.occupied and OccupancyCells.dense, of value, seen and inside: `OccupancyGrid.occupied`. A cell is occupied if a step in
 // it may be more opaque than `threshold`, and silhouettes do not rule it out. An item is a word of `dense`, so that
-// words without candidates are cleared too; Space.cells must ascend. Launch with items = resolution^3 / 32, rounded up.
-KERNEL(128) publish_occupancy(const Space space, float threshold) {
-    const int n = space.resolution, words = (n * n * n + 31) / 32;
+// words without candidates are cleared too; OccupancyCells.cells must ascend. Launch with items = resolution^3 / 32, rounded up.
+KERNEL(128) threshold_occupancy(const OccupancyCells occupancy, float threshold) {
+    const int n = occupancy.resolution, words = (n * n * n + 31) / 32;
     EACH(word, words) {
         uint bits = 0;
-        for (int i = lower_bound(space.cells, space.count, 32 * word); i < space.count; ++i) {
-            const int bit = space.cells[i] - 32 * word;
+        for (int i = lower_bound(occupancy.cells, occupancy.count, 32 * word); i < occupancy.count; ++i) {
+            const int bit = occupancy.cells[i] - 32 * word;
             if (bit >= 32) break;
-            const float seen = space.seen[i];
-            const bool outside = seen >= float(HULL_VOTES) && space.inside[i] < HULL_SHARE * seen;
-            const bool occupied = space.value[i] > threshold && !outside;
-            space.occupied[i] = byte(occupied);
+            const float seen = occupancy.view_count[i];
+            const bool outside = seen >= float(HULL_VOTES) && occupancy.matte_count[i] < HULL_SHARE * seen;
+            const bool occupied = occupancy.value[i] > threshold && !outside;
+            occupancy.occupied[i] = byte(occupied);
             bits |= uint(occupied) << bit;
         }
-        space.dense[word] = bits;
+        occupancy.dense[word] = bits;
     }
 }
 
 // Where pose `frame` carries a canonical point that rides with `triangle`, as far as that holds it:
-// `PosedHead.carry_centres`.
-DEVICE vec3 carry(const Head& head, const Poses& poses, int frame, int triangle, vec3 point) {
+// `PosedHead.forward_warp_centres`.
+DEVICE vec3 forward_warp(const Head& head, const PoseBuffers& poses, int frame, int triangle, vec3 point) {
     const long long k = (long long)frame * head.triangles + triangle;
     const int corner = head.faces[3 * triangle];
     const float* map = poses.maps + 9 * k;
@@ -100,9 +100,9 @@ DEVICE vec3 carry(const Head& head, const Poses& poses, int frame, int triangle,
     const vec3 with_surface =
         load3(poses.vertices + 3 * ((long long)frame * head.vertices + corner)) + (3.0f / squares) * turned;
     const float height = height_above(head, triangle, offset);
-    if (!(WARP_LOOSENS > 0.0f && height > 0.0f)) return with_surface;
-    const float with = held(height, head.masks[2 * corner]);
-    return with * with_surface + (1.0f - with) * (point - load3(head.opened + 3 * corner));
+    if (!(WARP_DETACHMENT_HEIGHT > 0.0f && height > 0.0f)) return with_surface;
+    const float attached = attachment(height, head.masks[2 * corner]);
+    return attached * with_surface + (1.0f - attached) * (point - load3(head.open_offset + 3 * corner));
 }
 
 // Count, for each candidate cell, whether one more picture's matte has it: `OccupancyGrid.carve`.
@@ -113,19 +113,19 @@ DEVICE vec3 carry(const Head& head, const Poses& poses, int frame, int triangle,
 // Cells outside the picture, not before the camera, or so far behind the mesh that no ray comes there are not counted;
 // with NaN in a state, none is.
 // Launch with items = cells.
-KERNEL(128) carve_cells(const Head head, const Poses poses, const Space space, int frame, const byte* alpha,
+KERNEL(128) carve_cells(const Head head, const PoseBuffers poses, const OccupancyCells occupancy, int frame, const byte* alpha,
                         const float* depth, int width, int height) {
     const float* state = poses.states + (long long)frame * poses.state_size;
     const float* rotation = state + STATE_ROTATION(head.expressions);
     const float* translation = state + STATE_TRANSLATION(head.expressions);
     const float* camera = state + STATE_CAMERA(head.expressions);
     // A cell is larger than a pixel: its matte is the largest around its centre, as far as it reaches at the head.
-    const float half = 0.5f * head.side / float(space.resolution);
+    const float half = 0.5f * head.side / float(occupancy.resolution);
     const float reach = half * camera[0] / fmaxf(translation[2], HULL_NEAR);
     const int radius = int(clampf(rintf(reach), 1.0f, float(width)));
-    EACH(i, space.count) {
-        const vec3 centre = cell_centre(head, space.cells[i], space.resolution);
-        const vec3 p = transform(rotation, carry(head, poses, frame, space.triangle[i], centre)) + load3(translation);
+    EACH(i, occupancy.count) {
+        const vec3 centre = cell_centre(head, occupancy.cells[i], occupancy.resolution);
+        const vec3 p = transform(rotation, forward_warp(head, poses, frame, occupancy.triangle[i], centre)) + load3(translation);
         const float u = floorf(p.x / p.z * camera[0] + camera[2]), v = floorf(p.y / p.z * camera[1] + camera[3]);
         if (!(p.z > HULL_NEAR && u >= 0.0f && v >= 0.0f && u < float(width) && v < float(height))) continue;
         if (!(p.z < depth[int(v) * width + int(u)] + BEHIND_SURFACE + half)) continue;
@@ -135,7 +135,7 @@ KERNEL(128) carve_cells(const Head head, const Poses poses, const Space space, i
         for (int y = clampi(int(v) - radius, 0, height - 1); y <= bottom && !found; ++y) {
             for (int x = left; x <= right; ++x) found = found || float(alpha[y * width + x]) > 255.0f * HULL_ALPHA;
         }
-        space.seen[i] += 1.0f;
-        space.inside[i] += found ? 1.0f : 0.0f;
+        occupancy.view_count[i] += 1.0f;
+        occupancy.matte_count[i] += found ? 1.0f : 0.0f;
     }
 }

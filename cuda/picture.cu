@@ -11,19 +11,19 @@ DEVICE byte to_byte(float x) { return byte(int(x + 0.5f)); }
 DEVICE vec3 pixel_over(const float* rgba, const float* background, int i) {
     const vec4 front = load4(rgba + 4 * i);
     const vec3 behind = load3(background + 3 * i);
-    const float passes = 1.0f - clampf(front.w, 0.0f, 1.0f);
-    return vec3{clampf(clampf(front.x, 0.0f, 1.0f) + passes * behind.x, 0.0f, 1.0f),
-                clampf(clampf(front.y, 0.0f, 1.0f) + passes * behind.y, 0.0f, 1.0f),
-                clampf(clampf(front.z, 0.0f, 1.0f) + passes * behind.z, 0.0f, 1.0f)};
+    const float transmittance = 1.0f - clampf(front.w, 0.0f, 1.0f);
+    return vec3{clampf(clampf(front.x, 0.0f, 1.0f) + transmittance * behind.x, 0.0f, 1.0f),
+                clampf(clampf(front.y, 0.0f, 1.0f) + transmittance * behind.y, 0.0f, 1.0f),
+                clampf(clampf(front.z, 0.0f, 1.0f) + transmittance * behind.z, 0.0f, 1.0f)};
 }
 
 // Lays the head mesh under what rays saw: `underlay` (triangles, 4), premultiplied, where the triangle of a pixel shows.
-KERNEL(128) lay_under(const int* triangle, const float* underlay, float* rgba, int pixels) {
+KERNEL(128) composite_underlay(const int* triangle, const float* underlay, float* rgba, int pixels) {
     EACH(i, pixels) {
         const int seen = triangle[i];
-        const float passes = 1.0f - clampf(rgba[4 * i + 3], 0.0f, 1.0f);
-        if (seen < 0 || !(passes > 0.0f)) continue;
-        UNROLL for (int c = 0; c < 4; ++c) rgba[4 * i + c] += passes * underlay[4 * seen + c];
+        const float transmittance = 1.0f - clampf(rgba[4 * i + 3], 0.0f, 1.0f);
+        if (seen < 0 || !(transmittance > 0.0f)) continue;
+        UNROLL for (int c = 0; c < 4; ++c) rgba[4 * i + c] += transmittance * underlay[4 * seen + c];
     }
 }
 

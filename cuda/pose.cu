@@ -3,20 +3,20 @@
 #include "rotation.cuh"
 
 #define JOINTS 5
-#define TURNS 4          // neck, jaw, left eye, right eye: the joints 1 to 4
+#define ROTATING_JOINTS 4          // neck, jaw, left eye, right eye: the joints 1 to 4
 
 // The turns and joints of one frame, which all its vertices share.
 struct Skeleton {
-    float turn[TURNS][9];
+    float rotation[ROTATING_JOINTS][9];
     float joint[JOINTS][12];  // 3 x 4, row-major: rest to posed
 };
 
 // A turn about `centre`, then the parent's affine map: a 3 x 4 matrix.
-DEVICE void turn_about(const float* parent, const float* turn, vec3 centre, float* m) {
-    const vec3 about = centre - transform(turn, centre);
+DEVICE void rotate_about(const float* parent, const float* rotation, vec3 centre, float* m) {
+    const vec3 about = centre - transform(rotation, centre);
     for (int r = 0; r < 3; ++r) {
         const float* p = parent + 4 * r;
-        for (int c = 0; c < 3; ++c) m[4 * r + c] = p[0] * turn[c] + p[1] * turn[3 + c] + p[2] * turn[6 + c];
+        for (int c = 0; c < 3; ++c) m[4 * r + c] = p[0] * rotation[c] + p[1] * rotation[3 + c] + p[2] * rotation[6 + c];
         m[4 * r + 3] = p[0] * about.x + p[1] * about.y + p[2] * about.z + p[3];
     }
 }
@@ -27,7 +27,7 @@ DEVICE void set_identity(float* m) {
 
 // vertices (frames, vertices, 3) from the states. A state's number that is not finite counts as zero.
 // items: 32 * frames * ceil(vertices / 32).
-KERNEL(128) pose_vertices(const Head head, const Poses poses) {
+KERNEL(128) pose_vertices(const Head head, const PoseBuffers poses) {
     const int packets = (head.vertices + PACKET - 1) / PACKET;
     EACH_PACKET(p, poses.frames * packets) {
         SCRATCH(Skeleton, skeleton, 128);
@@ -37,8 +37,8 @@ KERNEL(128) pose_vertices(const Head head, const Poses poses) {
 
         WARP_SYNC();  // the skeleton of the packet before has been read
         for (int l = 0; l < LANES; ++l) {
-            const int turn = COLUMN(l);
-            if (turn < TURNS) rotation_matrix(state + STATE_TURNS(head.expressions) + 3 * turn, skeleton.turn[turn]);
+            const int rotation = COLUMN(l);
+            if (rotation < ROTATING_JOINTS) rotation_matrix(state + STATE_JOINT_ROTATIONS(head.expressions) + 3 * rotation, skeleton.rotation[rotation]);
         }
         WARP_SYNC();
         for (int l = 0; l < LANES; ++l) {
@@ -46,8 +46,8 @@ KERNEL(128) pose_vertices(const Head head, const Poses poses) {
             if (joint >= JOINTS) continue;
             float root[12], neck[12];
             set_identity(root);
-            turn_about(root, skeleton.turn[0], load3(joints + 3), neck);
-            if (joint > 1) turn_about(neck, skeleton.turn[joint - 1], load3(joints + 3 * joint), skeleton.joint[joint]);
+            rotate_about(root, skeleton.rotation[0], load3(joints + 3), neck);
+            if (joint > 1) rotate_about(neck, skeleton.rotation[joint - 1], load3(joints + 3 * joint), skeleton.joint[joint]);
             if (joint <= 1)
                 for (int i = 0; i < 12; ++i) skeleton.joint[joint][i] = joint ? neck[i] : root[i];
         }
@@ -64,11 +64,11 @@ KERNEL(128) pose_vertices(const Head head, const Poses poses) {
 #pragma unroll 8
         for (int k = 0; k < head.directions; ++k) {
             const int corrective = k - blendshapes;
-            const float weight = corrective < 0 ? sound(state[k])
-                                                : skeleton.turn[corrective / 9][corrective % 9] -
+            const float weight = corrective < 0 ? finite_or_zero(state[k])
+                                                : skeleton.rotation[corrective / 9][corrective % 9] -
                                                       (corrective % 9 % 4 ? 0.0f : 1.0f);
             if (!ON_GPU && weight == 0.0f) continue;  // most of a face rests most of the time
-            const float* direction = head.dirs + k * row + 3 * own;
+            const float* direction = head.motion_dirs + k * row + 3 * own;
             SIMD for (int j = 0; j < numbers; ++j) shaped[j] += weight * direction[j];
         }
 

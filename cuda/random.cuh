@@ -14,7 +14,7 @@ DEVICE uint hash(uint a, uint b, uint c) { return hash(a + hash(b + hash(c))); }
 // [0, 1), of the upper 24 bits.
 DEVICE float uniform(uint bits) { return float(bits >> 8) * (1.0f / 16777216.0f); }
 // [0, n).
-DEVICE int below(uint bits, int n) { return int((unsigned long long)bits * (uint)n >> 32); }
+DEVICE int uniform_int(uint bits, int n) { return int((unsigned long long)bits * (uint)n >> 32); }
 // About N(0, 1): Box and Muller.
 DEVICE float gaussian(uint a, uint b) {
     return sqrtf(-2.0f * logf(1.0f - uniform(a))) * cosf(6.2831853f * uniform(b));

@@ -8,19 +8,19 @@
 #define EDGE 1e-5f       // barycentric units outside an edge that still count as inside
 #define LEAST_AREA 1e-8f  // twice the area in square pixels below which a triangle is a line
 #define FARTHEST_W 1e-9f  // least inverse depth
-#define NOTHING 0xffffffffffffffffull
+#define EMPTY_PIXEL 0xffffffffffffffffull
 
 // Threads that draw a triangle.
 #if ON_GPU
-#define SHARE 8
+#define THREADS_PER_TRIANGLE 8
 #else
-#define SHARE 1
+#define THREADS_PER_TRIANGLE 1
 #endif
 
 typedef unsigned long long key_t64;
 
 // A triangle in the picture: barycentrics are (1, 0, 0) + across dx + down dy from corner 0.
-struct Drawn {
+struct ScreenTriangle {
     float x, y;
     vec3 across, down;
     vec3 w;  // inverse depths of the corners
@@ -35,7 +35,7 @@ DEVICE int last_pixel(float a, float b, float c, int size) {
 }
 
 // Whether any of a triangle is drawn.
-DEVICE bool project(const Head& head, const Poses& poses, int frame, int triangle, int width, int height, Drawn& drawn) {
+DEVICE bool project(const Head& head, const PoseBuffers& poses, int frame, int triangle, int width, int height, ScreenTriangle& screen) {
     const float* state = poses.states + (size_t)frame * poses.state_size;
     const float* rotation = state + STATE_ROTATION(head.expressions);
     const vec3 translation = load3(state + STATE_TRANSLATION(head.expressions));
@@ -55,50 +55,50 @@ DEVICE bool project(const Head& head, const Poses& poses, int frame, int triangl
     const float area = ax * by - ay * bx;
     if (!(before && fabsf(area) > LEAST_AREA && fabsf(area) < 1e30f)) return false;
     const float inverse = 1.0f / area;
-    drawn.x = x[0], drawn.y = y[0];
-    drawn.across = inverse * vec3{ay - by, by, -ay};
-    drawn.down = inverse * vec3{bx - ax, -bx, ax};
-    drawn.w = vec3{w[0], w[1], w[2]};
-    drawn.left = first_pixel(x[0], x[1], x[2], width), drawn.right = last_pixel(x[0], x[1], x[2], width);
-    drawn.top = first_pixel(y[0], y[1], y[2], height), drawn.bottom = last_pixel(y[0], y[1], y[2], height);
-    return drawn.right >= drawn.left && drawn.bottom >= drawn.top;
+    screen.x = x[0], screen.y = y[0];
+    screen.across = inverse * vec3{ay - by, by, -ay};
+    screen.down = inverse * vec3{bx - ax, -bx, ax};
+    screen.w = vec3{w[0], w[1], w[2]};
+    screen.left = first_pixel(x[0], x[1], x[2], width), screen.right = last_pixel(x[0], x[1], x[2], width);
+    screen.top = first_pixel(y[0], y[1], y[2], height), screen.bottom = last_pixel(y[0], y[1], y[2], height);
+    return screen.right >= screen.left && screen.bottom >= screen.top;
 }
 
-DEVICE vec3 barycentrics_at(const Drawn& drawn, int column, int row) {
-    const float dx = float(column) + 0.5f - drawn.x, dy = float(row) + 0.5f - drawn.y;
-    return vec3{1.0f, 0.0f, 0.0f} + dx * drawn.across + dy * drawn.down;
+DEVICE vec3 barycentrics_at(const ScreenTriangle& screen, int column, int row) {
+    const float dx = float(column) + 0.5f - screen.x, dy = float(row) + 0.5f - screen.y;
+    return vec3{1.0f, 0.0f, 0.0f} + dx * screen.across + dy * screen.down;
 }
 
-DEVICE void draw_pixel(const Drawn& drawn, int triangle, int column, int row, key_t64* place) {
-    const vec3 b = barycentrics_at(drawn, column, row);
+DEVICE void raise_pixel(const ScreenTriangle& screen, int triangle, int column, int row, key_t64* place) {
+    const vec3 b = barycentrics_at(screen, column, row);
     if (!(fminf(fminf(b.x, b.y), b.z) >= -EDGE)) return;
-    const float w = fmaxf(dot(b, drawn.w), FARTHEST_W);
+    const float w = fmaxf(dot(b, screen.w), FARTHEST_W);
     const key_t64 key = key_t64(0xffffffffu - float_to_bits(w)) << 32 | uint(triangle);  // near ones are small
     if (key < *(volatile const key_t64*)place) min_atomic(place, key);
 }
 
 // items: n = frames * width * height.
 KERNEL(256) clear_pixels(unsigned long long* keys, int n) {
-    EACH(i, n) keys[i] = NOTHING;
+    EACH(i, n) keys[i] = EMPTY_PIXEL;
 }
 
 // Neighbouring threads share a triangle, for most cover a few pixels and some many. items: 8 * frames * triangles.
-KERNEL(128) draw_triangles(const Head head, const Poses poses, int width, int height, unsigned long long* keys) {
-    EACH(i, poses.frames * head.triangles * SHARE) {
-        const int part = i % SHARE, triangle = i / SHARE % head.triangles, frame = i / SHARE / head.triangles;
-        Drawn drawn;
-        if (!project(head, poses, frame, triangle, width, height, drawn)) continue;
+KERNEL(128) draw_triangles(const Head head, const PoseBuffers poses, int width, int height, unsigned long long* keys) {
+    EACH(i, poses.frames * head.triangles * THREADS_PER_TRIANGLE) {
+        const int part = i % THREADS_PER_TRIANGLE, triangle = i / THREADS_PER_TRIANGLE % head.triangles, frame = i / THREADS_PER_TRIANGLE / head.triangles;
+        ScreenTriangle screen;
+        if (!project(head, poses, frame, triangle, width, height, screen)) continue;
         key_t64* picture = keys + (size_t)frame * width * height;
-        const int columns = drawn.right - drawn.left + 1, rows = drawn.bottom - drawn.top + 1;
+        const int columns = screen.right - screen.left + 1, rows = screen.bottom - screen.top + 1;
 #if ON_GPU
-        for (int pixel = part; pixel < columns * rows; pixel += SHARE) {
-            const int row = drawn.top + pixel / columns, column = drawn.left + pixel % columns;
-            draw_pixel(drawn, triangle, column, row, picture + (size_t)row * width + column);
+        for (int pixel = part; pixel < columns * rows; pixel += THREADS_PER_TRIANGLE) {
+            const int row = screen.top + pixel / columns, column = screen.left + pixel % columns;
+            raise_pixel(screen, triangle, column, row, picture + (size_t)row * width + column);
         }
 #else
-        for (int row = drawn.top + part; row < drawn.top + rows; ++row)
-            for (int column = drawn.left; column < drawn.left + columns; ++column)
-                draw_pixel(drawn, triangle, column, row, picture + (size_t)row * width + column);
+        for (int row = screen.top + part; row < screen.top + rows; ++row)
+            for (int column = screen.left; column < screen.left + columns; ++column)
+                raise_pixel(screen, triangle, column, row, picture + (size_t)row * width + column);
 #endif
     }
 }
@@ -107,21 +107,21 @@ KERNEL(128) draw_triangles(const Head head, const Poses poses, int width, int he
 // barycentrics (frames, height, width, 3), perspective-correct, zero there; null for none.
 // items: frames * height * width.
 KERNEL(256)
-resolve_pixels(const Head head, const Poses poses, int width, int height, const unsigned long long* keys, float* depth,
+resolve_pixels(const Head head, const PoseBuffers poses, int width, int height, const unsigned long long* keys, float* depth,
                int* triangle, float* barycentrics) {
     EACH(i, poses.frames * height * width) {
         const key_t64 key = keys[i];
-        const bool found = key != NOTHING;
+        const bool found = key != EMPTY_PIXEL;
         triangle[i] = found ? int(key & 0xffffffffu) : -1;
         depth[i] = found ? 1.0f / bits_to_float(0xffffffffu - uint(key >> 32)) : bits_to_float(0x7f800000u);
         if (!barycentrics) continue;
         const int frame = i / (height * width), pixel = i % (height * width);
         vec3 weights{0.0f, 0.0f, 0.0f};
-        Drawn drawn;
-        if (found && project(head, poses, frame, triangle[i], width, height, drawn)) {
-            const vec3 b = barycentrics_at(drawn, pixel % width, pixel / width);
+        ScreenTriangle screen;
+        if (found && project(head, poses, frame, triangle[i], width, height, screen)) {
+            const vec3 b = barycentrics_at(screen, pixel % width, pixel / width);
             const vec3 flat{fmaxf(b.x, 0.0f), fmaxf(b.y, 0.0f), fmaxf(b.z, 0.0f)};
-            weights = (1.0f / dot(flat, drawn.w)) * vec3{flat.x * drawn.w.x, flat.y * drawn.w.y, flat.z * drawn.w.z};
+            weights = (1.0f / dot(flat, screen.w)) * vec3{flat.x * screen.w.x, flat.y * screen.w.y, flat.z * screen.w.z};
         }
         store3(barycentrics + 3 * (size_t)i, weights);
     }

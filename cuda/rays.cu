@@ -1,9 +1,9 @@
 // Rays of every pixel of a picture.
 #include "march.cuh"
-#include "places.cuh"
+#include "list_append.cuh"
 
 // The rays of all pixels of pose 0, for the chain of march.cu. `depth` (height * width) is that of the posed mesh.
-KERNEL(128) camera_rays(const Head head, const Poses poses, const float* depth, const Rays rays, float step,
+KERNEL(128) camera_rays(const Head head, const PoseBuffers poses, const float* depth, const Rays rays, float step,
                          int width, int height) {
     EACH(i, width * height) {
         const Ray ray = ray_of_pixel(head, poses, i, width, height, depth);
@@ -14,33 +14,33 @@ KERNEL(128) camera_rays(const Head head, const Poses poses, const float* depth, 
     }
 }
 
-// Between posing and find_rays: no ray, no cell. Counters (7) of a picture: rays that meet the avatar, room taken
+// Between posing and list_rays: no ray, no cell. Counters (7) of a picture: rays that meet the avatar, room taken
 // for samples, rays that max_samples cut short, samples, marked cells for which there was no room; samples for which
-// there may have been none, and how many every ray may keep (fit.cuh). `wanted` (words). items: words.
-KERNEL(128) begin_picture(const Poses poses, const Bundles bundles, int* counters, uint* wanted) {
+// there may have been none, and how many every ray may keep (step_limit.cuh). `wanted` (words). items: words.
+KERNEL(128) reset_frame(const PoseBuffers poses, const RayBundles bundles, int* counters, uint* needed) {
     EACH(i, poses.words > bundles.max_samples ? poses.words : bundles.max_samples + 1) {
         const int dropped = poses.count[0] - poses.capacity;
         if (i < 7) counters[i] = i == 4 && dropped > 0 ? dropped : 0;
-        if (i < poses.words) wanted[i] = 0u;
+        if (i < poses.words) needed[i] = 0u;
         if (i <= bundles.max_samples) bundles.histogram[i] = 0;
     }
 }
 
 // A ray in cells of the posed grid, moved so that the nearest whole number is the cell's index.
-struct CellWalk {
+struct GridRay {
     vec3 start, along;
     int resolution;
 };
 
-DEVICE CellWalk walk_cells(const Head& head, const Ray& ray) {
+DEVICE GridRay grid_ray(const Head& head, const Ray& ray) {
     const float cells = float(head.resolution) / head.side;
     const vec3 half = {0.5f, 0.5f, 0.5f};
-    return CellWalk{cells * (ray.origin - origin_of(head)) - half, cells * ray.direction, head.resolution};
+    return GridRay{cells * (ray.origin - origin_of(head)) - half, cells * ray.direction, head.resolution};
 }
 
 // The whole number nearest to a small x. A GPU adds four times as fast as it converts: a float of this size holds whole
 // numbers only, in its last bits. (A CPU's compiler would add in another order.)
-DEVICE int nearest_whole(float x) {
+DEVICE int round_to_int(float x) {
 #if ON_GPU
     const float large = 12582912.0f;
     return int(float_to_bits(x + large)) - int(float_to_bits(large));
@@ -50,21 +50,21 @@ DEVICE int nearest_whole(float x) {
 }
 
 // The cell at distance t; -1 outside the grid.
-DEVICE int cell_after(const CellWalk& walk, float t) {
+DEVICE int cell_at_distance(const GridRay& walk, float t) {
     const int n = walk.resolution;
-    const int x = nearest_whole(walk.start.x + t * walk.along.x), y = nearest_whole(walk.start.y + t * walk.along.y);
-    const int z = nearest_whole(walk.start.z + t * walk.along.z);
+    const int x = round_to_int(walk.start.x + t * walk.along.x), y = round_to_int(walk.start.y + t * walk.along.y);
+    const int z = round_to_int(walk.start.z + t * walk.along.z);
     const bool inside = (uint(x) < uint(n)) & (uint(y) < uint(n)) & (uint(z) < uint(n));
     return inside ? (z * n + y) * n + x : -1;
 }
 
-#define AT_ONCE 4  // steps: their looks into memory do not wait for each other
+#define STEPS_IN_FLIGHT 4  // steps: their looks into memory do not wait for each other
 
 // Lists the pixels whose rays take a step in a marked cell in bundles.rays, counters[0] of them, counts how many rays
 // take how many steps, and makes all other pixels of `rgba` (height * width, 4) empty. `wanted` (words) gets a bit for
 // each marked cell in which a ray takes a step: many are never seen.
-KERNEL(128) find_rays(const Head head, const Poses poses, const float* depth, int width, int height, float step,
-                      const Bundles bundles, int* counters, uint* wanted, float* rgba) {
+KERNEL(128) list_rays(const Head head, const PoseBuffers poses, const float* depth, int width, int height, float step,
+                      const RayBundles bundles, int* counters, uint* needed, float* rgba) {
     EACH_PACKET(tile, count_tiles(width, height)) {
         int pixel[LANES], first[LANES], last[LANES], steps[LANES], place[LANES];
         bool hit[LANES];
@@ -74,22 +74,22 @@ KERNEL(128) find_rays(const Head head, const Poses poses, const float* depth, in
             if (pixel[l] < 0) continue;
             const Ray ray = ray_of_pixel(head, poses, pixel[l], width, height, depth);
             const float offset = anchored_offset(ray.origin, step);
-            const CellWalk walk = walk_cells(head, ray);
+            const GridRay walk = grid_ray(head, ray);
             first[l] = last[l] = steps[l] = 0;
-            for (int k = first_step(ray.near, step); distance_at(k, offset, step) < ray.far; k += AT_ONCE) {
-                int cell[AT_ONCE];
-                bool marked[AT_ONCE];
-                UNROLL for (int j = 0; j < AT_ONCE; ++j) {
+            for (int k = first_step(ray.near, step); distance_at(k, offset, step) < ray.far; k += STEPS_IN_FLIGHT) {
+                int cell[STEPS_IN_FLIGHT];
+                bool marked[STEPS_IN_FLIGHT];
+                UNROLL for (int j = 0; j < STEPS_IN_FLIGHT; ++j) {
                     const float t = distance_at(k + j, offset, step);
-                    cell[j] = t < ray.far ? cell_after(walk, t) : -1;
+                    cell[j] = t < ray.far ? cell_at_distance(walk, t) : -1;
                     marked[j] = cell[j] >= 0 && bit_at(poses.bits, cell[j]);
                 }
-                UNROLL for (int j = 0; j < AT_ONCE; ++j) {
+                UNROLL for (int j = 0; j < STEPS_IN_FLIGHT; ++j) {
                     if (!marked[j]) continue;
                     if (steps[l] == 0) first[l] = k + j;
                     last[l] = k + j;
                     ++steps[l];
-                    uint* word = wanted + (cell[j] >> 5);
+                    uint* word = needed + (cell[j] >> 5);
                     const uint bit = 1u << (cell[j] & 31);
                     if (!(*word & bit)) or_atomic(word, bit);
                 }
@@ -99,7 +99,7 @@ KERNEL(128) find_rays(const Head head, const Poses poses, const float* depth, in
             if (hit[l]) add_atomic(bundles.histogram + steps[l], 1);
             else store4(rgba + 4 * pixel[l], 0.0f, 0.0f, 0.0f, 0.0f);
         }
-        take_places(counters, hit, place);
+        reserve_slots(counters, hit, place);
         for (int l = 0; l < LANES; ++l) {
             if (!hit[l]) continue;
             int* row = bundles.rays + 4 * place[l];

@@ -16,7 +16,7 @@ DEVICE bool is_finite(vec3 v) { return (fabsf(v.x) < 3e38f) & (fabsf(v.y) < 3e38
 
 // Where the ray through (x, y), pixels, of the camera of a state crosses the plane at unit depth, in camera space; its
 // length is how much longer the ray is than deep.
-DEVICE vec3 crossing_of(const float* state, int expressions, float x, float y) {
+DEVICE vec3 unit_depth_point(const float* state, int expressions, float x, float y) {
     const float* camera = state + STATE_CAMERA(expressions);
     return vec3{(x - camera[2]) / camera[0], (y - camera[3]) / camera[1], 1.0f};
 }
@@ -25,7 +25,7 @@ DEVICE vec3 crossing_of(const float* state, int expressions, float x, float y) {
 // mesh there, which is infinite where there is none.
 DEVICE Ray pixel_ray(const float* state, int expressions, float x, float y, float depth) {
     const float* rotation = state + STATE_ROTATION(expressions);
-    const vec3 crossing = crossing_of(state, expressions, x, y);
+    const vec3 crossing = unit_depth_point(state, expressions, x, y);
     const float slant = length(crossing);
     Ray ray;
     ray.origin = transform_transposed(rotation, -1.0f * load3(state + STATE_TRANSLATION(expressions)));
@@ -35,7 +35,7 @@ DEVICE Ray pixel_ray(const float* state, int expressions, float x, float y, floa
     return ray;
 }
 
-DEVICE void cut(Ray& ray, float origin, float direction, float lower, float upper) {
+DEVICE void clip_axis(Ray& ray, float origin, float direction, float lower, float upper) {
     const float safe = fabsf(direction) < 1e-9f ? 1e-9f : direction;
     const float t0 = (lower - origin) / safe, t1 = (upper - origin) / safe;
     ray.near = fmaxf(ray.near, fminf(t0, t1));
@@ -57,11 +57,11 @@ DEVICE float farthest_around(const float* depth, int x, int y, int width, int he
 // It misses if no cell is marked, if the box is out of sight, and if any of its numbers is not finite.
 DEVICE void clip_to_band(Ray& ray, const Head& head, const int* bounds) {
     const float cell = head.side / float(head.resolution);
-    cut(ray, ray.origin.x, ray.direction.x, head.origin_x + cell * float(bounds[0]),
+    clip_axis(ray, ray.origin.x, ray.direction.x, head.origin_x + cell * float(bounds[0]),
         head.origin_x + cell * (float(bounds[3]) + 1.0f));
-    cut(ray, ray.origin.y, ray.direction.y, head.origin_y + cell * float(bounds[1]),
+    clip_axis(ray, ray.origin.y, ray.direction.y, head.origin_y + cell * float(bounds[1]),
         head.origin_y + cell * (float(bounds[4]) + 1.0f));
-    cut(ray, ray.origin.z, ray.direction.z, head.origin_z + cell * float(bounds[2]),
+    clip_axis(ray, ray.origin.z, ray.direction.z, head.origin_z + cell * float(bounds[2]),
         head.origin_z + cell * (float(bounds[5]) + 1.0f));
     const bool band = bounds[0] <= bounds[3];
     if (!(band && ray.far > ray.near && ray.near < FARTHEST && is_finite(ray.origin) && is_finite(ray.direction))) {
@@ -80,7 +80,7 @@ DEVICE int tiled_pixel(int tile, int column, int width, int height) {
 }
 
 // The ray through the middle of a pixel of pose 0, as far as it may meet the avatar.
-DEVICE Ray ray_of_pixel(const Head& head, const Poses& poses, int pixel, int width, int height, const float* depth) {
+DEVICE Ray ray_of_pixel(const Head& head, const PoseBuffers& poses, int pixel, int width, int height, const float* depth) {
     const int x = pixel % width, y = pixel / width;
     Ray ray = pixel_ray(poses.states, head.expressions, float(x) + 0.5f, float(y) + 0.5f,
                         farthest_around(depth, x, y, width, height, width));

@@ -9,7 +9,7 @@ enum Purpose { PICK_NEW, PICK_ANY, NOISE, TILE_OF, PIXEL, JITTER, BACKGROUND, PU
 
 // The i-th of 0 ... n - 1 in an order that `key` shuffles: a bijection of the next power of two (multiplications by odd
 // numbers, exclusive ors, shifts to the right), walked until it falls below n.
-DEVICE int shuffled(uint i, uint n, uint key) {
+DEVICE int shuffled_index(uint i, uint n, uint key) {
     uint mask = n - 1;
     for (uint shift = 1; shift < 32; shift *= 2) mask |= mask >> shift;
     do {
@@ -27,23 +27,23 @@ DEVICE int shuffled(uint i, uint n, uint key) {
 
 // The slot of the memory that the frame `b` of `frames` shows in this step: the first one of the `recent` newest, the
 // others from shuffled rounds through the `dealt` memories of the deck.
-DEVICE int draw_memory(const Memories& memories, uint seed, int step, int b, int frames, int recent, int dealt) {
-    if (b == 0) return memories.newest[recent - 1 - below(hash(seed, step, PICK_NEW), recent)];
-    uint drawn = uint(step) * uint(frames - 1) + uint(b - 1), count = uint(dealt);
-    return memories.deck[shuffled(drawn % count, count, hash(seed, drawn / count, PICK_ANY))];
+DEVICE int sample_slot(const ReplayFrames& replay, uint seed, int step, int b, int frames, int newest_count, int deck_size) {
+    if (b == 0) return replay.newest[newest_count - 1 - uniform_int(hash(seed, step, PICK_NEW), newest_count)];
+    uint draw_index = uint(step) * uint(frames - 1) + uint(b - 1), count = uint(deck_size);
+    return replay.deck[shuffled_index(draw_index % count, count, hash(seed, draw_index / count, PICK_ANY))];
 }
 
 // Draws the step's frames. `inputs` is {step, memories, rays of a frame to draw, newest, dealt}. slots (frames) and pose (frames) say
 // which memory a frame is and where its posed head lies: at the memory's own slot if `in_place`, else at the frame's
 // number, where `posed` (frames, state_size) takes its state. codes (poses, CODE_WIDTH) are the expression codes with
 // Gaussian noise of `jitter`, so that the field does not memorise frames by them.
-KERNEL(128) begin_step(const Memories memories, const int* inputs, uint seed, int frames, int in_place, float jitter,
+KERNEL(128) sample_frames(const ReplayFrames replay, const int* inputs, uint seed, int frames, int in_place, float jitter,
                        int* slots, int* pose, float* posed, float* codes) {
-    EACH(i, frames * memories.state_size) {
-        int size = memories.state_size, b = i / size, column = i % size, step = inputs[0];
-        int slot = draw_memory(memories, seed, step, b, frames, inputs[3], inputs[4]);
+    EACH(i, frames * replay.state_size) {
+        int size = replay.state_size, b = i / size, column = i % size, step = inputs[0];
+        int slot = sample_slot(replay, seed, step, b, frames, inputs[3], inputs[4]);
         int at = in_place ? slot : b, code = column - (size - CODE_WIDTH);
-        float value = memories.states[slot * size + column];
+        float value = replay.states[slot * size + column];
         if (!in_place) posed[i] = value;
         if (code >= 0) {
             uint word = hash(hash(seed, step, NOISE), i);
@@ -54,7 +54,7 @@ KERNEL(128) begin_step(const Memories memories, const int* inputs, uint seed, in
 }
 
 // Soft regions (vertices, 2) of the head, at a point of a triangle.
-DEVICE void region_at(const Head& head, const Poses& poses, int pose, int triangle, vec3 point, const float* regions,
+DEVICE void region_weights(const Head& head, const PoseBuffers& poses, int pose, int triangle, vec3 point, const float* regions,
                       float& face, float& mouth) {
     const float* t = poses.triangles + ((size_t)pose * head.triangles + triangle) * 12;
     vec3 offset = point - load3(t), ab = load3(t + 3), ac = load3(t + 6);
@@ -77,76 +77,76 @@ DEVICE void region_at(const Head& head, const Poses& poses, int pose, int triang
 // infinite and -1 where it does not. regions (vertices, 2): bare face, mouth. Rays are cut to the pose's band.
 // rgba (rays, 4) premultiplied, target (rays) metres along the ray to bare skin or 0 where there is no prior, weight
 // (rays) mouth_weight in the mouth from step `mouth_from` on, else 1, background (rays, 3) at random.
-KERNEL(128) draw_rays(const Head head, const Poses poses, const Memories memories, const Rays rays, const int* inputs,
+KERNEL(128) sample_rays(const Head head, const PoseBuffers poses, const ReplayFrames replay, const Rays rays, const int* inputs,
                       uint seed, int frames, const int* slots, const int* pose, const float* depth,
                       const int* triangle, const float* regions, float focus, float margin,
                       float mouth_weight, int mouth_from, float* rgba, float* target, float* weight, float* background) {
     EACH(r, rays.count) {
-        int each = rays.count / frames, b = r / each, k = r % each, wanted = inputs[2];
-        if (b >= frames) b = frames - 1, k = wanted;
-        int slot = slots[b], at = pose[b], across = memories.tiles_across, side = memories.side;
-        int width = memories.extent[slot * 2], height = memories.extent[slot * 2 + 1];
-        int of_head = memories.drawable[slot * 2], around = memories.drawable[slot * 2 + 1];
+        int each = rays.count / frames, b = r / each, k = r % each, ray_count = inputs[2];
+        if (b >= frames) b = frames - 1, k = ray_count;
+        int slot = slots[b], at = pose[b], across = replay.tiles_across, side = replay.side;
+        int width = replay.size[slot * 2], height = replay.size[slot * 2 + 1];
+        int of_head = replay.tile_counts[slot * 2], around = replay.tile_counts[slot * 2 + 1];
         uint key = hash(hash(seed, inputs[0]), r) * PURPOSES, bits = hash(key + PIXEL);
-        bool focused = k < int(float(wanted) * focus + 0.5f);
-        bool beside = !focused && k < int(float(wanted) * (focus + margin) + 0.5f);
+        bool focused = k < int(float(ray_count) * focus + 0.5f);
+        bool beside = !focused && k < int(float(ray_count) * (focus + margin) + 0.5f);
         int tiles = focused ? of_head : beside ? around : 0, x, y;
         if (tiles > 0) {
-            int place = (beside ? of_head : 0) + below(hash(key + TILE_OF), tiles);
-            int tile = ((const int*)memories.tiles[slot])[place];
-            int size = memories.tile, left = tile % across * size, top = tile / across * size;
-            x = left + below(bits, width - left < size ? width - left : size);
-            y = top + below(hash(bits), height - top < size ? height - top : size);
+            int place = (beside ? of_head : 0) + uniform_int(hash(key + TILE_OF), tiles);
+            int tile = ((const int*)replay.tiles[slot])[place];
+            int size = replay.tile, left = tile % across * size, top = tile / across * size;
+            x = left + uniform_int(bits, width - left < size ? width - left : size);
+            y = top + uniform_int(hash(bits), height - top < size ? height - top : size);
         } else {
-            x = below(bits, width), y = below(hash(bits), height);
+            x = uniform_int(bits, width), y = uniform_int(hash(bits), height);
         }
 
         size_t seen = ((size_t)at * side + y) * side + x;
-        const float* state = memories.states + (size_t)slot * memories.state_size;
+        const float* state = replay.states + (size_t)slot * replay.state_size;
         float u = float(x) + 0.5f, v = float(y) + 0.5f;
         float far = farthest_around(depth + (size_t)at * side * side, x, y, width, height, side);
         Ray ray = pixel_ray(state, head.expressions, u, v, far);
-        float distance = depth[seen] * length(crossing_of(state, head.expressions, u, v));
+        float distance = depth[seen] * length(unit_depth_point(state, head.expressions, u, v));
         vec3 point = ray.origin + distance * ray.direction;
-        bool drawn = k < wanted && is_finite(ray.origin) && is_finite(ray.direction);
+        bool valid = k < ray_count && is_finite(ray.origin) && is_finite(ray.direction);
         clip_to_band(ray, head, poses.bounds + at * 6);
         store3(rays.origin + r * 4, ray.origin);
         store3(rays.direction + r * 4, ray.direction);
         rays.origin[r * 4 + 3] = ray.near;
-        rays.direction[r * 4 + 3] = drawn ? ray.far : -1.0f;
+        rays.direction[r * 4 + 3] = valid ? ray.far : -1.0f;
         rays.offset[r] = uniform(hash(key + JITTER));
         rays.frame[r] = at;
 
-        uint pixel = drawn ? ((const uint*)memories.pictures[slot])[y * side + x] : 0u;
+        uint pixel = valid ? ((const uint*)replay.images[slot])[y * side + x] : 0u;
         for (int channel = 0; channel < 4; ++channel)
             rgba[r * 4 + channel] = float(pixel >> (8 * channel) & 255u) * (1.0f / 255.0f);
         for (int channel = 0; channel < 3; ++channel) background[r * 3 + channel] = uniform(hash(key + BACKGROUND + channel));
         float face = 0.0f, mouth = 0.0f;
-        int hit = drawn ? triangle[seen] : -1;
-        if (hit >= 0) region_at(head, poses, at, hit, point, regions, face, mouth);
+        int hit = valid ? triangle[seen] : -1;
+        if (hit >= 0) region_weights(head, poses, at, hit, point, regions, face, mouth);
         target[r] = face > 0.5f && rgba[r * 4 + 3] > 0.9f ? distance : 0.0f;
         weight[r] = mouth > 0.3f && inputs[0] >= mouth_from ? mouth_weight : 1.0f;
     }
 }
 
 // Sets the bit of a cell. Most are set already; a stale look only costs the atomic.
-DEVICE void want(int cell, uint* words) {
+DEVICE void mark_cell(int cell, uint* words) {
     uint* word = words + (cell >> 5);
     const uint bit = 1u << (cell & 31);
     if (!(*(volatile const uint*)word & bit)) or_atomic(word, bit);
 }
 
 // The same for each marked cell in which the ray of pose 0 takes a step.
-DEVICE void want_along(const Head& head, const Poses& poses, const Ray& ray, float offset, float step, uint* wanted) {
+DEVICE void mark_ray_cells(const Head& head, const PoseBuffers& poses, const Ray& ray, float offset, float step, uint* needed) {
     if (!(ray.far > ray.near)) return;
     int k = first_step(ray.near, step);
     Step found;
-    while (next_step(head, poses, 0, ray, offset, step, k, found)) want(poses.cell[found.row], wanted);
+    while (next_step(head, poses, 0, ray, offset, step, k, found)) mark_cell(poses.cell[found.row], needed);
 }
 
 // Sets a bit of `wanted` (poses, words) for each cell in which listed steps lie: only these need candidates.
 // items: capacity of samples.
-KERNEL(128) want_steps(const Head head, const Poses poses, const Rays rays, const Samples samples, uint* wanted) {
+KERNEL(128) mark_step_cells(const Head head, const PoseBuffers poses, const Rays rays, const Samples samples, uint* needed) {
     const int steps = samples.totals[0];
     EACH(j, steps) {
         const int i = samples.step_ray[j];
@@ -155,17 +155,17 @@ KERNEL(128) want_steps(const Head head, const Poses poses, const Rays rays, cons
         const float t = samples.step_t[j];
         const vec3 position = vec3{origin.x, origin.y, origin.z} + t * vec3{direction.x, direction.y, direction.z};
         const vec3 unit = unit_cube(head, position);
-        if (in_unit_cube(unit)) want(flat_cell(unit, head.resolution), wanted + (size_t)rays.frame[i] * poses.words);
+        if (in_unit_cube(unit)) mark_cell(flat_cell(unit, head.resolution), needed + (size_t)rays.frame[i] * poses.words);
     }
 }
 
 // Of all rays that may be drawn of pose 0, whose camera's picture has the depth (height * width): each pixel's, with
 // two offsets. Less than 1 % of the steps with other offsets lie in cells that are missed so.
-KERNEL(128) want_view(const Head head, const Poses poses, const float* depth, int width, int height, float step,
-                      uint* wanted) {
+KERNEL(128) mark_view_cells(const Head head, const PoseBuffers poses, const float* depth, int width, int height, float step,
+                      uint* needed) {
     EACH(i, width * height) {
         const Ray ray = ray_of_pixel(head, poses, i, width, height, depth);
-        want_along(head, poses, ray, 0.25f, step, wanted);
-        want_along(head, poses, ray, 0.75f, step, wanted);
+        mark_ray_cells(head, poses, ray, 0.25f, step, needed);
+        mark_ray_cells(head, poses, ray, 0.75f, step, needed);
     }
 }

@@ -2,14 +2,14 @@
 #pragma once
 #include "vec.cuh"
 
-#define LARGEST_NUMBER 1e4f  // a larger number is no weight, no angle and no metre of a head
+#define LARGEST_INPUT 1e4f  // a larger number is no weight, no angle and no metre of a head
 
 // What is not a number, infinite, or absurd counts as zero: one bad number must not poison the picture.
-DEVICE float sound(float x) { return fabsf(x) <= LARGEST_NUMBER ? x : 0.0f; }
+DEVICE float finite_or_zero(float x) { return fabsf(x) <= LARGEST_INPUT ? x : 0.0f; }
 
 // Axis-angle to a row-major matrix (Rodrigues), smooth at zero.
 DEVICE void rotation_matrix(const float* axis_angle, float* m) {
-    const float x = sound(axis_angle[0]), y = sound(axis_angle[1]), z = sound(axis_angle[2]);
+    const float x = finite_or_zero(axis_angle[0]), y = finite_or_zero(axis_angle[1]), z = finite_or_zero(axis_angle[2]);
     const float angle = sqrtf(x * x + y * y + z * z + 1e-20f);
     const float half = sinf(0.5f * angle) / (0.5f * angle);
     const float s = sinf(angle) / angle, c = 0.5f * half * half;

@@ -1,11 +1,11 @@
 // Posed space <-> canonical space (insta_runtime/warp/warp.py): a sample rides with the point of the head that is
-// nearest to it. Constants from Python: WARP_BLEND, WARP_LOOSENS, and LIPS_ALONE, whether the mouth's mask is that of the lips.
+// nearest to it. Constants from Python: WARP_BLEND, WARP_DETACHMENT_HEIGHT, and LIPS_ALONE, whether the mouth's mask is that of the lips.
 #pragma once
 #include "fastmath.cuh"
 #include "nearest.cuh"
 
 #define FADE 0.02f  // metres from the surface over which the expression code fades
-#define HELD_WHOLLY 0.25f  // part of WARP_LOOSENS within which a sample rides with the surface as it is
+#define FULLY_ATTACHED 0.25f  // part of WARP_DETACHMENT_HEIGHT within which a sample rides with the surface as it is
 #define RECORD_SIZE 16
 #define BLEND_SURFACE 0  // values of WARP_BLEND: maps of vertices, blended over the surface;
 #define BLEND_NEIGHBOURS 1  // of the nearest triangle and, on the face, of those beyond its edges;
@@ -14,7 +14,7 @@
 #define NEIGHBOURS_DECAY 4.0f
 #define NO_DIRECTION 1e-12f  // a direction shorter than this is not made a unit vector
 
-struct Carried {
+struct WarpedPoint {
     vec3 position;   // metres, canonical
     vec3 direction;  // unit
     float mouth, eyes;
@@ -36,7 +36,7 @@ DEVICE bool bit_at(const uint* bits, int i) { return (bits[i >> 5] >> (i & 31)) 
 
 // Whether p lies in a marked cell of the posed grid, and in which row its candidates are. Nothing outside the cube is
 // marked, nor is a cell that overflowed.
-DEVICE bool cell_marked(const Head& head, const Poses& poses, int frame, vec3 p, int* row) {
+DEVICE bool is_marked(const Head& head, const PoseBuffers& poses, int frame, vec3 p, int* row) {
     const vec3 unit = unit_cube(head, p);
     if (!in_unit_cube(unit)) return false;
     const int cell = flat_cell(unit, head.resolution);
@@ -46,7 +46,7 @@ DEVICE bool cell_marked(const Head& head, const Poses& poses, int frame, vec3 p,
 }
 
 // The surface point nearest to p, which lies in the cell of `row`.
-DEVICE Nearest nearest_to(const Head& head, const Poses& poses, int frame, int row, vec3 p) {
+DEVICE Nearest nearest_to(const Head& head, const PoseBuffers& poses, int frame, int row, vec3 p) {
     const size_t place = (size_t)frame * poses.capacity + row;
     const vec3 centre = cell_centre(head, poses.cell[place], head.resolution);
     return nearest_of(poses.candidates + place * head.candidates, head.candidates,
@@ -54,7 +54,7 @@ DEVICE Nearest nearest_to(const Head& head, const Poses& poses, int frame, int r
 }
 
 // Adds a triangle's map of p, `weight` times, to `map` and `position`.
-DEVICE void add_map(const Head& head, const Poses& poses, int frame, int triangle, float weight, vec3 p,
+DEVICE void add_map(const Head& head, const PoseBuffers& poses, int frame, int triangle, float weight, vec3 p,
                     float (&map)[9], vec3& position) {
     const size_t k = (size_t)frame * head.triangles + triangle;
     const float* own = poses.maps + 9 * k;
@@ -63,23 +63,23 @@ DEVICE void add_map(const Head& head, const Poses& poses, int frame, int triangl
     UNROLL for (int q = 0; q < 9; ++q) map[q] += weight * own[q];
 }
 
-DEVICE float weight_of(const Head& head, const Poses& poses, int frame, int triangle, float decay, vec3 p) {
+DEVICE float neighbour_weight(const Head& head, const PoseBuffers& poses, int frame, int triangle, float decay, vec3 p) {
     const Triangle t = load_triangle(poses.triangles + ((size_t)frame * head.triangles + triangle) * TRIANGLE_SIZE);
     return fast_exp(-decay * length(p - (t.a + (1.0f / 3.0f) * (t.ab + t.ac))));
 }
 
 // Where p, metres, rides with its nearest triangle and, on the face, with those beyond its edges; and the linear part
 // of what took it there.
-DEVICE vec3 ride_with_triangles(const Head& head, const Poses& poses, int frame, int nearest, vec3 p, float (&map)[9]) {
+DEVICE vec3 blend_triangle_maps(const Head& head, const PoseBuffers& poses, int frame, int nearest, vec3 p, float (&map)[9]) {
     vec3 position = {0.0f, 0.0f, 0.0f};
-    const int* around = head.around + 4 * nearest;
+    const int* around = head.neighbours + 4 * nearest;
     if (WARP_BLEND == BLEND_TRIANGLE || around[3] != REGION_FACE) {
         add_map(head, poses, frame, nearest, 1.0f, p, map, position);
         return position;
     }
-    float weight[4] = {weight_of(head, poses, frame, nearest, OWN_DECAY, p)}, total = weight[0];
+    float weight[4] = {neighbour_weight(head, poses, frame, nearest, OWN_DECAY, p)}, total = weight[0];
     for (int i = 0; i < 3; ++i) {
-        if (around[i] != nearest) weight[1 + i] = weight_of(head, poses, frame, around[i], NEIGHBOURS_DECAY, p);
+        if (around[i] != nearest) weight[1 + i] = neighbour_weight(head, poses, frame, around[i], NEIGHBOURS_DECAY, p);
         total += weight[1 + i];
     }
     add_map(head, poses, frame, nearest, weight[0] / total, p, map, position);
@@ -90,7 +90,8 @@ DEVICE vec3 ride_with_triangles(const Head& head, const Poses& poses, int frame,
 
 // The masks of the mouth and the eyes on the surface, before they fade.
 DEVICE void surface_masks(const Head& head, const Nearest& nearest, float& mouth, float& eyes) {
-    const float weight[3] = {clampf(1.0f - nearest.v - nearest.w, 0.0f, 1.0f), nearest.v, nearest.w};
+    float weight[3];
+    barycentric_weights(nearest, weight);
     mouth = eyes = 0.0f;
     UNROLL for (int i = 0; i < 3; ++i) {
         const float* masks = head.masks + 2 * head.faces[3 * nearest.triangle + i];
@@ -100,13 +101,13 @@ DEVICE void surface_masks(const Head& head, const Nearest& nearest, float& mouth
 }
 
 // How much of an expression's motion is left at a distance (metres) above the surface: all of it near the skin, in the
-// mouth and below the surface, none from WARP_LOOSENS on.
-DEVICE float held(float distance, float mouth) {
-    constexpr float reach = WARP_LOOSENS > 0.0f ? WARP_LOOSENS : 1.0f;
-    const float t = clampf((distance * (1.0f / reach) - HELD_WHOLLY) * (1.0f / (1.0f - HELD_WHOLLY)), 0.0f, 1.0f);
+// mouth and below the surface, none from WARP_DETACHMENT_HEIGHT on.
+DEVICE float attachment(float distance, float mouth) {
+    constexpr float reach = WARP_DETACHMENT_HEIGHT > 0.0f ? WARP_DETACHMENT_HEIGHT : 1.0f;
+    const float t = clampf((distance * (1.0f / reach) - FULLY_ATTACHED) * (1.0f / (1.0f - FULLY_ATTACHED)), 0.0f, 1.0f);
     return 1.0f - t * t * (3.0f - 2.0f * t) * (1.0f - mouth);
 }
-DEVICE bool above_surface(const Poses& poses, const Head& head, int frame, const Nearest& nearest) {
+DEVICE bool above_surface(const PoseBuffers& poses, const Head& head, int frame, const Nearest& nearest) {
     const Triangle t = load_triangle(poses.triangles + ((size_t)frame * head.triangles + nearest.triangle) * TRIANGLE_SIZE);
     return dot(cross(t.ab, t.ac), nearest.offset) > 0.0f;
 }
@@ -118,25 +119,26 @@ DEVICE float height_above(const Head& head, int triangle, vec3 offset) {
 }
 
 // The direction, unit, as which the field shall be asked for colours along a ray of this direction.
-DEVICE vec3 viewed(const Head& head, const Poses& poses, int frame, vec3 direction) {
-    return transform(poses.states + (size_t)frame * poses.state_size + STATE_VIEW(head.expressions), direction);
+DEVICE vec3 view_direction(const Head& head, const PoseBuffers& poses, int frame, vec3 direction) {
+    return transform(poses.states + (size_t)frame * poses.state_size + STATE_VIEW_ROTATION(head.expressions), direction);
 }
 
 // What the motions of mouth and eyes apart from the head add to the canonical position of a point p, metres.
-DEVICE vec3 shifted_apart(const Head& head, const Poses& poses, int frame, vec3 p, float mouth, float eyes) {
-    const float* apart = poses.states + (size_t)frame * poses.state_size + STATE_APART(head.expressions);
-    return mouth * (load3(apart) + (1.0f / LEVER) * cross(load3(apart + 3), p)) +
-           eyes * (load3(apart + MOTION) + (1.0f / LEVER) * cross(load3(apart + MOTION + 3), p));
+DEVICE vec3 part_displacement(const Head& head, const PoseBuffers& poses, int frame, vec3 p, float mouth, float eyes) {
+    const float* apart = poses.states + (size_t)frame * poses.state_size + STATE_PART_MOTIONS(head.expressions);
+    return mouth * (load3(apart) + (1.0f / TURN_RADIUS) * cross(load3(apart + 3), p)) +
+           eyes * (load3(apart + MOTION) + (1.0f / TURN_RADIUS) * cross(load3(apart + MOTION + 3), p));
 }
 
 // A point p (metres) of the cell of `row` and a direction d (unit) there, carried to canonical space.
-DEVICE Carried to_canonical(const Head& head, const Poses& poses, int frame, int row, vec3 p, vec3 d) {
+DEVICE WarpedPoint inverse_warp(const Head& head, const PoseBuffers& poses, int frame, int row, vec3 p, vec3 d) {
     const Nearest nearest = nearest_to(head, poses, frame, row, p);
-    if (nearest.triangle < 0) return Carried{p, d, 0.0f, 0.0f, 3e38f, -1};
-    Carried carried;
+    if (nearest.triangle < 0) return WarpedPoint{p, d, 0.0f, 0.0f, 3e38f, -1};
+    WarpedPoint warped;
     vec3 turned;
     if constexpr (WARP_BLEND == BLEND_SURFACE) {
-        const float weight[3] = {clampf(1.0f - nearest.v - nearest.w, 0.0f, 1.0f), nearest.v, nearest.w};
+        float weight[3];
+        barycentric_weights(nearest, weight);
         const float* records = poses.records + (size_t)frame * head.vertices * RECORD_SIZE;
         const int* corner = head.faces + 3 * nearest.triangle;
         float blend[RECORD_SIZE] = {};
@@ -151,40 +153,40 @@ DEVICE Carried to_canonical(const Head& head, const Poses& poses, int frame, int
             }
         }
         turned = transform(blend, d);
-        carried.position = load3(blend + 9) + transform(blend, nearest.offset);
-        carried.mouth = blend[12];
-        carried.eyes = blend[13];
-        if constexpr (WARP_LOOSENS > 0.0f) {
-            if (nearest.distance > HELD_WHOLLY * WARP_LOOSENS && above_surface(poses, head, frame, nearest)) {
-                vec3 alone = p;
-                UNROLL for (int i = 0; i < 3; ++i) alone = alone + weight[i] * load3(head.opened + 3 * corner[i]);
-                const float with = held(nearest.distance, carried.mouth);
-                carried.position = with * carried.position + (1.0f - with) * alone;
-                turned = with * turned + (1.0f - with) * d;
+        warped.position = load3(blend + 9) + transform(blend, nearest.offset);
+        warped.mouth = blend[12];
+        warped.eyes = blend[13];
+        if constexpr (WARP_DETACHMENT_HEIGHT > 0.0f) {
+            if (nearest.distance > FULLY_ATTACHED * WARP_DETACHMENT_HEIGHT && above_surface(poses, head, frame, nearest)) {
+                vec3 detached = p;
+                UNROLL for (int i = 0; i < 3; ++i) detached = detached + weight[i] * load3(head.open_offset + 3 * corner[i]);
+                const float attached = attachment(nearest.distance, warped.mouth);
+                warped.position = attached * warped.position + (1.0f - attached) * detached;
+                turned = attached * turned + (1.0f - attached) * d;
             }
         }
     } else {
         float map[9] = {};
-        carried.position = ride_with_triangles(head, poses, frame, nearest.triangle, p, map);
+        warped.position = blend_triangle_maps(head, poses, frame, nearest.triangle, p, map);
         turned = transform(map, d);
-        surface_masks(head, nearest, carried.mouth, carried.eyes);
+        surface_masks(head, nearest, warped.mouth, warped.eyes);
     }
     const float faded = clampf(1.0f - nearest.distance * (1.0f / FADE), 0.0f, 1.0f);
-    carried.direction = (1.0f / fmaxf(length(turned), NO_DIRECTION)) * turned;
-    carried.mouth *= faded;
-    carried.eyes *= faded;
+    warped.direction = (1.0f / fmaxf(length(turned), NO_DIRECTION)) * turned;
+    warped.mouth *= faded;
+    warped.eyes *= faded;
     if constexpr (LIPS_ALONE != 0) {
-        carried.mouth = head.around[4 * nearest.triangle + 3] == REGION_LIPS ? 1.0f : 0.0f;
-        carried.eyes = 0.0f;
+        warped.mouth = head.neighbours[4 * nearest.triangle + 3] == REGION_LIPS ? 1.0f : 0.0f;
+        warped.eyes = 0.0f;
     }
-    if (carried.mouth + carried.eyes > 0.0f)
-        carried.position = carried.position + shifted_apart(head, poses, frame, p, carried.mouth, carried.eyes);
-    carried.distance = nearest.distance;
-    carried.triangle = nearest.triangle;
-    return carried;
+    if (warped.mouth + warped.eyes > 0.0f)
+        warped.position = warped.position + part_displacement(head, poses, frame, p, warped.mouth, warped.eyes);
+    warped.distance = nearest.distance;
+    warped.triangle = nearest.triangle;
+    return warped;
 }
 
 // Whether the canonical cell at `unit` (in the unit cube) is occupied; nothing outside is.
-DEVICE bool occupied_at(const Space& space, vec3 unit) {
-    return in_unit_cube(unit) && bit_at(space.dense, flat_cell(unit, space.resolution));
+DEVICE bool occupied_at(const OccupancyCells& occupancy, vec3 unit) {
+    return in_unit_cube(unit) && bit_at(occupancy.dense, flat_cell(unit, occupancy.resolution));
 }

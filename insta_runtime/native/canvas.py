@@ -1,4 +1,4 @@
-"""The buffers of native pictures of one size, and the kernels that fill them."""
+"""Buffers for rendered frames of one size, and the kernels that fill them."""
 
 from __future__ import annotations
 
@@ -13,69 +13,80 @@ from insta_runtime.field.expression_code import CODE_WIDTH
 from insta_runtime.native.field import PackedField
 from insta_runtime.native.kernels import Graph, Kernels, Struct
 from insta_runtime.native.posing import PosedHeads
-from insta_runtime.native.sampling import PackedSamples
+from insta_runtime.native.sampling import PackedSamples, rays_struct
 from insta_runtime.types import Float32
 
-Format = Literal["rgba", "rgb", "i420", "nv12"]
+PixelFormat = Literal["rgba", "rgb", "i420", "nv12"]
 
 EARLY_STOP: Final = 1e-3
-"""Transmittance below which a ray ends: what lies behind would change no byte."""
+"""Transmittance below which a ray ends; samples behind it would change no byte of the frame."""
 RING: Final = 4
-"""Pictures that may be under way or in use at a time."""
-STEPS_A_PIXEL: Final = 16
-"""Memory for samples, on average over all pixels."""
-COUNTERS: Final = ("rays", "room", "rays_cut", "samples", "cells_dropped", "steps_dropped", "steps_a_ray")
-"""What the kernels count of a picture, in the order of rays.cu."""
+"""Number of frames of one size that may be in flight or in use at a time."""
+SAMPLES_PER_PIXEL: Final = 16
+"""Average number of samples per pixel for which a canvas has memory."""
+COUNTERS: Final = (
+    "rays",
+    "reserved_samples",
+    "rays_cut",
+    "samples",
+    "cells_dropped",
+    "steps_dropped",
+    "max_ray_samples",
+)
+"""Names of the counters that kernels keep for each frame, in the order of cuda/rays.cu."""
 
 
-def picture_shape(kind: Format, width: int, height: int) -> tuple[int, ...]:
-    """The shape of a picture's bytes.  ValueError for an unknown format, or odd sides that it cannot have."""
-    if kind == "rgba":
+def output_shape(pixel_format: PixelFormat, width: int, height: int) -> tuple[int, ...]:
+    """Array shape of a frame in ``pixel_format``.  ValueError for an unknown format, or an odd side in 4:2:0."""
+    if pixel_format == "rgba":
         return height, width, 4
-    if kind == "rgb":
+    if pixel_format == "rgb":
         return height, width, 3
-    if kind not in ("i420", "nv12"):
-        raise ValueError(f"there is no picture format {kind!r}")
+    if pixel_format not in ("i420", "nv12"):
+        raise ValueError(f"unknown pixel format {pixel_format!r}: choose rgba, rgb, i420 or nv12")
     if width % 2 or height % 2:
-        raise ValueError(f"a picture of {width} x {height} pixels cannot be {kind}: its sides must be even")
+        raise ValueError(f"a frame of {width} x {height} pixels cannot be {pixel_format}: both sides must be even")
     return height * 3 // 2, width
 
 
-class Slot:
-    """Host memory of one picture, pinned where there is a GPU: what goes in, and what comes out.
+class OutputSlot:
+    """Host buffers for the input and output of one frame, in pinned memory if there is a GPU.
 
     Attributes:
-        row: (1, S) float32, the state. picture: (4 H W,) uint8. counters: int32, `COUNTERS`.
-        used: whether it holds a picture whose counters nobody has read. arrived: the event after which it is whole.
+        row: (1, S) float32, the head state. pixels: (4 H W,) uint8, the frame. counters: int32, `COUNTERS`.
+        used: whether the counters of the frame have not been collected yet.
+        arrived: CUDA event after which the frame is complete; None on a CPU.
     """
 
     def __init__(self, numbers: int, pixels: int, on_gpu: bool) -> None:
         self.row = torch.zeros((1, numbers), pin_memory=on_gpu)
-        self.picture = torch.zeros(4 * pixels, dtype=torch.uint8, pin_memory=on_gpu)
+        self.pixels = torch.zeros(4 * pixels, dtype=torch.uint8, pin_memory=on_gpu)
         self.counters = torch.zeros(len(COUNTERS), dtype=torch.int32, pin_memory=on_gpu)
         self.arrived = torch.cuda.Event() if on_gpu else None
         self.used = False
 
 
 class Canvas:
-    """Draws the pose in ``heads`` as ``width`` x ``height`` pixels, into buffers that never move.
+    """Renders the posed head in ``heads`` into frames of ``size`` (width, height), in buffers at fixed addresses.
 
     Args:
-        fused: the display path (fused_render.cu); else the chain of march.cu, field.cu and composite.cu, its proof.
-        capacity: samples that there is memory for; in the chain, steps in marked cells.
-        underlay: (F, 4), `AvatarModel.underlay`; may be written to between pictures.
+        fused: whether to use the fused display kernels (cuda/fused_render.cu); otherwise the chain of march.cu,
+            field.cu and composite.cu that training uses, as a reference.
+        capacity: maximum number of samples of a frame (in the chain: of steps in marked cells).
+        underlay: (F, 4) premultiplied colours of the mesh's triangles (`AvatarModel.underlay`), may change over time.
 
     Attributes:
-        rgba: (H * W, 4) float32 premultiplied. bytes: (4 H W,) uint8. counters: int32, `COUNTERS`; on the device.
-        wanted: (words,) int32, a bit for each cell of the posed grid that a ray of the last picture needed.
-        slots: the ring.
+        rgba: (H * W, 4) float32 premultiplied, on the device. bytes: (4 H W,) uint8, on the device.
+        counters: int32 `COUNTERS`, on the device.
+        needed: (words,) int32, one bit for each cell of the posed grid that a ray of the last frame entered.
+        slots: ring of host buffers.
     """
 
     def __init__(
         self,
         kernels: Kernels,
         heads: PosedHeads,
-        space: Struct,
+        occupancy: Struct,
         field: PackedField,
         config: SamplingConfig,
         size: tuple[int, int],
@@ -85,95 +96,97 @@ class Canvas:
         underlay: torch.Tensor,
     ) -> None:
         self._underlay = underlay
-        self.kernels, self.heads, self.space, self.field, self.config = kernels, heads, space, field, config
+        self.kernels, self.heads, self.occupancy, self.field, self.config = kernels, heads, occupancy, field, config
         self.width, self.height = size
         self.stream, self.capacity = stream, capacity
         self.pixels = self.width * self.height
         self.rgba, self.background = self._floats(self.pixels, 4), self._floats(self.pixels, 3)
         self.bytes = torch.zeros(4 * self.pixels, dtype=torch.uint8, device=kernels.device)
-        self.counters, self.wanted = self._ints(len(COUNTERS)), self._ints(heads.poses.value.words)
-        self.slots = [Slot(heads.states.shape[1], self.pixels, stream is not None) for _ in range(RING)]
-        self._turn = 0
-        self._backdrop: Float32 | torch.Tensor | None = None
-        self._march = self._fused() if fused else self._unfused()
-        self._graphs: dict[Format | None, Graph] = {}
+        self.counters, self.needed = self._ints(len(COUNTERS)), self._ints(heads.poses.value.words)
+        self.slots = [OutputSlot(heads.states.shape[1], self.pixels, stream is not None) for _ in range(RING)]
+        self._slot_number = 0
+        self._uploaded: Float32 | torch.Tensor | None = None  # the present background
+        self._render = self._fused() if fused else self._unfused()
+        self._graphs: dict[PixelFormat | None, Graph] = {}
 
-    def draw(self, kind: Format | None) -> None:
-        """Fill `rgba` and `counters`, and `bytes` as ``kind`` asks.  One graph replay on a GPU."""
-        if kind not in self._graphs:
+    def draw(self, pixel_format: PixelFormat | None) -> None:
+        """Render into `rgba` and `counters`, and into `bytes` unless the format is None.  One graph launch on a GPU."""
+        if pixel_format not in self._graphs:
 
             def work() -> None:
-                self.heads.pose(self.space)
-                self._march()
-                self._lay_under()
-                self._write(kind)
+                self.heads.pose(self.occupancy)
+                self._render()
+                self._composite_underlay()
+                self._write(pixel_format)
 
-            self._graphs[kind] = Graph(work, self.stream)
-        self._graphs[kind]()
+            self._graphs[pixel_format] = Graph(work, self.stream)
+        self._graphs[pixel_format]()
 
-    def set_background(self, backdrop: Float32 | torch.Tensor | None) -> None:
-        """Composite over ``backdrop``, (3,) or (H, W, 3) in [0, 1], or over black; uploads another array only.
+    def set_background(self, background: Float32 | torch.Tensor | None) -> None:
+        """Set the background of later frames: (3,) or (H, W, 3) in [0, 1], black by default.
 
-        A tensor is on the device already, (H, W, 3), and copied every time.
+        An array is uploaded only if it is another object than the last one.  A tensor (H, W, 3) on the device is copied
+        in every call.
         """
-        if isinstance(backdrop, torch.Tensor):
-            self.background.copy_(backdrop.reshape(self.pixels, 3))
-            self._backdrop = backdrop
+        if isinstance(background, torch.Tensor):
+            self.background.copy_(background.reshape(self.pixels, 3))
+            self._uploaded = background
             return
-        if backdrop is self._backdrop:
+        if background is self._uploaded:
             return
-        picture = np.zeros(3, dtype=np.float32) if backdrop is None else backdrop
-        picture = np.broadcast_to(picture, (self.height, self.width, 3)).astype(np.float32)
-        self.background.copy_(torch.from_numpy(picture).view(self.pixels, 3))
-        self._backdrop = backdrop
+        image = np.zeros(3, dtype=np.float32) if background is None else background
+        image = np.broadcast_to(image, (self.height, self.width, 3)).astype(np.float32)
+        self.background.copy_(torch.from_numpy(image).view(self.pixels, 3))
+        self._uploaded = background
 
-    def next_slot(self) -> Slot:
-        """The slot that was used longest ago."""
-        self._turn = (self._turn + 1) % RING
-        return self.slots[self._turn]
+    def next_slot(self) -> OutputSlot:
+        """The slot whose last use is longest ago."""
+        self._slot_number = (self._slot_number + 1) % RING
+        return self.slots[self._slot_number]
 
-    def _write(self, kind: Format | None) -> None:
+    def _write(self, pixel_format: PixelFormat | None) -> None:
         launch, pixels = self.kernels.launch, self.pixels
-        if kind == "rgba":
+        if pixel_format == "rgba":
             launch("write_rgba", self.rgba, self.bytes, pixels, items=pixels)
-        elif kind == "rgb":
+        elif pixel_format == "rgb":
             launch("write_rgb", self.rgba, self.background, self.bytes, pixels, items=pixels)
-        elif kind is not None:
-            planes = self.rgba, self.background, self.bytes, self.width, self.height, int(kind == "nv12")
+        elif pixel_format is not None:
+            planes = self.rgba, self.background, self.bytes, self.width, self.height, int(pixel_format == "nv12")
             launch("write_yuv", *planes, items=pixels // 4)
 
     def _depth(self) -> torch.Tensor:
         depth, self._triangle = self.heads.rasterise(self.width, self.height)
         return depth
 
-    def _lay_under(self) -> None:
-        seen = self._triangle, self._underlay, self.rgba, self.pixels
-        self.kernels.launch("lay_under", *seen, items=self.pixels)
+    def _composite_underlay(self) -> None:
+        arguments = self._triangle, self._underlay, self.rgba, self.pixels
+        self.kernels.launch("composite_underlay", *arguments, items=self.pixels)
 
     def _fused(self) -> Callable[[], None]:
         launch, head, poses, step = self.kernels.launch, self.heads.head, self.heads.poses, self.config.step
         pixels = self.pixels
         bundles = self._bundles(self.capacity)
-        counters, wanted = self.counters, self.wanted
+        counters, needed = self.counters, self.needed
         tiles = -(-self.width // 8) * -(-self.height // 4)
 
-        def march() -> None:
+        def render() -> None:
             depth = self._depth()
-            launch("begin_picture", poses, bundles, counters, wanted, items=len(wanted))
+            launch("reset_frame", poses, bundles, counters, needed, items=len(needed))
             view = depth, self.width, self.height
-            launch("find_rays", head, poses, *view, step, bundles, counters, wanted, self.rgba, items=32 * tiles)
-            launch("fit_bundles", bundles, counters, items=32)
-            self.heads.choose(wanted)
-            launch("carry_rays", head, poses, wanted, self.space, bundles, counters, step, self.width, items=pixels)
+            launch("list_rays", head, poses, *view, step, bundles, counters, needed, self.rgba, items=32 * tiles)
+            launch("limit_bundle_samples", bundles, counters, items=32)
+            self.heads.choose_candidates(needed)
+            march = needed, self.occupancy, bundles, counters, step, self.width
+            launch("inverse_warp_rays", head, poses, *march, items=pixels)
             weights = self.field.weights
             launch("render_rays", head, poses, weights, bundles, counters, step, EARLY_STOP, self.rgba, items=pixels)
 
-        return march
+        return render
 
     def _bundles(self, capacity: int) -> Struct:
         pixels, most = self.pixels, self.config.max_samples
         return self.kernels.struct(
-            "Bundles",
+            "RayBundles",
             rays=self._ints(pixels, 4),
             spans=self._ints(-(-pixels // 32), 2),
             rounds=self._ints(capacity),
@@ -186,26 +199,19 @@ class Canvas:
     def _unfused(self) -> Callable[[], None]:
         kernels, head, poses, step = self.kernels, self.heads.head, self.heads.poses, self.config.step
         count, capacity = self.pixels, self.capacity
-        rays = kernels.struct(
-            "Rays",
-            origin=self._floats(count, 4),
-            direction=self._floats(count, 4),
-            offset=self._floats(count),
-            frame=self._ints(count),
-            count=count,
-        )
-        packed = PackedSamples(kernels, self.heads, self.space, rays, self.config, capacity)
+        rays = rays_struct(kernels, count)
+        packed = PackedSamples(kernels, self.heads, self.occupancy, rays, self.config, capacity)
         samples, totals = packed.samples, packed.totals
         density, colour, distance = self._floats(capacity), self._floats(capacity, 3), self._floats(count)
         stride = self.heads.states.shape[1]
-        none = self._bundles(1)
+        unused = self._bundles(1)
         codes = self.heads.states.view(-1)[stride - CODE_WIDTH :]  # the last numbers of a state
 
-        def march() -> None:
+        def render() -> None:
             depth = self._depth()
             launch, field = kernels.launch, self.field.weights
-            launch("begin_picture", poses, none, self.counters, self.wanted, items=len(self.wanted))
-            self.heads.choose()
+            launch("reset_frame", poses, unused, self.counters, self.needed, items=len(self.needed))
+            self.heads.choose_candidates()
             launch("camera_rays", head, poses, depth, rays, step, self.width, self.height, items=count)
             packed.run()
             launch("field_samples", field, samples, codes, stride, density, colour, None, items=capacity)
@@ -213,7 +219,7 @@ class Canvas:
             self.counters[3:4].copy_(totals[1:2])
             self.counters[5:6].copy_(totals[2:3])
 
-        return march
+        return render
 
     def _floats(self, *shape: int) -> torch.Tensor:
         return torch.zeros(shape, device=self.kernels.device)

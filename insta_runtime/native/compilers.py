@@ -1,7 +1,7 @@
-"""Compilers of device code, and the cache of what they made.
+"""Compilers of kernels (C++ compiler for a CPU, NVRTC for a GPU), and the cache of compiled modules.
 
-`HostCompiler` is the machine's C++ compiler, `NvrtcCompiler` NVIDIA's runtime compiler, called through ctypes.  Both
-turn a `Program` into one file; `build` takes it from the cache where it can.
+`HostCompiler` runs the machine's C++ compiler; `NvrtcCompiler` calls NVIDIA's runtime compiler through ctypes.  Both
+compile a `Program` into one file; `build` looks in the cache first.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ log = logging.getLogger(__name__)
 
 
 class KernelError(UserError):
-    """Device code cannot be compiled or loaded here; the text says why and what to do about it."""
+    """Kernels cannot be compiled or loaded on this machine; the message gives the reason and a remedy."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """One module: its name, the text of ``name.cu`` and of all that it includes, and -D options."""
+    """Source of one module: its name, the texts of ``name.cu`` and of all files that it includes, and -D options."""
 
     name: str
     files: Mapping[str, str]
@@ -50,8 +50,12 @@ class Program:
 
 @dataclass(frozen=True)
 class Resources:
-    """What one kernel takes of a GPU: registers a thread; bytes a thread of stack and of spilled registers, stored and
-    loaded; bytes a block of static shared memory."""
+    """GPU resources of one kernel.
+
+    Attributes:
+        registers: registers per thread. stack: bytes of stack per thread.
+        spilled: bytes of register spills per thread, stores and loads. shared: bytes of static shared memory per block.
+    """
 
     registers: int
     stack: int
@@ -61,8 +65,12 @@ class Resources:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A compiled module: the loadable ``image``, the cache's file of it, seconds that compiling took, whether it came
-    from the cache, and what its kernels take of a GPU (nothing for a host)."""
+    """A compiled module.
+
+    Attributes:
+        image: the loadable binary. path: its file in the cache. seconds: compile time.
+        cached: whether it was found in the cache. resources: GPU resources by kernel name; empty for a CPU.
+    """
 
     module: str
     image: bytes
@@ -73,8 +81,10 @@ class Artifact:
 
 
 class Compiler(Protocol):
-    """What `build` needs: ``identity`` is everything besides the program that the result depends on, ``str()`` a name
-    for people."""
+    """A compiler, as `build` uses it.
+
+    ``identity`` describes everything besides the program on which the result depends; ``str()`` is a readable name.
+    """
 
     @property
     def identity(self) -> str: ...
@@ -83,13 +93,14 @@ class Compiler(Protocol):
     def suffix(self) -> str: ...
 
     def compile(self, program: Program) -> tuple[bytes, str]:
-        """The image and the compiler's log; KernelError if the program is refused."""
+        """The binary and the compiler's log; KernelError if the program cannot be compiled."""
 
 
 class HostCompiler:
-    """The C++ compiler of this machine: ``CXX``, else the first of c++, g++, clang++; code for this very processor.
+    """The C++ compiler of this machine, compiling for its processor: ``CXX``, else the first of c++, g++, clang++.
 
     ``TELEPRESENCE_KERNEL_SANITIZE=1`` builds with AddressSanitizer and UndefinedBehaviorSanitizer, for tests.
+    KernelError if there is no compiler.
     """
 
     suffix = ".so"
@@ -98,16 +109,16 @@ class HostCompiler:
         named = shlex.split(os.environ.get("CXX", ""))
         found = next(filter(shutil.which, named[:1] or ("c++", "g++", "clang++")), None)
         if found is None:
-            wanted = f"CXX names {named[0]!r}, which is not there" if named else "there is no C++ compiler"
-            raise KernelError(f"{wanted}: install g++ (Debian: apt-get install g++) or name one in CXX")
+            problem = f"CXX names {named[0]!r}, which was not found" if named else "no C++ compiler was found"
+            raise KernelError(f"{problem}: install g++ (Debian: apt-get install g++) or set CXX to a compiler")
         self.command = (str(shutil.which(found)), *named[1:])
         self.version = _version(self.command)
         loose = ("math-errno", "trapping-math", "signed-zeros")
         on_x86 = platform.machine() in ("x86_64", "AMD64")
-        wide = ("-mprefer-vector-width=512",) if on_x86 else ()  # a packet is two of the widest vectors
+        wide = ("-mprefer-vector-width=512",) if on_x86 else ()  # a packet of 32 lanes fills two vectors
         fast = ("-O3", *wide, *(f"-fno-{name}" for name in loose), "-fassociative-math", "-freciprocal-math")
         sanitized = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-        checked = ("-O1", "-g1", "-fno-omit-frame-pointer", *sanitized)  # with -g they would compile four times as long
+        checked = ("-O1", "-g1", "-fno-omit-frame-pointer", *sanitized)  # -g would take four times as long to compile
         self.options = (
             *("-std=c++17", "-march=native", "-fopenmp", "-fPIC", "-shared"),
             *(checked if os.environ.get("TELEPRESENCE_KERNEL_SANITIZE") == "1" else fast),
@@ -124,19 +135,19 @@ class HostCompiler:
     def compile(self, program: Program) -> tuple[bytes, str]:
         with tempfile.TemporaryDirectory(prefix="telepresence-") as name:
             folder = Path(name)
-            for file, text in program.files.items():  # what the key was made of, not what lies there by now
+            for file, text in program.files.items():  # the texts from which the cache key was computed; files on disk may have changed
                 (folder / file).write_text(text, encoding="utf-8")
             target = folder / "module.so"
             source = ("-x", "c++", f"{program.name}.cu", "-o", target.name)
             command = [*self.command, *self.options, *program.defines, *source]
             done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)  # noqa: S603
             if done.returncode != 0:
-                raise _refusal(program.name, Path(self.command[0]).name, done.stderr)
+                raise _compile_error(program.name, Path(self.command[0]).name, done.stderr)
             return target.read_bytes(), done.stderr
 
 
 class NvrtcCompiler:
-    """NVRTC for a card of compute capability ``(major, minor)``: code for the card, PTX if it is newer than NVRTC."""
+    """NVRTC for a GPU of compute capability ``(major, minor)``: machine code, or PTX for GPUs newer than NVRTC."""
 
     def __init__(self, nvrtc: Nvrtc, capability: tuple[int, int]) -> None:
         self.nvrtc = nvrtc
@@ -145,11 +156,11 @@ class NvrtcCompiler:
         if not known:
             oldest = min(nvrtc.architectures)
             raise KernelError(
-                f"NVRTC {nvrtc.version} knows no card of compute capability {card / 10}: it begins at {oldest / 10}; "
-                f"install torch of an earlier CUDA release"
+                f"NVRTC {nvrtc.version} does not support compute capability {card / 10} (the oldest is {oldest / 10}): "
+                f"install torch for an earlier CUDA release"
             )
         newest = max(known)
-        self.binary = newest // 10 == capability[0]  # code runs on later cards of the same generation alone
+        self.binary = newest // 10 == capability[0]  # machine code runs on later GPUs of the same major version only
         self.architecture = f"{'sm' if self.binary else 'compute'}_{newest}"
         self.options = ("--std=c++17", f"--gpu-architecture={self.architecture}", "-lineinfo", "--ptxas-options=-v")
 
@@ -169,9 +180,11 @@ class NvrtcCompiler:
 
 
 class Nvrtc:
-    """The library libnvrtc: ``version`` such as "13.0", ``architectures`` it knows (75 is 7.5), ``path`` of the file.
+    """NVIDIA's runtime compiler, the library libnvrtc, loaded through ctypes.  KernelError if it cannot be loaded.
 
-    KernelError if there is none.
+    Attributes:
+        path: file of the library. version: such as "13.0".
+        architectures: supported compute capabilities times ten (75 is 7.5).
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -179,10 +192,10 @@ class Nvrtc:
         try:
             for builtins in sorted(self.path.parent.glob("*nvrtc-builtins*")):
                 if ".alt." not in builtins.name:
-                    ctypes.CDLL(str(builtins))  # loaded beforehand, it is found by name wherever it lies
+                    ctypes.CDLL(str(builtins))  # loaded first, so that libnvrtc finds it by name
             self._library = ctypes.CDLL(str(self.path))
         except OSError as error:
-            raise KernelError(f"NVRTC does not load: {error}") from None
+            raise KernelError(f"NVRTC ({self.path}) cannot be loaded: {error}") from None
         self._library.nvrtcGetErrorString.restype = ctypes.c_char_p
         major, minor = ctypes.c_int(), ctypes.c_int()
         self._call("nvrtcVersion", ctypes.byref(major), ctypes.byref(minor))
@@ -194,7 +207,7 @@ class Nvrtc:
         self.architectures = tuple(numbers)
 
     def compile(self, program: Program, options: tuple[str, ...], binary: bool) -> tuple[bytes, str]:
-        """Machine code (or PTX, unless ``binary``) and the log of ``program``."""
+        """Compile ``program``: machine code (PTX unless ``binary``), and the compiler's log."""
         headers = [name for name in program.files if name != f"{program.name}.cu"]
         arguments = _strings([*options, *program.defines])
         handle = ctypes.c_void_p()
@@ -211,7 +224,7 @@ class Nvrtc:
             status = self._library.nvrtcCompileProgram(handle, ctypes.c_int(len(arguments)), arguments)
             text = self._output(handle, "nvrtcGetProgramLog").rstrip(b"\0").decode(errors="replace")
             if status != 0:
-                raise _refusal(program.name, f"NVRTC {self.version}", text or self._message(status))
+                raise _compile_error(program.name, f"NVRTC {self.version}", text or self._message(status))
             return self._output(handle, "nvrtcGetCUBIN" if binary else "nvrtcGetPTX"), text
         finally:
             self._call("nvrtcDestroyProgram", ctypes.byref(handle))
@@ -226,15 +239,15 @@ class Nvrtc:
     def _call(self, name: str, *arguments: Any) -> None:
         status = getattr(self._library, name)(*arguments)
         if status != 0:
-            raise KernelError(f"{name} of {self.path}: {self._message(status)}")
+            raise KernelError(f"NVRTC ({self.path}): {name} failed: {self._message(status)}")
 
     def _message(self, status: int) -> str:
         return (self._library.nvrtcGetErrorString(ctypes.c_int(status)) or b"").decode()
 
 
 def build(program: Program, compiler: Compiler) -> Artifact:
-    """``program`` compiled, from the cache if it was compiled before.  KernelError if the compiler refuses it."""
-    found = find(program, compiler)
+    """Compile ``program``, or load it from the cache.  KernelError if it cannot be compiled."""
+    found = find_cached(program, compiler)
     if found is not None:
         return found
     start = time.monotonic()
@@ -246,15 +259,15 @@ def build(program: Program, compiler: Compiler) -> Artifact:
     return Artifact(program.name, image, path, seconds, False, resources)
 
 
-def find(program: Program, compiler: Compiler) -> Artifact | None:
-    """``program`` as it lies in the cache, None if it was not compiled yet or its file is damaged."""
+def find_cached(program: Program, compiler: Compiler) -> Artifact | None:
+    """The compiled ``program`` from the cache, None if it is not there or its file is damaged."""
     path = _path(program, compiler)
-    places = [path, *(folder / path.name for folder in _refuges)]
-    return next((found for place in places if (found := _read(program.name, place))), None)
+    paths = [path, *(folder / path.name for folder in _fallback_folders)]
+    return next((found for each in paths if (found := _read(program.name, each))), None)
 
 
 def cache_folder() -> Path:
-    """Where compiled device code is kept: ``TELEPRESENCE_KERNEL_CACHE``, else in the user's cache."""
+    """Folder of the cache of compiled kernels: ``TELEPRESENCE_KERNEL_CACHE``, else in the user's cache folder."""
     if named := os.environ.get("TELEPRESENCE_KERNEL_CACHE"):
         return Path(named)
     if sys.platform == "win32" and (local := os.environ.get("LOCALAPPDATA")):
@@ -263,7 +276,7 @@ def cache_folder() -> Path:
 
 
 def read_resources(text: str) -> dict[str, Resources]:
-    """What ptxas said about each kernel of a module; empty for the log of a host's compiler."""
+    """GPU resources by kernel name, parsed from the ptxas log of a module; empty for the log of a C++ compiler."""
     found = {}
     for part in text.split("Compiling entry function ")[1:]:
 
@@ -281,17 +294,17 @@ def read_resources(text: str) -> dict[str, Resources]:
 
 @cache
 def processor() -> str:
-    """The model and the features of this machine's processor, as far as the system tells them."""
+    """Model and instruction-set features of this machine's processor, as far as the system reports them."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return f"{platform.machine()} {platform.processor()}"
-    wanted = ("model name", "flags", "Features", "CPU part")
-    return "\n".join([platform.machine(), *sorted({line for line in lines if line.startswith(wanted)})])
+    fields = ("model name", "flags", "Features", "CPU part")
+    return "\n".join([platform.machine(), *sorted({line for line in lines if line.startswith(fields)})])
 
 
-# A file of the cache is the image, JSON of what is known about it, the JSON's length, and the digest of all before.
-# What loads the image ignores the rest.
+# Layout of a cache file: the binary, JSON metadata, length of the JSON (4 bytes), SHA-256 digest of everything before.
+# Loaders of the binary ignore the bytes behind it.
 _DIGEST = hashlib.sha256().digest_size
 
 
@@ -308,7 +321,7 @@ def _read(module: str, path: Path) -> Artifact | None:
         return None
     body = data[:-_DIGEST]
     if hashlib.sha256(body).digest() != data[-_DIGEST:]:
-        log.warning("the compiled %s in %s is damaged: it is compiled anew", module, path.parent)
+        log.warning("the compiled module %s in %s is damaged and is compiled again", module, path.parent)
         return None
     end = len(body) - 4 - int.from_bytes(body[-4:], "little")
     facts = json.loads(body[end:-4])
@@ -317,23 +330,23 @@ def _read(module: str, path: Path) -> Artifact | None:
 
 
 def _write(path: Path, image: bytes, facts: Mapping[str, Any]) -> Path:
-    """Keep an image; the file's path, in a temporary folder if the cache takes nothing."""
+    """Write a binary to the cache, or to a temporary folder if the cache is not writable; returns the file's path."""
     text = json.dumps(facts).encode()
     body = image + text + len(text).to_bytes(4, "little")
     data = body + hashlib.sha256(body).digest()
     try:
         return _replace(path, data)
     except OSError as error:
-        _complain(str(path.parent), str(error.strerror or error))
+        _warn_unwritable(str(path.parent), str(error.strerror or error))
     try:
-        return _replace(_refuge() / path.name, data)
+        return _replace(_fallback_folder() / path.name, data)
     except OSError as error:
-        advice = "name a folder in TELEPRESENCE_KERNEL_CACHE"
-        raise KernelError(f"compiled kernels can be kept nowhere: {error}; {advice}") from None
+        advice = "set TELEPRESENCE_KERNEL_CACHE to a writable folder"
+        raise KernelError(f"compiled kernels cannot be written to disk ({error}): {advice}") from None
 
 
 def _replace(path: Path, data: bytes) -> Path:
-    """Write a whole file or none, whoever else writes it at the same time."""
+    """Write a file atomically; other processes may write it at the same time."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with atomic_file(path, concurrent=True, mode=0o600) as file:
         file.write(data)
@@ -341,29 +354,29 @@ def _replace(path: Path, data: bytes) -> Path:
 
 
 @cache
-def _complain(folder: str, reason: str) -> None:
+def _warn_unwritable(folder: str, reason: str) -> None:
     log.warning(
-        "compiled kernels cannot be kept in %s (%s): they are compiled anew in every process; "
-        "name a folder in TELEPRESENCE_KERNEL_CACHE",
+        "compiled kernels cannot be cached in %s (%s) and are compiled again in every process: "
+        "set TELEPRESENCE_KERNEL_CACHE to a writable folder",
         folder,
         reason,
     )
 
 
-_refuges: list[Path] = []  # this process's own temporary folder, once the cache took nothing
-_refuge_lock = threading.Lock()
+_fallback_folders: list[Path] = []  # temporary folder of this process, if the cache is not writable
+_fallback_lock = threading.Lock()
 
 
-def _refuge() -> Path:
-    with _refuge_lock:
-        if not _refuges:
-            _refuges.append(Path(tempfile.mkdtemp(prefix="telepresence-kernels-")))
-            atexit.register(shutil.rmtree, _refuges[0], ignore_errors=True)
-        return _refuges[0]
+def _fallback_folder() -> Path:
+    with _fallback_lock:
+        if not _fallback_folders:
+            _fallback_folders.append(Path(tempfile.mkdtemp(prefix="telepresence-kernels-")))
+            atexit.register(shutil.rmtree, _fallback_folders[0], ignore_errors=True)
+        return _fallback_folders[0]
 
 
-def _refusal(module: str, compiler: str, text: str) -> KernelError:
-    """One line: what the compiler saw first.  All that it said is a note of the error."""
+def _compile_error(module: str, compiler: str, text: str) -> KernelError:
+    """An error with the first error line of the compiler's output; the whole output is attached as a note."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     first = next((line for line in lines if "error" in line), lines[0] if lines else "no message")
     error = KernelError(f"{compiler} cannot compile {module}.cu: {first}")
@@ -373,11 +386,11 @@ def _refusal(module: str, compiler: str, text: str) -> KernelError:
 
 @cache
 def _version(command: tuple[str, ...]) -> str:
-    """The first line of what a compiler says about itself."""
+    """First line of a compiler's ``--version`` output."""
     try:
         done = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=20, check=True)  # noqa: S603
     except (OSError, subprocess.SubprocessError) as error:
-        raise KernelError(f"the C++ compiler {command[0]} does not run: {error}") from None
+        raise KernelError(f"the C++ compiler {command[0]} cannot be run: {error}") from None
     return done.stdout.partition("\n")[0]
 
 
@@ -386,7 +399,7 @@ def _strings(texts: list[str]) -> ctypes.Array[ctypes.c_char_p]:
 
 
 def _find_nvrtc() -> Path:
-    """The library's file: from NVIDIA's Python packages, which torch brings, else from an installed CUDA toolkit."""
+    """File of libnvrtc: from NVIDIA's Python packages, which torch depends on, else from a CUDA toolkit."""
     import torch
 
     files = (path for folder in _nvrtc_folders() for path in sorted(folder.glob(_NVRTC_PATTERN)))
@@ -394,7 +407,7 @@ def _find_nvrtc() -> Path:
     if not found and (system := ctypes.util.find_library("nvrtc")):
         found = [Path(system)]
     if not found:
-        raise KernelError("there is no NVRTC: pip install nvidia-cuda-nvrtc of torch's CUDA release")
+        raise KernelError("NVRTC was not found: pip install nvidia-cuda-nvrtc for torch's CUDA release")
     release = (torch.version.cuda or "").partition(".")[0]
     fitting = [path for path in found if re.search(rf"(so\.|64_){release}", path.name)]
     return (fitting or found)[0]

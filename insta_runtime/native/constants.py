@@ -1,4 +1,4 @@
-"""What the device code of an avatar is compiled with."""
+"""Constants that are compiled into the kernels of an avatar."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ from insta_runtime.config import AvatarConfig
 from insta_runtime.learn.adam import BETA1, BETA2, EPSILON
 from insta_runtime.native.field import field_constants
 from insta_runtime.native.kernels import Constant
-from insta_runtime.render.occupancy import HULL_ALPHA, HULL_NEAR, HULL_SHARE, HULL_VOTES, IN_SIGHT, LIT_DECAY
+from insta_runtime.render.occupancy import HULL_ALPHA, HULL_NEAR, HULL_SHARE, HULL_VOTES, IN_SIGHT, VISIBILITY_DECAY
 from insta_runtime.render.rays import EDGE
 from insta_runtime.warp.frames import SCALES
-from insta_runtime.warp.warp import BLENDS, LEVER, loosens
+from insta_runtime.warp.warp import BLENDS, TURN_RADIUS, detachment_height
 
-NEVER = 1 << 30  # pictures
+NEVER = 1 << 30
+"""Number of training images after which silhouettes rule out cells if `OccupancyConfig.silhouettes` is off."""
 
 
 def avatar_constants(config: AvatarConfig) -> dict[str, Constant]:
-    """The constants of every module of ``cuda/``, for `Kernels`: those of the field, and of the torch twins."""
+    """Constants of all modules of ``cuda/`` by name, for `Kernels`: those of the field and of the torch reference."""
     return field_constants(config.radiance, config.conditioning.code) | {
         "WARP_BLEND": BLENDS.index(config.warp.blend),
         "WARP_SCALE": SCALES.index(config.warp.scale),
-        "WARP_LOOSENS": loosens(config.warp),
+        "WARP_DETACHMENT_HEIGHT": detachment_height(config.warp),
         "LIPS_ALONE": int(config.conditioning.code == "lips"),
         "EDGE": EDGE,
         "BEHIND_SURFACE": config.sampling.behind,
@@ -28,11 +29,11 @@ def avatar_constants(config: AvatarConfig) -> dict[str, Constant]:
         "HULL_ALPHA": HULL_ALPHA,
         "HULL_NEAR": HULL_NEAR,
         "IN_SIGHT": IN_SIGHT,
-        "LIT_DECAY": LIT_DECAY,
+        "VISIBILITY_DECAY": VISIBILITY_DECAY,
         "DEPTH_SLACK": config.learn.depth_slack,
         "NETWORK_DECAY": config.learn.network_decay,
         "BETA1": BETA1,
         "BETA2": BETA2,
         "EPSILON": EPSILON,
-        "LEVER": LEVER,
+        "TURN_RADIUS": TURN_RADIUS,
     }

@@ -1,4 +1,4 @@
-"""The radiance field as device code reads it: constants, the flat vector of parameters, packed weights."""
+"""The radiance field in kernel layout: compile-time constants, flat parameter vector, packed weights."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ from insta_runtime.field.radiance import (
 from insta_runtime.native.kernels import Constant, Kernels, Struct
 
 LOSS_SCALE = 16384.0
-"""Gradients are carried times this, so that those of single samples (1e-7 of a step's mean loss) are fp16 numbers.  A
-power of two, hence exact; a sample's own gradient stays below 65504 / LOSS_SCALE = 4."""
+"""Factor by which gradients are scaled in the backward pass, so that those of single samples are representable in fp16.
 
-_MAX_HIDDEN = 64  # registers of the backward pass
+The gradient of one sample is about 1e-7 of a step's mean loss and must stay below 65504 / LOSS_SCALE = 4."""
+
+_MAX_HIDDEN = 64  # limited by the registers of the backward pass
 
 
 def field_constants(config: FieldConfig, code: str = "faded") -> dict[str, Constant]:
-    """What the device code of the field is compiled with (cuda/hashgrid.cuh, cuda/field.cuh).
+    """Compile-time constants of the field's kernels (cuda/hashgrid.cuh, cuda/field.cuh).
 
-    ``code`` is `ConditioningConfig.code`.
+    ``code`` is `ConditioningConfig.code`, the kind of expression code.
     """
     entries = 1 << config.log2_entries
     resolutions, rows = level_resolutions(config), level_rows(config)
@@ -56,14 +57,14 @@ def field_constants(config: FieldConfig, code: str = "faded") -> dict[str, Const
 
 
 def unsupported(config: FieldConfig) -> str | None:
-    """Why a GPU's kernels cannot run this field, or None if they can.  A CPU's take any."""
+    """Reason why the GPU kernels cannot run a field of this configuration, None if they can.  CPU kernels run any."""
     if config.hidden % 16 or config.hidden > _MAX_HIDDEN:
-        return f"hidden = {config.hidden} must be 16, 32, 48 or 64 for tensor cores"
+        return f"avatar.radiance.hidden = {config.hidden} is not supported by the GPU kernels: choose 16, 32, 48 or 64"
     return None
 
 
 def parameter_shapes(config: FieldConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of RadianceField.parameters(), in their order."""
+    """Names and shapes of the parameters of `RadianceField`, in the order of the flat vector."""
     hidden, inputs = config.hidden, config.levels * config.features + CODE_WIDTH
     networks = {
         "density_net": [inputs, *[hidden] * config.density_layers, 1 + GEOMETRY_FEATURES],
@@ -71,56 +72,57 @@ def parameter_shapes(config: FieldConfig) -> dict[str, tuple[int, ...]]:
     }
     shapes: dict[str, tuple[int, ...]] = {"grid.table": (sum(level_rows(config)), config.features)}
     for name, widths in networks.items():
-        for i, (taken, given) in enumerate(pairwise(widths)):
-            shapes[f"{name}.{2 * i}.weight"], shapes[f"{name}.{2 * i}.bias"] = (given, taken), (given,)
+        for i, (fan_in, fan_out) in enumerate(pairwise(widths)):
+            shapes[f"{name}.{2 * i}.weight"], shapes[f"{name}.{2 * i}.bias"] = (fan_out, fan_in), (fan_out,)
     return shapes
 
 
 def table_size(config: FieldConfig) -> int:
-    """Numbers in the hash grid's table: the first ones of the flat vector."""
+    """Number of values in the hash grid's table, which come first in the flat vector."""
     return sum(level_rows(config)) * config.features
 
 
 def parameter_count(config: FieldConfig) -> int:
-    """Length of the flat vector."""
+    """Length of the flat parameter vector of a field."""
     return sum(prod(shape) for shape in parameter_shapes(config).values())
 
 
 def flatten(state: Mapping[str, torch.Tensor], config: FieldConfig) -> torch.Tensor:
-    """The flat float32 vector of RadianceField.state_dict(), on the device of its tensors.
+    """Concatenate ``state``, a `RadianceField.state_dict`, into the flat float32 vector, on the device of its tensors.
 
     Raises KeyError for a missing name and ValueError for a wrong shape.
     """
     parts = []
     for name, shape in parameter_shapes(config).items():
         if state[name].shape != shape:
-            raise ValueError(f"{name} is {tuple(state[name].shape)}, not {shape}")
+            raise ValueError(f"parameter {name} has the shape {tuple(state[name].shape)}; the configuration needs {shape}")
         parts.append(state[name].detach().reshape(-1).float())
     return torch.cat(parts)
 
 
 def unflatten(vector: torch.Tensor, config: FieldConfig) -> dict[str, torch.Tensor]:
-    """Views of the flat vector by the names of RadianceField.state_dict()."""
+    """Views into the flat vector by parameter name, as a `RadianceField.state_dict`."""
     shapes = parameter_shapes(config)
     parts = vector.split([prod(shape) for shape in shapes.values()])
     return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
 class PackedField:
-    """Weights as kernels read them.
+    """Weights of a radiance field in kernel layout.
 
-    On a GPU they are fp16 copies in memory of their own, the networks in the order in which tensor cores take them; on
-    a CPU kernels read the float32 vector itself, so what changes it changes the field.
+    On a GPU they are fp16 copies, with the networks in the order of tensor-core fragments.  On a CPU kernels read the
+    float32 vector that was loaded last, so that later changes of the vector change the field.
 
     Attributes:
-        table: (rows * features,) of kernels.storage. weights: what kernels take; replaced by `load` on a CPU only.
+        table: (rows * features,) values of the hash grid, of dtype ``kernels.storage``.
+        weights: the ``FieldWeights`` struct that is passed to kernels; on a CPU `load` replaces it.
     """
 
     table: torch.Tensor
     weights: Struct
 
     def __init__(self, kernels: Kernels, config: FieldConfig) -> None:
-        """Raises ValueError on a GPU if `unsupported` has a reason."""
+        """Allocates zero weights.  Raises ValueError on a GPU if the configuration is `unsupported`."""
         self._kernels, self._split = kernels, table_size(config)
         self._copies = kernels.device.type == "cuda"
         if self._copies:
@@ -135,7 +137,7 @@ class PackedField:
             self.load(torch.zeros(parameter_count(config)))
 
     def load(self, vector: torch.Tensor) -> None:
-        """Take over the flat vector of parameters.  On a GPU: two launches, no allocation, no wait."""
+        """Load the flat parameter vector.  On a GPU: two launches, without allocation or wait."""
         if self._copies:
             self.table.copy_(vector[: self._split])
             self.pack(vector)
@@ -144,7 +146,7 @@ class PackedField:
             self._point_at(table, networks, networks)
 
     def pack(self, vector: torch.Tensor) -> None:
-        """Take over the networks alone (an optimiser's step writes ``table`` itself).  Nothing to do on a CPU."""
+        """Load only the networks of the flat vector (the Adam kernel writes ``table`` itself).  Without effect on a CPU."""
         if self._copies:
             count = len(self._networks) // 2 + len(self._biases)
             self._kernels.launch("pack_networks", vector[self._split :], self._networks, self._biases, items=count)
@@ -155,13 +157,13 @@ class PackedField:
 
 
 def _input_registers(config: FieldConfig) -> int:
-    """Pairs of the density network's inputs that a lane holds of a sample (cuda/field.cuh); an even number."""
+    """Number of input pairs of the density network that a lane holds for one sample (cuda/field.cuh); even."""
     pairs = -(-config.levels // 4) * (config.features // 2) + -(-CODE_WIDTH // 8)
     return pairs + pairs % 2
 
 
 def _packed_size(config: FieldConfig) -> int:
-    """fp16 numbers of the packed networks; cuda/field.cuh asserts that it agrees."""
+    """Number of fp16 values of the packed networks; cuda/field.cuh asserts the same number."""
     hidden, grid = config.hidden // 8, -(-config.levels // 4) * (config.features // 2)
     inner = (config.density_layers + config.colour_layers - 2) * (hidden // 2) * hidden
     forward = _input_registers(config) // 2 * hidden + hidden + 2 * hidden + hidden // 2 + inner
@@ -170,7 +172,7 @@ def _packed_size(config: FieldConfig) -> int:
 
 
 def grid_mlp_packed_size(config: FieldConfig) -> int:
-    """fp16 numbers of the packed network of cuda/grid_mlp.cu."""
+    """Number of fp16 values of the packed network of cuda/grid_mlp.cu."""
     hidden, grid = config.hidden // 8, -(-config.levels // 4) * (config.features // 2)
     forward = -(-grid // 2) * hidden + hidden // 2 * hidden + hidden
     return 128 * (forward + hidden + hidden // 2 * hidden + hidden // 2 * grid)

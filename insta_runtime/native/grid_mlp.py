@@ -1,4 +1,4 @@
-"""Hash grid and a plain network of two hidden layers as kernels: the shape by which implementations are compared."""
+"""Benchmark network by kernels: hash grid and an MLP of two hidden layers, the usual shape for comparisons."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from insta_runtime.native.field import field_constants, grid_mlp_packed_size, ta
 from insta_runtime.native.kernels import Kernels
 
 OUTPUTS = 16
-_RESIDENT = 2048  # threads that a processor holds
+"""Number of outputs of the benchmark network."""
+_RESIDENT_THREADS = 2048  # maximum number of resident threads of a multiprocessor
 
 
 class GridMlp:
-    """Encoding, two hidden layers with ReLU, 16 outputs; no biases (cuda/grid_mlp.cu).
+    """Hash-grid encoding, two hidden ReLU layers and 16 outputs, without biases (cuda/grid_mlp.cu).
 
-    For ``count`` points at a time, as its buffers are made once.
+    Evaluates ``count`` points at a time, in buffers that are allocated once.
 
     Attributes:
-        kernels: compiled for this shape.
-        table_gradients, network_gradients: flat float32, what `backward` left, times LOSS_SCALE.
+        kernels: kernels compiled for this configuration.
+        outputs: (count, 16) outputs of the last forward pass.
+        table_gradients, network_gradients: flat float32 gradients of the last backward pass, times LOSS_SCALE.
     """
 
     def __init__(self, config: FieldConfig, device: torch.device, count: int) -> None:
@@ -37,7 +39,7 @@ class GridMlp:
         self.table_gradients = torch.zeros(table_size(config), device=device)
         self.network_gradients = torch.zeros_like(self._networks)
         self._encoded = torch.zeros(count * config.levels * config.features, dtype=kernels.storage, device=device)
-        self._pulls = torch.zeros_like(self._encoded)
+        self._encoded_gradients = torch.zeros_like(self._encoded)
         self.outputs = torch.zeros((count, OUTPUTS), dtype=kernels.storage, device=device)
         self._totals = torch.tensor([count, count, 0, 0], dtype=torch.int32, device=device)
 
@@ -46,44 +48,44 @@ class GridMlp:
         return config.hidden * (config.levels * config.features + config.hidden + OUTPUTS)
 
     def load(self, table: torch.Tensor, networks: torch.Tensor) -> None:
-        """Take over flat float32 weights: the table's; and those of the layers, each (outputs, inputs)."""
+        """Load flat float32 weights: of the table, and of the layers one after another, each (outputs, inputs)."""
         self._table.copy_(table)
         self._networks.copy_(networks)
         if self._on_gpu:
             self.kernels.launch("pack_grid_mlp", self._networks, self._packed, items=len(self._packed) // 2)
 
     def infer(self, points: torch.Tensor) -> torch.Tensor:
-        """Outputs (count, 16) at points (count, 3) of the unit cube; overwritten by the next call."""
+        """Outputs (count, 16) at points (count, 3) in the unit cube; the next call overwrites them."""
         return self._forward(points, None)
 
     def infer_by_levels(self, points: torch.Tensor) -> torch.Tensor:
-        """As `infer`, on a GPU only: encodes all points level by level first, then runs the network."""
+        """As `infer`, but encodes all points level by level before it runs the network.  GPU only."""
         count = self._count
         self.kernels.launch(
-            "grid_encode", self._weights, points, self._encoded, count, items=_RESIDENT * self._processors // 2
+            "grid_encode", self._weights, points, self._encoded, count, items=_RESIDENT_THREADS * self._processors // 2
         )
         self.kernels.launch("grid_mlp_outputs", self._weights, self._encoded, self.outputs, count, items=count)
         return self.outputs
 
     def train(self, points: torch.Tensor, gradient: torch.Tensor) -> None:
-        """Forward, then backward to the weights from the outputs' float32 gradient (count, 16)."""
+        """Run forward and backward pass; ``gradient`` (count, 16) float32 is that of the outputs."""
         self._forward(points, self._encoded)
         self.backward(points, gradient)
 
     def backward(self, points: torch.Tensor, gradient: torch.Tensor) -> None:
-        """Set the gradients, after a forward pass in `train`."""
+        """Compute the gradients of all weights; a forward pass of `train` must have run before."""
         self.table_gradients.zero_()
         self.network_gradients.zero_()
-        arguments = (self._encoded, gradient, self.network_gradients, self._pulls, self._count)
+        arguments = (self._encoded, gradient, self.network_gradients, self._encoded_gradients, self._count)
         self.kernels.launch("grid_mlp_backward", self._weights, *arguments, items=512 * self._processors)
-        none = dict.fromkeys(
+        unused = dict.fromkeys(
             ("first", "steps", "step_ray", "step_t", "slot", "direction", "masks", "frame", "histogram")
         )
         samples = self.kernels.struct(
-            "Samples", position=points, totals=self._totals, capacity=self._count, max_steps=0, max_samples=0, **none
+            "Samples", position=points, totals=self._totals, capacity=self._count, max_steps=0, max_samples=0, **unused
         )
         self.kernels.launch(
-            "grid_backward", samples, self._pulls, self.table_gradients, items=_RESIDENT * self._processors // 2
+            "grid_backward", samples, self._encoded_gradients, self.table_gradients, items=_RESIDENT_THREADS * self._processors // 2
         )
 
     def _forward(self, points: torch.Tensor, encoded: torch.Tensor | None) -> torch.Tensor:

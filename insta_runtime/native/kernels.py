@@ -1,11 +1,10 @@
-"""Device code: reads `cuda/`, compiles it at first use, launches it with checked arguments.
+"""Kernels: parse the sources in `cuda/`, compile them at first use, and launch them with checked arguments.
 
-The only module that launches.  One source serves two machines: NVRTC compiles it for an NVIDIA GPU, the host's C++
-compiler for a CPU (cuda/platform.cuh).  A kernel's signature and the structs it takes are read from the source, so
-that Python passes exactly what is declared there: wrong types, devices or layouts raise TypeError.
+NVRTC compiles a source for an NVIDIA GPU, the C++ compiler of the machine for a CPU (cuda/platform.cuh).  Signatures of
+kernels and layouts of structs are parsed from the source; arguments of a wrong type, device or layout raise TypeError.
 
-On a GPU everything runs on torch's current stream of the calling thread, may be recorded into a CUDA graph, and
-neither waits for the device nor allocates.
+On a GPU kernels run on torch's current stream of the calling thread and may be captured into a CUDA graph; launching
+neither waits for the device nor allocates memory.
 """
 
 from __future__ import annotations
@@ -25,18 +24,18 @@ from typing import Any
 
 import torch
 
-from insta_runtime.native.compilers import Artifact, Compiler, HostCompiler, Nvrtc, NvrtcCompiler, Program, build, find
-from insta_runtime.native.compilers import KernelError as KernelError  # callers of kernels need not know the compilers
+from insta_runtime.native.compilers import Artifact, Compiler, HostCompiler, Nvrtc, NvrtcCompiler, Program, build, find_cached
+from insta_runtime.native.compilers import KernelError as KernelError  # re-exported for callers of kernels
 
 Constant = int | float | tuple[int, ...]
 
-_BLOCKS_PER_PROCESSOR = 32  # kernels stride over the rest: more blocks would only wait
+_BLOCKS_PER_PROCESSOR = 32  # upper limit: kernels stride over the remaining items, further blocks would only queue
 
 _SCALARS: dict[str, Any] = {"int": ctypes.c_int32, "uint": ctypes.c_uint32, "float": ctypes.c_float}
 _ELEMENTS = {
     "float": torch.float32,
     "int": torch.int32,
-    "uint": torch.int32,  # torch has no full support for uint32: the bits count
+    "uint": torch.int32,  # torch supports uint32 only in part; the bits are the same
     "byte": torch.uint8,
     "unsigned long long": torch.int64,
     "half": torch.float16,
@@ -44,7 +43,7 @@ _ELEMENTS = {
 
 
 def source_folder() -> Path:
-    """Where the device code lies: in the installed package, or at the root of a checkout."""
+    """Folder of the kernel sources: in the installed package, or at the root of a checkout."""
     here = Path(__file__).resolve().parents[1]
     packaged = here / "cuda"
     return packaged if packaged.is_dir() else here.parent / "cuda"
@@ -52,7 +51,7 @@ def source_folder() -> Path:
 
 @dataclass(frozen=True)
 class Parameter:
-    """One declared parameter or field: C type without const, name, and whether it is a pointer."""
+    """Declaration of a kernel parameter or struct field: C type without const, name, and whether it is a pointer."""
 
     type: str
     name: str
@@ -61,7 +60,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Signature:
-    """A kernel as declared: its module (the .cu file's stem), parameters, and threads a block."""
+    """Declaration of a kernel: its module (stem of the .cu file), parameters, and threads per block."""
 
     name: str
     module: str
@@ -70,7 +69,12 @@ class Signature:
 
 
 class Sources:
-    """The device code of a folder: ``text`` by file name, ``kernels`` and ``structs`` (of layout.cuh) by name."""
+    """Parsed kernel sources of a folder.
+
+    Attributes:
+        text: source text by file name. kernels: declarations of kernels by name.
+        structs: fields of the structs of layout.cuh by name. structures: the same structs as ctypes classes.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.text = {path.name: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.cu*"))}
@@ -85,7 +89,7 @@ class Sources:
                 parameters = tuple(_parameter(item) for item in body.split(","))
                 count = int(threads) if threads.isdigit() else int(_defined(threads, bare))
                 if kernel in self.kernels:
-                    raise ValueError(f"{name} and {self.kernels[kernel].module}.cu both declare {kernel}")
+                    raise ValueError(f"kernel {kernel} is declared in both {self.kernels[kernel].module}.cu and {name}")
                 self.kernels[kernel] = Signature(kernel, name.partition(".")[0], count, parameters)
         self.structures = {
             name: type(name, (ctypes.Structure,), {"_fields_": [(f.name, _c_type(f)) for f in fields]})
@@ -94,22 +98,22 @@ class Sources:
 
     @property
     def modules(self) -> list[str]:
-        """The modules that hold kernels."""
+        """Names of the modules that declare kernels, sorted."""
         return sorted({signature.module for signature in self.kernels.values()})
 
     def closure(self, file: str) -> list[str]:
-        """``file`` and every file that it includes, each once."""
-        found = [file]
-        for name in found:
-            found += [inner for inner in _INCLUDE.findall(self.text[name]) if inner not in found]
-        return found
+        """``file`` and all files that it includes, directly or indirectly, each once."""
+        files = [file]
+        for name in files:
+            files += [inner for inner in _INCLUDE.findall(self.text[name]) if inner not in files]
+        return files
 
     def program(self, module: str, constants: Mapping[str, Constant]) -> Program:
-        """``module`` with those of the constants that its code speaks of."""
+        """The program of ``module``, with those of the constants that occur in its source."""
         files = {name: self.text[name] for name in self.closure(f"{module}.cu")}
         words = set(re.findall(r"\w+", " ".join(files.values())))
-        spoken = sorted(set(constants) & words)
-        return Program(module, files, tuple(f"-D{name}={_literal(constants[name])}" for name in spoken))
+        used = sorted(set(constants) & words)
+        return Program(module, files, tuple(f"-D{name}={_literal(constants[name])}" for name in used))
 
 
 _COMMENT = re.compile(r"//[^\n]*")
@@ -121,21 +125,21 @@ _PARAMETER = re.compile(r"^(?:const\s+)?([\w ]+?)\s*(\*?)\s*(?:__restrict__\s+)?
 
 @cache
 def read_sources() -> Sources:
-    """The device code of the product, read once."""
+    """The parsed sources of `source_folder`, cached."""
     return Sources(source_folder())
 
 
 def _defined(name: str, code: str) -> str:
     found = re.search(rf"#define\s+{name}\s+(\d+)", code)
     if found is None:
-        raise ValueError(f"{name} must be a plain number or a #define of one in the same file")
+        raise ValueError(f"KERNEL({name}): give a number, or #define {name} as a number in the same file")
     return found.group(1)
 
 
 def _parameter(text: str) -> Parameter:
     found = _PARAMETER.match(" ".join(text.split()))
     if found is None:
-        raise ValueError(f"cannot read the declaration {text!r}")
+        raise ValueError(f"cannot parse the declaration {text!r} of a kernel parameter or struct field")
     return Parameter(found.group(1).removeprefix("const ").strip(), found.group(3), found.group(2) == "*")
 
 
@@ -150,24 +154,27 @@ def _literal(value: Constant) -> str:
 
 
 class Struct:
-    """A struct of layout.cuh, filled from tensors and numbers; keeps its tensors alive."""
+    """A struct of layout.cuh, filled with tensors and numbers; keeps its tensors alive."""
 
     def __init__(self, kernels: Kernels, name: str, values: Mapping[str, torch.Tensor | float | None]) -> None:
         fields = kernels.sources.structs[name]
         if set(values) != {field.name for field in fields}:
-            raise TypeError(f"{name} takes {[f.name for f in fields]}, not {list(values)}")
+            raise TypeError(f"struct {name} has the fields {[f.name for f in fields]}; given were {list(values)}")
         self.name, self.device, self.tensors = name, kernels.device, dict(values)
         self.value = kernels.sources.structures[name](*(kernels.checked(field, values[field.name]) for field in fields))
 
     def tensor(self, name: str) -> torch.Tensor:
-        """What the pointer ``name`` points at."""
+        """The tensor of the pointer field ``name``, which must not be null."""
         tensor = self.tensors[name]
         assert isinstance(tensor, torch.Tensor)
         return tensor
 
 
-class Call:
-    """A checked launch, to be repeated: ``call()``.  Keeps what it passes alive; reads tensors as they are then."""
+class BoundLaunch:
+    """A kernel launch with checked and bound arguments: ``launch()`` runs it, any number of times.
+
+    Keeps its tensors alive; kernels read their contents at the time of the launch.
+    """
 
     def __init__(self, launch: Callable[[], None], arguments: tuple[Any, ...]) -> None:
         self._launch, self._arguments = launch, arguments
@@ -177,11 +184,11 @@ class Call:
 
 
 class Kernels:
-    """Compiled device code on one device.
+    """Compiled kernels for one device.
 
     Attributes:
-        device: where tensors live. storage: dtype of weights as kernels read them. constants: what is compiled in.
-        sources: the device code.
+        device: device of all tensors. storage: dtype of the weights in kernel layout (fp16 on a GPU, fp32 on a CPU).
+        constants: constants that are compiled in, by name. sources: the parsed kernel sources.
     """
 
     def __init__(self, device: torch.device, constants: Mapping[str, Constant], sources: Sources | None = None) -> None:
@@ -195,69 +202,72 @@ class Kernels:
         self._lock = threading.Lock()
 
     def struct(self, name: str, **values: torch.Tensor | float | None) -> Struct:
-        """The struct ``name`` of layout.cuh; a pointer is a contiguous tensor of the declared type, or None."""
+        """Build the struct ``name`` of layout.cuh; pointer fields are contiguous tensors of the declared type, or None."""
         return Struct(self, name, values)
 
     def launch(self, name: str, *arguments: Any, items: int) -> None:
-        """Run a kernel over ``items`` items (threads; 32 times the packets for a kernel of packets).
+        """Launch a kernel over ``items`` threads (32 for each packet, in kernels that work on packets).
 
-        Raises TypeError if an argument is not what the kernel's declaration says, KernelError if the kernel cannot be
+        Raises TypeError if an argument does not match the kernel's declaration, KernelError if the kernel cannot be
         compiled.
         """
         self.bind(name, *arguments, items=items)()
 
-    def bind(self, name: str, *arguments: Any, items: int) -> Call:
-        """Check the arguments of `launch` once, for many launches."""
+    def bind(self, name: str, *arguments: Any, items: int) -> BoundLaunch:
+        """Check and bind the arguments of `launch` once, for repeated launches."""
         signature = self.sources.kernels[name]
         if len(arguments) != len(signature.parameters):
-            raise TypeError(f"{name} takes {len(signature.parameters)} arguments, not {len(arguments)}")
+            raise TypeError(f"kernel {name} takes {len(signature.parameters)} arguments; given were {len(arguments)}")
         values = [self.checked(p, a) for p, a in zip(signature.parameters, arguments, strict=True)]
-        return Call(self._module(signature.module).bind(signature, values, items), (arguments, values))
+        return BoundLaunch(self._module(signature.module).bind(signature, values, items), (arguments, values))
 
     def checked(self, parameter: Parameter, value: Any) -> Any:
-        """``value`` as the ctypes value that ``parameter`` declares."""
+        """``value`` as ctypes value of the declared type of ``parameter``; TypeError if it does not match."""
         if isinstance(value, Struct):
             if parameter.pointer or value.name != parameter.type or value.device != self.device:
-                raise TypeError(f"{parameter.name} is a {parameter.type}, not a {value.name} on {value.device}")
+                raise TypeError(
+                    f"argument {parameter.name} must be a {parameter.type} on {self.device}, "
+                    f"not a {value.name} on {value.device}"
+                )
             return value.value
         if not parameter.pointer:
             scalar = _SCALARS.get(parameter.type)
             whole = isinstance(value, int) or (parameter.type == "float" and not isinstance(value, torch.Tensor))
             if scalar is None or not whole:
-                raise TypeError(f"{parameter.name} is a {parameter.type}, not {type(value).__name__}")
+                raise TypeError(f"argument {parameter.name} must be a {parameter.type}, not {type(value).__name__}")
             return scalar(value)
         if value is None:
             return ctypes.c_void_p(None)
-        wanted = self.storage if parameter.type == "storage_t" else _ELEMENTS[parameter.type]
+        dtype = self.storage if parameter.type == "storage_t" else _ELEMENTS[parameter.type]
         if not isinstance(value, torch.Tensor):
-            raise TypeError(f"{parameter.name} is a tensor of {wanted}, not {type(value).__name__}")
-        if value.dtype != wanted or not value.is_contiguous() or value.device != self.device:
+            raise TypeError(f"argument {parameter.name} must be a tensor of {dtype}, not {type(value).__name__}")
+        if value.dtype != dtype or not value.is_contiguous() or value.device != self.device:
             raise TypeError(
-                f"{parameter.name} is a contiguous array of {wanted} on {self.device}, not "
+                f"argument {parameter.name} must be a contiguous tensor of {dtype} on {self.device}, not "
                 f"{value.dtype} {tuple(value.shape)} on {value.device}"
             )
         return ctypes.c_void_p(value.data_ptr())
 
     def prepare(self, modules: Iterable[str] | None = None) -> None:
-        """Compile and load ``modules``, all by default, several at once.  KernelError if one cannot be."""
+        """Compile in parallel and load ``modules``, by default all.  KernelError if one cannot be compiled or loaded."""
         names = list(modules) if modules is not None else self.sources.modules
-        self.compiler  # noqa: B018 - one line about a missing compiler, not one of every module
+        self.compiler  # noqa: B018 - raises one error for a missing compiler instead of one for each module
         with ThreadPoolExecutor(max_workers=max(1, min(len(names), os.cpu_count() or 1))) as pool:
             artifacts = list(pool.map(self._build, names))
         for artifact in artifacts:
             self._load(artifact)
 
     def report(self) -> list[Artifact]:
-        """What is loaded: how long each module took to compile, where it lies, what it takes of a GPU."""
+        """The loaded modules: compile time, file in the cache, and GPU resources of each."""
         with self._lock:
             return [module.artifact for _, module in sorted(self._modules.items())]
 
     def compiled(self) -> dict[str, Artifact | None]:
-        """Every module as the cache has it, None if it is yet to be compiled.  Compiles and loads nothing."""
-        return {name: find(self._program(name), self.compiler) for name in self.sources.modules}
+        """The cached artifact of every module, None for modules that are not compiled yet.  Compiles and loads nothing."""
+        return {name: find_cached(self._program(name), self.compiler) for name in self.sources.modules}
 
     def range(self, name: str) -> contextlib.AbstractContextManager[None]:
-        """Mark a stage for NVIDIA's profilers if ``TELEPRESENCE_NVTX=1``; else free."""
+        """An NVTX range for NVIDIA's profilers if ``TELEPRESENCE_NVTX=1`` is set; otherwise without effect."""
         return torch.cuda.nvtx.range(name) if self._profiled else _NOTHING
 
     @cached_property
@@ -266,7 +276,7 @@ class Kernels:
 
     @cached_property
     def compiler(self) -> Compiler:
-        """What compiles for this device; KernelError if there is nothing."""
+        """The compiler for this device; KernelError if there is none."""
         if self.device.type == "cuda":
             return NvrtcCompiler(Nvrtc(), torch.cuda.get_device_capability(self.device))
         return HostCompiler()
@@ -296,14 +306,15 @@ class Kernels:
 
 
 class Graph:
-    """Work that is recorded once and then replayed with one call: ``graph()``.
+    """A function that is captured into a CUDA graph and then replayed with one launch per call, ``graph()``.
 
-    ``work`` launches kernels and torch operations of fixed shapes on fixed tensors.  The first call runs it as it is,
-    which loads what it needs, and then records it (recording runs nothing); every later call replays it.  Work goes to
-    ``stream``, which must not be the default one; whoever reads the results waits for it or for an event on it.
-    Without a stream, which is to say on a host, each call runs ``work``.
+    ``work`` launches kernels and torch operations of fixed shapes on fixed tensors.  The first call runs ``work``
+    directly, which loads its modules, and then captures it (a capture does not execute); later calls replay the graph.
+    The work runs on ``stream``, which must not be the default stream; readers of the results must wait for the stream
+    or for an event on it.  Without a stream, on a CPU, every call runs ``work``.
 
-    One capture runs at a time in a process; other threads may launch meanwhile but must not wait for the whole device.
+    Captures are serialised within the process.  Other threads may launch kernels during a capture, but must not
+    synchronise the whole device.
     """
 
     _recording = threading.Lock()
@@ -326,10 +337,10 @@ class Graph:
     def _record(self) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         with Graph._recording:
-            # Not torch.cuda.graph(): it waits for the device, which work in other threads must not suffer.
+            # torch.cuda.graph() is not used because it synchronises the device, which would stall other threads.
             graph.capture_begin(capture_error_mode="thread_local")
             collecting = gc.isenabled()
-            gc.disable()  # freeing memory of the device, which a collection may do at any moment, ends a capture
+            gc.disable()  # a garbage collection may free device memory, which would invalidate the capture
             try:
                 self._work()
             finally:
@@ -343,16 +354,16 @@ _NOTHING = contextlib.nullcontext()
 
 
 class _HostModule:
-    """A shared library."""
+    """A module compiled for the CPU, as a shared library."""
 
-    _threads = threading.local()  # how many threads OpenMP was last told to use, of each calling thread
+    _threads = threading.local()  # number of OpenMP threads last set, per calling thread
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
         try:
             self._library = ctypes.CDLL(str(artifact.path))
         except OSError as error:
-            raise KernelError(f"compiled {artifact.module} does not load: {error}") from None
+            raise KernelError(f"the compiled module {artifact.module} cannot be loaded: {error}") from None
 
     def bind(self, signature: Signature, values: list[Any], items: int) -> Callable[[], None]:  # noqa: ARG002
         function = getattr(self._library, signature.name)
@@ -369,7 +380,7 @@ class _HostModule:
 
 
 class _CudaModule:
-    """A module of the CUDA driver, with all its kernels loaded: loading one later could wait for the device."""
+    """A module loaded by the CUDA driver, with all its kernels; loading one later could wait for the device."""
 
     def __init__(self, artifact: Artifact, names: Iterable[str], driver: _Driver) -> None:
         self.artifact, self._driver = artifact, driver
@@ -385,7 +396,7 @@ _Module = _HostModule | _CudaModule
 
 
 class _Driver:
-    """The CUDA driver, through cupy, in the context that torch uses on ``device``."""
+    """CUDA driver functions (through cupy) in the context that torch uses on ``device``."""
 
     def __init__(self, device: torch.device) -> None:
         try:
@@ -396,7 +407,7 @@ class _Driver:
             raise KernelError(f"cupy cannot be imported ({reason}): {advice}") from None
         self._api, self._device = driver, device
         with torch.cuda.device(device):
-            torch.cuda.synchronize()  # torch makes its context current only when it needs one
+            torch.cuda.synchronize()  # makes torch's context current, which torch does only on first use
             self._context = driver.ctxGetCurrent()
         processors = torch.cuda.get_device_properties(device).multi_processor_count
         self.most_blocks = _BLOCKS_PER_PROCESSOR * processors
@@ -407,10 +418,12 @@ class _Driver:
             module = self._api.moduleLoadData(artifact.image)
             return {name: self._api.moduleGetFunction(module, name) for name in names}
         except RuntimeError as error:  # cupy's CUDADriverError
-            raise KernelError(f"the NVIDIA driver refuses compiled {artifact.module}: {error}; update it") from None
+            raise KernelError(
+                f"the NVIDIA driver cannot load the compiled module {artifact.module} ({error}): update the driver"
+            ) from None
 
     def launch(self, function: int, blocks: int, threads: int, pointers: ctypes.Array[ctypes.c_void_p]) -> None:
-        """``pointers`` lead to the arguments."""
+        """Launch ``function`` on the current stream; ``pointers`` are the addresses of its arguments."""
         self._enter()
         stream = torch.cuda.current_stream(self._device).cuda_stream
         self._api.launchKernel(function, blocks, 1, 1, threads, 1, 1, 0, stream, ctypes.addressof(pointers), 0)

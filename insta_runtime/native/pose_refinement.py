@@ -1,4 +1,7 @@
-"""The registration of a replay's pictures, by kernels: registration.cu.  Its twin is `registration.PictureMotion`."""
+"""Training of the pose refinement by kernels (cuda/pose_refinement.cu).
+
+Torch reference: `learn.pose_refinement.FramePoseMotion`.
+"""
 
 from __future__ import annotations
 
@@ -8,93 +11,87 @@ import numpy as np
 import torch
 
 from insta_runtime.geometry import rotation_matrix
-from insta_runtime.learn.pose_refinement import HELD, MOVED, predict, regression
-from insta_runtime.native.field import PackedField
-from insta_runtime.native.kernels import Call, Kernels
-from insta_runtime.native.replay import DeviceReplay
+from insta_runtime.learn.pose_refinement import FIXED, REFRESH_DISTANCE, fit_table, predict_motions
+from insta_runtime.native.kernels import BoundLaunch, Kernels
 from insta_runtime.render.pose_refinement import MOTIONS, pose_features
 from insta_runtime.types import HeadState
 from insta_runtime.warp.warp import MOTION
 
 if TYPE_CHECKING:
     from insta_runtime.native.ray_batch import RayBatch
+    from insta_runtime.native.step_context import StepContext
     from insta_runtime.render.model import AvatarModel
 
 
-class HeadRegistration:
-    """The corrections of the pictures of a replay, on its device, in buffers that never move.
+class SlotPoseMotions:
+    """Learned motions of head, mouth and eyes of all replay slots, in device buffers at fixed addresses.
 
     Attributes:
-        table: of the `Registration` that is shown, (F, COLUMNS).
-        motions: (slots, MOTIONS) of the pictures.
-        place: call after pictures were drawn, before rays are. pull, then step: after the field's backward pass.
+        table: (F, COLUMNS) regression table of the `PoseRefinement` that is rendered.
+        motions: (slots, MOTIONS) motions of the stored frames.
+        apply: launch that writes the refined poses into the head states; to run before rays are sampled.
+        gradients: launch that computes the gradients of the motions; to run after the field's backward pass.
+        step: launch of one Adam step on the motions; to run after ``gradients``.
     """
 
     def __init__(self, model: AvatarModel, kernels: Kernels) -> None:
-        self.model, self.kernels, self.config = model, kernels, model.config.registration
-        self.table = torch.from_numpy(model.registration.table.copy()).to(model.device)
-        self._taken = 0
+        self.model, self.kernels, self.config = model, kernels, model.config.pose_refinement
+        self.table = torch.from_numpy(model.pose_refinement.table.copy()).to(model.device)
+        self._added = 0
 
-    def prepare(
-        self,
-        replay: DeviceReplay,
-        field: PackedField,
-        batch: RayBatch,
-        *,
-        frames: int,
-        slots: torch.Tensor,
-        posed: torch.Tensor | None,
-        control: torch.Tensor,
-    ) -> None:
-        """Make buffers for the slots of ``replay``; ``slots`` (frames,) int32 are those of the drawn pictures.
-
-        ``posed`` (frames, S) takes the states of the drawn pictures, None where their rows in the replay are used.
-        """
-        device, count = self.model.device, replay.slots
+    def prepare(self, context: StepContext, batch: RayBatch) -> None:
+        """Allocate buffers for all slots of the replay and bind the kernels."""
+        device, replay, frames, slots = self.model.device, context.replay, context.frames, context.slots
+        count, state_size = replay.slots, replay.states.shape[1]
+        # Cached poses read the states of the replay; poses of one step have states of their own.
+        step_states = None if context.poses.in_place else context.poses.states
 
         def zeros(*shape: int) -> torch.Tensor:
             return torch.zeros(shape, device=device)
 
         self._tracked, self._features = zeros(count, 12), zeros(count, len(self.table))
         self.motions, self._predicted = zeros(count, MOTIONS), zeros(count, MOTIONS)
-        self._looked, self._order = zeros(count, MOTION), zeros(count)
-        self._moments, self._ages, self._pulls = zeros(count, 2, MOTIONS), zeros(count, MOTIONS), zeros(frames, MOTIONS)
-        bind, size = self.kernels.bind, replay.states.shape[1]
-        expressions = len(self.model.head.expression_names)
-        drawn = expressions, size, frames, slots
-        placed = self._tracked, self.motions, replay.states, posed, self._pulls
-        self.place: Call = bind("register_heads", *drawn, *placed, items=frames)
-        box, samples = self.model.warp.box, batch.samples
-        pulled = batch.rays, samples, field.weights, batch.encoded_gradients, float(box.side), frames, self._pulls
-        self.pull: Call = bind("pull_heads", *pulled, items=samples.value.capacity)
-        learned = self._predicted, self.config.fades, self.motions, self._moments, self._ages
-        self.step: Call = bind("register_step", frames, slots, self._pulls, control, *learned, items=MOTIONS)
+        self._posed_motions, self._order = zeros(count, MOTION), zeros(count)
+        self._moments, self._ages = zeros(count, 2, MOTIONS), zeros(count, MOTIONS)
+        gradients = zeros(frames, MOTIONS)
+        bind, expressions = self.kernels.bind, len(self.model.head.expression_names)
+        corrected = self._tracked, self.motions, replay.states, step_states, gradients
+        self.apply: BoundLaunch = bind(
+            "apply_pose_corrections", expressions, state_size, frames, slots, *corrected, items=frames
+        )
+        samples, side = batch.samples, float(self.model.warp.box.side)
+        backward = batch.rays, samples, context.field.weights, batch.encoded_gradients, side, frames, gradients
+        self.gradients: BoundLaunch = bind("pose_gradients", *backward, items=samples.value.capacity)
+        adam = self._predicted, self.config.fades, self.motions, self._moments, self._ages
+        control = context.inputs.control
+        self.step: BoundLaunch = bind("pose_adam_step", frames, slots, gradients, control, *adam, items=MOTIONS)
 
-    def take(self, slot: int, state: HeadState, *, held: bool = False) -> None:
-        """A new picture has come into the slot, tracked as ``state``; where it is held its motion is not learned."""
+    def add(self, slot: int, state: HeadState, *, fixed: bool = False) -> None:
+        """Initialise the motions of a slot with a new image that was tracked as ``state``.
+
+        ``fixed`` motions are not learned: those of images that the avatar painted itself.
+        """
         head = np.concatenate([rotation_matrix(state.rotation).ravel(), state.translation]).astype(np.float32)
         self._tracked[slot] = torch.from_numpy(head)
         self._features[slot] = torch.from_numpy(pose_features(state))
-        # The avatar has painted what is held with the correction that it was loaded with.
-        table = torch.from_numpy(self.model.registration.table).to(self.table.device) if held else self.table
-        self.motions[slot] = self._predicted[slot] = predict(table, self._features[slot : slot + 1])[0]
-        self._looked[slot] = self.motions[slot, :MOTION]
-        self._taken += 1
-        self._order[slot] = self._taken
+        # The avatar painted these images with the refinement that it was loaded with.
+        table = torch.from_numpy(self.model.pose_refinement.table).to(self.table.device) if fixed else self.table
+        self.motions[slot] = self._predicted[slot] = predict_motions(table, self._features[slot : slot + 1])[0]
+        self._posed_motions[slot] = self.motions[slot, :MOTION]
+        self._added += 1
+        self._order[slot] = self._added
         self._moments[slot] = 0.0
-        self._ages[slot] = HELD if held else 0.0
+        self._ages[slot] = FIXED if fixed else 0.0
 
-    def strayed(self, slot: int) -> bool:
-        """Whether the head of a picture is no longer where it was when this was last asked and found so."""
-        stray = float((self.motions[slot, :MOTION] - self._looked[slot]).abs().max()) > MOVED
-        if stray:
-            self._looked[slot] = self.motions[slot, :MOTION]
-        return stray
+    def has_moved(self, slot: int) -> bool:
+        """Whether the head of a slot has moved by more than `REFRESH_DISTANCE` since the last call that returned True."""
+        moved = float((self.motions[slot, :MOTION] - self._posed_motions[slot]).abs().max()) > REFRESH_DISTANCE
+        if moved:
+            self._posed_motions[slot] = self.motions[slot, :MOTION]
+        return moved
 
-    def regress(self, pictures: int) -> None:
-        """What the states of the first ``pictures`` slots predict, from the motions they have now."""
-        features, motions = self._features[:pictures], self.motions[:pictures]
-        self.table.copy_(
-            regression(features, motions, self._ages[:pictures, 0], self._order[:pictures], self.config.ridge)
-        )
-        self._predicted[:pictures] = predict(self.table, features)
+    def fit(self, count: int) -> None:
+        """Fit the regression table to the present motions of the first ``count`` slots, and update its predictions."""
+        features, motions = self._features[:count], self.motions[:count]
+        self.table.copy_(fit_table(features, motions, self._ages[:count, 0], self._order[:count], self.config.ridge))
+        self._predicted[:count] = predict_motions(self.table, features)

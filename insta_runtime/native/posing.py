@@ -1,6 +1,6 @@
-"""Head states to posed heads, by kernels: vertices, frames, the narrow band, its candidates, and depth.
+"""Posed heads by kernels: vertices, triangle frames, the narrow band, candidate triangles, and depth.
 
-The kernels' twins are `HeadRig.pose`, `CanonicalMaps`, `OccupancyGrid.posed`, `CandidateGrid` and `rasterise`.
+Torch reference: `HeadRig.pose`, `CanonicalMaps`, `OccupancyGrid.posed`, `CandidateGrid` and `rasterise`.
 """
 
 from __future__ import annotations
@@ -19,25 +19,28 @@ from insta_runtime.native.kernels import Kernels, Struct
 from insta_runtime.types import Camera, Float32, HeadState
 from insta_runtime.warp.warp import MOTION, PARTS, HeadWarp
 
-LARGEST = 1e4  # a number of a state that is larger, or not one, counts as zero
-DRAWERS = 8  # threads that draw a triangle
-BAND_SHARE = 0.3  # of all cells of the posed grid may be marked; a fitted head marks about a tenth
+LARGEST_INPUT = 1e4
+"""Largest magnitude of a number of a head state; larger or non-finite numbers are replaced by zero."""
+THREADS_PER_TRIANGLE = 8
+"""GPU threads that rasterise one triangle, as in cuda/raster.cu."""
+BAND_SHARE = 0.3
+"""Capacity of the narrow band as a fraction of all cells of the posed grid; a fitted head marks about a tenth."""
 
 _heads: WeakKeyDictionary[HeadWarp, Struct] = WeakKeyDictionary()
 
 
-class Codes(Protocol):
-    """What the field is told of states (`field.conditioning.ExpressionCode`)."""
+class StateCodes(Protocol):
+    """Expression codes of head states, such as `field.expression_code.ExpressionCode`."""
 
     def __call__(self, state: HeadState, /) -> Float32:
-        """The expression code of a state."""
+        """The expression code (CODE_WIDTH,) of a state."""
 
     def turn(self, state: HeadState) -> Float32:
-        """How rays are turned, (3, 3) in head space, before the field is asked for colours along them."""
+        """Rotation (3, 3) in head space that is applied to ray directions before the colour network."""
 
 
-class Person(Protocol):
-    """What of an avatar's model (`render.model.AvatarModel`) poses its head."""
+class PosableModel(Protocol):
+    """The attributes of an avatar model (`render.model.AvatarModel`) that posing needs."""
 
     head: HeadModel
     shape: Float32
@@ -45,38 +48,42 @@ class Person(Protocol):
     warp: HeadWarp
 
     @property
-    def code(self) -> Codes:
-        """Tells what a state looks like."""
+    def code(self) -> StateCodes:
+        """Expression codes of head states."""
 
 
-def pack_state(model: Person, state: HeadState, camera: Camera, apart: Float32 | None = None) -> Float32:
-    """A state before a camera as a row of numbers (S,), as layout.cuh describes it.
+def pack_state(model: PosableModel, state: HeadState, camera: Camera, apart: Float32 | None = None) -> Float32:
+    """A head state and a camera as one row of numbers (S,), in the order given in cuda/layout.cuh.
 
-    ``apart`` (PARTS, MOTION) is that of `PosedHead`, None is none.  Numbers that are not finite count as zero.
+    ``apart`` (PARTS, MOTION) holds the motions of mouth and eyes relative to the head (zero by default).  Non-finite
+    and very large numbers of the state become zero.
     """
-    sound: dict[str, Any] = {
-        name: np.where(np.abs(a) <= LARGEST, a, np.float32(0)) for name, a in state.arrays().items()
+    finite: dict[str, Any] = {
+        name: np.where(np.abs(a) <= LARGEST_INPUT, a, np.float32(0)) for name, a in state.arrays().items()
     }
-    state = replace(state, **sound)
+    state = replace(state, **finite)
     rotation = rotation_matrix(state.rotation).astype(np.float32)
     view = np.array([camera.fx, camera.fy, camera.cx, camera.cy], dtype=np.float32)
     joints = [state.neck_pose, state.jaw_pose, state.eye_pose.ravel()]
     pose = [rotation.ravel(), state.translation]
-    moved = np.zeros(PARTS * MOTION, dtype=np.float32) if apart is None else apart.ravel()
-    told = [model.code.turn(state).ravel(), model.code(state)]
-    return np.concatenate([state.expression, state.eyelids, *joints, *pose, view, moved, *told])
+    part_motions = np.zeros(PARTS * MOTION, dtype=np.float32) if apart is None else apart.ravel()
+    conditioning = [model.code.turn(state).ravel(), model.code(state)]
+    return np.concatenate([state.expression, state.eyelids, *joints, *pose, view, part_motions, *conditioning])
 
 
-def head_struct(kernels: Kernels, model: Person) -> Struct:
-    """What kernels know of the model's person; made once, and shared by all that work on the model's device."""
-    known = _heads.get(model.warp)
-    if known is not None:
-        return known
+def head_struct(kernels: Kernels, model: PosableModel) -> Struct:
+    """The model's head as a ``Head`` struct, built once per `HeadWarp` and shared by all users of the model's device.
+
+    ValueError for heads of more than 65535 triangles.
+    """
+    cached = _heads.get(model.warp)
+    if cached is not None:
+        return cached
     warp, rig = model.warp, model.rig
-    identity = rig.identity(torch.as_tensor(model.shape, device=kernels.device))
+    identity = rig.rest_pose(torch.as_tensor(model.shape, device=kernels.device))
     faces = warp.canonical.faces
     if len(faces) > 0xFFFF:
-        raise ValueError(f"kernels take heads of at most 65535 triangles, not {len(faces)}")
+        raise ValueError(f"kernels support head models of at most 65535 triangles; this one has {len(faces)}")
     corner = faces.reshape(-1)
     counts = torch.bincount(corner, minlength=len(identity.rest))
     first = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
@@ -86,18 +93,18 @@ def head_struct(kernels: Kernels, model: Person) -> Struct:
         "Head",
         rest=identity.rest.contiguous(),
         joints=identity.joints.contiguous(),
-        dirs=rig.motion_dirs,
+        motion_dirs=rig.motion_dirs,
         skin=rig.skin_weights,
         faces=faces.int(),
-        first=first.int(),
+        incident_first=first.int(),
         incident=incident.int(),
         canonical=warp.canonical.vertices.contiguous(),
-        opened=(warp.canonical.vertices - warp.neutral).contiguous(),
+        open_offset=(warp.canonical.vertices - warp.neutral).contiguous(),
         canonical_frames=warp.maps.frames.contiguous(),
         canonical_areas=warp.maps.areas.contiguous(),
         masks=warp.masks.contiguous(),
-        around=torch.cat([warp.neighbours, warp.regions[:, None]], dim=1).int(),
-        members=warp.leaves.members.int(),
+        neighbours=torch.cat([warp.neighbours, warp.regions[:, None]], dim=1).int(),
+        leaf_members=warp.leaves.members.int(),
         vertices=len(identity.rest),
         triangles=len(faces),
         expressions=len(model.head.expression_names),
@@ -115,15 +122,18 @@ def head_struct(kernels: Kernels, model: Person) -> Struct:
 
 
 class PosedHeads:
-    """``frames`` posed heads of a model, in buffers that never move: running them allocates nothing.
+    """Buffers for ``frames`` posed heads of one model at fixed addresses, and the kernels that fill them.
+
+    Running the kernels allocates nothing, so that they can be captured into a CUDA graph.
 
     Attributes:
-        states: (frames, S) float32 on the device, rows of `pack_state`: fill them, then `run`.
-        head, poses: the structs that kernels take.
-        capacity: marked cells a frame at most; ``count`` (frames,) int32 on the device says how many there would be.
+        states: (frames, S) float32 on the device, rows of `pack_state`; write them, then call `run`.
+        head, poses: the ``Head`` and ``PoseBuffers`` structs that are passed to kernels.
+        capacity: maximum number of marked cells of a frame.
+        count: (frames,) int32 on the device, marked cells of each frame before they are limited to ``capacity``.
     """
 
-    def __init__(self, kernels: Kernels, model: Person, frames: int) -> None:
+    def __init__(self, kernels: Kernels, model: PosableModel, frames: int) -> None:
         self.kernels, self.frames = kernels, frames
         self.head = head_struct(kernels, model)
         number = self.head.value
@@ -144,7 +154,7 @@ class PosedHeads:
         self.states, self.vertices, self.count = floats(size), floats(vertices, 3), ints()
         self.states[:] = torch.as_tensor(neutral)
         self.poses = kernels.struct(
-            "Poses",
+            "PoseBuffers",
             states=self.states,
             vertices=self.vertices,
             maps=floats(triangles, 9),
@@ -162,52 +172,49 @@ class PosedHeads:
             words=self._words,
             capacity=self.capacity,
         )
-        self._drawn: dict[tuple[int, int], tuple[torch.Tensor, ...]] = {}
+        self._depth_buffers: dict[tuple[int, int], tuple[torch.Tensor, ...]] = {}
 
-    def run(self, space: Struct) -> None:
-        """Pose all heads in their ``states``, and derive their bands from the occupied cells of ``space``."""
-        self.pose(space)
-        self.choose()
+    def run(self, occupancy: Struct) -> None:
+        """Pose all heads from ``states`` and compute their bands, from the occupied cells, and all candidates."""
+        self.pose(occupancy)
+        self.choose_candidates()
 
-    def pose(self, space: Struct) -> None:
-        """`run` but for the candidates of the bands' cells."""
+    def pose(self, occupancy: Struct) -> None:
+        """Pose all heads from ``states`` and compute their bands, but not the candidates of the bands' cells."""
         frames, head, poses, launch = self.frames, self.head, self.poses, self.kernels.launch
         launch("pose_vertices", head, poses, items=32 * frames * -(-self._vertices // 32))
         launch("triangle_frames", head, poses, items=frames * self._triangles)
         launch("vertex_records", head, poses, items=frames * self._vertices)
         launch("leaf_spheres", head, poses, items=32 * frames * self._leaves)
         launch("clear_band", head, poses, items=frames * self._words)
-        launch("carry_cells", head, poses, space, items=frames * space.value.count)
+        launch("forward_warp_cells", head, poses, occupancy, items=frames * occupancy.value.count)
         launch("list_cells", head, poses, items=32 * frames * -(-self._words // 32))
 
-    def choose(self, wanted: torch.Tensor | None = None) -> None:
-        """Candidates of all cells of the bands, or of those whose bit is set in ``wanted`` (frames, words) int32."""
+    def choose_candidates(self, needed: torch.Tensor | None = None) -> None:
+        """Choose the candidate triangles of the bands' cells.
+
+        ``needed`` (frames, words) int32 has one bit for each cell of the posed grid; without it all cells of the bands
+        are processed.
+        """
         items = 32 * self.frames * self.capacity
-        self.kernels.launch("choose_candidates", self.head, self.poses, wanted, items=items)
+        self.kernels.launch("choose_candidates", self.head, self.poses, needed, items=items)
 
     def rasterise(self, width: int, height: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the camera of each pose sees of its mesh, in a picture of this size; call `pose` before.
+        """Depth and triangle index of every pixel of an image by each pose's own camera; call `pose` before.
 
         Returns:
-            depth (frames, height, width) float32: z in metres, infinite where there is nothing;
+            depth (frames, height, width) float32: z in metres, infinite where no triangle is visible;
             triangle (frames, height, width) int32: -1 there.  The next call with this size overwrites both.
         """
         size = width, height
-        if size not in self._drawn:
+        if size not in self._depth_buffers:
             shape, device = (self.frames, height, width), self.kernels.device
             types = torch.int64, torch.float32, torch.int32
-            self._drawn[size] = tuple(torch.empty(shape, dtype=dtype, device=device) for dtype in types)
-        keys, depth, triangle = self._drawn[size]
+            self._depth_buffers[size] = tuple(torch.empty(shape, dtype=dtype, device=device) for dtype in types)
+        keys, depth, triangle = self._depth_buffers[size]
         launch, pixels = self.kernels.launch, self.frames * height * width
         launch("clear_pixels", keys, pixels, items=pixels)
-        launch(
-            "draw_triangles",
-            self.head,
-            self.poses,
-            width,
-            height,
-            keys,
-            items=DRAWERS * self.frames * self._triangles,
-        )
+        threads = THREADS_PER_TRIANGLE * self.frames * self._triangles
+        launch("draw_triangles", self.head, self.poses, width, height, keys, items=threads)
         launch("resolve_pixels", self.head, self.poses, width, height, keys, depth, triangle, None, items=pixels)
         return depth, triangle

@@ -1,55 +1,48 @@
-"""The replay buffer as kernels read it: pictures in slots that never move, on the device of the model."""
+"""Replay buffer on the device: training images in slots at fixed addresses, as kernels read them."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from typing import Protocol
+from collections.abc import Callable
 
 import numpy as np
 import torch
 
 from insta_runtime.field.expression_code import CODE_WIDTH
-from insta_runtime.learn.replay import MATTE, MATTE_GROWS, grown, premultiplied, reach
-from insta_runtime.learn.replay_policy import RECENT, Composition, Keeping
+from insta_runtime.learn.replay import MATTE, MATTE_GROWS, band_pixels, dilated
+from insta_runtime.learn.replay_buffer import ReplayBuffer
+from insta_runtime.learn.replay_policy import RECENT, ReplayPolicy
 from insta_runtime.native.kernels import Kernels, Struct
 from insta_runtime.native.posing import pack_state
 from insta_runtime.render.model import AvatarModel
 from insta_runtime.types import HeadState, Observation
 from insta_runtime.warp.warp import MOTION, PARTS
 
-TILES = 64  # across a picture at most: their lists stay short, and at small sizes a tile is a pixel
-CHUNK = 16  # slots whose memory is allocated at once: a short call takes little
+MAX_TILES = 64
+"""Maximum number of tiles across an image; small images have tiles of one pixel."""
+CHUNK = 16
+"""Number of slots whose memory is allocated together, so that short calls take little memory."""
+FIXED_STATE_NUMBERS = 39
+"""Numbers of a `pack_state` row besides expression, part motions and code."""
 
 
-class Viewer(Protocol):
-    """Who looks at each new picture of a replay."""
+class DeviceReplay(ReplayBuffer[int]):
+    """Replay buffer whose frames live in numbered slots of device memory; keys of the policy are slot numbers.
 
-    def slot_bytes(self, side: int) -> int:
-        """What the viewer keeps for each slot of pictures of this side, bytes."""
-
-    def prepare(self, side: int, slots: int) -> None:
-        """Called once, when the side is known and `DeviceReplay.memories` exist."""
-
-    def look(self, slot: int, state: HeadState) -> None:
-        """Called with the slot of each new picture and its tracked state; gives the replay its tiles (`list_tiles`)."""
-
-
-class DeviceReplay:
-    """Observations to draw from.  `add` and `turn_page` may be called from any thread, the rest belongs to the learner.
-
-    What is kept and what is drawn is decided by `learn.keeping`.  The first observation decides the side of the square
-    that pictures are kept in; larger ones are scaled down to it.
+    The first observation determines the side of the square in which images are stored; larger images are scaled down.
 
     Args:
-        size: longest side of the pictures, pixels. budget_mb: MiB that slots may take.
-        viewer: who looks at new pictures, if anybody. stream: of a GPU, to take in on; kernels read on it, too.
+        size: longest side of the images, pixels. budget_mb: memory for all slots, MiB.
+        slot_overhead: bytes that the trainer keeps for each slot, as a function of the image side.
+        stream: CUDA stream on which observations are stored and kernels read them; None on a CPU.
 
     Attributes:
-        side: of the pictures, 0 before the first. slots: how many there may be; those in use are the first ones.
-        recalled: slots of pictures that the avatar itself has painted.
-        states: (slots, S) rows of `pack_state`, the camera being that of the picture.
-        memories: the struct that kernels take.
+        side: side of the image square in pixels, 0 before the first observation.
+        slots: number of slots; those in use are the first ones.
+        recalled: slots whose images were painted by the avatar itself.
+        states: (slots, S) rows of `pack_state` with the cameras of the images.
+        frames: the ``ReplayFrames`` struct that is passed to kernels.
     """
 
     def __init__(
@@ -59,153 +52,153 @@ class DeviceReplay:
         size: int,
         budget_mb: int,
         seed: int,
-        viewer: Viewer | None = None,
+        slot_overhead: Callable[[int], int] | None = None,
         stream: torch.cuda.Stream | None = None,
     ) -> None:
+        super().__init__(ReplayPolicy(model.code, budget_mb << 20, seed))
         self.model, self.kernels, self.size = model, kernels, size
-        self.keeping: Keeping[int] = Keeping(model.code, budget_mb << 20, seed)
         self.recalled: set[int] = set()
-        self.frame_ids: dict[int, int] = {}
         self.side = self.slots = 0
         self.states: torch.Tensor
-        self.memories: Struct
-        self._viewer, self._stream = viewer, stream
+        self.frames: Struct
+        self._frame_ids: dict[int, int] = {}
+        self._slot_overhead, self._stream = slot_overhead, stream
+        self._slot_bytes = 0
         self._chunks: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-    def __len__(self) -> int:
-        return len(self.keeping.pictures)
 
     @property
     def order(self) -> list[int]:
-        """The slots in use, oldest first."""
-        return self.keeping.items
+        """The slots in use, ordered by the age of their frames, oldest first."""
+        return self.policy.items
 
     @property
-    def drawn_from(self) -> tuple[int, int]:
-        """How many of ``memories.newest`` and of ``memories.deck`` there are."""
-        return len(self.keeping.newest), len(self.keeping.deck)
+    def frame_ids(self) -> list[int]:
+        """Frame numbers of the stored observations, oldest first."""
+        return [self._frame_ids[slot] for slot in self.order]
 
     @property
-    def composition(self) -> Composition:
-        """What is held; from any thread."""
-        return self.keeping.composition
+    def pool_sizes(self) -> tuple[int, int]:
+        """Number of valid entries of ``frames.newest`` and ``frames.deck``."""
+        return len(self.policy.newest), len(self.policy.pool)
 
-    def add(self, observation: Observation) -> None:
-        """Offer an observation; it is taken in at the next `take_in`."""
-        self.keeping.offer(observation)
+    def take_in(self) -> dict[int, HeadState]:
+        """Store the queued observations: the tracked head states by slot of all slots with a new image.
 
-    def turn_page(self, weight: float = 0.0) -> None:
-        """From the next observation on pictures look different: see `Keeping.turn_page`."""
-        self.keeping.turn_page(weight)
-
-    def take_in(self) -> None:
-        """Move offered observations into the buffer."""
-        arrived = self.keeping.arrived()
-        if not arrived:
-            return
+        The caller must pass each of these slots to `list_tiles` before it is drawn.
+        """
+        incoming = self.policy.pop_incoming()
+        new: dict[int, HeadState] = {}
+        if not incoming:
+            return new
         with self._on_stream():
-            changed = [self.model.code.observe(observation.state) for observation in arrived]
-            for observation in arrived:
-                self._take(observation)
+            changed = [self.model.code.observe(observation.state) for observation in incoming]
+            for observation in incoming:
+                slot = self._store(observation)
+                new.pop(slot, None)  # a slot that was filled twice counts as new once, at the second place
+                new[slot] = observation.state
             if any(changed):
-                codes = torch.from_numpy(self.model.code.learned(self._raw))
+                codes = torch.from_numpy(self.model.code.learned(self._raw_codes))
                 self.states[:, -CODE_WIDTH:] = codes.to(self.states.device)
-            self._deal()
+            self._update_pools()
+        return new
 
-    def misses(self, state: HeadState) -> bool:
-        """Whether a recalled picture in ``state`` would help: not before there is a real one."""
-        return self.side > 0 and self.keeping.misses(state, self._slot_bytes)
-
-    def recall(self, observation: Observation) -> None:
-        """Take in a picture that the avatar has painted of itself, and that is missed."""
+    def add_recalled(self, observation: Observation) -> dict[int, HeadState]:
+        """Store a frame that was painted by the avatar itself; returns its slot and state as `take_in` does."""
         with self._on_stream():
-            self._take(observation, recalled=True)
-            self._deal()
+            slot = self._store(observation, recalled=True)
+            self._update_pools()
+        return {slot: observation.state}
 
-    def picture(self, slot: int) -> torch.Tensor:
-        """The picture of a slot, (height, width, 4) uint8, premultiplied RGBA: a view."""
-        width, height = self.extents[slot]
+    def image(self, slot: int) -> torch.Tensor:
+        """The image of a slot, a view (height, width, 4) uint8 of premultiplied RGBA."""
+        width, height = self.sizes[slot]
         return self._chunks[slot // CHUNK][0][slot % CHUNK, :height, :width]
 
     def list_tiles(self, slot: int, depth: torch.Tensor) -> None:
-        """Note which tiles are of the head and which are around it, as `learn.replay.Memory` does for pixels.
+        """Sort the tiles of an image into those on the head, those around it, and the rest.
 
-        ``depth`` (side, side) is that of the posed mesh, infinite where there is none.
+        The same regions as the pixels of `learn.replay.ReplayFrame`.  ``depth`` (side, side) is the depth of the posed
+        mesh, infinite where there is none.
         """
-        width, height = self.extents[slot]
+        width, height = self.sizes[slot]
         padded = self._across * self._tile
         flags = torch.zeros((2, padded, padded), device=depth.device)
-        flags[0, :height, :width] = grown(self.picture(slot)[..., 3] > 255.0 * MATTE, MATTE_GROWS).float()
+        flags[0, :height, :width] = dilated(self.image(slot)[..., 3] > 255.0 * MATTE, MATTE_GROWS).float()
         flags[1, :height, :width] = depth[:height, :width].isfinite().float()
         matte, mesh = torch.nn.functional.max_pool2d(flags[None], self._tile)[0] > 0.0
-        near = grown(mesh, math.ceil(self._reach[slot] / self._tile))
+        near = dilated(mesh, math.ceil(self._margins[slot] / self._tile))
         near[math.ceil(height / self._tile) :] = False
         near[:, math.ceil(width / self._tile) :] = False
         head = mesh | (matte & near)
-        # Sorting lists those of the head first, then those around it, in order and without asking how many they are.
+        # A stable sort by rank lists the tiles without transferring their number to the host.
         tiles = self._chunks[slot // CHUNK][1][slot % CHUNK]
         ranks = (head.int() + near.int()).flatten()
         tiles.copy_(ranks.argsort(descending=True, stable=True))
-        self._drawable[slot] = torch.stack([head.sum(), (near & ~head).sum()])
+        self._tile_counts[slot] = torch.stack([head.sum(), (near & ~head).sum()])
+
+    def _frame_bytes(self) -> int:
+        return self._slot_bytes
 
     def _on_stream(self) -> contextlib.AbstractContextManager[object]:
         return contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
-    def _take(self, observation: Observation, *, recalled: bool = False) -> None:
+    def _store(self, observation: Observation, *, recalled: bool = False) -> int:
+        """Copy an observation into a free slot and return the slot."""
         size, binary = min(self.size, self.side or self.size), self.model.config.learn.binary_matte
-        rgba, camera = premultiplied(observation, size, self.model.device, binary)
+        rgba, camera = observation.premultiplied(size, self.model.device, binary=binary)
         height, width = rgba.shape[:2]
         if not self.side:
-            self._reserve(max(width, height))
-        kept = self.keeping.picture(observation.state, self._slot_bytes, recalled=recalled)
-        slot = self._free_slot(self.keeping.make_room(kept))
-        self.keeping.admit(kept, slot)
+            self._allocate(max(width, height))
+        entry = self.policy.make_entry(observation.state, self._slot_bytes, recalled=recalled)
+        slot = self._free_slot(self.policy.evict_for(entry))
+        self.policy.insert(entry, slot)
         if recalled:
             self.recalled.add(slot)
-        self.extents[slot] = (width, height)
-        self.frame_ids[slot] = observation.frame_id
-        self._reach[slot] = reach(self.model, observation.state, camera)
-        self._extent[slot] = torch.tensor([width, height], dtype=torch.int32)
+        self.sizes[slot] = (width, height)
+        self._frame_ids[slot] = observation.frame_id
+        self._margins[slot] = band_pixels(self.model, observation.state, camera)
+        self._device_sizes[slot] = torch.tensor([width, height], dtype=torch.int32)
         self.states[slot] = torch.from_numpy(pack_state(self.model, observation.state, camera))
-        # What is learned from is in range, whatever the sample says of it.
+        # Training uses ray directions as they are, without the rotation into the range of seen views.
         self.states[slot, -CODE_WIDTH - 9 : -CODE_WIDTH] = torch.eye(3).flatten()
-        self._raw[slot] = self.model.code.raw(observation.state)
-        self.states[slot, -CODE_WIDTH:] = torch.from_numpy(self.model.code.learned(self._raw[slot]))
-        self.picture(slot).copy_(rgba * 255.0 + 0.5)
-        if self._viewer:
-            self._viewer.look(slot, observation.state)
+        self._raw_codes[slot] = self.model.code.raw(observation.state)
+        self.states[slot, -CODE_WIDTH:] = torch.from_numpy(self.model.code.learned(self._raw_codes[slot]))
+        self.image(slot).copy_(rgba * 255.0 + 0.5)
+        return slot
 
-    def _deal(self) -> None:
-        self.keeping.deal()
-        for slots, found in ((self._newest, self.keeping.newest), (self._deck, self.keeping.deck)):
-            slots[: len(found)] = torch.tensor(found, dtype=torch.int32)
+    def _update_pools(self) -> None:
+        self.policy.update_pools()
+        for slots, chosen in ((self._newest, self.policy.newest), (self._deck, self.policy.pool)):
+            slots[: len(chosen)] = torch.tensor(chosen, dtype=torch.int32)
 
-    def _reserve(self, side: int) -> None:
+    def _allocate(self, side: int) -> None:
+        """Allocate everything but the images and tile lists, once the side of the images is known."""
         device = self.model.device
-        self.side, self._tile = side, math.ceil(side / TILES)
+        self.side, self._tile = side, math.ceil(side / MAX_TILES)
         self._across = math.ceil(side / self._tile)
-        a_slot = side * side * 4 + self._across**2 * 4 + (self._viewer.slot_bytes(side) if self._viewer else 0)
-        self.slots = slots = max(RECENT, self.keeping.budget // a_slot)
-        # The newest are kept, however small the budget; and so that slots in use are the first ones, all are alike.
-        self.keeping.budget, self._slot_bytes = slots * a_slot, a_slot
+        slot_bytes = side * side * 4 + self._across**2 * 4 + (self._slot_overhead(side) if self._slot_overhead else 0)
+        self.slots = slots = max(RECENT, self.policy.budget // slot_bytes)
+        # The newest frames are kept whatever the budget is.  All frames have the same size, so that the slots in use
+        # are always the first ones.
+        self.policy.budget, self._slot_bytes = slots * slot_bytes, slot_bytes
 
         def integers(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
 
         self.states = torch.zeros((slots, _state_size(self.model)), device=device)
-        self._raw = np.zeros((slots, CODE_WIDTH), dtype=np.float32)  # codes before the person's range comes in
-        self.extents: dict[int, tuple[int, int]] = {}
-        self._reach: dict[int, int] = {}
-        self._extent, self._drawable = integers(slots, 2), integers(slots, 2)
+        self._raw_codes = np.zeros((slots, CODE_WIDTH), dtype=np.float32)  # before standardisation
+        self.sizes: dict[int, tuple[int, int]] = {}
+        self._margins: dict[int, int] = {}
+        self._device_sizes, self._tile_counts = integers(slots, 2), integers(slots, 2)
         self._newest, self._deck = integers(RECENT), integers(slots)
-        self._pictures, self._tiles = integers(slots, dtype=torch.int64), integers(slots, dtype=torch.int64)
-        self.memories = self.kernels.struct(
-            "Memories",
-            pictures=self._pictures,
-            extent=self._extent,
+        self._images, self._tiles = integers(slots, dtype=torch.int64), integers(slots, dtype=torch.int64)
+        self.frames = self.kernels.struct(
+            "ReplayFrames",
+            images=self._images,
+            size=self._device_sizes,
             states=self.states,
             tiles=self._tiles,
-            drawable=self._drawable,
+            tile_counts=self._tile_counts,
             newest=self._newest,
             deck=self._deck,
             side=side,
@@ -213,30 +206,28 @@ class DeviceReplay:
             tiles_across=self._across,
             state_size=self.states.shape[1],
         )
-        if self._viewer:
-            self._viewer.prepare(side, slots)
 
-    def _free_slot(self, given_up: list[int]) -> int:
-        """The slot of the picture that was ``given_up``, or the next one."""
-        if given_up:
-            (slot,) = given_up
+    def _free_slot(self, evicted: list[int]) -> int:
+        """The slot of the ``evicted`` frame, or the next unused slot."""
+        if evicted:
+            (slot,) = evicted
             self.recalled.discard(slot)
             return slot
         slot = len(self)
         if slot == len(self._chunks) * CHUNK:
-            self._grow()
+            self._allocate_chunk()
         return slot
 
-    def _grow(self) -> None:
+    def _allocate_chunk(self) -> None:
         first, device = len(self._chunks) * CHUNK, self.model.device
         count = min(CHUNK, self.slots - first)
-        pictures = torch.zeros((count, self.side, self.side, 4), dtype=torch.uint8, device=device)
+        images = torch.zeros((count, self.side, self.side, 4), dtype=torch.uint8, device=device)
         tiles = torch.zeros((count, self._across**2), dtype=torch.int32, device=device)
-        self._chunks.append((pictures, tiles))
-        for addresses, memory in ((self._pictures, pictures), (self._tiles, tiles)):
+        self._chunks.append((images, tiles))
+        for addresses, memory in ((self._images, images), (self._tiles, tiles)):
             each = memory[0].numel() * memory.element_size()
             addresses[first : first + count] = torch.tensor([memory.data_ptr() + i * each for i in range(count)])
 
 
 def _state_size(model: AvatarModel) -> int:
-    return len(model.head.expression_names) + 39 + PARTS * MOTION + CODE_WIDTH
+    return len(model.head.expression_names) + FIXED_STATE_NUMBERS + PARTS * MOTION + CODE_WIDTH

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from insta_runtime.native.kernels import Struct
+from insta_runtime.native.occupancy import occupancy_struct
 from insta_runtime.native.posing import PosedHeads
-from insta_runtime.render.occupancy import space_struct
 from tests.support.posed_person import POISON, Posed, model_of, poison, random_state, run
 
 BORDER = 2e-3  # share of cells that may differ: a carried point lies within rounding of their side
@@ -57,7 +57,7 @@ def empty(space: Struct) -> Struct:
 
 def test_nothing_occupied_marks_nothing(posed: Posed) -> None:
     heads = posed.heads
-    heads.run(empty(space_struct(heads.kernels, posed.model.occupancy, posed.model.occupancy.state())))
+    heads.run(empty(occupancy_struct(heads.kernels, posed.model.occupancy, posed.model.occupancy.state())))
     resolution = heads.head.value.resolution
     assert heads.count.tolist() == [0, 0]
     assert not posed.array("bits").any()
@@ -73,7 +73,7 @@ def test_what_does_not_fit_is_counted_and_has_no_row(posed: Posed, monkeypatch: 
     few.states.copy_(posed.heads.states)
     poison(few.poses)
     state.copy_(posed.heads.states)
-    few.run(space_struct(kernels, model.occupancy, model.occupancy.state()))
+    few.run(occupancy_struct(kernels, model.occupancy, model.occupancy.state()))
     assert torch.equal(few.count, posed.heads.count)
     assert few.capacity < int(few.count.min())
     short = Posed(few, posed.states, model)

@@ -11,9 +11,10 @@ from insta_runtime.config import LearnConfig
 from insta_runtime.field.radiance import MAX_LOG_DENSITY
 from insta_runtime.learn.losses import RayTargets, ray_loss
 from insta_runtime.native.kernels import Kernels, Struct
+from insta_runtime.native.occupancy import occupancy_struct
 from insta_runtime.render.compositing import Composite, composite
 from insta_runtime.render.model import AvatarModel
-from insta_runtime.render.occupancy import IN_SIGHT, space_struct
+from insta_runtime.render.occupancy import IN_SIGHT
 from tests.support.small_person import SMALL, neutral_shape, open_head
 
 STEP = 0.004
@@ -281,13 +282,13 @@ def test_cells_that_light_comes_to_are_the_twins(kernels: Kernels, device: torch
     rays = bundle(kernels, STEPS, max_samples)
     density, colour = rays.inputs()
     occupancy = AvatarModel(open_head(), neutral_shape(open_head()), SMALL, device).occupancy
-    occupancy.lit.zero_()
-    lit = torch.zeros_like(occupancy.lit)
-    space = space_struct(kernels, occupancy, occupancy.state() | {"lit": lit})
+    occupancy.visibility.zero_()
+    lit = torch.zeros_like(occupancy.visibility)
+    space = occupancy_struct(kernels, occupancy, occupancy.state() | {"visibility": lit})
     items = 32 * rays.count
-    kernels.launch("light_cells", rays.rays, rays.samples, density, colour, STEP, space, items=items)
-    passed = rays.seen(rays.raw).passed
-    occupancy.light(rays.position[rays.slot], passed)
-    assert torch.equal(lit, occupancy.lit)
+    kernels.launch("mark_visible_cells", rays.rays, rays.samples, density, colour, STEP, space, items=items)
+    passed = rays.seen(rays.raw).optical_depth
+    occupancy.mark_visible(rays.position[rays.slot], passed)
+    assert torch.equal(lit, occupancy.visibility)
     assert 0 < int(lit.sum()) < len(lit)
     assert (torch.exp(-passed) < IN_SIGHT).any(), "or nothing lies in the dark"

@@ -1,4 +1,4 @@
-"""The replay of the kernels: keeps what its twin keeps, in slots that never move."""
+"""Replay buffer on the device: stores the same frames as the torch replay, in slots at fixed addresses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from insta_runtime.learn.replay import Memory, premultiplied
+from insta_runtime.learn.replay import ReplayFrame
 from insta_runtime.learn.replay_policy import RECENT
 from insta_runtime.native.kernels import Kernels
 from insta_runtime.native.replay import DeviceReplay
@@ -32,9 +32,9 @@ def model() -> AvatarModel:
 
 
 def filled(model: AvatarModel, count: int, room: int, seed: int = 0) -> DeviceReplay:
-    """A replay that has room for ``room`` small pictures, offered ``count`` one by one."""
+    """A replay with room for ``room`` small images, to which ``count`` images were added one by one."""
     replay = DeviceReplay(model, KERNELS, 8, 1, seed)
-    replay.keeping.budget = room * (8 * 8 * 4 + 8 * 8 * 4)
+    replay.policy.budget = room * (8 * 8 * 4 + 8 * 8 * 4)
     for i in range(count):
         replay.add(picture(i))
         replay.take_in()
@@ -42,7 +42,7 @@ def filled(model: AvatarModel, count: int, room: int, seed: int = 0) -> DeviceRe
 
 
 def kept(replay: DeviceReplay) -> list[int]:
-    return [replay.frame_ids[slot] for slot in replay.order]
+    return replay.frame_ids
 
 
 def test_the_budget_holds_and_the_newest_are_never_dropped(model: AvatarModel) -> None:
@@ -56,18 +56,18 @@ def test_the_budget_holds_and_the_newest_are_never_dropped(model: AvatarModel) -
 
 def test_a_slot_holds_the_picture_that_it_should_and_none_moves(model: AvatarModel) -> None:
     replay = filled(model, 3, 40)
-    first = replay._pictures[:3].tolist()
+    first = replay._images[:3].tolist()
     for i in range(3, 100):
         replay.add(picture(i))
         replay.take_in()
-    assert replay._pictures[:3].tolist() == first
-    for slot in replay.order:
-        rgba, _ = premultiplied(picture(replay.frame_ids[slot]), 8)
-        assert torch.equal(replay.picture(slot), (rgba * 255.0 + 0.5).to(torch.uint8))
-        assert replay._pictures[slot] == replay.picture(slot).data_ptr()
+    assert replay._images[:3].tolist() == first
+    for slot, frame_id in zip(replay.order, replay.frame_ids, strict=True):
+        rgba, _ = picture(frame_id).premultiplied(8)
+        assert torch.equal(replay.image(slot), (rgba * 255.0 + 0.5).to(torch.uint8))
+        assert replay._images[slot] == replay.image(slot).data_ptr()
     assert replay._deck[: len(replay)].tolist() == replay.order
     assert replay._newest.tolist() == replay.order[-RECENT:]
-    assert replay.drawn_from == (RECENT, len(replay))
+    assert replay.pool_sizes == (RECENT, len(replay))
 
 
 def test_pictures_of_another_shape_or_size_fit_into_the_square_of_the_first(model: AvatarModel) -> None:
@@ -76,13 +76,13 @@ def test_pictures_of_another_shape_or_size_fit_into_the_square_of_the_first(mode
         replay.add(picture(i, width, height))
     replay.take_in()
     assert replay.side == 12
-    assert [tuple(replay.picture(slot).shape) for slot in replay.order] == [
+    assert [tuple(replay.image(slot).shape) for slot in replay.order] == [
         (8, 12, 4),
         (12, 8, 4),
         (12, 12, 4),
         (5, 6, 4),
     ]
-    assert replay._extent[:4].tolist() == [[12, 8], [8, 12], [12, 12], [6, 5]]
+    assert replay._device_sizes[:4].tolist() == [[12, 8], [8, 12], [12, 12], [6, 5]]
     expressions = len(model.head.expression_names)
     assert replay.states[2, expressions + 26].item() == pytest.approx(1.2 * 12), "the camera is scaled with the picture"
 
@@ -93,12 +93,12 @@ def test_the_tiles_to_draw_from_hold_the_head_and_little_else(model: AvatarModel
     observation = photograph(open_head(), performance(open_head(), 2)[1:], side, paint(open_head()))[0]
     replay.add(observation)
     replay.take_in()
-    twin = Memory(model, observation, 128)
+    twin = ReplayFrame(model, observation, 128)
     twin.posed()
     depth = twin.depth.view(side, side)
     replay.list_tiles(0, depth)
     across, tiles = -(-side // tile), replay._chunks[0][1][0]
-    head, around = replay._drawable[0].tolist()
+    head, around = replay._tile_counts[0].tolist()
     assert sorted(tiles.tolist()) == list(range(across**2))
     assert head < 0.5 * across**2
     assert 0.2 * head < around < 2.0 * head

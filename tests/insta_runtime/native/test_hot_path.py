@@ -1,7 +1,7 @@
-"""What a frame and a training step pass through neither waits for the device nor allocates: read from the source.
+"""The code of a frame and of a training step neither waits for the device nor allocates: checked in its source.
 
-The walk begins at the functions of `HOT` and follows calls of methods of the same class and of functions of the same
-module.  It ends at those of `SETUP`, which run once.  `ALLOWED` names each exception and why it is none.
+The check starts at the functions of `HOT` and follows calls of methods of the same class and of functions of the same
+module, except those of `SETUP`, which run once.  `ALLOWED` lists the exceptions with their reasons.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pytest
 
 HOT = {
     "insta_runtime/native/kernels.py": [
-        *("Kernels.bind", "Kernels.launch", "Call.__call__", "Graph.__call__"),
+        *("Kernels.bind", "Kernels.launch", "BoundLaunch.__call__", "Graph.__call__"),
         *("_HostModule.bind", "_HostModule._launch", "_CudaModule.bind", "_Driver.launch"),
     ],
     "insta_runtime/native/posing.py": ["PosedHeads.run", "PosedHeads.rasterise"],
@@ -24,34 +24,35 @@ HOT = {
     "insta_runtime/native/canvas.py": [
         "Canvas.draw",
         "Canvas.next_slot",
-        "Canvas._fused.march",
-        "Canvas._unfused.march",
+        "Canvas._fused.render",
+        "Canvas._unfused.render",
     ],
     "insta_runtime/native/renderer.py": ["NativeRenderer.frame"],
     "insta_runtime/native/trainer.py": [
-        *("NativeTrainer.step", "NativeTrainer._launch_step", "NativeTrainer._launch_update"),
-        *("_Inputs.send", "_Figures.note", "_Figures.newest"),
+        *("NativeTrainer.step", "NativeTrainer._launch_step", "NativeTrainer._launch_occupancy_update"),
     ],
-    "insta_runtime/native/posed_frames.py": ["GraphFrames.pose"],
+    "insta_runtime/native/step_io.py": ["StepInputs.send", "StepResults.on_step_queued", "StepResults.newest"],
+    "insta_runtime/native/training_poses.py": ["PerStepPoses.pose"],
 }
 
 SETUP = {
     "Kernels._module": "compiles or loads a module at its first launch",
-    "Graph._record": "once a graph",
-    "NativeRenderer._canvas": "once a size of picture",
-    "NativeTrainer._show": "once a picture",
+    "Graph._record": "once for each graph",
+    "NativeRenderer._canvas": "once for each frame size",
+    "NativeTrainer._prepare_steps": "once, at the first image",
+    "NativeTrainer._pose_slot": "once for each image",
 }
 
 ALLOWED = {
-    ("PosedHeads.rasterise", "empty"): "once a size of picture",
+    ("PosedHeads.rasterise", "empty"): "once for each image size",
     ("NativeRenderer.frame", "numpy"): "a view of pinned host memory",
     (
         "NativeRenderer._collect",
         "synchronize",
-    ): "the ring is full of pictures that nobody has fetched: its documented wait",
-    ("NativeRenderer._approach", "where"): "into a tensor that is there",
+    ): "waits, as documented, while all slots of the ring hold frames that were not fetched",
+    ("NativeRenderer._advance_crossfade", "where"): "writes into an existing tensor",
     ("NativeRenderer._collect", "tolist"): "pinned host memory, after it has arrived",
-    ("_Inputs.send", "numpy"): "a view of pinned host memory",
+    ("StepInputs.send", "numpy"): "a view of pinned host memory",
 }
 
 WAITS = {"item", "cpu", "tolist", "numpy", "nonzero", "argwhere", "masked_select", "unique", "synchronize"}
@@ -80,7 +81,7 @@ class Module:
             self._enter(child, inner)
 
     def reached(self, names: list[str]) -> dict[str, ast.FunctionDef]:
-        """``names`` and what they call here, without what is set-up."""
+        """The functions ``names`` and those of the module that they call, without those of `SETUP`."""
         found: dict[str, ast.FunctionDef] = {}
         waiting = list(names)
         while waiting:
@@ -95,17 +96,17 @@ class Module:
         owner = name.partition(".")[0]
         for node in ast.walk(self.functions[name]):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self":
-                wanted = f"{owner}.{node.attr}"
+                called = f"{owner}.{node.attr}"
             elif isinstance(node, ast.Name):
-                wanted = node.id
+                called = node.id
             else:
                 continue
-            if wanted in self.functions:
-                yield wanted
+            if called in self.functions:
+                yield called
 
 
 def offences(function: ast.FunctionDef) -> Iterator[str]:
-    """What in the body of ``function`` waits, copies, allocates, or picks elements by a mask."""
+    """Operations in the body of ``function`` that wait, copy, allocate, or select elements by a mask."""
     for node in ast.walk(function):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             of_torch = isinstance(node.func.value, ast.Name) and node.func.value.id == "torch"

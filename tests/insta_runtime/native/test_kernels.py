@@ -1,4 +1,4 @@
-"""Reading, compiling, caching and launching device code, on small kernels of the tests' own."""
+"""Parsing, compiling, caching and launching kernels, on small kernels written for these tests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from insta_runtime.native.compilers import HostCompiler, build, find
+from insta_runtime.native.compilers import HostCompiler, build, find_cached
 from insta_runtime.native.kernels import Graph, KernelError, Kernels, Sources, read_sources, source_folder
 from insta_runtime.render.sampling import NEAREST
 from insta_runtime.warp.nearest import LEAF_DEPTH
@@ -32,7 +32,7 @@ struct Series {
 GAIN = '#pragma once\n#include "platform.cuh"\nDEVICE float offset(float x) { return x + float(OFFSET); }\n'
 SCALE = """#include "gain.cuh"
 #include "layout.cuh"
-// Of a series and some of every type.
+// Uses a struct and parameters of several types.
 KERNEL(64) scale(const Series series, const int shift, float* __restrict__ out) {
     EACH(i, series.count) out[i] = offset(series.gain * series.values[i]) + float(shift);
 }
@@ -54,7 +54,7 @@ KERNEL(THREADS) widen(const storage_t* narrow, float* wide, const byte* mask, in
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Device code of the tests' own, over the real platform.cuh."""
+    """A folder with the kernels of these tests and the real platform.cuh."""
     code = tmp_path / "code"
     code.mkdir()
     shutil.copy(source_folder() / "platform.cuh", code)
@@ -71,7 +71,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def make(folder: Path) -> Callable[..., Kernels]:
-    """Kernels of the code as it lies there now."""
+    """Builds `Kernels` from the present sources in ``folder``."""
 
     def kernels(device: str | torch.device = "cpu", **constants: int) -> Kernels:
         return Kernels(torch.device(device), {"OFFSET": 0, **constants}, Sources(folder))
@@ -110,17 +110,17 @@ class TestSources:
 
     def test_a_name_belongs_to_one_kernel(self, folder: Path) -> None:
         (folder / "again.cu").write_text(SCALE)
-        with pytest.raises(ValueError, match="both declare scale"):
+        with pytest.raises(ValueError, match="kernel scale is declared in both"):
             Sources(folder)
 
-    def test_what_cannot_be_read_is_named(self, folder: Path) -> None:
+    def test_a_declaration_that_cannot_be_parsed_is_named(self, folder: Path) -> None:
         (folder / "odd.cu").write_text('#include "platform.cuh"\nKERNEL(32) odd(float (*f)[3]) {}\n')
-        with pytest.raises(ValueError, match="cannot read the declaration"):
+        with pytest.raises(ValueError, match="cannot parse the declaration"):
             Sources(folder)
 
-    def test_the_device_code_of_the_product_can_be_read(self) -> None:
+    def test_the_real_kernel_sources_can_be_parsed(self) -> None:
         sources = read_sources()
-        assert {"Head", "Poses", "Space", "Rays", "Samples"} <= set(sources.structs)
+        assert {"Head", "PoseBuffers", "OccupancyCells", "Rays", "Samples"} <= set(sources.structs)
         assert all(0 < kernel.threads <= 1024 and kernel.threads % 32 == 0 for kernel in sources.kernels.values())
 
 
@@ -192,7 +192,7 @@ class TestLaunch:
                 stream.synchronize()
             assert int(total) == 10 * calls
 
-    def test_a_range_costs_nothing_when_nobody_profiles(self, make: Callable[..., Kernels]) -> None:
+    def test_a_profiler_range_costs_nothing_without_a_profiler(self, make: Callable[..., Kernels]) -> None:
         kernels = make()
         assert kernels.range("march") is kernels.range("field")
 
@@ -226,7 +226,7 @@ class TestChecks:
     def test_a_wrong_struct_is_refused(self, kernels: Kernels, folder: Path) -> None:
         with pytest.raises(TypeError, match="series"):
             kernels.launch("scale", 3, 0, torch.empty(8), items=8)
-        with pytest.raises(TypeError, match="takes"):
+        with pytest.raises(TypeError, match="has the fields"):
             kernels.struct("Series", values=None, count=0)
         with pytest.raises(TypeError, match="values"):
             kernels.struct("Series", values=torch.zeros(8, dtype=torch.float16), count=8, gain=1.0)
@@ -236,7 +236,7 @@ class TestChecks:
             kernels.launch("scale", other, 0, torch.empty(8), items=8)
 
     def test_arguments_are_counted(self, kernels: Kernels) -> None:
-        with pytest.raises(TypeError, match="takes 3 arguments, not 1"):
+        with pytest.raises(TypeError, match="takes 3 arguments; given were 1"):
             kernels.launch("scale", 1, items=8)
 
 
@@ -249,10 +249,10 @@ class TestCache:
         (found,) = again.report()
         assert (found.module, found.cached) == ("scale", True)
         assert found.path.parent == cache
-        assert found.seconds > 0  # what it cost then
+        assert found.seconds > 0, "the time of the original compilation"
         assert len(list(cache.iterdir())) == 2
 
-    def test_what_is_compiled_can_be_asked_without_compiling(self, make: Callable[..., Kernels], cache: Path) -> None:
+    def test_the_compiled_modules_can_be_listed_without_compiling(self, make: Callable[..., Kernels], cache: Path) -> None:
         make().prepare(["count"])
         found = make().compiled()
         assert found["scale"] is None
@@ -266,24 +266,24 @@ class TestCache:
         values = torch.randn(10)
         assert torch.equal(_scaled(make(OFFSET=1), values, 1.0, 0), values - 1.0)
 
-    def test_a_constant_concerns_the_modules_that_speak_of_it(self, make: Callable[..., Kernels]) -> None:
+    def test_a_constant_affects_only_the_modules_that_use_it(self, make: Callable[..., Kernels]) -> None:
         make().prepare()
         assert {name: found is not None for name, found in make(OFFSET=3).compiled().items()} == {
             "count": True,
             "scale": False,
         }
-        assert make(UNHEARD_OF=1).compiled()["scale"] is not None
+        assert make(UNUSED=1).compiled()["scale"] is not None
 
     def test_another_compiler_means_a_new_compilation(self, make: Callable[..., Kernels]) -> None:
         program = make().sources.program("count", {})
         compiler = HostCompiler()
         build(program, compiler)
-        assert find(program, compiler) is not None
+        assert find_cached(program, compiler) is not None
         compiler.version += " (patched)"
-        assert find(program, compiler) is None
+        assert find_cached(program, compiler) is None
 
     @pytest.mark.parametrize("damage", [b"", b"garbage", None])
-    def test_a_damaged_file_is_made_anew(
+    def test_a_damaged_file_is_compiled_again(
         self, make: Callable[..., Kernels], cache: Path, damage: bytes | None, caplog: pytest.LogCaptureFixture
     ) -> None:
         build(make().sources.program("scale", {"OFFSET": 0}), HostCompiler())  # unlike prepare(), loads nothing
@@ -294,12 +294,12 @@ class TestCache:
             assert torch.equal(_scaled(kernels, torch.ones(5), 2.0, 1), torch.full((5,), 3.0))
         assert [a.cached for a in kernels.report()] == [False]
         assert [record.getMessage() for record in caplog.records] == [
-            f"the compiled scale in {cache} is damaged: it is compiled anew"
+            f"the compiled module scale in {cache} is damaged and is compiled again"
         ]
         assert make().compiled()["scale"] is not None
 
-    def test_a_cache_that_takes_nothing_is_told_once(self, folder: Path, tmp_path: Path) -> None:
-        """In a process of its own: the temporary folder, the one line and the tidying are the process's."""
+    def test_an_unwritable_cache_is_reported_once(self, folder: Path, tmp_path: Path) -> None:
+        """In a separate process, because the temporary folder, the single warning and the cleanup belong to the process."""
         blocked = tmp_path / "blocked"
         blocked.write_text("a file where the folder should be")
         program = f"""
@@ -316,7 +316,7 @@ for _ in range(2):
         done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True)
         lines = done.stdout.splitlines()
         assert [line.split()[0] for line in lines] == ["False", "False", "True", "True"]
-        assert done.stderr.count("cannot be kept in") == 1
+        assert done.stderr.count("cannot be cached in") == 1
         assert "TELEPRESENCE_KERNEL_CACHE" in done.stderr
         assert not list(tmp_path.glob("telepresence-*"))
 
@@ -341,15 +341,15 @@ class TestRefusals:
     def test_without_a_compiler(self, make: Callable[..., Kernels], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PATH", "")
         monkeypatch.delenv("CXX", raising=False)
-        with pytest.raises(KernelError, match=r"^there is no C\+\+ compiler: install g\+\+ [^\n]*$"):
+        with pytest.raises(KernelError, match=r"^no C\+\+ compiler was found: install g\+\+ [^\n]*$"):
             make().prepare()
         monkeypatch.setenv("CXX", "no-such-compiler -m64")
-        with pytest.raises(KernelError, match=r"^CXX names 'no-such-compiler', which is not there: [^\n]*$"):
+        with pytest.raises(KernelError, match=r"^CXX names 'no-such-compiler', which was not found: [^\n]*$"):
             make().prepare()
 
     def test_a_compiler_that_does_not_run(self, make: Callable[..., Kernels], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("CXX", "/bin/false")
-        with pytest.raises(KernelError, match=r"^the C\+\+ compiler /bin/false does not run[^\n]*$"):
+        with pytest.raises(KernelError, match=r"^the C\+\+ compiler /bin/false cannot be run[^\n]*$"):
             make().prepare()
 
     def test_code_that_does_not_compile(self, make: Callable[..., Kernels], folder: Path) -> None:
@@ -357,11 +357,11 @@ class TestRefusals:
         with pytest.raises(KernelError) as refusal:
             make().prepare()
         assert re.fullmatch(r"\S+ cannot compile scale\.cu: .*no_such_word.*", str(refusal.value))
-        assert "In function" in refusal.value.__notes__[0]  # all that the compiler said, for who develops
+        assert "In function" in refusal.value.__notes__[0]  # the complete output of the compiler, for developers
 
 
 def test_the_gpu_marker_selects_and_skips(root: Path) -> None:
-    """``-m gpu`` runs the tests of a GPU alone; where there is none they say that they are skipped."""
+    """``-m gpu`` selects only the tests that need a GPU; without a GPU they are skipped with a reason."""
     this = "tests/insta_runtime/native/test_kernels.py::TestLaunch::test_values_arrive"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", this]
 
@@ -380,11 +380,11 @@ def test_the_gpu_marker_selects_and_skips(root: Path) -> None:
     assert "1 passed, 1 deselected" in outcome("-m", "not gpu")
 
 
-def test_numbers_that_device_code_and_twins_both_name_are_the_same() -> None:
+def test_numbers_that_kernels_and_the_torch_reference_both_define_are_equal() -> None:
     def defined(name: str, file: str) -> float:
         found = re.search(rf"#define {name} ([\d.]+)", read_sources().text[file])
         assert found is not None
         return float(found.group(1))
 
-    assert defined("MOST_LEAVES", "candidates.cu") == 1 << LEAF_DEPTH
+    assert defined("MAX_LEAVES", "candidates.cu") == 1 << LEAF_DEPTH
     assert defined("NEAREST", "rays.cuh") == NEAREST

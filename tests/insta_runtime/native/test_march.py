@@ -10,14 +10,15 @@ import pytest
 import torch
 
 from insta_runtime.config import SamplingConfig
+from insta_runtime.geometry import camera_vertices
 from insta_runtime.native.constants import avatar_constants
 from insta_runtime.native.kernels import Kernels, Struct
+from insta_runtime.native.occupancy import occupancy_struct
 from insta_runtime.native.posing import PosedHeads, pack_state
 from insta_runtime.native.sampling import PackedSamples
 from insta_runtime.render.model import AvatarModel
-from insta_runtime.render.occupancy import space_struct
 from insta_runtime.render.raster import rasterise
-from insta_runtime.render.rays import Rays, camera_vertices, farthest_around, pixel_rays
+from insta_runtime.render.rays import Rays, farthest_around, pixel_rays
 from insta_runtime.render.sampling import march
 from insta_runtime.types import Camera, HeadState
 from tests.support.small_person import SMALL, camera, neutral_shape, open_head, pose
@@ -45,7 +46,7 @@ def space_of(kernels: Kernels, model: AvatarModel) -> Struct:
     occupancy = model.occupancy
     bits = np.packbits(occupancy.dense.cpu().numpy(), bitorder="little")
     dense = np.pad(bits, (0, -len(bits) % 4)).view(np.int32)
-    space = space_struct(kernels, occupancy, occupancy.state())
+    space = occupancy_struct(kernels, occupancy, occupancy.state())
     space.tensor("dense").copy_(torch.from_numpy(dense))
     return space
 

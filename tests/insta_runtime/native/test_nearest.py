@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from insta_runtime.config import AvatarConfig, OccupancyConfig, WarpConfig
-from insta_runtime.render.occupancy import space_struct
+from insta_runtime.native.occupancy import occupancy_struct
 from insta_runtime.warp.nearest import Nearest, nearest_brute_force
 from tests.support.posed_person import DEFAULT, POISON, Posed, band_points, model_of, random_state, run
 from tests.support.small_person import pose
@@ -70,7 +70,7 @@ def test_strong_faces_and_back(device: torch.device) -> None:
 
     cells = posed.array("cell")[0, : int(heads.count[0])].long()
     at_rest = posed.array("candidates")[0][posed.array("row")[0][cells].long()]
-    space = space_struct(heads.kernels, model.occupancy, model.occupancy.state())
+    space = occupancy_struct(heads.kernels, model.occupancy, model.occupancy.state())
     for _ in range(2):  # the other face, and back
         heads.states.copy_(heads.states.flip(0))
         heads.run(space)
@@ -154,7 +154,7 @@ def test_degenerate_triangles(device: torch.device, kind: str) -> None:
         vertices[0, c] = vertices[0, b] + 1e-6
     for name, items in (("triangle_frames", len(faces)), ("leaf_spheres", 32 * 512)):
         heads.kernels.launch(name, heads.head, heads.poses, items=items)
-    heads.choose()
+    heads.choose_candidates()
     points = band_points(posed, 0, 600)
     truth = nearest_brute_force(points, vertices[0], faces)
     too_far = query(posed, 0, points).distance - truth.distance

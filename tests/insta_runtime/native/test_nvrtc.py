@@ -1,4 +1,4 @@
-"""Every module compiles for every card that is supported, and fits it.  Needs NVRTC, which is a package; no GPU."""
+"""Every module compiles for every supported GPU architecture within its limits.  Needs NVRTC but no GPU."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from insta_runtime.native.compilers import Nvrtc, NvrtcCompiler, Program, build, find
+from insta_runtime.native.compilers import Nvrtc, NvrtcCompiler, Program, build, find_cached
 from insta_runtime.native.constants import avatar_constants
 from insta_runtime.native.kernels import KernelError, read_sources
 from telepresence.config import load_config
@@ -18,17 +18,17 @@ PRESETS = {
     "default": CAPABILITIES,
     "cpu": ((7, 5), (12, 0)),
     "insta_paper": ((7, 5), (9, 0)),
-}  # and the cards that each is compiled for: time is dear
+}  # and the architectures for which each is compiled, to save time
 
-MOST_REGISTERS = 255  # what a thread can have
-MOST_SHARED = 48 * 1024  # bytes that a block has on every card
-MOST_SPILLED = 64  # bytes a thread, stored and loaded: a few, around a loop, stay in the first cache
-SPILLED = {  # where it is more, and why that is borne
-    "render_rays": 256,  # around a loop; with fewer warps to hide the table's latency it would be slower
-    "grid_mlp_backward": 128,  # a second block a processor is worth a quarter of the time
-    "field_backward": 800,  # gradients of a whole layer stay in registers; fewer would mean a second pass
+MAX_REGISTERS = 255  # hardware limit per thread
+MAX_SHARED = 48 * 1024  # bytes of static shared memory per block on every GPU
+MAX_SPILLED = 64  # bytes per thread, stores and loads: so few stay in the L1 cache
+SPILLED = {  # kernels with more spills, and why they are accepted
+    "render_rays": 256,  # spills around a loop; fewer warps would hide less of the hash grid's latency
+    "grid_mlp_backward": 128,  # a second block per multiprocessor saves a quarter of the time
+    "field_backward": 800,  # the gradients of a whole layer stay in registers; otherwise a second pass would be needed
 }
-# The original's field has more layers and four times the features: nothing that is shown while it is learned.
+# The field of the INSTA paper has more layers and four times the features; it is not meant for live use.
 SPILLED_BY_PAPER = {
     "render_rays": 600,
     "field_samples": 600,
@@ -48,14 +48,14 @@ def nvrtc() -> Nvrtc:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("module", read_sources().modules)
-def test_a_module_fits_every_card(module: str, nvrtc: Nvrtc) -> None:
+def test_a_module_fits_every_gpu_architecture(module: str, nvrtc: Nvrtc) -> None:
     sources = read_sources()
     kernels = {kernel.name: kernel for kernel in sources.kernels.values() if kernel.module == module}
     jobs: dict[tuple[tuple[str, ...], tuple[int, int]], tuple[Program, NvrtcCompiler]] = {}
-    borne: dict[tuple[str, ...], dict[str, int]] = {}
+    accepted: dict[tuple[str, ...], dict[str, int]] = {}
     for preset, capabilities in PRESETS.items():
         program = sources.program(module, avatar_constants(load_config(preset).avatar))
-        borne.setdefault(program.defines, SPILLED_BY_PAPER if preset == "insta_paper" else SPILLED)
+        accepted.setdefault(program.defines, SPILLED_BY_PAPER if preset == "insta_paper" else SPILLED)
         for capability in capabilities:
             jobs.setdefault((program.defines, capability), (program, NvrtcCompiler(nvrtc, capability)))
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # from the cache if nothing has changed
@@ -64,12 +64,12 @@ def test_a_module_fits_every_card(module: str, nvrtc: Nvrtc) -> None:
         assert compiler.binary
         assert artifact.image.startswith(b"\x7fELF")
         assert set(artifact.resources) == set(kernels)
-        for name, taken in artifact.resources.items():
-            where = f"{name} for {compiler.architecture}: {taken}"
-            assert 0 < taken.registers <= MOST_REGISTERS, where
-            assert taken.registers * kernels[name].threads <= 65536, where
-            assert taken.shared <= MOST_SHARED, where
-            assert taken.spilled <= borne[program.defines].get(name, MOST_SPILLED), where
+        for name, used in artifact.resources.items():
+            where = f"{name} for {compiler.architecture}: {used}"
+            assert 0 < used.registers <= MAX_REGISTERS, where
+            assert used.registers * kernels[name].threads <= 65536, where
+            assert used.shared <= MAX_SHARED, where
+            assert used.spilled <= accepted[program.defines].get(name, MAX_SPILLED), where
 
 
 SMALL = Program(
@@ -86,22 +86,22 @@ SMALL = Program(
     ("capability", "architecture"),
     [((9, 0), "sm_90"), ((8, 9), "sm_89"), ((12, 9), "sm_121"), ((9, 9), "sm_90"), ((99, 0), "compute_121")],
 )
-def test_a_card_gets_code_that_it_runs(capability: tuple[int, int], architecture: str, nvrtc: Nvrtc) -> None:
-    """A card that NVRTC does not know runs code of its generation, or translates PTX of the newest that is known."""
+def test_a_gpu_gets_code_that_it_can_run(capability: tuple[int, int], architecture: str, nvrtc: Nvrtc) -> None:
+    """A GPU newer than NVRTC runs machine code of its major version, or translates PTX of the newest known version."""
     if max(nvrtc.architectures) != 121:
-        pytest.skip(f"NVRTC {nvrtc.version} knows other cards")
+        pytest.skip(f"NVRTC {nvrtc.version} supports other architectures")
     compiler = NvrtcCompiler(nvrtc, capability)
     assert compiler.architecture == architecture
     image, _ = compiler.compile(SMALL)
     assert image.startswith(b"\x7fELF") if architecture.startswith("sm") else b".target sm_121" in image
 
 
-def test_a_card_that_is_too_old_is_told(nvrtc: Nvrtc) -> None:
-    with pytest.raises(KernelError, match=r"^NVRTC \S+ knows no card of compute capability 3\.5: it begins at [^\n]*$"):
+def test_an_unsupported_old_gpu_is_an_error(nvrtc: Nvrtc) -> None:
+    with pytest.raises(KernelError, match=r"^NVRTC \S+ does not support compute capability 3\.5 [^\n]*$"):
         NvrtcCompiler(nvrtc, (3, 5))
 
 
-def test_what_nvrtc_refuses_is_one_line(nvrtc: Nvrtc) -> None:
+def test_a_compile_error_of_nvrtc_is_one_line(nvrtc: Nvrtc) -> None:
     with pytest.raises(KernelError) as refusal:
         NvrtcCompiler(nvrtc, (8, 0)).compile(Program(SMALL.name, SMALL.files, ()))
     assert str(refusal.value) == (
@@ -109,23 +109,23 @@ def test_what_nvrtc_refuses_is_one_line(nvrtc: Nvrtc) -> None:
     )
 
 
-def test_code_for_a_card_is_cached_with_what_it_takes(
+def test_gpu_code_is_cached_with_its_resources(
     nvrtc: Nvrtc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TELEPRESENCE_KERNEL_CACHE", str(tmp_path))
     compiler = NvrtcCompiler(nvrtc, (8, 0))
     made = build(SMALL, compiler)
-    again = find(SMALL, compiler)
+    again = find_cached(SMALL, compiler)
     assert again is not None
     assert (made.cached, again.cached) == (False, True)
     assert again.image == made.image
     assert again.resources == made.resources
     assert made.resources["small"].registers > 0
-    assert find(SMALL, NvrtcCompiler(nvrtc, (8, 6))) is None
-    assert find(Program(SMALL.name, SMALL.files, ("-DA=22",)), compiler) is None
+    assert find_cached(SMALL, NvrtcCompiler(nvrtc, (8, 6))) is None
+    assert find_cached(Program(SMALL.name, SMALL.files, ("-DA=22",)), compiler) is None
 
 
-def test_no_nvrtc_is_one_line(tmp_path: Path) -> None:
+def test_a_broken_nvrtc_library_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "libnvrtc.so.13").write_text("not a library")
-    with pytest.raises(KernelError, match=r"^NVRTC does not load: [^\n]*$"):
+    with pytest.raises(KernelError, match=r"^NVRTC \([^\n]*\) cannot be loaded: [^\n]*$"):
         Nvrtc(tmp_path / "libnvrtc.so.13")

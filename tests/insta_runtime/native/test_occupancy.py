@@ -10,14 +10,15 @@ import pytest
 import torch
 
 from insta_runtime.field.expression_code import CODE_WIDTH, condition
+from insta_runtime.geometry import camera_vertices
 from insta_runtime.native.constants import avatar_constants
 from insta_runtime.native.field import PackedField, flatten
 from insta_runtime.native.kernels import Kernels, Struct
+from insta_runtime.native.occupancy import occupancy_struct
 from insta_runtime.native.posing import PosedHeads, pack_state
 from insta_runtime.render.model import AvatarModel
-from insta_runtime.render.occupancy import LIT_DECAY, OccupancyGrid, space_struct
+from insta_runtime.render.occupancy import VISIBILITY_DECAY, OccupancyGrid
 from insta_runtime.render.raster import rasterise
-from insta_runtime.render.rays import camera_vertices
 from insta_runtime.types import Camera, HeadState
 from tests.support.small_person import SMALL, camera, neutral_shape, open_head, pose
 
@@ -44,7 +45,7 @@ def kernels(device: torch.device) -> Kernels:
 
 def space_of(kernels: Kernels, grid: OccupancyGrid) -> Struct:
     """The grid's own counts, and poison where kernels publish."""
-    space = space_struct(kernels, grid, grid.state())
+    space = occupancy_struct(kernels, grid, grid.state())
     space.tensor("occupied").fill_(77)
     space.tensor("dense").fill_(0x55555555)
     return space
@@ -59,10 +60,10 @@ def test_publishing_is_the_twins(kernels: Kernels, model: AvatarModel) -> None:
     grid = model.occupancy
     grid.value.copy_(torch.rand(len(grid.value)) * 0.06)
     grid.value[:3] = torch.tensor([grid.config.threshold, float("nan"), 1.0])
-    grid.seen.copy_(torch.randint(0, 9, grid.seen.shape))
-    grid.inside.copy_((grid.seen.cpu() * torch.rand(grid.seen.shape)).floor())
+    grid.view_count.copy_(torch.randint(0, 9, grid.view_count.shape))
+    grid.matte_count.copy_((grid.view_count.cpu() * torch.rand(grid.view_count.shape)).floor())
     space = space_of(kernels, grid)
-    kernels.launch("publish_occupancy", space, grid.config.threshold, items=grid.config.resolution**3 // 32)
+    kernels.launch("threshold_occupancy", space, grid.config.threshold, items=grid.config.resolution**3 // 32)
     grid.load(grid.state())
     occupied = space.tensors["occupied"]
     assert torch.equal(occupied, grid.occupied.byte())
@@ -106,15 +107,15 @@ def test_carving_is_the_twins(kernels: Kernels, model: AvatarModel, view: Camera
     alpha[: view.height // 3] = 0
     depth = depth_of(model, state, view)
     grid.carve(model.pose(state), state, view, alpha.float() / 255.0, depth, SMALL.sampling.behind)
-    seen, inside = grid.seen.clone(), grid.inside.clone()
-    grid.seen.zero_()
-    grid.inside.zero_()
+    seen, inside = grid.view_count.clone(), grid.matte_count.clone()
+    grid.view_count.zero_()
+    grid.matte_count.zero_()
     for _ in range(2):
         carve(kernels, model, state, view, alpha)
     assert 0.05 < inside.mean() < 0.95 * seen.mean()
     # Rounding moves a cell whose centre lies on a pixel's border to the next pixel.
-    assert (grid.seen != 2 * seen).float().mean() < 2e-3
-    assert (grid.inside != 2 * inside).float().mean() < 5e-3
+    assert (grid.view_count != 2 * seen).float().mean() < 2e-3
+    assert (grid.matte_count != 2 * inside).float().mean() < 5e-3
 
 
 @pytest.mark.parametrize("z", [float("nan"), -0.6, 0.0])
@@ -135,8 +136,8 @@ def test_a_head_that_is_not_before_the_camera_is_not_counted(kernels: Kernels, m
     nowhere = torch.full((48, 48), torch.inf, device=kernels.device)
     kernels.launch("carve_cells", heads.head, heads.poses, space, 0, alpha, nowhere, 48, 48, items=space.value.count)
     grid = model.occupancy
-    assert torch.equal(grid.seen, grid.inside)
-    assert bool(grid.seen.any()) == (z == 0.0)
+    assert torch.equal(grid.view_count, grid.matte_count)
+    assert bool(grid.view_count.any()) == (z == 0.0)
 
 
 def pcg(x: np.ndarray | int) -> np.ndarray:
@@ -214,8 +215,8 @@ def test_updates_are_the_twins_at_the_points_drawn(kernels: Kernels, model: Avat
     untouched = torch.ones_like(grid.value, dtype=torch.bool)
     untouched[cells] = False
     assert torch.equal(grid.value[untouched], before[untouched])
-    faded = torch.where(untouched, 1.0, LIT_DECAY)
-    torch.testing.assert_close(grid.lit, faded, rtol=0.0, atol=1e-6)
+    faded = torch.where(untouched, 1.0, VISIBILITY_DECAY)
+    torch.testing.assert_close(grid.visibility, faded, rtol=0.0, atol=1e-6)
     if updates > 1:
         assert 0.02 < (expected[cells] > before[cells]).float().mean() < 0.98
 

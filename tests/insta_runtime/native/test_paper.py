@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from insta_runtime.config import AvatarConfig
-from insta_runtime.field.lip_code import LIPS_UNITS, LIPS_WIDTH, LipsNumbers
-from insta_runtime.learn.trainer import Trainer
+from insta_runtime.field.lip_code import LIPS_UNITS, LIPS_WIDTH, LipCode
+from insta_runtime.learn.torch_trainer import TorchTrainer
 from insta_runtime.native.constants import avatar_constants
 from insta_runtime.native.kernels import Kernels
 from insta_runtime.native.renderer import NativeRenderer
@@ -88,7 +88,7 @@ def test_pictures_are_those_of_the_twin(device: torch.device, fused: bool) -> No
 
 
 def test_it_learns_as_the_twin_does(device: torch.device, pictures: list[Observation]) -> None:
-    trainers = NativeTrainer(model_on(device), kernels_on(device)), Trainer(model_on(CPU))
+    trainers = NativeTrainer(model_on(device), kernels_on(device)), TorchTrainer(model_on(CPU))
     losses = []
     for trainer in trainers:
         for picture in pictures:
@@ -97,8 +97,8 @@ def test_it_learns_as_the_twin_does(device: torch.device, pictures: list[Observa
         losses.append([report.loss for report in reports if report is not None])
     ours, twins = np.array(losses)
     assert np.isfinite(ours).all()
-    space, grid = trainers[0]._space, trainers[0].model.occupancy
-    assert grid.seen.max() >= 3
+    space, grid = trainers[0]._occupancy, trainers[0].model.occupancy
+    assert grid.view_count.max() >= 3
     assert torch.equal(space.tensor("occupied").bool(), grid.occupied), "whatever silhouettes say"
     if device.type == "cuda":  # it tells the loss of some steps ago, now and then
         assert ours[-1] < 2.0 * twins[12:].mean()
@@ -113,5 +113,5 @@ def test_the_lips_numbers_are_units_of_the_mouth_or_the_first_components() -> No
     names = open_head().expression_names
     expression = np.zeros(len(names), np.float32)
     expression[[names.index("jawOpen"), names.index("mouthShrugLower")]] = 1.0, 0.6
-    numbers = LipsNumbers(open_head())(replace(STATE, expression=expression))
+    numbers = LipCode(open_head())(replace(STATE, expression=expression))
     assert numbers.tolist() == pytest.approx([1.0] + [0.0] * 13 + [0.3, 0.0])

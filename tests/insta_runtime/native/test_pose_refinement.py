@@ -6,25 +6,25 @@ import numpy as np
 import pytest
 import torch
 
-from insta_runtime.config import AvatarConfig, FieldConfig, RegistrationConfig
+from insta_runtime.config import AvatarConfig, FieldConfig, PoseRefinementConfig
 from insta_runtime.field.hashgrid import HashGrid
 from insta_runtime.field.radiance import RadianceField
 from insta_runtime.geometry import rotation_matrix
-from insta_runtime.learn.pose_refinement import PictureMotion, follow, predict, regression
+from insta_runtime.learn.pose_refinement import FramePoseMotion, fit_table, motion_shift, predict_motions
 from insta_runtime.native.constants import avatar_constants
 from insta_runtime.native.field import LOSS_SCALE, PackedField, flatten
 from insta_runtime.native.kernels import Kernels
 from insta_runtime.render.pose_refinement import (
     COLUMNS,
     MOTIONS,
-    Registration,
+    PoseRefinement,
     apart,
     count_features,
     moved,
     pose_features,
 )
 from insta_runtime.types import HeadState
-from insta_runtime.warp.warp import LEVER, MOTION, PARTS
+from insta_runtime.warp.warp import MOTION, PARTS, TURN_RADIUS
 
 FIELD = FieldConfig(levels=5, features=2, log2_entries=10, base=4, finest=40, hidden=16)
 SIDE = 0.6
@@ -105,7 +105,7 @@ def test_samples_pull_at_the_heads_of_their_frames(device: torch.device, generat
     else:
         stored = gradient.permute(1, 2, 0).contiguous()
     pulls = torch.zeros(frames, MOTIONS, device=device)
-    kernels.launch("pull_heads", rays, samples, packed.weights, stored.flatten(), SIDE, frames, pulls, items=steps)
+    kernels.launch("pose_gradients", rays, samples, packed.weights, stored.flatten(), SIDE, frames, pulls, items=steps)
 
     wanted = torch.zeros_like(pulls)
     for frame in range(frames):
@@ -113,7 +113,7 @@ def test_samples_pull_at_the_heads_of_their_frames(device: torch.device, generat
         of, at = torch.from_numpy(ray[own]).to(device).long(), torch.from_numpy(slot[own]).to(device).long()
         points = origin[of, :3] + step_t[torch.from_numpy(own).to(device), None] * direction[of, :3]
         motion = torch.zeros(MOTIONS, device=device, requires_grad=True)
-        features = grid(position[at] + follow(motion, points, masks[at]) / SIDE).view(len(own), -1)
+        features = grid(position[at] + motion_shift(motion, points, masks[at]) / SIDE).view(len(own), -1)
         (features * gradient[at].reshape(len(own), -1)).sum().backward()  # type: ignore[no-untyped-call]
         assert motion.grad is not None
         wanted[frame] = motion.grad
@@ -126,7 +126,7 @@ def test_motions_take_the_same_step(device: torch.device, generator: np.random.G
     kernels, slots = _kernels(device), 4
     table = torch.zeros(count_features(EXPRESSIONS), COLUMNS)
     table[:, 1] = 1.0
-    twins = [PictureMotion(_random_state(generator), table) for _ in range(slots)]
+    twins = [FramePoseMotion(_random_state(generator), table) for _ in range(slots)]
     start = torch.from_numpy(generator.normal(0.0, 1e-3, (slots, MOTIONS)).astype(np.float32))
     predicted = torch.from_numpy(generator.normal(0.0, 1e-3, (slots, MOTIONS)).astype(np.float32))
     for twin, motion in zip(twins, start, strict=True):
@@ -141,14 +141,14 @@ def test_motions_take_the_same_step(device: torch.device, generator: np.random.G
             twins[slot].step(pull, rate, predicted[slot], fades)
         order = torch.tensor(drawn, dtype=torch.int32, device=device)
         arguments = order, pulls.to(device) * LOSS_SCALE, control, expected, fades, motions, moments, ages
-        kernels.launch("register_step", 2, *arguments, items=MOTIONS)
+        kernels.launch("pose_adam_step", 2, *arguments, items=MOTIONS)
     wanted = torch.stack([twin.now for twin in twins])
     torch.testing.assert_close(motions.cpu(), wanted, rtol=0.0, atol=2e-8)
     assert torch.equal(motions[3].cpu(), start[3]), "a picture that was not drawn stays"
 
     control[5] = float("nan")
     before = motions.clone()
-    kernels.launch("register_step", 2, *arguments, items=MOTIONS)
+    kernels.launch("pose_adam_step", 2, *arguments, items=MOTIONS)
     assert torch.equal(motions, before), "a loss that is no number moves nothing"
 
 
@@ -161,7 +161,7 @@ def test_heads_are_placed_as_their_twins_are(device: torch.device, generator: np
     pulls = torch.ones(2, MOTIONS, device=device)
     drawn = torch.tensor([2, 0], dtype=torch.int32, device=device)
     inputs = torch.from_numpy(tracked).to(device), torch.from_numpy(motions).to(device)
-    kernels.launch("register_heads", EXPRESSIONS, size, 2, drawn, *inputs, rows, posed, pulls, items=2)
+    kernels.launch("apply_pose_corrections", EXPRESSIONS, size, 2, drawn, *inputs, rows, posed, pulls, items=2)
     column = EXPRESSIONS + 14
     for place, slot in enumerate((2, 0)):
         twin = moved(states[slot], motions[slot])
@@ -185,18 +185,18 @@ def test_what_repeats_is_predicted_for_states_never_learned_from(generator: np.r
     motions = np.stack([(s.expression[1] - 0.5) * cause for s in states]).astype(np.float32)
     features = torch.from_numpy(np.stack([pose_features(s) for s in states]))
     ages = torch.full((300,), 9.0)
-    table = regression(
-        features[:250], torch.from_numpy(motions[:250]), ages[:250], torch.arange(250), RegistrationConfig().ridge
+    table = fit_table(
+        features[:250], torch.from_numpy(motions[:250]), ages[:250], torch.arange(250), PoseRefinementConfig().ridge
     )
-    guessed = predict(table, features[250:]).numpy()
+    guessed = predict_motions(table, features[250:]).numpy()
     assert np.abs(guessed - motions[250:]).max() < 0.15 * np.abs(motions).max()
-    learned = Registration(table.numpy())
+    learned = PoseRefinement(table.numpy())
     for state, motion in zip(states[250:255], guessed, strict=False):
-        (shown, parts), wanted = learned.corrected(state), moved(state, motion)
+        (shown, parts), wanted = learned.refine(state), moved(state, motion)
         np.testing.assert_allclose(parts, apart(motion), atol=1e-6)
         np.testing.assert_allclose(shown.rotation, wanted.rotation, atol=1e-5)
         np.testing.assert_allclose(shown.translation, wanted.translation, atol=1e-6)
-    shown, parts = Registration.none(EXPRESSIONS).corrected(states[0])
+    shown, parts = PoseRefinement.identity(EXPRESSIONS).refine(states[0])
     assert np.array_equal(shown.rotation, states[0].rotation)
     assert not parts.any()
 
@@ -207,8 +207,8 @@ def test_what_does_not_repeat_is_not_guessed(generator: np.random.Generator) -> 
     features = torch.from_numpy(np.stack([pose_features(s) for s in states]))
     motions = torch.from_numpy(generator.normal(0.0, 1e-3, (120, MOTIONS)).astype(np.float32))
     motions[:, :MOTION] = (features[:, 1:2] - features[:, 1:2].mean()) * 2e-3
-    table = regression(features, motions, torch.full((120,), 9.0), torch.arange(120), 0.01)
-    guessed = predict(table, torch.from_numpy(np.stack([pose_features(_random_state(generator)) for _ in range(50)])))
+    table = fit_table(features, motions, torch.full((120,), 9.0), torch.arange(120), 0.01)
+    guessed = predict_motions(table, torch.from_numpy(np.stack([pose_features(_random_state(generator)) for _ in range(50)])))
     spread = guessed.std(dim=0)
     assert float(spread[:MOTION].min()) > 0.7 * float(motions[:, 0].std())
     assert float(spread[MOTION:].max()) < 0.3e-3
@@ -218,7 +218,7 @@ def test_tables_of_before_move_all_of_the_head(generator: np.random.Generator) -
     old = generator.normal(0.0, 1e-3, (count_features(EXPRESSIONS), 4 + MOTION)).astype(np.float32)
     old[:, 1], old[:, 2], old[:, 3] = 1.0, -9.0, 9.0
     state = _random_state(generator)
-    shown, parts = Registration.stored(old).corrected(state)
+    shown, parts = PoseRefinement.from_table(old).refine(state)
     assert not np.allclose(shown.rotation, state.rotation, atol=1e-6)
     np.testing.assert_allclose(parts, 0.0, atol=1e-9)
 
@@ -227,7 +227,7 @@ def test_nothing_is_guessed_beyond_what_was_learned_from(generator: np.random.Ge
     states = [_random_state(generator) for _ in range(60)]
     features = torch.from_numpy(np.stack([pose_features(s) for s in states]))
     motions = features[:, 1:2] * torch.full((1, MOTIONS), 1e-3)
-    table = regression(features, motions, torch.full((60,), 9.0), torch.arange(60), 1e-3)
+    table = fit_table(features, motions, torch.full((60,), 9.0), torch.arange(60), 1e-3)
     far = features[:1] + 50.0
-    assert float(predict(table, far).abs().max()) <= 3.0 * float(motions.abs().max())
-    assert LEVER > 0.0
+    assert float(predict_motions(table, far).abs().max()) <= 3.0 * float(motions.abs().max())
+    assert TURN_RADIUS > 0.0

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from insta_runtime.native.posing import DRAWERS
+from insta_runtime.geometry import camera_vertices
+from insta_runtime.native.posing import THREADS_PER_TRIANGLE
 from insta_runtime.render.raster import Raster, rasterise
-from insta_runtime.render.rays import camera_vertices
 from insta_runtime.types import Camera, HeadState
 from tests.support.posed_person import POISON, Posed, model_of, random_state, run
 from tests.support.small_person import camera
@@ -28,7 +28,7 @@ def drawn(posed: Posed, view: Camera) -> tuple[torch.Tensor, torch.Tensor, torch
     barycentrics = torch.full((*shape, 3), torch.nan, device=device)
     launch, head, poses, size = heads.kernels.launch, heads.head, heads.poses, (view.width, view.height)
     launch("clear_pixels", keys, pixels, items=pixels)
-    launch("draw_triangles", head, poses, *size, keys, items=DRAWERS * heads.frames * triangles)
+    launch("draw_triangles", head, poses, *size, keys, items=THREADS_PER_TRIANGLE * heads.frames * triangles)
     launch("resolve_pixels", head, poses, *size, keys, depth, triangle, barycentrics, items=pixels)
     return depth, triangle, barycentrics
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from insta_runtime.field.view_range import ViewRange
-from insta_runtime.learn.trainer import Trainer
-from insta_runtime.native.canvas import EARLY_STOP, RING, Format
+from insta_runtime.learn.torch_trainer import TorchTrainer
+from insta_runtime.native.canvas import EARLY_STOP, RING, PixelFormat
 from insta_runtime.native.constants import avatar_constants
 from insta_runtime.native.kernels import Kernels
 from insta_runtime.native.renderer import NativeRenderer
@@ -168,7 +168,7 @@ def test_frames_come_as_bytes_over_their_background(device: torch.device) -> Non
         assert picture.ready
     assert np.abs(native.frame(STATE, VIEW, "rgba").wait() - 255.0 * rgba).max() <= 0.51
     luma = over(rgba, room) @ np.array([65.481, 128.553, 24.966], np.float32) + 16.0
-    shapes: dict[Format, tuple[int, int]] = {"i420": (72, 48), "nv12": (72, 48)}
+    shapes: dict[PixelFormat, tuple[int, int]] = {"i420": (72, 48), "nv12": (72, 48)}
     for kind, shape in shapes.items():
         planes = native.frame(STATE, VIEW, kind, room).wait()
         assert planes.shape == shape
@@ -227,7 +227,7 @@ def test_poses_and_codes_fade_with_the_weights(device: torch.device) -> None:
     native = renderer(model, clock=lambda: now[0])
     before = native.frame(STATE, VIEW, "rgba").wait().astype(float)
     snapshot = take_snapshot(model)
-    snapshot["registration"][0, 2:5] = torch.tensor([1.0, 1.0, 0.02])  # two centimetres aside, whatever the state
+    snapshot["pose_refinement"][0, 2:5] = torch.tensor([1.0, 1.0, 0.02])  # two centimetres aside, whatever the state
     native.load(snapshot)
     seen = [before]
     for _ in range(4):
@@ -254,7 +254,7 @@ def test_learning_does_not_disturb_what_is_shown(device: torch.device) -> None:
     model = AvatarModel(open_head(), neutral_shape(open_head()), SMALL, device)
     native = renderer(model)
     before = native.render(STATE, VIEW).rgba
-    trainer = Trainer(model)
+    trainer = TorchTrainer(model)
     head = open_head()
     colours = torch.full((len(head.template), 3), 0.5)
     for observation in photograph(head, performance(head, 3), 48, colours):

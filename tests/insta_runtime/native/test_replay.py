@@ -13,13 +13,14 @@ import pytest
 import torch
 
 from insta_runtime.field.expression_code import CODE_WIDTH
+from insta_runtime.geometry import camera_vertices
 from insta_runtime.learn.replay_policy import RECENT
 from insta_runtime.native.constants import avatar_constants
 from insta_runtime.native.kernels import Kernels, Struct
 from insta_runtime.native.replay import DeviceReplay
 from insta_runtime.render.model import AvatarModel
 from insta_runtime.render.raster import rasterise
-from insta_runtime.render.rays import camera_vertices, farthest_around, pixel_rays, slant
+from insta_runtime.render.rays import farthest_around, pixel_rays, slant
 from insta_runtime.types import Camera, HeadState
 from tests.support.small_person import SMALL, neutral_shape, open_head, paint, performance, photograph
 
@@ -34,7 +35,7 @@ POISON = -77
 
 @dataclass
 class Scene:
-    """Posed heads and pictures, and what `draw_rays` reads of them, all on one device."""
+    """Posed heads and pictures, and what `sample_rays` reads of them, all on one device."""
 
     kernels: Kernels
     model: AvatarModel
@@ -108,7 +109,7 @@ def poses_of(kernels: Kernels, model: AvatarModel, vertices: torch.Tensor, repla
         ("vertices", "maps", "records", "spheres", "bits", "row", "cell", "count", "candidates"), None
     )
     return kernels.struct(
-        "Poses",
+        "PoseBuffers",
         states=replay.states,
         triangles=torch.cat([a, ab, ac, products], -1).contiguous(),
         bounds=bounds,
@@ -122,7 +123,7 @@ def poses_of(kernels: Kernels, model: AvatarModel, vertices: torch.Tensor, repla
 
 @dataclass
 class Drawn:
-    """What `draw_rays` wrote."""
+    """What `sample_rays` wrote."""
 
     origin: torch.Tensor
     direction: torch.Tensor
@@ -172,10 +173,10 @@ def draw(
     )
     slots = scene.ints(*range(FRAMES))
     scene.kernels.launch(
-        "draw_rays",
+        "sample_rays",
         scene.head,
         scene.poses,
-        scene.replay.memories,
+        scene.replay.frames,
         rays,
         scene.ints(step, FRAMES, wanted),
         seed,
@@ -236,7 +237,7 @@ def test_pixels_come_from_the_tiles_of_the_head_and_around_it(scene: Scene, part
     for frame in range(FRAMES):
         pixels = out.pixels(scene, frame)
         tiles = (pixels // SIZE // 2 * across + pixels % SIZE // 2).unique().tolist()
-        sizes = scene.replay._drawable[frame].tolist()
+        sizes = scene.replay._tile_counts[frame].tolist()
         first, count = sum(sizes[:part]), sizes[part]
         worth = scene.replay._chunks[0][1][frame, first : first + count].tolist()
         assert set(tiles) <= set(worth)
@@ -303,8 +304,8 @@ def begin(scene: Scene, step: int, memories: int, frames: int = 4, in_place: boo
     posed = torch.full((frames, size), torch.nan, device=device)
     codes = torch.full((64, CODE_WIDTH), torch.nan, device=device)
     scene.kernels.launch(
-        "begin_step",
-        scene.replay.memories,
+        "sample_frames",
+        scene.replay.frames,
         scene.ints(step, memories, EACH, min(memories, RECENT), memories),
         seed,
         frames,

@@ -1,4 +1,4 @@
-"""Learning by kernels: it learns as its twin does, and nothing that is observed makes it break."""
+"""Training by kernels: it learns as the torch trainer does, and no observation breaks it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from insta_runtime.config import AvatarConfig
 from insta_runtime.evaluation.protocol import Scores, score
 from insta_runtime.head import HeadModel
 from insta_runtime.learn.adam import BETA1, BETA2
-from insta_runtime.learn.pose_refinement import rate
-from insta_runtime.learn.trainer import StepReport, Trainer
+from insta_runtime.learn.torch_trainer import TorchTrainer
+from insta_runtime.learn.trainer import StepReport
 from insta_runtime.native.constants import avatar_constants
 from insta_runtime.native.kernels import Kernels
-from insta_runtime.native.posed_frames import HostFrames
 from insta_runtime.native.posing import PosedHeads
 from insta_runtime.native.trainer import NativeTrainer
+from insta_runtime.native.training_poses import CachedPoses
 from insta_runtime.render.model import AvatarModel
 from insta_runtime.render.renderer import Renderer
 from insta_runtime.types import Observation
@@ -50,14 +50,14 @@ def native(device: torch.device, config: AvatarConfig = SMALL, head: HeadModel |
 
 
 def learned(
-    trainer: NativeTrainer | Trainer, pictures: list[Observation], steps: int
-) -> tuple[NativeTrainer | Trainer, list[StepReport]]:
+    trainer: NativeTrainer | TorchTrainer, pictures: list[Observation], steps: int
+) -> tuple[NativeTrainer | TorchTrainer, list[StepReport]]:
     for picture in pictures:
         trainer.add(picture)
     return trainer, [report for _ in range(steps) if (report := trainer.step()) is not None]
 
 
-def judge(trainer: NativeTrainer | Trainer, pictures: list[Observation]) -> Scores:
+def judge(trainer: NativeTrainer | TorchTrainer, pictures: list[Observation]) -> Scores:
     renderer = Renderer(trainer.model)
     renderer.load(trainer.snapshot())
     return score(renderer.render, pictures, 48)
@@ -72,7 +72,7 @@ def test_without_pictures_there_is_nothing_to_do(device: torch.device) -> None:
 def test_it_learns_as_well_as_the_twin(device: torch.device, pictures: list[Observation]) -> None:
     """40 steps; the last two of eight pictures are not learned from."""
     torch.manual_seed(0)
-    twin, _ = learned(Trainer(model_on(CPU)), pictures[:6], 40)
+    twin, _ = learned(TorchTrainer(model_on(CPU)), pictures[:6], 40)
     trainer, reports = learned(native(device), pictures[:6], 40)
     before, after, wanted = (judge(t, pictures[6:]) for t in (native(device), trainer, twin))
     assert after.head_psnr_db > before.head_psnr_db + 3.0
@@ -89,7 +89,7 @@ def test_the_first_loss_is_the_twins(pictures: list[Observation]) -> None:
     """Means over the rays of many different draws of the same untrained field."""
     config = replace(SMALL, learn=replace(SMALL.learn, learning_rate=1e-6, rays=4096))
     mine = [r.loss for r in learned(native(CPU, config), pictures, 3)[1]]
-    twins = [r.loss for r in learned(Trainer(model_on(CPU, config)), pictures, 3)[1]]
+    twins = [r.loss for r in learned(TorchTrainer(model_on(CPU, config)), pictures, 3)[1]]
     assert np.mean(mine) == pytest.approx(np.mean(twins), rel=0.1)
 
 
@@ -98,14 +98,14 @@ def test_a_snapshot_is_a_copy_of_the_average(device: torch.device, pictures: lis
     snapshot = trainer.snapshot()
     model = trainer.model
     grid = {f"occupancy.{name}" for name in model.occupancy.state()} | {"underlay"}
-    assert set(snapshot) == set(model.field.state_dict()) | grid | {"registration"}
+    assert set(snapshot) == set(model.field.state_dict()) | grid | {"pose_refinement"}
     kept = {name: tensor.clone() for name, tensor in snapshot.items()}
     for _ in range(2):
         trainer.step()
     later = trainer.snapshot()
     assert all(torch.equal(kept[name], snapshot[name]) for name in kept), "which later steps leave alone"
     assert not torch.equal(later["grid.table"], snapshot["grid.table"])
-    assert 2 <= snapshot["occupancy.seen"].max() <= len(pictures), "silhouettes were shown"
+    assert 2 <= snapshot["occupancy.view_count"].max() <= len(pictures), "silhouettes were shown"
 
 
 def test_a_step_whose_loss_is_not_finite_is_left_out(pictures: list[Observation]) -> None:
@@ -159,18 +159,18 @@ def test_an_odd_picture_does_no_harm(pictures: list[Observation], odd) -> None:
 def test_a_smaller_budget_draws_fewer_rays_and_learns_on(device: torch.device, pictures: list[Observation]) -> None:
     trainer, full = learned(native(device), pictures, 12)
     assert isinstance(trainer, NativeTrainer)
-    trainer.set_budget(0.25)
+    trainer.set_ray_share(0.25)
     reports = [trainer.step() for _ in range(12)]
     assert all(report is not None and report.rays == SMALL.learn.rays // 4 for report in reports)
     last = reports[-1]
     assert last is not None
     assert last.samples < 0.4 * full[-1].samples
     assert last.loss == pytest.approx(full[-1].loss, rel=1.0), "a mean over what is drawn"
-    trainer.set_budget(0.0)
+    trainer.set_ray_share(0.0)
     report = trainer.step()
     assert report is not None
     assert report.rays == SMALL.learn.rays // 8
-    trainer.set_budget(5.0)
+    trainer.set_ray_share(5.0)
     report = trainer.step()
     assert report is not None
     assert report.rays == SMALL.learn.rays
@@ -209,44 +209,46 @@ def test_one_picture_is_learned_from_too_and_a_flame_head(device: torch.device) 
 
 def test_the_learning_rate_warms_up_then_falls_with_steps_or_with_given_progress() -> None:
     config = replace(SMALL, learn=replace(SMALL.learn, learning_rate=0.01, final_rate=0.1, decay_steps=100))
-    trainer, twin = native(CPU, config), Trainer(model_on(CPU, config))
+    trainer, twin = native(CPU, config), TorchTrainer(model_on(CPU, config))
     for steps, progress in ((0, None), (7, None), (50, None), (5000, None), (5000, 0.5)):
-        trainer.steps, trainer.progress = twin.steps, twin.progress = steps, progress
-        twin._set_rate()
-        table, networks, first, second, decay, _, motion = trainer._controls()
+        trainer.steps, trainer.schedule.progress = twin.steps, twin.schedule.progress = steps, progress
+        rates = twin._set_rates()
+        table, networks, first, second, decay, _, poses = trainer._control_values()
         assert [table, networks] == pytest.approx([group["lr"] for group in twin._optimiser.param_groups])
         assert networks == pytest.approx(SMALL.learn.network_rate * table)
         assert (first, second) == pytest.approx((1.0 - BETA1, (1.0 - BETA2) ** 0.5)), "its own first update"
-        registration = trainer.model.config.registration
-        assert motion == pytest.approx(rate(registration, steps, config.learn.final_rate ** twin._progress()))
+        part = progress if progress is not None else min(1.0, steps / 100)
+        full = trainer.model.config.pose_refinement.rate * config.learn.final_rate**part
+        assert poses == pytest.approx(full * min(1.0, max(0.0, (steps - 100) / 100)))
         assert decay == pytest.approx(min(config.learn.ema, (1 + steps) / (10 + steps)))
+        assert (poses, decay) == (rates.poses, rates.averaging_decay)
 
 
 def test_a_kept_pose_follows_the_occupancy(pictures: list[Observation]) -> None:
-    """A CPU marks the bands of posed heads anew when space has emptied, and poses anew when it has filled."""
+    """On a CPU a band is recomputed when cells have become empty, and the whole pose when cells were filled."""
     trainer, _ = learned(native(CPU), pictures, 4)
     assert isinstance(trainer, NativeTrainer)
-    assert isinstance(trainer._posed, HostFrames)
-    posed, occupancy = trainer._posed, trainer.model.occupancy
+    assert isinstance(trainer._poses, CachedPoses)
+    posed, occupancy = trainer._poses, trainer.model.occupancy
     fresh = PosedHeads(trainer.kernels, trainer.model, 1)
-    seen = sorted(posed._known)
+    seen = sorted(posed._cached)
     assert len(seen) > 2
 
     def marked(share: float) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Bands of pictures, kept and made just now of the cells in view, once ``share`` of space is occupied."""
+        """Cached and freshly computed bands, limited to the needed cells, with ``share`` of all cells occupied."""
         occupancy.value.copy_(torch.rand(len(occupancy.value), generator=torch.Generator().manual_seed(1)) < share)
-        occupancy.seen.zero_()
-        trainer._publish()
-        posed.expire()
+        occupancy.view_count.zero_()
+        trainer._threshold_occupancy()
+        posed.on_occupancy_update()
         posed.pose(torch.tensor(seen, dtype=torch.int32))
         pairs = []
         for slot in seen:
             fresh.states.copy_(trainer.replay.states[slot : slot + 1])
-            fresh.pose(trainer._space)
+            fresh.pose(trainer._occupancy)
             bits, whole = posed.poses.tensors["bits"], fresh.poses.tensors["bits"]
             assert isinstance(bits, torch.Tensor)
             assert isinstance(whole, torch.Tensor)
-            pairs.append((bits[slot].clone(), whole[0] & posed._wanted[slot]))
+            pairs.append((bits[slot].clone(), whole[0] & posed._needed[slot]))
         return pairs
 
     few, many = marked(0.05), marked(0.9)

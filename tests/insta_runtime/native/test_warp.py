@@ -9,7 +9,7 @@ import torch
 
 from insta_runtime.config import ConditioningConfig, WarpConfig
 from insta_runtime.warp.nearest import nearest_brute_force
-from insta_runtime.warp.warp import MOTION, PARTS, fade
+from insta_runtime.warp.warp import MOTION, PARTS, code_fade
 from tests.support.posed_person import DEFAULT, Posed, band_points, model_of, random_state, run
 
 DISPLACED = 2e-5  # metres, of 95 % of the points: rounding; the finest cells of the field are 1 mm
@@ -21,7 +21,7 @@ def carry(posed: Posed, frame: int, points: torch.Tensor, directions: torch.Tens
     position, turned = torch.full_like(points, torch.nan), torch.full_like(points, torch.nan)
     masks, heads = torch.full_like(points[:, :2].contiguous(), torch.nan), posed.heads
     arguments = (heads.head, heads.poses, frame, points.contiguous(), directions, len(points), position, turned, masks)
-    heads.kernels.launch("carry_points", *arguments, items=len(points))
+    heads.kernels.launch("inverse_warp_points", *arguments, items=len(points))
     return position, turned, masks
 
 
@@ -43,7 +43,7 @@ def test_points_go_where_the_true_nearest_triangle_takes_them(device: torch.devi
     offset = points - (twin.vertices[corner] * b).sum(dim=1)
     expected = (warp.canonical.vertices[corner] * b).sum(dim=1) + torch.einsum("nij,nj->ni", linear, offset)
     direction = torch.nn.functional.normalize(torch.einsum("nij,nj->ni", linear, directions), dim=-1)
-    faded = (warp.masks[corner] * b).sum(dim=1) * fade(truth.distance)[:, None]
+    faded = (warp.masks[corner] * b).sum(dim=1) * code_fade(truth.distance)[:, None]
 
     assert float(((position - expected).norm(dim=-1) < DISPLACED).float().mean()) > EDGES
     assert float(((turned - direction).norm(dim=-1) < TURNED).float().mean()) > EDGES
@@ -74,7 +74,7 @@ def test_every_blend_and_scale_is_the_twins(device: torch.device, switch: str) -
     position, turned, masks = carry(posed, 0, points, directions)
     twin = posed.twins()[0]
     truth = nearest_brute_force(points, twin.vertices, model.rig.faces)
-    expected = twin.ride(points, directions, truth)
+    expected = twin.inverse_warp(points, directions, truth)
     # Above an edge or a corner all triangles that share it are nearest, and each takes a point elsewhere.
     inside = truth.barycentrics.amin(dim=-1) > 1e-3
     assert inside.sum() > 500
@@ -98,9 +98,9 @@ def test_mouth_and_eyes_move_apart_as_the_twins_do(device: torch.device) -> None
     after, _, unchanged = carry(posed, 0, points, directions)
     twin = posed.twins()[0]
     truth = nearest_brute_force(points, twin.vertices, model.rig.faces)
-    still = twin.ride(points, directions, truth).position
+    still = twin.inverse_warp(points, directions, truth).position
     twin.apart = motions
-    moved = twin.ride(points, directions, truth).position
+    moved = twin.inverse_warp(points, directions, truth).position
     agree = (before - still).norm(dim=-1) < DISPLACED
     assert float(agree.float().mean()) > 0.8
     off = ((after - before) - (moved - still))[agree].norm(dim=-1)

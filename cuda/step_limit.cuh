@@ -1,27 +1,27 @@
 // How much of every ray there is memory for.
 #pragma once
-#include "places.cuh"
+#include "list_append.cuh"
 
 // Steps of all rays if none keeps more than `limit`; histogram (max_steps + 1) counts the rays by number of steps.
-DEVICE int steps_within(const int* histogram, int max_steps, int limit) {
+DEVICE int total_steps(const int* histogram, int max_steps, int limit) {
     int part[LANES], before[LANES];
     for (int l = 0; l < LANES; ++l) {
         part[l] = 0;
         for (int n = 1 + COLUMN(l); n <= max_steps; n += PACKET) part[l] += histogram[n] * (n < limit ? n : limit);
     }
-    return sum_before(part, before);
+    return exclusive_prefix_sum(part, before);
 }
 
 // fit[1]: the most steps that every ray may keep so that all fit into the capacity; fit[0]: how many are dropped by
 // that, which are the farthest ones of the longest rays. All 32 lanes call together.
-DEVICE void fit_steps(const int* histogram, int max_steps, int capacity, int* fit) {
-    const int all = steps_within(histogram, max_steps, max_steps);
+DEVICE void find_step_limit(const int* histogram, int max_steps, int capacity, int* fit) {
+    const int all = total_steps(histogram, max_steps, max_steps);
     int low = all <= capacity ? max_steps : 0, high = max_steps;
     while (low < high) {
         const int middle = (low + high + 1) / 2;
-        if (steps_within(histogram, max_steps, middle) <= capacity) low = middle;
+        if (total_steps(histogram, max_steps, middle) <= capacity) low = middle;
         else high = middle - 1;
     }
-    fit[0] = all - steps_within(histogram, max_steps, low);
+    fit[0] = all - total_steps(histogram, max_steps, low);
     fit[1] = low;
 }

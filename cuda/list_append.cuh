@@ -5,7 +5,7 @@
 #if ON_GPU
 
 // before[l] = the sum of x over the lanes below l; the sum over all lanes is returned.
-DEVICE int sum_before(const int (&x)[LANES], int (&before)[LANES]) {
+DEVICE int exclusive_prefix_sum(const int (&x)[LANES], int (&before)[LANES]) {
     int sum = x[0];
     for (int d = 1; d < PACKET; d *= 2) {
         const int below = __shfl_up_sync(0xffffffffu, sum, d);
@@ -16,37 +16,37 @@ DEVICE int sum_before(const int (&x)[LANES], int (&before)[LANES]) {
 }
 
 // `count` places at once, for the whole packet.
-DEVICE int take_block(int* counter, int count) {
+DEVICE int reserve_block(int* counter, int count) {
     int base = 0;
     if (LANE == 0 && count > 0) base = add_atomic(counter, count);
     return __shfl_sync(0xffffffffu, base, 0);
 }
 
 // A bit for each lane.
-DEVICE uint bits_of(const bool (&x)[LANES]) { return __ballot_sync(0xffffffffu, x[0]); }
+DEVICE uint lane_mask(const bool (&x)[LANES]) { return __ballot_sync(0xffffffffu, x[0]); }
 
 // What the lane `source` (0 ... 31) holds.
-DEVICE void take_from(const float (&x)[LANES], const int (&source)[LANES], float (&taken)[LANES]) {
+DEVICE void gather_lanes(const float (&x)[LANES], const int (&source)[LANES], float (&taken)[LANES]) {
     taken[0] = __shfl_sync(0xffffffffu, x[0], source[0]);
 }
 
 #else
 
-DEVICE int sum_before(const int (&x)[LANES], int (&before)[LANES]) {
+DEVICE int exclusive_prefix_sum(const int (&x)[LANES], int (&before)[LANES]) {
     int sum = 0;
     for (int l = 0; l < PACKET; ++l) before[l] = sum, sum += x[l];
     return sum;
 }
 
-DEVICE int take_block(int* counter, int count) { return count > 0 ? add_atomic(counter, count) : 0; }
+DEVICE int reserve_block(int* counter, int count) { return count > 0 ? add_atomic(counter, count) : 0; }
 
-DEVICE uint bits_of(const bool (&x)[LANES]) {
+DEVICE uint lane_mask(const bool (&x)[LANES]) {
     uint bits = 0u;
     for (int l = 0; l < PACKET; ++l) bits |= uint(x[l]) << l;
     return bits;
 }
 
-DEVICE void take_from(const float (&x)[LANES], const int (&source)[LANES], float (&taken)[LANES]) {
+DEVICE void gather_lanes(const float (&x)[LANES], const int (&source)[LANES], float (&taken)[LANES]) {
     for (int l = 0; l < PACKET; ++l) taken[l] = x[source[l]];
 }
 
@@ -54,17 +54,17 @@ DEVICE void take_from(const float (&x)[LANES], const int (&source)[LANES], float
 
 DEVICE int count_lanes(const bool (&x)[LANES]) {
     int before[LANES];
-    return count_before(x, 0, before);
+    return exclusive_prefix_count(x, 0, before);
 }
 
 // A place for each lane that wants one; what others get means nothing.
-DEVICE void take_places(int* counter, const bool (&wanted)[LANES], int (&place)[LANES]) {
-    const int base = take_block(counter, count_before(wanted, 0, place));
+DEVICE void reserve_slots(int* counter, const bool (&needed)[LANES], int (&place)[LANES]) {
+    const int base = reserve_block(counter, exclusive_prefix_count(needed, 0, place));
     FOR_LANES(l) { place[l] += base; }
 }
 
 // For each lane the first of `count` consecutive places.
-DEVICE void take_places(int* counter, const int (&count)[LANES], int (&place)[LANES]) {
-    const int base = take_block(counter, sum_before(count, place));
+DEVICE void reserve_slots(int* counter, const int (&count)[LANES], int (&place)[LANES]) {
+    const int base = reserve_block(counter, exclusive_prefix_sum(count, place));
     FOR_LANES(l) { place[l] += base; }
 }
