@@ -88,7 +88,7 @@ KEYFRAME_RETRY_S = 1.0
 """Seconds after which a keyframe is requested again, while none has arrived."""
 
 
-def missing() -> list[str]:
+def missing_names() -> list[str]:
     """Private names of aiortc and aioice that the hooks need and the installed versions lack; empty if none."""
     lacking = [] if aiortc.__version__.startswith(VERSION) else [f"aiortc {VERSION}*, found {aiortc.__version__}"]
     for owner, name in (

@@ -236,7 +236,7 @@ def test_a_taken_port_is_said_in_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         server = MediaServer(StreamSettings(port=port), DaemonInterface())
-        with pytest.raises(UserError, match=rf"port {port} is taken .* --port"):
+        with pytest.raises(UserError, match=rf"port {port} is used .* --port"):
             server.start()
         server.stop()
 

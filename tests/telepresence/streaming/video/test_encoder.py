@@ -145,7 +145,7 @@ def test_encoders_are_believed_when_they_have_encoded() -> None:
     else:
         assert "\n" not in error
         assert EncoderHub(StreamSettings(encoder="auto")).stats().encoder == "x264"
-        with pytest.raises(UserError, match="NVENC cannot encode here"):
+        with pytest.raises(UserError, match="NVENC does not work"):
             EncoderHub(StreamSettings(encoder="nvenc"))
 
 

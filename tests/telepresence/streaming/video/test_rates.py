@@ -228,5 +228,5 @@ def test_steps_stalls_and_losses() -> None:
     ],
 )
 def test_what_is_no_link_is_refused(text: str) -> None:
-    with pytest.raises(UserError, match="there is no link"):
+    with pytest.raises(UserError, match="is not valid"):
         StreamSettings(link=text).check()
