@@ -93,8 +93,7 @@ def test_folders_and_videos_do_not_mix(folders: list[Path], shared: Path) -> Non
 
 def test_frames_of_another_subject_in_a_replay_are_counted_and_left_out_of_the_figures(folders: list[Path]) -> None:
     script = open_camera(folders, SHORT)
-    frames = [SimpleNamespace(frame_id=number) for number in (1, 4, 12, 18, 33)]
-    trainer = SimpleNamespace(steps=9, replay=SimpleNamespace(frames=frames))
+    trainer = SimpleNamespace(steps=9, replay=SimpleNamespace(frame_ids=[1, 4, 12, 18, 33]))
     learner: Any = SimpleNamespace(trainer=trainer, path=Path("avatars/me"))
     record = CallRecord(MeasurementPlan.of(6.0), 0.8)
     picture = np.zeros((4, 4, 3), np.uint8)

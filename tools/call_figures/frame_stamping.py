@@ -83,8 +83,8 @@ def install(journal: IO[str]) -> None:
     def push_frame(server: MediaServer, frame: OutputFrame) -> None:
         push(server, stamper.stamped(frame))
 
-    CameraReader.read = read_frame  # type: ignore[method-assign]
-    MediaServer.push_frame = push_frame  # type: ignore[method-assign]
+    CameraReader.read = read_frame  # type: ignore[method-assign, assignment]
+    MediaServer.push_frame = push_frame  # type: ignore[method-assign, assignment]
 
 
 if __name__ == "__main__":

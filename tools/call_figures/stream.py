@@ -100,7 +100,7 @@ def measure_first_frame(conditions: Conditions) -> tuple[Figures, list[Goal]]:
             page.evaluate("callFigures.disconnect()")
             page.wait_for_timeout(500)
     painted = [found["first"] for found in times if found["first"] is not None]
-    figures = {
+    figures: Figures = {
         "first_frame_ms": spread(painted),
         "answer_ms": spread([found["answered"] for found in times]),
         "never": len(times) - len(painted),

@@ -37,8 +37,8 @@ SEED: Final = 20
 """Seed of the random heads."""
 
 
-def sliders(wheel: Wheel) -> list[dict[int, str]]:
-    """The artist's local sliders: each maps -1 and +1 to a target; left and right targets move together."""
+def sliders(wheel: Wheel) -> list[dict[int, list[str]]]:
+    """Sliders of local morph targets: each maps -1 and +1 to its targets; left and right targets move together."""
     found: dict[str, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
     words = dict.fromkeys(OPPOSITES, +1) | dict.fromkeys(OPPOSITES.values(), -1)
     for name in wheel.names:
