@@ -1,6 +1,6 @@
-"""The avatar: head model, warp, radiance field, rendering, learning.
+"""Avatar runtime: head model, warp, radiance field, rendering and training of one subject's avatar.
 
-Needs torch, numpy and safetensors alone; importing it costs nothing and touches no device.
+Requires only torch, numpy and safetensors.  Importing the package loads none of them and uses no device.
 """
 
 __version__ = "0.1.0"

@@ -1,7 +1,7 @@
-"""The file that an avatar, or what its training needs to go on, is kept in: safetensors, sealed with a SHA-256.
+"""File format of avatars and training states: safetensors with a JSON header and a SHA-256 checksum (the seal).
 
-It is written aside, flushed to the disk, and put in place whole; the one before it stays beside it.  So a whole one is
-there, whatever happens while it is written.
+A file is written atomically and durably (`insta_runtime.files`), and the previous one is kept beside it, so that a
+complete file exists at every moment.
 """
 
 from __future__ import annotations
@@ -21,16 +21,19 @@ from insta_runtime.errors import UserError
 from insta_runtime.files import atomic_file
 
 MAX_HEADER: Final = 1 << 20
-"""Characters of JSON."""
+"""Maximum length of the JSON header in characters."""
 PIECE: Final = 1 << 22
-"""Bytes that are copied from a device, hashed or written at a time: others get their turn in between."""
+"""Bytes that are copied from a device, hashed or written at once, so that other threads can run in between."""
 
 
 @dataclass(frozen=True)
-class Content:
-    """What is in a file: ``header``, a JSON object, and ``tensors``, all finite float32 on the CPU.
+class FileContents:
+    """Contents of an avatar or training file.
 
-    ``sha256`` is its seal, None in files that were written before there were seals.
+    Attributes:
+        header: JSON object.
+        tensors: tensors by name, all finite float32 on the CPU.
+        sha256: seal of the file; None in files of format version 1, which had none.
     """
 
     header: dict[str, Any]
@@ -39,20 +42,20 @@ class Content:
 
 
 def previous(file: Path) -> Path:
-    """Where the file before ``file`` is kept."""
+    """Path of the previous version of ``file``."""
     return file.with_suffix(".previous.safetensors")
 
 
 def write(file: Path, header: dict[str, Any], tensors: dict[str, torch.Tensor], *, keep: bool = False) -> str:
-    """Write ``file`` whole or not at all, durably; ``keep`` keeps the one before it (`previous`).
+    """Write an avatar or training file atomically and durably; returns its seal.
 
     Args:
-        header: what JSON can hold. tensors: float32, on any device; nobody writes to them meanwhile.
+        file: path of the file; its folder is created if necessary.
+        header: JSON-serialisable header.
+        tensors: float32 tensors on any device, which must not be changed meanwhile.
+        keep: keep the replaced file as `previous`.
 
-    Returns:
-        The seal.
-
-    Raises UserError if it cannot be written; what was there stays.
+    Raises UserError if the file cannot be written; an existing file is then unchanged.
     """
     text = json.dumps(header)
     arrays = {name: _on_host(tensor) for name, tensor in sorted(tensors.items())}
@@ -69,12 +72,12 @@ def write(file: Path, header: dict[str, Any], tensors: dict[str, torch.Tensor], 
     return sha256
 
 
-def read(file: Path) -> Content:
-    """What `write` wrote.  Raises UserError for anything else: absent, truncated, changed by a single bit."""
+def read(file: Path) -> FileContents:
+    """Read and verify a file that `write` wrote.  Raises UserError if it is absent, truncated or altered."""
     from safetensors import SafetensorError, safe_open
 
     if not file.is_file():
-        raise UserError(f"there is no avatar at {file}: `telepresence fit` makes one")
+        raise UserError(f"there is no avatar at {file}: make one with `telepresence fit`")
     try:
         with safe_open(file, "pt") as content:
             metadata = content.metadata() or {}
@@ -86,41 +89,41 @@ def read(file: Path) -> Content:
     if not isinstance(header, dict):
         raise damaged(file, "it has no header")
     if not all(t.dtype == torch.float32 for t in tensors.values()):
-        raise damaged(file, "it holds what are not 32-bit numbers")
+        raise damaged(file, "its tensors are not all float32")
     sha256 = metadata.get("sha256")
     arrays = {name: tensor.numpy() for name, tensor in sorted(tensors.items())}
     if sha256 is not None and _seal(text, arrays) != sha256:
-        raise damaged(file, "its contents are not what was written (SHA-256)")
+        raise damaged(file, "its contents do not match its SHA-256 checksum")
     if not all(np.isfinite(array).all() for array in arrays.values()):
-        raise damaged(file, "it holds what are not finite numbers")
-    return Content(header, tensors, sha256)
+        raise damaged(file, "it holds numbers that are not finite")
+    return FileContents(header, tensors, sha256)
 
 
 def brief(value: object) -> str:
-    """What a file says, fit for a message: one line, not long."""
+    """A value from a file as one short line of an error message."""
     return " ".join(str(value).split())[:120]
 
 
 def damaged(file: Path, reason: object) -> UserError:
-    """The error of a file that is not what was written."""
-    return UserError(f"{file} is damaged or no avatar: {brief(reason)}")
+    """UserError for a file that is damaged or of another kind."""
+    return UserError(f"{file} is damaged or not an avatar file: {brief(reason)}")
 
 
 def foreign(file: Path, reason: object) -> UserError:
-    """The error of an avatar that is what was written, and yet not as this program writes them."""
+    """UserError for an intact avatar file whose contents this version of the program cannot use."""
     return UserError(
-        f"{file} was not saved as this version of the program saves avatars ({brief(reason)}):"
-        " open it with the version that saved it, or begin a new avatar in another folder"
+        f"{file} was saved by an incompatible version of the program ({brief(reason)}):"
+        " open it with the version that saved it, or start a new avatar in another folder"
     )
 
 
 def seal(header: str, tensors: dict[str, torch.Tensor]) -> str:
-    """The SHA-256 of a file's contents, 64 hexadecimal digits: its header's text, then names, shapes and numbers."""
+    """Seal of a file: SHA-256 of the header's text and of names, shapes and numbers of the tensors, in hexadecimal."""
     return _seal(header, {name: _on_host(tensor) for name, tensor in sorted(tensors.items())})
 
 
 def seal_of(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> str:
-    """The seal that `write` gives these."""
+    """Seal of a file with this header and these tensors, as `write` returns it."""
     return seal(json.dumps(header), tensors)
 
 
@@ -134,7 +137,7 @@ def _seal(header: str, arrays: dict[str, np.ndarray[Any, Any]]) -> str:
 
 
 def _on_host(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
-    """The numbers of a tensor as little-endian float32 in host memory; from a GPU in pieces, on the current stream."""
+    """Tensor as a little-endian float32 array in host memory; copied from a GPU in pieces, on the current stream."""
     flat = tensor.detach().reshape(-1)
     if not flat.is_cuda:
         return np.ascontiguousarray(flat.numpy(), dtype="<f4").reshape(tensor.shape)
@@ -143,14 +146,14 @@ def _on_host(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
 
 
 def _preamble(metadata: dict[str, str], arrays: dict[str, np.ndarray[Any, Any]]) -> bytes:
-    """The head of a safetensors file: its length, then JSON that says where each tensor lies."""
+    """Header of a safetensors file: its length, then JSON with the position of each tensor."""
     places: dict[str, Any] = {"__metadata__": metadata}
     end = 0
     for name, array in arrays.items():
         begin, end = end, end + array.nbytes
         places[name] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": [begin, end]}
     text = json.dumps(places).encode()
-    text += b" " * (-len(text) % 8)  # numbers begin at multiples of eight bytes
+    text += b" " * (-len(text) % 8)  # tensors start at multiples of eight bytes
     return struct.pack("<Q", len(text)) + text
 
 

@@ -1,4 +1,4 @@
-"""Who computes the avatar: native kernels on a GPU or a CPU, or plain torch.  One switch, `choose_backend`."""
+"""Backends that render and train avatars: native kernels on a GPU or a CPU, or plain torch; `choose_backend`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from insta_runtime.errors import UserError
 from insta_runtime.field.tcnn import TcnnField
-from insta_runtime.learn.trainer import Trainer
+from insta_runtime.learn.torch_trainer import TorchTrainer
 from insta_runtime.native.constants import avatar_constants
 from insta_runtime.native.field import unsupported
 from insta_runtime.native.kernels import KernelError, Kernels
@@ -27,16 +27,22 @@ if TYPE_CHECKING:
     from insta_runtime.render.model import AvatarModel
 
 Kind = Literal["cuda", "host", "torch", "tcnn"]
-_compiling = threading.Lock()  # who comes second finds in the cache what the first has compiled
+_compiling = threading.Lock()  # concurrent callers compile once, then use the cache
 
 NAMES = ("auto", *get_args(Kind))
 AnyRenderer = Renderer | NativeRenderer
-AnyTrainer = Trainer | NativeTrainer
+AnyTrainer = TorchTrainer | NativeTrainer
 
 
 @dataclass(frozen=True)
 class Backend:
-    """What was chosen and why; ``kernels`` are compiled for the model's field and device, None for torch."""
+    """Backend chosen for a model.
+
+    Attributes:
+        kind: name of the backend.
+        kernels: native kernels, compiled for the model's field and device; None for ``torch`` and ``tcnn``.
+        reason: reason for the choice, for the log.
+    """
 
     kind: Kind
     kernels: Kernels | None
@@ -44,40 +50,40 @@ class Backend:
 
 
 def choose_backend(name: str, model: AvatarModel) -> Backend:
-    """The back end for ``model``.
+    """Choose and prepare the backend ``name`` (one of `NAMES`) for ``model``.
 
-    ``auto`` takes the native kernels of the model's device (``cuda`` or ``host``) and falls back to ``torch`` where
-    they cannot be compiled or launched.  Any other name is an order: UserError if it cannot be had.
+    ``auto`` takes the native kernels of the model's device (``cuda`` or ``host``), or ``torch`` if they cannot be
+    compiled or launched.  Raises UserError if another backend is not available.
     """
     on_gpu = model.device.type == "cuda"
     native: Kind = "cuda" if on_gpu else "host"
     if name == "torch":
-        return Backend("torch", None, "it was asked for")
+        return Backend("torch", None, "it was requested")
     if isinstance(model.field, TcnnField):
         if name in ("cuda", "host"):
-            raise UserError(f"an avatar that was learned with tiny-cuda-nn cannot go on with the {name} back end")
-        return Backend("tcnn", None, "the avatar was learned with it")
+            raise UserError(f"this avatar was trained with tiny-cuda-nn and needs the tcnn backend, not {name}")
+        return Backend("tcnn", None, "the avatar was trained with it")
     if name == "tcnn" and on_gpu:
         if model.learned:
-            raise UserError("an avatar that was learned without tiny-cuda-nn cannot go on with it")
+            raise UserError("this avatar was trained without tiny-cuda-nn and cannot use the tcnn backend: choose auto")
         use_tcnn(model)
-        return Backend("tcnn", None, "it was asked for")
+        return Backend("tcnn", None, "it was requested")
     if name not in NAMES:
-        raise UserError(f"there is no back end {name!r}: choose one of {', '.join(NAMES)}")
+        raise UserError(f"unknown backend {name!r}: choose one of {', '.join(NAMES)}")
     if name not in ("auto", native):
         advice = "--set run.device=cpu" if name == "host" else "--set run.device=cuda"
-        raise UserError(f"the {name} back end does not compute on this device: try {advice}")
+        raise UserError(f"the {name} backend does not run on this device: try {advice}")
     try:
         kernels = _native(model.device, model.config)
     except KernelError as error:
         if name != "auto":
-            raise UserError(f"the {name} back end cannot be used: {error}") from None
+            raise UserError(f"the {name} backend cannot be used: {error}") from None
         return Backend("torch", None, f"no native kernels: {error}")
-    return Backend(native, kernels, "it was asked for" if name == native else f"kernels for this {_what(model)}")
+    return Backend(native, kernels, "it was requested" if name == native else f"kernels for this {_what(model)}")
 
 
 def warm_up(name: str, device: torch.device, config: AvatarConfig) -> None:
-    """Compile ahead of need what `choose_backend` will ask for; what goes wrong, it will say."""
+    """Compile the kernels that `choose_backend` will need; errors are left for it to report."""
     if name in ("auto", "cuda", "host"):
         with suppress(KernelError):
             _native(device, config)
@@ -86,9 +92,13 @@ def warm_up(name: str, device: torch.device, config: AvatarConfig) -> None:
 def make_renderer(
     model: AvatarModel, backend: Backend, *, urgent: bool = True, clock: Callable[[], float] = time.monotonic
 ) -> AnyRenderer:
-    """What draws ``model``; it owns its own copy of the weights.
+    """Renderer of ``model`` with its own copy of the weights.
 
-    ``urgent`` ones draw before others, where they can; ``clock`` tells the seconds by which snapshots fade in.
+    Args:
+        model: the avatar.
+        backend: result of `choose_backend`.
+        urgent: give its work priority over other work on the device, if supported.
+        clock: monotonic time in seconds, for crossfades between snapshots.
     """
     if backend.kernels is None:
         return Renderer(model, clock)
@@ -96,12 +106,12 @@ def make_renderer(
 
 
 def make_trainer(model: AvatarModel, backend: Backend) -> AnyTrainer:
-    """What learns ``model``."""
-    return Trainer(model) if backend.kernels is None else NativeTrainer(model, backend.kernels)
+    """Trainer of ``model`` on the given backend."""
+    return TorchTrainer(model) if backend.kernels is None else NativeTrainer(model, backend.kernels)
 
 
 def _native(device: torch.device, config: AvatarConfig) -> Kernels:
-    """Kernels for an avatar, compiled.  KernelError if there can be none."""
+    """Compiled kernels for an avatar.  Raises KernelError if they are not available."""
     problem = unsupported(config.radiance) if device.type == "cuda" else None
     if problem:
         raise KernelError(problem)

@@ -1,13 +1,14 @@
-"""Every knob of the avatar, with unit, bounds and meaning.
+"""Configuration of the avatar: frozen dataclasses whose fields carry unit, bounds and meaning, and their validator.
 
-Plain frozen dataclasses, so that the runtime needs no configuration library; `telepresence.config` reads
-them from TOML, refuses unknown keys and checks the bounds declared here.
+The runtime needs no configuration library for it; `telepresence.config` adds presets, TOML files and ``--set``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, TypeVar
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, TypeVar, get_type_hints
 
 from insta_runtime.errors import UserError
 
@@ -23,124 +24,246 @@ def setting(
     le: float | None = None,
     choices: tuple[str, ...] = (),
 ) -> Any:
-    """A dataclass field that documents itself: default, meaning, unit, inclusive bounds, allowed words."""
+    """Dataclass field with its documentation: meaning, unit, inclusive bounds ``ge`` and ``le``, allowed words."""
     return field(default=default, metadata={"meaning": meaning, "unit": unit, "ge": ge, "le": le, "choices": choices})
 
 
 @dataclass(frozen=True)
-class WarpConfig:
-    """Posed <-> canonical: how a sample finds its triangle and rides with it."""
+class Setting:
+    """One setting of a configuration: its dotted ``key``, ``type`` and default, and the arguments of `setting`."""
 
-    cell: float = setting(0.008, "edge of a cell of the candidate grid", unit="m", ge=0.002, le=0.05)
-    candidates: int = setting(32, "triangles that a cell offers to its samples", ge=4, le=64)
+    key: str
+    type: type
+    default: Any
+    meaning: str
+    unit: str
+    ge: float | None
+    le: float | None
+    choices: tuple[str, ...]
+
+
+def settings_of(schema: type, prefix: str = "") -> Iterator[Setting]:
+    """Every setting of the dataclass ``schema`` and of those nested in it, in the order of declaration."""
+    hints = get_type_hints(schema)
+    for item in fields(schema):
+        key = f"{prefix}{item.name}"
+        if is_dataclass(hints[item.name]):
+            yield from settings_of(hints[item.name], f"{key}.")
+        else:
+            yield Setting(key, hints[item.name], item.default, **item.metadata)
+
+
+def check_value(entry: Setting, value: Any, where: str = "") -> Any:
+    """``value`` converted to the type of the setting ``entry``.
+
+    Whole numbers are accepted for real ones, nothing else is converted.  Raises UserError, in one line that names the
+    key and what it admits, for a value of another type, outside the bounds, or not among the choices; ``where`` is put
+    before the key.
+    """
+    wrong = UserError(f"{where}{entry.key} must be {_admitted(entry)}, got {str(value)[:80]!r}")
+    if entry.type is float and type(value) is int:
+        try:
+            value = float(value)
+        except OverflowError:
+            raise wrong from None
+    if type(value) is not entry.type or (entry.choices and value not in entry.choices):
+        raise wrong
+    if entry.type in (int, float):
+        low = -math.inf if entry.ge is None else entry.ge
+        high = math.inf if entry.le is None else entry.le
+        if not low <= value <= high or value in (-math.inf, math.inf):
+            raise wrong
+    return value
+
+
+def _admitted(entry: Setting) -> str:
+    """The values that a setting admits, in words."""
+    if entry.choices:
+        return f"one of {', '.join(entry.choices)}"
+    words = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a text"}
+    text = words.get(entry.type, f"of type {entry.type}")
+    unit = f" {entry.unit}" if entry.unit else ""
+    if entry.ge is not None and entry.le is not None:
+        return f"{text} between {entry.ge:.10g} and {entry.le:.10g}{unit}"
+    if entry.ge is not None:
+        return f"{text} of at least {entry.ge:.10g}{unit}"
+    if entry.le is not None:
+        return f"{text} of at most {entry.le:.10g}{unit}"
+    return text
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as nested plain dictionaries, ready for JSON."""
+    return {
+        f.name: to_dict(getattr(config, f.name)) if is_dataclass(f.default_factory) else getattr(config, f.name)
+        for f in fields(config)
+    }
+
+
+def from_dict(kind: type[T], values: Any, prefix: str = "") -> T:
+    """The configuration of the dataclass ``kind`` from nested plain dictionaries, as `to_dict` returns them.
+
+    Settings that are absent have their defaults.  Raises UserError, in one line that names the dotted key (behind
+    ``prefix``), for unknown keys and for values that `check_value` refuses.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"{prefix.rstrip('.') or 'the configuration'} must be a table of settings")
+    hints = get_type_hints(kind)
+    own = {entry.key: entry for entry in settings_of(kind)}
+    checked: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in hints:
+            raise UserError(f"unknown setting {str(prefix + str(name))[:80]!r}: see docs/configuration.md")
+        if is_dataclass(hints[name]):
+            checked[name] = from_dict(hints[name], value, f"{prefix}{name}.")
+        else:
+            checked[name] = check_value(replace(own[name], key=f"{prefix}{name}"), value)
+    return kind(**checked)
+
+
+@dataclass(frozen=True)
+class WarpConfig:
+    """Warp between a posed head and canonical space: nearest triangles and how samples follow them."""
+
+    cell: float = setting(
+        0.008,
+        "edge length of a voxel of the grid that lists candidates for the nearest triangle",
+        unit="m",
+        ge=0.002,
+        le=0.05,
+    )
+    candidates: int = setting(32, "number of candidate triangles that are listed for each voxel", ge=4, le=64)
     band: float = setting(
-        0.06, "distance from the posed surface beyond which nothing is sampled", unit="m", ge=0.005, le=0.2
+        0.06,
+        "distance from the posed mesh within which samples are taken; space farther away is empty",
+        unit="m",
+        ge=0.005,
+        le=0.2,
     )
     canonical_jaw: float = setting(
-        0.35, "how far the canonical mouth stands open (jawOpen, or x 0.6 rad)", ge=0.0, le=1.0
+        0.35,
+        "mouth opening of the canonical mesh (jawOpen for the open head; times 0.6 rad of the jaw joint for FLAME)",
+        ge=0.0,
+        le=1.0,
     )
     loosens: float = setting(
         0.016,
-        "distance above the surface at which hair and glasses follow the head alone, not its expressions; 0: never",
+        "height above the surface from which samples (hair, glasses) follow the rigid head motion only, not the "
+        "expressions of the mesh; 0 turns this off",
         unit="m",
         ge=0.0,
         le=0.1,
     )
     blend: str = setting(
         "surface",
-        "what a sample rides with: maps blended over the surface; those of the nearest triangle and, on the face, of "
-        "its neighbours (INSTA); or the nearest triangle's alone",
+        "deformation that a sample follows: vertex maps interpolated over the surface (surface); that of the nearest "
+        "triangle averaged with its neighbours on the face, as in INSTA (neighbours); that of the nearest triangle "
+        "(triangle)",
         choices=("surface", "neighbours", "triangle"),
     )
     scale: str = setting(
         "length",
-        "how offsets shrink and grow with their triangle: as its lengths; as its area, around the eyes alone (INSTA); "
-        "or not at all",
+        "scaling of a sample's offset from its triangle: by the ratio of lengths (length); by the ratio of areas, only "
+        "around the eyes, as in INSTA (area); no scaling (none)",
         choices=("length", "area", "none"),
     )
 
 
 @dataclass(frozen=True)
 class FieldConfig:
-    """The radiance field in canonical space: hash grid and MLPs."""
+    """Radiance field in canonical space: multiresolution hash grid, density network and colour network."""
 
-    levels: int = setting(12, "levels of the hash grid", ge=1, le=24)
-    features: int = setting(2, "features a level, an even number", ge=2, le=8)
-    log2_entries: int = setting(17, "log2 of the table size of a level", ge=8, le=24)
+    levels: int = setting(12, "number of levels of the hash grid", ge=1, le=24)
+    features: int = setting(2, "number of features per level of the hash grid; must be even", ge=2, le=8)
+    log2_entries: int = setting(17, "base-2 logarithm of the number of table entries per level", ge=8, le=24)
     base: int = setting(16, "resolution of the coarsest level across the canonical box", ge=2, le=128)
     finest: int = setting(512, "resolution of the finest level across the canonical box", ge=4, le=8192)
-    hidden: int = setting(64, "width of the hidden layers", ge=8, le=256)
-    density_layers: int = setting(2, "hidden layers of the density network", ge=1, le=3)
-    colour_layers: int = setting(3, "hidden layers of the colour network", ge=2, le=3)
+    hidden: int = setting(64, "number of neurons in each hidden layer", ge=8, le=256)
+    density_layers: int = setting(2, "number of hidden layers of the density network", ge=1, le=3)
+    colour_layers: int = setting(3, "number of hidden layers of the colour network", ge=2, le=3)
     direction_bands: int = setting(
-        2, "bands of spherical harmonics of the view direction: 2 is linear, 4 has sixteen numbers", ge=1, le=4
+        2, "number of spherical-harmonics bands that encode the view direction: n bands give n^2 inputs", ge=1, le=4
     )
 
     def __post_init__(self) -> None:
         if self.features % 2:
-            raise UserError(f"features = {self.features} must be an even number")
+            raise UserError(f"radiance.features must be an even number, got {self.features}")
         if self.finest < self.base:
-            raise UserError(f"base = {self.base} must not be finer than finest = {self.finest}")
+            raise UserError(f"radiance.finest must be at least radiance.base = {self.base}, got {self.finest}")
 
 
 @dataclass(frozen=True)
 class ConditioningConfig:
-    """What the field is told of an expression."""
+    """Expression codes: the input of the radiance field that depends on the expression."""
 
     code: str = setting(
         "faded",
-        "codes of mouth and eyes that fade with distance; or sixteen numbers for what is nearest to the lips, and ones "
-        "elsewhere (INSTA)",
+        "kind of expression code: mouth and eye codes that fade with distance from mouth and eyes (faded); sixteen "
+        "numbers where the nearest triangle is one of the lips and ones elsewhere, as in INSTA (lips)",
         choices=("faded", "lips"),
     )
-    standardise: bool = setting(True, "tell it codes in units of the person's own range, around their mean")
-    pull_in: bool = setting(True, "tell it of a code that was never seen the nearest one that was")
-    pull_views: bool = setting(True, "ask it for colours of a view that was never had as from the nearest one that was")
+    standardise: bool = setting(True, "standardise expression codes by the subject's own mean and spread")
+    pull_in: bool = setting(
+        True, "project expression codes outside the range seen in training to the nearest code inside it"
+    )
+    pull_views: bool = setting(True, "clamp view directions to the nearest one seen in training")
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How a ray is sampled."""
+    """Sampling of camera rays."""
 
     step: float = setting(0.004, "distance between samples on a ray", unit="m", ge=0.0005, le=0.02)
-    max_samples: int = setting(32, "samples a ray at most; the nearest ones are kept", ge=4, le=1024)
+    max_samples: int = setting(
+        32, "maximum number of samples per ray; the samples nearest to the camera are kept", ge=4, le=1024
+    )
     behind: float = setting(
-        0.025, "distance behind the first surface of the head mesh where a ray ends", unit="m", ge=0.0, le=2.0
+        0.025, "distance behind the first surface of the head mesh at which a ray ends", unit="m", ge=0.0, le=2.0
     )
     room: int = setting(
-        40, "steps a ray for which learning has memory, on average; beyond it the farthest go", ge=4, le=1024
+        40,
+        "number of samples per ray, on average, for which training reserves memory; beyond it the farthest samples "
+        "are dropped",
+        ge=4,
+        le=1024,
     )
 
 
 @dataclass(frozen=True)
 class OccupancyConfig:
-    """The canonical occupancy grid."""
+    """Occupancy grid in canonical space."""
 
-    resolution: int = setting(48, "cells along the longest side of the canonical box", ge=8, le=256)
-    interval: int = setting(8, "training steps between updates", ge=1, le=1000)
-    decay: float = setting(0.95, "how fast an old density fades at an update", ge=0.0, le=1.0)
-    threshold: float = setting(0.03, "opacity of one step above which a cell is occupied", ge=0.0, le=1.0)
-    silhouettes: bool = setting(True, "empty cells that lie outside the matte of what was seen")
-    inpaint: bool = setting(True, "show, where nobody saw anything, the head mesh in the colours around it")
+    resolution: int = setting(48, "number of cells along each side of the canonical box", ge=8, le=256)
+    interval: int = setting(8, "number of training steps between updates of the occupancy grid", ge=1, le=1000)
+    decay: float = setting(0.95, "factor by which the stored opacity of a cell decays at each update", ge=0.0, le=1.0)
+    threshold: float = setting(0.03, "opacity of one sampling step above which a cell is occupied", ge=0.0, le=1.0)
+    silhouettes: bool = setting(True, "empty the cells that lie outside the mattes of the training frames")
+    inpaint: bool = setting(
+        True, "render parts of the head that no training frame showed as the mesh, in the colours of their surroundings"
+    )
 
 
 @dataclass(frozen=True)
-class RegistrationConfig:
-    """How tracked head poses are corrected."""
+class PoseRefinementConfig:
+    """Learned correction of the tracked head poses."""
 
     rate: float = setting(
         2e-4,
-        "what a step may move the head of a picture by at first; 0 takes poses as they were tracked",
+        "initial step size of the head pose corrections; 0 uses head poses as tracked",
         unit="m",
         ge=0.0,
         le=0.01,
     )
     fades: float = setting(
-        0.04, "part of the way to what its state predicts that it goes whenever it is drawn", ge=0.0, le=1.0
+        0.04,
+        "decay of a frame's pose correction towards the value that the regression predicts, each time it is drawn",
+        ge=0.0,
+        le=1.0,
     )
     ridge: float = setting(
         0.03,
-        "least ridge of the regressions that predict, a part of the pictures; cross-validation may take 300 times it",
+        "smallest ridge penalty of the regression, relative to the number of frames; cross-validation chooses up to "
+        "300 times as much",
         ge=1e-6,
         le=100.0,
     )
@@ -148,51 +271,72 @@ class RegistrationConfig:
 
 @dataclass(frozen=True)
 class LearnConfig:
-    """Losses, optimiser, replay."""
+    """Training: losses, optimiser and replay."""
 
-    rays: int = setting(16384, "rays of a training step", ge=64, le=1 << 20)
-    frames: int = setting(4, "observations that share a training step", ge=1, le=64)
-    size: int = setting(512, "longest side of the pictures learned from", unit="px", ge=32, le=2048)
-    learning_rate: float = setting(1e-2, "Adam step size of the hash grid", ge=1e-6, le=1.0)
-    network_rate: float = setting(0.3, "learning rate of the MLPs as a part of the grid's", ge=0.0, le=10.0)
-    network_decay: float = setting(0.0, "L2 penalty on the weights of the MLPs", ge=0.0, le=1.0)
-    final_rate: float = setting(0.1, "learning rate at the end of the schedule, as a part of the first", ge=0.0, le=1.0)
-    decay_steps: int = setting(4000, "steps of a live call over which the rate falls to its last value", ge=1)
-    ema: float = setting(0.99, "decay of the averaged weights that are shown", ge=0.0, le=0.9999)
-    huber: float = setting(0.1, "colour error where the loss turns from quadratic to linear", ge=0.001, le=1.0)
+    rays: int = setting(16384, "number of rays per training step", ge=64, le=1 << 20)
+    frames: int = setting(4, "number of frames that the rays of one training step come from", ge=1, le=64)
+    size: int = setting(512, "longest side of the training images", unit="px", ge=32, le=2048)
+    learning_rate: float = setting(1e-2, "initial Adam learning rate of the hash grid", ge=1e-6, le=1.0)
+    network_rate: float = setting(0.3, "learning rate of the networks relative to the hash grid's", ge=0.0, le=10.0)
+    network_decay: float = setting(0.0, "L2 penalty (weight decay) on the weights of the networks", ge=0.0, le=1.0)
+    final_rate: float = setting(
+        0.1, "learning rate at the end of the schedule, relative to the initial one", ge=0.0, le=1.0
+    )
+    decay_steps: int = setting(
+        4000, "number of training steps of a live call over which the learning rate falls to its final value", ge=1
+    )
+    ema: float = setting(
+        0.99,
+        "decay of the exponential moving average of the weights; the average is what is rendered",
+        ge=0.0,
+        le=0.9999,
+    )
+    huber: float = setting(
+        0.1, "colour error at which the Huber loss changes from quadratic to linear", ge=0.001, le=1.0
+    )
     mask_weight: float = setting(0.2, "weight of the opacity loss", ge=0.0, le=100.0)
-    depth_weight: float = setting(0.5, "weight of the depth prior of the head mesh", ge=0.0, le=100.0)
+    depth_weight: float = setting(
+        0.5, "weight of the depth loss, which keeps the field near the head mesh", ge=0.0, le=100.0
+    )
     depth_slack: float = setting(
-        0.004, "how wrong the head mesh may be before the depth prior pulls", unit="m", ge=0.0, le=0.1
+        0.004, "distance from the head mesh up to which the depth loss is zero", unit="m", ge=0.0, le=0.1
     )
     depth_on: str = setting(
         "face",
-        "where the depth prior acts: bare face; or all skin, with ears, neck and eyes",
+        "region of the depth loss: the bare face (face); all skin, with ears, neck and eyes (skin)",
         choices=("face", "skin"),
     )
-    mouth_weight: float = setting(4.0, "weight of a pixel of the mouth", ge=1.0, le=100.0)
-    mouth_on: str = setting(
-        "mouth", "which pixels that is: lips and what surrounds them; or lips alone", choices=("mouth", "lips")
+    mouth_weight: float = setting(
+        4.0, "weight of the colour loss of a mouth pixel; other pixels have 1", ge=1.0, le=100.0
     )
-    mouth_from_step: int = setting(0, "steps after which the mouth has its weight", ge=0)
-    binary_matte: bool = setting(False, "learn from a matte that is solid or nothing")
-    focus: float = setting(0.7, "part of the rays that go through the head", ge=0.0, le=1.0)
-    margin: float = setting(0.2, "part that goes through what is around it; the rest goes anywhere", ge=0.0, le=1.0)
-    code_jitter: float = setting(0.05, "noise on expression codes, against memorising frames", ge=0.0, le=1.0)
-    replay_mb: int = setting(1024, "memory for pictures to learn from", unit="MiB", ge=16, le=1 << 16)
-    seed: int = setting(0, "seed of every random choice", ge=0)
+    mouth_on: str = setting(
+        "mouth",
+        "region of the mouth pixels: lips and their surroundings (mouth); lips alone (lips)",
+        choices=("mouth", "lips"),
+    )
+    mouth_from_step: int = setting(0, "training step from which mouth pixels have their weight", ge=0)
+    binary_matte: bool = setting(False, "threshold the mattes of the training frames to fully opaque or transparent")
+    focus: float = setting(0.7, "share of the rays that is drawn from pixels of the head", ge=0.0, le=1.0)
+    margin: float = setting(
+        0.2, "share of the rays that is drawn from pixels around the head; the rest is uniform", ge=0.0, le=1.0
+    )
+    code_jitter: float = setting(
+        0.05, "standard deviation of the noise that is added to expression codes in training", ge=0.0, le=1.0
+    )
+    replay_mb: int = setting(1024, "memory budget of the replay buffer", unit="MiB", ge=16, le=1 << 16)
+    seed: int = setting(0, "seed of all random numbers", ge=0)
 
 
 @dataclass(frozen=True)
 class TorsoConfig:
-    """The flat layer of neck and shoulders behind the head."""
+    """Flat image layer of neck and shoulders behind the head."""
 
-    size: int = setting(512, "side of the layer", unit="px", ge=64, le=1024)
+    size: int = setting(512, "side of the torso layer", unit="px", ge=64, le=1024)
 
 
 @dataclass(frozen=True)
 class AvatarConfig:
-    """All of the above."""
+    """Configuration of one avatar: warp, field, sampling, occupancy, training and torso."""
 
     warp: WarpConfig = field(default_factory=WarpConfig)
     radiance: FieldConfig = field(default_factory=FieldConfig)
@@ -200,46 +344,5 @@ class AvatarConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     occupancy: OccupancyConfig = field(default_factory=OccupancyConfig)
     learn: LearnConfig = field(default_factory=LearnConfig)
-    registration: RegistrationConfig = field(default_factory=RegistrationConfig)
+    pose_refinement: PoseRefinementConfig = field(default_factory=PoseRefinementConfig)
     torso: TorsoConfig = field(default_factory=TorsoConfig)
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """A configuration as nested plain dicts, for a file."""
-    return {
-        f.name: to_dict(getattr(config, f.name)) if is_dataclass(f.default_factory) else getattr(config, f.name)
-        for f in fields(config)
-    }
-
-
-def from_dict(kind: type[T], values: Any) -> T:
-    """The configuration of type ``kind`` from nested plain dicts, as `to_dict` makes them.
-
-    Raises UserError for anything but the known keys with values of the right type within their bounds.
-    """
-    if not isinstance(values, dict):
-        raise UserError(f"{kind.__name__} must be a table")
-    known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
-    for name in values:
-        if name not in known:
-            raise UserError(f"{kind.__name__} has no setting {name!r}")
-    checked: dict[str, Any] = {}
-    value: Any
-    for name, value in values.items():
-        nested = known[name].default_factory
-        if isinstance(nested, type):
-            checked[name] = from_dict(nested, value)
-            continue
-        default, bounds = known[name].default, known[name].metadata
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        low, high = bounds["ge"], bounds["le"]
-        if number and not ((low is None or value >= low) and (high is None or value <= high)):
-            raise UserError(f"{kind.__name__}.{name} = {value!r} is out of bounds")
-        if isinstance(default, float) and number:
-            value = float(value)
-        if type(value) is not type(default):
-            raise UserError(f"{kind.__name__}.{name} must be a {type(default).__name__}, not {value!r}")
-        if (choices := known[name].metadata["choices"]) and value not in choices:
-            raise UserError(f"{kind.__name__}.{name} must be one of {', '.join(choices)}, not {value!r}")
-        checked[name] = value
-    return kind(**checked)

@@ -1,11 +1,11 @@
-"""The one error that a user or a peer can cause."""
+"""`UserError`: the exception for faults outside the program."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """Something outside the program is wrong: a file, a device, an argument, a message.
+    """Fault outside the program: in a file, a device, a command-line argument or a received message.
 
-    The text is one line that says what is wrong and what to do.  Commands print it without a traceback
-    and exit with status 2; the daemon logs and counts it.  What only a bug can cause raises anything else.
+    The text is one line that says what is wrong and what to do.  Commands print it without a traceback and exit with
+    status 2; the daemon logs and counts it.  Faults of the program itself raise other exceptions.
     """

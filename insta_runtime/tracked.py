@@ -1,7 +1,7 @@
-"""Takes and tracked folders on disk: what `telepresence track` writes and every other command reads.
+"""Tracked folders and takes on disk: tracked videos that `telepresence track` writes and other commands read.
 
-The format is described in docs/formats.md.  Reading needs numpy, torch and Pillow alone.  A folder may come
-from anyone, so everything in it is checked before it is used; what is wrong gives a one-line `UserError`.
+The format is described in docs/formats.md.  Reading needs only numpy, torch and Pillow.  Folders are untrusted input:
+everything is checked before use, and faults raise a one-line `UserError`.
 """
 
 from __future__ import annotations
@@ -24,11 +24,17 @@ if TYPE_CHECKING:
     from .head import HeadRig
 
 FORMAT_VERSION = 1
+"""Format version of takes and tracked folders."""
 MAX_FRAMES = 1_000_000
-MAX_CODES = 1024  # identity or expression components
-MAX_SIZE = 4096  # px
+"""Maximum number of frames of a take."""
+MAX_CODES = 1024
+"""Maximum number of identity or expression components."""
+MAX_SIZE = 4096
+"""Maximum width and height of a frame in pixels."""
 MAX_ARRAY_BYTES = 1 << 30
-MAX_COORDINATE = 1e4  # no code, angle or metre of a face is larger
+"""Maximum size in bytes of all arrays of a take."""
+MAX_COORDINATE = 1e4
+"""Maximum magnitude of a code, angle or length in a take."""
 
 _STATE_SHAPES: dict[str, tuple[int, ...]] = {
     "jaw_pose": (3,),
@@ -41,7 +47,7 @@ _STATE_SHAPES: dict[str, tuple[int, ...]] = {
 
 
 def frame_name(index: int) -> str:
-    """The stem of picture ``index`` in ``frames/``, ``alpha/`` and ``body/``."""
+    """File name without extension of frame ``index`` in ``frames/``, ``alpha/`` and ``body/``."""
     return f"{index:06d}"
 
 
@@ -54,12 +60,12 @@ def write_take(file: Path | IO[bytes], take: Take) -> None:
 
 
 class GrowingTake:
-    """A take whose states come one by one, and that can be written again and again at the cost of its bytes."""
+    """Take that grows by one state at a time and can be written repeatedly while it grows."""
 
     def __init__(
         self, shape: Float32, camera: Camera, crop: tuple[float, float, float], head_sha256: str, fps: float
     ) -> None:
-        """As in `Take`."""
+        """The arguments are the fields of `Take`."""
         self._facts: dict[str, Any] = {
             "version": np.int64(FORMAT_VERSION),
             "shape": shape.astype(np.float32),
@@ -69,14 +75,14 @@ class GrowingTake:
             "head_sha256": np.array(head_sha256),
             "fps": np.float64(fps),
         }
-        self._columns: dict[str, NDArray[Any]] = {}  # with room to grow
+        self._columns: dict[str, NDArray[Any]] = {}  # allocated in advance, doubled when full
         self._count = 0
 
     def __len__(self) -> int:
         return self._count
 
     def add(self, state: HeadState, valid: bool) -> None:
-        """Append ``state``."""
+        """Append ``state``; ``valid`` tells whether a face was tracked."""
         row: dict[str, Any] = {**state.arrays(), "t_capture_ns": np.int64(state.t_capture_ns), "valid": np.bool_(valid)}
         for name, value in row.items():
             column = self._columns.get(name)
@@ -89,13 +95,13 @@ class GrowingTake:
         self._count += 1
 
     def write(self, file: Path | IO[bytes]) -> None:
-        """Write all states so far as an uncompressed ``.npz``."""
+        """Write all states so far as an uncompressed ``.npz`` to a path or an open binary file."""
         arrays: dict[str, Any] = {name: column[: self._count] for name, column in self._columns.items()}
         np.savez(file, **self._facts, **arrays)
 
 
 def read_take(path: Path) -> Take:
-    """The take in a ``take.npz`` or in a tracked folder.  Raises UserError if it is not one."""
+    """Read a take from a ``take.npz`` or a tracked folder.  Raises UserError if it is missing or invalid."""
     path = Path(path)
     if path.is_dir():
         path = path / "take.npz"
@@ -109,12 +115,12 @@ def read_take(path: Path) -> Take:
 
 @dataclass(frozen=True)
 class TrackedFolder:
-    """A tracked video: pictures, mattes and the take that belongs to them.
+    """Tracked video: frames, mattes and the take with their head states.
 
     Attributes:
         path: the folder.
-        take: states, camera and crop; ``take.states[i]`` belongs to picture i.
-        meta: the checked contents of meta.json: ``format_version, head, source, fps, frames, ...``.
+        take: states, camera and crop; ``take.states[i]`` belongs to frame i.
+        meta: checked contents of meta.json: ``format_version, head, source, fps, frames, ...``.
     """
 
     path: Path
@@ -123,16 +129,16 @@ class TrackedFolder:
 
     @staticmethod
     def open(path: Path) -> TrackedFolder:
-        """Open and check a tracked folder.  Pictures are read when asked for.  Raises UserError."""
+        """Open and check a tracked folder; images are read on access.  Raises UserError if it is invalid."""
         path = Path(path)
         if not path.is_dir():
             raise UserError(f"{path} is not a folder: make a tracked folder with `telepresence track VIDEO --out DIR`")
         meta = _read_meta(path / "meta.json")
         take = read_take(path)
         if meta["frames"] != len(take.states):
-            raise UserError(f"{path} is damaged: meta.json speaks of {meta['frames']} frames, take.npz of others")
+            raise UserError(f"{path} is damaged: meta.json has {meta['frames']} frames, take.npz {len(take.states)}")
         if meta["head"]["sha256"] != take.head_sha256:
-            raise UserError(f"{path} is damaged: meta.json and take.npz name different heads")
+            raise UserError(f"{path} is damaged: meta.json and take.npz belong to different head models")
         return TrackedFolder(path, take, meta)
 
     def __len__(self) -> int:
@@ -140,49 +146,49 @@ class TrackedFolder:
 
     @property
     def frames(self) -> NDArray[np.int64]:
-        """Indices of the pictures in which a face was tracked, ascending."""
+        """Indices of the frames in which a face was tracked, ascending."""
         return np.flatnonzero(self.take.valid).astype(np.int64)
 
     @property
     def head_file(self) -> Path | None:
-        """The head model file that the user brought, or None for the open default head."""
+        """The user's head model file, or None for the open default head."""
         name = self.meta["head"].get("file")
         return Path(name) if name else None
 
     def picture(self, index: int) -> Bytes:
-        """Picture ``index``: (H, W, 3) uint8 sRGB."""
+        """Image of frame ``index``: (H, W, 3) uint8 sRGB."""
         return _read_image(self.path / "frames" / f"{frame_name(index)}.jpg", "RGB", self.take.camera)
 
     def alpha(self, index: int) -> Bytes:
-        """Matte x neck ramp of picture ``index``: (H, W) uint8, 255 = head."""
+        """Matte of the head in frame ``index``, times the neck ramp: (H, W) uint8, 255 = head."""
         return _read_image(self.path / "alpha" / f"{frame_name(index)}.png", "L", self.take.camera)
 
     def body(self, index: int) -> Bytes | None:
-        """Matte of the whole body in picture ``index``, no ramp: (H, W) uint8; None in folders without ``body/``."""
+        """Matte of the whole body in frame ``index``: (H, W) uint8; None in folders without ``body/``."""
         if not (self.path / "body").is_dir():
             return None
         return _read_image(self.path / "body" / f"{frame_name(index)}.png", "L", self.take.camera)
 
     def observation(self, index: int) -> Observation:
-        """Picture ``index`` with its mattes, camera and state."""
+        """Frame ``index`` with its mattes, camera and head state."""
         take, alpha, body = self.take, self.alpha(index), self.body(index)
         body = np.maximum(alpha, body) if body is not None else None
         return Observation(index, self.picture(index), alpha, take.camera, take.states[index], body)
 
 
 def load_frame(folder: TrackedFolder | Path, index: int, head: HeadRig) -> tuple[Bytes, Bytes, Float32]:
-    """One picture of a tracked folder with all that is needed to learn from it.
+    """Image, matte and posed head mesh of one frame of a tracked folder.
 
     Args:
         folder: an open folder, or its path.
-        index: which picture, 0-based; one of ``folder.frames``.
-        head: the rig of the head model with which the folder was tracked.
+        index: 0-based index of the frame; one of ``folder.frames``.
+        head: rig of the head model with which the folder was tracked.
 
     Returns:
-        picture (H, W, 3) uint8 sRGB, alpha (H, W) uint8, and the posed vertices (V, 3) float32 in camera space
-        (OpenCV axes, metres): vertex (x, y, z) is seen at pixel ``K @ (x, y, z) / z`` with ``folder.take.camera``.
+        Image (H, W, 3) uint8 sRGB, matte (H, W) uint8, and posed vertices (V, 3) float32 in camera space (OpenCV axes,
+        metres): vertex (x, y, z) projects to the pixel ``K @ (x, y, z) / z`` with ``folder.take.camera``.
 
-    Raises UserError if the folder is damaged or was tracked with another head.
+    Raises UserError if the folder is damaged or was tracked with another head model.
     """
     if not isinstance(folder, TrackedFolder):
         folder = TrackedFolder.open(folder)
@@ -192,7 +198,7 @@ def load_frame(folder: TrackedFolder | Path, index: int, head: HeadRig) -> tuple
             f"{folder.path} was tracked with another head model than {head.model.name}: give it with --head"
         )
     if not 0 <= index < len(folder):
-        raise UserError(f"{folder.path} has no picture {index}: it holds {len(folder)}")
+        raise UserError(f"{folder.path} has no frame {index}: it has {len(folder)} frames")
     state = take.states[index]
     vertices = head.pose(take.shape, state).vertices.detach().cpu().numpy()
     posed = vertices @ rotation_matrix(state.rotation).T + state.translation
@@ -200,10 +206,10 @@ def load_frame(folder: TrackedFolder | Path, index: int, head: HeadRig) -> tuple
 
 
 class _Malformed(Exception):
-    """What is wrong with a file, in a few words."""
+    """Error with a short description of what is wrong with a file."""
 
 
-_DAMAGE = (  # all that a damaged or hostile .npz has been seen to raise
+_DAMAGE = (  # exceptions that reading a damaged or hostile .npz may raise
     _Malformed, OSError, ValueError, EOFError, KeyError, TypeError, SyntaxError, MemoryError, OverflowError,
     NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
@@ -237,7 +243,7 @@ def _parse_take(arrays: dict[str, NDArray[Any]]) -> Take:
 
     version = int(numbers("version", kind="i"))
     if version != FORMAT_VERSION:
-        raise _Malformed(f"its format is version {version}, this program reads {FORMAT_VERSION}")
+        raise _Malformed(f"it has format version {version}, this program reads {FORMAT_VERSION}")
     expression = numbers("expression", None, None)
     count, units = expression.shape
     if not (0 < count <= MAX_FRAMES and 0 < units <= MAX_CODES):
@@ -250,7 +256,7 @@ def _parse_take(arrays: dict[str, NDArray[Any]]) -> Take:
         raise _Malformed(f"shape has {len(shape)} components")
     width, height = (int(value) for value in numbers("size", 2, kind="i"))
     if not (0 < width <= MAX_SIZE and 0 < height <= MAX_SIZE):
-        raise _Malformed(f"pictures of {width} x {height}")
+        raise _Malformed(f"its frames have {width} x {height} pixels")
     matrix = numbers("K", 3, 3)
     if not (matrix[0, 0] > 0 and matrix[1, 1] > 0):
         raise _Malformed("K has no focal length")
@@ -277,10 +283,12 @@ def _read_meta(path: Path) -> dict[str, Any]:
     try:
         meta = json.loads(path.read_text(encoding="utf-8")[: 1 << 20])
     except (OSError, ValueError, RecursionError):
-        raise UserError(f"{path} cannot be read: this is not a folder that `telepresence track` wrote") from None
+        raise UserError(f"{path} cannot be read: give a folder that `telepresence track` wrote") from None
     version = meta.get("format_version") if isinstance(meta, dict) else None
     if version != FORMAT_VERSION:
-        raise UserError(f"{path} is of format version {version}, this program reads {FORMAT_VERSION}: track it again")
+        raise UserError(
+            f"{path} has format version {version}, this program reads {FORMAT_VERSION}: track the video again"
+        )
     head = meta.get("head")
     if not (
         isinstance(head, dict)
@@ -299,8 +307,9 @@ def _read_image(path: Path, mode: str, camera: Camera) -> Bytes:
         with Image.open(path, formats=("JPEG", "PNG")) as image:
             if image.size != (camera.width, camera.height):
                 raise UserError(
-                    f"{path} is {image.size[0]} x {image.size[1]}, the take says {camera.width} x {camera.height}"
+                    f"{path} has {image.size[0]} x {image.size[1]} pixels, its take {camera.width} x {camera.height}:"
+                    " track the video again"
                 )
             return np.array(image.convert(mode))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be read as a picture ({_one_line(error)}): track the video again") from None
+        raise UserError(f"{path} cannot be read as an image ({_one_line(error)}): track the video again") from None

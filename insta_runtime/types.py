@@ -1,12 +1,12 @@
-"""The values that travel through the avatar runtime: states, cameras, observations, pictures.
+"""Data types of the avatar runtime: cameras, head states, observations, rendered frames.
 
-Conventions, everywhere in the project:
+Conventions of the whole project:
 
 - Head space: metres, x to the subject's left, y up, z out of the face, origin near the head joint.
 - Camera space: OpenCV (x right, y down, z forward), metres.  ``x_cam = R @ x_head + t``; a face that
   looks into the camera has ``R = diag(1, -1, -1)``.
 - Rotations are axis-angle vectors in radians.  Pixel centres lie at +0.5.
-- Everything that crosses a thread is a frozen dataclass with a frame id and a capture time.
+- Objects that are passed between threads are frozen dataclasses with a frame id and a capture time.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _zeros(*shape: int) -> Float32:
 
 @dataclass(frozen=True)
 class Camera:
-    """A pinhole camera (OpenCV axes, no distortion) for a picture of ``width`` x ``height`` pixels.
+    """Pinhole camera (OpenCV axes, no distortion) of an image of ``width`` x ``height`` pixels.
 
     ``fx, fy, cx, cy`` are in pixels; a point (x, y, z) lands at ``(fx * x / z + cx, fy * y / z + cy)``.
     """
@@ -44,40 +44,40 @@ class Camera:
     height: int
 
     def scaled(self, width: int, height: int) -> Camera:
-        """The same view at another resolution."""
+        """This camera for an image of ``width`` x ``height`` pixels with the same field of view."""
         sx, sy = width / self.width, height / self.height
         return Camera(self.fx * sx, self.fy * sy, self.cx * sx, self.cy * sy, width, height)
 
     def within(self, side: int) -> Camera:
-        """The same view with a longest side of ``side`` pixels at most; pictures are never enlarged."""
+        """This camera for an image whose longest side is at most ``side`` pixels; images are never enlarged."""
         scale = min(1.0, side / max(self.width, self.height))
         return self.scaled(max(1, round(scale * self.width)), max(1, round(scale * self.height)))
 
     def cropped(self, left: float, top: float, width: int, height: int) -> Camera:
-        """The view through a window of the picture whose upper left corner is (left, top)."""
+        """Camera of the crop of ``width`` x ``height`` pixels whose upper left corner is (left, top)."""
         return Camera(self.fx, self.fy, self.cx - left, self.cy - top, width, height)
 
     def matrix(self) -> Float64:
-        """The 3 x 3 intrinsic matrix K."""
+        """Intrinsic matrix K, (3, 3)."""
         return np.array([[self.fx, 0.0, self.cx], [0.0, self.fy, self.cy], [0.0, 0.0, 1.0]])
 
     @staticmethod
     def from_matrix(k: NDArray[np.floating], width: int, height: int) -> Camera:
-        """The camera with the 3 x 3 intrinsic matrix ``k`` (no skew)."""
+        """Camera with the (3, 3) intrinsic matrix ``k``, without skew."""
         return Camera(float(k[0, 0]), float(k[1, 1]), float(k[0, 2]), float(k[1, 2]), width, height)
 
 
 @dataclass(frozen=True)
 class HeadState:
-    """What a face does at one moment: all that moves the head mesh, but not who it is.
+    """Expression and pose of a head at one moment: the parameters of the head mesh except the identity.
 
     Attributes (float32 numpy arrays):
-        expression: (E,) weights; ARKit units in [0, 1] for the open head, about N(0, 1) for FLAME.
-        jaw_pose, neck_pose: (3,) axis-angle of the jaw and neck joints.
-        eye_pose: (2, 3) axis-angle of the left, then the right eye.
+        expression: (E,) expression weights; ARKit units in [0, 1] for the open head, about N(0, 1) for FLAME.
+        jaw_pose, neck_pose: (3,) axis-angle rotations of the jaw and neck joints.
+        eye_pose: (2, 3) axis-angle rotations of the left, then the right eye.
         eyelids: (2,) closing of the left, then the right lid, in [0, 1].
-        rotation, translation: (3,) head to camera, ``x_cam = exp(rotation) @ x_head + translation``.
-        t_capture_ns: monotonic capture time of the picture that this state belongs to.
+        rotation, translation: (3,) pose of the head in camera space, ``x_cam = exp(rotation) @ x_head + translation``.
+        t_capture_ns: monotonic capture time of the frame that this state belongs to.
     """
 
     expression: Float32
@@ -91,25 +91,30 @@ class HeadState:
 
     @staticmethod
     def neutral(expressions: int) -> HeadState:
-        """A relaxed face that looks into the camera from 60 cm, with ``expressions`` units."""
+        """Neutral face that looks into the camera from 60 cm, with ``expressions`` expression weights."""
         return HeadState(_zeros(expressions))
 
     def arrays(self) -> dict[str, Float32]:
-        """Every array field by name (all but the time stamp)."""
+        """Array fields by name: all fields but the time stamp."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "t_capture_ns"}
 
     def at(self, t_capture_ns: int) -> HeadState:
-        """The same state at another time."""
+        """This state with another capture time."""
         return replace(self, t_capture_ns=t_capture_ns)
 
 
 @dataclass(frozen=True)
 class Take:
-    """A recorded performance: N states of one person before one camera.
+    """Recorded performance: N head states of one subject, tracked with one camera.
 
-    ``states[i]`` is only meaningful where ``valid[i]``.  ``shape`` (S,) is the identity code of the head
-    model whose file hash is ``head_sha256``; ``camera`` is the camera of the (cropped) pictures; ``crop``
-    (left, top, side) is the window of the original picture that they show, in its pixels.
+    Attributes:
+        states: N head states; those that are not ``valid`` have no meaning.
+        valid: (N,) bool, whether a face was tracked.
+        shape: (S,) identity code of the head model.
+        camera: camera of the cropped frames.
+        crop: left, top and side of the crop in pixels of the original frames.
+        head_sha256: SHA-256 of the file of the head model.
+        fps: nominal frame rate.
     """
 
     states: tuple[HeadState, ...]
@@ -123,7 +128,7 @@ class Take:
 
 @dataclass(frozen=True)
 class HeadMesh:
-    """A triangle mesh of the head: ``vertices`` (V, 3) float32 metres, ``faces`` (F, 3) int64, torch."""
+    """Triangle mesh of the head: torch tensors ``vertices`` (V, 3) float32 in metres and ``faces`` (F, 3) int64."""
 
     vertices: torch.Tensor
     faces: torch.Tensor
@@ -131,11 +136,14 @@ class HeadMesh:
 
 @dataclass(frozen=True)
 class Observation:
-    """One tracked picture to learn from.
+    """One tracked frame for training: image, mattes, camera and head state.
 
-    ``rgb`` (H, W, 3) uint8 sRGB and ``alpha`` (H, W) uint8 (matte x neck ramp: 255 = head, to be learned)
-    belong to ``camera``; ``state`` is the tracked head state.  ``body`` (H, W) uint8 is the person's matte without
-    the ramp, at least ``alpha`` everywhere; None where nobody has looked.
+    Attributes:
+        rgb: (H, W, 3) uint8 sRGB image.
+        alpha: (H, W) uint8 matte of the head: the subject's matte times a ramp over the neck, 255 = head.
+        camera: camera of the image.
+        state: tracked head state.
+        body: (H, W) uint8 matte of the whole subject, at least ``alpha`` everywhere; None if it was not computed.
     """
 
     frame_id: int
@@ -147,12 +155,37 @@ class Observation:
 
     @property
     def t_capture_ns(self) -> int:
+        """Monotonic capture time in nanoseconds."""
         return self.state.t_capture_ns
+
+    def premultiplied(
+        self, size: int, device: torch.device | None = None, *, binary: bool = False
+    ) -> tuple[torch.Tensor, Camera]:
+        """Image with premultiplied alpha, reduced by area averaging to a longest side of ``size`` pixels.
+
+        Args:
+            size: longest side in pixels; images are never enlarged.
+            device: device of the result; the CPU by default.
+            binary: threshold the matte at one half first.
+
+        Returns:
+            RGBA (h, w, 4) float32 in [0, 1], and its camera.
+        """
+        import torch
+
+        camera = self.camera.within(size)
+        alpha = torch.from_numpy(self.alpha).to(device).float()[None] / 255.0
+        if binary:
+            alpha = (alpha > 0.5).float()
+        rgb = torch.from_numpy(self.rgb).to(device).permute(2, 0, 1).float() / 255.0
+        image = torch.cat([rgb * alpha, alpha])[None]
+        small = torch.nn.functional.interpolate(image, (camera.height, camera.width), mode="area")[0]
+        return small.permute(1, 2, 0).contiguous(), camera
 
 
 @dataclass(frozen=True)
 class RenderedFrame:
-    """An avatar picture: ``rgba`` (H, W, 4) float32 in [0, 1], colour premultiplied by alpha, sRGB, numpy."""
+    """Rendered frame of an avatar: ``rgba`` (H, W, 4) float32 numpy in [0, 1], sRGB with premultiplied alpha."""
 
     frame_id: int
     t_capture_ns: int
@@ -160,5 +193,5 @@ class RenderedFrame:
 
     def over(self, background: Float32) -> Bytes:
         """Composite over ``background`` ((3,) or (H, W, 3), in [0, 1]): (H, W, 3) uint8."""
-        picture = self.rgba[..., :3] + (1.0 - self.rgba[..., 3:]) * background
-        return (np.clip(picture, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
+        image = self.rgba[..., :3] + (1.0 - self.rgba[..., 3:]) * background
+        return (np.clip(image, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)

@@ -1,8 +1,8 @@
-"""FLIP: how different two pictures look to a person who alternates between them.
+"""FLIP: perceptual difference of two images that are viewed in alternation.
 
-From the formulae of Andersson, Nilsson, Akenine-Möller, Oskarsson, Åström and Fairchild, *FLIP: A Difference Evaluator
-for Alternating Images*, HPG 2020, for pictures of low dynamic range.  A colour difference, after what the eye cannot
-resolve has been blurred away, is raised where edges and points differ.
+Implements Andersson, Nilsson, Akenine-Möller, Oskarsson, Åström and Fairchild, *FLIP: A Difference Evaluator
+for Alternating Images*, HPG 2020, for images of low dynamic range.  Colour differences, computed after filtering by
+the contrast sensitivity of the eye, are increased where edges and points differ.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import torch
 from insta_runtime.evaluation.metrics import convolve
 
 PIXELS_PER_DEGREE: Final = 67.0
-"""Of a screen 0.7 m wide with 3840 pixels, seen from 0.7 m: the viewing conditions of the paper."""
+"""Angular resolution of a screen 0.7 m wide with 3840 pixels at 0.7 m: the viewing conditions of the paper."""
 
-# Contrast sensitivity: for achromatic, red-green and blue-yellow, Gaussians (height a, variance b) whose sum it is.
+# Contrast sensitivity functions (achromatic, red-green, blue-yellow) as sums of Gaussians (height a, variance b).
 SENSITIVITY: Final = (((1.0, 0.0047),), ((1.0, 0.0053),), ((34.1, 0.04), (13.5, 0.025)))
 COLOUR_POWER, FEATURE_POWER = 0.7, 0.5
-KNEE_IN, KNEE_OUT = 0.4, 0.95  # this part of the largest colour difference maps to that part of the result
+KNEE_IN, KNEE_OUT = 0.4, 0.95  # the first share of the largest colour difference maps to the second share of the result
 FEATURE_DEGREES = 0.082  # width of an edge or point detector
 
 # Linear sRGB to CIE XYZ (D65), with white at the sum of its columns.
@@ -33,7 +33,7 @@ XYZ: Final = (
 
 @torch.no_grad()
 def flip_map(picture: torch.Tensor, truth: torch.Tensor, pixels_per_degree: float = PIXELS_PER_DEGREE) -> torch.Tensor:
-    """The FLIP error (H, W) in [0, 1] between sRGB pictures (H, W, 3) in [0, 1]; 0 where they look the same.
+    """The FLIP error (H, W) in [0, 1] between sRGB images (H, W, 3) in [0, 1]; 0 where they look the same.
 
     Symmetric.  Values outside [0, 1] are clamped.
     """
@@ -46,7 +46,7 @@ def flip_map(picture: torch.Tensor, truth: torch.Tensor, pixels_per_degree: floa
 
 
 def _colour_difference(opponent: torch.Tensor, pixels_per_degree: float) -> torch.Tensor:
-    """(H, W) in [0, 1], of pictures (2, 3, H, W) in `_to_opponent`'s space."""
+    """Colour difference (H, W) in [0, 1] of images (2, 3, H, W) in the opponent space of `_to_opponent`."""
     seen = torch.stack([_blurred(opponent[:, i], SENSITIVITY[i], pixels_per_degree) for i in range(3)], dim=1)
     perceptual = _hunt(_to_lab(_from_opponent(seen).clamp(0.0, 1.0)))
     primaries = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]], dtype=opponent.dtype, device=opponent.device)
@@ -60,7 +60,7 @@ def _colour_difference(opponent: torch.Tensor, pixels_per_degree: float) -> torc
 
 
 def _feature_difference(luminance: torch.Tensor, pixels_per_degree: float) -> torch.Tensor:
-    """How much edges and points of two luminances (2, H, W) differ: (H, W) in [0, 1]."""
+    """Difference (H, W) in [0, 1] of edges and points of two luminance images (2, H, W)."""
     sigma = 0.5 * FEATURE_DEGREES * pixels_per_degree
     radius = math.ceil(3.0 * sigma)
     x = torch.arange(-radius, radius + 1, dtype=torch.float64)
@@ -79,7 +79,7 @@ def _feature_difference(luminance: torch.Tensor, pixels_per_degree: float) -> to
 
 
 def _blurred(planes: torch.Tensor, bells: tuple[tuple[float, float], ...], pixels_per_degree: float) -> torch.Tensor:
-    """Planes (N, H, W) as the eye resolves them: filtered by a sum of Gaussians with weights that sum to 1."""
+    """Planes (N, H, W) filtered by a contrast sensitivity function: a sum of Gaussians whose weights sum to 1."""
     widest = max(b for channel in SENSITIVITY for _, b in channel)
     radius = math.ceil(3.0 * math.sqrt(widest / (2.0 * math.pi**2)) * pixels_per_degree)
     x = torch.arange(-radius, radius + 1, dtype=torch.float64) / pixels_per_degree
@@ -97,7 +97,7 @@ def _padded(planes: torch.Tensor, radius: int) -> torch.Tensor:
     return torch.nn.functional.pad(planes[:, None], (radius,) * 4, mode="replicate")[:, 0]
 
 
-# Colour spaces, of pictures (..., 3, H, W).
+# Colour spaces, of images (..., 3, H, W).
 
 
 def _linear(srgb: torch.Tensor) -> torch.Tensor:
@@ -111,7 +111,7 @@ def _matrix() -> torch.Tensor:
 
 
 def _mixed(matrix: torch.Tensor, planes: torch.Tensor) -> torch.Tensor:
-    """Each pixel's three numbers times ``matrix`` (3, 3)."""
+    """Multiply the three channels of each pixel by ``matrix`` (3, 3)."""
     return torch.einsum("ij,...jhw->...ihw", matrix.to(planes), planes)
 
 
@@ -139,12 +139,12 @@ def _to_lab(rgb: torch.Tensor) -> torch.Tensor:
 
 
 def _hunt(lab: torch.Tensor) -> torch.Tensor:
-    """Colours are the livelier the lighter they are (Hunt 1952)."""
+    """Scale chroma by lightness (Hunt effect, Hunt 1952)."""
     lightness, a, b = lab.unbind(-3)
     return torch.stack([lightness, 0.01 * lightness * a, 0.01 * lightness * b], dim=-3)
 
 
 def _hyab(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Distance of colours (3, H, W): city block in lightness, Euclidean in chroma (Abasi et al. 2020)."""
+    """HyAB distance of colours (3, H, W): city block in lightness, Euclidean in chroma (Abasi et al. 2020)."""
     lightness, a, b = (first - second).unbind(-3)
     return lightness.abs() + torch.hypot(a, b)

@@ -1,4 +1,4 @@
-"""Image metrics of the evaluation protocol: PSNR, SSIM, and the head region they are taken over."""
+"""Image metrics of the evaluation protocol: PSNR, SSIM, and the mask of the head region."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch
 from insta_runtime.types import Bytes, Float32
 
 EQUAL: Final = 1e-10
-"""Mean squared error below which pictures count as equal: 100 dB."""
+"""Mean squared error below which images count as equal, with a PSNR of 100 dB."""
 SSIM_MARGIN: Final = 5
-"""Pixels on each side of a picture for which `ssim_map` has no value: half of its window."""
+"""Width in pixels of the image border for which `ssim_map` has no value: half of its window."""
 
 
 def psnr(picture: torch.Tensor, truth: torch.Tensor, mask: torch.Tensor | None = None) -> float:
-    """Peak signal-to-noise ratio in dB of pictures (H, W, 3) in [0, 1], over ``mask`` (H, W) bool if given.
+    """Peak signal-to-noise ratio in dB of images (H, W, 3) in [0, 1], over ``mask`` (H, W) bool if given.
 
-    An empty mask gives NaN, equal pictures 100 dB.
+    An empty mask gives NaN, equal images 100 dB.
     """
     error = squared_error(picture, truth)
     mean = float(error.mean() if mask is None else error[mask].mean())
@@ -26,19 +26,14 @@ def psnr(picture: torch.Tensor, truth: torch.Tensor, mask: torch.Tensor | None =
 
 
 def squared_error(picture: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """Squared error of pictures (H, W, 3), averaged over the channels: (H, W)."""
+    """Squared error of images (H, W, 3), averaged over the channels: (H, W)."""
     return (picture - truth).square().mean(dim=-1)
 
 
-def ssim(picture: torch.Tensor, truth: torch.Tensor) -> float:
-    """Structural similarity of pictures (H, W, 3) in [0, 1]: the mean of `ssim_map`."""
-    return float(ssim_map(picture, truth).mean())
-
-
 def ssim_map(picture: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """Structural similarity around each pixel (Wang et al. 2004): Gaussian 11 x 11, sigma 1.5, mean of the channels.
+    """Structural similarity at each pixel (Wang et al. 2004): Gaussian window 11 x 11, sigma 1.5, mean of the channels.
 
-    Pictures are (H, W, 3) in [0, 1]; the map is (H - 10, W - 10), for whole windows alone (`SSIM_MARGIN`).
+    Images are (H, W, 3) in [0, 1]; the map is (H - 10, W - 10): only windows inside the image (`SSIM_MARGIN`).
     """
     x = torch.arange(-SSIM_MARGIN, SSIM_MARGIN + 1, dtype=torch.float64)
     kernel = torch.exp(-x.square() / (2.0 * 1.5**2))
@@ -54,9 +49,9 @@ def ssim_map(picture: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
 
 
 def convolve(planes: torch.Tensor, column: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
-    """Correlate ``planes`` (N, H, W) with the outer product of ``column`` and ``row`` (on the CPU), where it fits.
+    """Correlation of ``planes`` (N, H, W) with the outer product of ``column`` and ``row``, without padding.
 
-    As a sum of shifted pictures: fast on any device, and in full float32 where a library would take TF32.
+    Computed as a sum of shifted images: fast on any device, and in float32 where a library would use TF32.
     """
     for dim, weights in ((1, column.tolist()), (2, row.tolist())):
         length = planes.shape[dim] - len(weights) + 1
@@ -68,13 +63,13 @@ def convolve(planes: torch.Tensor, column: torch.Tensor, row: torch.Tensor) -> t
 
 
 def over_white(rgba: Float32 | torch.Tensor) -> torch.Tensor:
-    """A premultiplied (H, W, 4) picture over white, (H, W, 3) float in [0, 1]."""
+    """Composite an image (H, W, 4) with premultiplied alpha over white: (H, W, 3) float in [0, 1]."""
     picture = torch.as_tensor(rgba)
     return picture[..., :3] + (1.0 - picture[..., 3:])
 
 
 def head_mask(alpha: Bytes | torch.Tensor) -> torch.Tensor:
-    """The head region of a matte (H, W) uint8: alpha > 0.5, dilated by 1 % of the longest side.  (H, W) bool."""
+    """Head region (H, W) bool of a matte (H, W) uint8: alpha > 0.5, dilated by 1 % of the longest side."""
     radius = max(1, round(0.01 * max(alpha.shape)))
     inside = (torch.as_tensor(alpha) > 127).float()[None, None]
     return torch.nn.functional.max_pool2d(inside, 2 * radius + 1, stride=1, padding=radius)[0, 0] > 0.5

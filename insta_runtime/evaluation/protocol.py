@@ -1,4 +1,4 @@
-"""The evaluation protocol: held-out pictures against renderings, by region, over white, and how steady they are."""
+"""Evaluation protocol: metrics of rendered frames against held-out frames over white, by region, and steadiness."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import torch
 from insta_runtime.evaluation.flip import PIXELS_PER_DEGREE, flip_map
 from insta_runtime.evaluation.metrics import EQUAL, SSIM_MARGIN, head_mask, over_white, squared_error, ssim_map
 from insta_runtime.evaluation.regions import DEFINITION, Box, FaceRegions, masks
-from insta_runtime.learn.replay import premultiplied
 from insta_runtime.types import Camera, HeadState, Observation, RenderedFrame
 
 Render = Callable[[HeadState, Camera], RenderedFrame]
+"""Function that renders the avatar in a head state with a camera."""
 Perceptual = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""A distance of two pictures (H, W, 3) in [0, 1], a scalar tensor."""
+"""Perceptual distance (such as LPIPS) of two images (H, W, 3) in [0, 1]: a scalar tensor."""
 
 REGIONS: Final = ("whole", "head", "mouth", "eyes")
 METRICS: Final = ("psnr_db", "ssim", "flip")
 STILL: Final = 0.001
-"""Part of the picture's longest side that the face may move between two pictures of a static segment."""
+"""Maximum motion of the face between two frames of a static segment, as a share of the image's longest side."""
 
 PROTOCOL: Final = {
     "background": "white; truth is stored picture x stored matte",
@@ -39,16 +39,20 @@ PROTOCOL: Final = {
         "change within the head region of both, divided by the footage's, summed over pairs; none without such pairs"
     ),
 }
-"""What is the same in every evaluation, in words."""
+"""Definition of the evaluation in words; written into its results."""
 
 
 @dataclass(frozen=True)
-class Compared:
-    """A picture beside its rendering: (H, W, 3) over white in [0, 1], on the device that measures.
+class FrameComparison:
+    """One held-out frame and the rendered frame, both over white.
 
     Attributes:
-        regions: for each of `REGIONS` the pixels (H, W) bool.
-        boxes: of ``mouth`` and ``eyes``.
+        observation: the held-out frame.
+        camera: camera of the compared images.
+        truth: (H, W, 3) held-out image over white, in [0, 1].
+        picture: (H, W, 3) rendered image over white, in [0, 1].
+        regions: mask (H, W) bool of each of `REGIONS`.
+        boxes: boxes of ``mouth`` and ``eyes``, pixels.
     """
 
     observation: Observation
@@ -61,11 +65,11 @@ class Compared:
 
 @dataclass(frozen=True)
 class Steadiness:
-    """How much renderings change where the footage hardly does.
+    """Temporal steadiness: frame-to-frame change of rendered frames and of the footage while the face hardly moves.
 
     Attributes:
-        rendered, footage: mean absolute change from picture to picture in static segments, in [0, 1]; NaN without.
-        pairs: of successive pictures in static segments.
+        rendered, footage: mean absolute change between successive frames of static segments, in [0, 1]; NaN if none.
+        pairs: number of pairs of successive frames in static segments.
     """
 
     rendered: float = math.nan
@@ -74,19 +78,19 @@ class Steadiness:
 
     @property
     def ratio(self) -> float:
-        """Rendered change in parts of the footage's; NaN where there is none."""
+        """Change of rendered frames divided by that of the footage; NaN without static segments."""
         return self.rendered / self.footage if self.footage > 0.0 else math.nan
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Figures of some pictures.
+    """Metrics of a set of frames.
 
     Attributes:
-        means: for each of `REGIONS` the mean of each of `METRICS`; of ``whole`` also ``lpips`` if it was asked for.
-        each: the same of every picture, in their order.
-        frame_ids: which pictures.
-        steadiness: over all of them.
+        means: mean of each of `METRICS` for each of `REGIONS`; also ``lpips`` of ``whole`` if it was computed.
+        each: the same metrics of each frame.
+        frame_ids: frame ids, in the order of ``each``.
+        steadiness: steadiness over all frames.
     """
 
     means: dict[str, dict[str, float]]
@@ -96,25 +100,27 @@ class Scores:
 
     @property
     def pictures(self) -> int:
+        """Number of frames."""
         return len(self.each)
 
     @property
     def psnr_db(self) -> float:
-        """Of the whole frame."""
+        """Mean PSNR in dB of the whole image."""
         return self.means["whole"]["psnr_db"]
 
     @property
     def ssim(self) -> float:
-        """Of the whole frame."""
+        """Mean SSIM of the whole image."""
         return self.means["whole"]["ssim"]
 
     @property
     def head_psnr_db(self) -> float:
+        """Mean PSNR in dB of the head region."""
         return self.means["head"]["psnr_db"]
 
 
 def split(count: int, holdout: float) -> tuple[range, range]:
-    """Training and held-out positions of ``count`` pictures in time: the last ``holdout`` part is kept back."""
+    """Indices of training and held-out frames of ``count`` frames in time: the last share ``holdout`` is held out."""
     held = min(count - 1, round(count * holdout)) if count else 0
     return range(count - held), range(count - held, count)
 
@@ -125,10 +131,18 @@ def compare(
     size: int,
     face: FaceRegions | None = None,
     device: torch.device | None = None,
-) -> Iterator[Compared]:
-    """Render every observation at a longest side of ``size`` pixels, beside its truth."""
+) -> Iterator[FrameComparison]:
+    """Render each observation and yield the comparison with it.
+
+    Args:
+        render: renders the avatar.
+        observations: held-out frames.
+        size: longest side in pixels; larger images are reduced, none is enlarged.
+        face: locates mouth and eyes; without it these regions are empty.
+        device: device of the compared images; the CPU by default.
+    """
     for observation in observations:
-        rgba, camera = premultiplied(observation, size, device)
+        rgba, camera = observation.premultiplied(size, device)
         boxes = face.boxes(observation.state, camera) if face else {"mouth": [], "eyes": []}
         picture = torch.as_tensor(render(observation.state, camera).rgba).to(rgba.device)
         regions = {
@@ -136,7 +150,7 @@ def compare(
             "head": head_mask((rgba[..., 3] * 255.0).to(torch.uint8)),
             **masks(boxes, camera, rgba.device),
         }
-        yield Compared(observation, camera, over_white(rgba), over_white(picture), regions, boxes)
+        yield FrameComparison(observation, camera, over_white(rgba), over_white(picture), regions, boxes)
 
 
 def score(
@@ -147,18 +161,21 @@ def score(
     device: torch.device | None = None,
     perceptual: Perceptual | None = None,
 ) -> Scores:
-    """Score ``render`` on ``observations``, as `PROTOCOL` says.
+    """Metrics of rendered frames against held-out ``observations``, as defined in `PROTOCOL`.
 
     Args:
-        face: finds mouth and eyes, and static segments; without it their figures are NaN.
-        device: that measures; the CPU if it is not given.
-        perceptual: LPIPS, if its weights are at hand.
+        render: renders the avatar.
+        observations: held-out frames in time.
+        size: longest side in pixels; larger images are reduced, none is enlarged.
+        face: locates mouth and eyes, and static segments; without it their metrics are NaN.
+        device: device on which metrics are computed; the CPU by default.
+        perceptual: LPIPS, computed only if given.
     """
     names = [(region, metric) for region in REGIONS for metric in METRICS]
     if perceptual:
         names.append(("whole", "lpips"))
     rows, changes = [], []
-    before: Compared | None = None
+    before: FrameComparison | None = None
     for now in compare(render, observations, size, face, device):
         values = [*_figures(now).flatten()]
         if perceptual:
@@ -179,7 +196,7 @@ def score(
 def score_psnr(
     render: Render, observations: Sequence[Observation], size: int, device: torch.device | None = None
 ) -> tuple[float, float]:
-    """PSNR in dB of the whole frame and of the head, as in `score`, and nothing that takes longer."""
+    """PSNR in dB of the whole image and of the head region, as in `score`, without the slower metrics."""
     rows = [
         torch.stack([_psnr(squared_error(c.picture, c.truth), c.regions[region]) for region in ("whole", "head")])
         for c in compare(render, observations, size, None, device)
@@ -188,8 +205,8 @@ def score_psnr(
     return whole, head
 
 
-def _figures(compared: Compared) -> torch.Tensor:
-    """(regions, metrics), NaN where a region is empty."""
+def _figures(compared: FrameComparison) -> torch.Tensor:
+    """Metrics (regions, metrics) of one comparison; NaN where a region is empty."""
     picture, truth = compared.picture, compared.truth
     error, similar, flip = squared_error(picture, truth), ssim_map(picture, truth), flip_map(picture, truth)
     inner = slice(SSIM_MARGIN, -SSIM_MARGIN)
@@ -201,26 +218,26 @@ def _figures(compared: Compared) -> torch.Tensor:
 
 
 def _mean(values: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
-    """Over the region; NaN where it is empty.  Without a wait for the device."""
+    """Mean over the region, NaN if it is empty; does not synchronise with the device."""
     return (values * region).sum() / region.sum()
 
 
 def _psnr(error: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
-    """As `metrics.psnr`, on the device."""
+    """PSNR over the region as in `metrics.psnr`, as a tensor on the device."""
     mean = _mean(error, region)
     return torch.where(mean < EQUAL, 100.0, -10.0 * torch.log10(mean))
 
 
-def _still(before: Compared, now: Compared, face: FaceRegions) -> bool:
-    """Whether two pictures follow one another, and the tracked face hardly moves between them."""
+def _still(before: FrameComparison, now: FrameComparison, face: FaceRegions) -> bool:
+    """Whether two frames are successive and the tracked face hardly moves between them."""
     first, second = before.observation, now.observation
     if second.frame_id != first.frame_id + 1 or before.camera != now.camera:
         return False
     return face.motion(first.state, second.state, now.camera) < STILL * max(now.camera.width, now.camera.height)
 
 
-def _changes(before: Compared, now: Compared) -> torch.Tensor:
-    """Mean absolute change of rendering and footage in the head region of both pictures: (2,)."""
+def _changes(before: FrameComparison, now: FrameComparison) -> torch.Tensor:
+    """Mean absolute change (2,) of rendered frames and of footage in the union of the head regions."""
     region = before.regions["head"] | now.regions["head"]
     pairs = ((before.picture, now.picture), (before.truth, now.truth))
     return torch.stack([_mean((b - a).abs().mean(-1), region) for a, b in pairs])

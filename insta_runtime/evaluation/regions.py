@@ -1,4 +1,4 @@
-"""Where the parts of a face are in a picture: mouth and eyes, from the tracked head mesh."""
+"""Bounding boxes of mouth and eyes in an image, from the tracked head mesh."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from typing import Final
 import numpy as np
 import torch
 
+from insta_runtime.geometry import camera_vertices
 from insta_runtime.head import HeadModel, HeadRig
-from insta_runtime.render.rays import camera_vertices
 from insta_runtime.types import Camera, Float32, HeadState
 
-# Outlines among MediaPipe's face landmarks.
+# Indices of MediaPipe's face landmarks on the outlines of lips and eyelids.
 LIPS = (61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 409, 270, 269, 267, 0, 37, 39, 40, 185)
 LIDS_RIGHT = (33, 7, 163, 144, 145, 153, 154, 155, 133, 173, 157, 158, 159, 160, 161, 246)
 LIDS_LEFT = (263, 249, 390, 373, 374, 380, 381, 382, 362, 398, 384, 385, 386, 387, 388, 466)
 
 MOUTH_GROWN, EYES_GROWN = 0.04, 0.05
-"""Parts of the face's width by which the boxes of lips and lids are grown to all sides."""
-LIPS_MASK, FACE_MASK, LID_MOTION = 0.9, 0.5, 0.3  # of a head without landmarks: mask, mask, part of the largest motion
+"""Margins of the boxes of lips and lids on all sides, as shares of the face's width."""
+LIPS_MASK, FACE_MASK, LID_MOTION = 0.9, 0.5, 0.3
+"""Thresholds for vertices of a head without landmarks: lips mask, face mask, share of the largest eyelid motion."""
 
 DEFINITION: Final = (
     "mouth, eyes: boxes of the lip and lid landmarks of the tracked head mesh (of a head without landmarks: of its lip "
@@ -26,21 +27,22 @@ DEFINITION: Final = (
 )
 
 Box = tuple[float, float, float, float]
-"""Left, top, right, bottom in pixels."""
+"""Left, top, right and bottom edge of a box in pixels."""
 
 
 class FaceRegions:
-    """Finds mouth and eyes of the person ``shape`` (S,) in pictures.
+    """Boxes of mouth and eyes in the images of one subject.
 
-    Only the tracked state counts, so the regions of a picture are the same whatever avatar is measured.
+    They depend only on the tracked head state, so they are the same for every avatar that is evaluated.
     """
 
     def __init__(self, rig: HeadRig, shape: Float32) -> None:
+        """``rig``: rig of the head model; ``shape``: (S,) identity code of the subject."""
         self._rig, self._shape = rig, shape
         self._points = {name: torch.from_numpy(points) for name, points in _outlines(rig.model).items()}
 
     def boxes(self, state: HeadState, camera: Camera) -> dict[str, list[Box]]:
-        """The boxes of ``mouth`` and ``eyes``, as far as they lie within the picture."""
+        """Boxes of ``mouth`` and ``eyes`` in the image of ``camera``, clipped to it; those outside are left out."""
         pixels = self.pixels(state, camera)
         face = pixels[self._points["face"]]
         width = float(face[:, 0].max() - face[:, 0].min())
@@ -50,12 +52,12 @@ class FaceRegions:
         }
 
     def motion(self, before: HeadState, after: HeadState, camera: Camera) -> float:
-        """How far the face moves from one state to another: mean over its vertices, pixels of ``camera``."""
+        """Mean motion in pixels of ``camera`` of the face's vertices from the state ``before`` to ``after``."""
         face = self._points["face"]
         return float((self.pixels(after, camera)[face] - self.pixels(before, camera)[face]).norm(dim=-1).mean())
 
     def pixels(self, state: HeadState, camera: Camera) -> torch.Tensor:
-        """Where the camera sees vertices and then landmarks, (V + L, 2) on the CPU; no number behind the camera."""
+        """Pixel positions of the vertices, then of the landmarks, (V + L, 2) on the CPU; NaN behind the camera."""
         points = camera_vertices(self._rig.pose(self._shape, state).vertices, state).cpu()
         embedding = self._rig.model.embedding
         if embedding is not None:
@@ -67,20 +69,20 @@ class FaceRegions:
 
 
 def masks(boxes: dict[str, list[Box]], camera: Camera, device: torch.device | None = None) -> dict[str, torch.Tensor]:
-    """For each region the pixels (H, W) bool whose centres lie in one of its boxes."""
+    """Mask (H, W) bool of each region: pixels whose centres lie in one of its boxes."""
     x = torch.arange(camera.width, device=device) + 0.5
     y = torch.arange(camera.height, device=device)[:, None] + 0.5
     found = {}
-    for name, some in boxes.items():
+    for name, region_boxes in boxes.items():
         mask = torch.zeros((camera.height, camera.width), dtype=torch.bool, device=device)
-        for left, top, right, bottom in some:
+        for left, top, right, bottom in region_boxes:
             mask |= (x > left) & (x < right) & (y > top) & (y < bottom)
         found[name] = mask
     return found
 
 
 def _outlines(model: HeadModel) -> dict[str, np.ndarray[tuple[int], np.dtype[np.int64]]]:
-    """Indices into `FaceRegions.pixels`: ``face`` (vertices), ``lips``, ``right`` and ``left`` lids."""
+    """Indices into `FaceRegions.pixels` of the ``face``, the ``lips``, and the ``right`` and ``left`` lids."""
     face = np.flatnonzero(model.masks["face"] > FACE_MASK)
     if model.embedding is not None:
         first = len(model.template)

@@ -1,6 +1,6 @@
-"""Multiresolution hash grid (Mueller et al. 2022, Instant NGP, section 3).
+"""Multiresolution hash grid encoding (Mueller et al. 2022, Instant NGP, section 3).
 
-Level l has resolution ``floor(base * growth^l)`` across the unit cube.  Where its lattice fits into the table it is
+Level l has the resolution ``floor(base * growth^l)`` across the unit cube.  If its lattice fits into the table it is
 stored densely, otherwise its corners are hashed.  Features are interpolated trilinearly.
 """
 
@@ -15,21 +15,22 @@ from torch import nn
 from insta_runtime.config import FieldConfig
 
 PRIMES = (1, 2654435761, 805459861)
+"""Factors of the spatial hash for x, y and z."""
 
 
 def level_resolutions(config: FieldConfig) -> list[int]:
-    """Cells across the unit cube, level by level."""
+    """Number of cells along each side of the unit cube, for each level."""
     growth = (config.finest / config.base) ** (1.0 / max(1, config.levels - 1))
     return [math.floor(config.base * growth**level + 1e-6) for level in range(config.levels)]
 
 
 def level_rows(config: FieldConfig) -> list[int]:
-    """Rows of the table that each level takes."""
+    """Number of table rows of each level."""
     return [min((r + 2) ** 3, 1 << config.log2_entries) for r in level_resolutions(config)]
 
 
 class _Interpolate(torch.autograd.Function):
-    """``sum_c weight[c, n] * table[index[c, n]]``; differentiable with respect to table and weights."""
+    """Weighted sum of table rows, ``sum_c weight[c, n] * table[index[c, n]]``; differentiable by table and weights."""
 
     @staticmethod
     def forward(ctx: Any, table: torch.Tensor, index: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -42,7 +43,7 @@ class _Interpolate(torch.autograd.Function):
         index, weight, rows = ctx.saved_tensors
         (gradient,) = gradients
         table = torch.zeros(ctx.shape, dtype=gradient.dtype, device=gradient.device)
-        # torch adds rows one by one on a CPU; pairs of features as complex scalars go several times as fast.
+        # On a CPU torch adds rows one by one; pairs of features as complex scalars are several times as fast.
         for first in range(0, ctx.shape[1], 2):
             pair = torch.view_as_complex(gradient[:, first : first + 2].contiguous())
             column = torch.zeros(ctx.shape[0], dtype=pair.dtype, device=pair.device)
@@ -56,9 +57,9 @@ class _Interpolate(torch.autograd.Function):
 
 
 class HashGrid(nn.Module):
-    """Encode points of the unit cube: (N, 3) in [0, 1] -> (N, levels * features).
+    """Hash grid encoding of points of the unit cube: (N, 3) in [0, 1] -> (N, levels * features).
 
-    Differentiable with respect to the points, too: piecewise, as trilinear interpolation is.
+    Differentiable with respect to the table and, piecewise (trilinear interpolation), to the points.
     """
 
     def __init__(self, config: FieldConfig, generator: torch.Generator) -> None:
@@ -73,7 +74,7 @@ class HashGrid(nn.Module):
         self.table = nn.Parameter(table)
         self.entries = entries
         stride = torch.tensor([[1, r + 2, (r + 2) ** 2] for r in resolution], dtype=torch.int32)
-        prime = torch.tensor(PRIMES, dtype=torch.int64).to(torch.int32)  # wraps: only the low bits count
+        prime = torch.tensor(PRIMES, dtype=torch.int64).to(torch.int32)  # only the low bits are used
         stride[self.dense :] = prime
         self.stride: torch.Tensor
         self.offset: torch.Tensor
@@ -90,7 +91,7 @@ class HashGrid(nn.Module):
         return by_level.transpose(0, 1).reshape(len(points), self.levels * self.features)
 
     def corners(self, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Table rows and trilinear weights: int32 and float (8, levels * N).  Points come last: contiguous memory."""
+        """Table rows, int32, and trilinear weights, float, of the eight corners of each cell: (8, levels * N)."""
         scaled = points.T.clamp(0.0, 1.0).contiguous()[:, None] * self.resolution.to(points.dtype)[:, None]
         cell = scaled.floor()
         far_weight = scaled - cell

@@ -1,8 +1,8 @@
-"""The expression code of the original: sixteen numbers as they are, for what is nearest to the lips, ones elsewhere.
+"""Expression code of INSTA: sixteen raw numbers near the lips, ones elsewhere.
 
-INSTA gives the field the first sixteen expression components of FLAME, raw, where the nearest triangle is one of the
-lips, and the constant 1 everywhere else, in occupancy too (Zielonka et al. 2023, section "expression conditioning").
-A head of ARKit's units has no components: of its units those count that move the mouth.
+INSTA conditions the field on the first sixteen expression components of FLAME where the nearest triangle is one of the
+lips, and on the constant 1 everywhere else, including in the occupancy grid (Zielonka et al. 2023, section "expression
+conditioning").  For a head with ARKit units, the units that move the mouth replace the components.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from insta_runtime.head import HeadModel
 from insta_runtime.types import Float32, HeadState
 
 LIPS_WIDTH = 16
+"""Length of the lip code."""
 LIPS_UNITS: tuple[tuple[str, ...], ...] = (
     ("jawOpen",),
     ("mouthClose",),
@@ -32,10 +33,11 @@ LIPS_UNITS: tuple[tuple[str, ...], ...] = (
     ("mouthShrugLower", "mouthShrugUpper"),
     ("cheekPuff",),
 )
+"""ARKit units of the mouth; the units of one group are averaged to one number of the code."""
 
 
-class LipsNumbers:
-    """Turns a head state into (LIPS_WIDTH,) float32.  A head with fewer components leaves the rest zero."""
+class LipCode:
+    """Computes the lip code (LIPS_WIDTH,) float32 of a head state; padded with zeros if the head has fewer units."""
 
     def __init__(self, head: HeadModel) -> None:
         units = len(head.expression_names)
@@ -54,5 +56,5 @@ class LipsNumbers:
 
 
 def condition_lips(codes: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Codes (N, C) where the first of masks (N, 2) is one, ones where it is zero: (N, C)."""
+    """Lip codes (N, C) blended with ones by the lip mask, the first column of ``masks`` (N, 2): (N, C)."""
     return 1.0 + masks[:, :1] * (codes - 1.0)

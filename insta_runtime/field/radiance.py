@@ -1,4 +1,4 @@
-"""The radiance field in canonical space: (position, view direction, expression code) -> (density, colour)."""
+"""Radiance field in canonical space: (position, view direction, expression code) -> (density, colour)."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ from insta_runtime.config import FieldConfig
 from insta_runtime.field.expression_code import CODE_WIDTH
 from insta_runtime.field.hashgrid import HashGrid
 
-GEOMETRY_FEATURES = 15  # what the density network hands to the colour network beside the density
-MAX_LOG_DENSITY = 9.0  # exp(9) / m: opaque within half a millimetre; keeps exp and its gradient finite
-INITIAL_LOG_DENSITY = 3.0  # a thin haze at first, so that every region gets gradients
+GEOMETRY_FEATURES = 15
+"""Number of outputs of the density network, besides the density, that are inputs of the colour network."""
+MAX_LOG_DENSITY = 9.0
+"""Maximum logarithm of the density, exp(9) / m: opaque within half a millimetre; keeps gradients finite."""
+INITIAL_LOG_DENSITY = 3.0
+"""Logarithm of the initial density, per metre: thin fog everywhere, so that every region gets gradients."""
 
 
 class RadianceField(nn.Module):
-    """Hash grid, density network and colour network.
+    """Radiance field of a hash grid, a density network and a colour network.
 
-    Density is ``exp`` of the first output, per metre; colour is sRGB in [0, 1].
+    The density per metre is ``exp`` of the density network's first output; colours are sRGB in [0, 1].
     """
 
     def __init__(self, config: FieldConfig, generator: torch.Generator) -> None:
@@ -34,7 +37,7 @@ class RadianceField(nn.Module):
         self.colour_net = _mlp([shaded, *colour_hidden, 3], generator)
 
     def density(self, points: torch.Tensor, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Density (N,) per metre and geometry features (N, 15) at unit-cube ``points`` with faded ``codes``."""
+        """Density (N,) per metre and geometry features (N, 15) at unit-cube ``points`` (N, 3) with faded ``codes``."""
         raw = self.density_net(torch.cat([self.grid(points), codes], dim=-1))
         density = (raw[:, 0] + INITIAL_LOG_DENSITY).clamp(max=MAX_LOG_DENSITY).exp()
         return density, raw[:, 1:]
@@ -45,9 +48,9 @@ class RadianceField(nn.Module):
         """Density (N,) per metre and colour (N, 3).
 
         Args:
-            points: (N, 3) in the unit cube of the canonical box.
-            directions: (N, 3) unit, canonical.
-            codes: (N, CODE_WIDTH), already faded by the masks.
+            points: (N, 3) positions in the unit cube of the canonical box.
+            directions: (N, 3) canonical unit view directions.
+            codes: (N, CODE_WIDTH) expression codes, already faded by the masks.
         """
         density, features = self.density(points, codes)
         colour = self.colour_net(torch.cat([features, direction_basis(directions, self.bands)], dim=-1))
@@ -57,8 +60,8 @@ class RadianceField(nn.Module):
 def direction_basis(directions: torch.Tensor, bands: int) -> torch.Tensor:
     """Real spherical harmonics of unit directions (N, 3), the first ``bands`` bands: (N, bands^2).
 
-    Each band is scaled (Schmidt) so that its squares add up to one: 1; x, y, z; ...  Two bands are the default on
-    purpose: higher ones fit the few view angles of a talking head and break at unseen ones.
+    Each band is scaled (Schmidt) so that its squares add up to one: 1; x, y, z; ...  Two bands are the
+    default because higher bands overfit the few view angles of a talking head.
     """
     x, y, z = directions.unbind(dim=-1)
     harmonics = [torch.ones_like(x), x, y, z]

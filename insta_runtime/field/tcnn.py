@@ -1,7 +1,7 @@
-"""The radiance field built from tiny-cuda-nn (Mueller 2021), for who has `tinycudann` installed.
+"""Radiance field built from tiny-cuda-nn (Mueller 2021); needs the package `tinycudann`.
 
-The same architecture as `radiance.RadianceField` but for what tiny-cuda-nn does otherwise: its lattice is shifted by
-half a cell, its networks have no biases and compute in fp16.  Its weights fit no other back end.
+The architecture of `radiance.RadianceField` except for differences of tiny-cuda-nn: its lattice is shifted by half a
+cell, its networks have no biases and compute in half precision.  Its weights cannot be used by other backends.
 """
 
 from __future__ import annotations
@@ -23,18 +23,20 @@ from insta_runtime.field.radiance import (
 if TYPE_CHECKING:
     from insta_runtime.config import FieldConfig
 
-TCNN_WEIGHTS = "grid.params"  # a tensor that only this field has
-WIDTHS = (16, 32, 64, 128)  # of hidden layers that its fully fused networks know
+TCNN_WEIGHTS = "grid.params"
+"""Name of a tensor that only fields of tiny-cuda-nn have."""
+WIDTHS = (16, 32, 64, 128)
+"""Numbers of neurons of a hidden layer that the fully fused networks support."""
 
 
 class TcnnMissing(UserError):
-    """tiny-cuda-nn is not installed, or not for this GPU."""
+    """Error: tiny-cuda-nn is not installed, or was not built for this GPU."""
 
 
 class TcnnField(nn.Module):
-    """Hash grid, density network and colour network on a CUDA device; `RadianceField`'s interface.
+    """Radiance field of tiny-cuda-nn on a CUDA device, with the interface of `RadianceField`.
 
-    Raises TcnnMissing without tiny-cuda-nn, UserError for a width that its networks do not have.
+    Raises TcnnMissing without tiny-cuda-nn, and UserError for an unsupported number of neurons.
     """
 
     def __init__(self, config: FieldConfig, seed: int) -> None:
@@ -42,9 +44,10 @@ class TcnnField(nn.Module):
         try:
             import tinycudann as tcnn
         except (ImportError, OSError) as error:  # OSError: its import finds no GPU that it was built for
-            raise TcnnMissing(f"the tcnn back end needs tiny-cuda-nn, built for this GPU ({error})") from None
+            reason = f"the tcnn backend needs tiny-cuda-nn, built for this GPU ({error}): choose another backend"
+            raise TcnnMissing(reason) from None
         if config.hidden not in WIDTHS:
-            raise UserError(f"the tcnn back end has hidden layers of {WIDTHS}, not {config.hidden}")
+            raise UserError(f"the tcnn backend supports radiance.hidden = {WIDTHS}, not {config.hidden}")
         growth = (config.finest / config.base) ** (1.0 / max(1, config.levels - 1))
         grid = {
             "otype": "HashGrid",
@@ -64,7 +67,7 @@ class TcnnField(nn.Module):
         self.colour_net = tcnn.Network(shaded, 3, _network(config.hidden, config.colour_layers), seed=seed + 2)
 
     def density(self, points: torch.Tensor, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `RadianceField.density`."""
+        """Density (N,) per metre and geometry features (N, 15), as `RadianceField.density`."""
         encoded = torch.cat([self.grid(points.clamp(0.0, 1.0)).float(), codes], dim=-1)
         raw = self.density_net(encoded).float()
         density = (raw[:, 0] + INITIAL_LOG_DENSITY).clamp(max=MAX_LOG_DENSITY).exp()
@@ -73,7 +76,7 @@ class TcnnField(nn.Module):
     def forward(
         self, points: torch.Tensor, directions: torch.Tensor, codes: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `RadianceField.forward`."""
+        """Density (N,) per metre and colour (N, 3), as `RadianceField.forward`."""
         density, features = self.density(points, codes)
         colour = self.colour_net(torch.cat([features, direction_basis(directions, self.bands)], dim=-1)).float()
         return density, torch.sigmoid(colour)

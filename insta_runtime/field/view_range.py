@@ -1,7 +1,7 @@
-"""From where a head was seen, and what to make of a view that nobody had.
+"""Range of view directions seen in training, and clamping of other views to it.
 
-Colours depend on the view, for the light does not turn with the head.  What a field says of a view that it never
-learned is a guess that gets wilder the farther away it is: it is asked for the nearest view that was learned instead.
+Colours depend on the view direction, because the light does not turn with the head.  The field extrapolates badly to
+views far from those it was trained on, so it is evaluated with the nearest view direction inside the range instead.
 """
 
 from __future__ import annotations
@@ -14,29 +14,34 @@ import numpy as np
 from insta_runtime.geometry import rotation_matrix
 from insta_runtime.types import Float32, Float64, HeadState
 
-SLACK = math.radians(3.0)  # beyond what was seen
+SLACK = math.radians(3.0)
+"""Margin of the range beyond the views seen in training, radians."""
 
 
 @dataclass(frozen=True)
 class ViewRange:
-    """Where around the head the camera was: azimuth and elevation in radians, zero before the face, left and up."""
+    """Range of camera positions around the head: azimuth (to the subject's left) and elevation, radians, 0 in front.
+
+    Attributes:
+        low, high: (2,) smallest and largest azimuth and elevation.
+    """
 
     low: Float64
     high: Float64
 
     @staticmethod
-    def unknown() -> ViewRange:
-        """Everywhere."""
+    def unbounded() -> ViewRange:
+        """Range of all views: nothing is clamped."""
         endless = np.full(2, np.inf)
         return ViewRange(-endless, endless)
 
     @staticmethod
     def of(angles: Float64) -> ViewRange:
-        """The range of ``angles`` (N, 2), as `view_angles` gives them, and some slack."""
+        """Range of the angles (N, 2) of `view_angles`, with the margin `SLACK`."""
         return ViewRange(angles.min(axis=0) - SLACK, angles.max(axis=0) + SLACK)
 
     def turn(self, state: HeadState) -> Float32:
-        """The (3, 3) rotation, in head space, of the rays of ``state``'s view to those of the nearest one in range."""
+        """Rotation (3, 3) in head space from the view direction of ``state`` to the nearest one in the range."""
         angles = view_angles(state)
         nearest = angles.clip(self.low, self.high)
         if (nearest == angles).all():
@@ -48,7 +53,7 @@ class ViewRange:
 
 
 def view_angles(state: HeadState) -> Float64:
-    """Azimuth and elevation (2,) of the camera as the head sees it, radians."""
+    """Azimuth and elevation (2,) of the camera in head space, radians."""
     eye = -rotation_matrix(state.rotation).T @ state.translation
     return np.array([math.atan2(eye[0], eye[2]), math.atan2(eye[1], math.hypot(eye[0], eye[2]))])
 

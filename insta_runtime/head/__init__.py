@@ -1,4 +1,4 @@
-"""Parametric heads: the open default head and FLAME files, posed by one rig."""
+"""Parametric head models: the open default head and FLAME files, and the rig that poses them."""
 
 from insta_runtime.head.embedding import LandmarkEmbedding
 from insta_runtime.head.load import load_head

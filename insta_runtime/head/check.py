@@ -1,4 +1,4 @@
-"""Numbers that no head has are refused at the door: they would surface far from it."""
+"""Validation of the arrays of a head model file."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from insta_runtime.errors import UserError
 def check_numbers(
     name: str, arrays: Mapping[str, NDArray[Any]], faces: NDArray[Any], skin_weights: NDArray[Any], vertices: int
 ) -> None:
-    """Raise UserError about the file ``name`` unless its arrays make a mesh that can be posed.
+    """Check that the arrays of the head model file ``name`` make a mesh that can be posed; raises UserError.
 
-    Each of ``arrays`` must be finite, ``faces`` (F, 3) name existing vertices, and the rows of ``skin_weights``
-    (V, J) be shares that sum to 1.
+    All ``arrays`` must be finite, ``faces`` (F, 3) must refer to existing vertices, and the rows of ``skin_weights``
+    (V, J) must be non-negative with sum 1.
     """
     for key, array in arrays.items():
         if not np.isfinite(array).all():
             raise UserError(f"{name} is not a usable head model: its {key} holds numbers that are not finite")
     if faces.min() < 0 or faces.max() >= vertices:
-        raise UserError(f"{name} is not a usable head model: its triangles name vertices that it lacks")
+        raise UserError(f"{name} is not a usable head model: its triangles refer to vertices that do not exist")
     if skin_weights.min() < -1e-3 or np.abs(skin_weights.sum(1) - 1.0).max() > 1e-3:
-        raise UserError(f"{name} is not a usable head model: its skin weights are not shares that sum to 1")
+        raise UserError(f"{name} is not a usable head model: its skin weights are not non-negative with sum 1")

@@ -1,4 +1,4 @@
-"""Where the 478 face landmarks lie on a head mesh."""
+"""Positions of MediaPipe's 478 face landmarks on a head mesh."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from numpy.typing import NDArray
 
 from insta_runtime.types import Float32
 
-LANDMARKS = 478  # MediaPipe Face Landmarker: 468 of the face, then 5 of each iris
+LANDMARKS = 478
+"""Number of landmarks of MediaPipe's Face Landmarker: 468 of the face, then 5 of each iris."""
 
 
 @dataclass(frozen=True)
 class LandmarkEmbedding:
-    """Landmarks of MediaPipe's Face Landmarker as points of the template's triangles.
+    """Landmarks of MediaPipe's Face Landmarker as points on the triangles of a head mesh.
 
     Attributes (L = 478):
-        face: (L,) int32 triangle that carries the landmark, -1 where it has none (the irises).
+        face: (L,) int32 index of the landmark's triangle; -1 for landmarks without one (the irises).
         bary: (L, 3) float32 barycentric coordinates in that triangle; rows sum to 1.
-        sd: (L,) float32 metres, how far the landmark wanders on the surface over identities and views.
-        keep: (L,) bool, whether the landmark is steady enough to be fitted.
-        weight: (L,) float32 relative weight in a fit; zero where not kept.
+        sd: (L,) float32 standard deviation in metres of the position on the surface over identities and views.
+        keep: (L,) bool, whether the landmark is stable enough for fitting.
+        weight: (L,) float32 relative weight in a fit; zero for landmarks that are not kept.
     """
 
     face: NDArray[np.int32]
@@ -32,10 +33,10 @@ class LandmarkEmbedding:
     weight: Float32
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Every field by name."""
+        """Arrays of all fields by name."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def points(self, vertices: NDArray[Any], faces: NDArray[np.int64]) -> NDArray[Any]:
-        """The landmarks (..., L, 3) on posed ``vertices`` (..., V, 3); nonsense where ``face`` is -1."""
+        """Landmark positions (..., L, 3) on posed ``vertices`` (..., V, 3); undefined where ``face`` is -1."""
         corners = vertices[..., faces[self.face], :]
         return (corners * self.bary[..., None]).sum(-2)

@@ -1,6 +1,6 @@
-"""Reader of FLAME (Li et al. 2017): 2020, 2023 and 2023 Open, from the ``.pkl`` as published or an ``.npz``.
+"""Reader of FLAME head models (Li et al. 2017; 2020, 2023 and 2023 Open) from the published ``.pkl`` or an ``.npz``.
 
-The file is the user's; FLAME's licences do not let others ship it.
+Users provide the file themselves, because FLAME's licences do not permit redistribution.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ LAYOUT: dict[str, tuple[int, ...]] = {
     "weights": (VERTICES, JOINTS),
     "kintree_table": (2, JOINTS),
 }
-LICENCE = "FLAME, from your own file: its licence (https://flame.is.tue.mpg.de) is between you and its authors."
+LICENCE = "FLAME, from your own file, under the licence that you have from its authors (https://flame.is.tue.mpg.de)."
 
 
 def flame_model(arrays: dict[str, NDArray[Any]], name: str, sha256: str) -> HeadModel:
-    """The head in ``arrays``, named as in FLAME's files.  UserError if their layout is another."""
+    """Head model from the arrays of a FLAME file, by their names there.  Raises UserError for another layout."""
     for key, shape in LAYOUT.items():
         if key not in arrays:
             raise UserError(f"{name} is not a FLAME head: it has no array {key!r}")
@@ -45,7 +45,7 @@ def flame_model(arrays: dict[str, NDArray[Any]], name: str, sha256: str) -> Head
     check_numbers(name, {key: arrays[key] for key in LAYOUT}, arrays["f"], arrays["weights"], VERTICES)
 
     def directions(array: NDArray[Any]) -> Float32:
-        """(V, 3, N) -> (N, V, 3)"""
+        """Reorder (V, 3, N) to (N, V, 3)."""
         return np.ascontiguousarray(array.transpose(2, 0, 1), dtype=np.float32)
 
     template = arrays["v_template"].astype(np.float32)

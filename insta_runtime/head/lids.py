@@ -1,4 +1,4 @@
-"""Eyelids that close, for a head without a blink of its own: the lids turn about the eyeball."""
+"""Eyelid directions for head models without a blink expression: lids rotate about the eyeball."""
 
 from __future__ import annotations
 
@@ -9,20 +9,25 @@ from insta_runtime.head.model import EYE_LEFT, EYE_RIGHT, SKIN
 from insta_runtime.smoothstep import smoothstep
 from insta_runtime.types import Float32
 
-MEET = 0.25  # where the lids meet, from the lower (0) to the upper (1) edge of the open eye
-STRIP = 0.2  # half width, in eyeball radii, of the strip in which the opening is measured
-SEARCH = 1.1  # radians above and below the horizon of the eye in which the lids lie
-FADE = 0.6  # radians beyond its edge over which a lid's skin comes to rest
-CORNER = 1.25  # eyeball radii from the middle to where the opening ends
+MEET = 0.25
+"""Position at which the closed lids meet, from the lower (0) to the upper (1) edge of the open eye."""
+STRIP = 0.2
+"""Half width, in eyeball radii, of the vertical strip in which the opening is measured."""
+SEARCH = 1.1
+"""Maximum elevation of lid vertices above or below the centre of the eye, radians."""
+FADE = 0.6
+"""Angle beyond the edge of a lid over which the motion of the skin fades out, radians."""
+CORNER = 1.25
+"""Distance from the middle of the eye to the corners of the opening, in eyeball radii."""
 
 
 def eyelid_directions(
     template: Float32, faces: NDArray[np.int64], face_group: NDArray[np.int8], joints: Float32
 ) -> Float32:
-    """(2, V, 3) float32 metres that close the left, the right eye.
+    """Displacements (2, V, 3) float32 in metres that close the left, then the right eye.
 
     The opening is the widest gap between lid vertices, as an angle about the eye's horizontal axis.  Upper and
-    lower lid turn about that axis until they meet, less towards the corners and away from the eyeball.
+    lower lid rotate about that axis until they meet, less towards the corners and away from the eyeball.
     """
     skin = np.zeros(len(template), dtype=bool)
     skin[faces[face_group == SKIN]] = True
@@ -37,7 +42,7 @@ def eyelid_directions(
         strip = near & (np.abs(x) < STRIP) & (np.abs(elevation) < SEARCH)
         edges = np.sort(elevation[strip])
         if len(edges) < 2:
-            continue  # no lids about this eye: it does not close
+            continue  # this eye has no lids and cannot close
         gap = np.diff(edges).argmax()
         lower, upper = edges[gap], edges[gap + 1]
         meet = lower + MEET * (upper - lower)

@@ -1,4 +1,4 @@
-"""One door for every head file."""
+"""Loading of head models from files."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from insta_runtime.head.model import HeadModel
 from insta_runtime.head.open_head import OPEN_HEAD, open_head_model
 from insta_runtime.head.pickles import read_pickle
 
-LARGEST = 1 << 30  # bytes; FLAME has 50 million
+LARGEST = 1 << 30
+"""Maximum size in bytes of a head model file."""
 
 
 def load_head(path: Path | None = None) -> HeadModel:
-    """The head in ``path``: a FLAME ``.pkl`` or ``.npz``, or an open head; None for the open default head.
+    """Load a head model from ``path``: a FLAME ``.pkl`` or ``.npz``, or an open head; None for the open default head.
 
-    Raises UserError, in one line, if the file cannot be read, is no head model, or would run code.
+    Raises UserError if the file cannot be read, is not a head model, or contains executable pickle objects.
     """
     path = OPEN_HEAD if path is None else path
     try:

@@ -1,4 +1,4 @@
-"""The head model: a template mesh, and how it changes with identity, expression and pose."""
+"""Parametric head model: a template mesh and its deformations by identity, expression and pose."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from insta_runtime.head.embedding import LandmarkEmbedding
 from insta_runtime.types import Float32
 
 JOINTS = ("root", "neck", "jaw", "eye_left", "eye_right")
+"""Names of the five joints."""
 PARENTS = (-1, 0, 1, 1, 1)
+"""Index of each joint's parent; -1 for the root."""
 REGIONS = ("mouth", "lips", "eyes", "scalp", "ears", "neck", "face")
+"""Names of the vertex masks of a head model."""
 
 # Values of `HeadModel.face_group`.
 SKIN, EYE_LEFT, EYE_RIGHT, TEETH_UPPER, TEETH_LOWER, TONGUE = range(6)
@@ -22,30 +25,30 @@ SKIN, EYE_LEFT, EYE_RIGHT, TEETH_UPPER, TEETH_LOWER, TONGUE = range(6)
 
 @dataclass(frozen=True)
 class HeadModel:
-    """A parametric head.  Head space: metres, x to the subject's left, y up, z out of the face.
+    """Parametric head model.  Head space: metres, x to the subject's left, y up, z out of the face.
 
-    V vertices, F triangles, S identity components, E expression units, five joints (`JOINTS`; a joint's
-    parent is in `PARENTS`).  `HeadRig` turns parameters into vertices.
+    It has V vertices, F triangles, S identity components, E expression units and the five `JOINTS`.  `HeadRig` computes
+    posed vertices.
 
     Attributes:
-        name: what to call it in a message.
+        name: name for messages.
         basis: meaning of the expression: ``arkit52`` units in [0, 1], or ``flame`` components about N(0, 1).
-        sha256: of the file it was read from; avatars and takes hold it and belong to no other head.
-        licence: one paragraph on where it comes from and what may be done with it.
-        template: (V, 3) float32, the mean face at rest.
-        shape_dirs: (S, V, 3) float32 metres for one standard deviation.
-        expression_dirs: (E, V, 3) float32 metres for one unit.
+        sha256: SHA-256 of its file; avatars and takes store it and can only be used with the same head model.
+        licence: one paragraph on origin and permitted use.
+        template: (V, 3) float32 vertices of the mean face at rest.
+        shape_dirs: (S, V, 3) float32 displacements in metres for one standard deviation of each identity component.
+        expression_dirs: (E, V, 3) float32 displacements in metres for one unit of expression.
         expression_names: E names; the 52 of ARKit, or ``expression_00`` and so on.
-        pose_dirs: (36, V, 3) float32 correctives, times the flattened ``R - I`` (row by row) of neck, jaw,
-            left and right eye; None for a head without.
-        joints: (5, 3) float32 joints of the template.
-        joint_shape_dirs: (S, 5, 3) float32, how they follow the identity.
-        skin_weights: (V, 5) float32, rows sum to 1.
-        eyelid_dirs: (2, V, 3) float32 metres that close the left, the right eye.
+        pose_dirs: (36, V, 3) float32 pose correctives, multiplied by the flattened ``R - I`` (row by row) of neck, jaw,
+            left and right eye; None for a head model without them.
+        joints: (5, 3) float32 joints of the template, metres.
+        joint_shape_dirs: (S, 5, 3) float32 displacements of the joints for one standard deviation.
+        skin_weights: (V, 5) float32 skinning weights; rows sum to 1.
+        eyelid_dirs: (2, V, 3) float32 displacements in metres that close the left, then the right eye.
         faces: (F, 3) int64, counter-clockwise seen from outside.
-        face_group: (F,) int8: skin, left and right eyeball, upper and lower teeth, tongue.
-        masks: for each of `REGIONS` a soft (V,) float32 in [0, 1]; ``mouth`` includes its inside.
-        embedding: where MediaPipe's landmarks lie, if that came with the file.
+        face_group: (F,) int8 part of each triangle: SKIN, EYE_LEFT, EYE_RIGHT, TEETH_UPPER, TEETH_LOWER or TONGUE.
+        masks: soft vertex mask (V,) float32 in [0, 1] of each of `REGIONS`; ``mouth`` includes the mouth cavity.
+        embedding: positions of MediaPipe's landmarks on the mesh, if the file contains them.
     """
 
     name: str
@@ -67,12 +70,12 @@ class HeadModel:
     embedding: LandmarkEmbedding | None
 
     def vertex_group(self) -> NDArray[np.int8]:
-        """(V,) int8: the `face_group` of the part that each vertex belongs to."""
+        """Part of each vertex, (V,) int8, with the values of `face_group`."""
         group = np.zeros(len(self.template), dtype=np.int8)
         group[self.faces.ravel()] = np.repeat(self.face_group, 3)
         return group
 
 
 def fingerprint(shape: Float32) -> str:
-    """16 hexadecimal digits that tell one person's identity code (S,) from another's."""
+    """Fingerprint of an identity code (S,): the first 16 hexadecimal digits of its SHA-256."""
     return hashlib.sha256(np.ascontiguousarray(shape, dtype="<f4").tobytes()).hexdigest()[:16]

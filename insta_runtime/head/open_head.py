@@ -1,4 +1,4 @@
-"""Reader of the open head: the arrays that `tools/bake_open_head.py` writes."""
+"""Reader of the open head model, which `tools/bake_open_head.py` writes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ OPEN_HEAD = Path(__file__).parents[1] / "data" / "open_head.npz"
 
 
 def open_head_model(arrays: dict[str, NDArray[Any]], name: str, sha256: str) -> HeadModel:
-    """The head in ``arrays``; directions come as float16 millimetres.  UserError if it is not an open head."""
+    """Head model from the arrays of an open head file, whose directions are float16 millimetres.
+
+    Raises UserError if it is not an open head of this version.
+    """
     try:
         model = _model(arrays, sha256)
     except (KeyError, ValueError, TypeError, IndexError):
@@ -37,7 +40,7 @@ def _model(arrays: dict[str, NDArray[Any]], sha256: str) -> HeadModel:
 
     def shaped(array: NDArray[Any], *shape: int) -> NDArray[Any]:
         if array.shape != shape:
-            raise ValueError(f"{array.shape} where {shape} is due")
+            raise ValueError(f"shape {array.shape} instead of {shape}")
         return array
 
     def directions(name: str) -> Float32:
@@ -46,7 +49,7 @@ def _model(arrays: dict[str, NDArray[Any]], sha256: str) -> HeadModel:
 
     shape_dirs, expression_dirs = directions("shape_dirs_mm"), directions("expression_dirs_mm")
     if len(names) != len(expression_dirs):
-        raise ValueError("an expression unit lacks its name")
+        raise ValueError("there are more expression units than names")
     embedding = None
     if "landmark_face" in arrays:
         embedding = LandmarkEmbedding(

@@ -1,8 +1,8 @@
-"""Numbers out of a pickle without running it.
+"""Safe reading of arrays from a pickle, without executing code from it.
 
-FLAME comes as a Python 2 pickle of numpy, scipy and chumpy objects.  Unpickling calls whatever the file names, so
-here every name stands for a collector of our own that only stores what it is given; a name that is not on the
-short list is refused.  Neither scipy nor chumpy need be installed.
+FLAME is published as a Python 2 pickle of numpy, scipy and chumpy objects.  Unpickling normally calls any function that
+the file names; here every name on a short list is replaced by a class that only stores its arguments, and all other
+names are refused.  Neither scipy nor chumpy is required.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from insta_runtime.errors import UserError
 
 
 def read_pickle(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of a pickled dictionary, by name; entries that are not arrays of numbers are left out.
+    """Arrays of a pickled dictionary, by name; entries that are not numeric arrays are left out.
 
-    chumpy variables give their value, sparse matrices (compressed by column) become dense.  Raises UserError for
-    a file that names anything but such arrays, or is no pickled dictionary.
+    chumpy variables give their value, sparse matrices (compressed columns) become dense.  Raises UserError if the file
+    is not a pickled dictionary, or refers to anything but such arrays.
     """
     with path.open("rb") as file:
         try:
@@ -42,7 +42,7 @@ def read_pickle(path: Path) -> dict[str, NDArray[Any]]:
 
 
 class _Stored:
-    """An object of the pickle: the arguments and the state that it was to be built from."""
+    """Placeholder of a pickled object: stores its constructor arguments and its state."""
 
     def __new__(cls, *args: Any) -> _Stored:
         stored = super().__new__(cls)
@@ -53,7 +53,7 @@ class _Stored:
     state: Any
 
     def __init__(self, *args: Any) -> None:
-        """All is done in ``__new__``, which a pickle may call alone."""
+        """Does nothing: ``__new__`` stores the arguments, and a pickle may call it alone."""
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
@@ -91,7 +91,7 @@ def _reconstructor(cls: type, *_: Any) -> Any:
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """How Python 3 writes bytes into a Python 2 pickle."""
+    """Replacement of ``_codecs.encode``, by which Python 3 stores bytes in pickles of protocol 2."""
     return text.encode("latin1") if encoding == "latin1" else b""
 
 
@@ -111,16 +111,18 @@ _KNOWN: dict[tuple[str, str], Any] = {
 
 
 class _Collector(pickle.Unpickler):
+    """Unpickler that replaces known classes by `_Stored` placeholders and refuses all other names."""
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _KNOWN:
             return _KNOWN[module, name]
         if module.startswith("chumpy."):
             return _Chumpy
-        raise UserError(f"would run {module}.{name}: refused; a head model holds nothing but arrays"[:200])
+        raise UserError(f"refers to {module}.{name}, which is not allowed: a head model contains only arrays"[:200])
 
 
 def _numbers(value: Any) -> NDArray[Any]:
-    """The array of numbers that a stored object stands for.  TypeError or ValueError if it is none."""
+    """Numeric array of a stored object.  Raises TypeError or ValueError if it is not one."""
     if isinstance(value, _Chumpy):
         return _numbers(value.state["x"])
     if isinstance(value, _Sparse):
@@ -148,7 +150,7 @@ def _from_bytes(data: Any, dtype: Any, shape: Any, order: Any) -> NDArray[Any]:
 
 
 def _dense(state: Any) -> NDArray[Any]:
-    """A matrix from its columns: entries ``data`` in rows ``indices``, column j from ``indptr[j]`` on."""
+    """Dense matrix from compressed sparse columns: ``data`` in rows ``indices``, column j from ``indptr[j]`` on."""
     rows, columns = (int(n) for n in state.get("_shape", state.get("shape")))
     data, indices, indptr = (_numbers(state[name]) for name in ("data", "indices", "indptr"))
     if len(indptr) != columns + 1 or len(data) != len(indices) or rows * columns > 1 << 24:

@@ -1,4 +1,4 @@
-"""Soft regions of a head that says nothing about them, from its joints and skin weights alone."""
+"""Soft vertex masks of head models that have none, from joints and skin weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from insta_runtime.types import Float32
 
 Array = NDArray[Any]
 
-JAW = 2
+JAW = 2  # index of the jaw joint
 
 
 def region_masks(
@@ -23,10 +23,10 @@ def region_masks(
     joints: Float32,
     skin_weights: Float32,
 ) -> dict[str, Float32]:
-    """The masks of `HeadModel.masks`, each (V,) float32 in [0, 1].
+    """Soft masks (V,) float32 in [0, 1] of each region of `HeadModel.masks`.
 
-    Lengths are in units of the distance between the eye joints, which is much the same part of every adult
-    head; the mouth is where the lower lip, which the jaw carries, begins.
+    Lengths are relative to the distance between the eye joints, which is nearly proportional to the size of an adult
+    head.  The mouth is located at the upper edge of the skin that the jaw joint moves.
     """
     unit = float(np.linalg.norm(joints[3] - joints[4]))
     eye = joints[3:].mean(0)

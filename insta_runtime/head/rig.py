@@ -1,4 +1,4 @@
-"""Parameters to vertices: blendshapes, pose correctives, joints, linear blend skinning."""
+"""Head rig: vertices from parameters by blendshapes, pose correctives, joints and linear blend skinning."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from torch import Tensor
 from insta_runtime.head.model import PARENTS, HeadModel
 from insta_runtime.types import HeadMesh, HeadState
 
-CANONICAL_JAW = 0.6  # radians that a jaw joint turns for an open canonical mouth, `jaw` = 1
+CANONICAL_JAW = 0.6
+"""Rotation of the jaw joint in radians for a canonical mouth opening of 1, for head models with a jaw joint."""
 
 
-class Identity(NamedTuple):
-    """One person at rest: ``rest`` (V, 3) vertices and ``joints`` (5, 3), metres."""
+class RestPose(NamedTuple):
+    """Head of one identity at rest: vertices ``rest`` (V, 3) and ``joints`` (5, 3), metres."""
 
     rest: Tensor
     joints: Tensor
 
 
 def rotation_matrix(axis_angle: Tensor) -> Tensor:
-    """Axis-angle (..., 3) in radians to matrices (..., 3, 3); smooth and differentiable at zero (Rodrigues)."""
+    """Rotation matrices (..., 3, 3) of axis-angle vectors (..., 3) in radians; differentiable, also at zero."""
     angle = torch.sqrt((axis_angle * axis_angle).sum(-1) + 1e-20)[..., None, None]
     x, y, z = axis_angle.unbind(-1)
     zero = torch.zeros_like(x)
@@ -35,7 +36,7 @@ def rotation_matrix(axis_angle: Tensor) -> Tensor:
 
 
 class HeadRig:
-    """A head model on a device.  Everything is differentiable with respect to every parameter."""
+    """Head model on a device: computes posed vertices, differentiable with respect to all parameters."""
 
     def __init__(
         self, model: HeadModel, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
@@ -50,17 +51,17 @@ class HeadRig:
         self._joints = tensor(model.joints)
         self._joint_shape_dirs = tensor(model.joint_shape_dirs).flatten(1)
         self.skin_weights = tensor(model.skin_weights)
-        # All that is added to the identity before skinning, as one matrix: expression, eyelids, correctives.
+        # Displacements before skinning as one matrix: expression, eyelids, pose correctives.
         dirs = [model.expression_dirs, model.eyelid_dirs]
         if model.pose_dirs is not None:
             dirs.append(model.pose_dirs)
         self.motion_dirs = tensor(np.concatenate(dirs)).flatten(1)
-        self._last: tuple[bytes, Identity] | None = None
+        self._last: tuple[bytes, RestPose] | None = None
 
-    def identity(self, shape: Tensor) -> Identity:
-        """The person with the identity code ``shape`` (S,)."""
+    def rest_pose(self, shape: Tensor) -> RestPose:
+        """Head at rest with the identity code ``shape`` (S,)."""
         rest = self._template + (shape @ self._shape_dirs).view_as(self._template)
-        return Identity(rest, self._joints + (shape @ self._joint_shape_dirs).view_as(self._joints))
+        return RestPose(rest, self._joints + (shape @ self._joint_shape_dirs).view_as(self._joints))
 
     def vertices(
         self,
@@ -75,22 +76,22 @@ class HeadRig:
 
         Args:
             shape: (S,) identity code.
-            expression: (B, E) weights.
-            jaw_pose, neck_pose: (B, 3) axis-angle, radians.
-            eye_pose: (B, 2, 3) axis-angle of the left, then the right eye.
+            expression: (B, E) expression weights.
+            jaw_pose, neck_pose: (B, 3) axis-angle rotations, radians.
+            eye_pose: (B, 2, 3) axis-angle rotations of the left, then the right eye.
             eyelids: (B, 2) closing of the left, then the right lid.
         """
-        return self._posed(self.identity(shape), expression, jaw_pose, neck_pose, eye_pose, eyelids)
+        return self._posed(self.rest_pose(shape), expression, jaw_pose, neck_pose, eye_pose, eyelids)
 
     def pose(self, shape: NDArray[np.floating], state: HeadState) -> HeadMesh:
-        """The mesh of the person ``shape`` (S,) in ``state``, in head space; carries no gradient."""
+        """Mesh of the identity code ``shape`` (S,) in ``state``, in head space, without gradients."""
         arrays = (state.expression, state.jaw_pose, state.neck_pose, state.eye_pose, state.eyelids)
         with torch.no_grad():
             parameters = [self._tensor(array)[None] for array in arrays]
-            return HeadMesh(self._posed(self._identity_of(shape), *parameters)[0], self.faces)
+            return HeadMesh(self._posed(self._rest_pose_of(shape), *parameters)[0], self.faces)
 
     def canonical(self, shape: NDArray[np.floating], jaw: float) -> HeadMesh:
-        """The neutral mesh with the mouth open by ``jaw`` in [0, 1]; carries no gradient."""
+        """Neutral mesh with a mouth opening of ``jaw`` in [0, 1], without gradients."""
         state = HeadState.neutral(len(self.model.expression_names))
         if self.model.basis == "arkit52":
             state.expression[self.model.expression_names.index("jawOpen")] = jaw
@@ -101,16 +102,16 @@ class HeadRig:
     def _tensor(self, array: NDArray[np.floating]) -> Tensor:
         return torch.as_tensor(array, device=self._template.device, dtype=self._template.dtype)
 
-    def _identity_of(self, shape: NDArray[np.floating]) -> Identity:
-        """`identity`, remembered for the person last asked for: it does not change from frame to frame."""
+    def _rest_pose_of(self, shape: NDArray[np.floating]) -> RestPose:
+        """`rest_pose`, cached for the last identity code, which does not change from frame to frame."""
         key = np.ascontiguousarray(shape).tobytes()
         if self._last is None or self._last[0] != key:
-            self._last = key, self.identity(self._tensor(shape))
+            self._last = key, self.rest_pose(self._tensor(shape))
         return self._last[1]
 
     def _posed(
         self,
-        identity: Identity,
+        head: RestPose,
         expression: Tensor,
         jaw_pose: Tensor,
         neck_pose: Tensor,
@@ -122,8 +123,8 @@ class HeadRig:
         if self.model.pose_dirs is not None:
             still = torch.eye(3, dtype=turns.dtype, device=turns.device)
             weights.append((turns - still).flatten(1))
-        shaped = identity.rest + (torch.cat(weights, 1) @ self.motion_dirs).unflatten(1, (-1, 3))
-        linear, offset = self._joint_transforms(identity.joints, turns)
+        shaped = head.rest + (torch.cat(weights, 1) @ self.motion_dirs).unflatten(1, (-1, 3))
+        linear, offset = self._joint_transforms(head.joints, turns)
         # Blend the joints' affine maps, then apply: (B, V, 3, 4) to (x, y, z, 1).
         affine = torch.cat([linear, offset[..., None]], -1).flatten(2)  # (B, 5, 12)
         blended = (self.skin_weights @ affine).unflatten(2, (3, 4))
@@ -131,7 +132,7 @@ class HeadRig:
         return vertices
 
     def _joint_transforms(self, joints: Tensor, turns: Tensor) -> tuple[Tensor, Tensor]:
-        """World maps of the five joints: (B, 5, 3, 3) and (B, 5, 3), taking rest to posed points."""
+        """Affine maps of the five joints from rest to pose: linear parts (B, 5, 3, 3) and offsets (B, 5, 3)."""
         still = torch.eye(3, dtype=turns.dtype, device=turns.device).expand(len(turns), 3, 3)
         linear, offset = [still], [torch.zeros_like(turns[:, 0, 0])]
         for joint in range(1, len(PARENTS)):

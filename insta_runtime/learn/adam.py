@@ -1,4 +1,6 @@
-"""What Adam (Kingma and Ba 2015) is told, of the field and of everything that is learned with it."""
+"""Parameters of the Adam optimiser (Kingma and Ba 2015) for the field and the pose refinement."""
 
 BETA1, BETA2 = 0.9, 0.99
-EPSILON = 1e-15  # a rare cell's gradient is tiny and must count all the same
+"""Decay rates of the first and second moment."""
+EPSILON = 1e-15
+"""Adam's epsilon: small, because the gradients of rarely sampled grid cells are tiny and must count in full."""

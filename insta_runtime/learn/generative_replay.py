@@ -1,8 +1,9 @@
-"""What a loaded avatar knows, as pictures to go on learning from when the real ones are gone.
+"""Generative replay: frames that a loaded avatar renders of itself replace training frames that were not stored.
 
-A field that goes on learning from a few minutes of one face forgets what it knew of others.  The avatar's file holds
-states that its person was seen in (`field.repertoire`): a diverse choice of them, painted by the avatar as it was
-loaded, stands in for the history that was not kept, until real pictures of the same pose and expression arrive.
+A field that goes on training on a few minutes of one face forgets other poses and expressions (catastrophic
+forgetting).  The avatar file holds a sample of the head states it was trained on (`field.state_reservoir`).  A diverse
+selection of them, rendered by the avatar as it was loaded, is added to the replay buffer until real frames of the same
+pose and expression arrive.
 """
 
 from __future__ import annotations
@@ -15,67 +16,69 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from insta_runtime.learn.replay_policy import Keeping
+from insta_runtime.learn.replay_policy import ReplayPolicy
 from insta_runtime.render.model import AvatarModel
 from insta_runtime.render.renderer import Snapshot, take_snapshot
 from insta_runtime.types import Bytes, Camera, HeadState, Observation, RenderedFrame
 
-FRAME_ID = -1  # of what no camera took
-LARGEST_BUDGET = 1 << 62  # bytes
+FRAME_ID = -1
+"""Frame id of observations that no camera captured."""
+UNLIMITED_BYTES = 1 << 62
+"""Memory budget of a replay policy that is used for selection only."""
 
 
-class Shower(Protocol):
-    """Renderers, of whichever back end."""
+class SnapshotRenderer(Protocol):
+    """Renderer of any backend, as generative replay uses it."""
 
     def load(self, snapshot: Snapshot) -> None: ...
 
     def render(self, state: HeadState, camera: Camera) -> RenderedFrame: ...
 
 
-class History(Protocol):
-    """Replays, of whichever back end."""
+class RecallTarget(Protocol):
+    """Trainer or replay buffer of any backend, as generative replay uses it."""
 
-    def misses(self, state: HeadState) -> bool: ...
+    def lacks(self, state: HeadState) -> bool: ...
 
-    def recall(self, observation: Observation) -> None: ...
+    def add_recalled(self, observation: Observation) -> None: ...
 
 
-class Recall:
-    """Paints pictures of a loaded avatar for its replay, one at a time, whenever there is time for it.
+class GenerativeReplay:
+    """Renders frames of a loaded avatar for its replay buffer, one per call.
 
     Args:
-        model: as it was loaded; what it knows now is kept, whatever it learns later.
-        camera: that it was learned with.
-        make_renderer: makes one that draws a model; asked for when the first picture is painted.
-        count: pictures at most.
+        model: the avatar as it was loaded; its present weights are copied.
+        camera: camera of the training frames.
+        make_renderer: makes a renderer of a model; called when the first frame is rendered.
+        count: maximum number of frames.
     """
 
     def __init__(
-        self, model: AvatarModel, camera: Camera, make_renderer: Callable[[AvatarModel], Shower], count: int
+        self, model: AvatarModel, camera: Camera, make_renderer: Callable[[AvatarModel], SnapshotRenderer], count: int
     ) -> None:
         self._camera = camera.within(model.config.learn.size)
         self._model = copy.copy(model)
-        self._model.code = copy.copy(model.code)  # its range goes on with the person
+        self._model.code = copy.copy(model.code)  # training goes on changing the subject's range
         self._snapshot = take_snapshot(model)
         self._make_renderer = make_renderer
-        self._renderer: Shower | None = None
+        self._renderer: SnapshotRenderer | None = None
         self._left = deque(diverse_states(model, count))
 
     def __len__(self) -> int:
-        """How many pictures are left to paint."""
+        """Number of frames that are not rendered yet."""
         return len(self._left)
 
-    def give(self, replay: History) -> bool:
-        """Paint the next picture that ``replay`` misses, and put it there; False if none is left."""
+    def add_next(self, target: RecallTarget) -> bool:
+        """Render the next frame that ``target`` lacks and add it there; False if none is left."""
         while self._left:
             state = self._left.popleft()
-            if replay.misses(state):
-                replay.recall(self._paint(state))
+            if target.lacks(state):
+                target.add_recalled(self._render(state))
                 return True
         return False
 
-    def _paint(self, state: HeadState) -> Observation:
-        """The avatar in ``state``; the matte is the opacity that was drawn."""
+    def _render(self, state: HeadState) -> Observation:
+        """The avatar in ``state`` as an observation whose matte is the rendered opacity."""
         if self._renderer is None:
             self._renderer = self._make_renderer(self._model)
             self._renderer.load(self._snapshot)
@@ -90,20 +93,20 @@ def _bytes(values: NDArray[np.floating]) -> Bytes:
 
 
 def diverse_states(model: AvatarModel, count: int) -> list[HeadState]:
-    """At most ``count`` of the states that the avatar was learned from, by turns of the cells of `learn.keeping`.
+    """At most ``count`` of the avatar's stored head states, chosen in turn from the cells of `learn.replay_policy`.
 
-    Cells that hold most come first, so that what is usual is there soonest.
+    Cells with the most states come first, so that frequent poses and expressions are replayed soonest.
     """
-    repertoire = model.code.repertoire
-    keeping: Keeping[int] = Keeping(model.code, LARGEST_BUDGET, 0)
-    for place in range(len(repertoire)):
-        keeping.admit(keeping.picture(repertoire.state(place), 1), place)
+    reservoir = model.code.reservoir
+    policy: ReplayPolicy[int] = ReplayPolicy(model.code, UNLIMITED_BYTES, 0)
+    for place in range(len(reservoir)):
+        policy.insert(policy.make_entry(reservoir.state(place), 1), place)
     cells: dict[object, list[int]] = {}
-    for picture in keeping.pictures:
-        cells.setdefault(picture.cell, []).append(picture.item)
+    for entry in policy.entries:
+        cells.setdefault(entry.cell, []).append(entry.item)
     turns = sorted(cells.values(), key=len, reverse=True)
     chosen: list[int] = []
     while turns and len(chosen) < count:
         chosen += [cell.pop() for cell in turns]
         turns = [cell for cell in turns if cell]
-    return [repertoire.state(place) for place in chosen[:count]]
+    return [reservoir.state(place) for place in chosen[:count]]

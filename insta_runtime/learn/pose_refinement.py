@@ -1,41 +1,56 @@
-"""Learning where heads really are (`render.registration`), from the same rays as the field.
+"""Training of the pose refinement (`render.pose_refinement`) from the same rays as the field.
 
-Every picture has motions of its own, of head, mouth and eyes, learned with the field, so that pictures agree with each
-other.  What the tracked states predict of these motions, by a ridge regression, is shown, saved, and applied to states
-that were never learned from; motions fade towards it.  `learn.native_registration` does the same by kernels.
+Each training frame has learned motions of head, mouth and eyes, optimised together with the field, so that the frames
+agree with each other.  A ridge regression predicts these motions from the tracked head states; its prediction is what
+is rendered, saved, and applied to states that are no training frames.  The motions of frames decay towards it.
+`native.pose_refinement` does the same with kernels.
 """
 
 from __future__ import annotations
 
 import torch
 
-from insta_runtime.config import RegistrationConfig
 from insta_runtime.learn.adam import BETA1, BETA2
 from insta_runtime.render.pose_refinement import pose_features
 from insta_runtime.types import HeadState
 from insta_runtime.warp.warp import MOTION, PARTS, displacements
 
-BEGINS, WARM = 100, 100  # steps before which the field is too young to pull, and over which the rate rises
-INTERVAL = 64  # steps between regressions
-LEAST_SPREAD = 0.02  # added to the standard deviation that a feature is divided by
-YOUNG = 5.0  # steps after which a picture's motion counts in full
-HELD = -YOUNG  # the age of a picture whose motion is not learned; it counts in full
-BLOCKS = 8  # stretches of time, each of which is predicted from the others to choose a penalty
-STRENGTHS = 300.0, 100.0, 30.0, 10.0, 3.0, 1.0  # of penalties; the strongest of those that do as well is taken
-MOVED = 0.003  # metres that a head may move before what is known of its picture is found out anew
+INTERVAL = 64
+"""Training steps between two fits of the regression."""
+LEAST_SPREAD = 0.02
+"""Number that is added to a feature's standard deviation before the feature is divided by it."""
+FULL_AGE = 5.0
+"""Optimiser steps after which a frame's motion has its full weight in the regression."""
+FIXED = -FULL_AGE
+"""Age of a frame whose motion is not learned; it has its full weight in the regression."""
+BLOCKS = 8
+"""Number of intervals of time for the cross-validation that chooses the ridge penalty."""
+STRENGTHS = 300.0, 100.0, 30.0, 10.0, 3.0, 1.0
+"""Multiples of the ridge penalty that cross-validation compares; of equally good ones the strongest is used."""
+REFRESH_DISTANCE = 0.003
+"""Motion of a head, in metres, after which its mesh is rasterised again."""
 
 
-def regression(
+def fit_table(
     features: torch.Tensor, motions: torch.Tensor, ages: torch.Tensor, order: torch.Tensor, penalty: float
 ) -> torch.Tensor:
-    """The table (F, COLUMNS) of the ridge regression of ``motions`` (N, MOTIONS) on ``features`` (N, F).
+    """Fit the ridge regression of motions on features of head states.
 
-    Pictures count by their ``ages`` (N,), up to `YOUNG`; those that are `HELD`, in full.  Features are standardised,
-    and penalties are relative to the number of pictures: for each of the motions that of `STRENGTHS`, times
-    ``penalty``, which predicts best what was left out, `BLOCKS` stretches of time in turn as ``order`` (N,) has them.
+    Features are standardised.  For each motion (of head, mouth and eyes; translation and rotation apart) the penalty is
+    the multiple of ``penalty`` among `STRENGTHS` with the smallest error in cross-validation over `BLOCKS` intervals.
+
+    Args:
+        features: (N, F) `pose_features` of the frames.
+        motions: (N, MOTIONS) learned motions of the frames.
+        ages: (N,) optimiser steps of each motion, or `FIXED`; weights rise up to `FULL_AGE`.
+        order: (N,) numbers that sort the frames by time.
+        penalty: smallest ridge penalty, relative to the number of frames.
+
+    Returns:
+        The table (F, COLUMNS) of `PoseRefinement`.
     """
     x, y = features.double(), motions.double()
-    weight = (ages.double().abs() / YOUNG).clamp(1e-6, 1.0)
+    weight = (ages.double().abs() / FULL_AGE).clamp(1e-6, 1.0)
     weight = (weight / weight.sum())[:, None]
     mean = (weight * x).sum(dim=0)
     scale = (weight * (x - mean).square()).sum(dim=0).sqrt() + LEAST_SPREAD
@@ -49,7 +64,7 @@ def regression(
     ridges = torch.stack([penalty * strength * ridge for strength in STRENGTHS])
 
     def solved(normal: torch.Tensor, moment: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
-        """(..., STRENGTHS, F, MOTIONS) of what ``part`` (...) of the pictures say."""
+        """Weights (..., STRENGTHS, F, MOTIONS) from the moments of a ``part`` (...) of the frames."""
         factor, _ = torch.linalg.cholesky_ex(normal[..., None, :, :] + torch.diag_embed(ridges * part[..., None, None]))
         half = torch.linalg.solve_triangular(factor, moment[..., None, :, :], upper=False)
         return torch.linalg.solve_triangular(factor.mT, half, upper=True)
@@ -66,32 +81,29 @@ def regression(
     return table.nan_to_num(0.0, 0.0, 0.0)
 
 
-def predict(table: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-    """The motions (N, MOTIONS) that a table predicts from features (N, F): `Registration.corrected` on a device."""
+def predict_motions(table: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    """Motions (N, MOTIONS) that a table predicts from features (N, F): `PoseRefinement.refine` as torch operations."""
     mean, scale, low, high = table[:, :4].T
     return (torch.clamp(features, low, high) - mean) / scale @ table[:, 4:]
 
 
-def rate(config: RegistrationConfig, steps: int, decay: float) -> float:
-    """What a motion may change by in step number ``steps``, metres; ``decay`` is that of the field's rate."""
-    return config.rate * decay * min(1.0, max(0.0, (steps - BEGINS) / WARM))
-
-
-class PictureMotion:
-    """The motion of one picture for `learn.trainer.Trainer`: the twin of a slot's part of the kernels.
+class FramePoseMotion:
+    """Learned motions of one training frame, with the state of its Adam optimiser.
 
     Attributes:
-        now: (MOTIONS,) float32. features: (F,) of its tracked state. age: steps it has had, or `HELD`.
+        now: (MOTIONS,) float32, the present motions of head, mouth and eyes.
+        features: (F,) features of the tracked head state.
+        age: number of optimiser steps, or `FIXED`.
     """
 
-    def __init__(self, state: HeadState, table: torch.Tensor, *, held: bool = False) -> None:
+    def __init__(self, state: HeadState, table: torch.Tensor, *, fixed: bool = False) -> None:
         self.features = torch.from_numpy(pose_features(state)).to(table.device)
-        self.now = predict(table, self.features[None])[0]
-        self.age = HELD if held else 0.0
+        self.now = predict_motions(table, self.features[None])[0]
+        self.age = FIXED if fixed else 0.0
         self._first, self._second = torch.zeros_like(self.now), torch.zeros_like(self.now)
 
     def step(self, gradient: torch.Tensor, rate: float, predicted: torch.Tensor, fades: float) -> None:
-        """One step of Adam, and a little of the way to ``predicted`` (MOTIONS,); nothing if it is held."""
+        """One Adam step of size ``rate``, and decay by ``fades`` towards ``predicted`` (MOTIONS,); none if `FIXED`."""
         if self.age < 0.0:
             return
         self.age += 1.0
@@ -102,11 +114,12 @@ class PictureMotion:
         self.now = self.now + fades * (predicted - self.now) - rate * mean / (square.sqrt() + 1e-20)
 
 
-def follow(motions: torch.Tensor, points: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Zeros (N, 3) whose gradient by ``motions`` (MOTIONS,) is that of points (N, 3) in head space of a fixed ray.
+def motion_shift(motions: torch.Tensor, points: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """Zeros (N, 3) with the gradient of sample positions by ``motions`` (MOTIONS,), for fixed camera rays.
 
-    As the head moves one way they move the other way in its space, and so do those of mouth and eyes, as far as
-    ``masks`` (N, PARTS) go, with their own motions; to first order, about the motions as they are now.
+    When the head moves in camera space, the samples of a fixed ray move the opposite way in head space; samples of
+    mouth and eyes follow the motions of these parts, weighted by ``masks`` (N, PARTS).  First order in the motions.
+    ``points`` (N, 3) are the samples in head space.
     """
     change = (motions - motions.detach()).view(1 + PARTS, MOTION)
     shares = torch.cat([1.0 - masks.sum(dim=1, keepdim=True), masks], dim=1)

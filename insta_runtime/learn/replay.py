@@ -1,4 +1,4 @@
-"""The replay buffer: the observations that learning draws from, within a byte budget."""
+"""Replay buffer of the torch trainer: the observations that training steps draw from, within a memory budget."""
 
 from __future__ import annotations
 
@@ -7,108 +7,101 @@ import math
 import numpy as np
 import torch
 
-from insta_runtime.learn.pose_refinement import MOVED, PictureMotion
-from insta_runtime.learn.replay_policy import Composition, Keeping
+from insta_runtime.geometry import camera_vertices
+from insta_runtime.learn.pose_refinement import REFRESH_DISTANCE, FramePoseMotion
+from insta_runtime.learn.replay_buffer import ReplayBuffer
+from insta_runtime.learn.replay_policy import ReplayPolicy
 from insta_runtime.render.model import AvatarModel
-from insta_runtime.render.pose_refinement import apart, moved
+from insta_runtime.render.pose_refinement import move_head, part_motions
 from insta_runtime.render.raster import rasterise
-from insta_runtime.render.rays import camera_vertices, farthest_around
+from insta_runtime.render.rays import farthest_around
 from insta_runtime.types import Camera, HeadState, Observation
 from insta_runtime.warp.warp import MOTION, PosedHead
 
-MATTE = 0.02  # opacity from which on a pixel belongs to the person ...
-MATTE_GROWS = 2  # ... and so many pixels around it, for the matte may be a little too small
-NEAREST_PART = 0.1  # metres that parts of a head are nearer to the camera than its origin, about
-BYTES_A_HEAD = 1 << 21  # what a posed head with its candidate grid takes, about
-
-
-def premultiplied(
-    observation: Observation, size: int, device: torch.device | None = None, binary: bool = False
-) -> tuple[torch.Tensor, Camera]:
-    """The picture at a longest side of ``size`` by area averaging, colour x matte; ``binary`` makes the matte so first.
-
-    Returns:
-        (h, w, 4) float in [0, 1], premultiplied RGBA, on ``device`` (the CPU), and its camera.  Pictures are never
-        enlarged.
-    """
-    camera = observation.camera.within(size)
-    alpha = torch.from_numpy(observation.alpha).to(device).float()[None] / 255.0
-    if binary:
-        alpha = (alpha > 0.5).float()
-    rgb = torch.from_numpy(observation.rgb).to(device).permute(2, 0, 1).float() / 255.0
-    picture = torch.cat([rgb * alpha, alpha])[None]
-    small = torch.nn.functional.interpolate(picture, (camera.height, camera.width), mode="area")[0]
-    return small.permute(1, 2, 0).contiguous(), camera
+MATTE = 0.02
+"""Opacity of a matte from which a pixel counts as part of the subject."""
+MATTE_GROWS = 2
+"""Pixels by which mattes are dilated, because they may be slightly too small."""
+NEAREST_PART = 0.1
+"""Distance in metres by which the nearest part of a head is closer to the camera than the head's origin, roughly."""
+BYTES_A_HEAD = 1 << 21
+"""Approximate memory in bytes of a posed head with its candidate grid."""
 
 
 def ray_regions(model: AvatarModel) -> torch.Tensor:
-    """Soft regions (V, 2) of the head: where the depth prior acts, and what counts as mouth."""
+    """Soft vertex masks (V, 2) of the head in [0, 1]: region of the depth loss, and mouth region."""
     config, masks = model.config.learn, model.head.masks
-    # The original takes them from a network that parses faces; the head model's own regions stand in for it.
+    # INSTA takes these regions from a face-parsing network; here the masks of the head model replace it.
     prior = masks["face"] if config.depth_on == "face" else 1.0 - masks["scalp"]
     regions = np.stack([prior, masks[config.mouth_on]], axis=-1)
     return torch.as_tensor(regions, dtype=torch.float32, device=model.device)
 
 
-def reach(model: AvatarModel, state: HeadState, camera: Camera) -> int:
-    """How far beside its mesh, pixels, a head may have anything at all: the projected width of the band."""
+def band_pixels(model: AvatarModel, state: HeadState, camera: Camera) -> int:
+    """Width in pixels of the band around the projected head mesh in which the field may hold something."""
     depth = max(NEAREST_PART, float(state.translation[2]) - NEAREST_PART)
     pixels = model.warp.config.band * camera.fx / depth
     return math.ceil(min(pixels, max(camera.width, camera.height) / 4)) if math.isfinite(pixels) else 0
 
 
-def grown(mask: torch.Tensor, radius: int) -> torch.Tensor:
-    """The mask (h, w), bool, and all that is at most ``radius`` pixels away along both axes."""
-    picture = mask.float()[None, None]
+def dilated(mask: torch.Tensor, radius: int) -> torch.Tensor:
+    """The mask (h, w) bool dilated by ``radius`` pixels along both axes."""
+    image = mask.float()[None, None]
     for kernel, padding in (((1, 2 * radius + 1), (0, radius)), ((2 * radius + 1, 1), (radius, 0))):
-        picture = torch.nn.functional.max_pool2d(picture, kernel, stride=1, padding=padding)
-    return picture[0, 0] > 0.0
+        image = torch.nn.functional.max_pool2d(image, kernel, stride=1, padding=padding)
+    return image[0, 0] > 0.0
 
 
-class Memory:
-    """One observation as learning needs it; the costly parts are made when it is first drawn.
+class ReplayFrame:
+    """One observation, prepared for training; the expensive parts are computed when it is first drawn.
 
     Attributes:
-        rgba: (h * w, 4) uint8, premultiplied. camera: of that size. recalled: whether the avatar itself has painted it.
-        raw: (CODE_WIDTH,) expression code before the person's range comes in. code: as the field is told it.
-        pixels: of the head, flat. margin: pixels around it in which the band may be seen.
+        rgba: (h * w, 4) uint8, premultiplied.
+        camera: camera of an image of h x w pixels.
+        recalled: whether the avatar rendered the observation itself (generative replay).
+        raw: (CODE_WIDTH,) raw expression code.
+        code: (CODE_WIDTH,) expression code, standardised by the subject's present range.
+        motion: learned pose refinement of this frame.
+        pixels: flat indices of the pixels of the head.
+        margin: flat indices of the pixels around it that the narrow band covers.
     """
 
     def __init__(self, model: AvatarModel, observation: Observation, size: int, *, recalled: bool = False) -> None:
         self.model, self.state, self.recalled = model, observation.state, recalled
         self.frame_id = observation.frame_id
-        rgba, self.camera = premultiplied(observation, size, binary=model.config.learn.binary_matte)
+        rgba, self.camera = observation.premultiplied(size, binary=model.config.learn.binary_matte)
         self.rgba = (rgba.view(-1, 4) * 255.0 + 0.5).to(torch.uint8).to(model.device)
         self.raw = model.code.raw(observation.state)
-        self.tell()
+        self.update_code()
         self._posed: PosedHead | None = None
-        self.motion = PictureMotion(self.state, torch.from_numpy(model.registration.table), held=recalled)
-        self._looked = self.motion.now
+        table = torch.from_numpy(model.pose_refinement.table)
+        self.motion = FramePoseMotion(self.state, table, fixed=recalled)
+        self._rasterised_motion = self.motion.now
 
     @property
-    def placed(self) -> HeadState:
-        """The state with the head where learning has moved it to."""
-        return moved(self.state, self.motion.now.numpy())
+    def refined_state(self) -> HeadState:
+        """Tracked state with the head pose as refined by training."""
+        return move_head(self.state, self.motion.now.numpy())
 
-    def tell(self) -> None:
-        """Make the code that the person's range, which has become another, gives."""
+    def update_code(self) -> None:
+        """Recompute `code` after the subject's range of expressions has changed."""
         self.code = torch.as_tensor(self.model.code.learned(self.raw), device=self.model.device)
 
     def posed(self) -> PosedHead:
-        """The warp of this observation's state; the first call also shows its silhouette to the occupancy."""
+        """Warp of this frame; the first call rasterises the mesh and adds the silhouette to the occupancy grid."""
         if self._posed is None:
             self._posed = self.model.pose(self.state)
-            self._look()
-        elif float((self.motion.now - self._looked)[:MOTION].abs().max()) > MOVED:
-            self._look()
-        self._posed.apart = torch.from_numpy(apart(self.motion.now.numpy())).to(self.model.device)
+            self._rasterise()
+        elif float((self.motion.now - self._rasterised_motion)[:MOTION].abs().max()) > REFRESH_DISTANCE:
+            self._rasterise()
+        self._posed.part_motions = torch.from_numpy(part_motions(self.motion.now.numpy())).to(self.model.device)
         return self._posed
 
-    def _look(self) -> None:
-        """Rasterise the mesh once: depth prior, mouth, and the pixels worth drawing."""
+    def _rasterise(self) -> None:
+        """Rasterise the mesh: depth, mouth pixels, and the sets of pixels that rays are drawn from."""
         assert self._posed is not None
-        model, camera, self._looked = self.model, self.camera, self.motion.now
-        vertices = camera_vertices(self._posed.vertices, self.placed)
+        model, camera, self._rasterised_motion = self.model, self.camera, self.motion.now
+        vertices = camera_vertices(self._posed.vertices, self.refined_state)
         raster = rasterise(vertices, model.warp.canonical.faces, camera)
         face, mouth = (raster.interpolate(ray_regions(model)) * raster.mask[..., None]).unbind(-1)
         alpha = self.rgba[:, 3].float() / 255.0
@@ -117,92 +110,85 @@ class Memory:
         self.far = farthest_around(raster.depth).view(-1)
         self.skin = skin
         self.mouth = (mouth > 0.3).view(-1)
-        picture = alpha.view(camera.height, camera.width)
-        near = grown(raster.mask, reach(model, self.state, camera))
-        head = raster.mask | (near & grown(picture > MATTE, MATTE_GROWS))
+        matte = alpha.view(camera.height, camera.width)
+        near = dilated(raster.mask, band_pixels(model, self.state, camera))
+        head = raster.mask | (near & dilated(matte > MATTE, MATTE_GROWS))
         self.pixels, self.margin = (part.view(-1).nonzero()[:, 0] for part in (head, near & ~head))
-        if self.recalled:  # what the avatar says of its own outline is no evidence
+        if self.recalled:  # a silhouette that the avatar rendered itself is no evidence
             return
-        model.occupancy.carve(self._posed, self.placed, camera, picture, raster.depth, model.config.sampling.behind)
+        behind = model.config.sampling.behind
+        model.occupancy.carve(self._posed, self.refined_state, camera, matte, raster.depth, behind)
 
     @property
     def bytes(self) -> int:
+        """Memory of this frame in bytes."""
         return int(self.rgba.numel()) * 2 + BYTES_A_HEAD
 
 
-class Replay:
-    """Observations to draw from.  `add` and `turn_page` may be called from any thread, the rest belongs to the learner.
+class Replay(ReplayBuffer[ReplayFrame]):
+    """Replay buffer whose frames are torch tensors; `learn.replay_policy` decides which are kept and drawn.
 
-    What is kept and what is drawn is decided by `learn.keeping`.
+    `add` and `start_epoch` may be called from any thread, everything else only by the training thread.
     """
 
     def __init__(self, model: AvatarModel, size: int, budget_mb: int, seed: int) -> None:
+        """``size``: longest side of the stored images in pixels; ``budget_mb``: memory in MiB."""
+        super().__init__(ReplayPolicy(model.code, budget_mb << 20, seed))
         self.model, self.size = model, size
-        self.keeping: Keeping[Memory] = Keeping(model.code, budget_mb << 20, seed)
         self._generator = torch.Generator().manual_seed(seed)
-        self._round: list[Memory] = []
-        self._untold = False  # whether codes are not what the person's range makes of them now
-
-    def __len__(self) -> int:
-        return len(self.keeping.pictures)
+        self._round: list[ReplayFrame] = []
+        self._codes_stale = False  # whether the subject's range has changed since codes were computed
 
     @property
-    def memories(self) -> list[Memory]:
-        """All that are kept, oldest first."""
-        return self.keeping.items
+    def frames(self) -> list[ReplayFrame]:
+        """Kept frames, the oldest first."""
+        return self.policy.items
 
     @property
-    def composition(self) -> Composition:
-        """What is held; from any thread."""
-        return self.keeping.composition
-
-    def add(self, observation: Observation) -> None:
-        """Offer an observation; it is taken in at the next `draw`."""
-        self.keeping.offer(observation)
-
-    def turn_page(self, weight: float = 0.0) -> None:
-        """From the next observation on pictures look different: see `Keeping.turn_page`."""
-        self.keeping.turn_page(weight)
+    def frame_ids(self) -> list[int]:
+        """Frame numbers of the kept frames, the oldest first."""
+        return [frame.frame_id for frame in self.frames]
 
     def take_in(self) -> None:
-        """Move offered observations into the buffer."""
-        arrived = self.keeping.arrived()
-        for observation in arrived:
-            self._untold = self.model.code.observe(observation.state) or self._untold
-            self._take(Memory(self.model, observation, self.size))
-        if arrived:
-            self.keeping.deal()
+        """Add the queued observations to the buffer."""
+        incoming = self.policy.pop_incoming()
+        for observation in incoming:
+            self._codes_stale = self.model.code.observe(observation.state) or self._codes_stale
+            self._insert(ReplayFrame(self.model, observation, self.size))
+        if incoming:
+            self.policy.update_pools()
 
-    def misses(self, state: HeadState) -> bool:
-        """Whether a recalled picture in ``state`` would help: not before there is a real one."""
-        pictures = self.keeping.pictures
-        return bool(pictures) and self.keeping.misses(state, pictures[-1].size)
+    def add_recalled(self, observation: Observation) -> None:
+        """Add a frame that the avatar rendered itself."""
+        self._insert(ReplayFrame(self.model, observation, self.size, recalled=True))
+        self.policy.update_pools()
 
-    def recall(self, observation: Observation) -> None:
-        """Take in a picture that the avatar has painted of itself, and that is missed."""
-        self._take(Memory(self.model, observation, self.size, recalled=True))
-        self.keeping.deal()
+    def draw(self, count: int) -> list[ReplayFrame]:
+        """Draw ``count`` frames: one of the newest, the others from shuffled rounds through the pool.
 
-    def draw(self, count: int) -> list[Memory]:
-        """``count`` observations: one of the newest, the others from shuffled rounds through the deck; or none."""
+        The list is shorter if the buffer holds fewer frames, and empty before the first one.
+        """
         self.take_in()
-        if self._untold:
-            for memory in self.memories:
-                memory.tell()
-            self._untold = False
-        newest, deck = self.keeping.newest, self.keeping.deck
+        if self._codes_stale:
+            for frame in self.frames:
+                frame.update_code()
+            self._codes_stale = False
+        newest, pool = self.policy.newest, self.policy.pool
         if not newest:
             return []
         chosen = [newest[-1 - int(torch.randint(len(newest), (1,), generator=self._generator))]]
         while len(chosen) < min(count, len(self)):
             if not self._round:
-                order = torch.randperm(len(deck), generator=self._generator).tolist()
-                self._round = [deck[i] for i in order]
+                order = torch.randperm(len(pool), generator=self._generator).tolist()
+                self._round = [pool[i] for i in order]
             chosen.append(self._round.pop())
         return chosen
 
-    def _take(self, memory: Memory) -> None:
-        picture = self.keeping.picture(memory.state, memory.bytes, recalled=memory.recalled)
-        gone = self.keeping.make_room(picture)
-        self.keeping.admit(picture, memory)
-        self._round = [left for left in self._round if not any(left is one for one in gone)]
+    def _insert(self, frame: ReplayFrame) -> None:
+        entry = self.policy.make_entry(frame.state, frame.bytes, recalled=frame.recalled)
+        evicted = self.policy.evict_for(entry)
+        self.policy.insert(entry, frame)
+        self._round = [left for left in self._round if not any(left is one for one in evicted)]
+
+    def _frame_bytes(self) -> int:
+        return self.policy.entries[-1].size if self.policy.entries else 0

@@ -1,11 +1,13 @@
-"""Which pictures a replay keeps and which of them a step draws: one policy, whoever stores the pictures.
+"""Replay policy: which entries a replay buffer keeps, and which of them a training step draws.
 
-The newest `RECENT` are always kept.  The rest of the budget is history, spread over cells of pose and expression: when
-room is needed the fullest cell gives up one, so what was rarely seen stays, however long the rest goes on.
+It holds no images and is shared by `learn.replay` and `native.replay`.  The newest `RECENT` entries are always kept.
+The rest of the budget is history, balanced over cells of head pose and expression: when space is needed, an entry of
+the fullest cell is evicted, so that rare poses and expressions stay however long a call lasts.
 
-When the light changes, or glasses come off, a page is turned (`Keeping.turn_page`): earlier pictures fade as new ones
-arrive, and are given up first, but not those of cells for which nothing new is there.  Pictures that were recalled
-(`learn.recall`) stand in for real ones that are gone, and make room as real ones of their cell arrive.
+When the appearance changes (light, glasses), a new epoch starts (`ReplayPolicy.start_epoch`): entries of earlier epochs
+are drawn less and less as new ones arrive, and are evicted first, except in cells without new entries.  Recalled
+entries (frames that the avatar rendered itself, `learn.generative_replay`) are evicted as real ones of their cell
+arrive.
 """
 
 from __future__ import annotations
@@ -27,32 +29,35 @@ T = TypeVar("T")
 Cell = tuple[int, int, int]
 
 RECENT: Final = 16
-"""The newest pictures, which are never given up; a step draws one of them."""
-FADE: Final = 30
-"""Pictures after a page was turned over which earlier ones fade: 6 s of a call that takes five a second."""
+"""Number of newest entries that are never evicted; every training step draws one of them."""
+EPOCH_FADE: Final = 30
+"""Number of new entries over which earlier epochs fade out: 6 s of a call that adds five entries a second."""
 ENOUGH: Final = 4
-"""So many new pictures of a cell replace earlier ones, or recalled ones."""
+"""Number of new entries of a cell that replace its earlier or recalled entries."""
 LONE: Final = 0.1
-"""What earlier pictures count in the end, as a part of a new one, where their cell has no new one."""
-TURN: Final = math.radians(12.0)
-"""Width of a cell: of azimuth and of elevation from which the head is seen."""
-EXPRESSIONS: Final = 12
-"""Expressions that cells tell apart at most ..."""
-NEAR: Final = 0.4
-"""... and how far their codes are apart at least: half an open mouth, a closed eye."""
-RECALLED: Final = 0.25
-"""Part of the budget that recalled pictures may take."""
+"""Final drawing weight of entries of earlier epochs in cells without new entries; new entries have weight 1."""
+CELL_ANGLE: Final = math.radians(12.0)
+"""Width of a cell in azimuth and in elevation of the camera around the head, radians."""
+MAX_EXPRESSIONS: Final = 12
+"""Maximum number of expressions that cells distinguish."""
+MIN_CODE_DISTANCE: Final = 0.4
+"""Minimum distance between the expression codes of two clusters: half an open mouth, or one closed eye."""
+RECALLED_SHARE: Final = 0.25
+"""Share of the memory budget that recalled entries may use."""
 
 
 @dataclass(frozen=True)
-class Composition:
-    """What a replay holds.
+class ReplayComposition:
+    """Counts of the entries of a replay buffer.
 
     Attributes:
-        pictures: in all; of them recent, history (real, older) and recalled ones.
-        cells: of pose and expression that have any; fullest: pictures of the one that has most.
-        bytes: that all of them take.
-        epochs: pictures by the page that they were taken on, 0 the first.
+        pictures: number of all entries: the sum of the next three.
+        recent: the newest real entries, at most `RECENT`.
+        history: the older real entries.
+        recalled: entries that the avatar rendered itself.
+        cells: number of cells of pose and expression that hold entries.
+        fullest: number of entries of the fullest cell.
+        bytes: memory of all entries.
     """
 
     pictures: int = 0
@@ -62,51 +67,57 @@ class Composition:
     cells: int = 0
     fullest: int = 0
     bytes: int = 0
-    epochs: dict[int, int] = field(default_factory=dict)
 
 
-class Expressions:
-    """Expressions that were seen, as far apart from each other as can be: leaders among codes (N, CODE_WIDTH).
+class ExpressionClusters:
+    """Online clustering of expression codes: cluster centres ("leaders") that are as far apart as possible.
 
-    A code that is far from all leaders becomes one; if there are enough, it takes the place of one of the two that are
-    nearest to each other, if these are nearer than it is to any (after Charikar et al. 2004, "Incremental clustering
-    and dynamic information retrieval").
+    A code that is far from all leaders becomes a leader.  If there are `MAX_EXPRESSIONS` already, it replaces one of
+    the two leaders that are nearest to each other, provided that they are nearer to each other than the code is to any
+    leader (after Charikar et al. 2004, "Incremental clustering and dynamic information retrieval").
+
+    Attributes:
+        leaders: (L, CODE_WIDTH) float32 expression codes.
     """
 
     def __init__(self) -> None:
         self.leaders = np.zeros((0, CODE_WIDTH), dtype=np.float32)
 
     def nearest(self, codes: Float32) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
-        """The leader nearest to each of ``codes`` (N, CODE_WIDTH)."""
+        """Index of the leader nearest to each of ``codes`` (N, CODE_WIDTH): (N,) int64."""
         return _distances(codes, self.leaders).argmin(axis=1)
 
-    def see(self, code: Float32) -> bool:
-        """Take note of a code (CODE_WIDTH,): True if leaders have changed, and with them who is nearest to what."""
+    def add(self, code: Float32) -> bool:
+        """Add a code (CODE_WIDTH,) to the clustering; True if the leaders changed, so that entries need new cells."""
         if not len(self.leaders):
             self.leaders = code[None].copy()
             return True
-        away = float(_distances(code[None], self.leaders).min())
-        if away < NEAR:
+        distance = float(_distances(code[None], self.leaders).min())
+        if distance < MIN_CODE_DISTANCE:
             return False
-        if len(self.leaders) < EXPRESSIONS:
+        if len(self.leaders) < MAX_EXPRESSIONS:
             self.leaders = np.concatenate([self.leaders, code[None]])
             return True
-        apart = _distances(self.leaders, self.leaders)
-        np.fill_diagonal(apart, np.inf)
-        if away <= apart.min():
+        between = _distances(self.leaders, self.leaders)
+        np.fill_diagonal(between, np.inf)
+        if distance <= between.min():
             return False
-        self.leaders[int(apart.argmin()) % EXPRESSIONS] = code
+        self.leaders[int(between.argmin()) % MAX_EXPRESSIONS] = code
         return True
 
 
 @dataclass(eq=False)
-class Picture(Generic[T]):
-    """One picture as the policy sees it.
+class ReplayEntry(Generic[T]):
+    """One frame of a replay buffer as the replay policy represents it.
 
     Attributes:
-        view: number of its cell in azimuth and elevation. code: (CODE_WIDTH,), raw. cell: of both.
-        size: bytes. epoch: the page it was taken on. recalled: painted by the avatar, not by a camera.
-        item: what its owner knows it by; set when it is admitted.
+        view: index of its cell in azimuth and elevation.
+        code: (CODE_WIDTH,) raw expression code.
+        size: memory in bytes.
+        epoch: number of the epoch in which it was added.
+        recalled: whether the avatar rendered it (generative replay), instead of a camera.
+        cell: ``view`` and the index of the expression cluster.
+        item: the buffer's own reference to the frame; set by `ReplayPolicy.insert`.
     """
 
     view: tuple[int, int]
@@ -119,149 +130,152 @@ class Picture(Generic[T]):
 
 
 @dataclass(frozen=True)
-class _Page:
-    """A turned page: what earlier pictures count in the end, and how many had been taken by then."""
+class _Epoch:
+    """Start of an epoch: the final drawing weight of earlier entries, and the number of real entries until then."""
 
     weight: float
-    taken: int
+    count: int
 
-    def factor(self, taken: int) -> float:
-        return 1.0 - min(1.0, (taken - self.taken) / FADE) * (1.0 - self.weight)
+    def factor(self, count: int) -> float:
+        """Drawing weight of earlier entries after ``count`` real entries in all."""
+        return 1.0 - min(1.0, (count - self.count) / EPOCH_FADE) * (1.0 - self.weight)
 
 
-class Keeping(Generic[T]):
-    """Decides for a store of pictures.  `offer` and `turn_page` may be called from any thread, the rest is its owner's.
+class ReplayPolicy(Generic[T]):
+    """Decides which entries a replay buffer keeps and which ones training draws.
 
-    For each observation that has `arrived`, the owner asks for a `picture` of it, gives up what `make_room` says, and
-    then calls `admit`; after the last one, `deal`.
+    `offer` and `start_epoch` may be called from any thread, everything else only by the buffer's thread.  For each
+    observation from `pop_incoming` the buffer calls `make_entry`, deletes the items that `evict_for` returns, and calls
+    `insert`; after the last one it calls `update_pools`.
 
     Args:
-        code: tells expressions apart. budget: bytes. seed: of all chance.
+        code: computes raw expression codes.
+        budget: memory in bytes.
+        seed: seed of all random choices.
 
     Attributes:
-        pictures: those kept, in the order in which they came, recalled ones first.
-        newest: items that a step draws one of; of the present page, if there are any.
-        deck: items that it draws the others from, in shuffled rounds.
-        composition: of it all.  These three are replaced whole by `deal`.
+        entries: kept entries in the order in which they were added, recalled ones first.
+        newest: items of which a training step draws one; those of the present epoch if there are any.
+        pool: items from which a training step draws the others, in shuffled rounds.
+        composition: counts of the entries.  `update_pools` replaces these last three as a whole.
     """
 
     def __init__(self, code: ExpressionCode, budget: int, seed: int) -> None:
         self.budget = budget
-        self.pictures: list[Picture[T]] = []
+        self.entries: list[ReplayEntry[T]] = []
         self.newest: list[T] = []
-        self.deck: list[T] = []
-        self.composition = Composition()
-        self._code, self._expressions = code, Expressions()
+        self.pool: list[T] = []
+        self.composition = ReplayComposition()
+        self._code, self._expressions = code, ExpressionClusters()
         self._random = np.random.default_rng(seed)
-        self._bytes = self._taken = 0
-        self._pages: list[_Page] = []
+        self._bytes = self._count = 0
+        self._epochs: list[_Epoch] = []
         self._lock = threading.Lock()
         self._incoming: deque[Observation] = deque(maxlen=RECENT)
-        self._turned: list[float] = []
+        self._new_epochs: list[float] = []
 
     def offer(self, observation: Observation) -> None:
-        """Leave an observation for the owner; where none fetches them, only the newest wait."""
+        """Queue an observation for `pop_incoming`; only the newest `RECENT` are queued."""
         with self._lock:
             self._incoming.append(observation)
 
-    def turn_page(self, weight: float = 0.0) -> None:
-        """What is offered from now on looks different: earlier pictures fade, those that still wait are left out.
+    def start_epoch(self, weight: float = 0.0) -> None:
+        """Start a new epoch: earlier entries are drawn less and less, and queued observations are discarded.
 
-        ``weight`` in [0, 1] is what an earlier picture counts in the end, as a part of a new one.
+        ``weight`` in [0, 1] is the final drawing weight of earlier entries, relative to new ones.
         """
         with self._lock:
             self._incoming.clear()
-            self._turned.append(min(1.0, max(0.0, weight)))
+            self._new_epochs.append(min(1.0, max(0.0, weight)))
 
-    def arrived(self) -> list[Observation]:
-        """The observations that were offered since this was last asked."""
+    def pop_incoming(self) -> list[Observation]:
+        """Observations that were offered since the last call."""
         with self._lock:
-            incoming, turned = list(self._incoming), self._turned
+            incoming, started = list(self._incoming), self._new_epochs
             self._incoming.clear()
-            self._turned = []
-        self._pages += [_Page(weight, self._taken) for weight in turned]
+            self._new_epochs = []
+        self._epochs += [_Epoch(weight, self._count) for weight in started]
         return incoming
 
     @property
     def items(self) -> list[T]:
-        """What the owner knows the kept pictures by, in their order."""
-        return [picture.item for picture in self.pictures]
+        """Items of the kept entries, in the order of `entries`."""
+        return [entry.item for entry in self.entries]
 
-    def picture(self, state: HeadState, size: int, *, recalled: bool = False) -> Picture[T]:
-        """What the policy makes of a new picture in ``state`` that takes ``size`` bytes."""
+    def make_entry(self, state: HeadState, size: int, *, recalled: bool = False) -> ReplayEntry[T]:
+        """New entry, not yet inserted, for a frame in ``state`` that takes ``size`` bytes."""
         code = np.nan_to_num(self._code.raw(state), posinf=0.0, neginf=0.0)
-        azimuth, elevation = (round(float(angle) / TURN) for angle in np.nan_to_num(view_angles(state)))
-        epoch = 0 if recalled else len(self._pages)
-        picture: Picture[T] = Picture((azimuth, elevation), code, size, epoch, recalled)
-        self._place([picture])
-        return picture
+        azimuth, elevation = (round(float(angle) / CELL_ANGLE) for angle in np.nan_to_num(view_angles(state)))
+        epoch = 0 if recalled else len(self._epochs)
+        entry: ReplayEntry[T] = ReplayEntry((azimuth, elevation), code, size, epoch, recalled)
+        self._assign_cells([entry])
+        return entry
 
-    def misses(self, state: HeadState, size: int) -> bool:
-        """Whether a recalled picture of ``state`` would help: few of its cell are real, and there is room to spare."""
-        recalled = sum(p.size for p in self.pictures if p.recalled)
-        room = self._bytes + size <= self.budget and recalled + size <= RECALLED * self.budget
-        return room and self._real(self.picture(state, size).cell) < ENOUGH
+    def lacks(self, state: HeadState, size: int) -> bool:
+        """Whether to add a recalled frame in ``state``: its cell has few real entries, and the budget has space."""
+        recalled = sum(p.size for p in self.entries if p.recalled)
+        room = self._bytes + size <= self.budget and recalled + size <= RECALLED_SHARE * self.budget
+        return room and self._real(self.make_entry(state, size).cell) < ENOUGH
 
-    def make_room(self, new: Picture[T]) -> list[T]:
-        """Give up pictures, until there is room for ``new`` or only the newest are left: the items given up."""
-        given_up = []
+    def evict_for(self, new: ReplayEntry[T]) -> list[T]:
+        """Evict entries until ``new`` fits into the budget or only the newest are left; returns the evicted items."""
+        evicted = []
         if not new.recalled and self._real(new.cell) >= ENOUGH:
-            stand_in = next((p for p in self.pictures if p.recalled and p.cell == new.cell), None)
+            stand_in = next((p for p in self.entries if p.recalled and p.cell == new.cell), None)
             if stand_in is not None:
-                given_up.append(self._give_up(stand_in))
+                evicted.append(self._evict(stand_in))
         while self._bytes + new.size > self.budget:
-            real = sum(not p.recalled for p in self.pictures)
-            older = self.pictures[: len(self.pictures) - min(real, RECENT - 1)]
+            real = sum(not p.recalled for p in self.entries)
+            older = self.entries[: len(self.entries) - min(real, RECENT - 1)]
             if not older:
                 break
-            given_up.append(self._give_up(self._least_needed(older)))
-        return given_up
+            evicted.append(self._evict(self._least_needed(older)))
+        return evicted
 
-    def admit(self, new: Picture[T], item: T) -> None:
-        """Take ``new`` in, known to its owner as ``item``."""
+    def insert(self, new: ReplayEntry[T], item: T) -> None:
+        """Add the entry ``new``, whose frame the buffer stores as ``item``."""
         new.item = item
-        if self._expressions.see(new.code):
-            self._place([*self.pictures, new])
+        if self._expressions.add(new.code):
+            self._assign_cells([*self.entries, new])
         self._bytes += new.size
         if new.recalled:
-            self.pictures.insert(0, new)
+            self.entries.insert(0, new)
         else:
-            self.pictures.append(new)
-            self._taken += 1
+            self.entries.append(new)
+            self._count += 1
 
-    def deal(self) -> None:
-        """Decide what is drawn from, until the next time."""
-        recent = [p for p in self.pictures if not p.recalled][-RECENT:]
-        new = [p for p in recent if p.epoch == len(self._pages)]
-        self.newest = [p.item for p in new or recent or self.pictures[-RECENT:]]
+    def update_pools(self) -> None:
+        """Choose at random the entries to draw from until the next call, and count the entries."""
+        recent = [p for p in self.entries if not p.recalled][-RECENT:]
+        new = [p for p in recent if p.epoch == len(self._epochs)]
+        self.newest = [p.item for p in new or recent or self.entries[-RECENT:]]
         weights = self._weights()
-        lots = self._random.random(len(weights))
-        self.deck = [p.item for p, w, lot in zip(self.pictures, weights, lots, strict=True) if lot < w] or self.items
-        cells = Counter(p.cell for p in self.pictures)
-        recalled = sum(p.recalled for p in self.pictures)
-        self.composition = Composition(
-            pictures=len(self.pictures),
+        chances = self._random.random(len(weights))
+        self.pool = [p.item for p, w, c in zip(self.entries, weights, chances, strict=True) if c < w] or self.items
+        cells = Counter(p.cell for p in self.entries)
+        recalled = sum(p.recalled for p in self.entries)
+        self.composition = ReplayComposition(
+            pictures=len(self.entries),
             recent=len(recent),
-            history=len(self.pictures) - len(recent) - recalled,
+            history=len(self.entries) - len(recent) - recalled,
             recalled=recalled,
             cells=len(cells),
             fullest=max(cells.values(), default=0),
             bytes=self._bytes,
-            epochs=dict(sorted(Counter(p.epoch for p in self.pictures).items())),
         )
 
-    def _place(self, pictures: Sequence[Picture[T]]) -> None:
-        """Find the cells of pictures."""
+    def _assign_cells(self, entries: Sequence[ReplayEntry[T]]) -> None:
+        """Set the cell of each entry from its view and its expression cluster."""
         if not len(self._expressions.leaders):
             return
-        nearest = self._expressions.nearest(np.stack([p.code for p in pictures]))
-        for picture, expression in zip(pictures, nearest.tolist(), strict=True):
-            picture.cell = (*picture.view, expression)
+        nearest = self._expressions.nearest(np.stack([entry.code for entry in entries]))
+        for entry, expression in zip(entries, nearest.tolist(), strict=True):
+            entry.cell = (*entry.view, expression)
 
-    def _least_needed(self, older: list[Picture[T]]) -> Picture[T]:
-        """One of the fullest cell, and before all others one that new pictures of its cell have replaced."""
+    def _least_needed(self, older: list[ReplayEntry[T]]) -> ReplayEntry[T]:
+        """Entry to evict: one that new entries of its cell have replaced, else one of the fullest cell."""
         new = self._new_of_cells()
-        replaced = [p for p in older if p.epoch < len(self._pages) and new[p.cell] >= ENOUGH]
+        replaced = [p for p in older if p.epoch < len(self._epochs) and new[p.cell] >= ENOUGH]
         pool = replaced or older
         sizes = Counter(p.cell for p in pool)
         most = max(sizes.values())
@@ -269,33 +283,34 @@ class Keeping(Generic[T]):
         return fullest[int(self._random.integers(len(fullest)))]
 
     def _weights(self) -> list[float]:
-        """How likely each picture is to be in the deck."""
-        if not self._pages:
-            return [1.0] * len(self.pictures)
+        """Probability of each entry to be in the pool."""
+        if not self._epochs:
+            return [1.0] * len(self.entries)
         new = self._new_of_cells()
-        factors = [1.0]  # of a picture by its epoch, the newest first
-        for page in reversed(self._pages):
-            factors.append(factors[-1] * page.factor(self._taken))
+        factors = [1.0]  # by epoch, the newest first
+        for epoch in reversed(self._epochs):
+            factors.append(factors[-1] * epoch.factor(self._count))
         weights = []
-        for picture in self.pictures:
-            faded = factors[len(self._pages) - picture.epoch]
-            alone = 1.0 - min(1.0, new[picture.cell] / ENOUGH)
+        for entry in self.entries:
+            faded = factors[len(self._epochs) - entry.epoch]
+            alone = 1.0 - min(1.0, new[entry.cell] / ENOUGH)
             weights.append(faded + alone * (max(faded, LONE) - faded))
         return weights
 
     def _real(self, cell: Cell) -> int:
-        return sum(p.cell == cell and not p.recalled for p in self.pictures)
+        """Number of real entries of a cell."""
+        return sum(p.cell == cell and not p.recalled for p in self.entries)
 
     def _new_of_cells(self) -> Counter[Cell]:
-        """Real pictures of the present page, by cell."""
-        return Counter(p.cell for p in self.pictures if p.epoch == len(self._pages) and not p.recalled)
+        """Number of real entries of the present epoch, by cell."""
+        return Counter(p.cell for p in self.entries if p.epoch == len(self._epochs) and not p.recalled)
 
-    def _give_up(self, picture: Picture[T]) -> T:
-        self.pictures.remove(picture)
-        self._bytes -= picture.size
-        return picture.item
+    def _evict(self, entry: ReplayEntry[T]) -> T:
+        self.entries.remove(entry)
+        self._bytes -= entry.size
+        return entry.item
 
 
 def _distances(codes: Float32, others: Float32) -> Float32:
-    """Between each of (N, CODE_WIDTH) and each of (M, CODE_WIDTH): (N, M)."""
+    """Euclidean distances (N, M) between ``codes`` (N, CODE_WIDTH) and ``others`` (M, CODE_WIDTH)."""
     return np.linalg.norm(codes[:, None] - others[None], axis=-1)

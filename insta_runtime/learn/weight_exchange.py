@@ -1,4 +1,4 @@
-"""How learned weights reach the display: the newest snapshot wins, and is never a half-trained step."""
+"""Handover of weight snapshots from the training thread to the display thread; the newest one wins."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from insta_runtime.render.renderer import Snapshot
 
 
 @dataclass(frozen=True)
-class _Offer:
-    """A snapshot, its number and, on a GPU, the event after which it is whole."""
+class _Published:
+    """Published snapshot, its number and, on a GPU, the event after which it is completely written."""
 
     number: int
     snapshot: Snapshot
@@ -21,42 +21,44 @@ class _Offer:
 
 
 class WeightExchange:
-    """A triple buffer between one publisher (learning) and one taker (display); neither ever waits for the other.
+    """Triple buffer for snapshots between one publisher (training) and one consumer (display); neither waits.
 
-    One snapshot is with the display, one lies ready, one may still be being written by the publisher's stream.  Each is
-    a copy of its own that nothing writes to again, and its memory is not used anew before the display's stream has read
-    it.
+    One snapshot is in use by the display, one is ready, one may still be being written by the publisher's CUDA stream.
+    Snapshots are never changed after publication, and their memory is reused only after the display's stream has read
+    them.
 
     Attributes:
-        published, taken: number of the newest snapshot that was published, taken; they count from 1.
-        watch: hears number and snapshot of each publication, in the publisher's thread, and may keep but not change it.
+        published: number of the newest published snapshot; the first is 1.
+        taken: number of the newest snapshot that the display has taken.
+        on_publish: callback with number and snapshot of each publication, called in the publisher's thread; it may keep
+            the snapshot but not change it.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._offers: list[_Offer] = []
+        self._offers: list[_Published] = []
         self.published = self.taken = 0
-        self.watch: Callable[[int, Snapshot], None] | None = None
+        self.on_publish: Callable[[int, Snapshot], None] | None = None
 
     def publish(self, snapshot: Snapshot) -> None:
-        """Offer ``snapshot``, which the caller will not touch again and whose copies its current stream makes."""
+        """Publish ``snapshot``, written on the caller's CUDA stream; the caller must not change it afterwards."""
         tensor = next(iter(snapshot.values()))
         written = torch.cuda.current_stream(tensor.device).record_event() if tensor.is_cuda else None
         with self._lock:
-            # Besides the newest, only what is whole is worth keeping: it is what the display gets meanwhile.
-            whole = [offer for offer in self._offers if _is_whole(offer)] or self._offers[:1]
+            # Besides the newest, one complete snapshot is kept: the display takes it until the newest is complete.
+            complete = [offer for offer in self._offers if _is_complete(offer)] or self._offers[:1]
             self.published += 1
-            self._offers = [*whole[-1:], _Offer(self.published, snapshot, written)]
-        if self.watch is not None:
-            self.watch(self.published, snapshot)
+            self._offers = [*complete[-1:], _Published(self.published, snapshot, written)]
+        if self.on_publish is not None:
+            self.on_publish(self.published, snapshot)
 
     def take(self) -> Snapshot | None:
-        """The newest whole snapshot, unless it or a newer one was taken before; None if there is none.
+        """The newest complete snapshot that was not taken before, or None.
 
-        On a GPU the caller's current stream may read it at once, without waiting for what learning does next.
+        On a GPU the caller's current stream may read it at once; it does not wait for later training steps.
         """
         with self._lock:
-            found = next((i for i in reversed(range(len(self._offers))) if _is_whole(self._offers[i])), None)
+            found = next((i for i in reversed(range(len(self._offers))) if _is_complete(self._offers[i])), None)
             if found is None:
                 return None
             offer = self._offers[found]
@@ -70,5 +72,5 @@ class WeightExchange:
         return offer.snapshot
 
 
-def _is_whole(offer: _Offer) -> bool:
+def _is_complete(offer: _Published) -> bool:
     return offer.written is None or offer.written.query()

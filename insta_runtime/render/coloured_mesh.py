@@ -1,25 +1,30 @@
-"""The head mesh with colours taken from the pictures: what is shown until the avatar is good enough."""
+"""Head mesh with vertex colours averaged from camera frames: rendered until the avatar is good enough."""
 
 from __future__ import annotations
 
 import torch
 
+from insta_runtime.geometry import camera_vertices
 from insta_runtime.head import HeadRig
 from insta_runtime.render.raster import rasterise
-from insta_runtime.render.rays import camera_vertices
 from insta_runtime.types import Camera, Float32, HeadState, Observation, RenderedFrame
 
-VISIBLE_DEPTH = 0.006  # metres behind the depth map where a vertex still counts as seen
-RINGS = 20  # how far colours spread from what was seen; beyond lies the mean colour
-SEEN_WEIGHT = 0.5  # of a picture that saw it from straight ahead: a vertex that has it was seen
-OBSERVE_SIZE = 192  # pictures are looked at at this size: vertices lie about 2 pixels apart there
+VISIBLE_DEPTH = 0.006
+"""Distance in metres behind the rasterised depth up to which a vertex counts as visible."""
+RINGS = 20
+"""Number of edges over which colours spread to vertices that no frame showed; farther ones get the mean colour."""
+SEEN_WEIGHT = 0.5
+"""Accumulated weight from which a vertex counts as seen; one frontal view has weight 1."""
+OBSERVE_SIZE = 192
+"""Side in pixels to which observations are reduced; vertices are about 2 pixels apart there."""
 
 
 class ColouredMesh:
-    """Per-vertex mean of the colour and matte of every picture that showed the vertex.
+    """Head mesh whose vertices have the mean colour and matte of the frames in which they were visible.
 
     Args:
-        rig: the head; shape: (S,) identity code.
+        rig: rig of the head model.
+        shape: (S,) identity code of the subject.
     """
 
     def __init__(self, rig: HeadRig, shape: Float32) -> None:
@@ -34,7 +39,7 @@ class ColouredMesh:
         self._colours: torch.Tensor | None = None
 
     def observe(self, observation: Observation) -> None:
-        """Take the colours of the vertices that ``observation`` shows."""
+        """Add the colours of the vertices that are visible in ``observation``."""
         camera = observation.camera.scaled(OBSERVE_SIZE, OBSERVE_SIZE)
         device = self._sum.device
         vertices = camera_vertices(self.rig.pose(self.shape, observation.state).vertices, observation.state)
@@ -60,7 +65,7 @@ class ColouredMesh:
         self._colours = None
 
     def colours(self) -> torch.Tensor:
-        """(V, 4) premultiplied RGBA; what no picture showed takes over from its neighbours, or the mean."""
+        """Vertex colours (V, 4), premultiplied RGBA; vertices that no frame showed get those of their neighbours."""
         if self._colours is None:
             known = self._sum[:, 4] > 1e-3
             value = torch.where(known[:, None], self._sum[:, :4] / self._sum[:, 4:].clamp_min(1e-6), 0.0)
@@ -76,13 +81,13 @@ class ColouredMesh:
         return self._colours
 
     def underlay(self) -> torch.Tensor:
-        """(F, 4) premultiplied RGBA of what no picture showed, from the colours around it; zero for what one did."""
+        """Triangle colours (F, 4), premultiplied RGBA, of the parts that no frame showed; zero elsewhere."""
         unseen = 1.0 - (self._sum[:, 4:] / SEEN_WEIGHT).clamp(max=1.0)
         return (self.colours() * unseen)[self.faces].mean(dim=1)
 
     @torch.no_grad()
     def render(self, state: HeadState, camera: Camera, frame_id: int = 0) -> RenderedFrame:
-        """The coloured mesh in ``state`` as ``camera`` sees it: premultiplied RGBA."""
+        """Render the coloured mesh in ``state`` with ``camera``."""
         vertices = camera_vertices(self.rig.pose(self.shape, state).vertices, state)
         raster = rasterise(vertices, self.faces, camera)
         rgba = raster.interpolate(self.colours()) * raster.mask[..., None]

@@ -1,4 +1,4 @@
-"""Volume rendering of packed samples (Max 1995; NeRF, equation 3)."""
+"""Volume rendering: front-to-back compositing of packed ray samples (Max 1995; NeRF, equation 3)."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import torch
 
 @dataclass(frozen=True)
 class Composite:
-    """What R rays see.
+    """Result of compositing N samples on R rays.
 
     Attributes:
-        colour: (R, 3) premultiplied.
-        opacity: (R,) in [0, 1].
+        colour: (R, 3) colour, premultiplied by opacity.
+        opacity: (R,) opacity in [0, 1].
         distance: (R,) expected distance in metres, weighted by opacity and *not* divided by it.
-        passed: (N,) optical thickness in front of each sample.
+        optical_depth: (N,) optical depth in front of each sample; the transmittance is ``exp(-optical_depth)``.
     """
 
     colour: torch.Tensor
     opacity: torch.Tensor
     distance: torch.Tensor
-    passed: torch.Tensor
+    optical_depth: torch.Tensor
 
 
 def composite(
@@ -32,14 +32,17 @@ def composite(
     rays: int,
     step: float,
 ) -> Composite:
-    """Front-to-back compositing of N samples, each as thick as ``step`` metres.
+    """Composite N samples front to back, each with a thickness of ``step`` metres.
 
     ``w_i = T_i (1 - exp(-sigma_i step))`` with ``T_i = exp(-sum_{j<i} sigma_j step)`` over the same ray.
 
     Args:
-        density: (N,) per metre. colour: (N, 3). distance: (N,) metres.
-        ray: (N,) int64, ascending; samples of a ray lie front to back.
-        rays: number of rays; a ray without samples is empty.
+        density: (N,) density per metre.
+        colour: (N, 3) colour in [0, 1].
+        distance: (N,) distance along the ray, metres.
+        ray: (N,) int64 index of the ray, ascending; the samples of a ray are sorted front to back.
+        rays: number of rays R; rays without samples are transparent.
+        step: thickness of a sample, metres.
 
     Differentiable with respect to density and colour.
     """
@@ -50,8 +53,8 @@ def composite(
     # A padded table keeps the running sums of a ray apart from those of all others, in float32.
     where = ray * longest + slot
     depth = density.new_zeros(rays * longest).index_put((where,), density * step).view(rays, longest)
-    passed = (depth.cumsum(dim=1) - depth).view(-1)[where]
-    weight = torch.exp(-passed) * (1.0 - torch.exp(-density * step))
+    optical_depth = (depth.cumsum(dim=1) - depth).view(-1)[where]
+    weight = torch.exp(-optical_depth) * (1.0 - torch.exp(-density * step))
     sums = torch.cat([weight[:, None] * colour, weight[:, None], (weight * distance)[:, None]], dim=-1)
     total = sums.new_zeros((rays, 5)).index_add(0, ray, sums)
-    return Composite(total[:, :3], total[:, 3], total[:, 4], passed)
+    return Composite(total[:, :3], total[:, 3], total[:, 4], optical_depth)

@@ -1,4 +1,4 @@
-"""How one snapshot becomes the next in the pictures that are shown: evenly over a short time, whatever their rate."""
+"""Crossfade between two weight snapshots: linear in time, independent of the frame rate."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from typing import Final
 
 FADE_S: Final = 0.8
-"""A snapshot is shown alone so many seconds after it was loaded.  They come about once a second: it is shorter, so that
-each arrives, and hardly shorter, so that no picture differs from the one before it by more than it must."""
+"""Duration of a crossfade in seconds: slightly less than the interval between snapshots (about one second), so that
+each fade completes and the change from frame to frame is small."""
 
 
 @dataclass
-class Fade:
-    """One snapshot's way to the next, in seconds of any clock that only goes forward.
+class Crossfade:
+    """Progress of the fade from one snapshot to the next; times are seconds of any monotonic clock.
 
     Attributes:
-        done: how far it is, 0 to 1.
+        done: completed share of the fade, 0 to 1.
     """
 
     done: float = 1.0
@@ -23,18 +23,19 @@ class Fade:
 
     @property
     def under_way(self) -> bool:
+        """Whether the fade is not complete."""
         return self.done < 1.0
 
     def begin(self, now: float) -> None:
-        """A snapshot has come, and what is shown now fades into it."""
+        """Start a fade at the time ``now``."""
         self.done, self._began = 0.0, now
 
     def settle(self) -> None:
-        """The snapshot is shown alone."""
+        """Complete the fade at once."""
         self.done = 1.0
 
     def advance(self, now: float) -> float:
-        """The part of what is left of the way that a picture of the moment ``now`` goes: 1 if it arrives."""
+        """Advance the fade to the time ``now``; returns the step as a share of what was left: 1 if it completes."""
         done = min(1.0, max(self.done, (now - self._began) / FADE_S))
         part = 1.0 if done >= 1.0 else (done - self.done) / (1.0 - self.done)
         self.done = done

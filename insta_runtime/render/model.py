@@ -1,4 +1,4 @@
-"""The avatar as one thing: head, warp, field, occupancy, and how a ray sees them."""
+"""Model of an avatar: head, warp, radiance field, occupancy and pose refinement, and volume rendering of rays."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from insta_runtime.field.radiance import RadianceField
 from insta_runtime.field.tcnn import TcnnField
 from insta_runtime.head import HeadModel, HeadRig
 from insta_runtime.render.compositing import Composite, composite
-from insta_runtime.render.occupancy import CandidateCells, FaceRegions, OccupancyGrid
-from insta_runtime.render.pose_refinement import Registration
+from insta_runtime.render.occupancy import CandidateCells, FaceMasks, OccupancyGrid
+from insta_runtime.render.pose_refinement import PoseRefinement
 from insta_runtime.render.rays import Rays
 from insta_runtime.render.sampling import RaySamples, march
 from insta_runtime.types import Float32, HeadState
@@ -21,17 +21,20 @@ from insta_runtime.warp.warp import HeadWarp, PosedHead
 
 
 class AvatarModel:
-    """Everything that a picture of the avatar is made from.
+    """All parts of an avatar that rendering and training need.
 
     Args:
-        head: the head model; shape: (S,) identity code.
-        config: all knobs; device: where tensors live.
-        seed: of the field's initial weights.
-        cells: the occupancy's candidate cells if they are known already, from a stored avatar.
+        head: head model.
+        shape: (S,) identity code of the subject.
+        config: configuration of the avatar.
+        device: device of all tensors.
+        seed: seed of the field's initial weights.
+        cells: candidate cells of the occupancy grid, if known from a stored avatar; computed otherwise.
 
     Attributes:
-        underlay: (F, 4) premultiplied RGBA of the mesh where nobody saw it, shown where rays of the field pass
-            (`ColouredMesh.underlay`); zero elsewhere, and until somebody sets it.
+        learned: whether the weights were loaded from a file.
+        underlay: (F, 4) premultiplied RGBA of the triangles that no training frame showed (`ColouredMesh.underlay`),
+            rendered behind the field; zero for other triangles, and initially.
     """
 
     def __init__(
@@ -44,7 +47,7 @@ class AvatarModel:
         cells: CandidateCells | None = None,
     ) -> None:
         self.head, self.shape, self.config, self.device = head, shape, config, device
-        self.learned = False  # whether the weights come from a file
+        self.learned = False
         self.rig = HeadRig(head, device)
         canonical = self.rig.canonical(shape, config.warp.canonical_jaw)
 
@@ -58,38 +61,38 @@ class AvatarModel:
         self.warp = HeadWarp(canonical, neutral, masks, config.warp, regions=regions, lips=lips)
         self.condition = condition_lips if lips else condition
         self.field = RadianceField(config.radiance, torch.Generator().manual_seed(seed)).to(device)
-        hollow = FaceRegions(mask("face"), mask("mouth"))
-        found = OccupancyGrid.find(self.warp, hollow, config.occupancy) if cells is None else cells
+        face_masks = FaceMasks(mask("face"), mask("mouth"))
+        found = OccupancyGrid.find_candidates(self.warp, face_masks, config.occupancy) if cells is None else cells
         self.occupancy = OccupancyGrid(self.warp, found, config.occupancy, config.sampling.step)
         self.code = ExpressionCode(head, config.conditioning)
-        self.registration = Registration.none(len(head.expression_names))
+        self.pose_refinement = PoseRefinement.identity(len(head.expression_names))
         self.underlay = torch.zeros((len(canonical.faces), 4), device=device)
 
-    def pose(self, state: HeadState, apart: Float32 | None = None) -> PosedHead:
-        """The warp of one state, with mouth and eyes moved ``apart`` from the head (`Registration.corrected`)."""
-        motions = None if apart is None else torch.from_numpy(apart).to(self.device)
+    def pose(self, state: HeadState, part_motions: Float32 | None = None) -> PosedHead:
+        """Warp of one state; ``part_motions`` (PARTS, MOTION) are those of mouth and eyes (`PoseRefinement.refine`)."""
+        motions = None if part_motions is None else torch.from_numpy(part_motions).to(self.device)
         return self.warp.pose(self.rig.pose(self.shape, state).vertices, motions)
 
-    def registered(self, state: HeadState) -> tuple[HeadState, Float32]:
-        """A tracked ``state`` as the avatar is to be shown: `Registration.corrected`."""
-        return self.registration.corrected(state)
+    def refine_pose(self, state: HeadState) -> tuple[HeadState, Float32]:
+        """Refined head state for rendering a tracked ``state``, and the part motions: `PoseRefinement.refine`."""
+        return self.pose_refinement.refine(state)
 
     def code_of(self, state: HeadState) -> torch.Tensor:
-        """The expression code (CODE_WIDTH,) of one state, on the device."""
+        """Expression code (CODE_WIDTH,) of one state, on the device."""
         return torch.as_tensor(self.code(state), device=self.device)
 
     def march(self, rays: Rays, posed: PosedHead, generator: torch.Generator | None = None) -> RaySamples:
-        """Sample rays in one pose; no gradient flows through this."""
+        """Sample rays in one pose (`sampling.march`), without gradients."""
         with torch.no_grad():
             return march(rays, posed, self.occupancy, self.config.sampling, generator)
 
     def shade(self, samples: RaySamples, codes: torch.Tensor, rays: int) -> Composite:
-        """Ask the field at ``samples`` and composite: ``codes`` (N, CODE_WIDTH), not yet faded, one a sample."""
+        """Evaluate the field at ``samples`` and composite them; ``codes`` (N, CODE_WIDTH) are not faded yet."""
         density, colour = self.field(samples.position, samples.direction, self.condition(codes, samples.masks))
         return composite(density, colour, samples.distance, samples.ray, rays, self.config.sampling.step)
 
 
 def use_tcnn(model: AvatarModel) -> None:
-    """Give ``model`` a fresh field of tiny-cuda-nn.  UserError if that cannot be had."""
+    """Replace the field of ``model`` by an untrained one of tiny-cuda-nn.  Raises UserError if it is not available."""
     field = TcnnField(model.config.radiance, model.config.learn.seed).to(model.device)
     model.field = field  # type: ignore[assignment]  # the same interface, other weights

@@ -1,7 +1,7 @@
-"""Which cells of canonical space hold anything, and where a pose carries them.
+"""Occupancy grid in canonical space, and its cells in posed space.
 
-The original keeps one grid in posed space, which clips unseen poses and grows to the union of all seen ones.  Here
-occupancy is canonical; the narrow band that rays march through is derived from it for each pose.
+INSTA keeps one grid in posed space, which clips unseen poses and grows to the union of all poses seen.  Here the
+occupancy is canonical; the cells that rays march through are computed from it for each pose.
 """
 
 from __future__ import annotations
@@ -15,27 +15,36 @@ from insta_runtime.config import OccupancyConfig
 from insta_runtime.field.expression_code import CODE_WIDTH, condition
 from insta_runtime.field.lip_code import condition_lips
 from insta_runtime.field.radiance import RadianceField
-from insta_runtime.native.kernels import Kernels, Struct
-from insta_runtime.render.rays import camera_vertices
+from insta_runtime.geometry import camera_vertices
 from insta_runtime.types import Camera, HeadState
 from insta_runtime.warp.nearest import TriangleSoup
 from insta_runtime.warp.warp import SUBCELLS, HeadWarp, PosedHead, flat_cell
 
-INSIDE_DEPTH = 0.008  # metres below the skin that may hold something
-SKIN_BAND = 0.015  # metres above the face that may hold something; elsewhere (hair) it is WarpConfig.band
-HULL_VOTES = 3  # pictures that must have shown a cell before the silhouette may rule it out
-HULL_SHARE = 0.15  # a cell is outside when fewer of the pictures that showed it had it in their matte
-HULL_ALPHA = 0.1  # opacity of a matte from which on it has what lies there
-HULL_NEAR = 0.05  # metres before the camera; what is nearer is not counted as shown
+INSIDE_DEPTH = 0.008
+"""Depth in metres below the skin down to which cells are candidates."""
+SKIN_BAND = 0.015
+"""Height in metres above the face up to which cells are candidates; elsewhere (hair) it is `WarpConfig.band`."""
+HULL_VOTES = 3
+"""Number of frames that must have shown a cell before silhouettes may empty it."""
+HULL_SHARE = 0.15
+"""Share of the frames that showed a cell below which it is empty if no more had it inside their matte."""
+HULL_ALPHA = 0.1
+"""Opacity of a matte from which a pixel counts as inside."""
+HULL_NEAR = 0.05
+"""Distance in metres from the camera below which cells do not count as shown."""
 UPDATE_CELLS = 16384
-IN_SIGHT = 0.02  # part of a ray's light that has to reach a sample, so that its cell counts as lit
-LIT_DECAY = 0.988  # what a cell's light fades by at an update ...
-DARK = 0.05  # ... and where nobody sees it any more: after some 250 updates, 2000 steps
+"""Maximum number of cells that one update of the occupancy grid samples."""
+IN_SIGHT = 0.02
+"""Transmittance in front of a sample from which its cell counts as visible."""
+VISIBILITY_DECAY = 0.988
+"""Factor by which the visibility of a cell decays at each update of the grid."""
+HIDDEN_BELOW = 0.05
+"""Visibility below which a cell is not rendered: reached after some 250 updates (2000 steps) out of sight."""
 
 
 @dataclass(frozen=True)
-class FaceRegions:
-    """Soft vertex regions of the head, (V,) float in [0, 1]: ``face`` is bare skin, ``mouth`` is hollow."""
+class FaceMasks:
+    """Soft vertex masks of the head, (V,) float in [0, 1]: ``face`` (bare skin) and ``mouth`` (hollow inside)."""
 
     face: torch.Tensor
     mouth: torch.Tensor
@@ -43,12 +52,12 @@ class FaceRegions:
 
 @dataclass(frozen=True)
 class CandidateCells:
-    """The C cells of a canonical grid that may hold something.
+    """The C cells of the canonical grid near the head mesh, the only ones that can be occupied.
 
     Attributes:
-        index: (C,) int64, ascending flat indices ((z * n + y) * n + x).
-        triangle: (C,) int64, the triangle that each one rides with.
-        masks: (C, 2) float in [0, 1], how much the mouth's and the eyes' code count there.
+        index: (C,) int64 flat indices ((z * n + y) * n + x), ascending.
+        triangle: (C,) int64 index of the triangle that the cell moves with.
+        masks: (C, 2) float in [0, 1], weights of mouth code and eye code.
     """
 
     index: torch.Tensor
@@ -57,16 +66,24 @@ class CandidateCells:
 
 
 class OccupancyGrid:
-    """The canonical occupancy grid: a cube of ``resolution``^3 cells over the warp's box.
+    """Canonical occupancy grid: ``resolution``^3 cells over the box of the warp.
 
-    Only cells near the canonical surface are candidates at all.  Silhouettes of observations rule out candidates
-    (`carve`), the field's density decides about the rest (`update`).
+    Only cells near the canonical surface are candidates.  The silhouettes of observations empty candidates (`carve`);
+    the density of the field decides about the others (`update`).
+
+    Args:
+        warp: warp of the subject.
+        found: candidate cells.
+        config: configuration of the grid.
+        step: length of a sampling step, metres.
 
     Attributes:
         cells: (C,) int64 flat indices of the candidate cells.
-        value: (C,) float32, decayed maximum of the opacity that one sampling step has there.
-        seen, inside: (C,) float32, pictures that showed the cell, and in whose matte it lay.
-        lit: (C,) float32, 1 when light of a picture learned from last reached the cell, fading since.
+        value: (C,) float32, decayed maximum of the opacity of one sampling step in the cell.
+        view_count: (C,) float32, number of frames that showed the cell.
+        matte_count: (C,) float32, number of these frames in whose matte the cell lay.
+        visibility: (C,) float32, 1 when a training ray last reached the cell, decaying since.
+        place: (resolution^3,) int32 index of each cell among the candidates, -1 for others.
     """
 
     def __init__(self, warp: HeadWarp, found: CandidateCells, config: OccupancyConfig, step: float) -> None:
@@ -75,20 +92,23 @@ class OccupancyGrid:
         self.cells, self.triangle = found.index.to(device), found.triangle.to(device)
         self.masks = found.masks.to(device)
         self.value = torch.full((len(self.cells),), 2.0 * config.threshold, device=device)
-        self.seen = torch.zeros_like(self.value)
-        self.inside = torch.zeros_like(self.value)
-        self.lit = torch.ones_like(self.value)
+        self.view_count = torch.zeros_like(self.value)
+        self.matte_count = torch.zeros_like(self.value)
+        self.visibility = torch.ones_like(self.value)
         self.place = torch.full((config.resolution**3,), -1, dtype=torch.int32, device=device)
         self.place[self.cells] = torch.arange(len(self.cells), dtype=torch.int32, device=device)
-        self._publish()
+        self._update_dense()
 
     @staticmethod
-    def find(warp: HeadWarp, regions: FaceRegions, config: OccupancyConfig) -> CandidateCells:
-        """The cells near the canonical surface.  The last bit of a distance decides at the border: store them."""
+    def find_candidates(warp: HeadWarp, regions: FaceMasks, config: OccupancyConfig) -> CandidateCells:
+        """Candidate cells near the canonical surface.
+
+        They are stored with an avatar, because rounding of distances differs between devices.
+        """
         box, resolution = warp.box, config.resolution
         device = box.origin.device
         soup = TriangleSoup(warp.canonical.vertices, warp.canonical.faces)
-        half_cell = 0.5 * math.sqrt(3.0) * box.side / resolution  # metres, to a corner
+        half_cell = 0.5 * math.sqrt(3.0) * box.side / resolution  # half the diagonal, metres
         reach = max(warp.config.band, SKIN_BAND + half_cell, INSIDE_DEPTH + half_cell)
         kept, triangles, masks = [], [], []
         for part in torch.arange(resolution**3, device=device).split(16384):
@@ -103,25 +123,26 @@ class OccupancyGrid:
             face = (regions.face[corner] * nearest.barycentrics).sum(-1)
             hollow = (regions.mouth[corner] * nearest.barycentrics).sum(-1) > 0.5
             above = warp.config.band + (SKIN_BAND - warp.config.band) * face
-            # As deep as that wherever the borders of cells happen to lie: where the shell is thinner, it has cracks.
+            # Half a cell is added so that the layer of cells has this depth everywhere and no gaps.
             below = torch.where(hollow, SKIN_BAND, INSIDE_DEPTH) + half_cell
             near = nearest.distance <= torch.where(outside, above, below)
             kept.append(chunk[near])
             triangles.append(nearest.triangle[near])
-            # The original asks for the density of every cell without an expression.
+            # INSTA evaluates the density of every cell without an expression code.
             mask = warp.masks_at(nearest) * (0.0 if warp.lips else 1.0)
             masks.append(mask[near])
         return CandidateCells(torch.cat(kept), torch.cat(triangles), torch.cat(masks))
 
     @property
     def occupied(self) -> torch.Tensor:
-        """(C,) bool: the candidate cells that rays must sample."""
+        """Candidate cells that are occupied and must be sampled by rays, (C,) bool."""
         dense = self.value > self.config.threshold
         if not self.config.silhouettes:
             return dense
-        return dense & ~((self.seen >= HULL_VOTES) & (self.inside < HULL_SHARE * self.seen))
+        return dense & ~((self.view_count >= HULL_VOTES) & (self.matte_count < HULL_SHARE * self.view_count))
 
-    def _publish(self) -> None:
+    def _update_dense(self) -> None:
+        """Recompute the dense bitmap and the sub-cell points after `occupied` has changed."""
         occupied = self.occupied
         resolution = self.config.resolution
         dense = torch.zeros(resolution**3, dtype=torch.bool, device=self.cells.device)
@@ -133,43 +154,47 @@ class OccupancyGrid:
         self.dense, self._points, self._triangle = dense, centres[:, None] + shift, self.triangle[occupied]
 
     def contains(self, points: torch.Tensor) -> torch.Tensor:
-        """(N,) bool: which canonical points (N, 3), metres, lie in occupied cells of the box."""
+        """Whether canonical points (N, 3), metres, lie in occupied cells: (N,) bool."""
         unit = self.warp.box.normalise(points)
         within = ((unit >= 0.0) & (unit < 1.0)).all(dim=-1)
         return self.dense[self.warp.box.cell_of(points, self.config.resolution)] & within
 
     def posed(self, head: PosedHead) -> torch.Tensor:
-        """The cells of the posed grid that may hold something: (warp.resolution^3,) bool."""
+        """Cells of the posed grid into which occupied cells are warped: (warp.resolution^3,) bool."""
         return head.occupied_cells(self._points, self._triangle)
 
     @torch.no_grad()
     def carve(
         self, head: PosedHead, state: HeadState, camera: Camera, alpha: torch.Tensor, depth: torch.Tensor, behind: float
     ) -> None:
-        """Count, for each candidate cell, whether one more picture's matte has it.
+        """Add the silhouette of one frame: count the cells that it shows, and those inside its matte (space carving).
 
-        ``alpha`` (H, W) float in [0, 1] and ``depth`` (H, W) metres, that of the posed mesh, infinite where there is
-        none, belong to ``camera``.  Cells are not counted outside the picture, nor ``behind`` metres behind the mesh.
+        Args:
+            head: warp of the frame's pose. state: head state with the pose of the head. camera: camera of the matte.
+            alpha: (H, W) matte, float in [0, 1]. depth: (H, W) depth of the posed mesh in metres, infinite where there
+            is none. behind: distance in metres behind the mesh from which cells are not counted, nor are those outside
+            the image.
         """
         centres = self.warp.box.cell_centres(self.cells, self.config.resolution)
-        x, y, z = camera_vertices(head.carry_centres(centres, self.triangle), state).unbind(-1)
+        x, y, z = camera_vertices(head.forward_warp_centres(centres, self.triangle), state).unbind(-1)
         u = (x / z * camera.fx + camera.cx).floor()
         v = (y / z * camera.fy + camera.cy).floor()
         index = (v.clamp(0, camera.height - 1) * camera.width + u.clamp(0, camera.width - 1)).long()
         visible = (z > HULL_NEAR) & (u >= 0) & (v >= 0) & (u < camera.width) & (v < camera.height)
         visible &= z < depth.reshape(-1)[index] + behind + 0.5 * self.warp.box.side / self.config.resolution
-        # A cell is larger than a pixel: its matte is the largest around its centre, as far as it reaches at the head.
+        # A cell is larger than a pixel: the largest matte value over its projection counts.
         away = max(HULL_NEAR, float(state.translation[2]))
         radius = max(1, round(0.5 * self.warp.box.side / self.config.resolution * camera.fx / away))
         grown = torch.nn.functional.max_pool2d(alpha[None, None], 2 * radius + 1, stride=1, padding=radius)[0, 0]
-        self.seen += visible
-        self.inside += visible & (grown.reshape(-1)[index] > HULL_ALPHA)
+        self.view_count += visible
+        self.matte_count += visible & (grown.reshape(-1)[index] > HULL_ALPHA)
 
     @torch.no_grad()
     def update(self, field: RadianceField, codes: torch.Tensor, generator: torch.Generator) -> None:
-        """Look at the field's density at one random point of each of up to `UPDATE_CELLS` cells.
+        """Update cell values from the field's density at a random point in each of up to `UPDATE_CELLS` cells.
 
-        ``codes`` (K, CODE_WIDTH) are expression codes to draw from, so that an open mouth stays occupied.
+        ``codes`` (K, CODE_WIDTH) are expression codes of training frames, one of which is drawn for each cell, so that
+        the space of an open mouth stays occupied.
         """
         device = self.cells.device
         count = len(self.cells)
@@ -183,67 +208,40 @@ class OccupancyGrid:
         points = self.warp.box.cell_centres(self.cells[chosen], resolution) + jitter * size
         draw = torch.randint(len(codes), (len(chosen),), generator=generator).to(device)
         assert codes.shape[1] == CODE_WIDTH
-        told = condition_lips if self.warp.lips else condition
-        density, _ = field.density(self.warp.box.normalise(points), told(codes[draw], self.masks[chosen]))
+        fade_codes = condition_lips if self.warp.lips else condition
+        density, _ = field.density(self.warp.box.normalise(points), fade_codes(codes[draw], self.masks[chosen]))
         opacity = 1.0 - torch.exp(-density * self.step)
         self.value[chosen] = torch.maximum(self.value[chosen] * self.config.decay, opacity)
-        self.lit[chosen] *= LIT_DECAY
-        self._publish()
+        self.visibility[chosen] *= VISIBILITY_DECAY
+        self._update_dense()
 
     @torch.no_grad()
-    def light(self, position: torch.Tensor, passed: torch.Tensor) -> None:
-        """Note where light of a picture comes to: samples (N, 3) in the unit cube, behind optical thickness (N,)."""
-        reached = position[torch.exp(-passed) > IN_SIGHT]
+    def mark_visible(self, position: torch.Tensor, optical_depth: torch.Tensor) -> None:
+        """Mark the cells of samples (N, 3) in the unit cube as visible where the ``optical_depth`` (N,) is small."""
+        reached = position[torch.exp(-optical_depth) > IN_SIGHT]
         cell = self.place[flat_cell(reached, self.config.resolution)].long()
-        self.lit[cell[cell >= 0]] = 1.0
+        self.visibility[cell[cell >= 0]] = 1.0
 
     def state(self) -> dict[str, torch.Tensor]:
-        """What must be saved with an avatar."""
-        return {"value": self.value, "seen": self.seen, "inside": self.inside, "lit": self.lit}
+        """Tensors that are stored with an avatar, by name."""
+        names = ("value", "view_count", "matte_count", "visibility")
+        return {name: getattr(self, name) for name in names}
 
     def load(self, state: dict[str, torch.Tensor]) -> None:
-        """Take over a saved `state` of the same warp and configuration.  ValueError if it is of another one.
-
-        In one from before there was ``lit``, all is.
-        """
+        """Copy a stored `state`.  Raises ValueError if it belongs to another warp or configuration."""
         own = self.state()
-        state = {"lit": torch.ones_like(self.lit)} | state
         if {name: t.shape for name, t in state.items()} != {name: t.shape for name, t in own.items()}:
             raise ValueError("the occupancy does not fit the configuration")
         for name, tensor in own.items():
             tensor.copy_(state[name])
-        self._publish()
+        self._update_dense()
 
 
-def shown_cells(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A `state` to draw pictures with: cells that nobody saw are empty, for nobody knows what is there.
+def drawable_state(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copy of an occupancy `state` for rendering, in which cells that were never visible in training are empty.
 
-    Of some no picture showed the place; others lie behind what is opaque in all pictures, as at the back of thick hair.
-    If there are no pictures yet, all stays as it is.
+    These are cells that no training frame showed, and cells hidden behind opaque ones in all frames, as in the back of
+    thick hair: the field is undetermined there.  Without any training frame the state is returned as it is.
     """
-    shown = (state["seen"] > 0.0) | (state["seen"].amax() == 0.0)
-    return state | {"value": state["value"] * (shown & (state["lit"] >= DARK))}
-
-
-def space_struct(kernels: Kernels, grid: OccupancyGrid, state: dict[str, torch.Tensor]) -> Struct:
-    """The candidate cells of ``grid`` as kernels see them, with a `state` that may be another than the grid's own.
-
-    Which cells are occupied is for ``publish_occupancy`` to fill in.
-    """
-    words = -(-(grid.config.resolution**3) // 32)
-    device = grid.cells.device
-    return kernels.struct(
-        "Space",
-        cells=grid.cells.int(),
-        triangle=grid.triangle.int(),
-        masks=grid.masks.contiguous(),
-        occupied=grid.occupied.to(torch.uint8),
-        dense=torch.zeros(words, dtype=torch.int32, device=device),
-        count=len(grid.cells),
-        resolution=grid.config.resolution,
-        value=state["value"],
-        seen=state["seen"],
-        inside=state["inside"],
-        lit=state["lit"],
-        place=grid.place,
-    )
+    shown = (state["view_count"] > 0.0) | (state["view_count"].amax() == 0.0)
+    return state | {"value": state["value"] * (shown & (state["visibility"] >= HIDDEN_BELOW))}

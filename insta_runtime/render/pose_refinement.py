@@ -1,11 +1,11 @@
-"""Where the head really is, and mouth and eyes: corrections of what was tracked, learned with the avatar.
+"""Pose refinement: a learned correction of tracked poses of the head, and of mouth and eyes relative to it.
 
-Landmarks of the face tell a head's pose with errors that repeat: an open mouth tips it, a turn pulls it sideways.
-On the face that shows little, at the crown it is many pixels.  What repeats is a function of the tracked state, and
-is learned from the pictures (`learn.registration`); here it is applied, whoever drives the face.
+Face landmarks determine a head's pose with systematic errors: an open mouth tilts it, a turned head shifts it sideways.
+The error is small at the face and many pixels at the crown.  It is a function of the tracked head state, learned from
+the training frames (`learn.pose_refinement`) and applied to every state that is rendered, of any driver.
 
-Hair and outline say most of the head's motion, and landmarks know the inner face better: so mouth and eyes have motions
-of their own, from where they were tracked, which fade into the head's as their masks do.
+Hair and outline determine most of the head's motion, while landmarks are more accurate for the inner face.  So mouth
+and eyes have motions of their own, which blend into the head's as their masks fade.
 """
 
 from __future__ import annotations
@@ -16,20 +16,23 @@ import numpy as np
 
 from insta_runtime.geometry import axis_angle, rotation_matrix
 from insta_runtime.types import Float32, HeadState
-from insta_runtime.warp.warp import LEVER, MOTION, PARTS
+from insta_runtime.warp.warp import MOTION, PARTS, TURN_RADIUS
 
-MOTIONS = (1 + PARTS) * MOTION  # numbers of the head's motion, then of mouth and eyes
-COLUMNS = 4 + MOTIONS  # of a registration's table
-PLACE = 6  # features of where the head is and how it is turned; their products are features too
-_AHEAD = np.diag([1.0, -1.0, -1.0])  # the rotation of a face that looks into the camera
+MOTIONS = (1 + PARTS) * MOTION
+"""Numbers of the motions of one frame: of the head, then of mouth and eyes."""
+COLUMNS = 4 + MOTIONS
+"""Columns of `PoseRefinement.table`."""
+PLACE = 6
+"""Features of the head's rotation and position; their pairwise products are features, too."""
+_AHEAD = np.diag([1.0, -1.0, -1.0])  # rotation of a face that looks into the camera
 _PAIRS = np.triu_indices(PLACE)
 
 
 def pose_features(state: HeadState) -> Float32:
-    """What a correction depends on: (F,) float32, each about one in size.
+    """Regression features of a head state: (F,) float32, each of a magnitude of about one.
 
-    One; the turn away from the camera, and where the head is in the picture and how far away; the products of these;
-    expression, jaw and lids.
+    They are the constant 1; rotation relative to the camera, position in the image and log distance; the pairwise
+    products of these six; expression weights, jaw pose and eyelids.
     """
     turn = axis_angle(_AHEAD @ rotation_matrix(state.rotation)) / 0.3
     x, y, z = (float(value) for value in state.translation)
@@ -41,64 +44,67 @@ def pose_features(state: HeadState) -> Float32:
 
 
 def count_features(expressions: int) -> int:
-    """How many `pose_features` a state with so many expression numbers has."""
+    """Number F of `pose_features` of a head with ``expressions`` expression weights."""
     return 1 + PLACE + len(_PAIRS[0]) + expressions + 3 + 2
 
 
 @dataclass(frozen=True)
-class Registration:
-    """The learned correction, a ridge regression on `pose_features`.
+class PoseRefinement:
+    """Learned pose correction: a linear regression of motions on `pose_features`.
 
     Attributes:
-        table: (F, COLUMNS) float32; of each feature its mean, what it is divided by, the least and the largest value
-            that was learned from, beyond which nothing is guessed, and what it adds to the motions.
+        table: (F, COLUMNS) float32; for each feature its mean, its divisor, its smallest and largest value in training
+            (features are clamped to this range), and its weights for the `MOTIONS` motions.
     """
 
     table: Float32
 
     def __post_init__(self) -> None:
         if not (np.isfinite(self.table).all() and (self.table[:, 1] > 0.0).all()):
-            raise ValueError("the registration is damaged")
+            raise ValueError("its pose refinement is damaged")
 
     @staticmethod
-    def none(expressions: int) -> Registration:
-        """The one that corrects nothing."""
+    def identity(expressions: int) -> PoseRefinement:
+        """Pose refinement that changes nothing, for a head with ``expressions`` expression weights."""
         table = np.zeros((count_features(expressions), COLUMNS), dtype=np.float32)
         table[:, 1] = 1.0
-        return Registration(table)
+        return PoseRefinement(table)
 
     @staticmethod
-    def stored(table: Float32) -> Registration:
-        """That of a table as it was saved: in older ones mouth and eyes move with the head.  ValueError if damaged."""
+    def from_table(table: Float32) -> PoseRefinement:
+        """Pose refinement with a stored table; in older tables mouth and eyes have no columns and follow the head.
+
+        Raises ValueError if the table is damaged.
+        """
         if table.ndim == 2 and table.shape[1] == 4 + MOTION:
             table = np.concatenate([table[:, :4], *[table[:, 4:]] * (1 + PARTS)], axis=1)
-        return Registration(table)
+        return PoseRefinement(table)
 
-    def corrected(self, state: HeadState) -> tuple[HeadState, Float32]:
-        """How the avatar is to be shown in ``state``: with its pose, and with mouth and eyes moved `apart`."""
+    def refine(self, state: HeadState) -> tuple[HeadState, Float32]:
+        """Refined head state for rendering ``state``, and the `part_motions` of mouth and eyes, (PARTS, MOTION)."""
         mean, scale, low, high = self.table[:, :4].T
         weights = self.table[:, 4:]
         if not weights.any():
             return state, np.zeros((PARTS, MOTION), dtype=np.float32)
         features = np.clip(pose_features(state), low, high)
         motions = (features - mean) / scale @ weights
-        return moved(state, motions), apart(motions)
+        return move_head(state, motions), part_motions(motions)
 
 
-def apart(motions: Float32) -> Float32:
-    """What the motions (MOTIONS,) of a picture do to samples of mouth and eyes, the head being moved: (PARTS, MOTION).
+def part_motions(motions: Float32) -> Float32:
+    """Motions (PARTS, MOTION) of samples of mouth and eyes relative to the moved head, from ``motions`` (MOTIONS,).
 
-    As a part moves one way, what a ray meets of it lies the other way in its space.
+    Samples move opposite to their part: when a part moves one way, a fixed ray meets it farther the other way.
     """
     head, *parts = motions.reshape(1 + PARTS, MOTION)
     return np.stack([head - part for part in parts])
 
 
-def moved(state: HeadState, motions: Float32) -> HeadState:
-    """``state`` with its head moved by the first of ``motions`` in the head's own space."""
+def move_head(state: HeadState, motions: Float32) -> HeadState:
+    """``state`` with its head pose changed by the first MOTION numbers of ``motions``, given in head space."""
     motion = motions[:MOTION]
     rotation = rotation_matrix(state.rotation)
-    turn = rotation_matrix(motion[3:] / LEVER)
+    turn = rotation_matrix(motion[3:] / TURN_RADIUS)
     return replace(
         state,
         rotation=axis_angle(rotation @ turn).astype(np.float32),

@@ -1,8 +1,8 @@
-"""The mesh rasteriser: which triangle does each pixel see, where on it, and how far away.
+"""Mesh rasteriser: the visible triangle of each pixel, the point on it, and its depth.
 
-Plain torch on any device, without a loop over triangles.  A triangle is cut into the pixel rows it
-touches, a row into the pixels between the two edges that bound it; every such fragment competes for its
-pixel with its inverse depth.  Work and memory follow the number of fragments, not the number of triangles
+Plain torch on any device, without a loop over triangles.  A triangle is split into the pixel rows that it
+touches, a row into the pixels between the two edges that bound it; every pixel keeps the fragment with the
+largest inverse depth.  Work and memory follow the number of fragments, not the number of triangles
 times the number of pixels.
 """
 
@@ -15,28 +15,28 @@ import torch
 from insta_runtime.types import Camera
 
 NEAR = 0.01
-"""Distance in metres before which nothing is drawn: a triangle with a corner nearer than this is dropped."""
+"""Near plane in metres: a triangle with a corner nearer than this is dropped."""
 
 _EDGE = 1e-5
-"""How far outside an edge (in barycentric units) a pixel centre still counts as inside, so that rounding
-leaves no hole between neighbours."""
+"""Distance outside an edge (in barycentric units) up to which a pixel centre counts as inside, so that rounding
+leaves no gaps between neighbours."""
 
 _LAST = 0x7FFFFFFF
-"""Triangles are ranked down from here, so that of equally near ones the first wins."""
+"""Rank of triangle 0; ranks decrease with the index, so that of equally near triangles the first wins."""
 
 _MIN_AREA = 1e-8
-"""Twice the area in square pixels below which a triangle is a line."""
+"""Twice the area in square pixels below which a triangle counts as degenerate."""
 
 
 @dataclass(frozen=True)
 class Raster:
-    """What a camera sees of a mesh, pixel by pixel.  Pixel (row, column) is sampled at its centre (+0.5).
+    """Rasterised mesh: visible triangle, barycentrics and depth of each pixel, sampled at its centre (+0.5).
 
     Attributes:
-        triangle: (H, W) int64 index into ``faces`` of the nearest triangle, -1 where there is none.
+        triangle: (H, W) int64 index into ``faces`` of the visible triangle, -1 where there is none.
         barycentrics: (H, W, 3) float32, perspective-correct weights of its corners; zero where there is none.
         depth: (H, W) float32 camera z in metres, infinite where there is none.
-        faces: (F, 3) int64, the triangles that were drawn.
+        faces: (F, 3) int64, the rasterised triangles.
     """
 
     triangle: torch.Tensor
@@ -46,13 +46,13 @@ class Raster:
 
     @property
     def mask(self) -> torch.Tensor:
-        """(H, W) bool: True where the mesh covers the pixel."""
+        """Pixels that the mesh covers, (H, W) bool."""
         return self.triangle >= 0
 
     def interpolate(self, vertex_values: torch.Tensor) -> torch.Tensor:
-        """Values (V, C) at the vertices, carried to the pixels: (H, W, C), zero where there is no triangle.
+        """Interpolate vertex values (V, C) to the pixels: (H, W, C), zero where there is no triangle.
 
-        Differentiable to ``vertex_values``.
+        Differentiable with respect to ``vertex_values``.
         """
         pixels = self.mask.flatten().nonzero().squeeze(1)
         corners = self.faces.index_select(0, self.triangle.flatten().index_select(0, pixels))
@@ -67,16 +67,16 @@ class Raster:
 
 @torch.no_grad()
 def rasterise(vertices_cam: torch.Tensor, faces: torch.Tensor, camera: Camera, *, cull: bool = False) -> Raster:
-    """Draw a mesh.  Not differentiable; deterministic.
+    """Rasterise a mesh.  Not differentiable; deterministic.
 
     Args:
         vertices_cam: (V, 3) float32, camera space (OpenCV axes), metres.
         faces: (F, 3) int64 on the same device.
-        camera: the view; its ``height`` and ``width`` are the size of the result.
-        cull: drop back faces: those whose corners run clockwise in the picture as one looks at it.
+        camera: camera; its ``height`` and ``width`` are the size of the result.
+        cull: drop back faces, whose corners run clockwise in the image.
 
     Of equally near triangles the one with the lowest index wins.  Triangles that are degenerate, outside the
-    picture, or have a corner nearer than ``NEAR`` are dropped (not clipped).
+    image, or have a corner nearer than ``NEAR`` are dropped (not clipped).
     """
     height, width, device = camera.height, camera.width, vertices_cam.device
     z = vertices_cam[:, 2]
@@ -94,8 +94,8 @@ def rasterise(vertices_cam: torch.Tensor, faces: torch.Tensor, camera: Camera, *
     kept &= (area < -_MIN_AREA) if cull else (area.abs() > _MIN_AREA)
     face = kept.nonzero().squeeze(1)
 
-    # Barycentric weights are affine in the offset from corner 0: (1, 0, 0) + gradient_x dx + gradient_y dy.  What
-    # the rows and pixels need of their triangle lies in one table, because one look-up costs much less than five.
+    # Barycentric weights are affine in the offset from corner 0: (1, 0, 0) + gradient_x dx + gradient_y dy.
+    # All quantities that rows and pixels need of their triangle are in one table: one look-up is cheaper than five.
     gradient_x = torch.stack([ay - by, by, -ay], 1) / area[:, None]
     gradient_y = torch.stack([bx - ax, -bx, ax], 1) / area[:, None]
     origin = torch.stack([corner_x[:, 0], corner_y[:, 0]], 1)
@@ -149,17 +149,14 @@ def rasterise(vertices_cam: torch.Tensor, faces: torch.Tensor, camera: Camera, *
 
 
 def _pixel_range(corners: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """First and last of the ``size`` pixels whose centres lie between the corners (F, 3), along one axis.
-
-    Whole numbers, as floats.
-    """
+    """First and last of ``size`` pixels whose centres lie between the corners (F, 3) along one axis: whole floats."""
     low = (corners.amin(1) - 0.5 - _EDGE).ceil().clamp(0, size)
     high = (corners.amax(1) - 0.5 + _EDGE).floor().clamp(-1, size - 1)
     return low, high
 
 
 def _enumerate(counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """For every i, ``counts[i]`` pairs (i, 0), (i, 1), ...: owner and step, both (sum of counts,) int64."""
+    """Pairs (i, 0), (i, 1), ... up to ``counts[i]`` for every i: owner and step, both (sum of counts,) int64."""
     owner = torch.repeat_interleave(counts)
     first = counts.cumsum(0) - counts
     return owner, torch.arange(len(owner), device=counts.device) - first.index_select(0, owner)

@@ -10,7 +10,8 @@ import torch
 from insta_runtime.geometry import rotation_matrix
 from insta_runtime.types import Camera, HeadState
 
-EDGE = 256  # one pixel in so many around the outline of the mesh does not end rays
+EDGE = 256
+"""Image width in pixels for each pixel of the margin around the mesh outline in which rays do not end."""
 
 
 @dataclass(frozen=True)
@@ -19,9 +20,9 @@ class Rays:
 
     Attributes:
         origins: (R, 3) metres.
-        directions: (R, 3) unit.
-        far: (R,) metres along the ray beyond which nothing can be seen; inf where the ray misses the mesh.
-        turn: (3, 3) rotation of directions before the field is asked for colours along them; None for none.
+        directions: (R, 3) unit vectors.
+        far: (R,) distance at which the ray ends, metres; infinite where the ray misses the mesh.
+        turn: (3, 3) rotation of the view directions that the field is evaluated with; None for none.
     """
 
     origins: torch.Tensor
@@ -34,25 +35,29 @@ class Rays:
 
 
 def _at_unit_depth(camera: Camera, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where the rays of ``pixels`` (R,), flat y * width + x, cross the plane at unit depth: x and y, (R,) each."""
+    """Intersections x and y, (R,) each, of the rays of ``pixels`` (R,) with the plane at unit depth."""
     x = (pixels % camera.width + 0.5 - camera.cx) / camera.fx
     y = (pixels // camera.width + 0.5 - camera.cy) / camera.fy
     return x, y
 
 
 def slant(camera: Camera, pixels: torch.Tensor) -> torch.Tensor:
-    """Distance along the ray of each of ``pixels`` (R,), flat y * width + x, at unit depth: (R,) >= 1."""
+    """Distance along the ray at unit depth, (R,) >= 1, of ``pixels`` (R,) with flat indices y * width + x."""
     x, y = _at_unit_depth(camera, pixels)
     return torch.sqrt(1.0 + x * x + y * y)
 
 
 def pixel_rays(state: HeadState, camera: Camera, pixels: torch.Tensor, depth: torch.Tensor, behind: float) -> Rays:
-    """Rays through the centres of ``pixels`` (R,) int64, flat indices y * width + x, in the head's space.
+    """Camera rays through pixel centres, in head space: ``x_head = R^T (x_cam - t)``.
 
-    The head's rigid motion goes into the camera: ``x_head = R^T (x_cam - t)``.  ``depth`` (R,) is the depth (z) of
-    the posed head mesh in metres, the farthest around each of these pixels (`farthest_around`), inf where there is
-    none; rays end ``behind`` metres behind it, for skin is opaque, but lips may be wrongly closed
-    (`SamplingConfig.behind`).
+    Args:
+        state: head state; its rotation and translation are used.
+        camera: camera of the image.
+        pixels: (R,) int64 flat indices y * width + x.
+        depth: (R,) largest depth (z) in metres of the posed head mesh around each pixel (`farthest_around`), infinite
+            where there is none.
+        behind: distance in metres behind this depth at which rays end (`SamplingConfig.behind`); skin is opaque, but
+            the mesh may show lips closed that are open.
     """
     rotation = rotation_matrix(state.rotation)
     eye = -rotation.T @ state.translation.astype(np.float64)
@@ -65,16 +70,9 @@ def pixel_rays(state: HeadState, camera: Camera, pixels: torch.Tensor, depth: to
 
 
 def farthest_around(depth: torch.Tensor) -> torch.Tensor:
-    """The largest of a picture's depths (H, W) a pixel or two away along both axes: where rays may end.
+    """Largest depth within a pixel or two along both axes of each pixel of a depth map (H, W): (H, W).
 
-    The outline of a mesh is never quite that of the person: beside it a ray must be free to pass.
+    The outline of the mesh is never exactly that of the subject, so rays beside it must not end at the mesh.
     """
     edge = max(1, (depth.shape[1] + EDGE // 2) // EDGE)
     return torch.nn.functional.max_pool2d(depth[None, None], 2 * edge + 1, stride=1, padding=edge)[0, 0]
-
-
-def camera_vertices(vertices: torch.Tensor, state: HeadState) -> torch.Tensor:
-    """Head space (V, 3) -> camera space (V, 3) by the state's rotation and translation."""
-    rotation = torch.as_tensor(rotation_matrix(state.rotation), dtype=vertices.dtype, device=vertices.device)
-    translation = torch.as_tensor(state.translation, dtype=vertices.dtype, device=vertices.device)
-    return vertices @ rotation.T + translation

@@ -1,4 +1,4 @@
-"""Samples on rays: march through the posed band, keep what is canonically occupied."""
+"""Ray marching: samples in the occupied cells of the posed grid, kept where canonical space is occupied."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from insta_runtime.render.occupancy import OccupancyGrid
 from insta_runtime.render.rays import Rays
 from insta_runtime.warp.warp import PosedHead
 
-NEAREST = 0.05  # metres along a ray before which nothing is seen
+NEAREST = 0.05
+"""Distance in metres along a ray before which no samples are taken."""
 
 
 @dataclass(frozen=True)
@@ -19,10 +20,11 @@ class RaySamples:
     """N packed samples of R rays, sorted by ray and, within a ray, front to back.
 
     Attributes:
-        ray: (N,) int64, the ray that a sample belongs to.
-        distance: (N,) metres along the ray to the middle of the step.
-        position, direction: (N, 3) canonical, unit cube and unit vector.
-        masks: (N, 2) how much the mouth's and the eyes' code count.
+        ray: (N,) int64 index of the sample's ray.
+        distance: (N,) distance along the ray to the middle of the step, metres.
+        position: (N, 3) canonical position in the unit cube.
+        direction: (N, 3) canonical unit view direction.
+        masks: (N, 2) weights of mouth code and eye code.
     """
 
     ray: torch.Tensor
@@ -33,7 +35,7 @@ class RaySamples:
 
     @staticmethod
     def join(parts: list[RaySamples], rays_each: int) -> RaySamples:
-        """Concatenate the samples of several bundles of ``rays_each`` rays; the rays are numbered through."""
+        """Concatenate the samples of several bundles of ``rays_each`` rays each; rays are renumbered consecutively."""
         return RaySamples(
             torch.cat([part.ray + i * rays_each for i, part in enumerate(parts)]),
             *(
@@ -50,10 +52,10 @@ def march(
     config: SamplingConfig,
     generator: torch.Generator | None = None,
 ) -> RaySamples:
-    """Sample rays every ``config.step`` metres where the avatar may be.
+    """Sample rays every ``config.step`` metres in occupied space.
 
-    With a ``generator`` each ray starts at a random part of a step (training).  Without one, steps are anchored in the
-    head: a still head renders a still picture, and samples do not slide through a head that comes nearer.  Beyond
+    With a ``generator`` each ray starts at a random fraction of a step (training).  Without one, steps are anchored in
+    head space: a still head renders a still image, and samples do not shift through a head that comes nearer.  Beyond
     ``config.max_samples`` the farthest samples of a ray are dropped.
     """
     box, resolution = head.warp.box, head.warp.resolution
@@ -61,7 +63,7 @@ def march(
     cells = occupancy.posed(head)
     head.prepare(cells)
 
-    # The slab test against the bounds of the band, not of the whole box.
+    # Slab test against the bounds of the occupied cells, not of the whole box.
     index = cells.nonzero()[:, 0]
     if len(index) == 0 or len(rays) == 0:
         empty = torch.zeros((0, 3), device=device)
@@ -79,7 +81,7 @@ def march(
         empty = torch.zeros((0, 3), device=device)
         return RaySamples(hits, empty[:, 0], empty, empty, empty[:, :2])
 
-    # Steps lie on a lattice around the eye, so that neighbouring rays sample alike.
+    # Steps are multiples of the step size from the camera, so that neighbouring rays have samples at equal distances.
     first = (enter[hits] / config.step).floor()
     count = int(((leave[hits] - enter[hits]).max() / config.step).ceil()) + 1
     offset = (

@@ -1,8 +1,8 @@
-"""Learns the torso from the pictures that the head is learned from.
+"""Learning of the torso layer from the training frames of the head.
 
-What shows beside the head is laid, by registration, over what was seen before, and averaged there with little regard
-for what disagrees (a hand, a strand of hair): nearly a median.  The neck goes on under the head as far as any picture
-showed it, and from there as its surroundings go.
+The part of each frame beside the head is registered with the layer learned so far and averaged into it; differing
+pixels (a hand, a strand of hair) have little weight, so the average is nearly a median.  Under the head the neck is
+completed from frames that showed it, and otherwise filled in from its surroundings.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ from insta_runtime.torso.registration import body_grid, reduced, register
 from insta_runtime.types import Bytes, Float64, Observation
 
 PICTURES = 96
-"""Of a recording, evenly spread, from which a torso is learned."""
+"""Maximum number of frames of a recording, evenly spaced, that a torso is learned from."""
 VISIBLE = 0.5
-"""Part of a pixel that the head leaves free, from which on the pixel is taken to say something of the torso.
+"""Share of a pixel not covered by the head above which it is used for the torso.
 
-At the head's edge colours are mixed: what little such pixels could tell is not worth the ghost that they leave.
+At the edge of the head colours are mixed; using such pixels would leave a ghost of the head.
 """
 NEAR_HEAD = 0.04
-"""Part of the picture's side around the head where a torso is not registered: necks turn, and hair hangs there."""
+"""Width of the margin around the head that registration ignores (neck, hair), as a share of the image's side."""
 AGREES = 0.06
-"""Difference from the mean at which a picture counts half."""
+"""Colour difference from the mean at which a pixel has half its weight."""
 DOUBTED = 0.05
-"""What a picture counts at least: the mean follows a new pullover in the end."""
+"""Minimum weight of a pixel, so that the mean follows a lasting change (such as other clothes)."""
 FIRST = 3.0
-"""Pictures whose mean is taken as it is, before there is an opinion to disagree with."""
+"""Number of first frames that are averaged with full weights."""
 MEMORY = 60.0
-"""Pictures that a mean goes back to."""
+"""Maximum weight of a mean, in frames."""
 FEW = 0.05
-"""Part of the pictures below which a pixel is taken from its surroundings rather than from what was seen of it."""
+"""Share of the frames below which a pixel is filled in from its surroundings instead of its own mean."""
 SEEN_EDGE = (0.06, 0.98)
-"""Mean opacity that is taken for none, and for full: edges that did not meet exactly, and strands that swung past."""
+"""Mean opacities that count as 0 and as 1, because edges are not aligned exactly and strands of hair move."""
 UNSEEN_EDGE = (0.35, 0.65)
-"""The same where the head was before it in every picture: that belongs to the torso, or not."""
+"""Mean opacities that count as 0 and as 1 where the head hid the torso in all frames."""
 
 
 def learn_torso(observations: Sequence[Observation], side: int, device: torch.device) -> TorsoLayer | None:
-    """The torso of a recording: ``observations`` of one person in time.  None if nobody cut out the body in any."""
+    """Learn the torso layer of a recording: ``observations`` of one subject in time; None if none has a body matte."""
     slow = SlowPose()
     seen = [(o, slow.inputs(picture_pose(o.state, o.camera), o.t_capture_ns)) for o in observations]
     shown = [(observation, inputs) for observation, inputs in seen if observation.body is not None]
@@ -55,7 +55,7 @@ def learn_torso(observations: Sequence[Observation], side: int, device: torch.de
 
 
 class TorsoLearner:
-    """Learns one person's torso as a layer of ``side`` x ``side`` pixels."""
+    """Learns the torso of one subject as a layer of ``side`` x ``side`` pixels, frame by frame."""
 
     def __init__(self, side: int, device: torch.device) -> None:
         self.side, self.device = side, device
@@ -68,17 +68,17 @@ class TorsoLearner:
         self._motions = MotionFit()
 
     def observe(self, observation: Observation, inputs: Float64) -> Similarity:
-        """Learn from a picture with a ``body``; ``inputs`` (`motion.INPUTS`,) is what `SlowPose` says of its head.
+        """Learn from an observation with a body matte; ``inputs`` (`motion.INPUTS`,) are from `SlowPose`.
 
-        Returns how the torso has moved from its reference.  ValueError for a picture whose body nobody cut out.
+        Returns the motion of the torso from its reference position.  Raises ValueError without a body matte.
         """
         if observation.body is None:
-            raise ValueError("the picture has no matte of the body")
+            raise ValueError("the observation has no body matte")
         rgb = self._picture(observation.rgb)
         alpha, body = self._picture(observation.alpha), self._picture(observation.body)
-        self._see_room(rgb, body)
+        self._average_room(rgb, body)
         pose = inputs[:POSE] + inputs[POSE:]
-        # The picture is head over torso over room: alpha + (1 - alpha) torso = body.
+        # The image is head over torso over room: alpha + (1 - alpha) torso = body.
         free = 1.0 - alpha
         torso = ((body - alpha) / free.clamp_min(1e-3)).clamp(0.0, 1.0)
         picture = torch.cat([rgb * torso, torso])
@@ -86,10 +86,10 @@ class TorsoLearner:
         if self.seen:
             known = (self._weight / min(self.seen, FIRST)).clamp_max(1.0)
             near = _blurred(reduced(alpha, ROOM_SIDE), NEAR_HEAD)
-            apart = (1.0 - 2.0 * functional.interpolate(near[None], alpha.shape[1:], mode="bilinear")[0]).clamp_min(0.0)
-            # Who took another seat took the head along.
+            clear = (1.0 - 2.0 * functional.interpolate(near[None], alpha.shape[1:], mode="bilinear")[0]).clamp_min(0.0)
+            # Likely motions: the last one, or one that follows the head (after a change of seat).
             likely = self._motion, carried(self._pose, pose).after(self._motion)
-            self._motion = register(self._mean, known, picture, visible * apart, likely)
+            self._motion = register(self._mean, known, picture, visible * clear, likely)
         self._pose = pose
         self._motions.add(inputs, self._motion)
         self._average(picture, visible)
@@ -97,7 +97,7 @@ class TorsoLearner:
         return self._motion
 
     def layer(self) -> TorsoLayer | None:
-        """The torso so far, a copy; None before the first picture."""
+        """Copy of the torso layer learned so far; None before the first observation."""
         if not self.seen:
             return None
         room, weight = self._room[:3] / self._room[3:].clamp_min(1e-6), self._room[3:]
@@ -109,12 +109,12 @@ class TorsoLearner:
         colour = (rgba[:3] / opacity.clamp_min(1e-3)).clamp(0.0, 1.0)
         opacity = sure * _steeper(opacity, *SEEN_EDGE) + (1.0 - sure) * _steeper(opacity, *UNSEEN_EDGE)
         layer = TorsoLayer(torch.cat([colour * opacity, opacity]), room.clamp(0.0, 1.0), self._motions.solve())
-        if self.device.type == "cuda":  # whoever draws it, on another stream, finds it whole
+        if self.device.type == "cuda":  # it may be used on another stream
             torch.cuda.current_stream(self.device).synchronize()
         return layer
 
     def _picture(self, pixels: Bytes) -> torch.Tensor:
-        """(H, W) or (H, W, C) uint8 as (C, side, side) in [0, 1]."""
+        """Image (H, W) or (H, W, C) uint8 as (C, side, side) float in [0, 1]."""
         picture = torch.from_numpy(pixels).to(self.device).float() / 255.0
         picture = picture[None] if picture.dim() == 2 else picture.permute(2, 0, 1).contiguous()
         if picture.shape[1:] == (self.side, self.side):
@@ -124,35 +124,35 @@ class TorsoLearner:
         return functional.interpolate(picture[None], (self.side, self.side), mode="bilinear")[0]
 
     def _average(self, picture: torch.Tensor, visible: torch.Tensor) -> None:
-        """Add a picture at its place, in place."""
+        """Average an image into the layer at its registered position."""
         grid = body_grid(self._motion, self.side, self.device)
         there = torch.cat([picture, visible])[None]
         seen = functional.grid_sample(there, grid, padding_mode="zeros", align_corners=False)[0]
         new, weight = seen[:4], seen[4:]
         away = (new - self._mean).square().mean(0, keepdim=True) / AGREES**2
-        opinion = ((self._weight - FIRST) / FIRST).clamp(0.0, 1.0)
+        confidence = ((self._weight - FIRST) / FIRST).clamp(0.0, 1.0)
         agreed = (1.0 / (1.0 + away)).clamp_min(DOUBTED)
-        weight = weight * (1.0 + opinion * (agreed - 1.0))
+        weight = weight * (1.0 + confidence * (agreed - 1.0))
         self._weight += weight
         self._mean += weight / self._weight.clamp_min(1e-6) * (new - self._mean)
         self._weight.clamp_max_(MEMORY)
 
     def _sure(self, weight: torch.Tensor) -> torch.Tensor:
-        """How far a pixel that was seen with this weight is to be believed, in [0, 1)."""
+        """Confidence in [0, 1) of pixels with this accumulated weight."""
         few = max(1.0, FEW * min(self.seen, MEMORY))
         return weight.square() / (weight.square() + few**2)
 
-    def _see_room(self, rgb: torch.Tensor, body: torch.Tensor) -> None:
-        """The room does not move: what no body hides, as it is."""
+    def _average_room(self, rgb: torch.Tensor, body: torch.Tensor) -> None:
+        """Average the part of the image that the body does not cover into the image of the room."""
         rgb, body = reduced(rgb, ROOM_SIDE), reduced(body, ROOM_SIDE)
-        # The matte's edge is soft, and a body's colour must not leak.
+        # The edge of the matte is soft; the colour of the body must not leak into the room.
         free = (1.0 - 8.0 * functional.max_pool2d(body[None], 3, 1, 1)[0]).clamp_min(0.0)
         self._room += torch.cat([rgb * free, free])
         self._room *= MEMORY / self._room[3:].clamp_min(MEMORY)
 
 
 def _blurred(picture: torch.Tensor, sigma: float) -> torch.Tensor:
-    """(C, S, S) under a Gaussian of ``sigma`` parts of the side, nearly: three boxes."""
+    """Image (C, S, S) filtered by three box filters, nearly a Gaussian of ``sigma`` times the side."""
     side = picture.shape[-1]
     reach = max(round(sigma * side), 1)
     out = picture[None]
@@ -163,20 +163,20 @@ def _blurred(picture: torch.Tensor, sigma: float) -> torch.Tensor:
 
 
 def _steeper(opacity: torch.Tensor, low: float, high: float) -> torch.Tensor:
-    """0 up to ``low``, 1 from ``high`` on."""
+    """Opacity rescaled linearly: 0 up to ``low``, 1 from ``high`` on."""
     return ((opacity - low) / (high - low)).clamp(0.0, 1.0)
 
 
 def _filled(picture: torch.Tensor, sure: torch.Tensor) -> torch.Tensor:
-    """``picture`` (C, S, S), and where one is not ``sure`` (1, S, S) of it, its surroundings.
+    """Image (C, S, S) whose pixels of low confidence ``sure`` (1, S, S) are filled in from their surroundings.
 
-    Pull-push (Gortler et al., The Lumigraph, 1996): from a pyramid of weighted means.
+    Pull-push algorithm (Gortler et al., The Lumigraph, 1996): a pyramid of weighted means.
     """
     if picture.shape[-1] == 1:
         return picture
     down = functional.avg_pool2d(torch.cat([picture * sure, sure])[None], 2, ceil_mode=True)[0]
     coarse = down[:-1] / down[-1:].clamp_min(1e-6)
-    # A coarse pixel is as sure as its best part: one that was seen speaks for its neighbours.
+    # The confidence of a coarse pixel is the largest one of its parts.
     best = functional.max_pool2d(sure[None], 2, ceil_mode=True)[0]
     wide = _filled(coarse, best)
     up = functional.interpolate(wide[None], picture.shape[1:], mode="bilinear", align_corners=False)[0]

@@ -1,7 +1,7 @@
-"""Where the torso is in a picture: a similarity that lays the picture over what was learned.
+"""Image registration: the similarity transform that aligns the torso layer with an image.
 
 Inverse compositional Gauss-Newton (Baker and Matthews 2004) on premultiplied colour and matte, coarse to fine, with
-Huber's weights; what hides the torso, or was never seen, does not count.
+Huber weights; pixels where the torso is hidden or was never seen are ignored.
 """
 
 from __future__ import annotations
@@ -15,22 +15,23 @@ from torch.nn import functional
 from insta_runtime.torso.motion import Similarity
 
 LEVELS = (32, 64, 128)
-"""Sides in pixels at which the pictures are compared, in turn."""
+"""Sides in pixels of the levels of the image pyramid, coarse to fine."""
 ROUNDS = 5
+"""Maximum number of Gauss-Newton iterations per level."""
 HUBER = 0.08
-"""Difference of colour beyond which a pixel is doubted."""
+"""Colour difference above which the weight of a pixel decreases (Huber)."""
 NOISE = 0.2
-"""Standard deviation of a pixel at the first level, as if pixels were independent."""
+"""Standard deviation of a pixel at the first level, assuming independent pixels."""
 TRUST = torch.tensor([0.04, 0.04, 0.03, 0.03], dtype=torch.float64)
-"""How far a torso is likely to move from where it was: x, y, turn, scale."""
+"""Prior standard deviations of the motion from the start: x, y, turn, scale."""
 SURPRISE = 1.25
-"""How much worse an unlikely motion is taken to fit than it does."""
+"""Factor by which the error of a less likely start is increased."""
 ENOUGH = 1e-4
-"""Picture units below which a step ends the search."""
+"""Step in image units below which the iteration ends."""
 
 
 def body_grid(motion: Similarity, side: int, device: torch.device) -> torch.Tensor:
-    """(1, side, side, 2): where each pixel of the torso's layer is seen in the picture, for `grid_sample`."""
+    """Image position of each pixel of the torso layer, (1, side, side, 2), for `grid_sample`."""
     matrix = torch.as_tensor(motion.matrix(), dtype=torch.float32, device=device)
     return functional.affine_grid(matrix[None], [1, 1, side, side], align_corners=False)
 
@@ -42,13 +43,15 @@ def register(
     visible: torch.Tensor,
     starts: Sequence[Similarity],
 ) -> Similarity:
-    """The motion that carries ``layer`` to ``picture``.
+    """Motion that aligns ``layer`` with ``picture``.
 
     Args:
-        layer: (4, S, S) premultiplied, in the reference's place; known: (1, S, S) in [0, 1], how far it was seen.
-        picture: (4, S, S) the torso in the picture, premultiplied; visible: (1, S, S), where it could be seen.
-        starts: likely motions, the likeliest first.  The result departs from the best of them only as far as the
-            picture says.
+        layer: (4, S, S) premultiplied torso layer in its reference position.
+        known: (1, S, S) confidence of the layer in [0, 1].
+        picture: (4, S, S) premultiplied torso in the image.
+        visible: (1, S, S) visibility of the torso in the image, in [0, 1].
+        starts: likely motions, the likeliest first; the search starts from the best of them, which is also the mean of
+            the prior.
     """
     coarse, *finer = _pyramid(torch.cat([layer * known, known, picture * visible, visible]))
     found = [_refined(coarse, start, start) for start in starts]
@@ -60,20 +63,20 @@ def register(
 
 
 def _refined(both: torch.Tensor, motion: Similarity, start: Similarity) -> tuple[Similarity, float]:
-    """``motion`` made better at one level, and the mean difference of colour that is left."""
+    """``motion`` refined at one pyramid level, and the remaining mean colour difference."""
     level = both.shape[-1]
     model, there, now = both[:4] / both[4:5].clamp_min(1e-3), both[4:5] > 0.5, both[5:].clone()
     now[:4] /= now[4:].clamp_min(1e-3)
-    # A pixel counts only if its neighbours, which its gradient is taken from, are known.
+    # A pixel is used only if its neighbours are known, which determine its gradient.
     sure = -functional.max_pool2d(-there.float()[None], 3, 1, 1)[0]
     steepest = _steepest(model)
     left = 0.0
     for _ in range(ROUNDS):
         grid = body_grid(motion, level, both.device)
-        seen = functional.grid_sample(now[None], grid, padding_mode="zeros", align_corners=False)[0]
-        error = model - seen[:4]
+        sampled = functional.grid_sample(now[None], grid, padding_mode="zeros", align_corners=False)[0]
+        error = model - sampled[:4]
         most = error.abs().amax(0, keepdim=True)
-        weight = sure * seen[4:].square()
+        weight = sure * sampled[4:].square()
         left = float((weight * most).sum() / weight.sum().clamp_min(1e-6))
         weight = weight * (HUBER / most.clamp_min(HUBER))
         step = _solve(steepest, error, weight, NOISE * level / LEVELS[0], start, motion)
@@ -84,7 +87,7 @@ def _refined(both: torch.Tensor, motion: Similarity, start: Similarity) -> tuple
 
 
 def _pyramid(pictures: torch.Tensor) -> list[torch.Tensor]:
-    """``pictures`` (C, S, S) at the `LEVELS` that are no larger, the smallest first."""
+    """Image pyramid of ``pictures`` (C, S, S) at the `LEVELS` that are not larger, the smallest first."""
     levels = []
     for level in reversed(LEVELS):
         if level <= pictures.shape[-1]:
@@ -94,7 +97,7 @@ def _pyramid(pictures: torch.Tensor) -> list[torch.Tensor]:
 
 
 def reduced(pictures: torch.Tensor, side: int) -> torch.Tensor:
-    """(C, S, S) as (C, side, side): means of the pixels that fall together."""
+    """Images (C, S, S) reduced to (C, side, side) by area averaging."""
     factor, rest = divmod(pictures.shape[-1], side)
     if rest:
         return functional.interpolate(pictures[None], (side, side), mode="area")[0]
@@ -105,7 +108,7 @@ def reduced(pictures: torch.Tensor, side: int) -> torch.Tensor:
 
 
 def _steepest(model: torch.Tensor) -> torch.Tensor:
-    """(4, C, L, L): how the model changes as it is moved by each of the four numbers of a similarity."""
+    """Steepest-descent images (4, C, L, L): derivatives of the model by the four parameters of a similarity."""
     side = model.shape[-1]
     padded = functional.pad(model[None], (1, 1, 1, 1), mode="replicate")[0]
     slope_x = (padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]) * (side / 4.0)
@@ -123,7 +126,7 @@ def _solve(
     start: Similarity,
     motion: Similarity,
 ) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """The step, (4,): of weighted least squares, drawn to ``start``."""
+    """Gauss-Newton step (4,) of weighted least squares with the prior around ``start``."""
     rows = steepest.flatten(1)
     weighted = (steepest * weight).flatten(1)
     normal = (weighted @ rows.T).double().cpu() / noise**2

@@ -1,8 +1,8 @@
-"""Triangle frames: how a triangle of the posed mesh is carried to the canonical mesh.
+"""Triangle frames and the linear maps from the posed to the canonical mesh.
 
 Per triangle k with corners (a, b, c) the frame is ``R = [tangent | bitangent | normal]`` and the length scale
 ``s = sqrt(area)``.  The linear part of the map canonical <- posed is ``(s_C / s_D) R_C R_D^T`` (INSTA, section
-"deformation", with a length ratio where the paper has an area ratio, which `WarpConfig.scale` brings back).
+"deformation", with a length ratio where the paper has an area ratio, which `WarpConfig.scale` = "area" restores).
 `CanonicalMaps.average` averages it over the triangles around each vertex, so that a map interpolated over the surface
 has no seam at any edge.
 """
@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import torch
 
-SCALES = ("length", "area", "none")  # of `WarpConfig.scale`, in the order of cuda/frames.cu
-LARGEST_SCALE = 2.0  # of lengths: a triangle that is squashed in the pose (a closed lid) must not blow up what is near
-DEGENERATE_AREA = 1e-12  # m^2 (twice the area, squared root free); below it a triangle has no frame
+SCALES = ("length", "area", "none")
+"""Values of `WarpConfig.scale`, in the order of the constants of cuda/frames.cu."""
+LARGEST_SCALE = 2.0
+"""Maximum length scale, so that a triangle that the pose squashes (a closed lid) does not enlarge its surroundings."""
+DEGENERATE_AREA = 1e-12
+"""Twice the area in m^2 below which a triangle gets the identity as its frame."""
 
 
 def triangle_frames(vertices: torch.Tensor, faces: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Orthonormal frames and areas of a mesh.
+    """Orthonormal frames and areas of the triangles of a mesh.
 
     Args:
         vertices: (V, 3) float, metres.
@@ -40,12 +43,13 @@ def triangle_frames(vertices: torch.Tensor, faces: torch.Tensor) -> tuple[torch.
 
 
 class CanonicalMaps:
-    """The linear maps canonical <- posed of one mesh, for any pose.
+    """Linear maps from posed to canonical space of one mesh, for any pose.
 
     Args:
         canonical: (V, 3) float, vertices of the canonical mesh, metres.
         faces: (F, 3) int64.
-        scale: one of `SCALES`. eyes: (F,) bool, where the area's ratio counts.
+        scale: one of `SCALES`.
+        eyes: (F,) bool, triangles around the eyes, where the scale "area" applies.
     """
 
     def __init__(
@@ -65,21 +69,21 @@ class CanonicalMaps:
         self._total = counts.clamp_min(1e-20)
 
     def triangle_maps(self, posed: torch.Tensor) -> torch.Tensor:
-        """Linear part of canonical <- posed for each triangle: (F, 3, 3), from ``posed`` (V, 3) vertices."""
+        """Linear map from posed to canonical space of each triangle: (F, 3, 3), from ``posed`` vertices (V, 3)."""
         frames, areas = triangle_frames(posed, self.faces)
         return self._scales(areas)[:, None, None] * (self.frames @ frames.transpose(1, 2))
 
     def _scales(self, areas: torch.Tensor) -> torch.Tensor:
-        """How much each triangle shrinks what rides with it, from its posed area (F,)."""
+        """Scale (F,) of each triangle's map, from its posed area (F,)."""
         ratio = self.areas / areas.clamp_min(1e-14)
         if self._scale == "length":
             return ratio.sqrt().clamp(1.0 / LARGEST_SCALE, LARGEST_SCALE)
-        if self._scale == "area":  # around the eyes alone; the original knows no bounds, and blows up at closed lids
+        if self._scale == "area":  # INSTA has no bounds, and diverges at closed lids
             return torch.where(self._eyes, ratio.clamp(LARGEST_SCALE**-2, LARGEST_SCALE**2), 1.0)
         return torch.ones_like(ratio)
 
     def average(self, triangle_maps: torch.Tensor) -> torch.Tensor:
-        """Triangle maps (F, 3, 3) averaged around each vertex, by canonical area: (V, 3, 3)."""
+        """Vertex maps (V, 3, 3): triangle maps (F, 3, 3) averaged around each vertex, weighted by canonical area."""
         maps = triangle_maps.reshape(-1, 9).repeat_interleave(3, dim=0) * self._weight[:, None]
         total = torch.zeros((len(self._total), 9), dtype=maps.dtype, device=maps.device)
         total.index_add_(0, self.faces.reshape(-1), maps)

@@ -1,8 +1,8 @@
-"""The triangle nearest to a point: brute force (the truth) and candidates from a voxel grid (what runs).
+"""Nearest point on a triangle mesh: by brute force (for tests), and by candidate triangles of a voxel grid.
 
-The topology never changes, so the triangles are sorted once into small compact leaves.  Each frame only refits
-the leaves' spheres, and each wanted cell of a voxel grid picks its candidate triangles from the nearest leaves.
-A point then tests the candidates of its cell.
+The topology never changes, so the triangles are sorted once into small compact leaves.  For each pose only the bounding
+spheres of the leaves are recomputed, and each requested voxel takes its candidate triangles from the nearest leaves.  A
+point is then tested against the candidates of its voxel.
 """
 
 from __future__ import annotations
@@ -11,22 +11,28 @@ from dataclasses import dataclass
 
 import torch
 
-LEAF_DEPTH = 9  # 2^9 leaves: about 19 triangles each on a head of 9.5 k triangles
+LEAF_DEPTH = 9
+"""Depth of the tree of leaves: 2^9 leaves of about 19 triangles each on a head of 9,500 triangles."""
 LEAVES_A_CELL = 8
-MOVED = 0.003  # metres: cells near triangles that moved less keep their candidates, which reach far enough
-CPU_CHUNK = 4096  # points at once: what the caches of a CPU hold
-GPU_CHUNK = 1 << 18  # ... and what fills a GPU without taking more than half a gigabyte
-TESTED = 6  # candidates, by power distance, that a point is really tested against
+"""Number of nearest leaves from which a voxel takes its candidate triangles."""
+MOVED = 0.003
+"""Motion of triangles, in metres, up to which the voxels near them keep their candidates."""
+CPU_CHUNK = 4096
+"""Number of points that are processed at once on a CPU, to fit its caches."""
+GPU_CHUNK = 1 << 18
+"""Number of points that are processed at once on a GPU, to use less than half a gigabyte."""
+TESTED = 6
+"""Number of candidates with the smallest power distance that are tested exactly for each point."""
 
 
 @dataclass(frozen=True)
 class Nearest:
-    """The surface point nearest to each of N points.
+    """Nearest surface points of N points.
 
     Attributes:
-        triangle: (N,) int64 index into the faces.
-        barycentrics: (N, 3) of the nearest point; they sum to 1 and none is negative.
-        distance: (N,) metres, unsigned.
+        triangle: (N,) int64 index of the triangle.
+        barycentrics: (N, 3) barycentric coordinates of the nearest point; non-negative, with sum 1.
+        distance: (N,) unsigned distance, metres.
     """
 
     triangle: torch.Tensor
@@ -35,10 +41,12 @@ class Nearest:
 
 
 class TriangleSoup:
-    """What point-triangle distances need of each triangle, a row a quantity: ``packed`` (12, F), ``balls`` (4, F).
+    """Precomputed quantities of F triangles for point-triangle distances, one row per quantity.
 
-    ``packed`` rows: corner a, edges ab and ac, and their products ab.ab, ab.ac, ac.ac.  ``balls`` rows: centre
-    and squared radius of a ball that holds the corners.
+    Attributes:
+        packed: (12, F) corner a, edges ab and ac, and the products ab.ab, ab.ac, ac.ac.
+        balls: (4, F) centre and squared radius of a ball around the corners.
+        centre: (F, 3) centroids.
     """
 
     def __init__(self, vertices: torch.Tensor, faces: torch.Tensor) -> None:
@@ -52,10 +60,10 @@ class TriangleSoup:
 
 
 def _closest(points: torch.Tensor, packed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Squared distance to, and coordinates (v, w) on, a triangle: the best of its inside and its three edges.
+    """Squared distance to the nearest point ``a + v ab + w ac`` of a triangle, and its coordinates v and w.
 
-    ``points`` (3, ...) and ``packed`` (12, ...) broadcast; the nearest point is ``a + v ab + w ac``.  Quantities
-    come first and points last, so that a CPU runs along contiguous memory.
+    ``points`` (3, ...) and ``packed`` (12, ...) broadcast; the nearest point is inside the triangle or on one of its
+    three edges.  Quantities come first and points last, so that a CPU reads contiguous memory.
     """
     ax, ay, az, bx, by, bz, cx, cy, cz, d00, d01, d11 = packed
     px, py, pz = points[0] - ax, points[1] - ay, points[2] - az
@@ -84,7 +92,7 @@ def _closest(points: torch.Tensor, packed: torch.Tensor) -> tuple[torch.Tensor, 
     best = torch.minimum(on_ab, on_ac)
     bc_first = on_bc < best
     best = torch.minimum(best, on_bc)
-    inside &= on_face <= best  # else the triangle is a line, and (v, w) are rounding errors
+    inside &= on_face <= best  # otherwise the triangle is degenerate, and (v, w) are rounding errors
     best = torch.where(inside, on_face, best)
     best_v = torch.where(inside, v, torch.where(bc_first, u_bc, t_ab * ab_first))
     best_w = torch.where(inside, w, torch.where(bc_first, t_bc, t_ac * ~ab_first))
@@ -97,7 +105,7 @@ def _nearest(triangle: torch.Tensor, squared: torch.Tensor, v: torch.Tensor, w: 
 
 
 def nearest_brute_force(points: torch.Tensor, vertices: torch.Tensor, faces: torch.Tensor) -> Nearest:
-    """The truth for tests: every one of the N points against every triangle.
+    """Nearest surface points by testing each point against every triangle: the reference for tests.
 
     Args:
         points: (N, 3) metres, in the frame of the mesh.
@@ -111,12 +119,12 @@ def nearest_brute_force(points: torch.Tensor, vertices: torch.Tensor, faces: tor
 
 
 class TriangleLeaves:
-    """The triangles of a mesh in ``2**depth`` compact groups of (nearly) equal size.
+    """Triangles of a mesh in ``2**depth`` compact groups ("leaves") of nearly equal size.
 
     Built once per topology by median splits of the centroids along their longest axis.
 
     Attributes:
-        members: (leaves, size) int64 triangle indices; short leaves repeat their last one.
+        members: (leaves, size) int64 triangle indices; short leaves repeat their last triangle.
     """
 
     def __init__(self, vertices: torch.Tensor, faces: torch.Tensor, depth: int = LEAF_DEPTH) -> None:
@@ -134,9 +142,9 @@ class TriangleLeaves:
         self.members = members.to(vertices.device)
 
     def within(self, reach: float, points: torch.Tensor, soup: TriangleSoup) -> torch.Tensor:
-        """Which ``points`` (N, 3) can lie within ``reach`` metres of the mesh: (N,) bool.
+        """Conservative test for points (N, 3) within ``reach`` metres of the mesh: (N,) bool.
 
-        True for all that do, and for few others: a leaf counts as the sphere around it.
+        True for all points within reach and for a few others, because each leaf is replaced by its bounding sphere.
         """
         centres = soup.centre[self.members]
         middle = centres.mean(dim=1)
@@ -146,17 +154,20 @@ class TriangleLeaves:
 
 
 class CandidateGrid:
-    """Candidate triangles per voxel of a mesh.
+    """Voxel grid that lists candidate triangles for the nearest point on a mesh.
 
     Args:
-        soup: the triangles; leaves: their grouping.
-        origin: (3,) metres, lower corner of the cubic grid; cell: edge of a cell in metres; resolution: cells a side.
-        wanted: (C,) int64 flat indices ((z * n + y) * n + x) of the cells that will be asked for.
-        count: candidates a cell.
-        still: the grid of the same leaves in another pose, and its soup.  Where nothing near a cell has moved much
-            since, its candidates are taken over.
+        soup: the triangles.
+        leaves: their grouping.
+        origin: (3,) lower corner of the cubic grid, metres.
+        cell: edge length of a cell, metres.
+        resolution: number of cells n along each side.
+        wanted: (C,) int64 flat indices ((z * n + y) * n + x) of the cells that need candidates.
+        count: number of candidates per cell.
+        reference: grid of the same leaves in another pose, whose candidates are reused where the triangles near a cell
+            have moved by less than `MOVED`.
 
-    A point in a cell that was not wanted gets the candidates of some other cell: ask only for wanted cells.
+    Points must lie in ``wanted`` cells; others get the candidates of an unrelated cell.
     """
 
     def __init__(
@@ -168,26 +179,26 @@ class CandidateGrid:
         resolution: int,
         wanted: torch.Tensor,
         count: int,
-        still: CandidateGrid | None = None,
+        reference: CandidateGrid | None = None,
     ) -> None:
         self.soup, self.origin, self.cell, self.resolution = soup, origin, cell, resolution
         self.row = torch.zeros(resolution**3, dtype=torch.int32, device=origin.device)
         self.row[wanted] = torch.arange(len(wanted), dtype=torch.int32, device=origin.device)
-        if still is None:
+        if reference is None:
             parts = [self._choose(leaves, chunk, count) for chunk in wanted.split(16384)]
             self.candidates = torch.cat([candidates for candidates, _ in parts])
             self.near = torch.cat([near for _, near in parts])
         else:
-            step = (soup.centre - still.soup.centre).norm(dim=-1)
-            kept = still.row[wanted]
-            moved = (step[leaves.members].amax(dim=1) > MOVED)[still.near[kept]].any(dim=1)
-            self.candidates = still.candidates[kept]
+            step = (soup.centre - reference.soup.centre).norm(dim=-1)
+            kept = reference.row[wanted]
+            moved = (step[leaves.members].amax(dim=1) > MOVED)[reference.near[kept]].any(dim=1)
+            self.candidates = reference.candidates[kept]
             stale = moved.nonzero()[:, 0]
             if len(stale):
                 self.candidates[stale] = self._choose(leaves, wanted[stale], count)[0]
 
     def _choose(self, leaves: TriangleLeaves, cells: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Candidates (C, count) int32 of ``cells``, and the leaves (C, LEAVES_A_CELL) int32 that they come from."""
+        """Candidates (C, count) int32 of ``cells`` (C,), and the leaves (C, LEAVES_A_CELL) int32 they come from."""
         n = self.resolution
         index = torch.stack([cells % n, cells // n % n, cells // (n * n)], dim=-1)
         centres = self.origin + (index + 0.5) * self.cell
@@ -202,12 +213,12 @@ class CandidateGrid:
         return pool.gather(1, best).int(), near.int()
 
     def cell_of(self, points: torch.Tensor) -> torch.Tensor:
-        """Flat cell index of (N, 3) points, clamped into the grid: (N,) int64."""
+        """Flat cell indices (N,) int64 of points (N, 3), clamped into the grid."""
         xyz = ((points - self.origin) / self.cell).long().clamp(0, self.resolution - 1)
         return (xyz[:, 2] * self.resolution + xyz[:, 1]) * self.resolution + xyz[:, 0]
 
     def query(self, points: torch.Tensor) -> Nearest:
-        """The nearest of the candidates for (N, 3) points that lie in wanted cells."""
+        """Nearest surface points of points (N, 3), among the candidates of their cells."""
         parts = []
         for chunk in points.split(CPU_CHUNK if points.device.type == "cpu" else GPU_CHUNK):
             candidates = self.candidates[self.row[self.cell_of(chunk)]]
@@ -226,9 +237,9 @@ class CandidateGrid:
 
 
 def _power_distance(points: torch.Tensor, soup: TriangleSoup, triangles: torch.Tensor) -> torch.Tensor:
-    """|p - centre|^2 - radius^2 of points (N, 3) to the balls of ``triangles`` (N, K): (N, K).
+    """Power distances (N, K) of points (N, 3) to the balls of ``triangles`` (N, K): |p - centre|^2 - radius^2.
 
-    Cheap, and small for the few triangles that are worth an exact test, large ones included.
+    Cheap to compute, and small for the few triangles that need an exact test, including large ones.
     """
     x, y, z, squared_radius = soup.balls[:, triangles.reshape(-1)].view(4, *triangles.shape)
     px, py, pz = points.T[:, :, None]

@@ -1,7 +1,7 @@
-"""What a triangle's place on the face decides in the warp of the original: its region, and its neighbours.
+"""Regions and edge neighbours of triangles, as the warp of INSTA uses them.
 
-The original paints regions on its mesh; here the head model's masks stand in for them.  A triangle belongs to a region
-if any of its corners does, and later regions override earlier ones.
+INSTA stores painted regions with its mesh; here the head model's masks replace them.  A triangle belongs to a region if
+any of its corners does, and later regions override earlier ones.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 import torch
 
 OTHER, FACE, EYES, LIPS = range(4)
-FROM = 0.5  # of a mask on
+FROM = 0.5
+"""Value of a mask from which a vertex belongs to the region."""
 
 
 def triangle_regions(faces: torch.Tensor, face: torch.Tensor, eyes: torch.Tensor, lips: torch.Tensor) -> torch.Tensor:
-    """The region of each triangle, (F,) int64, from soft masks (V,) of the vertices."""
+    """Region of each triangle, (F,) int64 (OTHER, FACE, EYES or LIPS), from soft vertex masks (V,)."""
     regions = torch.full((len(faces),), OTHER, dtype=torch.int64, device=faces.device)
     for region, mask in ((FACE, face), (EYES, eyes), (LIPS, lips)):
         regions[(mask[faces] > FROM).any(dim=1)] = region
@@ -21,7 +22,7 @@ def triangle_regions(faces: torch.Tensor, face: torch.Tensor, eyes: torch.Tensor
 
 
 def edge_neighbours(faces: torch.Tensor) -> torch.Tensor:
-    """The triangle beyond each edge (01, 12, 20) of each triangle, itself where there is none: (F, 3) int64."""
+    """Neighbour of each triangle across its edges 01, 12 and 20: (F, 3) int64; the triangle itself at a boundary."""
     count = len(faces)
     edges = torch.stack([faces, faces.roll(-1, dims=1)], dim=-1).sort(dim=-1).values.reshape(-1, 2)
     keys = edges[:, 0] * (int(faces.max()) + 1) + edges[:, 1]

@@ -96,7 +96,7 @@ def test_the_range_of_expressions_is_stored(avatar: Avatar, saved: Path) -> None
     loaded = Avatar.load(saved, open_head(), CPU)
     code = loaded.part(ExpressionCode)
     assert code is loaded.model.code
-    assert code.repertoire.count == 80
+    assert code.reservoir.count == 80
     for state in (pose(open_head(), jaw=1.0, blink=0.3), pose(open_head(), smile=0.1)):
         np.testing.assert_allclose(code(state), avatar.model.code(state), atol=1e-6)
 
@@ -300,7 +300,7 @@ TAMPERED: dict[str, Callable[[Header, Tensors], object]] = {
     "a cell twice": lambda h, t: t[CELLS][1].copy_(t[CELLS][0]),
     "cells in disorder": lambda h, t: t.update({CELLS: t[CELLS].flip(0)}),
     "cells in a table": lambda h, t: t.update({CELLS: t[CELLS][:, None]}),
-    "more cells than values": lambda h, t: t.update({"occupancy.seen": t["occupancy.seen"][1:]}),
+    "more cells than values": lambda h, t: t.update({"occupancy.view_count": t["occupancy.view_count"][1:]}),
     "a triangle of no head": lambda h, t: t["occupancy.triangle"][3].fill_(1e6),
     "half a triangle": lambda h, t: t["occupancy.triangle"][3].add_(0.5),
     "no masks": lambda h, t: t.pop("occupancy.masks"),

@@ -49,7 +49,7 @@ def test_auto_falls_back_where_kernels_cannot_be_compiled_and_an_order_does_not(
     backend = choose_backend("auto", small_model())
     assert backend.kind == "torch"
     assert "install g++" in backend.reason
-    with pytest.raises(UserError, match="host back end cannot be used"):
+    with pytest.raises(UserError, match="host backend cannot be used"):
         choose_backend("host", small_model())
 
 

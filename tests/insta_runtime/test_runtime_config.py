@@ -1,4 +1,4 @@
-"""The configuration as a file holds it: round trip, and what is refused."""
+"""Configuration to and from plain dictionaries: round trip, defaults, and values that are refused."""
 
 from __future__ import annotations
 
@@ -61,5 +61,14 @@ def test_what_no_configuration_has_is_refused_in_one_line(values: Any) -> None:
 
 def test_bounds_are_inclusive() -> None:
     assert from_dict(LearnConfig, {"rays": 64, "ema": 0.0}).rays == 64
-    with pytest.raises(UserError, match=r"rays.*out of bounds"):
+    with pytest.raises(UserError, match=r"^rays must be a whole number between 64 and"):
         from_dict(LearnConfig, {"rays": 63})
+
+
+def test_an_error_names_the_dotted_key_and_the_allowed_values() -> None:
+    with pytest.raises(
+        UserError, match=r"^avatar\.warp\.blend must be one of surface, neighbours, triangle, got 'seams'$"
+    ):
+        from_dict(AvatarConfig, {"warp": {"blend": "seams"}}, "avatar.")
+    with pytest.raises(UserError, match=r"^unknown setting 'learn\.ray'"):
+        from_dict(AvatarConfig, {"learn": {"ray": 1}})

@@ -12,9 +12,9 @@ from insta_runtime.config import AvatarConfig, OccupancyConfig
 from insta_runtime.head import HeadModel
 from insta_runtime.native.constants import avatar_constants
 from insta_runtime.native.kernels import Kernels, Struct
+from insta_runtime.native.occupancy import occupancy_struct
 from insta_runtime.native.posing import PosedHeads, pack_state
 from insta_runtime.render.model import AvatarModel
-from insta_runtime.render.occupancy import space_struct
 from insta_runtime.types import Camera, HeadState
 from insta_runtime.warp.warp import PosedHead
 from tests.support.small_person import SMALL, camera, flame_head, neutral_shape, open_head
@@ -79,7 +79,7 @@ def run(model: AvatarModel, states: list[HeadState], view: Camera | None = None)
     poison(heads.poses)
     rows = [pack_state(model, state, view or camera(64)) for state in states]
     heads.states.copy_(torch.from_numpy(np.stack(rows)))
-    heads.run(space_struct(kernels, model.occupancy, model.occupancy.state()))
+    heads.run(occupancy_struct(kernels, model.occupancy, model.occupancy.state()))
     return Posed(heads, states, model)
 
 

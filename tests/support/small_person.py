@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from insta_runtime.config import AvatarConfig, FieldConfig, LearnConfig, OccupancyConfig, SamplingConfig, WarpConfig
+from insta_runtime.geometry import camera_vertices
 from insta_runtime.head import HeadModel, HeadRig, load_head
 from insta_runtime.render.model import AvatarModel
 from insta_runtime.render.raster import rasterise
-from insta_runtime.render.rays import camera_vertices
 from insta_runtime.types import Camera, HeadState, Observation
 from tests.support.flame_layout import flame_layout, write_npz
 

@@ -59,4 +59,4 @@ def test_before_enough_was_seen_and_without_the_switch_every_view_stays() -> Non
     far = pose(open_head(), yaw=1.0)
     np.testing.assert_array_equal(learned(count=PULLED_FROM - 1).turn(far), np.eye(3))
     np.testing.assert_array_equal(learned(ConditioningConfig(pull_views=False)).turn(far), np.eye(3))
-    np.testing.assert_array_equal(ViewRange.unknown().turn(far), np.eye(3))
+    np.testing.assert_array_equal(ViewRange.unbounded().turn(far), np.eye(3))

@@ -13,7 +13,10 @@ from insta_runtime.head import HeadModel, HeadRig, load_head
 from insta_runtime.head.model import SKIN
 from insta_runtime.render.raster import rasterise
 from insta_runtime.types import Camera, HeadState
-from telepresence.tracking import embedding as tracking
+from telepresence.tracking import landmark_embedding
+from telepresence.tracking.canonical_face import mirror_landmarks
+from telepresence.tracking.clay_renders import render_clay
+from telepresence.tracking.surface_points import _nearest_in_triangle, geometric_median, spread
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +79,7 @@ def test_nearest_in_triangle_agrees_with_sampling():
     grid = rng.dirichlet([0.6, 0.6, 0.6], 20000)
     for _ in range(20):
         corners, point = rng.normal(size=(3, 3)), rng.normal(size=3)
-        bary = tracking._nearest_in_triangle(point, corners)
+        bary = _nearest_in_triangle(point, corners)
         assert bary.min() >= 0.0
         assert abs(bary.sum() - 1.0) < 1e-9
         best = np.linalg.norm(grid @ corners - point, axis=1).min()
@@ -87,28 +90,28 @@ def test_nearest_in_triangle_agrees_with_sampling():
 def test_geometric_median_ignores_strays():
     rng = np.random.default_rng(2)
     cloud = np.concatenate([rng.normal(0.0, 1e-3, (40, 3)), np.full((8, 3), 0.05)])
-    assert np.linalg.norm(tracking._geometric_median(cloud, np.ones(48))) < 1e-3
-    assert 1e-3 < tracking._spread(cloud, np.ones(48)) < 4e-3
+    assert np.linalg.norm(geometric_median(cloud, np.ones(48))) < 1e-3
+    assert 1e-3 < spread(cloud, np.ones(48)) < 4e-3
 
 
 def test_baked_and_cached_embeddings_come_back(head, tmp_path, monkeypatch):
     nowhere = tmp_path / "there is no landmarker here"
-    assert tracking.embedding_for(head, nowhere) is head.embedding
+    assert landmark_embedding.embedding_for(head, nowhere) is head.embedding
     landmarker = tmp_path / "face_landmarker.task"
     landmarker.write_bytes(b"another")
-    monkeypatch.setattr(tracking, "compute_embedding", lambda *_: head.embedding)
+    monkeypatch.setattr(landmark_embedding, "compute_embedding", lambda *_: head.embedding)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr("platformdirs.user_cache_dir", lambda *_: str(tmp_path))
     bare = replace(head, embedding=None)
-    first = tracking.embedding_for(bare, landmarker)
-    monkeypatch.setattr(tracking, "compute_embedding", lambda *_: pytest.fail("it was cached"))
-    second = tracking.embedding_for(bare, landmarker)
+    first = landmark_embedding.embedding_for(bare, landmarker)
+    monkeypatch.setattr(landmark_embedding, "compute_embedding", lambda *_: pytest.fail("it was cached"))
+    second = landmark_embedding.embedding_for(bare, landmarker)
     for name, array in first.arrays().items():
         assert np.array_equal(array, second.arrays()[name]), name
 
 
 def test_mirrored_landmarks(shared: Path, head, points):
-    twins = tracking.mirror_landmarks(shared / "models" / "face_landmarker.task")
+    twins = mirror_landmarks(shared / "models" / "face_landmarker.task")
     assert np.array_equal(twins[twins], np.arange(478))
     assert twins[33] == 263
     assert twins[473] == 468
@@ -130,7 +133,7 @@ def test_mediapipe_sees_the_render_where_the_embedding_says(shared: Path, head):
     mesh = HeadRig(head).pose(code, state)
     camera = Camera(800.0, 800.0, 256.0, 256.0, 512, 512)
     in_camera = mesh.vertices * torch.tensor([1.0, -1.0, -1.0]) + torch.tensor([0.0, 0.02, 0.75])
-    picture = tracking.clay(in_camera, rasterise(in_camera, mesh.faces, camera))
+    picture = render_clay(in_camera, rasterise(in_camera, mesh.faces, camera))
     with vision.FaceLandmarker.create_from_options(options) as landmarker:
         result = landmarker.detect(mp.Image(image_format=mp.ImageFormat.SRGB, data=picture))
     assert len(result.face_landmarks) == 1

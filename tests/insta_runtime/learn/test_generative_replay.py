@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from insta_runtime.avatar import Avatar
-from insta_runtime.backends import AnyTrainer, Backend, choose_backend, make_renderer, make_trainer
+from insta_runtime.backends import Backend, choose_backend, make_renderer, make_trainer
 from insta_runtime.evaluation.protocol import score_psnr
-from insta_runtime.learn.generative_replay import FRAME_ID, Recall, diverse_states
+from insta_runtime.learn.generative_replay import FRAME_ID, GenerativeReplay, diverse_states
+from insta_runtime.learn.torch_trainer import TorchTrainer
 from insta_runtime.learn.trainer import Trainer
 from insta_runtime.native.trainer import NativeTrainer
 from insta_runtime.types import Observation
@@ -52,7 +53,7 @@ def saved(pictures: list[Observation], tmp_path_factory: pytest.TempPathFactory)
     trainer = make_trainer(avatar.model, choose_backend("host", avatar.model))
     for picture in pictures:
         trainer.add(picture)
-        trainer.replay.take_in()
+        trainer.take_in()
     for _ in range(100):
         trainer.step()
     avatar.update(trainer.snapshot(), trainer.steps, 1.0)
@@ -61,15 +62,15 @@ def saved(pictures: list[Observation], tmp_path_factory: pytest.TempPathFactory)
     return path
 
 
-def resumed(saved: Path, backend: str) -> tuple[Avatar, Backend, AnyTrainer, Recall]:
+def resumed(saved: Path, backend: str) -> tuple[Avatar, Backend, Trainer, GenerativeReplay]:
     avatar = Avatar.load(saved, HEAD, CPU)
     chosen = choose_backend(backend, avatar.model)
     trainer = make_trainer(avatar.model, chosen)
     trainer.steps = avatar.steps
-    return avatar, chosen, trainer, Recall(avatar.model, avatar.camera, partial(make_renderer, backend=chosen), COUNT)
+    return avatar, chosen, trainer, GenerativeReplay(avatar.model, avatar.camera, partial(make_renderer, backend=chosen), COUNT)
 
 
-def psnr(avatar: Avatar, backend: Backend, trainer: AnyTrainer, pictures: list[Observation]) -> float:
+def psnr(avatar: Avatar, backend: Backend, trainer: Trainer, pictures: list[Observation]) -> float:
     renderer = make_renderer(avatar.model, backend)
     renderer.load(trainer.snapshot())
     return score_psnr(renderer.render, pictures, 48)[1]
@@ -84,7 +85,7 @@ def test_what_was_known_is_not_forgotten(saved: Path, pictures: list[Observation
         for picture in now:
             trainer.add(picture)
         trainer.step()
-        while remembers and recall.give(trainer.replay):
+        while remembers and recall.add_next(trainer):
             trainer.step()
         while trainer.steps < avatar.steps + 80:
             trainer.step()
@@ -100,25 +101,25 @@ def test_recalled_pictures_are_no_evidence(saved: Path, now: list[Observation], 
     _, _, trainer, recall = resumed(saved, backend)
     trainer.add(now[0])
     trainer.step()
-    seen = trainer.model.occupancy.seen.clone()
+    seen = trainer.model.occupancy.view_count.clone()
     assert len(recall) == COUNT
     given = 0
-    while recall.give(trainer.replay):
+    while recall.add_next(trainer):
         given += 1
     assert given == trainer.replay.composition.recalled > 4
-    assert not recall.give(trainer.replay)
+    assert not recall.add_next(trainer)
 
     def motions() -> torch.Tensor:
         if isinstance(trainer, NativeTrainer):
-            return trainer.registration.motions[sorted(trainer.replay.recalled)].clone()
-        assert isinstance(trainer, Trainer)
-        return torch.stack([m.motion.now for m in trainer.replay.memories if m.recalled])
+            return trainer.pose_motions.motions[sorted(trainer.replay.recalled)].clone()
+        assert isinstance(trainer, TorchTrainer)
+        return torch.stack([m.motion.now for m in trainer.replay.frames if m.recalled])
 
     before = motions()
     trainer.steps = 500  # motions are learned from now on
     for _ in range(8):
         trainer.step()
-    assert torch.equal(trainer.model.occupancy.seen, seen)
+    assert torch.equal(trainer.model.occupancy.view_count, seen)
     assert torch.equal(motions(), before)
     assert len(before) == given
 
@@ -129,14 +130,14 @@ def test_a_recalled_picture_is_the_avatar_as_it_was_loaded(saved: Path, now: lis
     given: list[Observation] = []
 
     class Replay:
-        def misses(self, state: object) -> bool:
+        def lacks(self, state: object) -> bool:
             return True
 
-        recall = staticmethod(given.append)
+        add_recalled = staticmethod(given.append)
 
     for picture in now:
         trainer.add(picture)
-    while recall.give(Replay()):
+    while recall.add_next(Replay()):
         for _ in range(3):  # what is learned meanwhile changes nothing
             trainer.step()
     assert len(given) == COUNT
@@ -161,5 +162,5 @@ def test_states_are_chosen_by_turns_of_cells() -> None:
     assert len(chosen) == 5
     assert any(state.expression[smile] == 1.0 for state in chosen)
     assert any(abs(float(state.rotation[2])) > 0.5 for state in chosen)
-    assert len(diverse_states(model, 1000)) == len(model.code.repertoire)
+    assert len(diverse_states(model, 1000)) == len(model.code.reservoir)
     assert diverse_states(small_model(), 5) == []

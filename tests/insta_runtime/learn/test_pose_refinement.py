@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from insta_runtime.avatar import Avatar
 from insta_runtime.errors import UserError
 from insta_runtime.geometry import rotation_matrix
-from insta_runtime.learn.trainer import Trainer
+from insta_runtime.learn.torch_trainer import TorchTrainer
 from insta_runtime.native.constants import avatar_constants
 from insta_runtime.native.kernels import Kernels
 from insta_runtime.native.trainer import NativeTrainer
@@ -21,14 +21,14 @@ from insta_runtime.render.model import AvatarModel
 from insta_runtime.render.pose_refinement import moved
 from insta_runtime.render.renderer import load_snapshot, take_snapshot
 from insta_runtime.types import Observation
-from insta_runtime.warp.warp import LEVER, MOTION
+from insta_runtime.warp.warp import MOTION, TURN_RADIUS
 from tests.support.small_person import CPU, SMALL, camera, neutral_shape, open_head, paint, performance, photograph
 
 STEPS, TWIN_STEPS, PICTURES = 420, 180, 24
 CONFIG = replace(
     SMALL,
     learn=replace(SMALL.learn, rays=1024, decay_steps=STEPS),
-    registration=replace(SMALL.registration, rate=1e-3, ridge=0.1),
+    pose_refinement=replace(SMALL.pose_refinement, rate=1e-3, ridge=0.1),
 )
 
 
@@ -47,7 +47,7 @@ def mistracked() -> tuple[list[Observation], np.ndarray]:
 
 def displacement(motions: np.ndarray) -> np.ndarray:
     """(N, 2): how far along x and y motions take the face, 8 cm before the origin, metres."""
-    return np.asarray(motions[:, :2] + 0.08 / LEVER * np.stack([motions[:, 4], -motions[:, 3]], axis=1))
+    return np.asarray(motions[:, :2] + 0.08 / TURN_RADIUS * np.stack([motions[:, 4], -motions[:, 3]], axis=1))
 
 
 def agreement(found: np.ndarray, wanted: np.ndarray) -> float:
@@ -61,10 +61,10 @@ def test_kernels_find_where_heads_are(device: torch.device, mistracked: tuple[li
     trainer = NativeTrainer(model, Kernels(device, avatar_constants(CONFIG)))
     for picture in pictures:
         trainer.add(picture)
-        trainer.replay.take_in()
+        trainer.take_in()
     for _ in range(STEPS):
         trainer.step()
-    found = trainer.registration.motions[:PICTURES, :MOTION].cpu().numpy()
+    found = trainer.pose_motions.motions[:PICTURES, :MOTION].cpu().numpy()
     assert agreement(found, error) > 0.7
     left = displacement(found - found.mean(axis=0) - error)
     assert np.square(left).mean() < 0.5 * np.square(error[:, :2]).mean()
@@ -77,19 +77,19 @@ def test_what_was_found_is_shown_and_saved(
     pictures, error = mistracked
     head = open_head()
     avatar = Avatar.create(head, neutral_shape(head), pictures[0].camera, CONFIG, CPU)
-    trainer = Trainer(avatar.model)
+    trainer = TorchTrainer(avatar.model)
     for picture in pictures:
         trainer.add(picture)
-        trainer.replay.take_in()
+        trainer.take_in()
     for _ in range(TWIN_STEPS):
         trainer.step()
-    found = np.stack([memory.motion.now.numpy() for memory in trainer.replay.memories])
+    found = np.stack([frame.motion.now.numpy() for frame in trainer.replay.frames])
     assert agreement(found, error) > 0.6
     avatar.update(trainer.snapshot(), trainer.steps, 1.0)
     path = tmp_path_factory.mktemp("avatar")
     avatar.save(path)
     loaded = Avatar.load(path, head, CPU)
-    shown = [loaded.model.registered(p.state)[0] for p in pictures]
+    shown = [loaded.model.refine_pose(p.state)[0] for p in pictures]
     nose = np.array([0.0, 0.0, 0.08])
     before, after = (
         np.stack([rotation_matrix(s.rotation) @ nose + s.translation for s in states])
@@ -103,10 +103,10 @@ def test_registrations_of_before_are_loaded() -> None:
     """Mouth and eyes had no motions of their own: they move with the head."""
     model = AvatarModel(open_head(), neutral_shape(open_head()), CONFIG, CPU, 0)
     snapshot = take_snapshot(model)
-    old = snapshot["registration"][:, : 4 + MOTION].clone()
+    old = snapshot["pose_refinement"][:, : 4 + MOTION].clone()
     old[:, 4:] = 1e-3
-    load_snapshot(model, snapshot | {"registration": old})
-    tables = torch.from_numpy(model.registration.table).split([4, MOTION, MOTION, MOTION], dim=1)
+    load_snapshot(model, snapshot | {"pose_refinement": old})
+    tables = torch.from_numpy(model.pose_refinement.table).split([4, MOTION, MOTION, MOTION], dim=1)
     for part, wanted in zip(tables, (old[:, :4], *[old[:, 4:]] * 3), strict=True):
         assert torch.equal(part, wanted)
 
@@ -119,7 +119,7 @@ def test_a_damaged_registration_is_refused(tmp_path_factory: pytest.TempPathFact
     file = next(path.glob("*.safetensors"))
     with safe_open(file, "pt") as opened:
         metadata = opened.metadata()
-    for damage in (torch.full_like(load_file(file)["registration"], -1.0), torch.zeros(3, 3)):
-        save_file(load_file(file) | {"registration": damage}, file, metadata)
+    for damage in (torch.full_like(load_file(file)["pose_refinement"], -1.0), torch.zeros(3, 3)):
+        save_file(load_file(file) | {"pose_refinement": damage}, file, metadata)
         with pytest.raises(UserError, match="damaged"):
             Avatar.load(path, head, CPU)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from insta_runtime.learn.replay import BYTES_A_HEAD, Replay, premultiplied
+from insta_runtime.learn.replay import BYTES_A_HEAD, Replay
 from insta_runtime.learn.replay_policy import RECENT
 from insta_runtime.render.model import AvatarModel
 from insta_runtime.types import Camera, Observation
@@ -30,7 +30,7 @@ def model() -> AvatarModel:
 def filled(model: AvatarModel, count: int, room: int, seed: int = 0) -> Replay:
     """A replay that has room for ``room`` small pictures, offered ``count`` one by one."""
     replay = Replay(model, 8, 1, seed)
-    replay.keeping.budget = room * (BYTES_A_HEAD + 8 * 8 * 4 * 2)
+    replay.policy.budget = room * (BYTES_A_HEAD + 8 * 8 * 4 * 2)
     for i in range(count):
         replay.add(picture(i))
         replay.take_in()
@@ -39,7 +39,7 @@ def filled(model: AvatarModel, count: int, room: int, seed: int = 0) -> Replay:
 
 def test_the_budget_holds_and_the_newest_are_never_dropped(model: AvatarModel) -> None:
     replay = filled(model, 120, 40)
-    kept = [memory.frame_id for memory in replay.memories]
+    kept = [frame.frame_id for frame in replay.frames]
     assert len(kept) == 40
     assert kept[-RECENT:] == list(range(120 - RECENT, 120))
     assert kept == sorted(kept)
@@ -47,7 +47,7 @@ def test_the_budget_holds_and_the_newest_are_never_dropped(model: AvatarModel) -
 
 def test_a_budget_below_the_newest_still_keeps_them(model: AvatarModel) -> None:
     replay = filled(model, 40, 1)
-    assert [memory.frame_id for memory in replay.memories] == list(range(40 - RECENT, 40))
+    assert [frame.frame_id for frame in replay.frames] == list(range(40 - RECENT, 40))
 
 
 def test_the_budget_is_in_mebibytes(model: AvatarModel) -> None:
@@ -60,7 +60,7 @@ def test_the_budget_is_in_mebibytes(model: AvatarModel) -> None:
 
 def test_draws_come_round_to_every_picture_and_always_hold_a_new_one(model: AvatarModel) -> None:
     replay = filled(model, 60, 100)
-    draws = [[memory.frame_id for memory in replay.draw(4)] for _ in range(30)]
+    draws = [[frame.frame_id for frame in replay.draw(4)] for _ in range(30)]
     assert all(draw[0] >= 60 - RECENT for draw in draws)
     assert all(len(draw) == 4 for draw in draws)
     others = [i for draw in draws for i in draw[1:]]
@@ -88,11 +88,11 @@ def test_offers_from_many_threads_arrive_and_an_idle_learner_holds_only_the_newe
     for thread in threads:
         thread.join()
     replay.take_in()
-    assert sorted(memory.frame_id for memory in replay.memories) == list(range(10))
+    assert sorted(frame.frame_id for frame in replay.frames) == list(range(10))
     for i in range(100, 200):
         replay.add(picture(i))
     replay.take_in()
-    assert [memory.frame_id for memory in replay.memories][10:] == list(range(200 - RECENT, 200))
+    assert [frame.frame_id for frame in replay.frames][10:] == list(range(200 - RECENT, 200))
 
 
 def test_scaling_averages_premultiplied_areas() -> None:
@@ -100,7 +100,7 @@ def test_scaling_averages_premultiplied_areas() -> None:
     alpha = np.zeros((4, 4), np.uint8)
     rgb[:2, :2], rgb[0, 1] = (200, 100, 50), (255, 255, 255)
     alpha[:2, :2], alpha[0, 1] = 255, 0  # what the matte hides must not bleed in
-    small, view = premultiplied(Observation(0, rgb, alpha, Camera(8.0, 8.0, 2.0, 2.0, 4, 4), STATE), 2)
+    small, view = Observation(0, rgb, alpha, Camera(8.0, 8.0, 2.0, 2.0, 4, 4), STATE).premultiplied(2)
     assert view == Camera(4.0, 4.0, 1.0, 1.0, 2, 2)
     expected = 0.75 * torch.tensor([200 / 255, 100 / 255, 50 / 255, 1.0])
     torch.testing.assert_close(small[0, 0], expected)
@@ -112,26 +112,26 @@ def test_pictures_are_never_enlarged_and_keep_their_shape() -> None:
     wide = Observation(
         0, np.zeros((20, 40, 3), np.uint8), np.zeros((20, 40), np.uint8), Camera(50, 50, 20, 10, 40, 20), STATE
     )
-    assert premultiplied(wide, 512)[0].shape == (20, 40, 4)
-    assert premultiplied(wide, 16)[0].shape == (8, 16, 4)
+    assert wide.premultiplied(512)[0].shape == (20, 40, 4)
+    assert wide.premultiplied(16)[0].shape == (8, 16, 4)
 
 
 def test_a_memory_knows_skin_mouth_and_the_pixels_worth_drawing() -> None:
     head, model = open_head(), small_model()
     replay = Replay(model, 48, 64, 0)
     replay.add(photograph(head, performance(head, 2)[1:], 48, paint(head))[0])
-    memory = replay.draw(1)[0]
-    memory.posed()
-    alpha = memory.rgba[:, 3] > 0
-    assert memory.skin.sum() > 20
-    assert alpha[memory.skin].all()
-    assert memory.depth[memory.skin].isfinite().all()
-    assert 0 < memory.mouth.sum() < memory.skin.sum()
+    frame = replay.draw(1)[0]
+    frame.posed()
+    alpha = frame.rgba[:, 3] > 0
+    assert frame.skin.sum() > 20
+    assert alpha[frame.skin].all()
+    assert frame.depth[frame.skin].isfinite().all()
+    assert 0 < frame.mouth.sum() < frame.skin.sum()
     drawn = torch.zeros(48 * 48, dtype=torch.bool)
-    drawn[memory.pixels] = True
+    drawn[frame.pixels] = True
     assert drawn[alpha].all()
     assert drawn.float().mean() < 0.5
-    assert model.occupancy.seen.any(), "its silhouette was shown to the occupancy"
-    seen = model.occupancy.seen.clone()
-    memory.posed()
-    assert torch.equal(seen, model.occupancy.seen), "once"
+    assert model.occupancy.view_count.any(), "its silhouette was shown to the occupancy"
+    seen = model.occupancy.view_count.clone()
+    frame.posed()
+    assert torch.equal(seen, model.occupancy.view_count), "once"

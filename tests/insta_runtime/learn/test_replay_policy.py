@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 
 from insta_runtime.field.expression_code import CODE_WIDTH, ExpressionCode
-from insta_runtime.learn.replay_policy import ENOUGH, EXPRESSIONS, FADE, LONE, NEAR, RECENT, Expressions, Keeping
+from insta_runtime.learn.replay_policy import (
+    ENOUGH,
+    EXPRESSIONS,
+    FADE,
+    LONE,
+    NEAR,
+    RECENT,
+    ExpressionClusters,
+    ReplayPolicy,
+)
 from insta_runtime.types import HeadState
 from tests.support.small_person import open_head, pose
 
@@ -19,18 +28,18 @@ CODE = ExpressionCode(HEAD)
 NEUTRAL, SMILE, SIDE = pose(HEAD), pose(HEAD, smile=1.0), pose(HEAD, yaw=0.6)
 
 
-def keeping(room: int, seed: int = 0) -> Keeping[int]:
+def keeping(room: int, seed: int = 0) -> ReplayPolicy[int]:
     """One with room for so many pictures of ten bytes."""
-    return Keeping(CODE, 10 * room, seed)
+    return ReplayPolicy(CODE, 10 * room, seed)
 
 
-def take(keeping: Keeping[int], state: HeadState, number: int, *, recalled: bool = False) -> list[int]:
+def take(keeping: ReplayPolicy[int], state: HeadState, number: int, *, recalled: bool = False) -> list[int]:
     """Take in a picture; those given up for it."""
-    keeping.arrived()
-    picture = keeping.picture(state, 10, recalled=recalled)
-    given_up = keeping.make_room(picture)
-    keeping.admit(picture, number)
-    keeping.deal()
+    keeping.pop_incoming()
+    picture = keeping.make_entry(state, 10, recalled=recalled)
+    given_up = keeping.evict_for(picture)
+    keeping.insert(picture, number)
+    keeping.update_pools()
     return given_up
 
 
@@ -77,7 +86,7 @@ def test_the_same_seed_keeps_and_deals_the_same() -> None:
         kept = keeping(30, seed)
         for number in range(100):
             take(kept, (NEUTRAL, SMILE, SIDE)[number % 3], number)
-        kept.turn_page()
+        kept.start_epoch()
         for number in range(100, 150):
             take(kept, NEUTRAL, number)
         runs.append((kept.items, kept.newest, kept.deck))
@@ -96,7 +105,7 @@ def test_everything_is_dealt_as_long_as_no_page_is_turned() -> None:
     assert composition.epochs == {0: 50}
 
 
-def dealt(kept: Keeping[int], numbers: range, times: int = 60) -> float:
+def dealt(kept: ReplayPolicy[int], numbers: range, times: int = 60) -> float:
     """Part of the pictures ``numbers``, of those that are kept, that are in the deck."""
     found = 0
     for _ in range(times):
@@ -111,7 +120,7 @@ def test_on_a_new_page_old_pictures_fade_but_not_where_nothing_is_new() -> None:
         take(kept, NEUTRAL, number)
     for number in range(100, 120):
         take(kept, SMILE, number)
-    kept.turn_page()
+    kept.start_epoch()
     take(kept, NEUTRAL, 120)
     assert kept.newest == [120], "what is drawn every time is of the new page at once"
     assert dealt(kept, range(100)) > 0.95
@@ -133,7 +142,7 @@ def test_old_pictures_of_a_cell_with_new_ones_are_given_up_first() -> None:
     kept = keeping(60)
     for number in range(40):
         take(kept, (NEUTRAL, SMILE)[number % 2], number)
-    kept.turn_page(weight=0.5)
+    kept.start_epoch(weight=0.5)
     given_up = [gone for number in range(40, 90) for gone in take(kept, NEUTRAL, number)]
     assert {number % 2 for number in given_up[:20]} == {0}, "old neutral ones"
     assert set(range(1, 40, 2)) <= set(kept.items), "all smiles"
@@ -148,9 +157,9 @@ def test_a_page_that_is_turned_twice_fades_twice_and_what_still_waits_is_left_ou
     nothing = np.zeros((2, 2), np.uint8)
     waiting = Observation(7, np.zeros((2, 2, 3), np.uint8), nothing, None, NEUTRAL)  # type: ignore[arg-type]
     kept.offer(waiting)
-    kept.turn_page(0.5)
+    kept.start_epoch(0.5)
     kept.offer(waiting)
-    kept.turn_page(0.5)
+    kept.start_epoch(0.5)
     kept.offer(waiting)
     assert kept.arrived() == [waiting]
     for number in range(1, 1 + FADE):
@@ -162,13 +171,13 @@ def test_recalled_pictures_make_room_as_real_ones_of_their_cell_arrive() -> None
     kept = keeping(40)
     take(kept, NEUTRAL, 0)
     for number, state in enumerate([SMILE, SMILE, SIDE, NEUTRAL], 100):
-        assert kept.misses(state, 10)
+        assert kept.lacks(state, 10)
         assert take(kept, state, number, recalled=True) == []
     assert kept.newest == [0], "what was recalled is not new"
     assert set(kept.deck) == {0, 100, 101, 102, 103}
     assert kept.composition.recalled == 4
     assert [take(kept, SMILE, number) for number in range(1, ENOUGH + 1)] == [[]] * ENOUGH
-    assert not kept.misses(SMILE, 10)
+    assert not kept.lacks(SMILE, 10)
     gone = [take(kept, SMILE, number) for number in range(ENOUGH + 1, ENOUGH + 4)]
     assert sorted(one for ones in gone for one in ones) == [100, 101]
     assert {102, 103} <= set(kept.items)
@@ -178,17 +187,17 @@ def test_recalled_pictures_take_no_room_from_real_ones() -> None:
     kept = keeping(40)
     take(kept, NEUTRAL, 0)
     for number in range(1, 60):
-        if kept.misses(SMILE, 10):
+        if kept.lacks(SMILE, 10):
             take(kept, SMILE, number, recalled=True)
     assert kept.composition.recalled == 10, "a quarter of the room"
     for number in range(100, 130):
         take(kept, SIDE, number)
-    assert not kept.misses(pose(HEAD, jaw=1.0), 10), "full"
+    assert not kept.lacks(pose(HEAD, jaw=1.0), 10), "full"
 
 
 def test_recalled_pictures_are_of_an_earlier_page() -> None:
     kept = keeping(200)
-    kept.turn_page()
+    kept.start_epoch()
     take(kept, SMILE, 0)
     take(kept, NEUTRAL, 1, recalled=True)
     for number in range(2, 2 + FADE):
@@ -205,7 +214,7 @@ def test_states_that_are_no_numbers_have_a_cell_too() -> None:
 
 
 def test_leaders_are_as_far_apart_as_what_was_seen() -> None:
-    expressions, rng = Expressions(), np.random.default_rng(0)
+    expressions, rng = ExpressionClusters(), np.random.default_rng(0)
     codes = rng.uniform(-1.0, 1.0, (400, CODE_WIDTH)).astype(np.float32)
     extremes = 6.0 * np.eye(CODE_WIDTH, dtype=np.float32)[: EXPRESSIONS // 2]
     for code in np.concatenate([codes[:200], extremes, codes[200:]]):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from insta_runtime.config import AvatarConfig
-from insta_runtime.learn.replay import premultiplied, ray_regions
+from insta_runtime.learn.replay import ray_regions
 from insta_runtime.render.model import AvatarModel
 from insta_runtime.render.occupancy import HULL_VOTES
 from insta_runtime.types import Observation
@@ -25,8 +25,8 @@ def model_with(**changes: AvatarConfig) -> AvatarModel:
 def test_a_binary_matte_is_solid_or_nothing() -> None:
     alpha = np.array([[0, 100], [128, 255]], np.uint8)
     observation = Observation(0, np.full((2, 2, 3), 200, np.uint8), alpha, camera(2), STATE)
-    soft, _ = premultiplied(observation, 2)
-    hard, _ = premultiplied(observation, 2, binary=True)
+    soft, _ = observation.premultiplied(2)
+    hard, _ = observation.premultiplied(2, binary=True)
     assert hard[..., 3].tolist() == [[0.0, 0.0], [1.0, 1.0]]
     torch.testing.assert_close(hard[..., 0], hard[..., 3] * 200 / 255)
     torch.testing.assert_close(soft[..., 3], torch.from_numpy(alpha) / 255.0)

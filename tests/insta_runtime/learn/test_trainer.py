@@ -11,7 +11,8 @@ import torch
 from insta_runtime.avatar import Avatar
 from insta_runtime.evaluation.protocol import Scores, score
 from insta_runtime.head import HeadModel
-from insta_runtime.learn.trainer import StepReport, Trainer
+from insta_runtime.learn.torch_trainer import TorchTrainer
+from insta_runtime.learn.trainer import StepReport
 from insta_runtime.render.renderer import Renderer
 from insta_runtime.types import Observation
 from tests.support.small_person import (
@@ -34,8 +35,8 @@ def pictures() -> list[Observation]:
     return photograph(open_head(), performance(open_head(), 8), 48, paint(open_head()))
 
 
-def learned(pictures: list[Observation], steps: int, seed: int = 0) -> tuple[Trainer, list[StepReport]]:
-    trainer = Trainer(small_model(config=replace(SMALL, learn=replace(SMALL.learn, seed=seed))))
+def learned(pictures: list[Observation], steps: int, seed: int = 0) -> tuple[TorchTrainer, list[StepReport]]:
+    trainer = TorchTrainer(small_model(config=replace(SMALL, learn=replace(SMALL.learn, seed=seed))))
     for picture in pictures:
         trainer.add(picture)
     reports = [report for _ in range(steps) if (report := trainer.step()) is not None]
@@ -43,7 +44,7 @@ def learned(pictures: list[Observation], steps: int, seed: int = 0) -> tuple[Tra
 
 
 def test_without_pictures_there_is_nothing_to_do() -> None:
-    trainer = Trainer(small_model())
+    trainer = TorchTrainer(small_model())
     assert trainer.step() is None
     assert trainer.steps == 0
 
@@ -51,7 +52,7 @@ def test_without_pictures_there_is_nothing_to_do() -> None:
 def test_learning_lowers_the_loss_and_raises_the_head_psnr(pictures: list[Observation]) -> None:
     """40 steps; the last two of eight pictures are not learned from."""
 
-    def judge(trainer: Trainer) -> Scores:
+    def judge(trainer: TorchTrainer) -> Scores:
         renderer = Renderer(trainer.model)
         renderer.load(trainer.snapshot())
         return score(renderer.render, pictures[6:], 48)
@@ -79,8 +80,8 @@ def test_the_same_seed_learns_the_same(pictures: list[Observation]) -> None:
 
 def test_the_field_is_told_the_expression(pictures: list[Observation]) -> None:
     (told, _), (untold, _) = learned(pictures, 1), learned(pictures, 1)
-    for memory in untold.replay.memories:
-        memory.code = torch.zeros_like(memory.code)
+    for frame in untold.replay.frames:
+        frame.code = torch.zeros_like(frame.code)
     first, second = told.step(), untold.step()
     assert first is not None
     assert second is not None
@@ -135,15 +136,15 @@ def test_an_odd_picture_does_no_harm(pictures: list[Observation], odd) -> None:
 def test_a_step_whose_loss_is_not_finite_is_left_out(pictures: list[Observation]) -> None:
     trainer, _ = learned(pictures, 1)
     before = trainer.snapshot()
-    code = trainer.replay.memories[0].code
-    for memory in trainer.replay.memories:
-        memory.code = code * torch.nan
+    code = trainer.replay.frames[0].code
+    for frame in trainer.replay.frames:
+        frame.code = code * torch.nan
     report = trainer.step()
     assert report is not None
     assert np.isnan(report.loss)
     assert torch.equal(before["grid.table"], trainer.snapshot()["grid.table"])
-    for memory in trainer.replay.memories:
-        memory.code = code
+    for frame in trainer.replay.frames:
+        frame.code = code
     report = trainer.step()
     assert report is not None
     assert np.isfinite(report.loss)
@@ -152,7 +153,7 @@ def test_a_step_whose_loss_is_not_finite_is_left_out(pictures: list[Observation]
 @pytest.mark.parametrize("head", [open_head(), flame_head()], ids=["open", "flame"])
 def test_an_avatar_on_any_kind_of_head_learns_is_saved_and_shown(head: HeadModel, tmp_path) -> None:
     avatar = Avatar.create(head, neutral_shape(head), camera(48), SMALL, CPU)
-    trainer = Trainer(avatar.model)
+    trainer = TorchTrainer(avatar.model)
     for picture in photograph(head, performance(head, 2), 48, paint(head)):
         trainer.add(picture)
     reports = [trainer.step() for _ in range(2)]
@@ -166,11 +167,11 @@ def test_an_avatar_on_any_kind_of_head_learns_is_saved_and_shown(head: HeadModel
 
 def test_the_learning_rate_warms_up_then_falls_with_steps_or_with_given_progress() -> None:
     config = replace(SMALL, learn=replace(SMALL.learn, learning_rate=0.01, final_rate=0.1, decay_steps=100))
-    trainer = Trainer(small_model(config=config))
+    trainer = TorchTrainer(small_model(config=config))
 
     def rate(steps: int, progress: float | None = None) -> float:
-        trainer.steps, trainer.progress = steps, progress
-        trainer._set_rate()
+        trainer.steps, trainer.schedule.progress = steps, progress
+        trainer._set_rates()
         return float(trainer._optimiser.param_groups[0]["lr"])
 
     assert rate(0) == pytest.approx(0.01 / 20)

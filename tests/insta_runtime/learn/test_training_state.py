@@ -12,9 +12,10 @@ import torch
 
 from insta_runtime import avatar_file
 from insta_runtime.avatar import FILE_NAME, Avatar
-from insta_runtime.backends import AnyTrainer, choose_backend, make_trainer
+from insta_runtime.backends import choose_backend, make_trainer
 from insta_runtime.config import ConditioningConfig
 from insta_runtime.errors import UserError
+from insta_runtime.learn.trainer import Trainer
 from insta_runtime.learn.training_state import TrainingState
 from insta_runtime.types import Observation
 from tests.support.small_person import SMALL, camera, neutral_shape, open_head, paint, performance, photograph
@@ -44,11 +45,11 @@ def create(backend: str) -> Avatar:
     return Avatar.create(open_head(), neutral_shape(open_head()), camera(32), CONFIG, device)
 
 
-def trainer_of(avatar: Avatar, backend: str) -> AnyTrainer:
+def trainer_of(avatar: Avatar, backend: str) -> Trainer:
     return make_trainer(avatar.model, choose_backend(backend, avatar.model))
 
 
-def steps(trainer: AnyTrainer, count: int, pictures: list[Observation] | None = None) -> list[float]:
+def steps(trainer: Trainer, count: int, pictures: list[Observation] | None = None) -> list[float]:
     """The losses of ``count`` steps, after ``pictures`` were offered."""
     for picture in pictures or ():
         trainer.add(picture)
@@ -73,7 +74,7 @@ def test_saved_and_read_again_it_goes_on_as_if_nothing_had_been(
     first.save(tmp_path)
     assert first.sha256 is not None
     file = tmp_path / "avatar.training.safetensors"
-    avatar_file.write(file, *state.record(first.sha256))
+    avatar_file.write(file, *state.file_contents(first.sha256))
 
     second = Avatar.load(tmp_path, open_head(), first.model.device)
     known = TrainingState.read(file, second.sha256, second.model)
@@ -135,7 +136,7 @@ def test_the_pace_multiplies_the_rate(backend: str, pictures: list[Observation])
     for pace in (1.0, 0.1):
         trainer = trainer_of(create(backend), backend)
         before = trainer.state().weights["grid.table"]
-        trainer.pace = pace
+        trainer.schedule.rate_factor = pace
         steps(trainer, 1, pictures)
         moved.append(float((trainer.state().weights["grid.table"] - before).abs().max()))
     assert moved[1] == pytest.approx(0.1 * moved[0], rel=0.01)
@@ -148,7 +149,7 @@ def test_a_training_of_another_avatar_is_refused(pictures: list[Observation], tm
     avatar.update(trainer.snapshot(), 1)
     avatar.save(tmp_path)
     seal = str(avatar.sha256)
-    header, tensors = trainer.state().record(seal)
+    header, tensors = trainer.state().file_contents(seal)
     file = tmp_path / "training.safetensors"
 
     def refusal() -> str:

@@ -38,10 +38,10 @@ def test_packed_rays_agree_with_a_loop() -> None:
     density, colour, distance, ray = packed(0, counts)
     seen = composite(density, colour, distance, ray, len(counts), 0.01)
     for r in range(len(counts)):
-        passed, opacity, depth, rgb = 1.0, 0.0, 0.0, torch.zeros(3).double()
+        optical_depth, opacity, depth, rgb = 1.0, 0.0, 0.0, torch.zeros(3).double()
         for i in (ray == r).nonzero()[:, 0].tolist():
-            weight = passed * (1.0 - math.exp(-float(density[i]) * 0.01))
-            passed *= math.exp(-float(density[i]) * 0.01)
+            weight = optical_depth * (1.0 - math.exp(-float(density[i]) * 0.01))
+            optical_depth *= math.exp(-float(density[i]) * 0.01)
             opacity, depth, rgb = opacity + weight, depth + weight * float(distance[i]), rgb + weight * colour[i]
         torch.testing.assert_close(seen.colour[r], rgb)
         torch.testing.assert_close(seen.opacity[r], torch.tensor(opacity).double())

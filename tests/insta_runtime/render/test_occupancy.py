@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from insta_runtime.field.expression_code import CODE_WIDTH
+from insta_runtime.geometry import camera_vertices
 from insta_runtime.render.model import AvatarModel
-from insta_runtime.render.occupancy import HULL_VOTES, INSIDE_DEPTH, OccupancyGrid, shown_cells
+from insta_runtime.render.occupancy import HULL_VOTES, INSIDE_DEPTH, OccupancyGrid, drawable_state
 from insta_runtime.render.raster import rasterise
-from insta_runtime.render.rays import camera_vertices
 from tests.support.small_person import camera, open_head, pose, small_model
 
 VIEW = camera(48)
@@ -54,7 +54,7 @@ def test_an_empty_matte_carves_everything_after_enough_pictures(model: AvatarMod
     look(model, torch.zeros((48, 48)), HULL_VOTES - 1)
     assert model.occupancy.occupied.all()
     look(model, torch.zeros((48, 48)), 1)
-    shown = model.occupancy.seen > 0
+    shown = model.occupancy.view_count > 0
     assert shown.float().mean() > 0.9
     assert torch.equal(model.occupancy.occupied, ~shown)
 
@@ -69,7 +69,7 @@ def test_carving_keeps_what_lies_in_the_silhouette(model: AvatarModel) -> None:
     alpha[:, :24] = 1.0
     look(model, alpha)
     grid, state = model.occupancy, pose(open_head())
-    there = model.pose(state).carry(centres(grid)[:, None], grid.triangle)[:, 0]
+    there = model.pose(state).forward_warp(centres(grid)[:, None], grid.triangle)[:, 0]
     x, _, z = camera_vertices(there, state).unbind(-1)
     column = x / z * VIEW.fx + VIEW.cx
     assert grid.occupied[column < 24].all()
@@ -82,7 +82,7 @@ def test_a_matte_may_fail_now_and_then(model: AvatarModel, pictures: int, kept: 
     """One matte has the head, the others lost it: in one of four pictures it is believed, in one of twelve not."""
     look(model, torch.ones((48, 48)), 1)
     look(model, torch.zeros((48, 48)), pictures - 1)
-    shown = model.occupancy.seen == pictures
+    shown = model.occupancy.view_count == pictures
     assert shown.float().mean() > 0.9
     assert (model.occupancy.occupied[shown] == kept).all()
 
@@ -117,19 +117,19 @@ def test_what_lies_behind_the_head_is_not_shown(model: AvatarModel) -> None:
     grid, state = model.occupancy, pose(open_head())
     depth = rasterise(camera_vertices(model.pose(state).vertices, state), model.rig.faces, VIEW).depth
     grid.carve(model.pose(state), state, VIEW, torch.ones((48, 48)), depth, 0.02)
-    there = model.pose(state).carry(centres(grid)[:, None], grid.triangle)[:, 0]
+    there = model.pose(state).forward_warp(centres(grid)[:, None], grid.triangle)[:, 0]
     z = camera_vertices(there, state)[:, 2]
     nose, back = float(depth.min()), float(z.max())
-    assert grid.seen[z < nose + 0.02].all()
+    assert grid.view_count[z < nose + 0.02].all()
     x, y, _ = grid.warp.box.normalise(centres(grid)).unbind(-1)
     behind = (z > back - 0.1) & ((x - 0.5).abs() < 0.1) & ((y - 0.65).abs() < 0.1)
     assert behind.sum() > 20
-    assert not grid.seen[behind].any()
+    assert not grid.view_count[behind].any()
     # To be drawn are the cells that were shown; if none was, all.
     drawn = small_model().occupancy
-    drawn.load(shown_cells(grid.state()))
-    assert torch.equal(drawn.occupied, grid.seen > 0)
-    drawn.load(shown_cells(small_model().occupancy.state()))
+    drawn.load(drawable_state(grid.state()))
+    assert torch.equal(drawn.occupied, grid.view_count > 0)
+    drawn.load(drawable_state(small_model().occupancy.state()))
     assert drawn.occupied.all()
 
 
@@ -145,13 +145,13 @@ def test_what_no_light_comes_to_is_not_shown_in_the_end(model: AvatarModel) -> N
     front = grid.cells > half
     at = torch.stack([grid.cells % n, grid.cells // n % n, grid.cells // (n * n)], dim=-1)[front]
     samples = torch.cat([(at + 0.5) / n, torch.rand(50, 3)])
-    passed = torch.cat([torch.full((int(front.sum()),), 3.0), torch.full((50,), 4.0)])  # e^-3 is in sight, e^-4 is not
+    optical_depth = torch.cat([torch.full((int(front.sum()),), 3.0), torch.full((50,), 4.0)])  # e^-3 is in sight, e^-4 is not
     generator = torch.Generator().manual_seed(0)
     drawn = small_model().occupancy
     for _ in range(300):
         grid.update(Solid(), codes, generator)
-        grid.light(samples, passed)
-    drawn.load(shown_cells(grid.state()))
+        grid.mark_visible(samples, optical_depth)
+    drawn.load(drawable_state(grid.state()))
     assert torch.equal(drawn.occupied, front)
     assert grid.occupied.all(), "what is not shown is still learned"
 

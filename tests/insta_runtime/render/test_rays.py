@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from insta_runtime.geometry import camera_vertices
 from insta_runtime.head import HeadRig
 from insta_runtime.render.raster import rasterise
-from insta_runtime.render.rays import camera_vertices, farthest_around, pixel_rays, rotation_matrix, slant
+from insta_runtime.render.rays import farthest_around, pixel_rays, rotation_matrix, slant
 from insta_runtime.types import Camera, HeadState
 from tests.support.small_person import camera, neutral_shape, open_head, pose
 

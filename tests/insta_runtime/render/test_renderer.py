@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from insta_runtime.head import HeadModel, HeadRig
-from insta_runtime.learn.trainer import Trainer
+from insta_runtime.learn.torch_trainer import TorchTrainer
 from insta_runtime.render.coloured_mesh import ColouredMesh
 from insta_runtime.render.crossfade import FADE_S
 from insta_runtime.render.renderer import Renderer, load_snapshot, take_snapshot
@@ -48,12 +48,12 @@ def test_learning_does_not_disturb_what_is_shown_until_a_snapshot_is_loaded() ->
     head, model = open_head(), small_model()
     renderer = Renderer(model)
     before = renderer.render(STATE, VIEW).rgba
-    trainer = Trainer(model)
+    trainer = TorchTrainer(model)
     for observation in photograph(head, performance(head, 3), 48, paint(head)):
         trainer.add(observation)
     for _ in range(6):
         trainer.step()
-    assert not model.occupancy.occupied.all() or model.occupancy.seen.any()
+    assert not model.occupancy.occupied.all() or model.occupancy.view_count.any()
     np.testing.assert_array_equal(before, renderer.render(STATE, VIEW).rgba)
     snapshot = trainer.snapshot()
     renderer.load(snapshot)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from insta_runtime.geometry import camera_vertices
 from insta_runtime.render.model import AvatarModel
 from insta_runtime.render.raster import rasterise
-from insta_runtime.render.rays import Rays, camera_vertices, pixel_rays, slant
+from insta_runtime.render.rays import Rays, pixel_rays, slant
 from insta_runtime.render.sampling import RaySamples, march
 from tests.support.small_person import SMALL, camera, open_head, pose, small_model
 

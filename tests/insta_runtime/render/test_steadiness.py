@@ -27,7 +27,7 @@ def renderer() -> NativeRenderer:
     trainer = make_trainer(model, backend)
     for observation in photograph(open_head(), performance(open_head(), 12), 64, paint(open_head())):
         trainer.add(observation)
-        trainer.replay.take_in()
+        trainer.take_in()
     for _ in range(150):
         trainer.step()
     shown = make_renderer(model, backend)

@@ -55,7 +55,7 @@ def test_head_over_torso_over_the_wall_is_the_picture_that_nobody_learned_from(
     recording: list[Observation], layer: TorsoLayer
 ) -> None:
     wall = torch.full((SIDE, SIDE, 3), WALL)
-    assert layer.holds
+    assert layer.is_visible
     every = inputs_of(recording)
     for number in (100, 104, 118):
         rgb, alpha = truth(recording[number])
@@ -105,7 +105,7 @@ def test_a_crop_without_shoulders_has_no_torso(recording: list[Observation]) -> 
         learner.observe(alone, inputs)
     layer = learner.layer()
     assert layer is not None
-    assert not layer.holds
+    assert not layer.is_visible
 
 
 def test_without_mattes_of_the_body_nothing_is_learned(recording: list[Observation]) -> None:

@@ -125,14 +125,14 @@ def test_taking_over_candidates_where_nothing_moved_changes_nothing() -> None:
     wanted = torch.arange(0, warp.resolution**3, 5)
     points = warp.box.cell_centres(wanted, warp.resolution)
     anew = warp.candidate_grid(soup, wanted, warp.resolution)
-    taken = warp.candidate_grid(soup, wanted, warp.resolution, warp.still)
-    kept = warp.still.candidates[warp.still.row[wanted].long()]
+    taken = warp.candidate_grid(soup, wanted, warp.resolution, warp.neutral_grid)
+    kept = warp.neutral_grid.candidates[warp.neutral_grid.row[wanted].long()]
     assert (taken.candidates == kept).all(dim=1).float().mean() > 0.3, "the scalp and the ears stay"
     assert not torch.equal(taken.candidates, kept), "the jaw moves"
     torch.testing.assert_close(taken.query(points).distance, anew.query(points).distance, atol=1e-4, rtol=0)
 
     rest = TriangleSoup(warp.neutral, faces)
-    again = warp.candidate_grid(rest, wanted, warp.resolution, warp.still)
+    again = warp.candidate_grid(rest, wanted, warp.resolution, warp.neutral_grid)
     assert torch.equal(again.candidates, warp.candidate_grid(rest, wanted, warp.resolution).candidates)
 
 

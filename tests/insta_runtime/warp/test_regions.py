@@ -59,7 +59,7 @@ def test_the_canonical_head_stays_where_it_is_and_a_moved_one_comes_back(blend: 
     for rotation, shift in ((torch.eye(3), 0.0), (turn, 0.01)):
         head = warp.pose(warp.canonical.vertices @ rotation.T + shift)
         points, directions, nearest = points_around(head)
-        carried = head.ride(points, directions, nearest)
+        carried = head.inverse_warp(points, directions, nearest)
         torch.testing.assert_close(carried.position, (points - shift) @ rotation, atol=2e-5, rtol=0)
         torch.testing.assert_close(carried.direction, directions @ rotation, atol=2e-4, rtol=0)
 
@@ -69,7 +69,7 @@ def test_on_the_face_neighbours_count_and_elsewhere_the_nearest_triangle_alone()
     vertices = AvatarModel.pose(model_with(), pose(open_head(), jaw=0.6, smile=0.8)).vertices
     first, second = one.pose(vertices), several.pose(vertices)
     points, directions, nearest = points_around(first)
-    apart = (first.ride(points, directions, nearest).position - second.ride(points, directions, nearest).position).norm(
+    apart = (first.inverse_warp(points, directions, nearest).position - second.inverse_warp(points, directions, nearest).position).norm(
         dim=-1
     )
     face = several.regions[nearest.triangle] == FACE

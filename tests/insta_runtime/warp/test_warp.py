@@ -12,7 +12,7 @@ from insta_runtime.head.rig import rotation_matrix
 from insta_runtime.render.model import AvatarModel
 from insta_runtime.types import HeadMesh
 from insta_runtime.warp.frames import triangle_frames
-from insta_runtime.warp.warp import CanonicalSamples, HeadWarp, PosedHead, fade
+from insta_runtime.warp.warp import CanonicalSamples, HeadWarp, PosedHead, code_fade
 from tests.support.small_person import SMALL, open_head, pose, small_model
 
 
@@ -134,7 +134,7 @@ def test_what_is_far_above_the_skin_follows_the_head_alone(model: AvatarModel) -
     torch.testing.assert_close(touched, canonical, atol=1e-4, rtol=0)
     fringe = skin + 0.03 * normal
     far = carried_back(raised, fringe)
-    opened = model.warp.opened[faces[triangle]].mean(dim=1)
+    opened = model.warp.jaw_offset[faces[triangle]].mean(dim=1)
     free = far.distance > 0.016
     assert int(free.sum()) > 20
     torch.testing.assert_close(far.position[free], (fringe + opened)[free], atol=1e-3, rtol=0)
@@ -149,7 +149,7 @@ def test_carry_scales_with_the_mesh(model: AvatarModel) -> None:
     head = warp.pose(1.3 * warp.canonical.vertices + shift)
     triangle, _, points = surface_points(warp.canonical.vertices, warp.canonical.faces, 300)
     points = points + 0.01 * warp.maps.frames[triangle][:, :, 2]
-    torch.testing.assert_close(head.carry(points[:, None], triangle)[:, 0], 1.3 * points + shift, atol=2e-5, rtol=0)
+    torch.testing.assert_close(head.forward_warp(points[:, None], triangle)[:, 0], 1.3 * points + shift, atol=2e-5, rtol=0)
 
 
 def test_carry_undoes_to_canonical_near_the_surface(model: AvatarModel) -> None:
@@ -157,7 +157,7 @@ def test_carry_undoes_to_canonical_near_the_surface(model: AvatarModel) -> None:
     faces = warp.canonical.faces
     triangle, _, points = surface_points(warp.canonical.vertices, faces, 800)
     points = points + 0.001 * warp.maps.frames[triangle][:, :, 2]
-    there = head.carry(points[:, None], triangle)[:, 0]
+    there = head.forward_warp(points[:, None], triangle)[:, 0]
     back = carried_back(head, there).position
     # `carry` moves with one triangle, the way back blends its neighbours: about a tenth of a cell of the occupancy.
     error = (back - points).norm(dim=-1)
@@ -169,7 +169,7 @@ def test_carry_moves_corners_with_their_mesh(model: AvatarModel) -> None:
     head = model.pose(pose(open_head(), jaw=0.7, smile=0.4))
     triangle = torch.arange(len(model.warp.canonical.faces))
     corner = model.warp.canonical.faces[:, 0]
-    there = head.carry(model.warp.canonical.vertices[corner][:, None], triangle)[:, 0]
+    there = head.forward_warp(model.warp.canonical.vertices[corner][:, None], triangle)[:, 0]
     torch.testing.assert_close(there, head.vertices[corner], atol=1e-6, rtol=0)
 
 
@@ -181,7 +181,7 @@ def test_directions_stay_unit_and_codes_fade_with_distance(model: AvatarModel) -
     assert (samples.masks[samples.distance > 0.02] == 0).all()
     assert samples.masks.min() >= 0
     assert samples.masks.max() <= 1
-    torch.testing.assert_close(fade(torch.tensor([0.0, 0.01, 0.02, 1.0])), torch.tensor([1.0, 0.5, 0.0, 0.0]))
+    torch.testing.assert_close(code_fade(torch.tensor([0.0, 0.01, 0.02, 1.0])), torch.tensor([1.0, 0.5, 0.0, 0.0]))
 
 
 def test_the_box_holds_the_head_and_numbers_its_cells(model: AvatarModel) -> None:

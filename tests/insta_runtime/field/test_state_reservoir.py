@@ -10,7 +10,7 @@ import torch
 
 from insta_runtime.config import ConditioningConfig
 from insta_runtime.field.expression_code import CODE_WIDTH, PULLED_FROM, STANDARD_SPREAD, CodeRange, ExpressionCode
-from insta_runtime.field.expression_stats import CAPACITY, Repertoire
+from insta_runtime.field.state_reservoir import CAPACITY, StateReservoir
 from insta_runtime.types import Float32, HeadState
 from tests.support.small_person import flame_head, open_head, performance, pose
 
@@ -34,23 +34,23 @@ def learned(count: int = 200, config: ConditioningConfig | None = None) -> Expre
 
 
 def test_a_state_comes_back_from_its_row() -> None:
-    repertoire = Repertoire(100)
+    reservoir = StateReservoir(100)
     rng = np.random.default_rng(1)
     state = HeadState(**{n: rng.random(a.shape).astype(np.float32) for n, a in HeadState.neutral(100).arrays().items()})
-    assert repertoire.observe(state) == 0
-    for name, value in repertoire.state(0).arrays().items():
+    assert reservoir.observe(state) == 0
+    for name, value in reservoir.state(0).arrays().items():
         np.testing.assert_array_equal(value, getattr(state, name), err_msg=name)
-    np.testing.assert_array_equal(repertoire.column("eyelids")[0], state.eyelids)
+    np.testing.assert_array_equal(reservoir.column("eyelids")[0], state.eyelids)
 
 
 def test_the_sample_is_fair_bounded_and_repeats() -> None:
     def sample() -> Float32:
-        repertoire = Repertoire(1)
+        reservoir = StateReservoir(1)
         for i in range(4 * CAPACITY):
-            repertoire.observe(HeadState(np.array([i], np.float32)))
-        assert len(repertoire) == CAPACITY
-        assert repertoire.count == 4 * CAPACITY
-        return repertoire.column("expression")[:, 0].copy()
+            reservoir.observe(HeadState(np.array([i], np.float32)))
+        assert len(reservoir) == CAPACITY
+        assert reservoir.count == 4 * CAPACITY
+        return reservoir.column("expression")[:, 0].copy()
 
     kept = sample()
     assert len(set(kept.tolist())) == CAPACITY
@@ -59,9 +59,9 @@ def test_the_sample_is_fair_bounded_and_repeats() -> None:
 
 
 def test_numbers_that_are_none_leave_no_trace() -> None:
-    repertoire = Repertoire(2)
-    repertoire.observe(HeadState(np.array([np.nan, 1e30], np.float32)))
-    assert not repertoire.column("expression").any()
+    reservoir = StateReservoir(2)
+    reservoir.observe(HeadState(np.array([np.nan, 1e30], np.float32)))
+    assert not reservoir.column("expression").any()
 
 
 def test_codes_are_told_in_units_of_the_persons_own_range() -> None:
@@ -89,11 +89,11 @@ def test_a_code_that_was_never_seen_is_pulled_in() -> None:
     code = learned()
     seen = np.array([code.raw(state) for state in talk(200)])
     far = pose(open_head(), jaw=1.0)
-    pulled = code.range.pull_in(code.raw(far))
+    pulled = code.range.project(code.raw(far))
     assert pulled[0] < 1.4 * seen[:, 0].max(), "the jaw never opened so far"
     # A mouth that opens without smiling is as foreign: it is pulled towards the smile.
     opened = code.raw(pose(open_head(), jaw=0.4))
-    assert (code.range.pull_in(opened) - opened)[6:8].sum() > 0.03
+    assert (code.range.project(opened) - opened)[6:8].sum() > 0.03
     # And the whole is nearer to what was seen, in units of the range.
     distance = [np.linalg.norm((c - seen) / code.range.spread, axis=1).min() for c in (code.raw(far), pulled)]
     assert distance[1] < 0.7 * distance[0]
@@ -105,7 +105,7 @@ def test_pulling_in_never_makes_small_steps_large() -> None:
     for _ in range(50):
         a = rng.normal(0.3, 0.6, CODE_WIDTH).astype(np.float32)
         b = a + rng.normal(0.0, 0.02, CODE_WIDTH).astype(np.float32)
-        moved = np.linalg.norm((code.range.pull_in(a) - code.range.pull_in(b)) / code.range.spread)
+        moved = np.linalg.norm((code.range.project(a) - code.range.project(b)) / code.range.spread)
         assert moved <= np.linalg.norm((a - b) / code.range.spread) * 1.001
 
 
@@ -114,7 +114,7 @@ def test_a_few_pictures_pull_nothing_in_and_hardly_stretch_anything() -> None:
     state = pose(open_head(), jaw=0.2)
     code.observe(state)
     far = code.raw(pose(open_head(), jaw=1.0, blink=1.0))
-    np.testing.assert_array_equal(code.range.pull_in(far), far)
+    np.testing.assert_array_equal(code.range.project(far), far)
     np.testing.assert_allclose(code.learned(far), far, atol=0.1)
     assert PULLED_FROM > 1
 
@@ -136,7 +136,7 @@ def test_each_is_a_switch(standardise: bool, pull_in: bool) -> None:
     state = pose(open_head(), jaw=1.0)
     expected = code.raw(state)
     if pull_in:
-        expected = code.range.pull_in(expected)
+        expected = code.range.project(expected)
     if standardise:
         expected = code.range.standardise(expected)
     np.testing.assert_array_equal(code(state), expected)
@@ -152,6 +152,6 @@ def test_codes_of_flame_have_a_range_too() -> None:
 
 def test_an_unknown_range_is_the_identity() -> None:
     codes = torch.rand(5, CODE_WIDTH).numpy() * 3.0
-    unknown = CodeRange.unknown()
+    unknown = CodeRange.unbounded()
     np.testing.assert_array_equal(unknown.pull_in(codes), codes)
     np.testing.assert_allclose(unknown.standardise(codes), codes, rtol=1e-6)

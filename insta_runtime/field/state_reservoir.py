@@ -1,4 +1,4 @@
-"""What a person does with their face, as far as it was seen: a fair sample of tracked states."""
+"""Reservoir sample of the head states that an avatar was trained on."""
 
 from __future__ import annotations
 
@@ -7,21 +7,23 @@ import torch
 
 from insta_runtime.types import Float32, HeadState
 
-CAPACITY = 512  # states: some 100 kB, and rare extremes of a call are among them
-LARGEST = 1e4  # no number of a state is larger
+CAPACITY = 512
+"""Maximum number of stored states, about 100 kB."""
+LARGEST = 1e4
+"""Largest valid magnitude of a number of a state."""
 
 _PARTS = {"jaw_pose": 3, "neck_pose": 3, "eye_pose": 6, "eyelids": 2, "rotation": 3, "translation": 3}
 
 
-class Repertoire:
-    """At most `CAPACITY` of the states that were observed, each as likely to be here as any other (algorithm R).
+class StateReservoir:
+    """Uniform random sample of at most `CAPACITY` of the head states added so far (reservoir sampling, algorithm R).
 
     Args:
-        expressions: how many expression weights a state has.
+        expressions: number of expression weights of a state.
 
     Attributes:
-        rows: (N, expressions + 20) float32, the states as rows of numbers; `column` takes them apart.
-        count: states observed so far.
+        rows: (N, expressions + 20) float32, one state per row; `column` returns one field of all states.
+        count: number of states added so far.
     """
 
     def __init__(self, expressions: int) -> None:
@@ -33,14 +35,15 @@ class Repertoire:
 
     @property
     def rows(self) -> Float32:
+        """Stored states, (N, expressions + 20)."""
         return self._rows[: len(self)]
 
     def observe(self, state: HeadState) -> int | None:
-        """Take note of a state: the place that it gets among `rows`, or None if the lot falls against it."""
+        """Add a state: returns its index in `rows`, or None if the random choice leaves it out."""
         self.count += 1
         place = self.count - 1
         if place >= CAPACITY:
-            # Seeded by the count alone: the same call gives the same sample, and a stored one goes on as it would.
+            # Seeded by the count, so that the same states give the same sample, also after saving and loading.
             place = int(np.random.default_rng(self.count).integers(self.count))
         if place >= CAPACITY:
             return None
@@ -50,7 +53,7 @@ class Repertoire:
         return place
 
     def column(self, name: str) -> Float32:
-        """The field ``name`` of all states here, (N, numbers)."""
+        """The field ``name`` of `HeadState` for all stored states, (N, numbers)."""
         if name == "expression":
             return self.rows[:, : self.expressions]
         names = list(_PARTS)
@@ -58,24 +61,24 @@ class Repertoire:
         return self.rows[:, first : first + _PARTS[name]]
 
     def state(self, place: int) -> HeadState:
-        """The state at ``place``; when it was is not known any more."""
+        """The stored state with the index ``place``; its capture time is not stored and is zero."""
         fields = {name: self.column(name)[place].copy() for name in ("expression", *_PARTS)}
         return HeadState(**fields | {"eye_pose": fields["eye_pose"].reshape(2, 3)})
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """For a file: ``states`` (N, expressions + 20) and ``count`` (1,)."""
+        """Tensors for the avatar file: ``states`` (N, expressions + 20) and ``count`` (1,)."""
         return {"states": torch.from_numpy(self.rows.copy()), "count": torch.tensor([float(self.count)])}
 
     @staticmethod
-    def from_tensors(tensors: dict[str, torch.Tensor], expressions: int) -> Repertoire:
-        """What `tensors` gave.  KeyError or ValueError if there can be none like it."""
-        repertoire = Repertoire(expressions)
+    def from_tensors(tensors: dict[str, torch.Tensor], expressions: int) -> StateReservoir:
+        """Reservoir from the tensors that `tensors` returned.  Raises KeyError or ValueError if they are invalid."""
+        reservoir = StateReservoir(expressions)
         rows, count = tensors["states"].numpy(), tensors["count"]
-        width = repertoire._rows.shape[1]
+        width = reservoir._rows.shape[1]
         if count.shape != (1,) or not 0 <= float(count) <= 1 << 24 or float(count) % 1.0:
-            raise ValueError("its states were not counted")
-        repertoire.count = int(count)
-        if rows.shape != (len(repertoire), width) or (np.abs(rows) > LARGEST).any():
-            raise ValueError("its states do not fit the head model")
-        repertoire._rows[: len(repertoire)] = rows
-        return repertoire
+            raise ValueError("its count of head states is invalid")
+        reservoir.count = int(count)
+        if rows.shape != (len(reservoir), width) or (np.abs(rows) > LARGEST).any():
+            raise ValueError("its stored head states do not fit the head model")
+        reservoir._rows[: len(reservoir)] = rows
+        return reservoir
