@@ -1,8 +1,9 @@
-"""How a new picture differs from what the avatar shows in the same state, and what that says: light, glasses, hat.
+"""Detection of appearance changes: light, glasses, hair or hat, by comparing camera frames with the avatar.
 
-`AppearanceProbe` measures a picture: the error before and after the light was matched (a gain for each channel and one gamma),
-and where it is.  `AppearanceBaseline` keeps what is usual, and is a pure function of measured looks: what is suddenly and
-lastingly otherwise is a change, of the light if matching it makes pictures better, or of the place that is worse off.
+`AppearanceProbe` renders the avatar in a frame's head state and measures the PSNR by image region, before and after
+matching the light (one gain per channel and one gamma).  `AppearanceBaseline`, a pure function of these samples, keeps
+the usual values: a sudden and lasting difference is a change of the light if matching it helps, else of the region that
+became worse.
 """
 
 from __future__ import annotations
@@ -31,46 +32,48 @@ if TYPE_CHECKING:
 Mask = NDArray[np.bool_]
 
 SIDE: Final = 128
-"""Pictures are looked at with this side at most, pixels: what is looked for is large."""
+"""Maximum width and height in pixels at which frames are compared: the changes to detect are large."""
 DARK, BRIGHT = 0.03, 0.97
-"""Colours beyond these say nothing of the light: they are noise, or clipped."""
+"""Range of colours used to match the light; below is noise, above is clipped."""
 GAIN: Final = (1 / 3, 3.0)
+"""Range of the gain per channel when the light is matched."""
 GAMMA: Final = (0.5, 2.0)
-"""Light changes within these; what is beyond is no light."""
+"""Range of the gamma when the light is matched."""
 EYES: Final = 0.55
-"""Half the height of what glasses cover, in distances between the eyes; it is 2.5 times as wide as that."""
+"""Half height of the eye region, in distances between the eyes; its half width is 2.5 times as large."""
 TOP: Final = 0.85
-"""What is so far above the eyes, in distances between them, is hair or hat."""
+"""Height above the eyes, in distances between them, from which pixels belong to hair or hat."""
 
 
-USUAL: Final = 30
-"""Looks that say what is usual ..."""
-ENOUGH: Final = 6
-"""... and how many do."""
+MAX_SAMPLES: Final = 30
+"""Number of newest samples in the baseline."""
+MIN_SAMPLES: Final = 6
+"""Minimum number of samples before the baseline is valid."""
 LIGHT_DB: Final = 2.5
-"""A look is odd if matching the light makes it better by so much more than usual ..."""
-PLACE_DB: Final = 5.0
-"""... or if a place is worse than the others by so much more than usual ..."""
-SURE_SD: Final = 3.0
-"""... and by so many robust standard deviations."""
-LASTING: Final = 3
-"""Looks in a row that must be odd in the same way ..."""
-MOST: Final = 6
-"""... of so many that are odd at all ..."""
+"""Minimum PSNR gain (dB) from matching the light, above the usual, at which a sample indicates a change of light."""
+REGION_DB: Final = 5.0
+"""Minimum PSNR loss (dB) of a region against the rest, above the usual, at which a sample indicates a change there."""
+MIN_DEVIATIONS: Final = 3.0
+"""Minimum number of robust standard deviations above the usual at which a sample is an outlier."""
+MIN_OUTLIERS: Final = 3
+"""Number of outliers of the same kind in a row that make a change."""
+MAX_OUTLIERS: Final = 6
+"""Number of newest outliers that are considered."""
 LASTING_S: Final = 3.0
-"""... over so many seconds: a hand before the face, or a grimace, is over by then."""
-EVERY_S: Final = 1.0
-"""Seconds between two looks at a person who is known, at least ..."""
-SELDOM_S: Final = 10.0
-"""... and while nothing is learned, which a change could spoil ..."""
-PART: Final = 0.05
-"""... and the part of the time that they may take."""
-LEARNED_DB: Final = 20.0
+"""Minimum seconds between the first and the last outlier; a hand before the face or a grimace is shorter."""
+PROBE_S: Final = 1.0
+"""Minimum seconds between two comparisons of a verified subject."""
+FROZEN_PROBE_S: Final = 10.0
+"""Minimum seconds between two comparisons while training is paused, once the baseline is complete."""
+TIME_SHARE: Final = 0.05
+"""Maximum share of the training thread's time spent on comparisons."""
+LOADED_DB: Final = 20.0
+"""Baseline PSNR (dB) assumed for an avatar of an earlier call before there are samples."""
 """What is taken for usual of an avatar from an earlier call, before it is known."""
 
 
 class ImageRegion(StrEnum):
-    """Where a picture differs."""
+    """Region of a frame for which the error is measured separately."""
 
     EYES = "eyes"
     TOP = "top"
@@ -78,7 +81,7 @@ class ImageRegion(StrEnum):
 
 
 class AppearanceChange(StrEnum):
-    """What changed about one and the same person: the light, what is around the eyes, or above the brows."""
+    """Change of a subject's appearance: the light, the region around the eyes, or the region above the brows."""
 
     LIGHT = "light"
     EYES = "glasses"
@@ -87,9 +90,12 @@ class AppearanceChange(StrEnum):
 
 @dataclass(frozen=True)
 class AppearanceSample:
-    """One picture against the avatar's: PSNR (dB) of the head as it is and with the light matched, and then by place.
+    """Comparison of one frame with the avatar's rendering: PSNR (dB) of the head and of its regions.
 
-    The places are around the eyes, above the brows, and all else; NaN where there is none of it in the picture.
+    Attributes:
+        plain_db: the head without matching the light. lit_db: with the light matched.
+        eyes_db, top_db, rest_db: regions around the eyes, above the brows, and the rest, with the light matched; NaN
+            for a region that is not in the frame.
     """
 
     plain_db: float
@@ -99,68 +105,74 @@ class AppearanceSample:
     rest_db: float
 
     def unlit_db(self) -> float:
-        """How much better the picture is with the light matched."""
+        """PSNR (dB) gained by matching the light."""
         return self.lit_db - self.plain_db
 
     def eyes_apart_db(self) -> float:
-        """How much worse it is around the eyes than elsewhere."""
+        """PSNR (dB) by which the region around the eyes is worse than the rest."""
         return self.rest_db - self.eyes_db
 
     def top_apart_db(self) -> float:
-        """How much worse it is above the brows than elsewhere."""
+        """PSNR (dB) by which the region above the brows is worse than the rest."""
         return self.rest_db - self.top_db
 
 
 @dataclass(frozen=True)
 class AppearanceBaseline:
-    """What looks are usual for a person, and which odd ones came since: a pure function of looks and their times.
+    """Usual appearance of a subject and the newest outliers: a pure function of samples and their times.
 
-    Only differences within a picture count: how well a picture is rendered at all differs from pose to pose.
+    Only differences within a frame are used, since the overall PSNR varies with the pose.
+
+    Attributes:
+        usual: newest samples of the usual appearance. outliers: (second, sample) of the newest outliers.
     """
 
     usual: tuple[AppearanceSample, ...] = ()
-    odd: tuple[tuple[float, AppearanceSample], ...] = ()
+    outliers: tuple[tuple[float, AppearanceSample], ...] = ()
 
     @property
     def usual_db(self) -> float | None:
-        """Median PSNR with the light matched, None before it is known."""
-        return median(look.lit_db for look in self.usual) if len(self.usual) >= ENOUGH else None
+        """Median PSNR (dB) with matched light; None with fewer than `MIN_SAMPLES` samples."""
+        return median(sample.lit_db for sample in self.usual) if len(self.usual) >= MIN_SAMPLES else None
 
-    def after(self, look: AppearanceSample, now: float) -> tuple[AppearanceBaseline, AppearanceChange | None]:
-        """Take in a ``look`` of second ``now``; what has changed, said once."""
-        if len(self.usual) < ENOUGH or self._odd(look) is None:
-            return AppearanceBaseline((*self.usual, look)[-USUAL:]), None
-        odd = (*self.odd, (now, look))[-MOST:]
-        if len(odd) < LASTING or now - odd[0][0] < LASTING_S:
-            return replace(self, odd=odd), None
-        (kind, times), *_ = Counter(self._odd(each) for _, each in odd).most_common()
-        if times < LASTING:
-            return replace(self, odd=odd), None
-        # From now on that is what is usual.
-        return AppearanceBaseline(tuple(each for _, each in odd)), kind
+    def after(self, sample: AppearanceSample, now: float) -> tuple[AppearanceBaseline, AppearanceChange | None]:
+        """The baseline after a ``sample`` at second ``now``, and the change that it completes, if any."""
+        if len(self.usual) < MIN_SAMPLES or self._outlier_kind(sample) is None:
+            return AppearanceBaseline((*self.usual, sample)[-MAX_SAMPLES:]), None
+        outliers = (*self.outliers, (now, sample))[-MAX_OUTLIERS:]
+        if len(outliers) < MIN_OUTLIERS or now - outliers[0][0] < LASTING_S:
+            return replace(self, outliers=outliers), None
+        (kind, times), *_ = Counter(self._outlier_kind(each) for _, each in outliers).most_common()
+        if times < MIN_OUTLIERS:
+            return replace(self, outliers=outliers), None
+        # The changed appearance becomes the baseline.
+        return AppearanceBaseline(tuple(each for _, each in outliers)), kind
 
-    def _odd(self, look: AppearanceSample) -> AppearanceChange | None:
-        """What is odd about ``look``; None if it is as usual, or worse all over, as in a new pose."""
-        if self._above(look, AppearanceSample.unlit_db) > LIGHT_DB:
+    def _outlier_kind(self, sample: AppearanceSample) -> AppearanceChange | None:
+        """The change that ``sample`` indicates; None if it is usual, or worse in all regions (a new pose)."""
+        if self._excess(sample, AppearanceSample.unlit_db) > LIGHT_DB:
             return AppearanceChange.LIGHT
-        places = {AppearanceChange.EYES: self._above(look, AppearanceSample.eyes_apart_db), AppearanceChange.TOP: self._above(look, AppearanceSample.top_apart_db)}
-        worst = max(places, key=lambda place: places[place])
-        return worst if places[worst] > PLACE_DB else None
+        regions = {
+            AppearanceChange.EYES: self._excess(sample, AppearanceSample.eyes_apart_db),
+            AppearanceChange.TOP: self._excess(sample, AppearanceSample.top_apart_db),
+        }
+        worst = max(regions, key=lambda region: regions[region])
+        return worst if regions[worst] > REGION_DB else None
 
-    def _above(self, look: AppearanceSample, measure: Callable[[AppearanceSample], float]) -> float:
-        """By how many dB this is above what is usual and what varies; 0 where it is not known."""
+    def _excess(self, sample: AppearanceSample, measure: Callable[[AppearanceSample], float]) -> float:
+        """Value (dB) of ``measure`` above its median; 0 if within the usual variation, or if that is unknown."""
         known = [value for each in self.usual if math.isfinite(value := measure(each))]
-        value = measure(look)
-        if len(known) < ENOUGH // 2 or not math.isfinite(value):
+        value = measure(sample)
+        if len(known) < MIN_SAMPLES // 2 or not math.isfinite(value):
             return 0.0
         middle = median(known)
         deviation = 1.4826 * median(abs(each - middle) for each in known)
-        above = value - middle
-        return above if above > SURE_SD * deviation else 0.0
+        excess = value - middle
+        return excess if excess > MIN_DEVIATIONS * deviation else 0.0
 
 
 class AppearanceProbe:
-    """Looks at pictures with a renderer of its own.  Belongs to the training thread."""
+    """Compares frames with the avatar's rendering of the same head state.  Belongs to the training thread."""
 
     def __init__(self, model: AvatarModel, backend: Backend) -> None:
         from insta_runtime.backends import make_renderer
@@ -169,18 +181,17 @@ class AppearanceProbe:
         self._renderer = make_renderer(model, backend, urgent=False)
 
     def load(self, snapshot: Snapshot) -> None:
-        """Compare with this one from now on."""
+        """Compare later frames with ``snapshot``."""
         self._renderer.load(snapshot)
 
-    def look(self, observation: Observation) -> AppearanceSample | None:
-        """The avatar in the observation's state against its picture; None if hardly any head is in it."""
-
+    def measure(self, observation: Observation) -> AppearanceSample | None:
+        """Compare a frame with the avatar's rendering; None if the head covers less than 1 % of it."""
         truth, camera = observation.premultiplied(SIDE)
         picture = self._renderer.render(observation.state, camera).rgba
         return compare(np.asarray(picture), truth.numpy(), self._eyes(observation.state, camera))
 
     def _eyes(self, state: HeadState, camera: Camera) -> Float64:
-        """(2, 2) px: where the left and the right eye are."""
+        """(2, 2) px: positions of the left and the right eye in the frame."""
         from insta_runtime.geometry import rotation_matrix
         from insta_runtime.head.model import EYE_LEFT, EYE_RIGHT
 
@@ -195,102 +206,103 @@ class AppearanceProbe:
 
 
 class AppearanceMonitor:
-    """Compares new pictures with what the avatar shows, now and then.
+    """Compares the newest frame with the published avatar from time to time.
 
-    `offer` and `consider` are called by the tracking thread, `work` by the training thread.
+    `set_observation` and `set_unverified` are called by the tracking thread, `run_once` by the training thread.
 
     Attributes:
-        worse_db: by how much pictures that were considered are worse than usual (median); None before that is known.
+        worse_db: median PSNR (dB) by which unverified frames are rendered worse than usual; None if unknown.
+        baseline: usual appearance of the subject.
     """
 
     def __init__(
         self,
-        onlooker: Callable[[], AppearanceProbe],
-        learned: bool,
+        make_probe: Callable[[], AppearanceProbe],
+        loaded: bool,
         stream: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
-        """``onlooker`` makes one when it is needed; ``learned``: the avatar was, in an earlier call.
+        """``make_probe`` is called at the first comparison; ``loaded``: the avatar was trained in an earlier call.
 
-        ``stream`` gives the context in which weights are copied: the trainer's, which wrote them.
+        ``stream`` returns the context in which weights are copied: that of the trainer's CUDA stream, which wrote them.
         """
         self.worse_db: float | None = None
-        self.appearance = AppearanceBaseline()
-        self._make = onlooker
-        self._onlooker: AppearanceProbe | None = None
-        self._learned, self._stream = learned, stream
-        self._newest: tuple[Observation, bool] | None = None
-        self._considered: list[AppearanceSample] = []
-        self._loaded: Snapshot | None = None
+        self.baseline = AppearanceBaseline()
+        self._make_probe = make_probe
+        self._probe: AppearanceProbe | None = None
+        self._loaded, self._stream = loaded, stream
+        self._newest: tuple[Observation, bool] | None = None  # and whether it is unverified
+        self._unverified: list[AppearanceSample] = []
+        self._snapshot: Snapshot | None = None
         self._due = 0.0
 
-    def offer(self, observation: Observation) -> None:
-        """A picture of the person."""
+    def set_observation(self, observation: Observation) -> None:
+        """Set the newest frame of the verified subject; resets `worse_db`."""
         self._newest = observation, False
         self.worse_db = None
 
-    def consider(self, observation: Observation) -> None:
-        """A picture of a face that may be somebody else's."""
+    def set_unverified(self, observation: Observation) -> None:
+        """Set the newest frame of a face that may be another subject's."""
         self._newest = observation, True
 
-    def work(self, shown: Snapshot, now: float, *, seldom: bool = False) -> AppearanceChange | None:
-        """AppearanceSample at the newest picture if it is time, with the weights ``shown``; what has changed, said once.
+    def run_once(self, published: Snapshot, now: float, *, seldom: bool = False) -> AppearanceChange | None:
+        """Compare the newest frame with the ``published`` snapshot, if one is due; returns a change once.
 
-        ``seldom``: nothing is learned.  Once it is well known what is usual, people are looked at less often then.
+        ``seldom``: compare every `FROZEN_PROBE_S` once the baseline is complete (training is paused).
         """
         newest = self._newest
         if newest is None:
             return None
-        observation, considered = newest
-        if not considered:
-            self._considered.clear()
-        if now < self._due and not considered:
+        observation, unverified = newest
+        if not unverified:
+            self._unverified.clear()
+        if now < self._due and not unverified:
             return None
         self._newest = None
-        if self._onlooker is None:
-            self._onlooker = self._make()
-        if shown is not self._loaded:
+        if self._probe is None:
+            self._probe = self._make_probe()
+        if published is not self._snapshot:
             with self._stream():
-                self._onlooker.load(shown)
-            self._loaded = shown
+                self._probe.load(published)
+            self._snapshot = published
         began = time.monotonic()
-        look = self._onlooker.look(observation)
+        sample = self._probe.measure(observation)
         took = time.monotonic() - began
-        every = SELDOM_S if seldom and len(self.appearance.usual) == USUAL else EVERY_S
-        self._due = now + took + max(every, took / PART)
-        if look is None:
+        interval = FROZEN_PROBE_S if seldom and len(self.baseline.usual) == MAX_SAMPLES else PROBE_S
+        self._due = now + took + max(interval, took / TIME_SHARE)
+        if sample is None:
             return None
-        if considered:
-            self._consider(look)
+        if unverified:
+            self._add_unverified(sample)
             return None
-        self.appearance, change = self.appearance.after(look, now)
+        self.baseline, change = self.baseline.after(sample, now)
         return change
 
-    def _consider(self, look: AppearanceSample) -> None:
-        usual = self.appearance.usual_db
-        if usual is None and self._learned:
-            usual = LEARNED_DB
-        self._considered = [*self._considered[1 - USUAL :], look]
-        if usual is not None and len(self._considered) >= LASTING:
-            self.worse_db = usual - median(each.lit_db for each in self._considered)
+    def _add_unverified(self, sample: AppearanceSample) -> None:
+        usual = self.baseline.usual_db
+        if usual is None and self._loaded:
+            usual = LOADED_DB
+        self._unverified = [*self._unverified[1 - MAX_SAMPLES :], sample]
+        if usual is not None and len(self._unverified) >= MIN_OUTLIERS:
+            self.worse_db = usual - median(each.lit_db for each in self._unverified)
 
 
 def compare(picture: Float32, truth: Float32, eyes: Float64) -> AppearanceSample | None:
-    """Two premultiplied pictures (H, W, 4) of one state; ``eyes`` (2, 2) px.  None if hardly any head is in them."""
+    """Compare two premultiplied images (H, W, 4) of one head state; ``eyes``: (2, 2) px.  None with too little head."""
     head = np.maximum(picture[..., 3], truth[..., 3]) > 0.5
     both = np.minimum(picture[..., 3], truth[..., 3]) > 0.9
     if both.sum() < 0.01 * both.size:
         return None
     matched = match_light(picture, truth, both)
     plain, lit = (_error(each, truth) for each in (picture, matched))
-    where = _places(head.shape, eyes)
-    eyes_db, top_db, rest_db = (_decibel(lit[head & where[place]]) for place in ImageRegion)
+    regions = _region_masks(head.shape, eyes)
+    eyes_db, top_db, rest_db = (_decibel(lit[head & regions[region]]) for region in ImageRegion)
     return AppearanceSample(_decibel(plain[head]), _decibel(lit[head]), eyes_db, top_db, rest_db)
 
 
 def match_light(picture: Float32, truth: Float32, where: Mask) -> Float32:
-    """``picture`` (H, W, 4) in the light of ``truth``: least squares of log colours ``where`` both are solid.
+    """Match the light of ``picture`` (H, W, 4) to ``truth``, by least squares of log colours in the mask ``where``.
 
-    A gain for each channel and one gamma, bounded; the worst third of the pixels is left out.
+    Fits a bounded gain for each channel and one gamma; the worst third of the pixels is left out.
     """
     alpha = np.maximum(picture[..., 3:], 1e-3)
     colour = np.clip(picture[..., :3] / alpha, DARK, BRIGHT)
@@ -311,14 +323,14 @@ def match_light(picture: Float32, truth: Float32, where: Mask) -> Float32:
 
 
 def _error(picture: Float32, truth: Float32) -> Float32:
-    """(H, W): squared error over white, averaged over the channels."""
+    """(H, W): squared error over white, mean over the channels."""
     over = [each[..., :3] + 1.0 - each[..., 3:] for each in (picture, truth)]
     error: Float32 = np.square(over[0] - over[1]).mean(-1)
     return error
 
 
-def _places(shape: tuple[int, ...], eyes: Float64) -> dict[ImageRegion, Mask]:
-    """The pixels (H, W) of each place."""
+def _region_masks(shape: tuple[int, ...], eyes: Float64) -> dict[ImageRegion, Mask]:
+    """Mask (H, W) of each region, from the positions (2, 2) px of the eyes."""
     y, x = np.mgrid[: shape[0], : shape[1]] + 0.5
     along = eyes[0] - eyes[1]
     apart = max(float(np.hypot(*along)), 1.0)

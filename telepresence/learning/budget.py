@@ -1,8 +1,8 @@
-"""How much to learn, and whether at all: pure functions of (budget, wants, now).
+"""Learning budget of an avatar: whether it is trained now, and why.  Pure functions of (budget, inputs, now).
 
-The display comes first: it has its own cores or a stream of higher priority, and on a GPU a step draws fewer rays
-while a picture takes long (`telepresence.runtime.scheduling.ray_part`).  What is left is for learning, in the part
-``run.train_share``; and learning rests while there is nothing to be learned.
+The display has priority: it has its own cores or a CUDA stream of higher priority, and on a GPU a training step draws
+fewer rays while rendering takes long (`telepresence.runtime.scheduling.ray_part`).  Training gets at most the share
+``run.train_share`` of the remaining time, and rests while nothing new can be learned.
 """
 
 from __future__ import annotations
@@ -11,36 +11,38 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
-NEWS_S: Final = 20.0
-"""Seconds without a picture that shows anything new, after which there may be nothing more to learn ..."""
-FLAT_S: Final = 20.0
-"""... if the likeness has not risen for so long either ..."""
-FLAT_DB: Final = 0.05
-"""... by at least so much."""
+NOVELTY_TIMEOUT_S: Final = 20.0
+"""Seconds without a novel frame after which training may rest."""
+PLATEAU_S: Final = 20.0
+"""Seconds without a rise of the likeness after which training may rest."""
+PLATEAU_DB: Final = 0.05
+"""Minimum rise of the likeness (dB of PSNR) that counts as progress."""
 
 
 class LearningMode(StrEnum):
-    """What learning does; the values are what `/status` says."""
+    """State of training; the values are those of ``training.state`` in `/status`."""
 
-    WAITING = "waiting"  # it is not known yet who is there
+    WAITING = "waiting"  # there is no avatar yet
     LEARNING = "learning"
-    RESTING = "resting"  # nothing new is to be learned; it goes on as soon as there is
-    FROZEN = "frozen"  # it was asked not to
-    FAILED = "failed"  # it cannot; the last weights are shown
+    RESTING = "resting"  # nothing new to learn; continues with the next novel frame
+    FROZEN = "frozen"  # paused by the user or by the run's options
+    FAILED = "failed"  # training cannot continue; the last weights are displayed
 
 
 @dataclass(frozen=True)
 class BudgetInputs:
-    """What there is to learn at one moment.
+    """Inputs of the decision whether to train.
 
-    ``known``: there is an avatar to learn.  ``away``: nobody has been there for long.  ``news``: the monotonic
-    second at which a picture was taken that showed something new; None if none ever was.  ``likeness_db``: PSNR on
-    held-back pictures, None before it is measured.  ``failure``: why learning cannot go on.
+    Attributes:
+        has_avatar: whether there is an avatar to train. absent: whether no face was seen for long.
+        last_novel_at: monotonic second of the last novel frame; None before the first.
+        likeness_db: PSNR on held-back frames; None before it is measured.
+        frozen: whether training is paused. failure: error that ended training; None without one.
     """
 
-    known: bool = False
-    away: bool = False
-    news: float | None = None
+    has_avatar: bool = False
+    absent: bool = False
+    last_novel_at: float | None = None
     likeness_db: float | None = None
     frozen: bool = False
     failure: str | None = None
@@ -48,37 +50,42 @@ class BudgetInputs:
 
 @dataclass(frozen=True)
 class LearningBudget:
-    """What learning does and why, since when (monotonic seconds), and when the likeness last rose, and to what."""
+    """Decision whether an avatar is trained, with its reason.
+
+    Attributes:
+        mode: what training does. reason: one line for people. since: monotonic second of the last change of mode.
+        risen: monotonic second at which the likeness last rose. best_db: the highest likeness so far (PSNR, dB).
+    """
 
     mode: LearningMode = LearningMode.WAITING
-    why: str = "nobody is known yet"
+    reason: str = "no subject is known yet"
     since: float = 0.0
     risen: float = 0.0
     best_db: float | None = None
 
-    def after(self, wants: BudgetInputs, now: float) -> LearningBudget:
-        """The budget at ``now``, given what is known at that moment."""
-        mode, why = self._mode(wants, now)
-        woken = self.mode is not LearningMode.LEARNING and mode is LearningMode.LEARNING
-        budget = replace(self, mode=mode, why=why, since=self.since if mode is self.mode else now)
-        likeness = wants.likeness_db
-        if woken:  # whatever it was like before: there is something new to be like
+    def after(self, inputs: BudgetInputs, now: float) -> LearningBudget:
+        """The budget at monotonic second ``now``, given the inputs of that moment."""
+        mode, reason = self._mode(inputs, now)
+        resumed = self.mode is not LearningMode.LEARNING and mode is LearningMode.LEARNING
+        budget = replace(self, mode=mode, reason=reason, since=self.since if mode is self.mode else now)
+        likeness = inputs.likeness_db
+        if resumed:  # the earlier maximum was measured on other frames
             return replace(budget, risen=now, best_db=likeness)
-        if likeness is not None and (self.best_db is None or likeness >= self.best_db + FLAT_DB):
+        if likeness is not None and (self.best_db is None or likeness >= self.best_db + PLATEAU_DB):
             return replace(budget, risen=now, best_db=likeness)
         return budget
 
-    def _mode(self, wants: BudgetInputs, now: float) -> tuple[LearningMode, str]:
-        if wants.failure is not None:
-            return LearningMode.FAILED, wants.failure
-        if not wants.known:
-            return LearningMode.WAITING, "nobody is known yet"
-        if wants.frozen:
-            return LearningMode.FROZEN, "it was asked for"
-        if wants.away:
-            return LearningMode.RESTING, "nobody is there"
-        stale = wants.news is None or now - wants.news > NEWS_S
-        flat = self.mode is LearningMode.RESTING or now - self.risen > FLAT_S
-        if stale and flat and wants.likeness_db is not None:
-            return LearningMode.RESTING, "nothing new is to be learned"
-        return LearningMode.LEARNING, "there is something to learn"
+    def _mode(self, inputs: BudgetInputs, now: float) -> tuple[LearningMode, str]:
+        if inputs.failure is not None:
+            return LearningMode.FAILED, inputs.failure
+        if not inputs.has_avatar:
+            return LearningMode.WAITING, "no subject is known yet"
+        if inputs.frozen:
+            return LearningMode.FROZEN, "training is paused by the user"
+        if inputs.absent:
+            return LearningMode.RESTING, "no face is in view"
+        stale = inputs.last_novel_at is None or now - inputs.last_novel_at > NOVELTY_TIMEOUT_S
+        flat = self.mode is LearningMode.RESTING or now - self.risen > PLATEAU_S
+        if stale and flat and inputs.likeness_db is not None:
+            return LearningMode.RESTING, "there is nothing new to learn"
+        return LearningMode.LEARNING, "there are new frames to learn from"

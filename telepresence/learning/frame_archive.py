@@ -1,7 +1,7 @@
-"""The pictures that learning took, kept on disk, if and only if that was asked for (``run.keep_frames``).
+"""Frame archive: training frames stored on disk, only if the user asked for it (``run.keep_frames``).
 
-Beside the avatar lies ``frames/``, with a tracked folder (docs/formats.md) for each call and each place of the camera;
-the next call learns from them again.
+The folder ``frames/`` beside the avatar holds one tracked folder (docs/formats.md) for each call and camera window.
+The next call trains on these frames again.
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("telepresence")
 
-ALL: Final = 600
-"""So many pictures of a call are all kept, two minutes'; then ever fewer, one in n / ALL of the n-th."""
-MOST: Final = 4000
-"""Pictures of earlier calls that are kept, about 400 MB; whole calls go when there are more, the earliest first."""
-WAITING: Final = 64
-"""Pictures that wait to be written; where the disk is slower, they are not kept."""
-RATE: Final = 5.0
-"""Pictures a second that a call learns from, for the meta data."""
+KEEP_ALL: Final = 600
+"""Number of frames of a call that are all kept (two minutes); of the n-th frame after that, one in n / `KEEP_ALL`."""
+MAX_FRAMES: Final = 4000
+"""Maximum number of archived frames of earlier calls (about 400 MB); the oldest calls are deleted as a whole."""
+MAX_QUEUED: Final = 64
+"""Maximum number of frames that wait to be written; further ones replace the oldest."""
+FPS: Final = 5.0
+"""Frames per second written to the metadata: the rate at which a call trains on frames."""
 JPEG_QUALITY: Final = 95
+"""JPEG quality of archived frames."""
 
 
 def archive_folder(path: Path) -> Path:
-    """Where the pictures of the avatar at ``path`` are."""
+    """Folder of the archived frames of the avatar at ``path``."""
     from insta_runtime.avatar import avatar_file
 
     file = avatar_file(path)
@@ -44,73 +45,76 @@ def archive_folder(path: Path) -> Path:
 
 
 class FrameArchive:
-    """Keeps pictures of one person in ``folder``; if not ``keep``, only gives back what earlier calls have kept.
+    """Archive of one subject's training frames.
 
-    Any thread may `offer`, one at a time `write`.
+    `add` may be called from any thread, `write` from one thread at a time.
+
+    Attributes:
+        folder: the archive's folder. keep: whether new frames are stored; if False, earlier ones are only read.
     """
 
     def __init__(self, folder: Path, head: HeadModel, shape: Float32, *, keep: bool = True) -> None:
         self.folder, self.keep, self._head, self._shape = folder, keep, head, shape
-        self._waiting: deque[Observation] = deque(maxlen=WAITING)
+        self._queue: deque[Observation] = deque(maxlen=MAX_QUEUED)
         self._lock = threading.Lock()
-        self._offered = 0
+        self._count = 0
         self._next = 1.0
-        self._page: Path | None = None
-        self._kept: list[Observation] = []  # of the page, without their pictures
+        self._open: Path | None = None  # tracked folder that is being written
+        self._written: list[Observation] = []  # its observations, without pixels
 
-    def offer(self, observation: Observation) -> None:
-        """A picture was taken to learn from: keep it, or one of those like it."""
+    def add(self, observation: Observation) -> None:
+        """Queue a frame that was used for training; after `KEEP_ALL` frames only a part of them is kept."""
         if not self.keep:
             return
         with self._lock:
-            self._offered += 1
-            if self._offered >= self._next:
-                self._next = max(self._next + 1.0, self._next * (1.0 + 1.0 / ALL))
-                self._waiting.append(observation)
+            self._count += 1
+            if self._count >= self._next:
+                self._next = max(self._next + 1.0, self._next * (1.0 + 1.0 / KEEP_ALL))
+                self._queue.append(observation)
 
     def write(self) -> None:
-        """Write what waits.  UserError if it cannot be written."""
+        """Write the queued frames to disk.  UserError if they cannot be written."""
         with self._lock:
-            waiting, self._waiting = list(self._waiting), deque(maxlen=WAITING)
+            queued, self._queue = list(self._queue), deque(maxlen=MAX_QUEUED)
         try:
-            for observation in waiting:
-                if self._page is None or self._kept[0].camera != observation.camera:
-                    self._finish()
-                    self._turn()
-                self._add(observation)
-            if waiting:
-                self._finish()
+            for observation in queued:
+                if self._open is None or self._written[0].camera != observation.camera:
+                    self._write_take()
+                    self._begin_folder()
+                self._write_frame(observation)
+            if queued:
+                self._write_take()
         except OSError as error:
-            raise UserError(f"pictures cannot be kept in {self.folder}: {error.strerror}") from None
+            raise UserError(f"frames cannot be stored in {self.folder}: {error.strerror}") from None
 
-    def stored(self) -> Iterator[Observation]:
-        """The pictures of earlier calls, in order, but for those of another head or another identity."""
+    def stored_observations(self) -> Iterator[Observation]:
+        """Read the frames of earlier calls in order; folders of another head model or identity are skipped."""
         from insta_runtime.tracked import TrackedFolder
 
-        for page in _pages(self.folder):
+        for folder in _tracked_folders(self.folder):
             try:
-                _mend(page)
-                tracked = TrackedFolder.open(page)
+                _repair_meta(folder)
+                tracked = TrackedFolder.open(folder)
                 fits = tracked.take.head_sha256 == self._head.sha256 and len(tracked.take.shape) == len(self._shape)
                 if not fits or abs(tracked.take.shape - self._shape).max() > 1e-6:
-                    log.warning("%s is of another person or head than the avatar, and not learned from", page)
+                    log.warning("%s shows another person or head model than the avatar; it is not used", folder)
                     continue
                 for index in tracked.frames:
                     yield tracked.observation(int(index))
             except UserError as error:
                 log.warning("%s", error)
 
-    def _turn(self) -> None:
-        """Begin the next page, for another call or another camera."""
-        pages = _pages(self.folder)
-        number = int(pages[-1].name) + 1 if pages else 0
-        while sum(_count(page) for page in pages) > MOST:
-            shutil.rmtree(pages.pop(0))
-        self._page, self._kept = self.folder / f"{number:04d}", []
+    def _begin_folder(self) -> None:
+        """Create the next tracked folder, for a new call or camera; deletes the oldest ones above `MAX_FRAMES`."""
+        folders = _tracked_folders(self.folder)
+        number = int(folders[-1].name) + 1 if folders else 0
+        while sum(_count_frames(folder) for folder in folders) > MAX_FRAMES:
+            shutil.rmtree(folders.pop(0))
+        self._open, self._written = self.folder / f"{number:04d}", []
         for name in ("frames", "alpha", "body"):
-            (self._page / name).mkdir(parents=True)
+            (self._open / name).mkdir(parents=True)
 
-    def _add(self, observation: Observation) -> None:
+    def _write_frame(self, observation: Observation) -> None:
         from dataclasses import replace
 
         import numpy as np
@@ -118,65 +122,65 @@ class FrameArchive:
 
         from insta_runtime.tracked import frame_name
 
-        assert self._page is not None
-        name = frame_name(len(self._kept))
+        assert self._open is not None
+        name = frame_name(len(self._written))
         body = observation.body if observation.body is not None else observation.alpha
-        Image.fromarray(observation.rgb).save(self._page / "frames" / f"{name}.jpg", quality=JPEG_QUALITY)
+        Image.fromarray(observation.rgb).save(self._open / "frames" / f"{name}.jpg", quality=JPEG_QUALITY)
         for folder, matte in (("alpha", observation.alpha), ("body", body)):
-            Image.fromarray(matte).save(self._page / folder / f"{name}.png", compress_level=3)
+            Image.fromarray(matte).save(self._open / folder / f"{name}.png", compress_level=3)
         nothing = np.zeros((0, 0, 3), np.uint8)
-        self._kept.append(replace(observation, rgb=nothing, alpha=nothing[..., 0], body=None))
+        self._written.append(replace(observation, rgb=nothing, alpha=nothing[..., 0], body=None))
 
-    def _finish(self) -> None:
-        """Make the page a tracked folder as it is now."""
+    def _write_take(self) -> None:
+        """Write take and metadata of the open folder, which make it a valid tracked folder."""
         import numpy as np
 
         from insta_runtime.tracked import write_take
         from insta_runtime.types import Take
 
-        if self._page is None:
+        if self._open is None:
             return
-        camera: Camera = self._kept[0].camera
+        camera: Camera = self._written[0].camera
         take = Take(
-            states=tuple(kept.state for kept in self._kept),
-            valid=np.ones(len(self._kept), dtype=np.bool_),
+            states=tuple(written.state for written in self._written),
+            valid=np.ones(len(self._written), dtype=np.bool_),
             shape=self._shape,
             camera=camera,
             crop=(0.0, 0.0, float(max(camera.width, camera.height))),
             head_sha256=self._head.sha256,
-            fps=RATE,
+            fps=FPS,
         )
-        with atomic_file(self._page / "take.npz") as file:
+        with atomic_file(self._open / "take.npz") as file:
             write_take(file, take)
         head = {"name": self._head.name, "sha256": self._head.sha256, "file": None}
-        facts = {"fps": RATE, "source": "call", "crop_policy": "auto", "tracker": {}}
-        _write_meta(self._page, {"format_version": 1, "head": head, "frames": len(self._kept), **facts})
+        facts = {"fps": FPS, "source": "call", "crop_policy": "auto", "tracker": {}}
+        _write_meta(self._open, {"format_version": 1, "head": head, "frames": len(self._written), **facts})
 
 
-def _pages(folder: Path) -> list[Path]:
-    """The tracked folders of an archive, the earliest first."""
+def _tracked_folders(folder: Path) -> list[Path]:
+    """Tracked folders of an archive, the oldest first."""
     if not folder.is_dir():
         return []
-    return sorted(page for page in folder.iterdir() if page.is_dir() and page.name.isdecimal())
+    return sorted(each for each in folder.iterdir() if each.is_dir() and each.name.isdecimal())
 
 
-def _count(page: Path) -> int:
-    return sum(1 for _ in (page / "frames").glob("*.jpg"))
+def _count_frames(folder: Path) -> int:
+    return sum(1 for _ in (folder / "frames").glob("*.jpg"))
 
 
-def _mend(page: Path) -> None:
-    """Make the meta data agree with the take, if the program was killed between writing one and the other."""
+def _repair_meta(folder: Path) -> None:
+    """Correct the number of frames in the metadata if the program was killed between writing take and metadata."""
     from insta_runtime.tracked import read_take
 
     try:
-        meta = json.loads((page / "meta.json").read_text(encoding="utf-8"))
-        count = len(read_take(page).states)
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        count = len(read_take(folder).states)
         if meta.get("frames") != count:
-            _write_meta(page, meta | {"frames": count})
+            _write_meta(folder, meta | {"frames": count})
     except (OSError, ValueError, AttributeError, UserError):
-        return  # whoever opens it will say what is wrong
+        return  # `TrackedFolder.open` reports the error
 
 
-def _write_meta(page: Path, meta: dict[str, Any]) -> None:
-    with atomic_file(page / "meta.json", concurrent=True) as file:
+def _write_meta(folder: Path, meta: dict[str, Any]) -> None:
+    with atomic_file(folder / "meta.json", concurrent=True) as file:
         file.write((json.dumps(meta, indent=1) + "\n").encode())

@@ -1,8 +1,8 @@
-"""What is worth learning from: each tracked picture is looked at, and refused for a reason that is counted.
+"""Frame filter: checks whether a tracked frame is worth training on, and counts the refused ones by reason.
 
-What is bad is told by comparison with what this person, camera and light usually give: where everything is blurred,
-nothing is.  And no reason but a lost face keeps for ever: who sits still, or in bad light, is learned at a low rate.
-Looking takes about a millisecond of one core.
+A frame is compared with what this subject, camera and light usually give: where all frames are blurred, none is refused
+for that.  Every reason except a lost or cut-off face holds only for a limited time, so that a subject who sits still or
+in bad light is still learned at a low rate.  One check takes about a millisecond of one core.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, get_args
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +25,8 @@ if TYPE_CHECKING:
 
 Mask = NDArray[np.bool_]
 Reason = Literal["mistracked", "cut off", "occluded", "vague matte", "moving", "blurred", "duplicate"]
-REASONS: Final[tuple[Reason, ...]] = get_args(Reason)
 
-PATIENCE: Final[dict[Reason, float]] = {
+MAX_WAIT_S: Final[dict[Reason, float]] = {
     "mistracked": math.inf,
     "cut off": math.inf,
     "occluded": 5.0,
@@ -36,61 +35,61 @@ PATIENCE: Final[dict[Reason, float]] = {
     "blurred": 2.0,
     "duplicate": 1.0,
 }
-"""Seconds since a picture was last taken, after which one is in spite of the reason."""
+"""Seconds since the last accepted frame after which a frame is accepted despite the reason."""
 
 GAP_S: Final = 1.0
-"""Who was away for longer than this is not waited for: patience begins anew."""
+"""Seconds without a frame after which the waiting time of `MAX_WAIT_S` starts again."""
 POINTS: Final = 160
-"""Places of the face that are looked at."""
+"""Number of points on the face at which colours and visibility are sampled."""
 FACING: Final = 0.35
-"""Cosine between a place's normal and the way to the camera from which on it is in view."""
-LEAST_INSIDE: Final = 0.75
-"""Part of the face that the picture must show."""
+"""Minimum cosine between a point's normal and the direction to the camera for the point to be visible."""
+MIN_INSIDE: Final = 0.75
+"""Minimum share of the face points that must lie inside the frame."""
 JUMP, JUMP_RATE = math.radians(25.0), math.radians(500.0)
-"""No head turns by so much from a frame to the next, nor so much a second."""
-FRAME_S: Final = 0.25
-"""Pictures farther apart than that say nothing of speed."""
-FASTEST: Final = 1.2
-"""Widths of the face a second beyond which matte and pose lag behind the picture."""
-WIDTH: Final = 96
-"""Sharpness is that of a face scaled to so many pixels across, about."""
-LEAST_SHARP: Final = 0.45
-"""Part of the usual best sharpness below which a face is blurred."""
+"""Rotation between two frames (radians) and rotation speed (radians per second) above which the head is mistracked."""
+MAX_FRAME_GAP_S: Final = 0.25
+"""Seconds between two frames above which no speed is computed."""
+MAX_SPEED: Final = 1.2
+"""Speed of the face in face widths per second above which matte and pose lag behind the image."""
+FACE_WIDTH: Final = 96
+"""Width in pixels, approximately, to which the face is scaled before sharpness is measured."""
+MIN_SHARPNESS: Final = 0.45
+"""Share of the usual best sharpness below which a face is blurred."""
 WINDOW: Final = 64
-"""Pictures that say what is usual: half a minute at most, for they are looked at twice a second or oftener."""
-YOUNG: Final = 40
-"""Pictures taken before which duplicates are welcome: with little else there is, they still tell noise from face."""
-KNOWN: Final = 8
-"""Pictures before which nothing is called usual."""
+"""Number of newest frames from which the usual values are computed; checked at least twice a second."""
+MIN_ACCEPTED: Final = 40
+"""Number of accepted frames below which duplicates are accepted too: they still help to average out noise."""
+MIN_FRAMES: Final = 8
+"""Number of frames needed before usual values are known."""
 MATTE_SIDE: Final = 128
-"""The matte is looked at with about so many pixels a side."""
-VAGUE: Final = 0.06
-"""Part of the head, beyond the usual, that may be half transparent without being at an edge."""
-HIDDEN: Final = 0.08
-"""Part of the face, beyond the usual, that the matte may lack."""
-STRANGE: Final = 0.12
-"""Part of the face, beyond the usual, whose colours may be others than before."""
-SIDE: Final = math.radians(12.0)
-"""Colours are compared with those of views that are less than this apart, about."""
-OTHER_COLOUR: Final = 0.16
-"""Difference from the usual colour, a part of the face's brightness, that makes a place strange ..."""
-OTHER_THAN_USUAL: Final = 3.0
-"""... and times the place's own usual difference."""
+"""Width and height in pixels, approximately, at which the matte is checked."""
+MAX_VAGUE: Final = 0.06
+"""Share of the head, above the usual, that may be half transparent away from an edge."""
+MAX_HIDDEN: Final = 0.08
+"""Share of the face, above the usual, that may be missing in the matte."""
+MAX_STRANGE: Final = 0.12
+"""Share of the face, above the usual, that may have unusual colours."""
+VIEW_ANGLE: Final = math.radians(12.0)
+"""Size (radians) of the bins of view directions in which usual colours are kept separately."""
+COLOUR_DIFFERENCE: Final = 0.16
+"""Difference from the usual colour, as a share of the face's brightness, above which a point is unusual."""
+COLOUR_DEVIATIONS: Final = 3.0
+"""Factor on a point's own mean difference above which the point is unusual."""
 COLOUR_RATE: Final = 0.2
-"""How fast usual colours follow the pictures that are taken."""
+"""Rate at which the usual colours follow accepted frames, per frame."""
 SAME: Final = 0.015, 0.003, 0.08
-"""Radians, metres and expression code that two states may differ by and be the same."""
+"""Distances in rotation (radians), translation (metres) and expression code below which two states are the same."""
 COMPARED: Final = 8
-"""Newest pictures taken that a new one may be a duplicate of."""
+"""Number of newest accepted frames that a new frame is compared with to find duplicates."""
 
 
 @dataclass(frozen=True)
 class FacePoints:
-    """Places of the face in head space, metres.
+    """Sample points on the face, in head space.
 
     Attributes:
-        points, normals: (N, 3) of the neutral face, normals of length one. moves: (E, 3 N) what expressions add.
-            (What a jaw's joint adds is left out.)
+        points: (N, 3) metres, of the neutral face. normals: (N, 3) unit normals.
+        moves: (E, 3 N) metres added per expression unit.  (The rotation of a jaw joint is ignored.)
     """
 
     points: Float64
@@ -99,7 +98,7 @@ class FacePoints:
 
     @staticmethod
     def of(model: AvatarModel) -> FacePoints:
-        """Evenly over the face of this person."""
+        """Points spread evenly over the face of the model's subject."""
         mesh = model.rig.canonical(model.shape, 0.0)
         vertices, faces = mesh.vertices.cpu().numpy().astype(np.float64), mesh.faces.cpu().numpy()
         corners = vertices[faces]
@@ -111,7 +110,7 @@ class FacePoints:
         face = np.flatnonzero((model.head.masks["face"] > 0.5) & (normals[:, 2] > 0.0))
         chosen = [int(face[0])]
         away = np.full(len(face), np.inf)
-        while len(chosen) < min(POINTS, len(face)):  # the one that is farthest from all chosen ones
+        while len(chosen) < min(POINTS, len(face)):  # farthest point sampling
             away = np.minimum(away, np.linalg.norm(vertices[face] - vertices[chosen[-1]], axis=1))
             chosen.append(int(face[away.argmax()]))
         moves = model.head.expression_dirs[:, chosen].reshape(-1, 3 * len(chosen))
@@ -120,7 +119,7 @@ class FacePoints:
 
 @dataclass(frozen=True)
 class FaceProjection:
-    """Where a state puts the places of a face: ``u``, ``v`` (N,) pixels; ``facing`` and ``inside`` (N,) bool."""
+    """Projected face points: ``u``, ``v`` (N,) pixels; ``facing`` the camera, ``inside`` the frame: (N,) bool."""
 
     u: Float64
     v: Float64
@@ -129,7 +128,7 @@ class FaceProjection:
 
     @staticmethod
     def of(face: FacePoints, state: HeadState, camera: Camera) -> FaceProjection | None:
-        """None for a state that is none: not finite, or behind the camera."""
+        """Project the points for a head state; None if the state is not finite or behind the camera."""
         numbers = np.concatenate([np.ravel(value) for value in state.arrays().values()])
         if not np.isfinite(numbers).all():
             return None
@@ -145,18 +144,19 @@ class FaceProjection:
 
     @property
     def width(self) -> float:
-        """Of the face, pixels."""
+        """Width of the projected face in pixels."""
         return float(max(np.ptp(self.u), np.ptp(self.v) / 1.3, 1.0))
 
 
 @dataclass(frozen=True)
 class FrameMetrics:
-    """What a picture looks like, beyond where the face is.
+    """Image quality of one frame.
 
     Attributes:
-        sharpness: of the face at the scale ``bin`` (pixels averaged along a side); only comparable at the same.
-        hidden: part of the face that the matte lacks. vague: half-transparent part of the head, away from edges.
-        colours: (N, 3) of the places of the face, in [0, 1].
+        sharpness: fine detail of the face; comparable only between frames of equal ``bin``.
+        bin: number of pixels averaged along each side before measuring.
+        hidden: share of the face missing in the matte. vague: share of the head half transparent away from edges.
+        colours: (N, 3) of the face points, in [0, 1].
     """
 
     sharpness: float
@@ -166,12 +166,12 @@ class FrameMetrics:
     colours: Float32
 
 
-def look(observation: Observation, view: FaceProjection) -> FrameMetrics:
-    """Measure a picture whose face is in ``view``."""
-    seen = view.facing & view.inside
+def measure_frame(observation: Observation, view: FaceProjection) -> FrameMetrics:
+    """Measure the image quality of a frame whose face points are projected to ``view``."""
+    visible = view.facing & view.inside
     x, y = np.clip(view.u, 0, None).astype(np.intp), np.clip(view.v, 0, None).astype(np.intp)
     x, y = np.minimum(x, observation.rgb.shape[1] - 2), np.minimum(y, observation.rgb.shape[0] - 2)
-    alpha = observation.alpha[y[seen], x[seen]]
+    alpha = observation.alpha[y[visible], x[visible]]
     patch = sum(
         observation.rgb[np.maximum(y + down, 0), np.maximum(x + right, 0)].astype(np.float32)
         for down in (-1, 0, 1)
@@ -188,131 +188,136 @@ def look(observation: Observation, view: FaceProjection) -> FrameMetrics:
     )
 
 
-class _Colours:
-    """What colours a face usually has, seen from one side."""
+class _UsualColours:
+    """Running mean of the colours of the face points, for one range of view directions."""
 
     def __init__(self) -> None:
-        self._seen = 0
+        self._count = 0
         self._mean = np.zeros((0, 3), dtype=np.float32)  # (N, 3)
-        self._wander = np.zeros(0, dtype=np.float32)  # (N,) how far from it a place usually is
+        self._deviation = np.zeros(0, dtype=np.float32)  # (N,) mean difference from it
 
-    def strangeness(self, signs: FrameMetrics, view: FaceProjection) -> float:
-        """Part of the visible face with other colours than usual, whatever the exposure; 0 while little is known."""
-        seen = view.facing & view.inside
-        if self._seen < KNOWN or not seen.any():
+    def strange_share(self, metrics: FrameMetrics, view: FaceProjection) -> float:
+        """Share of the visible face with unusual colours, independent of exposure; 0 with too few frames."""
+        visible = view.facing & view.inside
+        if self._count < MIN_FRAMES or not visible.any():
             return 0.0
-        strange = self._differences(signs, seen) > np.maximum(OTHER_COLOUR, OTHER_THAN_USUAL * self._wander)
-        return float(strange[seen].mean())
+        limit = np.maximum(COLOUR_DIFFERENCE, COLOUR_DEVIATIONS * self._deviation)
+        strange = self._differences(metrics, visible) > limit
+        return float(strange[visible].mean())
 
-    def learn(self, signs: FrameMetrics, view: FaceProjection) -> None:
-        seen = view.facing & view.inside
-        if not self._seen:
-            self._mean, self._wander = signs.colours.copy(), np.zeros(len(seen), dtype=np.float32)
-        rate = max(COLOUR_RATE, 1.0 / (self._seen + 1)) * seen.astype(np.float32)
-        self._wander += rate * (self._differences(signs, seen) - self._wander)
-        self._mean += rate[:, None] * (signs.colours - self._mean)
-        self._seen += 1
+    def update(self, metrics: FrameMetrics, view: FaceProjection) -> None:
+        visible = view.facing & view.inside
+        if not self._count:
+            self._mean, self._deviation = metrics.colours.copy(), np.zeros(len(visible), dtype=np.float32)
+        rate = max(COLOUR_RATE, 1.0 / (self._count + 1)) * visible.astype(np.float32)
+        self._deviation += rate * (self._differences(metrics, visible) - self._deviation)
+        self._mean += rate[:, None] * (metrics.colours - self._mean)
+        self._count += 1
 
-    def _differences(self, signs: FrameMetrics, seen: Mask) -> Float32:
-        """(N,) from the mean, as a part of the face's brightness, after each channel's exposure is made alike."""
-        if not seen.any():
-            return np.zeros(len(seen), dtype=np.float32)
-        gain = np.median((signs.colours[seen] + 0.02) / (self._mean[seen] + 0.02), axis=0)
-        brightness = float((gain * self._mean[seen]).mean()) + 0.02
-        return np.asarray(np.abs(signs.colours - gain * self._mean).mean(axis=1) / brightness, dtype=np.float32)
+    def _differences(self, metrics: FrameMetrics, visible: Mask) -> Float32:
+        """(N,) distances from the mean as a share of the face's brightness, after matching each channel's exposure."""
+        if not visible.any():
+            return np.zeros(len(visible), dtype=np.float32)
+        gain = np.median((metrics.colours[visible] + 0.02) / (self._mean[visible] + 0.02), axis=0)
+        brightness = float((gain * self._mean[visible]).mean()) + 0.02
+        return np.asarray(np.abs(metrics.colours - gain * self._mean).mean(axis=1) / brightness, dtype=np.float32)
 
 
 class FrameFilter:
-    """Decides which pictures one avatar learns from.  Belongs to the thread that offers them, but for `forget`.
+    """Selects the frames on which one avatar is trained.  Belongs to the tracking thread, except `reset_baseline`.
 
     Args:
-        face: what is looked at. code: of a state's expression, (C,), about one in size.
+        face: sample points on the face. code: function from a head state to its expression code (C,) of unit size.
 
     Attributes:
-        taken: pictures so far. refused: others by `Reason`. news: when one was taken last that was no duplicate,
-            seconds; None: never. All from any thread.
+        taken: number of accepted frames. refused: number of refused frames by `Reason`.
+        last_novel_at: second of the last accepted frame that was no duplicate; None before the first.
+            All three may be read from any thread.
     """
 
     def __init__(self, face: FacePoints, code: Callable[[HeadState], Float32]) -> None:
         self.taken, self.refused = 0, Counter[Reason]()
-        self.news: float | None = None
+        self.last_novel_at: float | None = None
         self._face, self._code = face, code
         self._before: tuple[HeadState, FaceProjection] | None = None
-        self._last = self._looked = -math.inf
+        self._last_taken = self._last_checked = -math.inf
         self._begin()
 
-    def forget(self) -> None:
-        """Light, glasses or camera have changed: find out anew what is usual, from the next picture on."""
-        self._forgetting = True
+    def reset_baseline(self) -> None:
+        """Compute the usual values anew from the next frame on, after a change of light, glasses or camera."""
+        self._reset = True
 
     def _begin(self) -> None:
-        self._forgetting = False
+        self._reset = False
         self._kept: deque[tuple[HeadState, Float32]] = deque(maxlen=COMPARED)
-        self._usual: deque[FrameMetrics] = deque(maxlen=WINDOW)
-        self._looks: deque[tuple[float, float, float]] = deque(maxlen=WINDOW)  # hidden, vague, strange
-        self._colours: dict[tuple[int, int], _Colours] = {}  # of the sides from which the face was seen
+        self._metrics: deque[FrameMetrics] = deque(maxlen=WINDOW)
+        self._defects: deque[tuple[float, float, float]] = deque(maxlen=WINDOW)  # hidden, vague, strange
+        self._colours: dict[tuple[int, int], _UsualColours] = {}  # by bin of view directions
 
-    def follow(self, observation: Observation) -> None:
-        """See where a head has gone that is not to be judged now: what moves is told from frame to frame."""
+    def update_motion(self, observation: Observation) -> None:
+        """Record the head state of a frame that is not checked: speed is measured between consecutive frames."""
         view = FaceProjection.of(self._face, observation.state, observation.camera)
         self._before = (observation.state, view) if view is not None else None
 
-    def judge(self, observation: Observation, now: float) -> Reason | None:
-        """Why the picture is not worth learning from, counted; None if it is taken.  ``now``: seconds."""
-        if self._forgetting:
+    def check(self, observation: Observation, now: float) -> Reason | None:
+        """Check a frame at second ``now``: the reason why it is refused, which is counted; None if it is accepted."""
+        if self._reset:
             self._begin()
-        if now - self._looked > GAP_S:
-            self._last = now
-        self._looked = now
+        if now - self._last_checked > GAP_S:
+            self._last_taken = now
+        self._last_checked = now
         before = self._before
-        self.follow(observation)
+        self.update_motion(observation)
         reason = self._reason(observation, before, now)
         if reason is not None:
             self.refused[reason] += 1
             return reason
         self.taken += 1
-        self._last = now
+        self._last_taken = now
         return None
 
-    def _reason(self, observation: Observation, before: tuple[HeadState, FaceProjection] | None, now: float) -> Reason | None:
+    def _reason(
+        self, observation: Observation, before: tuple[HeadState, FaceProjection] | None, now: float
+    ) -> Reason | None:
         state = observation.state
         if self._before is None or _jumped(before, state):
             return "mistracked"
         view = self._before[1]
-        if float(view.inside.mean()) < LEAST_INSIDE:
+        if float(view.inside.mean()) < MIN_INSIDE:
             return "cut off"
-        waited = now - self._last
+        waited = now - self._last_taken
         code = self._code(state)
-        same = self.taken >= YOUNG and any(_same(state, code, *other) for other in self._kept)
-        if same and waited < PATIENCE["duplicate"]:
+        same = self.taken >= MIN_ACCEPTED and any(_same(state, code, *other) for other in self._kept)
+        if same and waited < MAX_WAIT_S["duplicate"]:
             return "duplicate"
-        signs = look(observation, view)
-        azimuth, elevation = view_angles(state) / SIDE
-        colours = self._colours.setdefault((round(azimuth), round(elevation)), _Colours())
-        strange = colours.strangeness(signs, view)
-        faults = list(self._faults(signs, strange, _speed(before, state, view)))
-        self._usual.append(signs)
-        self._looks.append((signs.hidden, signs.vague, strange))
-        for fault in faults:
-            if waited < PATIENCE[fault]:
-                return fault
-        colours.learn(signs, view)
+        metrics = measure_frame(observation, view)
+        azimuth, elevation = view_angles(state) / VIEW_ANGLE
+        colours = self._colours.setdefault((round(azimuth), round(elevation)), _UsualColours())
+        strange = colours.strange_share(metrics, view)
+        reasons = list(self._quality_reasons(metrics, strange, _speed(before, state, view)))
+        self._metrics.append(metrics)
+        self._defects.append((metrics.hidden, metrics.vague, strange))
+        for reason in reasons:
+            if waited < MAX_WAIT_S[reason]:
+                return reason
+        colours.update(metrics, view)
         self._kept.append((state, code))
         if not same:
-            self.news = now
+            self.last_novel_at = now
         return None
 
-    def _faults(self, signs: FrameMetrics, strange: float, speed: float) -> Iterator[Reason]:
-        """What is wrong with a picture, compared with those before."""
-        if speed > FASTEST:
+    def _quality_reasons(self, metrics: FrameMetrics, strange: float, speed: float) -> Iterator[Reason]:
+        """Reasons against a frame, by comparison with the usual values."""
+        if speed > MAX_SPEED:
             yield "moving"
-        same = [other.sharpness for other in self._usual if other.bin == signs.bin]
-        if len(same) >= KNOWN and signs.sharpness < LEAST_SHARP * float(np.quantile(same, 0.8)):
+        same = [other.sharpness for other in self._metrics if other.bin == metrics.bin]
+        if len(same) >= MIN_FRAMES and metrics.sharpness < MIN_SHARPNESS * float(np.quantile(same, 0.8)):
             yield "blurred"
-        hidden, vague, usually = np.median(self._looks, axis=0) if len(self._looks) >= KNOWN else (0.0, 0.0, 1.0)
-        if signs.hidden > hidden + HIDDEN or strange > usually + STRANGE:
+        enough = len(self._defects) >= MIN_FRAMES
+        hidden, vague, usually_strange = np.median(self._defects, axis=0) if enough else (0.0, 0.0, 1.0)
+        if metrics.hidden > hidden + MAX_HIDDEN or strange > usually_strange + MAX_STRANGE:
             yield "occluded"
-        if signs.vague > vague + VAGUE:
+        if metrics.vague > vague + MAX_VAGUE:
             yield "vague matte"
 
 
@@ -324,13 +329,13 @@ def _jumped(before: tuple[HeadState, FaceProjection] | None, state: HeadState) -
 
 
 def _elapsed(before: HeadState, state: HeadState) -> float | None:
-    """Seconds between two states, None if they do not follow one another."""
+    """Seconds between two head states; None if they are not of consecutive frames."""
     seconds = (state.t_capture_ns - before.t_capture_ns) / 1e9
-    return seconds if 0.0 < seconds <= FRAME_S else None
+    return seconds if 0.0 < seconds <= MAX_FRAME_GAP_S else None
 
 
 def _speed(before: tuple[HeadState, FaceProjection] | None, state: HeadState, view: FaceProjection) -> float:
-    """How fast the face moves across the picture, in its widths a second; 0 if that is not known."""
+    """Speed of the face in the frame, in face widths per second; 0 if unknown."""
     seconds = _elapsed(before[0], state) if before is not None else None
     if before is None or seconds is None:
         return 0.0
@@ -339,11 +344,12 @@ def _speed(before: tuple[HeadState, FaceProjection] | None, state: HeadState, vi
 
 
 def _turn(one: HeadState, other: HeadState) -> float:
-    """The angle between two heads, radians."""
+    """Angle between two head rotations, radians."""
     return float(np.linalg.norm(axis_angle(rotation_matrix(one.rotation).T @ rotation_matrix(other.rotation))))
 
 
 def _same(state: HeadState, code: Float32, other: HeadState, other_code: Float32) -> bool:
+    """Whether two head states, with their expression codes, are within the distances of `SAME`."""
     turn, place, expression = SAME
     moved = float(np.linalg.norm(state.translation - other.translation)) / place
     changed = float(np.linalg.norm(code - other_code)) / expression
@@ -352,11 +358,11 @@ def _same(state: HeadState, code: Float32, other: HeadState, other_code: Float32
 
 
 def _sharpness(rgb: Bytes, view: FaceProjection) -> tuple[float, int]:
-    """Fine detail of the face for its contrast, and the pixels that were averaged along a side."""
+    """Fine detail of the face relative to its contrast, and the number of pixels averaged along each side."""
     height, width = rgb.shape[:2]
     left, right = (int(np.clip(edge, 0, width)) for edge in (view.u.min(), view.u.max()))
     top, bottom = (int(np.clip(edge, 0, height)) for edge in (view.v.min(), view.v.max()))
-    scale = max(1, round(view.width / WIDTH))
+    scale = max(1, round(view.width / FACE_WIDTH))
     green = rgb[top:bottom, left:right, 1]
     rows, columns = green.shape[0] // scale, green.shape[1] // scale
     if rows < 8 or columns < 8:
@@ -372,7 +378,7 @@ def _sharpness(rgb: Bytes, view: FaceProjection) -> tuple[float, int]:
 
 
 def _vagueness(matte: Bytes, chin: float) -> float:
-    """Half-transparent pixels above the chin with none that are solid and empty nearby, as a part of the head."""
+    """Share of the head above the chin that is half transparent and not near an edge of the matte."""
     stride = max(1, min(matte.shape) // MATTE_SIDE)
     small = matte[: max(1, int(chin)) : stride, ::stride]
     solid, empty = small > 230, small < 25
@@ -384,7 +390,7 @@ def _vagueness(matte: Bytes, chin: float) -> float:
 
 
 def _near(mask: Mask) -> Mask:
-    """Where the mask is set within three pixels along both axes."""
+    """Dilate a mask by three pixels along both axes."""
     grown = mask.copy()
     for away in (1, 2, 3):
         grown[away:] |= mask[:-away]

@@ -1,6 +1,6 @@
-"""Which directions and expressions of a face have been seen, and what to ask for next: pure functions.
+"""Guidance of the subject: which head directions and expressions were seen, and the next prompt.  Pure functions.
 
-Nothing of it is required: what was not asked for is learned as well, once it is seen.
+Prompts are optional: directions and expressions that were not asked for are learned as well.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ from insta_runtime.geometry import rotation_matrix
 from insta_runtime.types import Float32, HeadState
 
 DIRECTIONS: Final = ("right", "up right", "up", "up left", "left", "down left", "down", "down right")
-"""Sectors of the ring as the person means them, anticlockwise as they see themselves in a mirror, from their right."""
+"""Sectors of head directions from the subject's point of view, anticlockwise in a mirror image, from their right."""
 TURNED: Final = math.radians(12.0)
-"""A head that is turned by so much looks into a sector of the ring ..."""
+"""Minimum angle between head direction and camera, radians, at which a frame counts for a sector of `DIRECTIONS`."""
 AHEAD: Final = math.radians(8.0)
-"""... and by less than that straight ahead."""
-FLATTER: Final = 1.4
-"""Heads nod less than they turn: pitch counts so many times."""
+"""Maximum angle between head direction and camera, radians, at which the head counts as facing the camera."""
+PITCH_WEIGHT: Final = 1.4
+"""Factor on pitch when it is compared with yaw: heads nod less than they turn."""
 ENOUGH: Final = 3
-"""Pictures after which a direction or an expression has been seen."""
+"""Number of frames after which a direction or an expression counts as seen."""
 
 OPEN: Final = 0.35
-"""Of the unit ``jawOpen``: the mouth is open ..."""
+"""Value of the face unit ``jawOpen`` above which the mouth is open."""
 OPEN_JAW: Final = math.radians(6.0)
-"""... or the jaw turned by so much, where a head model has joints."""
+"""Rotation of the jaw joint, radians, above which the mouth is open; for head models with a jaw joint."""
 SMILE: Final = 0.4
-"""Mean of the units ``mouthSmile*``."""
+"""Mean value of the face units ``mouthSmileLeft`` and ``mouthSmileRight`` above which the subject smiles."""
 BROWS: Final = 0.35
-"""Of the unit ``browInnerUp``."""
+"""Value of the face unit ``browInnerUp`` above which the eyebrows are raised."""
 SPOKEN: Final = 0.02
-"""Mean change of the mouth's units (or, for a jaw, radians) from picture to picture, above which somebody talks ..."""
+"""Mean change of the mouth units (or of the jaw angles, radians) between two frames above which the mouth moves."""
 SPEECH: Final = 12
-"""... if it lasts for so many pictures of the newest `SPEECH` x 2."""
+"""Number of frames with a moving mouth, among the newest 2 x `SPEECH`, that count as talking."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """Something to see, under the ``key`` of `/status`, and how to ask for it."""
+    """Request to the subject: ``key`` names the direction or expression in `/status`, ``hint`` is the text shown."""
 
     key: str
     hint: str
@@ -59,15 +59,17 @@ PROMPTS: Final = (
     Prompt("down", "Look down a little."),
     Prompt("brows", "Raise your eyebrows."),
 )
-"""In the order in which they are asked for: what is seen most in a call comes first."""
+"""All prompts in the order in which they are shown: the most frequent poses of a call first."""
 
 
 @dataclass(frozen=True)
 class Guidance:
-    """How often each direction and expression has been seen.
+    """Counts of the directions and expressions that were seen of one subject.
 
-    ``ring`` counts `DIRECTIONS`, ``seen`` the keys of `PROMPTS` that ``head`` can show; ``spoken`` says of the
-    newest pictures whether the mouth moved since the one before, ``mouth`` how it stood in the newest.
+    Attributes:
+        names: names of the head model's expression units. ring: number of frames per sector of `DIRECTIONS`.
+        seen: number of frames per key of `PROMPTS` that the head model can show.
+        spoken: for the newest frames, whether the mouth moved since the frame before. mouth: newest mouth units.
     """
 
     names: tuple[str, ...]
@@ -78,24 +80,24 @@ class Guidance:
 
     @staticmethod
     def of(names: Sequence[str]) -> Guidance:
-        """Nothing seen yet, of a head whose expression units have these names."""
+        """Guidance with no frame seen yet, for a head model with these expression units."""
         units = set(names)
         can = {
             "smile": {"mouthSmileLeft", "mouthSmileRight"} <= units,
             "brows": "browInnerUp" in units,
         }
-        return Guidance(tuple(names), seen=tuple((wish.key, 0) for wish in PROMPTS if can.get(wish.key, True)))
+        return Guidance(tuple(names), seen=tuple((each.key, 0) for each in PROMPTS if can.get(each.key, True)))
 
     def after(self, state: HeadState) -> Guidance:
-        """With one more picture, in which the face was in ``state``."""
+        """The counts after one more frame with the face in ``state``."""
         turn, nod = direction(state.rotation)
-        angle = math.hypot(turn, FLATTER * nod)
+        angle = math.hypot(turn, PITCH_WEIGHT * nod)
         found = self._expressions(state)
         ring = list(self.ring)
         if angle >= TURNED:
-            sector = round(math.atan2(FLATTER * nod, -turn) / (2.0 * math.pi / len(DIRECTIONS))) % len(DIRECTIONS)
+            sector = round(math.atan2(PITCH_WEIGHT * nod, -turn) / (2.0 * math.pi / len(DIRECTIONS))) % len(DIRECTIONS)
             ring[sector] += 1
-            # Up and to the left is left as well as up.
+            # A diagonal sector counts for both of its directions.
             found |= set(DIRECTIONS[sector].split())
         elif angle < AHEAD:
             found.add("ahead")
@@ -109,19 +111,19 @@ class Guidance:
 
     @property
     def directions(self) -> tuple[float, ...]:
-        """How much of each of `DIRECTIONS` has been seen, 0 to 1."""
+        """Share (0 to 1) of the frames needed that was seen, for each of `DIRECTIONS`."""
         return tuple(min(count / ENOUGH, 1.0) for count in self.ring)
 
     @property
     def expressions(self) -> dict[str, bool]:
-        """Which of the wishes have been fulfilled, by key."""
+        """Whether each direction or expression was seen, by the key of its prompt."""
         return {key: count >= self._enough(key) for key, count in self.seen}
 
     @property
     def hint(self) -> str | None:
-        """What to ask for next; None when all that is asked for has been seen."""
+        """Text of the next prompt; None when all directions and expressions were seen."""
         done = self.expressions
-        return next((wish.hint for wish in PROMPTS if not done.get(wish.key, True)), None)
+        return next((each.hint for each in PROMPTS if not done.get(each.key, True)), None)
 
     def _enough(self, key: str) -> int:
         return 1 if key == "talk" else ENOUGH
@@ -148,6 +150,6 @@ class Guidance:
 
 
 def direction(rotation: Float32) -> tuple[float, float]:
-    """Where a head with this rotation (axis-angle, to the camera) looks: to its own left and up, in radians."""
+    """Head direction (yaw to the subject's left, pitch up) in radians, from an axis-angle rotation to the camera."""
     ahead = rotation_matrix(rotation) @ np.array([0.0, 0.0, 1.0])
     return float(np.arctan2(ahead[0], -ahead[2])), float(np.arctan2(-ahead[1], np.hypot(ahead[0], ahead[2])))

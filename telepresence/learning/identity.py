@@ -1,19 +1,20 @@
-"""Is this the person whose avatar it is?  A pure function of what tracking measured, what pictures say, and time.
+"""Identity verification: whether the face in view is the subject that an avatar belongs to.  Pure functions of time.
 
-    KNOWN    the person; everything goes on
-    LOOKING  a face is back after it was lost, or an avatar of an earlier call meets its first, or the face jumped:
-             learning pauses until it is known who that is
-    ASKING   neither proportions nor pictures can tell: somebody is asked, learning still pauses
-    OTHER    somebody else: they get an avatar of their own
+    KNOWN    the avatar's subject; training continues
+    LOOKING  a face is back after it was lost, or it jumped, or it is the first one of a call with a stored avatar:
+             training pauses until the identity is decided
+    ASKING   neither the residual nor rendered frames decide: the user is asked, training stays paused
+    OTHER    another subject, who gets a separate avatar
 
-Two things are measured: the residual of the face with the calibrated proportions (`tracking.proportions`), whose mean
-over a second or two tells people apart, and by how much the avatar, in the same states and with the light matched,
-renders the new pictures worse than usual (`appearance`).  Nobody's avatar moves with a face that is not likely theirs.
+Two quantities are measured: the residual of the face against the calibrated proportions
+(`tracking.landmark_residual`), whose mean over one or two seconds separates subjects; and the PSNR by which the avatar
+renders the new frames worse than usual in the same head states, with matched light (`appearance`).  An avatar moves
+only with a face that is likely its subject.
 
-What the bounds were chosen from, with trackers that saw 4 s of one of four people and then 3 s of one of the four:
-the same person 0.32 to 0.86 mm after 1.5 s and 0.30 to 0.82 mm after 3 s, another 0.72 to 3.1 mm and 0.76 to 2.9 mm;
-pictures of the same person, later or in another light, 1.1 dB better to 2.3 dB worse than usual, of another 10 dB or
-more.
+The thresholds were chosen from trackers that saw 4 s of one of four subjects and then 3 s of one of the four.  The same
+subject: 0.32 to 0.86 mm after 1.5 s and 0.30 to 0.82 mm after 3 s; another one: 0.72 to 3.1 mm and 0.76 to 2.9 mm.
+Frames of the same subject, later or in another light: 1.1 dB better to 2.3 dB worse than usual; of another: 10 dB worse
+or more.
 """
 
 from __future__ import annotations
@@ -28,41 +29,43 @@ if TYPE_CHECKING:
     from insta_runtime.types import Float32
 
 LOST_S: Final = 0.7
-"""Without a face for so many seconds, whoever comes next may be somebody else (as `session.LOST_AFTER_S`)."""
+"""Seconds without a face after which the next face must be verified (the same as `session.LOST_AFTER_S`)."""
 SILENT_S: Final = 5.0
-"""Likewise if there was no picture at all for so many seconds."""
-SKIPPED: Final = 3
-"""Pictures of a face that has just come into view whose fit is not to be believed yet."""
-SOON: Final = 5
-"""Pictures after these that give a first impression ..."""
-SOON_SAME_MM: Final = 0.6
-"""... that is enough with a residual below this, and nothing strange about the pictures ..."""
+"""Seconds without a camera frame after which the next face must be verified."""
+SKIPPED_FRAMES: Final = 3
+"""Number of first frames of a new face whose residual is ignored: the fit has not converged yet."""
+EARLY_FRAMES: Final = 5
+"""Number of measured frames after which a first, provisional decision is made."""
+EARLY_SAME_MM: Final = 0.6
+"""Mean residual (mm) below which the provisional decision confirms the subject, if the frames agree."""
 LIKELY_MM: Final = 1.15
-"""... and makes it likely below this: the avatar moves."""
-LOOK_S: Final = 1.5
-LOOK_PICTURES: Final = 12
-"""A face is looked at for so many seconds and pictures before anything is decided ..."""
-PATIENCE_S: Final = 3.5
-"""... and for so many before somebody is asked, or longer (`PICTURES_S`) while the avatar was not compared yet."""
-PICTURES_S: Final = 8.0
+"""Mean residual (mm) below which the face is likely the subject's, so that the avatar may move with it."""
+DECIDE_S: Final = 1.5
+"""Minimum seconds of a new face before its identity is decided."""
+DECIDE_FRAMES: Final = 12
+"""Minimum number of measured frames of a new face before its identity is decided."""
+ASK_S: Final = 3.5
+"""Seconds of an undecided face after which the user is asked, if the avatar was compared with its frames."""
+ASK_UNCOMPARED_S: Final = 8.0
+"""Seconds of an undecided face after which the user is asked, if the avatar could not be compared with its frames."""
 SAME_MM: Final = 0.65
-"""The same person's residual is below this ..."""
+"""Mean residual (mm) below which the face is the subject's."""
 OTHER_MM: Final = 1.15
-"""... another's above this; in between pictures decide."""
+"""Mean residual (mm) above which the face is another subject's; between `SAME_MM` and this the frames decide."""
 ALIKE_DB: Final = 3.0
-"""Pictures of the same person are rendered worse than usual by less than this ..."""
+"""Frames of the same subject are rendered worse than usual by less than this (dB)."""
 STRANGE_DB: Final = 8.0
-"""... those of another by more than this."""
-WATCH_S: Final = 0.5
-"""Time constant of the residual of a person who is known ..."""
-WATCH_MM: Final = 1.3
-"""... above which it is looked at again whether it is still them."""
+"""Frames of another subject are rendered worse than usual by more than this (dB)."""
+MONITOR_S: Final = 0.5
+"""Time constant (seconds) of the mean residual of a confirmed subject."""
+MONITOR_MM: Final = 1.3
+"""Mean residual (mm) of a confirmed subject above which the identity is verified again."""
 JUMP_M: Final = 0.15
-"""A head that moved so far from one picture to the next is perhaps another."""
+"""Movement of the head (metres) between two frames after which the identity is verified again."""
 
 
 class IdentityStatus(StrEnum):
-    """Who the face before the camera is taken for."""
+    """State of the identity verification of the face in view."""
 
     KNOWN = "known"
     LOOKING = "looking"
@@ -72,13 +75,13 @@ class IdentityStatus(StrEnum):
 
 @dataclass(frozen=True)
 class IdentityEvidence:
-    """What one picture says of who is in it.
+    """Measurements of one frame that bear on the identity of the face.
 
     Attributes:
-        residual: (N, 2) mm, None without a face.
-        place: (3,) m, where the head is in camera space; None where it is not tracked.
-        worse_db: by how much the avatar renders recent pictures of this face worse than usual; None if unknown.
-        answer: what somebody said who was asked: True for the same person.
+        residual: (N, 2) mm against the calibrated proportions; None without a face.
+        place: (3,) m, position of the head in camera space; None where it is not tracked.
+        worse_db: PSNR (dB) by which the avatar renders recent frames of this face worse than usual; None if unknown.
+        answer: the user's answer, True for the same subject; None without one.
     """
 
     residual: Float32 | None
@@ -89,123 +92,129 @@ class IdentityEvidence:
 
 @dataclass(frozen=True)
 class IdentityVerifier:
-    """What is known of who the face is, at second ``now``.
+    """State machine of the identity verification of one subject's avatar; `after` returns the next state.
 
     Attributes:
-        since: when the face was first seen that is being looked at; None before there is one.
-        likely: whether a face that is looked at is likely the person: their avatar may move with it.
-        mm: the residual of it all, None before it is known.
+        status: current decision. since: second of the first frame of the face being verified; None while there is none.
+        likely: whether an unverified face is probably the subject's. residual_mm: mean residual; None if unknown.
     """
 
-    standing: IdentityStatus = IdentityStatus.KNOWN
+    status: IdentityStatus = IdentityStatus.KNOWN
     since: float | None = None
     likely: bool = True
-    mm: float | None = None
-    _pictures: int = 0
+    residual_mm: float | None = None
+    _frames: int = 0
     _mean: Float32 | None = field(default=None, repr=False)
-    _usual: Float32 | None = field(default=None, repr=False)  # of a person who was confirmed by somebody
-    _last: float | None = None  # when there was a face
+    _offset: Float32 | None = field(default=None, repr=False)  # usual residual of a subject confirmed by the user
+    _last: float | None = None  # second of the last frame with a face
     _place: Float32 | None = field(default=None, repr=False)
-    _gone: bool = False  # the last picture showed no face
+    _gone: bool = False  # the last frame showed no face
 
     @staticmethod
     def stored() -> IdentityVerifier:
-        """With the person of an avatar of an earlier call: whoever comes first is looked at."""
+        """The initial state for an avatar of an earlier call: the first face must be verified."""
         return IdentityVerifier(IdentityStatus.LOOKING, likely=False)
 
     @property
-    def settled(self) -> bool:
-        """Whether the face is known to be the person's: it is learned from."""
+    def confirmed(self) -> bool:
+        """Whether the face is known to be the subject's, so that it may be used for training."""
         return self.status is IdentityStatus.KNOWN
 
     @property
-    def shows(self) -> bool:
-        """Whether the person's avatar may move with this face."""
-        return self.settled or (self.likely and self.status is not IdentityStatus.OTHER)
+    def may_drive(self) -> bool:
+        """Whether the subject's avatar may move with this face."""
+        return self.confirmed or (self.likely and self.status is not IdentityStatus.OTHER)
 
-    def after(self, seen: IdentityEvidence, now: float) -> IdentityVerifier:
-        """Take in the picture of second ``now``."""
+    def after(self, evidence: IdentityEvidence, now: float) -> IdentityVerifier:
+        """The state after a frame with this evidence at second ``now``."""
         if self.status is IdentityStatus.OTHER:
             return self
-        if seen.answer is not None and self.status is IdentityStatus.ASKING:
-            return self._answered(seen.answer)
-        if seen.residual is None:
+        if evidence.answer is not None and self.status is IdentityStatus.ASKING:
+            return self._answered(evidence.answer)
+        if evidence.residual is None:
             return replace(self, _place=None, _gone=True)
-        looked = self._again(now) if self._anew(seen, now) else self
-        looked = looked._measured(seen.residual, now)
-        looked = replace(looked, _last=now, _place=seen.place, _gone=False)
-        return looked._watched(now) if looked.settled else looked._decided(seen.worse_db, now)
+        state = self._restarted(now) if self._must_verify(evidence, now) else self
+        state = state._averaged(evidence.residual, now)
+        state = replace(state, _last=now, _place=evidence.place, _gone=False)
+        return state._monitored(now) if state.confirmed else state._decided(evidence.worse_db, now)
 
-    def _anew(self, seen: IdentityEvidence, now: float) -> bool:
-        """Whether this may be another face than that of the last picture."""
+    def _must_verify(self, evidence: IdentityEvidence, now: float) -> bool:
+        """Whether this may be another face than that of the last frame."""
         gone = self._last is not None and now - self._last > (LOST_S if self._gone else SILENT_S)
         moved = (
-            seen.place is not None
+            evidence.place is not None
             and self._place is not None
-            and float(np.linalg.norm(seen.place - self._place)) > JUMP_M
+            and float(np.linalg.norm(evidence.place - self._place)) > JUMP_M
         )
         return gone or moved
 
-    def _again(self, now: float) -> IdentityVerifier:
+    def _restarted(self, now: float) -> IdentityVerifier:
         return replace(
-            self, standing=IdentityStatus.LOOKING, since=now, likely=False, mm=None, _pictures=0, _mean=None, _place=None
+            self,
+            status=IdentityStatus.LOOKING,
+            since=now,
+            likely=False,
+            residual_mm=None,
+            _frames=0,
+            _mean=None,
+            _place=None,
         )
 
-    def _measured(self, residual: Float32, now: float) -> IdentityVerifier:
-        """With the mean over all pictures of a face that is looked at, or over the last of one that is known."""
-        pictures = self._pictures + 1
+    def _averaged(self, residual: Float32, now: float) -> IdentityVerifier:
+        """With the mean residual updated: over all frames of an unverified face, or decaying for a confirmed one."""
+        frames = self._frames + 1
         since = now if self.since is None else self.since
-        if not self.settled and pictures <= SKIPPED:
-            return replace(self, _pictures=pictures, since=since)
-        beside = residual if self._usual is None else residual - self._usual
+        if not self.confirmed and frames <= SKIPPED_FRAMES:
+            return replace(self, _frames=frames, since=since)
+        relative = residual if self._offset is None else residual - self._offset
         if self._mean is None:
-            mean = beside
-        elif self.settled:
-            part = 1.0 - np.exp(-max(now - (now if self._last is None else self._last), 0.0) / WATCH_S)
-            mean = self._mean + np.float32(part) * (beside - self._mean)
+            mean = relative
+        elif self.confirmed:
+            part = 1.0 - np.exp(-max(now - (now if self._last is None else self._last), 0.0) / MONITOR_S)
+            mean = self._mean + np.float32(part) * (relative - self._mean)
         else:
-            mean = self._mean + (beside - self._mean) / np.float32(pictures - SKIPPED)
-        mm = float(np.sqrt(np.square(mean).sum(1).mean()))
-        return replace(self, _pictures=pictures, since=since, _mean=mean, mm=mm)
+            mean = self._mean + (relative - self._mean) / np.float32(frames - SKIPPED_FRAMES)
+        residual_mm = float(np.sqrt(np.square(mean).sum(1).mean()))
+        return replace(self, _frames=frames, since=since, _mean=mean, residual_mm=residual_mm)
 
-    def _watched(self, now: float) -> IdentityVerifier:
-        return self._again(now) if self.mm is not None and self.mm > WATCH_MM else self
+    def _monitored(self, now: float) -> IdentityVerifier:
+        return self._restarted(now) if self.residual_mm is not None and self.residual_mm > MONITOR_MM else self
 
     def _decided(self, worse_db: float | None, now: float) -> IdentityVerifier:
         seconds = now - (now if self.since is None else self.since)
-        pictures = self._pictures - SKIPPED
-        if self.mm is None or pictures < SOON:
+        frames = self._frames - SKIPPED_FRAMES
+        if self.residual_mm is None or frames < EARLY_FRAMES:
             return self
         strange = worse_db is not None and worse_db > STRANGE_DB
-        looked = replace(self, likely=self.mm < LIKELY_MM and not strange)
-        if self.mm < SOON_SAME_MM and (worse_db is None or worse_db < ALIKE_DB):
-            return looked._known()
-        if seconds < LOOK_S or pictures < LOOK_PICTURES:
-            return looked
-        verdict = judge(self.mm, worse_db)
-        if verdict is not None:
-            return looked._known() if verdict else replace(looked, standing=IdentityStatus.OTHER)
-        patience = PATIENCE_S if worse_db is not None else PICTURES_S
-        return replace(looked, standing=IdentityStatus.ASKING) if seconds > patience else looked
+        state = replace(self, likely=self.residual_mm < LIKELY_MM and not strange)
+        if self.residual_mm < EARLY_SAME_MM and (worse_db is None or worse_db < ALIKE_DB):
+            return state._known()
+        if seconds < DECIDE_S or frames < DECIDE_FRAMES:
+            return state
+        same = same_subject(self.residual_mm, worse_db)
+        if same is not None:
+            return state._known() if same else replace(state, status=IdentityStatus.OTHER)
+        ask_s = ASK_S if worse_db is not None else ASK_UNCOMPARED_S
+        return replace(state, status=IdentityStatus.ASKING) if seconds > ask_s else state
 
     def _known(self) -> IdentityVerifier:
-        return replace(self, standing=IdentityStatus.KNOWN, since=None, likely=True)
+        return replace(self, status=IdentityStatus.KNOWN, since=None, likely=True)
 
     def _answered(self, same: bool) -> IdentityVerifier:
         if not same:
-            return replace(self, standing=IdentityStatus.OTHER, likely=False)
-        usual = self._mean
-        if usual is not None and self._usual is not None:
-            usual = usual + self._usual
-        return replace(self._known(), _usual=usual, _mean=None, mm=None)
+            return replace(self, status=IdentityStatus.OTHER, likely=False)
+        offset = self._mean
+        if offset is not None and self._offset is not None:
+            offset = offset + self._offset
+        return replace(self._known(), _offset=offset, _mean=None, residual_mm=None)
 
 
-def judge(mm: float, worse_db: float | None) -> bool | None:
-    """Whether a face with this residual, and pictures so much worse than usual, is the person's; None if in doubt."""
+def same_subject(residual_mm: float, worse_db: float | None) -> bool | None:
+    """Whether a face is the avatar's subject, from its mean residual and its frames' PSNR loss (dB); None in doubt."""
     if worse_db is None:
-        return True if mm < SAME_MM else False if mm > OTHER_MM else None
-    if mm < SAME_MM:
+        return True if residual_mm < SAME_MM else False if residual_mm > OTHER_MM else None
+    if residual_mm < SAME_MM:
         return True if worse_db < STRANGE_DB else None
-    if mm > OTHER_MM:
+    if residual_mm > OTHER_MM:
         return False if worse_db > ALIKE_DB else None
     return True if worse_db < ALIKE_DB else False if worse_db > STRANGE_DB else None

@@ -1,7 +1,8 @@
-"""What learns one person: the avatar's training, the coloured mesh, the torso, and the measurement.
+"""Learner of one subject: trains avatar, coloured mesh and torso during a call, and measures the likeness.
 
-`offer` is called by the tracking thread; `work` and `save` belong to the training thread; the display reads
-`mesh`, `torso`, `exchange` and `score`, which are replaced whole, never changed in place.
+`Learner.add_observation` and `add_unverified` are called by the tracking thread; `run_once`, `autosave` and `save` by
+the training thread.  The display reads `mesh`, `torso`, `exchange` and `score`: these are replaced as a whole and never
+changed in place.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from insta_runtime.errors import UserError
-from telepresence.learning.appearance import AppearanceChange, AppearanceProbe, AppearanceMonitor
+from telepresence.learning.appearance import AppearanceChange, AppearanceMonitor, AppearanceProbe
 from telepresence.learning.frame_archive import FrameArchive
 from telepresence.learning.frame_filter import FacePoints, FrameFilter
 from telepresence.learning.guidance import Guidance
 from telepresence.learning.likeness import SIDE, HeldBackSet, LikenessMeter, LikenessScore
-from telepresence.learning.snapshot_gate import TrainingEvent, SnapshotGate
-from telepresence.learning.saving import SavePoint, AvatarWriter, stored_training
+from telepresence.learning.saving import AvatarWriter, SavePoint, load_training_state
+from telepresence.learning.snapshot_gate import SnapshotGate, TrainingEvent
 from telepresence.runtime.scheduling import ray_part
 
 if TYPE_CHECKING:
@@ -36,52 +37,57 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("telepresence")
 
-OFFER_S: Final = 0.2
-"""Seconds between pictures that are learned from: closer ones look alike and cost the same."""
-STEPS_A_PICTURE: Final = 3
-"""Steps that are done for each picture taken: on a CPU a new one costs as much as two steps, and one that is hardly
-learned from is worth nothing ..."""
-PATIENT_S: Final = 2.0
-"""... but one in so many seconds is taken on any machine."""
-REFUSED_S: Final = 0.1
-"""Seconds after a picture that was refused until the next is looked at."""
-HOLD_BACK: Final = 8
-"""One of so many of them is kept from learning and measured on instead ..."""
-FIRST_HELD: Final = 2
-"""... beginning with this one: until there is one, nobody knows when the avatar is worth showing."""
+ACCEPTED_INTERVAL_S: Final = 0.2
+"""Minimum seconds between two observations used for training: closer frames are nearly the same and cost as much."""
+STEPS_PER_OBSERVATION: Final = 3
+"""Minimum number of training steps between two observations.  On a CPU adding one costs as much as two steps."""
+MAX_INTERVAL_S: Final = 2.0
+"""Seconds after which a new observation is accepted even if `STEPS_PER_OBSERVATION` steps were not done (slow CPU)."""
+REFUSED_INTERVAL_S: Final = 0.1
+"""Seconds after a refused frame before the frame filter checks the next one."""
+HELD_BACK_EVERY: Final = 8
+"""One of so many accepted observations is held back from training and used to measure the likeness."""
+FIRST_HELD_BACK: Final = 2
+"""Index (from 1) of the first held-back observation; the avatar is shown only after its likeness was measured."""
 AUTOSAVE_S: Final = 10.0
-"""Seconds between saves."""
-RECALLED: Final = 64
-"""Pictures that an avatar of an earlier call paints of itself, so that it goes on learning what it knew ..."""
-RECALL_PART: Final = 0.2
-"""... and the part of the time that this may take."""
-UNLIKE: Final = ("mistracked", "cut off", "moving", "blurred")
-"""Pictures that were refused for one of these say nothing of light, glasses or hair."""
-KNOWN_STEPS: Final = 300
-"""A younger avatar does not tell what is usual of a person."""
-COLOUR_S: Final = 5.0
-COLOUR_FIRST: Final = 10
-"""The mesh takes its colours from the first so many pictures at once, then from one every `COLOUR_S`."""
+"""Default seconds between two autosaves of an avatar."""
+RECALLED_FRAMES: Final = 64
+"""Number of frames that a loaded avatar renders of itself as training data, against forgetting (generative replay)."""
+RECALL_TIME_SHARE: Final = 0.2
+"""Maximum share of the training thread's time spent on frames of earlier calls."""
+NOT_COMPARABLE: Final = ("mistracked", "cut off", "moving", "blurred")
+"""Reasons of the frame filter after which a frame is not used to detect changes of light, glasses or hair."""
+MIN_COMPARED_STEPS: Final = 300
+"""Training steps before the avatar is good enough to detect changes of the subject's appearance."""
+COLOUR_INTERVAL_S: Final = 5.0
+"""Seconds between two observations that colour the mesh, after the first `FIRST_COLOUR_FRAMES`."""
+FIRST_COLOUR_FRAMES: Final = 10
+"""Number of first observations that are all used to colour the mesh."""
 
-TORSO_S: Final = 0.2
-"""Seconds between pictures that the torso is learned from ..."""
-TORSO_PART: Final = 0.06
-"""... and the part of the time that it may take: later ones tell little, and a slow machine looks at fewer."""
-TORSO_SHOWN_S: Final = 2.0
-"""The display gets a new torso so often."""
-TORSO_FIRST: Final = 8
-"""A new torso is not worth showing before so many pictures ..."""
-TORSO_AGAIN: Final = 40
-"""... and one that takes the place of an earlier call's, of other clothes maybe, not before so many."""
+TORSO_INTERVAL_S: Final = 0.2
+"""Minimum seconds between two observations used to train the torso."""
+TORSO_TIME_SHARE: Final = 0.06
+"""Maximum share of the training thread's time spent on the torso."""
+TORSO_PUBLISH_S: Final = 2.0
+"""Seconds between two torso layers that are passed to the display."""
+MIN_TORSO_FRAMES: Final = 8
+"""Number of observations before the first torso layer of a new avatar is displayed."""
+MIN_NEW_TORSO_FRAMES: Final = 40
+"""Number of observations before a new torso layer replaces the one of an earlier call (the clothes may differ)."""
 
 
 class Learner:
-    """Learns ``avatar`` from what it is offered, and measures how good it is; ``freeze`` only measures.
+    """Trains one avatar from the observations of a call and measures its likeness on held-back frames.
 
-    While ``halted`` it does so, too; that may be changed at any time, on any thread.
-
-    ``backend`` is a name that `insta_runtime.backends.choose_backend` knows.  ``gate`` counts what was not worth
-    learning from, ``guidance`` what was seen of the person.
+    Attributes:
+        avatar: the avatar that is trained. path: file or folder in which it is saved.
+        freeze: never train, only measure. halted: set while training is paused by the user; any thread may set it.
+        loaded: whether the avatar was trained in an earlier call. backend: device and implementation of the training.
+        trainer: training of the avatar model. frame_filter: selects observations and counts the refused ones.
+        exchange: passes published snapshots to the display. display_renderer: renderer that the display uses.
+        mesh, torso: newest coloured mesh and torso layer; None before there is one.
+        appearance_changes: changes of light, glasses or hair that were found and not read yet.
+        guidance: directions and expressions seen so far. samples: number of ray samples in all training steps.
     """
 
     def __init__(
@@ -95,6 +101,7 @@ class Learner:
         archive: FrameArchive | None = None,
         halted: threading.Event | None = None,
     ) -> None:
+        """``backend``: a name accepted by `insta_runtime.backends.choose_backend`; ``archive``: stored frames."""
         from insta_runtime.backends import choose_backend, make_renderer, make_trainer
         from insta_runtime.learn.generative_replay import GenerativeReplay
         from insta_runtime.learn.weight_exchange import WeightExchange
@@ -104,215 +111,221 @@ class Learner:
         from insta_runtime.torso.motion import SlowPose
 
         self.avatar, self.path, self.freeze = avatar, path, freeze
-        self.loaded = avatar.steps > 0  # learned in an earlier call
+        self.loaded = avatar.steps > 0
         self.backend = choose_backend(backend, avatar.model)
-        log.info("back end %s: %s", self.backend.kind, self.backend.reason)
+        log.info("backend %s: %s", self.backend.kind, self.backend.reason)
         self._recall: GenerativeReplay | None = None
-        if self.loaded and not freeze:  # before anything of the model is trained
+        if self.loaded and not freeze:  # copies the model before training changes it
             painter = partial(make_renderer, backend=self.backend)
-            self._recall = GenerativeReplay(avatar.model, avatar.camera, painter, RECALLED)
+            self._recall = GenerativeReplay(avatar.model, avatar.camera, painter, RECALLED_FRAMES)
         self._next_recall = 0.0
         self.trainer = make_trainer(avatar.model, self.backend)
         self.trainer.steps = avatar.steps
-        if not freeze and (training := stored_training(path, avatar)) is not None:
+        if not freeze and (training := load_training_state(path, avatar)) is not None:
             self.trainer.resume(training)
-        self.gate = FrameFilter(FacePoints.of(avatar.model), avatar.model.code.raw)
+        self.frame_filter = FrameFilter(FacePoints.of(avatar.model), avatar.model.code.raw)
         self.exchange = WeightExchange()
-        self.display = make_renderer(avatar.model, self.backend)
+        self.display_renderer = make_renderer(avatar.model, self.backend)
         self.mesh: ColouredMesh | None = None
         self.torso: TorsoLayer | None = avatar.part(TorsoLayer)
         self._held_back = HeldBackSet(min(SIDE, avatar.model.config.learn.size))
-        judge = LikenessMeter(avatar.model, self.backend)
-        self._publisher = SnapshotGate(self.trainer, judge, self._held_back, self.exchange)
-        self._saver = AvatarWriter(path, avatar, autosave_s, archive)
-        self._album = archive
-        self._stored = archive.stored() if archive is not None and not freeze else None
-        self._watch = AppearanceMonitor(partial(AppearanceProbe, avatar.model, self.backend), self.loaded, self.trainer.on_stream)
+        meter = LikenessMeter(avatar.model, self.backend)
+        self._snapshot_gate = SnapshotGate(self.trainer, meter, self._held_back, self.exchange)
+        self._writer = AvatarWriter(path, avatar, autosave_s, archive)
+        self._archive = archive
+        self._stored = archive.stored_observations() if archive is not None and not freeze else None
+        self._appearance = AppearanceMonitor(
+            partial(AppearanceProbe, avatar.model, self.backend), self.loaded, self.trainer.on_stream
+        )
         self.halted = halted if halted is not None else threading.Event()
-        self._paused = False  # until it is known whose face is seen
-        self.changes: deque[AppearanceChange] = deque(maxlen=8)  # of light, glasses, hair; whoever tells of them takes them out
-        self._colours = ColouredMesh(avatar.model.rig, avatar.model.shape)
-        self._shoulders = TorsoLearner(avatar.model.config.torso.size, avatar.model.device)
-        self._slow = SlowPose()
-        self._unseen: tuple[Observation, Float64] | None = None  # the newest picture for the torso
-        self._torso_first = TORSO_FIRST if self.torso is None else TORSO_AGAIN
-        self._next_torso = self._torso_shown = 0.0
+        self._unverified = False  # the newest face may be another subject's
+        self.appearance_changes: deque[AppearanceChange] = deque(maxlen=8)
+        self._mesh_builder = ColouredMesh(avatar.model.rig, avatar.model.shape)
+        self._torso_learner = TorsoLearner(avatar.model.config.torso.size, avatar.model.device)
+        self._slow_pose = SlowPose()
+        self._torso_input: tuple[Observation, Float64] | None = None
+        self._min_torso_frames = MIN_TORSO_FRAMES if self.torso is None else MIN_NEW_TORSO_FRAMES
+        self._next_torso = self._torso_published = 0.0
         self._lock = threading.Lock()
-        self._uncoloured: deque[Observation] = deque(maxlen=COLOUR_FIRST)
-        self._offered = 0
-        self._taken = -math.inf, 0  # when the last picture was, and after which step
-        self.samples = 0  # of the field, in all steps
+        self._colour_queue: deque[Observation] = deque(maxlen=FIRST_COLOUR_FRAMES)
+        self._accepted = 0
+        self._last_accepted = -math.inf, 0  # (seconds, training steps) of the newest accepted observation
+        self.samples = 0
         self.guidance = Guidance.of(avatar.model.head.expression_names)
-        self._next_offer = self._last_colour = -math.inf
-        self._ray_part = 1.0
+        self._next_check = self._last_colour = -math.inf
+        self._ray_share = 1.0
         self._seconds = avatar.seconds
 
     @property
     def score(self) -> LikenessScore | None:
-        """Of what is shown, on pictures that were held back."""
-        return self._publisher.score
+        """Likeness of the published snapshot on held-back frames; None before it is measured."""
+        return self._snapshot_gate.score
 
     @property
     def learns(self) -> bool:
-        """Whether pictures change the avatar."""
+        """Whether observations are used for training; False if frozen for the whole call or halted by the user."""
         return not (self.freeze or self.halted.is_set())
 
     @property
-    def published(self) -> SnapshotGate:
-        """What became of candidates."""
-        return self._publisher
+    def snapshot_gate(self) -> SnapshotGate:
+        """Decides which snapshots are published, and counts its decisions."""
+        return self._snapshot_gate
 
-    def offer(self, observation: Observation, now: float) -> None:
-        """Take a tracked picture to learn from, unless one was taken just before or it is not worth it."""
-        self._paused = False
-        self._offer_torso(observation)
-        if now < self._next_offer or self._behind(now):
-            self.gate.follow(observation)
+    def add_observation(self, observation: Observation, now: float) -> None:
+        """Pass in a tracked frame of the subject; used for training at most every `ACCEPTED_INTERVAL_S` seconds."""
+        self._unverified = False
+        self._set_torso_input(observation)
+        if now < self._next_check or self._is_behind(now):
+            self.frame_filter.update_motion(observation)
             return
-        reason = self.gate.judge(observation, now)
-        self._next_offer = now + (OFFER_S if reason is None else REFUSED_S)
-        if reason not in UNLIKE:
-            self._watch.offer(observation)
+        reason = self.frame_filter.check(observation, now)
+        self._next_check = now + (ACCEPTED_INTERVAL_S if reason is None else REFUSED_INTERVAL_S)
+        if reason not in NOT_COMPARABLE:
+            self._appearance.set_observation(observation)
         if reason is not None:
             return
-        self._offered += 1
-        self._taken = now, self.trainer.steps
+        self._accepted += 1
+        self._last_accepted = now, self.trainer.steps
         with self._lock:
-            if self._offered % HOLD_BACK == FIRST_HELD:
+            if self._accepted % HELD_BACK_EVERY == FIRST_HELD_BACK:
                 self._held_back.add(observation)
                 return
-            if self._offered <= COLOUR_FIRST or now - self._last_colour >= COLOUR_S:
+            if self._accepted <= FIRST_COLOUR_FRAMES or now - self._last_colour >= COLOUR_INTERVAL_S:
                 self._last_colour = now
-                self._uncoloured.append(observation)
+                self._colour_queue.append(observation)
         self.guidance = self.guidance.after(observation.state)
         if self.learns:
             self.trainer.add(observation)
-            if self._album is not None:
-                self._album.add(observation)
+            if self._archive is not None:
+                self._archive.add(observation)
 
-    def consider(self, observation: Observation) -> None:
-        """Learn nothing until the next `offer`: whose face this is, is not known.  `worse_db` will help to tell."""
-        self._paused = True
-        self._watch.consider(observation)
+    def add_unverified(self, observation: Observation) -> None:
+        """Pass in a frame of a face that may be another subject's; training pauses until `add_observation`.
+
+        The frame is compared with the avatar, which updates `worse_db`.
+        """
+        self._unverified = True
+        self._appearance.set_unverified(observation)
 
     @property
     def worse_db(self) -> float | None:
-        """By how much the avatar renders what was considered worse than the person usually, dB; None if unknown."""
-        return self._watch.worse_db
+        """PSNR (dB) by which unverified frames are rendered worse than the subject's usual ones; None if unknown."""
+        return self._appearance.worse_db
 
-    def work(self) -> bool:
-        """One round: colours, a training step, and whatever is due.  False if there was nothing to do."""
+    def run_once(self) -> bool:
+        """Run one round of the training thread: mesh colours, a training step, publishing.  False if idle."""
         now = time.monotonic()
-        self._look(now)
-        if self._paused:
+        self._check_appearance(now)
+        if self._unverified:
             return False
-        busy = self._colour()
+        busy = self._update_mesh()
         if not self.learns:
-            return self._publisher.measure(self.mesh, now) or busy
-        busy = self._learn_torso() or busy
+            return self._snapshot_gate.measure_published(self.mesh, now) or busy
+        busy = self._train_torso() or busy
         began = time.monotonic()
         report = self.trainer.step()
         self.samples += report.samples if report is not None else 0
         done = time.monotonic()
         self._seconds += done - began
-        self._publisher.watch(report, done)
-        self._remember()
-        return self._publisher.work(self.mesh, done) or report is not None or busy
+        self._snapshot_gate.on_step(report, done)
+        self._replay_earlier_call()
+        return self._snapshot_gate.run_once(self.mesh, done) or report is not None or busy
 
-    def make_room(self, load: float) -> None:
-        """Learn with fewer rays while the display needs the GPU: a picture took ``load`` of the time it has."""
+    def set_display_load(self, load: float) -> None:
+        """Reduce the rays of a training step on a GPU; ``load``: share of the frame time that rendering takes."""
         if self.backend.kind == "cuda":
-            self._ray_part = ray_part(self._ray_part, load)
-            self.trainer.set_ray_share(self._ray_part)
+            self._ray_share = ray_part(self._ray_share, load)
+            self.trainer.set_ray_share(self._ray_share)
 
     def autosave(self, now: float) -> None:
-        """SavePoint what is shown if it is time; never waits."""
-        if self._saver.due(now) and self._publisher.good.steps != self._saver.steps:
-            self._saver.start(self._save_of(self._publisher.good))
+        """Start saving the published avatar in the background if a save is due at ``now``; never waits."""
+        good = self._snapshot_gate.published_state
+        if self._writer.due(now) and good.steps != self._writer.steps:
+            self._writer.start(self._save_point(good))
 
     def save(self) -> bool:
-        """Write the avatar where it belongs, whole or not at all; False if nothing was learned since.
+        """Save the newest sound training state and wait for the disk; False if nothing was learned since the last.
 
-        Waits until it is written; UserError if it cannot be.
+        The files are replaced as a whole or not at all.  UserError if they cannot be written.
         """
-        self._saver.finish()
-        newest = self._publisher.newest()
-        if self.freeze or newest.steps == self._saver.steps:
+        self._writer.finish()
+        newest = self._snapshot_gate.state_to_save()
+        if self.freeze or newest.steps == self._writer.steps:
             return False
-        self._saver.start(self._save_of(newest))
-        self._saver.finish()
-        if self._saver.trouble is not None:
-            raise UserError(self._saver.trouble)
+        self._writer.start(self._save_point(newest))
+        self._writer.finish()
+        if self._writer.error is not None:
+            raise UserError(self._writer.error)
         return True
 
-    def events(self) -> list[TrainingEvent]:
-        """What has happened to the avatar's weights since this was last asked, for `/status`."""
-        return [self._publisher.events.popleft() for _ in range(len(self._publisher.events))]
+    def take_events(self) -> list[TrainingEvent]:
+        """Return and clear the events of training (roll backs, withheld snapshots) since the last call."""
+        return [self._snapshot_gate.events.popleft() for _ in range(len(self._snapshot_gate.events))]
 
     @property
     def saved_steps(self) -> int:
-        """Steps of the newest avatar on the disk."""
-        return self._saver.steps
+        """Number of training steps of the newest avatar on the disk."""
+        return self._writer.steps
 
     @property
-    def unsaved(self) -> str | None:
-        """Why the avatar could not be saved last; None if it could."""
-        return self._saver.trouble
+    def save_error(self) -> str | None:
+        """Error message of the last attempt to save the avatar; None if it succeeded."""
+        return self._writer.error
 
     def start_epoch(self) -> None:
-        """The light, glasses or a hat have changed: old pictures fade, and are no measure any more."""
-        self._held_back.forget_older()
+        """Begin a new replay epoch after a change of light, glasses or hair: older frames lose weight."""
+        self._held_back.drop_older()
         self.trainer.replay.start_epoch()
-        self.gate.forget()
+        self.frame_filter.reset_baseline()
 
-    def _look(self, now: float) -> None:
-        """Compare the newest picture with the avatar, if it is time and there is one worth comparing with."""
-        good = self._publisher.good
-        if good.steps < KNOWN_STEPS:
+    def _check_appearance(self, now: float) -> None:
+        """Compare the newest frame with the avatar's rendering, if one is due, and report a change."""
+        good = self._snapshot_gate.published_state
+        if good.steps < MIN_COMPARED_STEPS:
             return
-        change = self._watch.work(good.shown, now, seldom=not self.learns)
+        change = self._appearance.run_once(good.shown, now, seldom=not self.learns)
         if change is not None:
-            self.changes.append(change)
+            self.appearance_changes.append(change)
             if self.learns:
                 self.start_epoch()
 
-    def _save_of(self, state: TrainingState) -> SavePoint:
+    def _save_point(self, state: TrainingState) -> SavePoint:
         if self.torso is not None:
             self.avatar.attach(self.torso)
         self.avatar.update(state.shown, state.steps, self._seconds)
-        return SavePoint.of(self.avatar.record(), state, self.trainer)
+        return SavePoint.of(self.avatar.contents(), state, self.trainer)
 
-    def _behind(self, now: float) -> bool:
-        """Whether training has not learned enough yet from the pictures that were taken."""
-        taken, steps = self._taken
-        young = not self.learns or self._offered < COLOUR_FIRST
-        return not young and self.trainer.steps < steps + STEPS_A_PICTURE and now < taken + PATIENT_S
+    def _is_behind(self, now: float) -> bool:
+        """Whether too few training steps were done since the newest accepted observation."""
+        accepted, steps = self._last_accepted
+        young = not self.learns or self._accepted < FIRST_COLOUR_FRAMES
+        return not young and self.trainer.steps < steps + STEPS_PER_OBSERVATION and now < accepted + MAX_INTERVAL_S
 
-    def _offer_torso(self, observation: Observation) -> None:
+    def _set_torso_input(self, observation: Observation) -> None:
         from insta_runtime.torso.motion import picture_pose
 
         pose = picture_pose(observation.state, observation.camera)
-        inputs = self._slow.inputs(pose, observation.t_capture_ns)
+        inputs = self._slow_pose.inputs(pose, observation.t_capture_ns)
         if observation.body is not None:
-            self._unseen = observation, inputs
+            self._torso_input = observation, inputs
 
-    def _learn_torso(self) -> bool:
+    def _train_torso(self) -> bool:
         began = time.monotonic()
-        unseen = self._unseen
-        if unseen is None or began < self._next_torso:
+        newest = self._torso_input
+        if newest is None or began < self._next_torso:
             return False
-        self._unseen = None
-        learner = self._shoulders
-        learner.observe(*unseen)
-        if learner.seen >= self._torso_first and began - self._torso_shown >= TORSO_SHOWN_S:
+        self._torso_input = None
+        learner = self._torso_learner
+        learner.observe(*newest)
+        if learner.seen >= self._min_torso_frames and began - self._torso_published >= TORSO_PUBLISH_S:
             self.torso = learner.layer()
-            self._torso_shown = began
+            self._torso_published = began
         done = time.monotonic()
-        self._next_torso = max(began + TORSO_S, done + (done - began) / TORSO_PART)
+        self._next_torso = max(began + TORSO_INTERVAL_S, done + (done - began) / TORSO_TIME_SHARE)
         return True
 
-    def _remember(self) -> None:
-        """Give the replay a picture of an earlier call: one that was kept, or one of what the avatar knew."""
+    def _replay_earlier_call(self) -> None:
+        """Add one frame of an earlier call to the replay: an archived one, or one rendered by the loaded avatar."""
         began = time.monotonic()
         if not len(self.trainer.replay) or began < self._next_recall:
             return
@@ -327,17 +340,18 @@ class Learner:
         elif not self._recall.add_next(self.trainer):
             self._recall = None
         done = time.monotonic()
-        self._next_recall = done + (done - began) / RECALL_PART
+        self._next_recall = done + (done - began) / RECALL_TIME_SHARE
 
-    def _colour(self) -> bool:
+    def _update_mesh(self) -> bool:
+        """Colour the mesh with one queued observation.  False if there was none."""
         with self._lock:
-            observation = self._uncoloured.popleft() if self._uncoloured else None
+            observation = self._colour_queue.popleft() if self._colour_queue else None
         if observation is None:
             return False
-        self._colours.observe(observation)
-        self._colours.colours()
+        self._mesh_builder.observe(observation)
+        self._mesh_builder.colours()
         if self.avatar.model.config.occupancy.inpaint:
-            self.avatar.model.underlay = self._colours.underlay()
-        # The copy's colours are never touched again: the display may use it while this one goes on.
-        self.mesh = copy.copy(self._colours)
+            self.avatar.model.underlay = self._mesh_builder.underlay()
+        # The display may use this copy while the builder goes on: the copy's colours are never written again.
+        self.mesh = copy.copy(self._mesh_builder)
         return True

@@ -1,6 +1,6 @@
-"""How good the avatar is: PSNR on pictures that were held back from learning, the newest and a few that differ.
+"""Likeness of the avatar: PSNR on frames that were held back from training, the newest ones and a few that differ.
 
-A picture is measured at most at `SIDE` pixels, one at a time, so that whoever else needs the machine gets their turn.
+Frames are measured at `SIDE` pixels at most and one at a time, so that the display never waits long for the machine.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from insta_runtime.types import Camera, Float32, HeadState, Observation, RenderedFrame
 
 SIDE: Final = 256
-"""Pictures are measured at this side at most, pixels."""
+"""Maximum width and height in pixels at which held-back frames are measured."""
 RECENT: Final = 4
-"""How many of the newest held-back pictures count ..."""
+"""Number of the newest held-back frames that are measured."""
 OLDER: Final = 4
-"""... and of older ones, chosen so that they differ."""
+"""Number of older held-back frames that are measured, chosen to differ in pose and expression."""
 
 
 @dataclass(frozen=True)
 class LikenessScore:
-    """Mean PSNR (dB, head region) of the avatar and of the coloured mesh on held-back pictures, after ``steps``."""
+    """Mean PSNR (dB, head region) of avatar and coloured mesh on held-back frames, after ``steps`` training steps."""
 
     avatar_db: float
     mesh_db: float
@@ -40,28 +40,32 @@ class LikenessScore:
 
     @property
     def gain_db(self) -> float:
+        """PSNR (dB) by which the avatar is better than the coloured mesh."""
         return self.avatar_db - self.mesh_db
 
 
 @dataclass
 class HeldBackFrame:
-    """A picture that is measured on.  Belongs to the training thread.
+    """One frame held back from training, at the size of the measurement.  Belongs to the training thread.
 
     Attributes:
-        camera: at the side that is measured at; truth: (H, W, 3) over white; mask: (H, W) bool of the head.
-        shown_db: what was found, and of which publication. mesh_db: the same of ``mesh``.
+        state: the frame's head state. camera: its camera at the measured size.
+        truth: (H, W, 3) colours over white. mask: (H, W) bool, the head region.
+        published_db: number of the published snapshot that was measured last, and its PSNR.
+        mesh: the coloured mesh that was measured last. mesh_db: its PSNR.
     """
 
     state: HeadState
     camera: Camera
     truth: torch.Tensor
     mask: torch.Tensor
-    shown_db: tuple[int, float] = (-1, math.nan)
+    published_db: tuple[int, float] = (-1, math.nan)
     mesh: ColouredMesh | None = None
     mesh_db: float = math.nan
 
     @staticmethod
     def of(observation: Observation, side: int) -> HeldBackFrame:
+        """Prepare an observation for the measurement at ``side`` pixels at most."""
         import torch
 
         from insta_runtime.evaluation.metrics import head_mask, over_white
@@ -71,7 +75,7 @@ class HeldBackFrame:
         return HeldBackFrame(observation.state, camera, over_white(rgba), head_mask(alpha))
 
     def psnr(self, picture: RenderedFrame) -> float:
-        """Of a picture of this state by this camera, over white, in the head region."""
+        """PSNR (dB) in the head region, over white, of a frame rendered with this state and camera."""
         from insta_runtime.evaluation.metrics import over_white, psnr
 
         return psnr(over_white(picture.rgba), self.truth, self.mask)
@@ -79,48 +83,49 @@ class HeldBackFrame:
 
 @dataclass
 class HeldBackSet:
-    """The pictures to measure on.  `pictures` belongs to the training thread, the rest may be called from any."""
+    """The held-back frames.  `frames` belongs to the training thread, the rest may be called from any thread."""
 
     side: int = SIDE
     _new: list[Observation] = field(default_factory=list)
     _recent: list[HeldBackFrame] = field(default_factory=list)
     _older: list[HeldBackFrame] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _forget: bool = False
+    _drop: bool = False
 
     def add(self, observation: Observation) -> None:
+        """Hold back a frame; it is prepared by the next call of `frames`."""
         with self._lock:
             self._new = [*self._new[1 - RECENT :], observation]
 
-    def forget_older(self) -> None:
-        """Measure on recent pictures alone: what was before is no measure any more (another light, other glasses)."""
+    def drop_older(self) -> None:
+        """Drop the older frames, after a change of light or glasses, so that only recent ones are measured."""
         with self._lock:
-            self._forget = True
+            self._drop = True
 
-    def pictures(self) -> list[HeldBackFrame]:
-        """The older ones, then the newest."""
+    def frames(self) -> list[HeldBackFrame]:
+        """The held-back frames: up to `OLDER` older ones, then up to `RECENT` newest ones."""
         with self._lock:
             new, self._new = self._new, []
-            forget, self._forget = self._forget, False
-        if forget:
+            drop, self._drop = self._drop, False
+        if drop:
             self._older.clear()
         for observation in new:
             self._recent.append(HeldBackFrame.of(observation, self.side))
             if len(self._recent) > RECENT:
-                self._keep(self._recent.pop(0))
+                self._add_older(self._recent.pop(0))
         return [*self._older, *self._recent]
 
-    def _keep(self, held: HeldBackFrame) -> None:
-        """Keep it among the older ones; where there is no room, of the two that are most alike the earlier one goes."""
+    def _add_older(self, held: HeldBackFrame) -> None:
+        """Add an older frame; if there are too many, of the two most similar ones the earlier is dropped."""
         self._older.append(held)
         if len(self._older) > OLDER:
-            looks = np.stack([look(held.state) for held in self._older])
-            apart = np.linalg.norm(looks[:, None] - looks, axis=-1) + np.diag(np.full(len(looks), np.inf))
-            del self._older[min(divmod(int(apart.argmin()), len(looks)))]
+            features = np.stack([state_features(held.state) for held in self._older])
+            apart = np.linalg.norm(features[:, None] - features, axis=-1) + np.diag(np.full(len(features), np.inf))
+            del self._older[min(divmod(int(apart.argmin()), len(features)))]
 
 
-def look(state: HeadState) -> Float32:
-    """What tells states apart, each number about one in size: pose and expression."""
+def state_features(state: HeadState) -> Float32:
+    """Feature vector of a head state, (F,): pose and expression, each entry of about unit size."""
     from insta_runtime.render.pose_refinement import PLACE, pose_features
 
     parts = [pose_features(state)[1 : 1 + PLACE], state.expression, state.jaw_pose * 4.0]
@@ -128,7 +133,7 @@ def look(state: HeadState) -> Float32:
 
 
 class LikenessMeter:
-    """Measures snapshots and the coloured mesh on held-back pictures.  Belongs to the training thread."""
+    """Measures the PSNR of snapshots and of the coloured mesh on held-back frames.  Belongs to the training thread."""
 
     def __init__(self, model: AvatarModel, backend: Backend) -> None:
         from insta_runtime.backends import make_renderer
@@ -136,17 +141,19 @@ class LikenessMeter:
         self._renderer: AnyRenderer = make_renderer(model, backend, urgent=False)
 
     def load(self, snapshot: Snapshot) -> None:
-        """Measure this one from now on."""
+        """Measure ``snapshot`` in later calls of `avatar_db`."""
         self._renderer.load(snapshot)
 
     def avatar_db(self, held: HeldBackFrame) -> float:
+        """PSNR (dB) of the loaded snapshot on a held-back frame."""
         return held.psnr(self._renderer.render(held.state, held.camera))
 
     def mesh_db(self, held: HeldBackFrame, mesh: ColouredMesh) -> float:
+        """PSNR (dB) of the coloured mesh on a held-back frame."""
         return held.psnr(mesh.render(held.state, held.camera))
 
 
-def mean(values: list[float]) -> float | None:
-    """Of those that are numbers; None if there are none."""
+def finite_mean(values: list[float]) -> float | None:
+    """Mean of the finite values; None if there are none."""
     known = [value for value in values if math.isfinite(value)]
     return fmean(known) if known else None

@@ -1,9 +1,9 @@
-"""Saving an avatar, and what its training needs to go on, without anybody waiting for the disk.
+"""Saving of an avatar with its training state in the background, so that training never waits for the disk.
 
-What is saved was copied when it was published and is never written to again; a thread that lives for one save copies it
-from the device, hashes and writes it.  Beside ``avatar.safetensors`` lies ``avatar.training.safetensors``, and of both
-the one before.  A training names the avatar that it belongs to, and is written first: whenever the process is killed,
-there is a pair that fits.
+What is saved was copied when it was published and is not written to afterwards.  A short-lived thread copies it from
+the device, hashes it and writes ``avatar.safetensors`` and ``avatar.training.safetensors``; the previous version of
+both files is kept.  A training file names the avatar that it belongs to and is written first: if the process is killed
+at any moment, a matching pair remains.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 
     import torch
 
-    from insta_runtime.avatar import Avatar, Record
+    from insta_runtime.avatar import Avatar, AvatarContents
     from insta_runtime.learn.trainer import Trainer
     from insta_runtime.learn.training_state import TrainingState
     from telepresence.learning.frame_archive import FrameArchive
 
 log = logging.getLogger("telepresence")
 
-SAVE_PART: Final = 0.05
-"""Part of the time that saving may take: a slow disk is written to less often than asked for."""
+SAVE_TIME_SHARE: Final = 0.05
+"""Maximum share of the time spent on saving; on a slow disk avatars are saved less often than configured."""
 RETRY_S: Final = 60.0
-"""Seconds until the next attempt after one that failed: the disk is full, say."""
+"""Seconds before the next attempt after a save that failed, for example because the disk is full."""
 
 
 def training_file(path: Path) -> Path:
-    """The file beside the avatar at ``path`` that its training goes on from."""
+    """Path of the training state that belongs to the avatar at ``path``."""
     from insta_runtime.avatar import avatar_file
 
     return avatar_file(path).with_suffix(".training.safetensors")
@@ -44,18 +44,18 @@ def training_file(path: Path) -> Path:
 
 @dataclass(frozen=True)
 class SavePoint:
-    """One save: an avatar and its training as they were at one moment.
+    """Avatar and training state of one moment, ready to be written.
 
-    ``written`` are the events of a GPU after which they are whole.
+    ``written``: CUDA events after which the tensors are complete.
     """
 
-    record: Record
+    record: AvatarContents
     training: TrainingState
     written: tuple[torch.cuda.Event, ...] = ()
 
     @staticmethod
-    def of(record: Record, training: TrainingState, trainer: Trainer) -> SavePoint:
-        """What was copied on the streams of the caller and of ``trainer``."""
+    def of(record: AvatarContents, training: TrainingState, trainer: Trainer) -> SavePoint:
+        """A save point of tensors that were copied on the current CUDA stream and on that of ``trainer``."""
         device = trainer.model.device
         if device.type != "cuda":
             return SavePoint(record, training)
@@ -67,37 +67,38 @@ class SavePoint:
 
 
 class AvatarWriter:
-    """Writes saves to ``path``, one at a time.  Belongs to the thread that learns.
+    """Writes save points of one avatar to its path, one at a time.  Belongs to the training thread.
 
     Attributes:
-        steps: of the newest avatar on the disk. sha256: its seal. saved_at: when it was written, monotonic seconds.
-        trouble: why the last attempt failed, None if it did not.
+        path: path of the avatar. every_s: seconds between two saves. archive: written with each save; None without.
+        steps: training steps of the newest avatar on the disk. sha256: its checksum; None before the first save.
+        saved_at: monotonic second of the last attempt. error: message of its failure; None if it succeeded.
     """
 
     def __init__(self, path: Path, avatar: Avatar, every_s: float, archive: FrameArchive | None = None) -> None:
-        """``archive`` is written with each save."""
+        """``avatar``: as it was loaded, for its steps and whether its file was damaged."""
         self.path, self.steps, self.every_s, self.archive = path, avatar.steps, every_s, archive
-        self._spoilt = avatar.spoilt  # what is damaged must not take the place of what is not
+        self._spoilt = avatar.spoilt  # a damaged file must not replace the intact previous one
         self.sha256: str | None = None
-        self.trouble: str | None = None
+        self.error: str | None = None
         self.saved_at = time.monotonic()
         self._due = self.saved_at + every_s
         self._thread: threading.Thread | None = None
-        self._stream: torch.cuda.Stream | None = None  # one for all saves: memory of a GPU is kept for each apart
+        self._stream: torch.cuda.Stream | None = None  # shared by all saves: CUDA caches memory per stream
 
     def due(self, now: float) -> bool:
-        """Whether it is time for the next save, and none is under way."""
+        """Whether the next save is due at monotonic second ``now`` and none is running."""
         return now >= self._due and not self._busy()
 
     def start(self, save: SavePoint) -> None:
-        """Write ``save`` in the background, once the one under way is done."""
+        """Write ``save`` on a background thread, after the save that is running has finished."""
         self.finish()
         self._due = time.monotonic() + self.every_s
         self._thread = threading.Thread(target=self._run, args=(save,), name="save")
         self._thread.start()
 
     def finish(self) -> None:
-        """Wait until what was started is written, or has failed."""
+        """Wait until the running save has succeeded or failed."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -112,54 +113,55 @@ class AvatarWriter:
             self.steps, self._spoilt = save.training.steps, False
             if self.archive is not None:
                 self.archive.write()
-            self.trouble = None
+            self.error = None
         except UserError as error:
-            self.trouble = str(error)
-        except Exception as error:  # of a lost GPU, say: learning will meet it, too
+            self.error = str(error)
+        except Exception as error:  # for example a lost GPU, which training reports as well
             log.debug("saving failed", exc_info=True)
-            self.trouble = f"the avatar cannot be saved: {type(error).__name__}: {error}"
+            self.error = f"the avatar cannot be saved: {type(error).__name__}: {error}"
         self.saved_at = time.monotonic()
         took = self.saved_at - began
-        wait = RETRY_S if self.trouble is not None else max(self.every_s, took / SAVE_PART)
+        wait = RETRY_S if self.error is not None else max(self.every_s, took / SAVE_TIME_SHARE)
         self._due = began + wait
 
     def _write(self, save: SavePoint) -> str:
         if not save.written:
-            return write(self.path, save, keep=not self._spoilt)
+            return write_save_point(self.path, save, keep=not self._spoilt)
         import torch
 
         stream = self._stream = self._stream or torch.cuda.Stream()
         for event in save.written:
             stream.wait_event(event)
         with torch.cuda.stream(stream):
-            return write(self.path, save, keep=not self._spoilt)
+            return write_save_point(self.path, save, keep=not self._spoilt)
 
 
-def write(path: Path, save: SavePoint, *, keep: bool) -> str:
-    """Write both files, and ``keep`` those before them; returns the avatar's seal.
+def write_save_point(path: Path, save: SavePoint, *, keep: bool) -> str:
+    """Write training state and avatar to ``path`` and return the avatar's checksum.
 
-    UserError if they cannot be written; what was there stays.
+    ``keep``: keep the replaced files as the previous version.  UserError if the files cannot be written; the old ones
+    stay.
     """
     sha256 = files.seal_of(save.record.header, save.record.tensors)
     files.write(training_file(path), *save.training.file_contents(sha256), keep=keep)
     return save.record.write(path, keep=keep)
 
 
-def stored_training(path: Path, avatar: Avatar) -> TrainingState | None:
-    """The training of ``avatar``, as it was read from ``path``; None, with a line in the log, if there is none."""
+def load_training_state(path: Path, avatar: Avatar) -> TrainingState | None:
+    """Read the training state of ``avatar`` beside ``path``; None if there is none that fits, with a warning."""
     from insta_runtime.learn.training_state import TrainingState
 
-    if avatar.sha256 is None:  # it is new, or from before there were any
+    if avatar.sha256 is None:  # a new avatar, or a file from before training states were saved
         return None
     newest = training_file(path)
-    trouble = None
+    problem = None
     for file in (newest, files.previous(newest)):
         if not file.is_file():
             continue
         try:
             return TrainingState.read(file, avatar.sha256, avatar.model)
         except UserError as error:
-            trouble = trouble or str(error)
-    if trouble is not None:
-        log.warning("%s; learning goes on from the avatar alone", trouble)
+            problem = problem or str(error)
+    if problem is not None:
+        log.warning("%s; training continues from the avatar alone", problem)
     return None

@@ -1,9 +1,9 @@
-"""Which weights are shown: each candidate is judged first, and what went wrong is undone.
+"""Publishing of snapshots: each candidate is measured on held-back frames before the display receives it.
 
-About once a second the averaged weights become a candidate.  It is published unless it renders held-back pictures
-(`score.HeldBackSet`) worse than what is shown does; after some in a row that did, training steps back to the state of the
-last that was published, and goes on more slowly for a while.  Weights or losses that are no numbers take it back there
-at once.
+About once a second the averaged weights become a candidate.  It is published unless it renders held-back frames
+(`likeness.HeldBackSet`) worse than the published snapshot does.  After several candidates in a row that were worse,
+training returns to the state of the last published snapshot and continues with a lower learning rate for a while.
+Weights or losses that are not finite make it return at once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from enum import StrEnum
 from statistics import fmean
 from typing import TYPE_CHECKING, Final
 
-from telepresence.learning.likeness import RECENT, HeldBackFrame, HeldBackSet, LikenessMeter, LikenessScore, mean
+from telepresence.learning.likeness import RECENT, HeldBackFrame, HeldBackSet, LikenessMeter, LikenessScore, finite_mean
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,41 +31,41 @@ if TYPE_CHECKING:
 log = logging.getLogger("telepresence")
 
 PUBLISH_S: Final = 1.0
-"""Seconds between candidates at least ..."""
-EAGER_S: Final = 0.5
-"""... and in the beginning, when each is much better than the last ..."""
-BEGINNING_S: Final = 10.0
-"""... which is so long."""
-JUDGE_PART: Final = 0.15
-"""Part of the time that judging may take: a slow machine looks at fewer pictures ..."""
-JUDGE_S: Final = 2.5
-"""... so that candidates come about so often all the same."""
-MEASURE_S: Final = 30.0
-"""Seconds between measurements of an avatar that is not learned on: it changes no more, only the pictures do."""
+"""Minimum seconds between two candidates for publishing."""
+EARLY_PUBLISH_S: Final = 0.5
+"""Minimum seconds between two candidates during the first `EARLY_S` seconds of training."""
+EARLY_S: Final = 10.0
+"""Seconds from the first candidate in which candidates are made every `EARLY_PUBLISH_S`: likeness rises quickly."""
+MEASURE_TIME_SHARE: Final = 0.15
+"""Maximum share of the training thread's time spent on measuring candidates; a slow machine measures fewer frames."""
+MEASURE_PERIOD_S: Final = 2.5
+"""Seconds between candidates for which the number of measured frames is planned."""
+FROZEN_MEASURE_S: Final = 30.0
+"""Seconds between measurements of an avatar that is not trained; only the held-back frames change."""
 SLICE_S: Final = 0.3
-"""On a CPU judging goes on for so long at a time; on a GPU, which the display needs, it is one picture."""
-YOUNG_STEPS: Final = 64
-"""Until then everything gets better quickly: one picture will do."""
-ENOUGH: Final = 3
-"""Of fewer pictures no candidate is called worse."""
+"""Maximum seconds of measuring in one round on a CPU.  On a GPU, which the display needs too, a round is one frame."""
+EARLY_STEPS: Final = 64
+"""Training steps until which one held-back frame is enough to measure a candidate."""
+MIN_FRAMES: Final = 3
+"""Minimum number of held-back frames before a candidate can be withheld."""
 FIRST_STEPS: Final = 8
-"""A new avatar is not worth showing before so many steps."""
+"""Training steps before the first candidate of a new avatar."""
 MARGIN_DB: Final = 0.3
-"""A candidate that is worse than what is shown by more than this is withheld."""
-PATIENCE: Final = 5
-"""After so many withheld in a row training steps back."""
-SLOW: Final = 0.3
-"""What the learning rate is multiplied by after a step back ..."""
+"""A candidate is withheld if its PSNR is lower than that of the published snapshot by more than this (dB)."""
+MAX_WITHHELD: Final = 5
+"""Number of candidates withheld in a row after which training returns to the published state."""
+SLOW_FACTOR: Final = 0.3
+"""Factor on the learning rate directly after training returned to an earlier state."""
 SLOW_S: Final = 30.0
-"""... and over how many seconds it comes back."""
-NEW_DB: Final = 3.0
-"""Pictures differ: the newest may be rendered worse than the better half of the others by so much and be no news."""
-NEWS_DB: Final = 4.0
-"""Beyond that, so much more makes them news altogether."""
+"""Seconds in which the learning rate rises from `SLOW_FACTOR` back to normal."""
+NOVELTY_OFFSET_DB: Final = 3.0
+"""PSNR (dB) below the better half of the older frames at which new frames are not yet novel."""
+NOVELTY_RANGE_DB: Final = 4.0
+"""Further PSNR (dB) below `NOVELTY_OFFSET_DB` at which new frames are fully novel."""
 
 
 class Verdict(StrEnum):
-    """What is done with a candidate."""
+    """Decision about a candidate snapshot."""
 
     PUBLISH = "publish"
     WITHHOLD = "withhold"
@@ -74,269 +74,278 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class PublishState:
-    """Where publishing stands: a pure function of what was found, and when.
+    """State machine of publishing, without a clock: transitions return a new state.
 
     Attributes:
-        in_a_row: candidates withheld since the last that was published.
-        slowed: when training last had to go back, seconds; None if it never did.
+        in_a_row: number of candidates withheld since the last published one.
+        slowed: second at which training last returned to an earlier state; None if it never did.
     """
 
     in_a_row: int = 0
     slowed: float | None = None
 
-    def judged(self, candidate_db: float | None, shown_db: float | None, now: float) -> tuple[PublishState, Verdict]:
-        """A candidate and what is shown were measured on the same pictures; None: they could not be."""
-        if candidate_db is None or shown_db is None or candidate_db >= shown_db - MARGIN_DB:
+    def judged(
+        self, candidate_db: float | None, published_db: float | None, now: float
+    ) -> tuple[PublishState, Verdict]:
+        """Compare the PSNRs (dB) of candidate and published snapshot on the same frames; None: not measured."""
+        if candidate_db is None or published_db is None or candidate_db >= published_db - MARGIN_DB:
             return replace(self, in_a_row=0), Verdict.PUBLISH
-        if self.in_a_row + 1 < PATIENCE:
+        if self.in_a_row + 1 < MAX_WITHHELD:
             return replace(self, in_a_row=self.in_a_row + 1), Verdict.WITHHOLD
         return PublishState(0, now), Verdict.STEP_BACK
 
-    def went_back(self, now: float) -> PublishState:
-        """Training had to go back for another reason."""
+    def rolled_back(self, now: float) -> PublishState:
+        """The state after training returned to an earlier state because of values that are not finite."""
         return PublishState(0, now)
 
-    def caution(self, now: float) -> float:
-        """What the learning rate is multiplied by, 1 long after the last step back."""
+    def rate_factor(self, now: float) -> float:
+        """Factor on the learning rate at second ``now``: `SLOW_FACTOR` after a step back, rising to 1."""
         if self.slowed is None:
             return 1.0
-        return SLOW ** min(1.0, max(0.0, 1.0 - (now - self.slowed) / SLOW_S))
+        return SLOW_FACTOR ** min(1.0, max(0.0, 1.0 - (now - self.slowed) / SLOW_S))
 
 
-def chosen(pictures: list[HeldBackFrame], room: int) -> list[HeldBackFrame]:
-    """At most ``room`` of the pictures, half of them the newest."""
-    older, recent = pictures[:-RECENT], pictures[-RECENT:]
-    recent = recent[-max(room - len(older), room - room // 2) :]
-    spare = room - len(recent)
-    return [*(older[-spare:] if spare > 0 else []), *recent]
+def select_frames(frames: list[HeldBackFrame], count: int) -> list[HeldBackFrame]:
+    """At most ``count`` of the held-back frames, about half of them the newest."""
+    older, recent = frames[:-RECENT], frames[-RECENT:]
+    recent = recent[-max(count - len(older), count - count // 2) :]
+    rest = count - len(recent)
+    return [*(older[-rest:] if rest > 0 else []), *recent]
 
 
 def novelty(older: list[float], newest: list[float]) -> float:
-    """How much the newest pictures are news, 0 to 1, from PSNRs (dB) of the avatar on them and on others."""
+    """Novelty (0 to 1) of the newest frames, from the avatar's PSNRs (dB) on them and on older frames."""
     if not older or not newest:
         return 0.0
-    usual = fmean(sorted(older)[len(older) // 2 :])  # of the others some may be news, too
-    return min(1.0, max(0.0, (usual - fmean(newest) - NEW_DB) / NEWS_DB))
+    usual = fmean(sorted(older)[len(older) // 2 :])  # the worse half of the older ones may be novel as well
+    return min(1.0, max(0.0, (usual - fmean(newest) - NOVELTY_OFFSET_DB) / NOVELTY_RANGE_DB))
 
 
 @dataclass(frozen=True)
 class TrainingEvent:
-    """Something that happened to the avatar's weights, as a line for people; ``kind`` names it for machines."""
+    """One line of text about a change of the avatar's weights; ``kind`` names it in logs and `/status`."""
 
     kind: str
     text: str
 
 
 class SnapshotGate:
-    """Judges candidates of ``trainer`` on ``held_back`` and publishes them.  Belongs to the training thread.
+    """Measures candidate snapshots on held-back frames and publishes those that are not worse.
+
+    Belongs to the training thread.
 
     Attributes:
-        good: the training's state when what is shown was learned.
-        score: of what is shown.  counts: candidates by what became of them; published_at: the last one's second.
-        events: what happened that somebody should know of; whoever tells it takes it out.
+        published_state: training state of the published snapshot. score: its likeness; None before it is measured.
+        counts: number of candidates by decision. published_at: monotonic second of the last publication.
+        events: roll backs and steps back that were not read yet. state: state machine of publishing.
     """
 
-    def __init__(self, trainer: Trainer, judge: LikenessMeter, held_back: HeldBackSet, exchange: WeightExchange) -> None:
-        self.good: TrainingState
+    def __init__(
+        self, trainer: Trainer, meter: LikenessMeter, held_back: HeldBackSet, exchange: WeightExchange
+    ) -> None:
+        self.published_state: TrainingState
         self.score: LikenessScore | None = None
         self.counts: Counter[str] = Counter()
         self.published_at = -math.inf
         self.events: deque[TrainingEvent] = deque(maxlen=16)
-        self.status = PublishState()
-        self._trainer, self._judge, self._held_back, self._exchange = trainer, judge, held_back, exchange
-        self._work: Iterator[None] | None = None
+        self.state = PublishState()
+        self._trainer, self._meter, self._held_back, self._exchange = trainer, meter, held_back, exchange
+        self._measuring: Iterator[None] | None = None
         self._due, self._began = -math.inf, math.inf
         self._measure_due = -math.inf
-        self._news = 0.0
-        self._number = 0  # of what is shown
-        self._each_s = 0.0  # what measuring a picture takes
+        self._novelty = 0.0
+        self._number = 0  # of the published snapshot
+        self._frame_s = 0.0  # running mean of the seconds that measuring one frame takes
         self._now = 0.0
         with trainer.on_stream():
-            self.good = trainer.state()
+            self.published_state = trainer.state()
 
     @property
     def in_doubt(self) -> bool:
-        """Whether what was learned since the last publication is worse than that."""
-        return self.status.in_a_row > 0
+        """Whether the newest candidates were worse than the published snapshot."""
+        return self.state.in_a_row > 0
 
-    def newest(self) -> TrainingState:
-        """What is worth saving: all that was learned, unless it is in doubt."""
-        if self.in_doubt or self._trainer.steps == self.good.steps:
-            return self.good
+    def state_to_save(self) -> TrainingState:
+        """The newest training state, or the published one if the newest is in doubt or not finite."""
+        if self.in_doubt or self._trainer.steps == self.published_state.steps:
+            return self.published_state
         with self._trainer.on_stream():
             state = self._trainer.state()
-            return state if state.is_sound() else self.good
+            return state if state.is_sound() else self.published_state
 
-    def watch(self, report: StepReport | None, now: float) -> None:
-        """A step was done: go back at once if its loss is no number."""
+    def on_step(self, report: StepReport | None, now: float) -> None:
+        """Check the loss of a training step and set the learning rate; rolls back if the loss is not finite."""
         self._now = now
         if report is not None and report.samples > 0 and not math.isfinite(report.loss):
-            self._go_back("a loss that is no number")
-        self._trainer.schedule.rate_factor = self._pace(now)
+            self._roll_back("a loss that is not a finite number")
+        self._trainer.schedule.rate_factor = self._rate_factor(now)
 
-    def work(self, mesh: ColouredMesh | None, now: float) -> bool:
-        """Do a little of what is due.  False if there was nothing."""
+    def run_once(self, mesh: ColouredMesh | None, now: float) -> bool:
+        """Continue measuring a candidate, or begin one if it is due.  False if nothing was done."""
         self._now = now
-        if self._work is None:
+        if self._measuring is None:
             young = self._trainer.steps < FIRST_STEPS
-            if young or now < self._due or self._trainer.steps == self.good.steps:
+            if young or now < self._due or self._trainer.steps == self.published_state.steps:
                 return False
             self._began = min(self._began, now)
-            self._due = now + (EAGER_S if now - self._began < BEGINNING_S else PUBLISH_S)
-            self._work = self._consider(mesh)
+            self._due = now + (EARLY_PUBLISH_S if now - self._began < EARLY_S else PUBLISH_S)
+            self._measuring = self._measure_candidate(mesh)
         began = time.monotonic()
-        self._go_on(began)
-        # What it takes, all candidates together are to make up for.
-        self._due += (time.monotonic() - began) * (1.0 / JUDGE_PART - 1.0)
+        self._continue_measuring(began)
+        # Delays the next candidate so that measuring stays within its share of the time.
+        self._due += (time.monotonic() - began) * (1.0 / MEASURE_TIME_SHARE - 1.0)
         return True
 
-    def measure(self, mesh: ColouredMesh | None, now: float) -> bool:
-        """Do a little of measuring what is shown, for whoever does not learn.  False if there was nothing to do.
+    def measure_published(self, mesh: ColouredMesh | None, now: float) -> bool:
+        """Continue measuring the published snapshot of an avatar that is not trained.  False if nothing was done.
 
-        As soon as there are enough pictures to tell, it is seldom done.
+        Measured every `PUBLISH_S` until there are `likeness.RECENT` held-back frames, then every `FROZEN_MEASURE_S`.
         """
         self._now = now
-        if self._work is None:
+        if self._measuring is None:
             if now < self._measure_due:
                 return False
             self._measure_due = now + PUBLISH_S
-            self._work = self._measure_shown(mesh)
-        self._go_on(time.monotonic())
+            self._measuring = self._measure_shown(mesh)
+        self._continue_measuring(time.monotonic())
         return True
 
-    def _go_on(self, began: float) -> None:
-        """Do a part of what is under way; on a CPU some, as the display has cores of its own."""
+    def _continue_measuring(self, began: float) -> None:
+        """Measure one frame on a GPU; on a CPU, where the display has its own cores, as many as fit in `SLICE_S`."""
         on_gpu = self._trainer.model.device.type == "cuda"
-        while self._work is not None:
+        while self._measuring is not None:
             try:
-                next(self._work)
+                next(self._measuring)
             except StopIteration:
-                self._work = None
+                self._measuring = None
             if on_gpu or time.monotonic() - began > SLICE_S:
                 return
 
-    def _consider(self, mesh: ColouredMesh | None) -> Iterator[None]:
+    def _measure_candidate(self, mesh: ColouredMesh | None) -> Iterator[None]:
         with self._trainer.on_stream():
             candidate = self._trainer.state()
             sound = candidate.is_sound()
         if not sound:
-            self._go_back("weights that are no numbers, or too large ones")
+            self._roll_back("weights that are not finite or too large")
             return
-        known = self._held_back.pictures()
-        pictures = chosen(known, self._room())
-        if not pictures:
+        known = self._held_back.frames()
+        frames = select_frames(known, self._frame_count())
+        if not frames:
             self._publish(candidate)
             return
         self._load(candidate.shown)
         yield
-        found = []
-        for held in pictures:
+        measured = []
+        for held in frames:
             began = time.monotonic()
-            found.append(self._judge.avatar_db(held))
-            self._each_s += 0.2 * (time.monotonic() - began - self._each_s)
+            measured.append(self._meter.avatar_db(held))
+            self._frame_s += 0.2 * (time.monotonic() - began - self._frame_s)
             yield
-        yield from self._complete(pictures, mesh)
-        shown = mean([held.shown_db[1] for held in pictures]) if len(pictures) >= ENOUGH else None
-        self.status, verdict = self.status.judged(mean(found), shown, self._now)
+        yield from self._measure_missing(frames, mesh)
+        published = finite_mean([held.published_db[1] for held in frames]) if len(frames) >= MIN_FRAMES else None
+        self.state, verdict = self.state.judged(finite_mean(measured), published, self._now)
         if verdict is Verdict.PUBLISH:
             self._publish(candidate)
-            for held, value in zip(pictures, found, strict=True):
-                held.shown_db = (self._number, value)
-            self._tell(known)
-            newest = max(1, len(found) // 4)
-            self._news = novelty(found[:-newest], found[-newest:])
+            for held, value in zip(frames, measured, strict=True):
+                held.published_db = (self._number, value)
+            self._update_score(known)
+            newest = max(1, len(measured) // 4)
+            self._novelty = novelty(measured[:-newest], measured[-newest:])
             return
         self.counts[verdict] += 1
-        self._tell(known)
+        self._update_score(known)
         if verdict is Verdict.STEP_BACK:
-            loss = (shown or 0.0) - (mean(found) or 0.0)
+            loss = (published or 0.0) - (finite_mean(measured) or 0.0)
             self._resume()
-            # If that was no fault of learning, what is long past must not hold it back for ever.
-            self._held_back.forget_older()
-            self._note(
+            # If the scene changed instead, older frames must not keep the avatar from learning it.
+            self._held_back.drop_older()
+            self._add_event(
                 "stepped back",
-                f"what was learned last made the avatar worse by {loss:.1f} dB; learning goes on from step "
-                f"{self.good.steps}, more slowly for {SLOW_S:.0f} s",
+                f"the last training steps made the avatar worse by {loss:.1f} dB; training continues from step "
+                f"{self.published_state.steps}, more slowly for {SLOW_S:.0f} s",
             )
 
     def _measure_shown(self, mesh: ColouredMesh | None) -> Iterator[None]:
-        known = self._held_back.pictures()
-        pictures = chosen(known, self._room())
+        known = self._held_back.frames()
+        frames = select_frames(known, self._frame_count())
         if len(known) >= RECENT:
-            self._measure_due = self._now + MEASURE_S
-        yield from self._complete(pictures, mesh)
-        self._tell(known)
+            self._measure_due = self._now + FROZEN_MEASURE_S
+        yield from self._measure_missing(frames, mesh)
+        self._update_score(known)
 
-    def _complete(self, pictures: list[HeldBackFrame], mesh: ColouredMesh | None) -> Iterator[None]:
-        """Measure what is shown, and the mesh, on those pictures on which they were not yet."""
-        nothing = self._number == 0 and self.good.steps == 0
-        missing = [held for held in pictures if held.shown_db[0] != self._number and not nothing]
+    def _measure_missing(self, frames: list[HeldBackFrame], mesh: ColouredMesh | None) -> Iterator[None]:
+        """Measure the published snapshot and the mesh on those frames on which they were not measured yet."""
+        untrained = self._number == 0 and self.published_state.steps == 0
+        missing = [held for held in frames if held.published_db[0] != self._number and not untrained]
         if missing:
-            self._load(self.good.shown)
+            self._load(self.published_state.shown)
             yield
         for held in missing:
-            held.shown_db = (self._number, self._judge.avatar_db(held))
+            held.published_db = (self._number, self._meter.avatar_db(held))
             yield
         if mesh is None:
             return
-        # It changes often, and little: of those that were measured with an earlier one, only one is measured again.
-        earlier = [held for held in pictures if held.mesh is not None and held.mesh is not mesh]
-        for held in [*(held for held in pictures if held.mesh is None), *earlier[:1]]:
-            held.mesh, held.mesh_db = mesh, self._judge.mesh_db(held, mesh)
+        # The mesh changes often but little: of the frames measured with an earlier mesh, one is measured again.
+        earlier = [held for held in frames if held.mesh is not None and held.mesh is not mesh]
+        for held in [*(held for held in frames if held.mesh is None), *earlier[:1]]:
+            held.mesh, held.mesh_db = mesh, self._meter.mesh_db(held, mesh)
             yield
 
-    def _room(self) -> int:
-        """How many pictures to measure on."""
-        if self._trainer.steps < YOUNG_STEPS:
+    def _frame_count(self) -> int:
+        """Number of held-back frames on which a candidate is measured."""
+        if self._trainer.steps < EARLY_STEPS:
             return 1
-        return max(ENOUGH, int(JUDGE_PART * JUDGE_S / max(self._each_s, 1e-6)))
+        return max(MIN_FRAMES, int(MEASURE_TIME_SHARE * MEASURE_PERIOD_S / max(self._frame_s, 1e-6)))
 
-    def _tell(self, pictures: list[HeldBackFrame]) -> None:
-        """Make the score of what was found last on each of these: some may not have been measured just now."""
-        both = [held for held in pictures if math.isfinite(held.shown_db[1] + held.mesh_db)]
-        avatar_db, mesh_db = mean([held.shown_db[1] for held in both]), mean([held.mesh_db for held in both])
+    def _update_score(self, frames: list[HeldBackFrame]) -> None:
+        """Set the score to the mean of the newest measurement of each frame; some may be from earlier rounds."""
+        both = [held for held in frames if math.isfinite(held.published_db[1] + held.mesh_db)]
+        avatar_db = finite_mean([held.published_db[1] for held in both])
+        mesh_db = finite_mean([held.mesh_db for held in both])
         if avatar_db is not None and mesh_db is not None:
-            self.score = LikenessScore(avatar_db, mesh_db, self.good.steps)
+            self.score = LikenessScore(avatar_db, mesh_db, self.published_state.steps)
 
     def _load(self, snapshot: Snapshot) -> None:
         with self._trainer.on_stream():
-            self._judge.load(snapshot)
+            self._meter.load(snapshot)
 
     def _publish(self, candidate: TrainingState) -> None:
-        self.good = candidate
+        self.published_state = candidate
         self._number += 1
         self.counts[Verdict.PUBLISH] += 1
         self.published_at = self._now
         with self._trainer.on_stream():
             self._exchange.publish(candidate.shown)
 
-    def _go_back(self, why: str) -> None:
-        self._work = None
-        self.status = self.status.went_back(self._now)
+    def _roll_back(self, reason: str) -> None:
+        self._measuring = None
+        self.state = self.state.rolled_back(self._now)
         self.counts["roll back"] += 1
         self._resume()
-        self._note("rolled back", f"learning came to {why}; it goes on from step {self.good.steps}")
+        self._add_event(
+            "rolled back", f"training produced {reason}; it continues from step {self.published_state.steps}"
+        )
 
     def _resume(self) -> None:
-        self._news = 0.0  # they may have been what did it
+        self._novelty = 0.0  # a higher rate for novel frames may have caused the failure
         with self._trainer.on_stream():
-            self._trainer.resume(self.good)
+            self._trainer.resume(self.published_state)
 
-    def _note(self, kind: str, text: str) -> None:
+    def _add_event(self, kind: str, text: str) -> None:
         self.events.append(TrainingEvent(kind, text))
         log.warning("%s", text, extra={"event": kind.replace(" ", "_"), "stage": "train"})
 
-    def _pace(self, now: float) -> float:
-        """What the schedule's learning rate is multiplied by."""
-        return self.status.caution(now) * rise(self._trainer, self._news)
+    def _rate_factor(self, now: float) -> float:
+        """Factor on the learning rate of the schedule at second ``now``."""
+        return self.state.rate_factor(now) * novelty_rate_factor(self._trainer, self._novelty)
 
 
-def rise(trainer: Trainer, news: float) -> float:
-    """What the rate is multiplied by for the sake of ``news`` (0 to 1): all of it takes back what the schedule took.
+def novelty_rate_factor(trainer: Trainer, novelty: float) -> float:
+    """Factor on the learning rate for ``novelty`` (0 to 1) of the newest frames: 1 undoes the schedule's decay.
 
-    What is not new is not shaken by that, as long as it is drawn, too: its gradients cancel, and what is shown is an
-    average.
+    Known frames are not disturbed by the higher rate while the replay still draws them: their gradients cancel, and
+    the published weights are an average.
     """
     config = trainer.config
     progress = trainer.schedule.progress_at(trainer.steps)
-    return config.final_rate ** (-news * progress) if config.final_rate > 0.0 else 1.0
+    return config.final_rate ** (-novelty * progress) if config.final_rate > 0.0 else 1.0

@@ -1,4 +1,4 @@
-"""What changed about a person: told from pictures of the actor, and over time."""
+"""Detection of appearance changes: on frames of the actor, and over time."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from insta_runtime.types import Bytes, Camera, Float32, Float64, HeadState, Obse
 from telepresence.actor.actor import Actor
 from telepresence.actor.performance import Performance
 from telepresence.learning.appearance import (
-    ENOUGH,
-    LASTING,
     LASTING_S,
+    MIN_OUTLIERS,
+    MIN_SAMPLES,
     AppearanceBaseline,
     AppearanceChange,
-    AppearanceSample,
-    AppearanceProbe,
     AppearanceMonitor,
+    AppearanceProbe,
+    AppearanceSample,
     compare,
     match_light,
 )
@@ -37,11 +37,11 @@ def actor() -> Actor:
 
 @pytest.fixture(scope="module")
 def moments(actor: Actor) -> list[tuple[Float32, Bytes, Bytes, Float64]]:
-    """What an avatar might show (the actor a moment earlier), picture, matte and eyes, of moments of a performance."""
+    """Rendering (the actor 20 ms later), frame, matte and eyes at several times of a performance."""
     performance = Performance(actor.head.expression_names, 0)
     camera = actor.camera(SIDE)
     found = []
-    for moment in range(ENOUGH + 6):
+    for moment in range(MIN_SAMPLES + 6):
         state = performance(0.7 * moment)
         before, alpha = actor.render(performance(0.7 * moment + 0.02), camera, background=False, samples=1)
         shown = premultiplied(before, alpha)
@@ -87,30 +87,30 @@ def with_hat(rgb: Bytes, alpha: Bytes, eyes: Float64) -> Bytes:
     return worn
 
 
-def look(shown: Float32, rgb: Bytes, alpha: Bytes, eyes: Float64) -> AppearanceSample:
+def sample(shown: Float32, rgb: Bytes, alpha: Bytes, eyes: Float64) -> AppearanceSample:
     found = compare(shown, premultiplied(rgb, alpha), eyes)
     assert found is not None
     return found
 
 
-def seen(looks: list[AppearanceSample]) -> AppearanceBaseline:
-    appearance = AppearanceBaseline()
-    for second, each in enumerate(looks):
-        appearance, change = appearance.after(each, float(second))
+def baseline_of(samples: list[AppearanceSample]) -> AppearanceBaseline:
+    baseline = AppearanceBaseline()
+    for second, each in enumerate(samples):
+        baseline, change = baseline.after(each, float(second))
         assert change is None
-    return appearance
+    return baseline
 
 
 @pytest.mark.parametrize(("gamma", "gain"), [(1.7, (0.8, 0.8, 0.8)), (0.7, (1.0, 1.0, 1.0)), (1.0, (1.0, 0.8, 0.55))])
 def test_light_can_be_matched(moments, gamma, gain):
     shown, rgb, alpha, eyes = moments[0]
-    plain = look(shown, rgb, alpha, eyes)
-    other = look(shown, relit(rgb, gamma, gain), alpha, eyes)
+    plain = sample(shown, rgb, alpha, eyes)
+    other = sample(shown, relit(rgb, gamma, gain), alpha, eyes)
     assert other.lit_db > other.plain_db + 2.5
     assert other.lit_db > plain.lit_db - 2.0
 
 
-def test_matching_keeps_what_is_equal(moments):
+def test_matching_keeps_equal_images(moments):
     shown, *_ = moments[0]
     again = match_light(shown, shown, shown[..., 3] > 0.9)
     solid = (shown[..., 3:] > 0.9) & (shown[..., :3] > 0.05)
@@ -119,48 +119,48 @@ def test_matching_keeps_what_is_equal(moments):
 
 @pytest.mark.parametrize("change", [AppearanceChange.LIGHT, AppearanceChange.EYES, AppearanceChange.TOP])
 def test_lasting_changes_are_named_once(moments, change):
-    appearance = seen([look(*moment) for moment in moments[:-4]])
+    baseline = baseline_of([sample(*moment) for moment in moments[:-4]])
     changed = []
-    for number in range(3 * LASTING):
+    for number in range(3 * MIN_OUTLIERS):
         shown, rgb, alpha, eyes = moments[-1 - number % 4]
         other = {
             AppearanceChange.LIGHT: lambda rgb, _, __: relit(rgb, 1.8),
             AppearanceChange.EYES: lambda rgb, _, eyes: with_glasses(rgb, eyes),
             AppearanceChange.TOP: with_hat,
         }[change](rgb, alpha, eyes)
-        appearance, named = appearance.after(look(shown, other, alpha, eyes), 100.0 + 2.0 * number)
+        baseline, named = baseline.after(sample(shown, other, alpha, eyes), 100.0 + 2.0 * number)
         changed.append(named)
     assert [each for each in changed if each is not None] == [change]
-    assert changed.index(change) == LASTING - 1
+    assert changed.index(change) == MIN_OUTLIERS - 1
 
 
 USUAL = AppearanceSample(25.0, 25.2, 26.0, 24.0, 27.0)
 
 
 def varied(centre: AppearanceSample, number: int) -> AppearanceSample:
-    """Looks differ by a decibel or so from picture to picture."""
+    """A sample that differs by about a decibel, as between frames."""
     by = np.random.default_rng(number).normal(0.0, 0.8)
     return replace(centre, **{name: getattr(centre, name) + by for name in AppearanceSample.__dataclass_fields__})
 
 
 @pytest.fixture
 def usual() -> AppearanceBaseline:
-    return seen([varied(USUAL, number) for number in range(12)])
+    return baseline_of([varied(USUAL, number) for number in range(12)])
 
 
-def test_nothing_is_usual_before_enough_was_seen():
-    appearance = AppearanceBaseline()
-    for number in range(ENOUGH - 1):
-        appearance, _ = appearance.after(varied(USUAL, number), float(number))
-        assert appearance.usual_db is None
-    assert appearance.after(AppearanceSample(5.0, 5.0, 5.0, 5.0, 5.0), 9.0)[1] is None
+def test_there_is_no_baseline_before_enough_samples():
+    baseline = AppearanceBaseline()
+    for number in range(MIN_SAMPLES - 1):
+        baseline, _ = baseline.after(varied(USUAL, number), float(number))
+        assert baseline.usual_db is None
+    assert baseline.after(AppearanceSample(5.0, 5.0, 5.0, 5.0, 5.0), 9.0)[1] is None
 
 
-def test_what_passes_is_no_change(usual):
+def test_a_short_difference_is_no_change(usual):
     dark = replace(USUAL, plain_db=14.0, lit_db=24.0)
     now = 20.0
     for _ in range(3):
-        for number in range(LASTING - 1):
+        for number in range(MIN_OUTLIERS - 1):
             usual, change = usual.after(varied(dark, number), now)
             assert change is None
             now += LASTING_S
@@ -169,16 +169,16 @@ def test_what_passes_is_no_change(usual):
         now += 1.0
 
 
-def test_a_pose_that_is_new_is_no_change(usual):
-    """All of the head is rendered worse, whatever the light."""
+def test_a_new_pose_is_no_change(usual):
+    """All regions of the head are rendered worse, in any light."""
     turned = AppearanceSample(17.0, 17.3, 18.5, 16.0, 19.0)
-    for number in range(3 * LASTING):
+    for number in range(3 * MIN_OUTLIERS):
         usual, change = usual.after(varied(turned, number), 20.0 + 2.0 * number)
         assert change is None
 
 
-def test_a_place_that_is_not_in_the_picture_says_nothing(usual):
-    for number in range(2 * LASTING):
+def test_a_region_outside_the_frame_is_ignored(usual):
+    for number in range(2 * MIN_OUTLIERS):
         bald = replace(varied(USUAL, number), top_db=float("nan"))
         usual, change = usual.after(bald, 20.0 + 2.0 * number)
         assert change is None
@@ -186,7 +186,7 @@ def test_a_place_that_is_not_in_the_picture_says_nothing(usual):
 
 @pytest.fixture(scope="module")
 def learned() -> tuple[AvatarModel, Backend, Snapshot, list[Observation]]:
-    """A small avatar of a painted head, and pictures of that."""
+    """A small trained avatar of a painted head, and its training frames."""
     head = open_head()
     pictures = photograph(head, performance(head, 12), 48, paint(head))
     model = small_model(config=replace(SMALL, learn=replace(SMALL.learn, learning_rate=0.02)))
@@ -204,55 +204,55 @@ def darker(picture: Observation) -> Observation:
 
 
 def of_another(picture: Observation) -> Observation:
-    """The colours of somebody else, whom no light makes the same."""
+    """Colours of another subject, which no light matches."""
     y, x = np.mgrid[: picture.rgb.shape[0], : picture.rgb.shape[1]]
     painted = np.where(((x // 4 + y // 4) % 2 == 0)[..., None], np.uint8([255, 0, 255]), np.uint8([0, 255, 0]))
     return replace(picture, rgb=painted)
 
 
-def test_a_watch_says_how_much_worse_a_face_is_and_what_changed(learned):
+def test_the_monitor_measures_unverified_faces_and_reports_changes(learned):
     model, backend, snapshot, pictures = learned
-    watch = AppearanceMonitor(lambda: AppearanceProbe(model, backend), learned=False)
-    assert watch.work(snapshot, 0.0) is None  # there is nothing to look at
+    monitor = AppearanceMonitor(lambda: AppearanceProbe(model, backend), loaded=False)
+    assert monitor.run_once(snapshot, 0.0) is None  # there is no frame yet
     now = 10.0
 
     def show(change, *, known: bool) -> list[AppearanceChange]:
         nonlocal now
         changes = []
         for picture in pictures[:8]:
-            (watch.offer if known else watch.consider)(change(picture))
-            changes.append(watch.work(snapshot, now))
+            (monitor.set_observation if known else monitor.set_unverified)(change(picture))
+            changes.append(monitor.run_once(snapshot, now))
             now += 30.0
         return [each for each in changes if each is not None]
 
     assert show(lambda picture: picture, known=True) == []
-    assert watch.worse_db is None
+    assert monitor.worse_db is None
     show(lambda picture: picture, known=False)
-    assert abs(watch.worse_db) < 1.5
+    assert abs(monitor.worse_db) < 1.5
     show(lambda picture: picture, known=True)
-    assert watch.worse_db is None  # of whoever came before
+    assert monitor.worse_db is None  # the earlier value is dropped
     show(darker, known=False)
-    assert watch.worse_db < 3.0
+    assert monitor.worse_db < 3.0
     show(lambda picture: picture, known=True)
     show(of_another, known=False)
-    assert watch.worse_db > 8.0
+    assert monitor.worse_db > 8.0
     show(lambda picture: picture, known=True)
     assert show(darker, known=True) == [AppearanceChange.LIGHT]
 
 
-def test_who_is_well_known_is_seldom_looked_at_while_nothing_is_learned(learned):
+def test_a_frozen_avatar_is_seldom_compared_once_the_baseline_is_complete(learned):
     model, backend, snapshot, pictures = learned
-    watch = AppearanceMonitor(lambda: AppearanceProbe(model, backend), learned=True)
+    monitor = AppearanceMonitor(lambda: AppearanceProbe(model, backend), loaded=True)
 
-    def looks(start: float, *, seldom: bool) -> int:
-        """How many there are of fifty pictures, five seconds apart."""
+    def samples(start: float, *, seldom: bool) -> int:
+        """Number of comparisons of fifty frames, five seconds apart."""
         count = 0
         for number in range(50):
-            watch.offer(pictures[number % len(pictures)])
-            watch.work(snapshot, start + 5.0 * number, seldom=seldom)
-            count += watch._newest is None
+            monitor.set_observation(pictures[number % len(pictures)])
+            monitor.run_once(snapshot, start + 5.0 * number, seldom=seldom)
+            count += monitor._newest is None
         return count
 
-    assert looks(1000.0, seldom=True) > 30, "until it is known what is usual"
-    assert looks(2000.0, seldom=True) <= 25
-    assert looks(3000.0, seldom=False) > 40
+    assert samples(1000.0, seldom=True) > 30, "until the baseline is complete"
+    assert samples(2000.0, seldom=True) <= 25
+    assert samples(3000.0, seldom=False) > 40

@@ -1,4 +1,4 @@
-"""What is worth learning from: good pictures pass, bad ones are refused for the right reason, nobody is starved."""
+"""Frame filter: good frames pass, bad ones are refused for the right reason, and no subject is refused for ever."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from insta_runtime.render.model import AvatarModel
 from insta_runtime.types import Observation
 from telepresence.actor.actor import Actor
 from telepresence.actor.performance import Performance
-from telepresence.learning.frame_filter import PATIENCE, YOUNG, FacePoints, FrameFilter, FaceProjection
+from telepresence.learning.frame_filter import MAX_WAIT_S, MIN_ACCEPTED, FacePoints, FaceProjection, FrameFilter
 from tests.support.small_person import flame_head, neutral_shape, pose
 
 SMALL = AvatarConfig(radiance=FieldConfig(levels=2, log2_entries=8), occupancy=OccupancyConfig(resolution=16))
@@ -32,7 +32,7 @@ def actor() -> Actor:
 
 @pytest.fixture(scope="module")
 def pictures(actor: Actor) -> list[Observation]:
-    """The actor's, `APART` seconds from each other."""
+    """Frames of the actor, `APART` seconds apart."""
     perform, camera = Performance(actor.head.expression_names), Actor.camera(SIZE)
     found = []
     for i in range(SEEN):
@@ -50,21 +50,21 @@ def new(actor: Actor) -> FrameFilter:
 
 @pytest.fixture(scope="module")
 def experienced(new: FrameFilter, pictures: list[Observation]) -> FrameFilter:
-    """One that has seen all pictures but the last, more than once."""
-    gate = copy.deepcopy(new)
+    """A frame filter that checked all frames except the last, several times."""
+    frame_filter = copy.deepcopy(new)
     for i, picture in enumerate(ROUNDS * pictures[:-1]):
-        gate.judge(picture, APART * i)
-    return gate
+        frame_filter.check(picture, APART * i)
+    return frame_filter
 
 
 @pytest.fixture
-def gate(experienced: FrameFilter) -> FrameFilter:
+def frame_filter(experienced: FrameFilter) -> FrameFilter:
     return copy.deepcopy(experienced)
 
 
-def test_good_pictures_are_taken(gate: FrameFilter, pictures: list[Observation]) -> None:
-    assert gate.judge(pictures[-1], NOW) is None
-    assert gate.taken >= ROUNDS * (SEEN - 1) - 1, dict(gate.refused)
+def test_good_frames_are_accepted(frame_filter: FrameFilter, pictures: list[Observation]) -> None:
+    assert frame_filter.check(pictures[-1], NOW) is None
+    assert frame_filter.taken >= ROUNDS * (SEEN - 1) - 1, dict(frame_filter.refused)
 
 
 def blurred(o: Observation) -> Observation:
@@ -72,12 +72,12 @@ def blurred(o: Observation) -> Observation:
 
 
 def smeared(o: Observation) -> Observation:
-    """As by a camera that moved by a tenth of the face while its shutter was open."""
+    """Motion blur of a tenth of the face's width."""
     return replace(o, rgb=np.mean([np.roll(o.rgb, x, axis=1) for x in range(9)], axis=0).astype(np.uint8))
 
 
 def covered(o: Observation, *, matte: bool, colour: tuple[int, int, int] = (60, 90, 160)) -> Observation:
-    """Something round before mouth and chin; the matte has either left it out or taken it for the person."""
+    """A disc before mouth and chin, either missing in the matte or part of it."""
     y, x = np.mgrid[:SIZE, :SIZE]
     solid = np.argwhere(o.alpha > 128)
     middle = solid.mean(axis=0) + np.array([0.12 * SIZE, 0.0])
@@ -90,7 +90,7 @@ def covered(o: Observation, *, matte: bool, colour: tuple[int, int, int] = (60, 
 
 
 def see_through(o: Observation) -> Observation:
-    """A matte that does not know what the upper half of the head is."""
+    """A matte that is half transparent in the upper half of the head."""
     top = np.argwhere(o.alpha > 128)[:, 0].min()
     body = np.asarray(o.body).astype(np.float32)
     body[top : top + SIZE // 4] *= 0.6
@@ -115,77 +115,83 @@ def half_outside(o: Observation) -> Observation:
     ],
     ids=["blurred", "smeared", "hole in the matte", "cup", "see-through", "cut off", "not a number", "behind"],
 )
-def test_bad_pictures_are_refused_for_the_right_reason(gate: FrameFilter, pictures: list[Observation], damage, reason) -> None:
-    taken, before = gate.taken, gate.refused[reason]
-    assert gate.judge(damage(pictures[-1]), NOW) == reason
-    assert gate.refused[reason] == before + 1
-    assert gate.taken == taken
-    assert gate.judge(pictures[-1], NOW + 0.2) is None, "the next good one is taken"
+def test_bad_frames_are_refused_for_the_right_reason(
+    frame_filter: FrameFilter, pictures: list[Observation], damage, reason
+) -> None:
+    taken, before = frame_filter.taken, frame_filter.refused[reason]
+    assert frame_filter.check(damage(pictures[-1]), NOW) == reason
+    assert frame_filter.refused[reason] == before + 1
+    assert frame_filter.taken == taken
+    assert frame_filter.check(pictures[-1], NOW + 0.2) is None, "the next good frame is accepted"
 
 
-def test_another_exposure_is_no_occlusion(gate: FrameFilter, pictures: list[Observation]) -> None:
+def test_another_exposure_is_no_occlusion(frame_filter: FrameFilter, pictures: list[Observation]) -> None:
     darker = replace(pictures[-1], rgb=(pictures[-1].rgb * 0.6).astype(np.uint8))
-    assert gate.judge(darker, NOW) is None
+    assert frame_filter.check(darker, NOW) is None
 
 
-def test_a_head_that_rushes_or_jumps_is_refused(gate: FrameFilter, pictures: list[Observation]) -> None:
+def test_a_head_that_moves_fast_or_jumps_is_refused(frame_filter: FrameFilter, pictures: list[Observation]) -> None:
     last = pictures[-1]
     before = replace(last.state, translation=last.state.translation - np.float32([0.03, 0, 0]))
-    gate.follow(replace(last, state=before.at(last.t_capture_ns - 33_000_000)))
-    assert gate.judge(last, NOW) == "moving", "3 cm in 33 ms"
+    frame_filter.update_motion(replace(last, state=before.at(last.t_capture_ns - 33_000_000)))
+    assert frame_filter.check(last, NOW) == "moving", "3 cm in 33 ms"
     turned = replace(before, rotation=np.array([math.pi * math.cos(0.6), 0.0, math.pi * math.sin(0.6)], np.float32))
-    gate.follow(replace(last, state=turned.at(last.t_capture_ns - 33_000_000)))
-    assert gate.judge(last, NOW) == "mistracked"
-    gate.follow(replace(last, state=before.at(last.t_capture_ns - 500_000_000)))
-    assert gate.judge(last, NOW) is None, "in half a second a head may go anywhere"
+    frame_filter.update_motion(replace(last, state=turned.at(last.t_capture_ns - 33_000_000)))
+    assert frame_filter.check(last, NOW) == "mistracked"
+    frame_filter.update_motion(replace(last, state=before.at(last.t_capture_ns - 500_000_000)))
+    assert frame_filter.check(last, NOW) is None, "no speed is computed across half a second"
 
 
-def test_who_sits_still_is_learned_from_at_a_low_rate(new: FrameFilter, pictures: list[Observation]) -> None:
-    gate = copy.deepcopy(new)
-    moments = [0.2 * i for i in range(YOUNG + 50)]
-    taken = [now for now in moments if gate.judge(pictures[0], now) is None]
-    assert taken[:YOUNG] == moments[:YOUNG], "at first there is nothing better"
-    later = np.diff(taken[YOUNG:])
-    assert (later >= PATIENCE["duplicate"] - 1e-6).all()
+def test_frames_of_a_still_subject_are_accepted_at_a_low_rate(new: FrameFilter, pictures: list[Observation]) -> None:
+    frame_filter = copy.deepcopy(new)
+    moments = [0.2 * i for i in range(MIN_ACCEPTED + 50)]
+    taken = [now for now in moments if frame_filter.check(pictures[0], now) is None]
+    assert taken[:MIN_ACCEPTED] == moments[:MIN_ACCEPTED], "the first frames are all accepted"
+    later = np.diff(taken[MIN_ACCEPTED:])
+    assert (later >= MAX_WAIT_S["duplicate"] - 1e-6).all()
     assert len(later) >= 8
-    assert gate.refused["duplicate"] == len(moments) - len(taken)
-    assert gate.judge(pictures[8], moments[-1] + 0.2) is None, "what is new is taken at once"
+    assert frame_filter.refused["duplicate"] == len(moments) - len(taken)
+    assert frame_filter.check(pictures[8], moments[-1] + 0.2) is None, "a new state is accepted at once"
 
 
-def test_where_everything_is_blurred_nothing_is(gate: FrameFilter, pictures: list[Observation]) -> None:
-    """The light goes down and stays so: few pictures at first, then all."""
-    verdicts = [gate.judge(blurred(pictures[i % SEEN]), NOW + APART * i) for i in range(100)]
+def test_where_all_frames_are_blurred_they_are_accepted(frame_filter: FrameFilter, pictures: list[Observation]) -> None:
+    """A lasting drop of the light: at first few frames are accepted, then all."""
+    verdicts = [frame_filter.check(blurred(pictures[i % SEEN]), NOW + APART * i) for i in range(100)]
     first = verdicts.index(None)
-    assert 0 < first <= math.ceil(PATIENCE["blurred"] / APART) + 1
+    assert 0 < first <= math.ceil(MAX_WAIT_S["blurred"] / APART) + 1
     assert verdicts[-20:].count(None) >= 18
-    gate.forget()
-    assert gate.judge(pictures[3], NOW + 100.0) is None
+    frame_filter.reset_baseline()
+    assert frame_filter.check(pictures[3], NOW + 100.0) is None
 
 
-def test_no_reason_but_a_lost_face_keeps_for_ever(gate: FrameFilter, pictures: list[Observation]) -> None:
+def test_only_a_lost_face_is_refused_for_ever(frame_filter: FrameFilter, pictures: list[Observation]) -> None:
     for damage in (blurred, see_through, lambda o: covered(o, matte=True)):
-        fresh = copy.deepcopy(gate)
+        fresh = copy.deepcopy(frame_filter)
         moments = NOW + APART * np.arange(60)
-        assert any(fresh.judge(damage(pictures[i % SEEN]), now) is None for i, now in enumerate(moments[:24]))
-    lost = [gate.judge(half_outside(pictures[i % SEEN]), NOW + APART * i) for i in range(60)]
+        assert any(fresh.check(damage(pictures[i % SEEN]), now) is None for i, now in enumerate(moments[:24]))
+    lost = [frame_filter.check(half_outside(pictures[i % SEEN]), NOW + APART * i) for i in range(60)]
     assert set(lost) == {"cut off"}
 
 
-def test_who_comes_back_does_not_find_the_gate_open(gate: FrameFilter, pictures: list[Observation]) -> None:
-    assert gate.judge(blurred(pictures[3]), NOW + 60.0) == "blurred"
-    assert gate.judge(pictures[3], NOW + 60.2) is None
+def test_the_first_frame_after_a_gap_is_checked_as_usual(
+    frame_filter: FrameFilter, pictures: list[Observation]
+) -> None:
+    assert frame_filter.check(blurred(pictures[3]), NOW + 60.0) == "blurred"
+    assert frame_filter.check(pictures[3], NOW + 60.2) is None
 
 
-def test_after_a_change_of_light_nothing_is_a_duplicate_or_strange(gate: FrameFilter, pictures: list[Observation]) -> None:
+def test_after_a_change_of_light_nothing_is_a_duplicate_or_strange(
+    frame_filter: FrameFilter, pictures: list[Observation]
+) -> None:
     last = pictures[SEEN - 2]
-    assert gate.judge(last, NOW) == "duplicate"
-    gate.forget()
+    assert frame_filter.check(last, NOW) == "duplicate"
+    frame_filter.reset_baseline()
     side = np.linspace(0.2, 1.0, SIZE)[None, :, None]
-    assert gate.judge(replace(last, rgb=(last.rgb * side).astype(np.uint8)), NOW + 0.2) is None
+    assert frame_filter.check(replace(last, rgb=(last.rgb * side).astype(np.uint8)), NOW + 0.2) is None
 
 
-def test_places_lie_on_any_head(new: FrameFilter) -> None:
-    """Those of a head in FLAME's layout follow its expressions, too."""
+def test_face_points_lie_on_any_head_model(new: FrameFilter) -> None:
+    """Face points of a head model in FLAME's layout move with its expressions, too."""
     model = AvatarModel(flame_head(), neutral_shape(flame_head()), SMALL, torch.device("cpu"))
     face = FacePoints.of(model)
     view = FaceProjection.of(face, pose(flame_head()), Actor.camera(SIZE))

@@ -10,7 +10,7 @@ import pytest
 from insta_runtime.geometry import axis_angle, rotation_matrix
 from insta_runtime.head import load_head
 from insta_runtime.types import HeadState
-from telepresence.learning.guidance import DIRECTIONS, ENOUGH, SPEECH, PROMPTS, Guidance, direction
+from telepresence.learning.guidance import DIRECTIONS, ENOUGH, PROMPTS, SPEECH, Guidance, direction
 
 NAMES = tuple(load_head().expression_names)
 

@@ -1,4 +1,4 @@
-"""Saves: what training needs is with the avatar, a full disk and damage cost the last save at most."""
+"""Saving: avatar and training state match, and a full disk or damage costs the last save at most."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from insta_runtime import avatar_file as files
 from insta_runtime.avatar import Avatar
 from insta_runtime.errors import UserError
 from insta_runtime.types import Observation
-from telepresence.learning import snapshot_gate as publishing
+from telepresence.learning import snapshot_gate
 from telepresence.learning.frame_archive import FrameArchive
 from telepresence.learning.learner import Learner
-from telepresence.learning.saving import stored_training, training_file
+from telepresence.learning.saving import load_training_state, training_file
 from tests.support.small_person import SMALL, camera, neutral_shape, open_head, paint, performance, photograph
 
 CONFIG = replace(SMALL, learn=replace(SMALL.learn, rays=256, size=32))
@@ -40,9 +40,9 @@ def pictures() -> list[Observation]:
 
 @pytest.fixture
 def begin(pictures: list[Observation], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Learner]:
-    """A learner at a path, going on with what is there; every candidate is published at once."""
-    monkeypatch.setattr(publishing, "EAGER_S", 0.0)
-    monkeypatch.setattr(publishing, "FIRST_STEPS", 1)
+    """Function that opens or creates the avatar at a path; every candidate is published at once."""
+    monkeypatch.setattr(snapshot_gate, "EARLY_PUBLISH_S", 0.0)
+    monkeypatch.setattr(snapshot_gate, "FIRST_STEPS", 1)
 
     def start(path: Path, autosave_s: float = 3600.0) -> Learner:
         if files.previous(path / "avatar.safetensors").exists() or (path / "avatar.safetensors").exists():
@@ -64,7 +64,7 @@ def work(learner: Learner, steps: int) -> None:
         learner.autosave(time.monotonic())
 
 
-def test_learning_goes_on_where_it_was_saved(begin: Callable[..., Learner], tmp_path: Path) -> None:
+def test_training_continues_where_it_was_saved(begin: Callable[..., Learner], tmp_path: Path) -> None:
     first = begin(tmp_path)
     work(first, 10)
     assert first.save()
@@ -85,21 +85,21 @@ def test_learning_goes_on_where_it_was_saved(begin: Callable[..., Learner], tmp_
     assert loaded.seconds > first.avatar.seconds > 0.0
 
 
-def test_what_is_saved_is_what_was_shown_then_whatever_is_learned_meanwhile(
+def test_the_saved_avatar_is_the_published_one_while_training_continues(
     begin: Callable[..., Learner], tmp_path: Path
 ) -> None:
     learner = begin(tmp_path, autosave_s=0.0)
     end = time.monotonic() + 60.0
     saved: set[int] = set()
     while len(saved) < 3 and time.monotonic() < end:
-        good = learner.snapshot_gate.good
+        good = learner.snapshot_gate.published_state
         learner.run_once()
         learner.autosave(time.monotonic())
         if learner.saved_steps not in saved | {0}:
             saved.add(learner.saved_steps)
-            learner._saver.finish()
+            learner._writer.finish()
             found = Avatar.load(tmp_path, open_head(), "cpu")
-            training = stored_training(tmp_path, found)
+            training = load_training_state(tmp_path, found)
             assert training is not None
             assert (found.steps, training.steps) == (learner.saved_steps, learner.saved_steps)
             if good.steps == found.steps:
@@ -109,7 +109,7 @@ def test_what_is_saved_is_what_was_shown_then_whatever_is_learned_meanwhile(
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "absent", "of another avatar"])
-def test_a_training_that_does_not_fit_is_left_with_one_line(
+def test_a_training_state_that_does_not_fit_is_ignored_with_one_line(
     begin: Callable[..., Learner], tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
     learner = begin(tmp_path)
@@ -134,7 +134,7 @@ def test_a_training_that_does_not_fit_is_left_with_one_line(
     assert again.save()
 
 
-def test_the_newest_damaged_the_one_before_goes_on_with_its_own_training(
+def test_if_the_newest_file_is_damaged_the_previous_one_continues_with_its_training_state(
     begin: Callable[..., Learner], tmp_path: Path
 ) -> None:
     learner = begin(tmp_path)
@@ -163,7 +163,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_costs_the_last_save_alone(begin: Callable[..., Learner], small_disk: Path) -> None:
+def test_a_full_disk_costs_only_the_last_save(begin: Callable[..., Learner], small_disk: Path) -> None:
     path = small_disk / "me"
     learner = begin(path)
     for _ in range(2):
@@ -194,10 +194,10 @@ def test_a_full_disk_costs_the_last_save_alone(begin: Callable[..., Learner], sm
     assert learner.save_error is None
     found = Avatar.load(path, open_head(), "cpu")
     assert found.steps == learner.trainer.steps
-    assert stored_training(path, found) is not None
+    assert load_training_state(path, found) is not None
 
 
-def test_an_autosave_that_fails_is_told_and_tried_again_later(begin: Callable[..., Learner], tmp_path: Path) -> None:
+def test_a_failed_autosave_is_reported_and_repeated_later(begin: Callable[..., Learner], tmp_path: Path) -> None:
     (tmp_path / "me").write_text("something else is here")
     learner = begin(tmp_path / "me" / "avatar", autosave_s=0.0)
     end = time.monotonic() + 30.0
@@ -205,18 +205,20 @@ def test_an_autosave_that_fails_is_told_and_tried_again_later(begin: Callable[..
         learner.run_once()
         learner.autosave(time.monotonic())
     assert "cannot be written" in str(learner.save_error)
-    thread = learner._saver._thread
+    thread = learner._writer._thread
     work(learner, 3)
-    assert learner._saver._thread is thread, "not at once again"
+    assert learner._writer._thread is thread, "the next attempt comes later"
 
 
-def test_pictures_that_were_kept_are_learned_from_again(
+def test_archived_frames_are_used_for_training_again(
     begin: Callable[..., Learner], pictures: list[Observation], tmp_path: Path
 ) -> None:
     learner = begin(tmp_path)
-    learner._album = learner._saver.archive = FrameArchive(tmp_path / "frames", open_head(), neutral_shape(open_head()))
+    learner._archive = learner._writer.archive = FrameArchive(
+        tmp_path / "frames", open_head(), neutral_shape(open_head())
+    )
     for second, picture in enumerate(pictures):
-        learner._album.add(replace(picture, frame_id=second))
+        learner._archive.add(replace(picture, frame_id=second))
     work(learner, 2)
     learner.save()
     avatar = Avatar.load(tmp_path, open_head(), "cpu")
@@ -225,5 +227,5 @@ def test_pictures_that_were_kept_are_learned_from_again(
     again.trainer.add(pictures[0])
     end = time.monotonic() + 60.0
     while len(again.trainer.replay) < 1 + len(pictures) and time.monotonic() < end:
-        again.work()
+        again.run_once()
     assert len(again.trainer.replay) == 1 + len(pictures)
