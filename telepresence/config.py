@@ -1,77 +1,84 @@
-"""The configuration of the whole program: presets, TOML files, ``--set key=value``.
+"""Configuration of the whole program: presets, TOML files and ``--set key=value``.
 
-The dataclasses are the schema.  A preset ships with the package (``configs/*.toml``); a file of the user
-may build on one with ``preset = "cpu"``; ``--set a.b=value`` comes last.  Unknown keys, wrong types and
-values out of bounds are refused with one line that names the key.
+The dataclasses are the schema.  A preset ships with the package (``configs/*.toml``); a user's file may build on one
+with ``preset = "cpu"``; ``--set a.b=value`` comes last.  Unknown keys, wrong types and values out of bounds raise
+UserError with one line that names the key.
 """
 
 from __future__ import annotations
 
 import difflib
-import math
 import tomllib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
-import msgspec
-
-from insta_runtime.config import AvatarConfig, setting
+from insta_runtime.config import AvatarConfig, Setting, check_value, from_dict, setting, settings_of
 from insta_runtime.errors import UserError
 from telepresence.display.backgrounds import Background
-from telepresence.drivers.settings import DriverSettings
+from telepresence.drivers.driver_settings import DriverSettings
 from telepresence.streaming.settings import StreamSettings
 
 Tree = dict[str, Any]
+"""Settings as nested tables, as in a TOML file."""
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What the commands do with the pictures: device, crop, who drives the face, how time is shared."""
+    """Settings of a call as a whole: device, tracked crop, driver of the face, background, and computing time."""
 
-    device: str = setting("auto", "where the avatar is learned and rendered", choices=("auto", "cpu", "cuda"))
+    device: str = setting(
+        "auto", "device that learns and renders; auto: CUDA if there is such a GPU", choices=("auto", "cpu", "cuda")
+    )
     backend: str = setting(
         "auto",
-        "what computes it; auto: native kernels for the device (cuda, host), or torch where they cannot be had",
+        "implementation that computes; auto: native kernels for the device (cuda, host), or torch where they are not"
+        " available",
         choices=("auto", "cuda", "host", "torch", "tcnn"),
     )
-    size: int = setting(512, "side of the square picture that is tracked", unit="px", ge=64, le=2048)
+    size: int = setting(512, "side of the square crop that is tracked", unit="px", ge=64, le=2048)
     crop: str = setting(
         "auto",
-        "window of the camera picture: auto takes the centre if the face is at least a quarter of it, else the head",
+        "crop of the camera frame; head: a square around the head; center: the centre; auto: the centre if the face"
+        " takes at least a quarter of it, else head",
         choices=("auto", "head", "center"),
     )
     drive: str = setting(
         "auto",
-        "who moves the face; auto: the first driver whose newest message is under 0.5 s old, else the tracker",
+        "driver of the face; auto: the first driver whose newest message is less than 0.5 s old, else the tracker",
         choices=("auto", "tracker", "zmq", "subscription", "livelink", "vmc", "openseeface", "take"),
     )
-    zmq: str = setting("tcp://127.0.0.1:5577", "address at which head parameters are received")
-    show_camera: bool = setting(False, "show viewers the raw camera picture until the avatar is good enough")
+    zmq: str = setting("tcp://127.0.0.1:5577", "ZeroMQ address that receives head states")
+    show_camera: bool = setting(False, "show viewers the camera frame until the avatar is good enough")
     background: str = setting(
         "torso",
-        "what the head is put over: torso (learned, over calm), calm, room (blurred), #rrggbb, a picture file;"
-        " torso+ and any of these",
+        "background of the head: torso (the learned torso, over calm), calm, room (blurred), a colour #rrggbb or an"
+        " image file; torso+ before any of these puts the learned torso over it",
     )
-    render_fps: float = setting(30.0, "avatar pictures a second to aim at", ge=1.0, le=240.0)
+    render_fps: float = setting(30.0, "target frame rate of the rendered avatar", unit="1/s", ge=1.0, le=240.0)
     train_share: float = setting(
-        0.5, "part of a CPU's cores, or of a GPU's time, that learning may take", ge=0.0, le=1.0
+        0.5, "maximum fraction of a CPU's cores, or of a GPU's time, that training takes", ge=0.0, le=1.0
     )
-    freeze: bool = setting(False, "show the avatar as it is, learn nothing")
+    freeze: bool = setting(False, "show the avatar without training it")
     autosave_s: float = setting(
-        10.0, "time between saves of the avatar: what is lost if the program is killed", unit="s", ge=0.1, le=3600.0
+        10.0,
+        "time between two autosaves of the avatar, which is the most that is lost if the program is killed",
+        unit="s",
+        ge=0.1,
+        le=3600.0,
     )
     keep_frames: bool = setting(
-        False, "keep the pictures that are learned from beside the avatar, to learn from them in the next call, too"
+        False,
+        "keep the frames that are learned from in an archive beside the avatar, to learn from them in later calls",
     )
-    consent: bool = setting(False, "whoever is learned has agreed that their avatar is kept: noted in its file")
+    consent: bool = setting(False, "note in the avatar's file that its subject has agreed to the avatar being kept")
 
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that can be configured."""
+    """The whole configuration of the program."""
 
     run: RunConfig = field(default_factory=RunConfig)
     drivers: DriverSettings = field(default_factory=DriverSettings)
@@ -79,39 +86,19 @@ class Config:
     avatar: AvatarConfig = field(default_factory=AvatarConfig)
 
 
-@dataclass(frozen=True)
-class Setting:
-    """One knob: its dotted ``key``, its declared ``type`` and default, and what `setting` says of it."""
-
-    key: str
-    type: type
-    default: Any
-    meaning: str
-    unit: str
-    ge: float | None
-    le: float | None
-    choices: tuple[str, ...]
-
-
-def settings(schema: type = Config, prefix: str = "") -> Iterator[Setting]:
-    """Every knob below ``schema``, in the order of declaration."""
-    hints = get_type_hints(schema)
-    for item in fields(schema):
-        key = f"{prefix}{item.name}"
-        if is_dataclass(hints[item.name]):
-            yield from settings(hints[item.name], f"{key}.")
-        else:
-            yield Setting(key, hints[item.name], item.default, **item.metadata)
+def settings() -> Iterator[Setting]:
+    """All settings of `Config`, in the order of their declaration."""
+    return settings_of(Config)
 
 
 def preset_names() -> list[str]:
-    """The presets that ship with the package."""
+    """Names of the presets that ship with the package."""
     return sorted(path.stem for path in _preset_folder().glob("*.toml"))
 
 
 def resolve_device(name: str) -> str:
-    """``cpu`` or ``cuda`` for ``auto | cpu | cuda``; UserError if CUDA is asked for and absent."""
-    if name == "cpu":  # without waiting for torch
+    """Resolve ``auto``, ``cpu`` or ``cuda`` to ``cpu`` or ``cuda``; UserError for CUDA where there is none."""
+    if name == "cpu":  # do not import torch
         return name
     from insta_runtime.avatar import choose_device
 
@@ -119,10 +106,10 @@ def resolve_device(name: str) -> str:
 
 
 def load_config(name_or_path: str | None, overrides: Sequence[str] = (), device: str = "auto") -> Config:
-    """Build the configuration from a preset or TOML file and ``key=value`` overrides.
+    """Load the configuration from a preset or a TOML file and ``key=value`` overrides.
 
-    Without ``name_or_path`` the preset follows the device: ``default`` with CUDA, else ``cpu``.  In the
-    result ``run.device`` is resolved to ``cpu`` or ``cuda``.  UserError names the first key that is wrong.
+    Without ``name_or_path`` the preset follows the device: ``default`` with CUDA, else ``cpu``.  ``run.device`` of the
+    result is ``cpu`` or ``cuda``.  UserError names the first key that is unknown or whose value is not admitted.
     """
     changes = [_parse_override(text) for text in overrides]
     wanted = dict(changes).get("run.device", device)
@@ -137,7 +124,7 @@ def load_config(name_or_path: str | None, overrides: Sequence[str] = (), device:
         wanted = resolve_device(_check("run.device", wanted))
     for key, value in [*changes, ("run.device", wanted)]:
         _merge(tree, _nested(key, value))
-    config = msgspec.convert(tree, Config)  # every key and value has been checked
+    config = from_dict(Config, tree)
     config.stream.check()
     config.drivers.check()
     Background.parse(config.run.background)
@@ -150,7 +137,7 @@ def _schema() -> dict[str, Setting]:
 
 
 def _preset_folder() -> Path:
-    """Inside the installed package, or at the root of a checkout."""
+    """Folder of the presets: inside the installed package, or at the root of a checkout."""
     here = Path(__file__).resolve().parent
     packaged = here / "configs"
     return packaged if packaged.is_dir() else here.parent / "configs"
@@ -159,7 +146,7 @@ def _preset_folder() -> Path:
 def _read_preset(name: str) -> Tree:
     if name not in preset_names():
         known = ", ".join(preset_names())
-        raise UserError(f"there is no preset '{name}': the presets are {known}; anything else must be a TOML file")
+        raise UserError(f"there is no preset '{name}': choose from {known}, or give the path of a TOML file")
     return _read_file(_preset_folder() / f"{name}.toml")
 
 
@@ -173,7 +160,7 @@ def _read(name_or_path: str) -> Tree:
 
 
 def _read_file(path: Path) -> Tree:
-    """The checked contents of a TOML file, on top of the preset that it names, if it names one."""
+    """Settings of a TOML file, checked, merged into those of the preset that it names, if any."""
     try:
         tree: Tree = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -194,11 +181,11 @@ def _read_file(path: Path) -> Tree:
 
 
 def _parse_override(text: str) -> tuple[str, Any]:
-    """``a.b=value`` with the value read as TOML where the knob is no text."""
+    """Key and checked value of ``a.b=value``; the value is read as TOML unless the setting is a text."""
     key, equals, raw = (part.strip() for part in text.partition("="))
     if not equals or not key:
         raise UserError(f"--set takes key=value, got {text!r}")
-    _known(key)
+    _check_known(key)
     value: Any = raw
     if _schema()[key].type is not str:
         try:
@@ -208,7 +195,8 @@ def _parse_override(text: str) -> tuple[str, Any]:
     return key, _check(key, value)
 
 
-def _known(key: str, where: str = "") -> None:
+def _check_known(key: str, where: str = "") -> None:
+    """Raise UserError, with the most similar keys, if there is no setting ``key``."""
     if key in _schema():
         return
     if any(name.startswith(f"{key}.") for name in _schema()):
@@ -225,40 +213,13 @@ def _groups() -> list[str]:
 
 
 def _check(key: str, value: Any, where: str = "") -> Any:
-    """``value`` if the knob ``key`` admits it, else a UserError that says what it admits."""
-    _known(key, where)
-    entry = _schema()[key]
-    try:
-        checked: Any = msgspec.convert(value, entry.type)
-    except msgspec.ValidationError:
-        raise UserError(f"{where}{key} must be {_words(entry.type)}, got {value!r}") from None
-    if entry.choices and checked not in entry.choices:
-        raise UserError(f"{where}{key} must be one of {', '.join(entry.choices)}, got {value!r}")
-    if isinstance(checked, int | float) and not isinstance(checked, bool):
-        low = -math.inf if entry.ge is None else entry.ge
-        high = math.inf if entry.le is None else entry.le
-        if not (math.isfinite(checked) and low <= checked <= high):
-            raise UserError(f"{where}{key} must be {_range(entry)}, got {value!r}")
-    return checked
-
-
-def _words(kind: type) -> str:
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-    return words.get(kind, f"of type {kind}")
-
-
-def _range(entry: Setting) -> str:
-    unit = f" {entry.unit}" if entry.unit else ""
-    if entry.ge is not None and entry.le is not None:
-        return f"between {entry.ge:.10g} and {entry.le:.10g}{unit}"
-    if entry.ge is not None:
-        return f"at least {entry.ge:g}{unit}"
-    if entry.le is not None:
-        return f"at most {entry.le:g}{unit}"
-    return "a finite number"
+    """Return ``value``, converted to the type of the setting ``key``; UserError if it is not admitted."""
+    _check_known(key, where)
+    return check_value(_schema()[key], value, where)
 
 
 def _leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of every setting in nested tables."""
     for name, value in tree.items():
         if isinstance(value, dict) and f"{prefix}{name}" not in _schema():
             if not value:
@@ -269,13 +230,14 @@ def _leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _nested(key: str, value: Any) -> Tree:
+    """Nested tables that hold ``value`` at a dotted key."""
     for name in reversed(key.split(".")):
         value = {name: value}
     return dict(value)
 
 
 def _merge(base: Tree, change: Tree) -> None:
-    """Lay ``change`` over ``base``, in place."""
+    """Merge the settings of ``change`` into ``base``, in place."""
     for name, value in change.items():
         if isinstance(value, dict) and isinstance(base.get(name), dict):
             _merge(base[name], value)

@@ -1,11 +1,13 @@
-"""Delete an avatar for good: the files that this program wrote, and nothing else."""
+"""`telepresence forget`: delete an avatar with all files that this program wrote for it, and nothing else."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from insta_runtime.errors import UserError
 
@@ -13,14 +15,27 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-def forget(path: Path | None, *, everything: bool, sure: bool, ask: Callable[[str], bool]) -> None:
-    """List what belongs to the avatar at ``path``, ask, and delete it.
+def command(
+    avatar: Annotated[
+        Path | None, typer.Argument(metavar="AVATAR", help="Avatar: its folder, or its .safetensors file.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Delete all avatars of calls without --avatar.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete without asking for confirmation.")] = False,
+) -> None:
+    """Delete an avatar, its training and its archived frames permanently."""
+    forget(avatar, everything=everything, confirmed=yes, confirm=typer.confirm)
+
+
+def forget(path: Path | None, *, everything: bool, confirmed: bool, confirm: Callable[[str], bool]) -> None:
+    """List the files of an avatar, ask for confirmation, and delete them.
 
     Args:
-        path: its folder or its file; None with ``everything``: all avatars in the user's data folder.
-        sure: do not ask. ask: puts a question, True for yes.
+        path: the avatar's folder or file; None with ``everything``.
+        everything: delete all avatars in the user's data folder.
+        confirmed: do not ask for confirmation.
+        confirm: function that asks the user a question and returns True for yes.
 
-    UserError if there is no avatar, or if what is there belongs to somebody else; nothing is deleted then.
+    UserError if there is no avatar, or if one of the files was not written by this program; nothing is deleted then.
     """
     from rich.console import Console
 
@@ -30,12 +45,12 @@ def forget(path: Path | None, *, everything: bool, sure: bool, ask: Callable[[st
     folders = default_avatars() if path is None else [path]
     found = [what_belongs(folder) for folder in folders]
     if not found:
-        console.print("there is nothing to forget")
+        console.print("there is no avatar to delete")
         return
-    doomed = [item for items in found for item in items]
-    for item in doomed:
-        _show(console, item)
-    if not sure and not ask(f"Delete {'this' if len(doomed) == 1 else f'these {len(doomed)}'} for good?"):
+    listed = [item for items in found for item in items]
+    for item in listed:
+        _print_item(console, item)
+    if not confirmed and not confirm(f"Delete {'this' if len(listed) == 1 else f'these {len(listed)}'} permanently?"):
         console.print("nothing was deleted")
         return
     for folder, items in zip(folders, found, strict=True):
@@ -47,7 +62,7 @@ def forget(path: Path | None, *, everything: bool, sure: bool, ask: Callable[[st
 
 
 def default_avatars() -> list[Path]:
-    """The avatars of calls that were given no place."""
+    """Avatars in the user's data folder, where calls without ``--avatar`` save them."""
     from platformdirs import user_data_path
 
     from insta_runtime.avatar import is_stored
@@ -60,33 +75,33 @@ def default_avatars() -> list[Path]:
 
 
 def what_belongs(path: Path) -> list[Path]:
-    """All that this program has written of the avatar at ``path``, files before folders.
+    """Files and folders that this program has written for the avatar at ``path``, files first.
 
-    UserError if that is no avatar, or holds anything else.
+    UserError if there is no avatar, or if one of them was not written by this program.
     """
     from insta_runtime import avatar_file as files
     from insta_runtime.avatar import avatar_file
     from insta_runtime.files import partial_path
-    from telepresence.commands.fit import figures_file
     from telepresence.learning.frame_archive import archive_folder
     from telepresence.learning.saving import training_file
+    from telepresence.measure.offline.fit_figures import figures_file
 
-    file, training, album = avatar_file(path), training_file(path), archive_folder(path)
+    file, training, archive = avatar_file(path), training_file(path), archive_folder(path)
     whole = [file, files.previous(file), training, files.previous(training)]
-    if not any(each.is_file() for each in whole) and not album.is_dir():
+    if not any(each.is_file() for each in whole) and not archive.is_dir():
         raise UserError(f"there is no avatar at {path}: nothing was deleted")
     for each in whole:
         if each.exists() and not _is_ours(each):
-            raise UserError(f"{each} is not what this program wrote: delete it yourself; nothing was deleted")
-    if album.exists():
-        _check_album(album)
+            raise UserError(f"{each} was not written by this program: nothing was deleted; delete it yourself")
+    if archive.exists():
+        _check_archive(archive)
     items = [*whole, *(partial_path(each) for each in whole), figures_file(path)]
     found = [each for each in items if each.is_file()]
-    return [*found, *([album] if album.is_dir() else [])]
+    return [*found, *([archive] if archive.is_dir() else [])]
 
 
 def _is_ours(file: Path) -> bool:
-    """Whether a file looks like one of safetensors: a damaged one is still to be deleted."""
+    """Whether a file begins like a safetensors file; a damaged one may be deleted too."""
     if file.is_symlink() or not file.is_file():
         return False
     size = file.stat().st_size
@@ -95,25 +110,25 @@ def _is_ours(file: Path) -> bool:
     return size < 9 or begin[8:9] == b"{"
 
 
-def _check_album(album: Path) -> None:
-    """UserError unless everything in it was written by `learning.album`."""
+def _check_archive(archive: Path) -> None:
+    """Raise UserError unless everything in the folder was written by `learning.frame_archive`."""
     known = {"frames": ".jpg", "alpha": ".png", "body": ".png"}
-    for page in album.iterdir():
-        if page.is_symlink() or not (page.is_dir() and page.name.isdecimal()):
-            raise UserError(f"{page} was not written by this program: delete it yourself; nothing was deleted")
-        for item in page.iterdir():
+    for chapter in archive.iterdir():
+        if chapter.is_symlink() or not (chapter.is_dir() and chapter.name.isdecimal()):
+            raise UserError(f"{chapter} was not written by this program: nothing was deleted; delete it yourself")
+        for item in chapter.iterdir():
             inside = known.get(item.name)
             whole = inside is not None and item.is_dir() and not item.is_symlink()
             if whole and all(each.suffix == inside and each.is_file() for each in item.iterdir()):
                 continue
             if item.is_file() and (item.name in ("take.npz", "meta.json", "aside.npz") or item.name[:6] == ".meta."):
                 continue
-            raise UserError(f"{item} was not written by this program: delete it yourself; nothing was deleted")
+            raise UserError(f"{item} was not written by this program: nothing was deleted; delete it yourself")
 
 
-def _show(console: Console, item: Path) -> None:
+def _print_item(console: Console, item: Path) -> None:
     parts = [item, *item.rglob("*")] if item.is_dir() else [item]
     size = sum(part.stat().st_size for part in parts if part.is_file())
-    pictures = sum(part.suffix == ".jpg" for part in parts)
-    many = f", {pictures} pictures" if item.is_dir() else ""
-    console.print(f"{item}  {size / 1e6:.1f} MB{many}", markup=False)
+    frames = sum(part.suffix == ".jpg" for part in parts)
+    number = f", {frames} frames" if item.is_dir() else ""
+    console.print(f"{item}  {size / 1e6:.1f} MB{number}", markup=False)

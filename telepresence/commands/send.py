@@ -1,22 +1,35 @@
-"""Play a recorded take into a running daemon."""
+"""`telepresence send`: send the head states of a recorded take to a running daemon."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
 
 from insta_runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from telepresence.drivers.message import Basis
+    from telepresence.drivers.parameter_message import Basis
 
 CONNECT_S: Final = 5.0
+"""Seconds within which the daemon must accept the connection."""
+
+
+def command(
+    take: Annotated[Path, typer.Argument(metavar="TAKE", help="Take: take.npz, or its tracked folder.")],
+    zmq: Annotated[str, typer.Option(metavar="ADDRESS", help="ZeroMQ address of the daemon.")] = "tcp://127.0.0.1:5577",
+    loop: Annotated[bool, typer.Option("--loop", help="Repeat the take without end.")] = False,
+) -> None:
+    """Send the head states of a recorded take to a running daemon."""
+    send(take=take, zmq=zmq, loop=loop)
 
 
 def send(*, take: Path, zmq: str, loop: bool) -> None:
-    """Send the states of ``take`` (a take.npz or its tracked folder) to the daemon at ``zmq``, at their own pace.
+    """Send the head states of a take to the daemon at a ZeroMQ address, at the rate at which they were recorded.
 
-    UserError if there is no such take, or nobody listens at the address.
+    ``take`` is a take.npz or its tracked folder; ``loop`` repeats it without end.  UserError if there is no such take,
+    or no daemon at the address.
     """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -24,15 +37,15 @@ def send(*, take: Path, zmq: str, loop: bool) -> None:
     from insta_runtime.head import fingerprint, load_head
     from insta_runtime.tracked import read_take
     from telepresence.client import ParameterClient
-    from telepresence.drivers.take import play, schedule
+    from telepresence.drivers.take_driver import play, schedule
     from telepresence.drivers.zeromq import check_address
 
     recorded = read_take(take)
     frames = len(schedule(recorded))
     if not frames:
-        raise UserError(f"{take} holds no frame in which a face was tracked: track another video")
+        raise UserError(f"{take} has no frame with a tracked face: track another video")
     check_address(zmq, allow_remote=True)
-    # A take names its head by hash alone, and the open default head is the one that speaks ARKit.
+    # A take identifies its head model by hash only, and the open default head is the only one with ARKit expressions.
     basis: Basis = "arkit52" if recorded.head_sha256 == load_head().sha256 else "flame"
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
     with (
@@ -40,7 +53,7 @@ def send(*, take: Path, zmq: str, loop: bool) -> None:
         Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress,
     ):
         if not client.wait(CONNECT_S):
-            raise UserError(f"nobody listens at {zmq}: start 'telepresence run' first, or name its --zmq address")
+            raise UserError(f"no daemon answers at {zmq}: start 'telepresence run' first, or pass its address as --zmq")
         task = progress.add_task(f"sending to {zmq}", total=frames)
         while True:
             for state in play(recorded):

@@ -110,11 +110,11 @@ def test_doctor_survives_a_broken_machine(
     (tmp_path / "face_landmarker.task").write_bytes(b"not a model")
     findings = {finding["topic"]: finding for finding in doctor(models=tmp_path)["findings"]}
     assert findings["host kernels"]["ok"] is None
-    assert "there is no C++ compiler" in findings["host kernels"]["found"]
+    assert "no C++ compiler was found" in findings["host kernels"]["found"]
     assert findings["kernel cache"]["ok"] is False
     assert findings["face landmarks"]["ok"] is False
     assert findings["for the tests"]["advice"]
-    assert "To mend" in capsys.readouterr().out
+    assert "To fix" in capsys.readouterr().out
 
 
 def test_doctor_asks_for_every_dependency(root: Path) -> None:
@@ -151,11 +151,10 @@ def test_ctrl_c_leaves_with_130_and_no_traceback(root: Path, tmp_path: Path) -> 
 
 
 def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setitem(sys.modules, "msgspec", None)
-    monkeypatch.delitem(sys.modules, "telepresence.config", raising=False)
-    assert run_command(["evaluate", "a", "b"]) == 2
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    assert run_command(["doctor"]) == 2
     text = capsys.readouterr().err
-    assert "msgspec" in text
+    assert "package rich," in text
     assert text.count("\n") == 1
 
 

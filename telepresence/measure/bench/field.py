@@ -23,7 +23,7 @@ SETS = 4  # of points, drawn afresh; they take turns
 
 
 @dataclass(frozen=True)
-class Contestant:
+class FieldImplementation:
     """``infer`` points, or ``train``: forward, and backward to the weights, of a given gradient of the outputs."""
 
     infer: Callable[[torch.Tensor], object]
@@ -31,16 +31,16 @@ class Contestant:
     dtype: torch.dtype
 
 
-def points_of(device: torch.device) -> int:
+def point_count(device: torch.device) -> int:
     """How many points a measurement takes."""
     return GPU_POINTS if device.type == "cuda" else CPU_POINTS
 
 
-def field_gpts(contestant: Contestant, device: torch.device, seconds: float) -> dict[str, float]:
+def field_gpts(contestant: FieldImplementation, device: torch.device, seconds: float) -> dict[str, float]:
     """10^9 points a second, ``inference`` and ``training``, over fresh uniformly random points in the unit cube."""
     import torch
 
-    count = points_of(device)
+    count = point_count(device)
     sets = [
         (
             torch.rand((count, 3), device=device),
@@ -53,7 +53,7 @@ def field_gpts(contestant: Contestant, device: torch.device, seconds: float) -> 
     return {"inference": count / inference / 1e6, "training": count / training / 1e6}
 
 
-def native_fields(device: torch.device) -> dict[str, Contestant]:
+def native_fields(device: torch.device) -> dict[str, FieldImplementation]:
     """Our kernels: in one pass over the points, and on a GPU also level by level first."""
     import torch
 
@@ -61,17 +61,17 @@ def native_fields(device: torch.device) -> dict[str, Contestant]:
     from insta_runtime.native.grid_mlp import GridMlp
 
     config, generator = _config(), torch.Generator().manual_seed(0)
-    grid = GridMlp(config, device, points_of(device))
+    grid = GridMlp(config, device, point_count(device))
     networks = [(HIDDEN, LEVELS * FEATURES), (HIDDEN, HIDDEN), (OUTPUTS, HIDDEN)]
     weights = [torch.randn(shape, generator=generator).view(-1) * (2.0 / shape[1]) ** 0.5 for shape in networks]
     grid.load(torch.randn(table_size(config), generator=generator) * 0.1, torch.cat(weights))
-    found = {"native": Contestant(grid.infer, grid.train, torch.float32)}
+    found = {"native": FieldImplementation(grid.infer, grid.train, torch.float32)}
     if device.type == "cuda":
-        found["native_by_levels"] = Contestant(grid.infer_by_levels, grid.train, torch.float32)
+        found["native_by_levels"] = FieldImplementation(grid.infer_by_levels, grid.train, torch.float32)
     return found
 
 
-def torch_field(device: torch.device) -> Contestant:
+def torch_field(device: torch.device) -> FieldImplementation:
     """The torch twins, composed."""
     import torch
     from torch import nn
@@ -96,7 +96,7 @@ def _config() -> FieldConfig:
     return FieldConfig(LEVELS, FEATURES, LOG2_ENTRIES, BASE, finest, HIDDEN)
 
 
-def tcnn_field() -> Contestant:
+def tcnn_field() -> FieldImplementation:
     """tiny-cuda-nn with its fastest settings.  ImportError or OSError where it is not installed for this GPU."""
     import tinycudann as tcnn
     import torch
@@ -122,7 +122,7 @@ def tcnn_field() -> Contestant:
     return _module(model, torch.float16)
 
 
-def _module(network: torch.nn.Module, dtype: torch.dtype) -> Contestant:
+def _module(network: torch.nn.Module, dtype: torch.dtype) -> FieldImplementation:
     import torch
 
     # On a GPU autograd runs in a thread of its own, and cuBLAS does not begin where a thread has no context yet.
@@ -138,4 +138,4 @@ def _module(network: torch.nn.Module, dtype: torch.dtype) -> Contestant:
             parameter.grad = None
         network(points).backward(gradient)
 
-    return Contestant(infer, train, dtype)
+    return FieldImplementation(infer, train, dtype)

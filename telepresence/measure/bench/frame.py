@@ -22,7 +22,7 @@ _BLUE = np.array([-37.797, -74.203, 112.0], dtype=np.float32) / 255.0
 _RED = np.array([112.0, -93.786, -18.214], dtype=np.float32) / 255.0
 
 
-def drawing(renderer: AnyRenderer, camera: Camera) -> Callable[[HeadState], Bytes]:
+def make_draw(renderer: AnyRenderer, camera: Camera) -> Callable[[HeadState], Bytes]:
     """``draw(state)``: the whole frame over white as I420, (3/2 * H, W) uint8 in host memory, when it is there."""
     from insta_runtime.render.renderer import Renderer
 
@@ -51,7 +51,7 @@ def scene(model: AvatarModel, states: Sequence[HeadState], camera: Camera) -> di
     rays, samples, band = [], [], []
     for state in states:
         head = model.pose(state)
-        counts = rays_met(model, state, camera)
+        counts = samples_per_pixel(model, state, camera)
         rays.append(float((counts > 0).sum()))
         samples.append(float(counts.sum()))
         with torch.no_grad():
@@ -69,12 +69,13 @@ def scene(model: AvatarModel, states: Sequence[HeadState], camera: Camera) -> di
     }
 
 
-def rays_met(model: AvatarModel, state: HeadState, camera: Camera) -> torch.Tensor:
+def samples_per_pixel(model: AvatarModel, state: HeadState, camera: Camera) -> torch.Tensor:
     """Samples of each pixel's ray, (H * W,) int64."""
     import torch
 
+    from insta_runtime.geometry import camera_vertices
     from insta_runtime.render.raster import rasterise
-    from insta_runtime.render.rays import camera_vertices, farthest_around, pixel_rays
+    from insta_runtime.render.rays import farthest_around, pixel_rays
     from insta_runtime.render.renderer import RAYS_AT_ONCE
 
     head = model.pose(state)

@@ -20,12 +20,12 @@ SETS = 4  # of points, in as many poses; they take turns
 Points = Callable[["AvatarModel", "HeadState", "Camera", int], "torch.Tensor"]
 
 
-def points_of(device: torch.device) -> int:
+def point_count(device: torch.device) -> int:
     """How many points a query takes."""
     return GPU_POINTS if device.type == "cuda" else CPU_POINTS
 
 
-def ray_points(model: AvatarModel, state: HeadState, camera: Camera, count: int) -> torch.Tensor:
+def ray_sample_points(model: AvatarModel, state: HeadState, camera: Camera, count: int) -> torch.Tensor:
     """(count, 3) points, metres, at the steps of the picture's rays that lie in marked cells, in the rays' order.
 
     The rays begin at a random pixel; a picture that has too few points is gone through again.
@@ -71,18 +71,18 @@ def random_points(model: AvatarModel, state: HeadState, camera: Camera, count: i
 
 
 def torch_gqps(
-    model: AvatarModel, states: list[HeadState], camera: Camera, seconds: float, points: Points = ray_points
+    model: AvatarModel, states: list[HeadState], camera: Camera, seconds: float, points: Points = ray_sample_points
 ) -> float:
     """10^9 queries a second of `CandidateGrid.query`."""
     import torch
 
-    count = points_of(model.device)
+    count = point_count(model.device)
     sets = []
     with torch.no_grad():
         for state in cycled(states, SETS):
             head = model.pose(state)
             cells = model.occupancy.posed(head).nonzero()[:, 0]
-            grid = model.warp.candidate_grid(head.soup, cells, model.warp.resolution, model.warp.still)
+            grid = model.warp.candidate_grid(head.soup, cells, model.warp.resolution, model.warp.neutral_grid)
             sets.append((grid, points(model, state, camera, count)))
         return count / batch_ms(lambda pair: pair[0].query(pair[1]), sets, model.device, seconds) / 1e6
 
@@ -93,15 +93,15 @@ def native_gqps(
     states: list[HeadState],
     camera: Camera,
     seconds: float,
-    points: Points = ray_points,
+    points: Points = ray_sample_points,
 ) -> float:
     """10^9 queries a second of the kernel ``nearest_query``."""
     import torch
 
+    from insta_runtime.native.occupancy import occupancy_struct
     from insta_runtime.native.posing import PosedHeads, pack_state
-    from insta_runtime.render.occupancy import occupancy_struct
 
-    count, device = points_of(model.device), model.device
+    count, device = point_count(model.device), model.device
     space = occupancy_struct(kernels, model.occupancy, model.occupancy.state())
     words = -(-(model.config.occupancy.resolution**3) // 32)
     kernels.launch("threshold_occupancy", space, model.config.occupancy.threshold, items=words)

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from insta_runtime.native.kernels import Call, Kernels
-from telepresence.measure.bench.frame import WHITE, drawing, i420
-from telepresence.measure.bench.subject import Subject, fill
-from telepresence.measure.bench.timing import cycled, finish, median
+from insta_runtime.native.kernels import BoundLaunch, Kernels
+from telepresence.measure.bench.benchmark_avatar import BenchmarkAvatar, fill_replay
+from telepresence.measure.bench.frame import WHITE, i420, make_draw
+from telepresence.measure.bench.timing import cycled, median, synchronise
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +23,7 @@ Stages = dict[str, float]
 """Milliseconds by stage, in the order in which they run."""
 
 
-class StageClock:
+class StageTimer:
     """Times stages that may run several times a round, each to the end of the device's work; profilers see them."""
 
     def __init__(self, device: torch.device) -> None:
@@ -37,12 +37,12 @@ class StageClock:
         import torch
 
         on_gpu = self._device.type == "cuda"
-        finish(self._device)
+        synchronise(self._device)
         if on_gpu:
             torch.cuda.nvtx.range_push(name)
         began = time.perf_counter()
         yield
-        finish(self._device)
+        synchronise(self._device)
         self._round[name] += 1000.0 * (time.perf_counter() - began)
         if on_gpu:
             torch.cuda.nvtx.range_pop()
@@ -60,20 +60,21 @@ class StageClock:
 
 def torch_frame_stages(model: AvatarModel, states: Sequence[HeadState], camera: Camera, count: int) -> Stages:
     """The stages of `Renderer.render` on ``count`` pictures of the take, then the picture's way to I420."""
-    clock = StageClock(model.device)
+    clock = StageTimer(model.device)
     for state in cycled(states, count):
         draw_in_stages(model, state, camera, clock)
         clock.end_round()
     return clock.medians()
 
 
-def draw_in_stages(model: AvatarModel, state: HeadState, camera: Camera, clock: StageClock) -> None:
+def draw_in_stages(model: AvatarModel, state: HeadState, camera: Camera, clock: StageTimer) -> None:
     """One picture by the torch reference, each stage timed."""
     import torch
 
+    from insta_runtime.geometry import camera_vertices
     from insta_runtime.render.compositing import composite
     from insta_runtime.render.raster import rasterise
-    from insta_runtime.render.rays import camera_vertices, farthest_around, pixel_rays
+    from insta_runtime.render.rays import farthest_around, pixel_rays
     from insta_runtime.render.renderer import RAYS_AT_ONCE
     from insta_runtime.types import RenderedFrame
 
@@ -113,7 +114,7 @@ class TimedKernels(Kernels):
         super().__init__(kernels.device, kernels.constants, kernels.sources)
         self.ms: dict[str, float] = defaultdict(float)
 
-    def bind(self, name: str, *arguments: Any, items: int) -> Call:
+    def bind(self, name: str, *arguments: Any, items: int) -> BoundLaunch:
         """As `Kernels.bind`; what it returns times itself."""
         call, module = super().bind(name, *arguments, items=items), self.sources.kernels[name].module
 
@@ -122,7 +123,7 @@ class TimedKernels(Kernels):
             call()
             self.ms[module] += 1000.0 * (time.perf_counter() - began)
 
-        return Call(timed, arguments)
+        return BoundLaunch(timed, arguments)
 
 
 def host_stages(
@@ -132,7 +133,7 @@ def host_stages(
     from insta_runtime.native.renderer import NativeRenderer
 
     clock = TimedKernels(kernels)
-    draw = drawing(NativeRenderer(model, clock), camera)
+    draw = make_draw(NativeRenderer(model, clock), camera)
     draw(states[0])
     clock.ms.clear()
     for state in cycled(states, rounds):
@@ -140,13 +141,13 @@ def host_stages(
     return {name: ms / rounds for name, ms in clock.ms.items()}
 
 
-def host_step_stages(subject: Subject, kernels: Kernels, rounds: int) -> Stages:
+def host_step_stages(subject: BenchmarkAvatar, kernels: Kernels, rounds: int) -> Stages:
     """Milliseconds of the CPU in each of ``rounds`` training steps, by module of ``cuda/``."""
     from insta_runtime.native.trainer import NativeTrainer
 
     clock = TimedKernels(kernels)
     trainer = NativeTrainer(subject.untouched_model(), clock)
-    fill(trainer, subject, 16)
+    fill_replay(trainer, subject, 16)
     for _ in range(rounds):
         trainer.step()
     clock.ms.clear()

@@ -17,7 +17,7 @@ Spread = dict[str, float]
 """``median``, ``p95`` and ``p99`` of many measurements."""
 
 
-def spread(values: Sequence[float]) -> Spread:
+def percentiles(values: Sequence[float]) -> Spread:
     """Median and the two percentiles that a viewer feels, of at least one value."""
     median, p95, p99 = np.percentile(np.asarray(values, dtype=np.float64), (50.0, 95.0, 99.0))
     return {"median": float(median), "p95": float(p95), "p99": float(p99)}
@@ -28,7 +28,7 @@ def median(values: Sequence[float]) -> float:
     return float(np.median(np.asarray(values, dtype=np.float64)))
 
 
-def finish(device: torch.device) -> None:
+def synchronise(device: torch.device) -> None:
     """Wait until everything that was asked of ``device`` is done."""
     if device.type == "cuda":
         import torch
@@ -40,10 +40,10 @@ def timed_ms(work: Callable[[T], object], inputs: Iterable[T], device: torch.dev
     """Milliseconds of ``work(input)``, each until the device has finished; the first ``warm`` are left out."""
     times = []
     for number, value in enumerate(inputs):
-        finish(device)
+        synchronise(device)
         began = time.perf_counter()
         work(value)
-        finish(device)
+        synchronise(device)
         if number >= warm:
             times.append(1000.0 * (time.perf_counter() - began))
     return times
@@ -59,7 +59,7 @@ def batch_ms(work: Callable[[T], object], inputs: Sequence[T], device: torch.dev
 
     for value in inputs:
         work(value)
-    finish(device)
+    synchronise(device)
     times: list[float] = []
     end = time.perf_counter() + seconds
     while not times or (time.perf_counter() < end and len(times) < 1000):

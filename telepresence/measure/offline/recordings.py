@@ -1,4 +1,4 @@
-"""What an avatar is learned from and measured on: tracked folders, videos, and the synthetic actor."""
+"""Recordings that avatars are learned from and measured on: tracked folders, videos, and the synthetic actor."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -24,33 +24,42 @@ from telepresence.display.orbit import pitch, pitch_turn, turned, yaw, yaw_turn
 if TYPE_CHECKING:
     from telepresence.actor.actor import Actor
 
-ACTOR_FRAMES = 320
-ACTOR_FPS = 10.0
-UNSEEN_VIEWS = 16  # of each kind
+ACTOR_FRAMES: Final = 320
+"""Number of frames of the recording of the synthetic actor."""
+ACTOR_FPS: Final = 10.0
+"""Frames per second of the recording of the synthetic actor."""
+MIN_ACTOR_SIDE: Final = 256
+"""Smallest side in pixels at which the synthetic actor is rendered."""
+UNSEEN_VIEWS: Final = 16
+"""Number of views rendered for each kind of unseen view."""
+MAX_FACT_CHARS: Final = 200
+"""Maximum number of characters of one fact that is copied from the metadata of a tracked folder."""
 
-UNSEEN = {
+UNSEEN: Final = {
     "unseen_yaw20": "the camera moved around the head to 20 degrees of yaw beyond the outermost learned view, to "
     "both sides in turn",
-    "unseen_yaw30": "the camera moved around the head by 30 degrees of yaw from the moment's own view, to the side "
+    "unseen_yaw30": "the camera moved around the head by 30 degrees of yaw from the frame's own view, to the side "
     "to which the face is turned already, and at least to the outermost learned yaw",
-    "unseen_pitch15": "the camera moved around the head by 15 degrees of pitch from the moment's own view, up or "
+    "unseen_pitch15": "the camera moved around the head by 15 degrees of pitch from the frame's own view, up or "
     "down as the face is inclined already, and at least to the outermost learned pitch",
 }
-"""Views of held-out moments of the actor that nobody saw; light, clothes and room stay where they are."""
+"""Kinds of views of held-out frames of the actor that lie outside all learned views; light, clothes and room do not
+move with the camera."""
 
 
 @dataclass(frozen=True)
 class Recording:
-    """What there is to learn from.
+    """Tracked frames of one subject, to learn an avatar from and to measure it on.
 
     Attributes:
-        name: of the clip.
-        head, shape: the head model, and the identity code (S,) of the person.
-        observations: in time.
-        fps: of the recording.
-        facts: crop, tracker and smoothing, in words, for the protocol.
-        calibration: what tracking learned of person and camera, JSON-able; None of exact states.
-        unseen: views nobody saw, by their names in `UNSEEN`.
+        name: name of the clip.
+        head: the head model of the states.
+        shape: identity code of the subject, (S,).
+        observations: the frames in which a face was tracked, in order of time.
+        fps: frames per second of the recording.
+        facts: crop, tracker and smoothing in words, for the protocol of the figures.
+        calibration: calibration of subject and camera as plain JSON; None where the states are exact.
+        unseen: views outside all learned views, by their kind in `UNSEEN`.
     """
 
     name: str
@@ -66,7 +75,11 @@ class Recording:
 def open_recording(
     source: str, size: int, holdout: float, config: Config, head: Path | None, models: Path | None
 ) -> Recording:
-    """The recording ``source``: a tracked folder, a video, or ``synthetic``.  Raises UserError."""
+    """Open a recording: a tracked folder, a video (which is tracked first), or ``synthetic``.
+
+    ``size`` and ``holdout`` (side in pixels, fraction of frames held back) are used for the synthetic actor, ``config``
+    and ``models`` for a video.  Raises UserError for a source that does not exist or cannot be tracked.
+    """
     if source == "synthetic":
         return _synthetic(size, holdout)
     path = Path(source)
@@ -74,27 +87,27 @@ def open_recording(
         return tracked_recording(path, head)
     if not path.is_file():
         raise UserError(f"there is no video or tracked folder at {source}")
-    from telepresence.commands.track import track
+    from telepresence.measure.offline.video_tracking import track_video
 
     with tempfile.TemporaryDirectory(prefix="telepresence-") as folder:
         tracked = Path(folder) / "tracked"
-        track(path, tracked, config=config, head=head, models=models, focal=None)
+        track_video(path, tracked, config=config, head=head, models=models, focal=None)
         return replace(tracked_recording(tracked, head), name=path.name)
 
 
 def tracked_recording(path: Path, head: Path | None) -> Recording:
-    """All of a tracked folder.  Raises UserError."""
+    """Read all tracked frames of a tracked folder.  Raises UserError, also for another head model than ``head``."""
     folder = TrackedFolder.open(path)
     model = load_head(head or folder.head_file)
     if model.sha256 != folder.take.head_sha256:
-        raise UserError(f"{path} was tracked with another head model than {model.name}: give that one with --head")
+        raise UserError(f"{path} was tracked with another head model than {model.name}: pass that one with --head")
     observations = read_observations(folder, folder.frames)
     facts = tracking_facts(folder)
     return Recording(path.name, model, folder.take.shape, observations, folder.take.fps, facts, _calibration(folder))
 
 
 def read_observations(folder: TrackedFolder, indices: Iterable[int]) -> list[Observation]:
-    """Pictures of a tracked folder, decoded by as many threads as there are cores."""
+    """Read frames of a tracked folder by their numbers, decoded in parallel threads."""
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor() as pool:
@@ -102,31 +115,31 @@ def read_observations(folder: TrackedFolder, indices: Iterable[int]) -> list[Obs
 
 
 def tracking_facts(folder: TrackedFolder) -> dict[str, str]:
-    """What a tracked folder tells of its making, in words."""
+    """Source, crop, tracker, smoothing and head model of a tracked folder, in words, from its metadata."""
     tracker = folder.meta.get("tracker")
-    told = tracker if isinstance(tracker, dict) else {}
+    known = tracker if isinstance(tracker, dict) else {}
 
     def words(value: object) -> str:
-        return " ".join(str(value).split())[:200] if value is not None else "not told"
+        return " ".join(str(value).split())[:MAX_FACT_CHARS] if value is not None else "unknown"
 
     exact = folder.meta.get("calibration") is None
     return {
         "source": words(folder.meta.get("source")),
         "crop": words(folder.meta.get("crop_policy")),
-        "tracker": "none" if exact else words(told.get("version", "telepresence track")),
-        "smoothing": words(told.get("smoothing")),
+        "tracker": "none" if exact else words(known.get("version", "telepresence track")),
+        "smoothing": words(known.get("smoothing")),
         "head_model": words(folder.meta["head"].get("name")),
     }
 
 
-def spread(observations: Sequence[Observation], count: int) -> list[Observation]:
-    """At most ``count`` of them, evenly spread."""
+def evenly_spaced(observations: Sequence[Observation], count: int) -> list[Observation]:
+    """At most ``count`` of the observations, evenly spaced from the first to the last."""
     picked = np.linspace(0, len(observations) - 1, min(count, len(observations))).round().astype(int)
     return [observations[i] for i in picked]
 
 
 def _calibration(folder: TrackedFolder) -> dict[str, Any] | None:
-    """What tracking learned of person and camera, for the calls that go on with this avatar; None of exact states."""
+    """Calibration of subject and camera, for later calls with the same avatar; None where the states are exact."""
     from telepresence.tracking.calibration import Calibration
 
     text = folder.meta.get("calibration")
@@ -134,7 +147,7 @@ def _calibration(folder: TrackedFolder) -> dict[str, Any] | None:
 
 
 def _synthetic(size: int, holdout: float) -> Recording:
-    """The actor's performance, exact, and held-out moments seen from where nobody looked."""
+    """Performance of the synthetic actor with exact states, and its held-out frames in the views of `UNSEEN`."""
     from telepresence.actor.actor import Actor
     from telepresence.actor.performance import Performance
 
@@ -142,14 +155,14 @@ def _synthetic(size: int, holdout: float) -> Recording:
     performance = Performance(actor.head.expression_names, 0)
     states = [performance(number / ACTOR_FPS) for number in range(ACTOR_FRAMES)]
     train, held = split(len(states), holdout)
-    moments = np.linspace(0, len(held) - 1, min(UNSEEN_VIEWS, len(held))).round().astype(int)
-    turns = unseen_turns([states[i] for i in train], [states[held[i]] for i in moments])
+    chosen = np.linspace(0, len(held) - 1, min(UNSEEN_VIEWS, len(held))).round().astype(int)
+    turns = unseen_turns([states[i] for i in train], [states[held[i]] for i in chosen])
     views = [(number, state, np.eye(3)) for number, state in enumerate(states)]
-    for some in turns.values():
-        views += [(held[i], turned(states[held[i]], turn), turn) for i, turn in zip(moments, some, strict=True)]
-    pictures = iter(_photograph(actor, views, max(size, 256)))
-    observations = [next(pictures) for _ in states]
-    unseen = {name: [next(pictures) for _ in some] for name, some in turns.items()}
+    for rotations in turns.values():
+        views += [(held[i], turned(states[held[i]], turn), turn) for i, turn in zip(chosen, rotations, strict=True)]
+    rendered = iter(_render_actor(actor, views, max(size, MIN_ACTOR_SIDE)))
+    observations = [next(rendered) for _ in states]
+    unseen = {name: [next(rendered) for _ in rotations] for name, rotations in turns.items()}
     facts = {
         "source": "synthetic",
         "crop": "none",
@@ -160,8 +173,8 @@ def _synthetic(size: int, holdout: float) -> Recording:
     return Recording("synthetic", actor.head, actor.shape, observations, ACTOR_FPS, facts, unseen=unseen)
 
 
-def _photograph(actor: Actor, views: Sequence[tuple[int, HeadState, Float64]], side: int) -> list[Observation]:
-    """The actor in states, the room turned by a rotation (3, 3), drawn by as many threads as there are cores."""
+def _render_actor(actor: Actor, views: Sequence[tuple[int, HeadState, Float64]], side: int) -> list[Observation]:
+    """Render the actor at ``side`` pixels in parallel threads; each view is frame id, state, rotation (3, 3) of the room."""
     from concurrent.futures import ThreadPoolExecutor
 
     import torch
@@ -175,13 +188,13 @@ def _photograph(actor: Actor, views: Sequence[tuple[int, HeadState, Float64]], s
 
     threads = torch.get_num_threads()
     with ThreadPoolExecutor(initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        pictures = list(pool.map(draw, views))
+        observations = list(pool.map(draw, views))
     torch.set_num_threads(threads)
-    return pictures
+    return observations
 
 
 def unseen_turns(learned: Sequence[HeadState], moments: Sequence[HeadState]) -> dict[str, list[Float64]]:
-    """For each name in `UNSEEN` the (3, 3) rotations in camera space that take ``moments`` out of the learned views."""
+    """Rotations (3, 3) in camera space that turn the states ``moments`` out of the learned views, by kind in `UNSEEN`."""
     outermost = max(abs(yaw(state)) for state in learned)
     both_sides = [
         yaw_turn((outermost + math.radians(20.0)) * (1 if n % 2 else -1) - yaw(state))
@@ -201,7 +214,10 @@ def _farther(
     angle_of: Callable[[HeadState], float],
     turn: float,
 ) -> list[float]:
-    """Angles to add, away from the frontal view: ``turn``, or more if that is not beyond the learned angles."""
+    """Angles in radians to add to each moment, away from the frontal view.
+
+    ``turn``, or more where that would not reach the outermost learned angle.
+    """
     angles = [angle_of(state) for state in learned]
     added = []
     for state in moments:

@@ -1,4 +1,4 @@
-"""Figures of an avatar as `fit` and `evaluate` print and store them, with the protocol they were taken by."""
+"""Figures of an avatar as `fit` and `evaluate` print and store them, with the protocol of their measurement."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from insta_runtime.evaluation.protocol import METRICS, PROTOCOL, REGIONS, Perceptual, Scores
 from insta_runtime.types import Observation
@@ -16,23 +16,25 @@ if TYPE_CHECKING:
     import torch
     from rich.table import Table
 
-ALEXNET = "alexnet-owt-*.pth"  # as torchvision names the weights that LPIPS is built on
+ALEXNET: Final = "alexnet-owt-*.pth"
+"""File name of torchvision's AlexNet weights, which LPIPS is built on."""
 
 
 @dataclass(frozen=True)
 class Lpips:
-    """LPIPS (Zhang et al. 2018), if its package and weights are at hand; nothing is ever downloaded.
+    """LPIPS (Zhang et al. 2018), if its package and weights are installed; nothing is ever downloaded.
 
     Attributes:
-        measure: the distance of two pictures, or None.
-        told: what was used, or why there is none.
+        measure: function that returns the distance of two images; None if LPIPS is not available.
+        description: the version of LPIPS that is used, or why it is not available.
     """
 
     measure: Perceptual | None
-    told: str
+    description: str
 
     @staticmethod
-    def at_hand(device: torch.device) -> Lpips:
+    def load(device: torch.device) -> Lpips:
+        """Load LPIPS onto ``device`` if it is installed."""
         import torch
 
         folder = Path(torch.hub.get_dir()) / "checkpoints"
@@ -42,22 +44,25 @@ class Lpips:
             import lpips
 
             network = lpips.LPIPS(net="alex", verbose=False).to(device).eval()
-        except (ImportError, RuntimeError, OSError) as error:  # absent, or of another torch
+        except (ImportError, RuntimeError, OSError) as error:  # not installed, or built for another version of torch
             return Lpips(None, f"not measured: the package lpips cannot be used ({error})")
 
         @torch.no_grad()
-        def measure(picture: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-            first, second = (2.0 * image.permute(2, 0, 1)[None] - 1.0 for image in (picture, truth))
+        def measure(rendered: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+            first, second = (2.0 * image.permute(2, 0, 1)[None] - 1.0 for image in (rendered, truth))
             return network(first, second).flatten()[0]
 
         return Lpips(measure, "AlexNet, version 0.1, whole frame")
 
 
 def figures_of(scores: Scores) -> dict[str, Any]:
-    """The figures, flat: ``psnr_db, ssim, flip, lpips``, the same with ``head_``, ``mouth_`` and ``eyes_`` before."""
+    """Figures of an evaluation as one flat dictionary: ``psnr_db``, ``ssim``, ``flip``, ``lpips``, ``steadiness``.
+
+    Those of a region have its name before them: ``head_psnr_db``, ``mouth_ssim``, ``eyes_flip``.
+    """
     still = scores.steadiness
     return {
-        **flat(scores.means),
+        **flatten(scores.means),
         "lpips": scores.means["whole"].get("lpips"),
         "steadiness": still.ratio,
         "steadiness_pairs": still.pairs,
@@ -66,8 +71,8 @@ def figures_of(scores: Scores) -> dict[str, Any]:
     }
 
 
-def flat(values: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Figures by region and metric, the region before the metric; none before that of the whole frame."""
+def flatten(values: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Figures by region and metric with keys ``region_metric``; those of the whole frame have ``metric`` alone."""
     return {
         metric if region == "whole" else f"{region}_{metric}": value
         for region in REGIONS
@@ -75,20 +80,24 @@ def flat(values: dict[str, dict[str, float]]) -> dict[str, float]:
     }
 
 
-def pictures_of(scores: Scores) -> list[dict[str, Any]]:
-    """The figures of every picture, with its ``frame``."""
-    return [{"frame": frame, **flat(each)} for frame, each in zip(scores.frame_ids, scores.each, strict=True)]
+def figures_of_frames(scores: Scores) -> list[dict[str, Any]]:
+    """Figures of every measured frame, as in `figures_of`, with its id under ``frame``."""
+    return [{"frame": frame, **flatten(each)} for frame, each in zip(scores.frame_ids, scores.each, strict=True)]
 
 
 def protocol_of(
     clip: str, facts: dict[str, str], total: int, measured: Sequence[Observation], holdout: float, size: int, lpips: str
 ) -> dict[str, Any]:
-    """How the figures came about: clip, split, crop, tracker, and what every evaluation has in common."""
+    """Protocol of a measurement: clip, split, crop, tracker, and the rules that all evaluations share.
+
+    ``facts`` are those of the recording, ``total`` its number of tracked frames, ``measured`` the frames that the
+    figures were measured on at ``size`` pixels, ``holdout`` their fraction, ``lpips`` the description of `Lpips`.
+    """
     frames = [observation.frame_id for observation in measured]
     span = f"{frames[0]} to {frames[-1]}" if frames else "none"
     return {
         "clip": clip,
-        "split": f"last {holdout:.4g} of the tracked pictures held out: {len(frames)} of {total}, frames {span}",
+        "split": f"last {holdout:.4g} of the tracked frames held out: {len(frames)} of {total}, frames {span}",
         **facts,
         "size": size,
         **PROTOCOL,
@@ -97,14 +106,14 @@ def protocol_of(
     }
 
 
-def training(seconds: float, steps: int, backend: str | None) -> str:
-    """How long an avatar was learned, for the protocol."""
-    by = f"by the {backend} back end" if backend else "by a back end that is not told"
+def training_note(seconds: float, steps: int, backend: str | None) -> str:
+    """Duration, steps and backend of a training in words, for the protocol; ``backend`` None if it is unknown."""
+    by = f"by the {backend} backend" if backend else "by an unknown backend"
     return f"{seconds:g} s of training alone (loading, compiling and measuring do not count), {steps} steps, {by}"
 
 
 def without_nan(value: Any) -> Any:
-    """``value`` as JSON can say it: numbers rounded to four digits, None for what is no number."""
+    """``value`` ready for JSON: floats rounded to four decimals, NaN and infinities replaced by None, at any depth."""
     if isinstance(value, float):
         return round(value, 4) if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -112,8 +121,8 @@ def without_nan(value: Any) -> Any:
     return [without_nan(item) for item in value] if isinstance(value, list) else value
 
 
-def show(figures: dict[str, Any]) -> None:
-    """Print the figures as a table, and the protocol under it."""
+def print_figures(figures: dict[str, Any]) -> None:
+    """Print the figures of `fit` or `evaluate` as a table, and their protocol below it."""
     from rich.console import Console
 
     console = Console()
@@ -121,20 +130,20 @@ def show(figures: dict[str, Any]) -> None:
     console.print(_table(figures))
     pairs = figures["steadiness_pairs"]
     console.print(
-        f"steadiness {words(figures['steadiness'], 2)}: change of the rendered picture, in parts of the footage's, "
-        f"in {pairs} pairs of still pictures"
+        f"steadiness {format_figure(figures['steadiness'], 2)}: change between rendered frames, relative to the "
+        f"footage's, in {pairs} pairs of frames without motion"
         if pairs
-        else "steadiness: none, as no two successive pictures are still"
+        else "steadiness: none, as no two successive frames are without motion"
     )
-    lines = [f"LPIPS {words(figures['lpips'], 4)} ({protocol['lpips']})"]
+    lines = [f"LPIPS {format_figure(figures['lpips'], 4)} ({protocol['lpips']})"]
     lines += [f"{name}: {figures[name]}" for name in ("seconds", "steps", "backend", "device") if name in figures]
     lines += [f"{name}: {text}" for name, text in protocol.items()]
     for line in lines:
         console.print(line, style="dim", markup=False, highlight=False)
 
 
-def words(value: float | None, digits: int) -> str:
-    """A figure for people; a dash where there is none."""
+def format_figure(value: float | None, digits: int) -> str:
+    """A figure with ``digits`` decimals; a dash if it is None or not finite."""
     return "-" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
 
 
@@ -144,5 +153,5 @@ def _table(figures: dict[str, Any]) -> Table:
     table = Table("", *REGIONS)
     for metric, title, digits in zip(METRICS, ("PSNR, dB", "SSIM", "FLIP"), (2, 4, 4), strict=True):
         names = [metric if region == "whole" else f"{region}_{metric}" for region in REGIONS]
-        table.add_row(title, *(words(figures[name], digits) for name in names))
+        table.add_row(title, *(format_figure(figures[name], digits) for name in names))
     return table

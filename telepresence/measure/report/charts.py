@@ -13,7 +13,7 @@ LABEL_GAP = 15  # pixels between the labels of two lines
 
 
 @dataclass(frozen=True)
-class Line:
+class Curve:
     """A curve: its name, which is also its CSS class, and its points; a point without a value is left out."""
 
     name: str
@@ -24,7 +24,7 @@ class Line:
         return [(x, y) for x, y in self.points if y is not None and math.isfinite(y)]
 
 
-def chart(lines: Sequence[Line], x_title: str, unit: str, *, logarithmic: bool = False) -> str:
+def chart(lines: Sequence[Curve], x_title: str, unit: str, *, logarithmic: bool = False) -> str:
     """Curves over a common axis; each point tells its value when it is pointed at.  Nothing without any point."""
     drawn = [line for line in lines if line.known]
     if not drawn:
@@ -103,9 +103,9 @@ def _nice_axis(low: float, high: float) -> _Axis:
     return _Axis(math.floor(low / step) * step, math.ceil(high / step) * step, HEIGHT - BOTTOM, TOP)
 
 
-def _labels(lines: Sequence[Line], up: _Axis) -> list[tuple[Line, float]]:
+def _labels(lines: Sequence[Curve], up: _Axis) -> list[tuple[Curve, float]]:
     """Where the lines' names stand: beside their ends, one below the other."""
-    placed: list[tuple[Line, float]] = []
+    placed: list[tuple[Curve, float]] = []
     for line in sorted(lines, key=lambda line: -line.known[-1][1]):
         y = up(line.known[-1][1])
         placed.append((line, max(y, placed[-1][1] + LABEL_GAP) if placed else y))

@@ -16,8 +16,8 @@ from insta_runtime.evaluation.flip import flip_map
 from insta_runtime.evaluation.protocol import METRICS, REGIONS, FrameComparison, Render, compare
 from insta_runtime.evaluation.regions import FaceRegions
 from insta_runtime.types import Bytes, Observation
-from telepresence.measure.report.charts import Line, chart
-from telepresence.measure.report.pictures import HEAT, OUTLINES, film, heat, jpeg, outlines, shrunk, to_bytes
+from telepresence.measure.report.charts import Curve, chart
+from telepresence.measure.report.images import HEAT, OUTLINES, film, heat, jpeg, outlines, shrunk, to_bytes
 
 TEMPLATE = Path(__file__).with_name("page.html")
 SPREAD, WORST = 6, 4  # pictures shown large
@@ -175,7 +175,7 @@ def _number(value: float | None, digits: int) -> str:
 def _curve(figures: Figures) -> str:
     points = figures.get("curve") or []
     lines = [
-        Line(name, [(point["seconds"] or 0.0, point.get(key)) for point in points])
+        Curve(name, [(point["seconds"] or 0.0, point.get(key)) for point in points])
         for name, key in (("whole", "psnr_db"), ("head", "head_psnr_db"))
     ]
     drawn = chart(lines, "seconds of training", "dB", logarithmic=True) if len(points) > 1 else ""
@@ -186,7 +186,7 @@ def _timeline(figures: Figures) -> str:
     each = figures["each"]
     names = ("psnr_db", *(f"{region}_psnr_db" for region in REGIONS[1:]))
     lines = [
-        Line(region, [(picture["frame"], picture[name]) for picture in each])
+        Curve(region, [(picture["frame"], picture[name]) for picture in each])
         for region, name in zip(REGIONS, names, strict=True)
     ]
     return chart(lines, "frame", "dB")

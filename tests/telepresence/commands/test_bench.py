@@ -17,11 +17,11 @@ import torch
 
 from insta_runtime.avatar import Avatar
 from telepresence.cli import run_command
-from telepresence.commands.bench import KEYS, PARTS
-from telepresence.commands.track import track_truth
 from telepresence.measure.bench.frame import i420
-from telepresence.measure.bench.timing import cycled, rounded, spread
-from telepresence.runtime.frames import CameraFrame, Truth
+from telepresence.measure.bench.suite import KEYS, PARTS
+from telepresence.measure.bench.timing import cycled, percentiles, rounded
+from telepresence.measure.offline.video_tracking import write_ground_truth_folder
+from telepresence.runtime.frames import CameraFrame, GroundTruth
 from tests.support.small_person import CPU, SMALL, neutral_shape, open_head, paint, performance, photograph
 
 SIZE, COUNT = 32, 4
@@ -46,7 +46,7 @@ def _frames() -> Iterator[CameraFrame]:
     head = open_head()
     for seen in photograph(head, performance(head, COUNT), SIZE, paint(head)):
         yield CameraFrame(
-            seen.frame_id, seen.frame_id * 40_000_000, seen.rgb, Truth(seen.state, seen.alpha, seen.camera)
+            seen.frame_id, seen.frame_id * 40_000_000, seen.rgb, GroundTruth(seen.state, seen.alpha, seen.camera)
         )
 
 
@@ -55,7 +55,9 @@ def person(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """An avatar that has learned nothing, and its tracked folder."""
     place, head = tmp_path_factory.mktemp("person"), open_head()
     avatar, tracked = place / "avatar", place / "tracked"
-    track_truth(_frames(), tracked, head=head, shape=neutral_shape(head), fps=25.0, size=SIZE, source="test")
+    write_ground_truth_folder(
+        _frames(), tracked, head=head, shape=neutral_shape(head), fps=25.0, size=SIZE, source="test"
+    )
     camera = photograph(head, performance(head, 1), SIZE, paint(head))[0].camera
     Avatar.create(head, neutral_shape(head), camera, SMALL, CPU).save(avatar)
     return avatar, tracked
@@ -156,7 +158,7 @@ def test_a_take_without_a_face_is_refused(
 
 
 def test_percentiles_and_rounding() -> None:
-    assert spread([1.0, 2.0, 3.0]) == pytest.approx({"median": 2.0, "p95": 2.9, "p99": 2.98})
+    assert percentiles([1.0, 2.0, 3.0]) == pytest.approx({"median": 2.0, "p95": 2.9, "p99": 2.98})
     assert rounded({"a": [1.23456, float("nan")], "b": "text", "n": 3}) == {"a": [1.235, None], "b": "text", "n": 3}
 
 
@@ -176,13 +178,13 @@ def test_i420_of_plain_colours() -> None:
 
 
 def test_what_is_measured_stays_as_it_was(person: tuple[Path, Path]) -> None:
-    from insta_runtime.learn.trainer import Trainer
-    from telepresence.measure.bench.subject import fill, open_subject
+    from insta_runtime.learn.torch_trainer import TorchTrainer
+    from telepresence.measure.bench.benchmark_avatar import fill_replay, open_benchmark_avatar
 
-    subject = open_subject(*person, SIZE, "cpu")
+    subject = open_benchmark_avatar(*person, SIZE, "cpu")
     before = {name: tensor.clone() for name, tensor in subject.model.field.state_dict().items()}
-    trainer = Trainer(subject.untouched_model())
-    assert fill(trainer, subject, 5) == 5
+    trainer = TorchTrainer(subject.untouched_model())
+    assert fill_replay(trainer, subject, 5) == 5
     trainer.step()
     assert all(torch.equal(before[name], tensor) for name, tensor in subject.model.field.state_dict().items())
     assert float(subject.model.occupancy.seen.sum()) == 0.0

@@ -18,10 +18,9 @@ from PIL import Image
 from insta_runtime.avatar import Avatar
 from insta_runtime.tracked import TrackedFolder
 from telepresence.cli import run_command
-from telepresence.commands import track as track_command
-from telepresence.commands.track import track_truth
-from telepresence.measure.offline import recordings
-from telepresence.runtime.frames import CameraFrame, Truth
+from telepresence.measure.offline import recordings, video_tracking
+from telepresence.measure.offline.video_tracking import write_ground_truth_folder
+from telepresence.runtime.frames import CameraFrame, GroundTruth
 from telepresence.tracking.calibration import Calibration
 from tests.support.small_avatar import SMALL_AVATAR_OPTIONS
 from tests.support.small_person import neutral_shape, open_head, paint, performance, photograph
@@ -64,7 +63,7 @@ def _frames() -> Iterator[CameraFrame]:
     head = open_head()
     for seen in photograph(head, performance(head, COUNT), SIZE, paint(head)):
         yield CameraFrame(
-            seen.frame_id, seen.frame_id * 40_000_000, seen.rgb, Truth(seen.state, seen.alpha, seen.camera)
+            seen.frame_id, seen.frame_id * 40_000_000, seen.rgb, GroundTruth(seen.state, seen.alpha, seen.camera)
         )
 
 
@@ -72,7 +71,7 @@ def _frames() -> Iterator[CameraFrame]:
 def folder(tmp_path: Path) -> Path:
     path = tmp_path / "tracked"
     head = open_head()
-    track_truth(_frames(), path, head=head, shape=neutral_shape(head), fps=25.0, size=SIZE, source="test")
+    write_ground_truth_folder(_frames(), path, head=head, shape=neutral_shape(head), fps=25.0, size=SIZE, source="test")
     return path
 
 
@@ -159,7 +158,7 @@ def test_the_actor_is_also_seen_from_where_nobody_looked(monkeypatch: pytest.Mon
 
 
 def test_the_actor_can_be_recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(track_command, "ACTOR_FRAMES", 2)
+    monkeypatch.setattr(video_tracking, "ACTOR_FRAMES", 2)
     assert run_command(["track", "synthetic", "--out", str(tmp_path / "take"), "--size", "64"]) == 0
     folder = TrackedFolder.open(tmp_path / "take")
     assert folder.frames.tolist() == [0, 1]

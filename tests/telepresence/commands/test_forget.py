@@ -27,11 +27,11 @@ def write_avatar(path: Path, frames: bool = True) -> None:
     (path / "fit.json").write_text("{}")
     if frames:
         head = load_head()
-        album = FrameArchive(archive_folder(path), head, np.zeros(len(head.shape_dirs), np.float32))
+        archive = FrameArchive(archive_folder(path), head, np.zeros(len(head.shape_dirs), np.float32))
         picture = np.zeros((4, 4, 3), np.uint8)
         state = HeadState(np.zeros(len(head.expression_names), np.float32))
-        album.offer(Observation(0, picture, picture[..., 0], Camera(5.0, 5.0, 2.0, 2.0, 4, 4), state))
-        album.write()
+        archive.add(Observation(0, picture, picture[..., 0], Camera(5.0, 5.0, 2.0, 2.0, 4, 4), state))
+        archive.write()
 
 
 def test_everything_of_an_avatar_goes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,7 +42,7 @@ def test_everything_of_an_avatar_goes(tmp_path: Path, capsys: pytest.CaptureFixt
     printed = capsys.readouterr().out
     for name in ("avatar.safetensors", "avatar.previous.safetensors", "avatar.training.safetensors", "frames"):
         assert str(me / name) in printed
-    assert "1 pictures" in printed
+    assert "1 frames" in printed
     assert run_command(["forget", str(me), "--yes"]) == 2
 
 
@@ -102,7 +102,7 @@ def test_all_of_those_without_a_place(
 ) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     assert run_command(["forget", "--all", "--yes"]) == 0
-    assert "nothing to forget" in capsys.readouterr().out
+    assert "no avatar to delete" in capsys.readouterr().out
     folder = tmp_path / "telepresence" / "avatars"
     for name in ("a", "b"):
         write_avatar(folder / name, frames=name == "a")

@@ -15,9 +15,9 @@ import pytest
 from insta_runtime.avatar import Avatar
 from insta_runtime.errors import UserError
 from telepresence.cli import run_command
-from telepresence.commands.rehearse import open_clip
-from telepresence.commands.track import track_truth
-from telepresence.runtime.frames import CameraFrame, Truth
+from telepresence.measure.offline.video_tracking import write_ground_truth_folder
+from telepresence.measure.rehearsal.clip import open_clip
+from telepresence.runtime.frames import CameraFrame, GroundTruth
 from tests.support.flame_layout import flame_layout, write_npz
 from tests.support.small_avatar import SMALL_AVATAR_OPTIONS
 from tests.support.small_person import neutral_shape, open_head, paint, performance, photograph
@@ -56,7 +56,7 @@ sys.exit(run_command(sys.argv[1:]))
 def _frames() -> Iterator[CameraFrame]:
     head = open_head()
     for seen in photograph(head, performance(head, COUNT), SIZE, paint(head)):
-        truth = Truth(seen.state, seen.alpha, seen.camera)
+        truth = GroundTruth(seen.state, seen.alpha, seen.camera)
         yield CameraFrame(seen.frame_id, seen.frame_id * 40_000_000, seen.rgb, truth)
 
 
@@ -64,7 +64,7 @@ def _frames() -> Iterator[CameraFrame]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("rehearse") / "tracked"
     head = open_head()
-    track_truth(_frames(), path, head=head, shape=neutral_shape(head), fps=8.0, size=SIZE, source="test")
+    write_ground_truth_folder(_frames(), path, head=head, shape=neutral_shape(head), fps=8.0, size=SIZE, source="test")
     return path
 
 

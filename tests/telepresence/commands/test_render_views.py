@@ -15,8 +15,8 @@ from insta_runtime.config import OccupancyConfig
 from insta_runtime.tracked import write_take
 from insta_runtime.types import Float32, HeadState, Take
 from telepresence.cli import run_command
-from telepresence.commands.render import transferred
 from telepresence.display.orbit import pitch, pitch_turn, turned, yaw, yaw_turn
+from telepresence.measure.offline.rendering import map_to_avatar
 from tests.support.small_person import CPU, SMALL, camera, neutral_shape, open_head, performance, pose
 
 JAW = open_head().expression_names.index("jawOpen")
@@ -43,7 +43,7 @@ def test_somebody_elses_states_come_to_where_the_avatar_was_learned() -> None:
         replace(pose(open_head(), jaw=0.1 + 0.8 * max(0.0, math.sin(i)), yaw=-0.4), translation=np.float32([0.2, 0, 1]))
         for i in range(80)
     ]
-    shown = transferred(other, avatar)
+    shown = map_to_avatar(other, avatar)
     jaws = np.array([state.expression[JAW] for state in shown])
     assert jaws.min() == pytest.approx(0.0, abs=0.03)
     assert jaws.max() == pytest.approx(0.4, abs=0.05)
@@ -52,7 +52,7 @@ def test_somebody_elses_states_come_to_where_the_avatar_was_learned() -> None:
 
 
 def test_an_avatar_that_knows_no_range_still_centres_the_head() -> None:
-    shown = transferred(performance(open_head(), 30), learned([]))
+    shown = map_to_avatar(performance(open_head(), 30), learned([]))
     assert np.mean([yaw(state) for state in shown]) == pytest.approx(0.0, abs=0.05)
     assert shown[0].translation[2] > 0.3
 

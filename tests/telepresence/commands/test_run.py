@@ -13,15 +13,8 @@ import pytest
 
 from insta_runtime.avatar import Avatar
 from insta_runtime.head import load_head
-from tests.support.small_avatar import SMALL_AVATAR_OPTIONS
+from tests.support.small_call import SMALL_CALL, as_options
 
-TINY = (
-    "--set=run.zmq=tcp://127.0.0.1:*",
-    "--set=run.size=128",
-    "--set=stream.size=128",
-    "--set=avatar.learn.size=32",
-    *SMALL_AVATAR_OPTIONS,
-)
 
 WITHOUT_MEDIAPIPE = """
 import sys
@@ -32,7 +25,7 @@ main()
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "telepresence", "run", "--port=0", *TINY, *arguments]
+    command = [sys.executable, "-m", "telepresence", "run", "--port=0", *as_options(SMALL_CALL), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
@@ -70,7 +63,9 @@ def test_parameters_from_other_machines_are_not_taken() -> None:
 def test_sigterm_saves_the_avatar_and_the_end_is_clean(start_daemon: Callable[..., Any], tmp_path: Path) -> None:
     """With the actor, who needs neither MediaPipe nor OpenCV: both are blocked."""
     program = (sys.executable, "-c", WITHOUT_MEDIAPIPE)
-    daemon = start_daemon("--source=synthetic", f"--avatar={tmp_path / 'avatar'}", *TINY, program=program)
+    daemon = start_daemon(
+        "--source=synthetic", f"--avatar={tmp_path / 'avatar'}", *as_options(SMALL_CALL), program=program
+    )
     daemon.wait_until(lambda status: status["steps"] >= 2, 120)
     daemon.process.send_signal(signal.SIGTERM)
     assert daemon.process.wait(timeout=60) == 0, daemon.output()
@@ -85,7 +80,9 @@ def test_a_video_whose_face_leaves_and_returns(
 ) -> None:
     clip = tmp_path / "comes_and_goes.mp4"
     film(shared / "clips" / "d9.mp4", clip)
-    daemon = start_daemon(f"--source=file:{clip}", f"--models={models}", f"--avatar={tmp_path / 'avatar'}", *TINY)
+    daemon = start_daemon(
+        f"--source=file:{clip}", f"--models={models}", f"--avatar={tmp_path / 'avatar'}", *as_options(SMALL_CALL)
+    )
     daemon.wait_until(lambda status: status["state"] in ("learning", "live"), 120)
     daemon.wait_until(lambda status: status["state"] == "lost", 60)
     daemon.wait_until(lambda status: status["state"] in ("learning", "live"), 60)

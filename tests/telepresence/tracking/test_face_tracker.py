@@ -1,4 +1,4 @@
-"""Tracking of real pictures: the live tracker, losses, small faces, and the track command."""
+"""Tracking of real video: the live tracker, lost faces, small faces, and the track command."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ from insta_runtime.head import HeadRig
 from insta_runtime.render.raster import rasterise
 from insta_runtime.tracked import TrackedFolder
 from insta_runtime.types import Camera, HeadState
-from telepresence.commands.track import track
 from telepresence.config import Config
-from telepresence.runtime.frames import CameraFrame, Landmarks, Truth
-from telepresence.sources.video import video_frames
-from telepresence.tracking.basis import landmark_basis
+from telepresence.measure.offline.video_tracking import track_video
+from telepresence.runtime.frames import CameraFrame, GroundTruth, Landmarks
+from telepresence.sources.video_file import video_frames
 from telepresence.tracking.calibration import calibrate
-from telepresence.tracking.embedding import clay
-from telepresence.tracking.fit import HeadFitter, Pinhole
+from telepresence.tracking.clay_renders import render_clay
+from telepresence.tracking.ground_truth_tracker import GroundTruthTracker
+from telepresence.tracking.head_fit import HeadFitter, Pinhole
+from telepresence.tracking.landmark_basis import landmark_basis
 from telepresence.tracking.landmarks import BLENDSHAPES, FaceLandmarker
-from telepresence.tracking.recording import track_recording
-from telepresence.tracking.tracker import FaceTracker, TruthTracker
+from telepresence.tracking.recording_tracker import track_recording
+from telepresence.tracking.tracker import FaceTracker
 
 
 @pytest.fixture(scope="module")
 def pictures(shared):
-    """The first two seconds of a clip."""
+    """Frames of the first two seconds of a clip."""
     reader = video_frames(shared / "clips" / "d18.mp4")
     frames = [next(reader) for _ in range(60)]
     reader.close()
@@ -61,37 +62,37 @@ def test_a_recording_is_tracked_closely(open_head, faces, pictures, models):
     assert figures["jitter_px"] < 0.5
     again = track_recording(open_head, faces, lambda: pictures, width, height, 30.0, models=models)
     assert np.array_equal(again.errors, recording.errors), "the same landmarks give the same result"
-    # A face that cannot be where it is said to be, as under a box that hides it, is not believed.
+    # Noisy landmarks, as of a hidden face, are rejected.
     moved = replace(faces[30], points=faces[30].points.copy())
     moved.points[:, :2] += np.random.default_rng(0).normal(0.0, 12.0, (478, 2)).astype(np.float32)
     hidden = [*faces[:30], *[moved] * 8, *faces[38:]]
     recording = track_recording(open_head, hidden, lambda: pictures, width, height, 30.0, models=models)
     assert not recording.valid[32:36].any()
     assert recording.valid[-10:].all()
-    assert np.array_equal(recording.states[33].expression, recording.states[32].expression), "held while lost"
+    assert np.array_equal(recording.states[33].expression, recording.states[32].expression), "repeated while lost"
 
 
-def test_live_it_calibrates_tracks_loses_and_recovers(open_head, pictures, models):
+def test_live_tracking_calibrates_tracks_loses_and_recovers_the_face(open_head, pictures, models):
     tracker = FaceTracker(open_head, size=256, models=models)
     try:
         assert tracker.state == "searching"
-        states, observations, glimpses, told = [], [], [], []
+        states, observations, provisional, poses = [], [], [], []
         blank = np.zeros_like(pictures[0].rgb)
-        # Time runs double, so that two seconds of pictures are enough for the calibration.
+        # Capture times are doubled, so that two seconds of video suffice for calibration.
         for index, frame in enumerate([*pictures[:40], *[replace(pictures[0], rgb=blank)] * 15, *pictures[40:50]]):
             stamped = replace(frame, frame_id=index, t_capture_ns=index * 66_000_000)
-            tracked = tracker.track(stamped, told.append)
+            tracked = tracker.track(stamped, poses.append)
             states.append(tracker.state)
             observations.append(tracked.observation)
-            glimpses.append(tracked.glimpse)
+            provisional.append(tracked.provisional)
             assert tracked.crop_rgb.shape == (256, 256, 3)
             assert tracked.frame_id == index
         first = next(i for i, seen in enumerate(observations) if seen is not None)
         assert states[0] == "calibrating"
         assert first < 30
-        assert all(glimpses[1:first]), "until they are known they are shown as the first picture suggests"
-        assert not any(glimpses[first:])
-        guess = glimpses[first - 1]
+        assert all(provisional[1:first]), "until calibration there are provisional observations"
+        assert not any(provisional[first:])
+        guess = provisional[first - 1]
         assert guess.shape.shape == (len(open_head.shape_dirs),)
         assert np.abs(guess.observation.state.translation - observations[first].state.translation).max() < 0.03
         assert guess.observation.alpha[128, 128] > 250
@@ -99,14 +100,14 @@ def test_live_it_calibrates_tracks_loses_and_recovers(open_head, pictures, model
         assert set(states[40:55]) == {"lost"}
         assert observations[40] is None
         assert states[57:] == ["tracking"] * 8
-        assert [pose.state for pose in told] == [seen.state for seen in observations if seen is not None]
+        assert [pose.state for pose in poses] == [seen.state for seen in observations if seen is not None]
         seen = observations[first]
         assert seen.alpha.shape == (256, 256)
         assert seen.alpha[128, 128] > 250
         assert seen.alpha[:10, :10].max() < 10
-        assert seen.alpha[-3:].max() < 30, "the torso is left out"
+        assert seen.alpha[-3:].max() < 30, "alpha excludes the torso"
         assert (seen.body.astype(int) >= seen.alpha.astype(int) - 1).all()
-        assert seen.body[-3:].max() > 200, "the body has it"
+        assert seen.body[-3:].max() > 200, "the body matte includes the torso"
         assert tracker.shape.shape == (len(open_head.shape_dirs),)
         stored = tracker.calibration
         tracker.recalibrate()
@@ -116,14 +117,14 @@ def test_live_it_calibrates_tracks_loses_and_recovers(open_head, pictures, model
         tracker.close()
     tracker = FaceTracker(open_head, size=64, models=models, calibration=stored)
     try:
-        assert tracker.track(pictures[0]).observation is not None, "a stored calibration is used at once"
-        for odd in ((1, 1), (2, 700), (40, 30)):  # pictures that nobody expects
+        assert tracker.track(pictures[0]).observation is not None, "a stored calibration is used from the first frame"
+        for odd in ((1, 1), (2, 700), (40, 30)):  # unusual frame sizes
             tracker.track(CameraFrame(0, 0, np.zeros((*odd, 3), np.uint8)))
     finally:
         tracker.close()
 
 
-def test_the_matte_covers_the_face_that_was_tracked(open_head, pictures, models, calibration):
+def test_the_matte_covers_the_tracked_face(open_head, pictures, models, calibration):
     tracker = FaceTracker(open_head, size=256, models=models, calibration=calibration)
     try:
         seen = tracker.track(pictures[0]).observation
@@ -139,7 +140,7 @@ def test_the_matte_covers_the_face_that_was_tracked(open_head, pictures, models,
 
 
 def test_a_small_face_is_found_through_tiles(pictures, models):
-    """A face of 8 % of the longest side, away from the middle."""
+    """A face of 8 % of the longest side, away from the centre, is found."""
     rgb = pictures[0].rgb
     with FaceLandmarker(models, live=True) as landmarker:
         whole = landmarker.detect(rgb)
@@ -155,7 +156,7 @@ def test_a_small_face_is_found_through_tiles(pictures, models):
 
 
 def test_renders_of_the_head_are_tracked(open_head, models):
-    """MediaPipe on clay renders with a known pose: bias of the detector included."""
+    """MediaPipe on clay renders with known poses, including the bias of the detector."""
     rig, camera, size = HeadRig(open_head), None, 480
     camera = Camera(576.0, 576.0, 240.0, 240.0, size, size)
     yaws = [-0.4, -0.2, 0.0, 0.2, 0.4]
@@ -167,7 +168,7 @@ def test_renders_of_the_head_are_tracked(open_head, models):
         for yaw in yaws:
             turn = np.diag([1.0, -1.0, -1.0]) @ rotation_matrix(np.array([0.0, yaw, 0.0]))
             posed = torch.from_numpy((vertices @ turn.T + [0.0, 0.02, 0.6]).astype(np.float32))
-            face = landmarker.detect(clay(posed, rasterise(posed, rig.faces, camera)))
+            face = landmarker.detect(render_clay(posed, rasterise(posed, rig.faces, camera)))
             assert face is not None
             fit = fitter.fit(face, None)
             assert fit.error < 2.0
@@ -175,8 +176,8 @@ def test_renders_of_the_head_are_tracked(open_head, models):
     assert 0.85 < np.polyfit(yaws, found, 1)[0] < 1.15
 
 
-def test_the_command_writes_a_folder_and_says_nothing_else(shared, models, tmp_path):
-    """From the command line, on a short clip made here; leaves no traceback at exit."""
+def test_the_command_writes_a_folder_without_log_lines(shared, models, tmp_path):
+    """Command line on a short clip; no traceback at exit."""
     import av
 
     clip = tmp_path / "short.mp4"
@@ -206,7 +207,7 @@ def test_the_command_writes_a_folder_and_says_nothing_else(shared, models, tmp_p
     assert folder.meta["crop_policy"] == "head"
 
 
-def test_a_video_without_a_face_is_one_line(models, tmp_path):
+def test_a_video_without_a_face_gives_a_one_line_error(models, tmp_path):
     import av
 
     clip = tmp_path / "noise.mp4"
@@ -221,18 +222,18 @@ def test_a_video_without_a_face_is_one_line(models, tmp_path):
         for packet in stream.encode():
             output.mux(packet)
     with pytest.raises(UserError, match="no face"):
-        track(clip, tmp_path / "out", config=Config(), head=None, models=models, focal=None)
+        track_video(clip, tmp_path / "out", config=Config(), head=None, models=models, focal=None)
     assert not (tmp_path / "out").exists()
 
 
-def test_truth_passes_through(open_head):
+def test_the_ground_truth_tracker_passes_states_and_mattes_on(open_head):
     state = HeadState.neutral(52)
     camera = Camera(60.0, 60.0, 24.0, 24.0, 48, 48)
     rgb, alpha = np.full((48, 48, 3), 90, np.uint8), np.full((48, 48), 255, np.uint8)
-    tracker = TruthTracker(open_head, np.zeros(60, np.float32), size=96)
-    told = []
-    tracked = tracker.track(CameraFrame(7, 123, rgb, Truth(state, alpha, camera)), told.append)
-    assert [(pose.state.t_capture_ns, pose.camera) for pose in told] == [(123, camera.scaled(96, 96))]
+    tracker = GroundTruthTracker(open_head, np.zeros(60, np.float32), size=96)
+    poses = []
+    tracked = tracker.track(CameraFrame(7, 123, rgb, GroundTruth(state, alpha, camera)), poses.append)
+    assert [(pose.state.t_capture_ns, pose.camera) for pose in poses] == [(123, camera.scaled(96, 96))]
     assert tracker.state == "tracking"
     assert tracked.observation.t_capture_ns == 123
     assert tracked.observation.camera == camera.scaled(96, 96)
@@ -241,20 +242,20 @@ def test_truth_passes_through(open_head):
     assert tracker.state == "lost"
 
 
-def found(face, frame):
-    """What a browser would send of ``face`` in a picture that it keeps."""
+def normalised(face, frame):
+    """Landmarks of ``face`` as a browser sends them: normalised by the frame size."""
     height, width = frame.rgb.shape[:2]
     points = face.points / np.array([width, height, width], np.float32)
     return Landmarks(points, np.array([face.scores[name] for name in BLENDSHAPES], np.float32))
 
 
-def withheld(frame, landmarks, size=None):
-    """``frame`` as a browser sends it that keeps its pictures."""
+def landmarks_only(frame, landmarks, size=None):
+    """``frame`` as received from a browser that sends landmarks without images."""
     black = np.zeros((*(size or frame.rgb.shape[:2]), 3), np.uint8)
-    return replace(frame, rgb=black, withheld=True, landmarks=landmarks)
+    return replace(frame, rgb=black, landmarks_only=True, landmarks=landmarks)
 
 
-def test_a_known_face_is_followed_where_its_pictures_are_withheld(open_head, pictures, faces, models, calibration):
+def test_a_calibrated_face_is_tracked_from_landmarks_alone(open_head, pictures, faces, models, calibration):
     tracker, seeing = (FaceTracker(open_head, size=256, models=models, calibration=calibration) for _ in range(2))
     try:
         stamped = [replace(frame, frame_id=i, t_capture_ns=i * 33_000_000) for i, frame in enumerate(pictures)]
@@ -264,49 +265,51 @@ def test_a_known_face_is_followed_where_its_pictures_are_withheld(open_head, pic
         known = tracker.shape
         angles, apart = [], []
         for frame, face in zip(stamped[6:20], faces[6:20], strict=True):
-            half = frame.rgb.shape[0] // 2, frame.rgb.shape[1] // 2  # a browser may track at another size
-            told = []
-            blind = tracker.track(withheld(frame, found(face, frame), half), told.append)
-            assert told == [blind.pose]
+            half = frame.rgb.shape[0] // 2, frame.rgb.shape[1] // 2  # a browser may track at another resolution
+            poses = []
+            blind = tracker.track(landmarks_only(frame, normalised(face, frame), half), poses.append)
+            assert poses == [blind.tracked_state]
             seen = seeing.track(frame).observation.state
-            assert blind.observation is None, "there is nothing to learn from"
+            assert blind.observation is None, "no observation without an image"
             assert not blind.crop_rgb.any()
-            assert blind.misfit is not None, "whose face it is can be told"
-            turn = rotation_matrix(seen.rotation).T @ rotation_matrix(blind.pose.state.rotation)
+            assert blind.residual is not None, "the residual is computed from landmarks"
+            turn = rotation_matrix(seen.rotation).T @ rotation_matrix(blind.tracked_state.state.rotation)
             angles.append(np.rad2deg(np.arccos(np.clip((np.trace(turn) - 1) / 2, -1, 1))))
-            apart.append(np.linalg.norm(blind.pose.state.translation - seen.translation))
-            assert blind.pose.camera.width == 256
-        assert np.median(angles) < 2.5, "landmarks alone know a turn less well"
+            apart.append(np.linalg.norm(blind.tracked_state.state.translation - seen.translation))
+            assert blind.tracked_state.camera.width == 256
+        assert np.median(angles) < 2.5, "landmarks alone give a less accurate rotation"
         assert np.median(apart) < 0.01
         assert tracker.shape is known
 
-        assert tracker.track(withheld(stamped[59], None)).pose is None
+        assert tracker.track(landmarks_only(stamped[59], None)).tracked_state is None
         assert tracker.state == "lost"
-        tall = withheld(stamped[59], found(faces[59], stamped[59]), (640, 320))
-        assert tracker.track(tall).pose is None, "of another camera"
-        assert tracker.shape is known, "which nobody asked to be calibrated"
+        tall = landmarks_only(stamped[59], normalised(faces[59], stamped[59]), (640, 320))
+        assert tracker.track(tall).tracked_state is None, "another aspect ratio is another camera"
+        assert tracker.shape is known, "the calibration is kept"
     finally:
         tracker.close()
         seeing.close()
     stored = FaceTracker(open_head, size=256, models=models, calibration=calibration)
     try:
-        assert stored.track(withheld(stamped[0], found(faces[0], stamped[0]))).pose is not None, "no picture was needed"
+        assert stored.track(landmarks_only(stamped[0], normalised(faces[0], stamped[0]))).tracked_state is not None, (
+            "no image is needed"
+        )
         points = np.random.default_rng(0).uniform(-0.5, 1.5, (4, 478, 3)).astype(np.float32)
         points[1] = 0.25
         points[2, :, :2] = np.linspace(-0.5, 1.5, 478)[:, None]
         points[3] = np.where(np.arange(478)[:, None] < 477, -0.5, 1.4)
         for number, wild in enumerate([*points, *points]):
-            nonsense = withheld(stamped[0], Landmarks(wild, np.ones(52, np.float32)))
+            nonsense = landmarks_only(stamped[0], Landmarks(wild, np.ones(52, np.float32)))
             stored.track(replace(nonsense, t_capture_ns=(number + 1) * 33_000_000))
         assert stored.state == "lost"
         for number in range(4):
             seen = stored.track(replace(stamped[number], t_capture_ns=(20 + number) * 33_000_000))
-        assert seen.observation is not None, "pictures are believed again"
+        assert seen.observation is not None, "tracking recovers with images"
     finally:
         stored.close()
 
 
-def test_a_camera_whose_pictures_shrink_stays_the_same_camera(open_head, pictures, calibration, models):
+def test_smaller_frames_belong_to_the_same_camera(open_head, pictures, calibration, models):
     height, width = pictures[0].rgb.shape[:2]
     tracker = FaceTracker(open_head, size=256, models=models, calibration=calibration)
     try:
@@ -317,10 +320,10 @@ def test_a_camera_whose_pictures_shrink_stays_the_same_camera(open_head, picture
         assert tracker.calibration.width == width
         larger = np.array(Image.fromarray(pictures[2].rgb).resize((width * 2, height * 2)))
         tracker.track(replace(pictures[2], rgb=larger, t_capture_ns=66_000_000))
-        assert tracker.state == "calibrating", "more can be seen than before"
+        assert tracker.state == "calibrating", "a larger frame recalibrates"
         for i, frame in enumerate(pictures[:26]):
             larger = np.array(Image.fromarray(frame.rgb).resize((width * 2, height * 2)))
             tracker.track(replace(frame, rgb=larger, t_capture_ns=(i + 3) * 66_000_000))
-        assert np.array_equal(tracker.shape, calibration.shape), "of the same person"
+        assert np.array_equal(tracker.shape, calibration.shape), "the identity is kept"
     finally:
         tracker.close()

@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from insta_runtime.evaluation.protocol import METRICS, REGIONS, Scores, Steadiness
-from telepresence.commands.evaluate import stored_training
-from telepresence.commands.fit import figures_file
 from telepresence.display.orbit import pitch, pitch_turn, turned, yaw
+from telepresence.measure.offline.fit_figures import figures_file, load_training
 from telepresence.measure.offline.recordings import UNSEEN, unseen_turns
-from telepresence.measure.offline.scoring import Lpips, figures_of, show, without_nan
+from telepresence.measure.offline.scoring import Lpips, figures_of, print_figures, without_nan
 from tests.support.small_person import open_head, pose
 
 
@@ -65,7 +64,7 @@ def test_figures_are_flat_and_can_be_said_in_json() -> None:
 
 def test_figures_that_are_not_there_are_printed_as_such(capsys: pytest.CaptureFixture[str]) -> None:
     figures = without_nan(figures_of(scores(math.nan))) | {"steadiness_pairs": 0, "protocol": {"lpips": "[no] weights"}}
-    show(figures)
+    print_figures(figures)
     printed = capsys.readouterr().out
     assert "steadiness: none" in printed
     assert "[no] weights" in printed, "what a file says is no markup"
@@ -73,9 +72,9 @@ def test_figures_that_are_not_there_are_printed_as_such(capsys: pytest.CaptureFi
 
 def test_lpips_is_never_downloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    lpips = Lpips.at_hand(torch.device("cpu"))
+    lpips = Lpips.load(torch.device("cpu"))
     assert lpips.measure is None
-    assert "not measured" in lpips.told
+    assert "not measured" in lpips.description
 
 
 def test_the_figures_of_fit_lie_beside_the_avatar(tmp_path: Path) -> None:
@@ -98,11 +97,11 @@ def test_the_figures_of_fit_lie_beside_the_avatar(tmp_path: Path) -> None:
 )
 def test_a_damaged_file_of_figures_is_as_good_as_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "fit.json").write_bytes(text.encode("utf-8", "surrogatepass"))
-    assert stored_training(tmp_path, 7) == {}
+    assert load_training(tmp_path, 7) == {}
 
 
 def test_a_curve_of_strange_values_has_no_points_there(tmp_path: Path) -> None:
     point = '{"seconds": 1, "psnr_db": NaN, "head_psnr_db": "<script>"}'
     (tmp_path / "fit.json").write_text(f'{{"curve": [{point}], "backend": "cuda", "source": "me", "steps": 7}}')
-    assert stored_training(tmp_path, 8) == {}, "it has learned on since"
-    assert stored_training(tmp_path, 7)["curve"] == [{"seconds": 1.0, "psnr_db": None, "head_psnr_db": None}]
+    assert load_training(tmp_path, 8) == {}, "it has learned on since"
+    assert load_training(tmp_path, 7)["curve"] == [{"seconds": 1.0, "psnr_db": None, "head_psnr_db": None}]

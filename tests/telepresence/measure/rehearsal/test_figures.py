@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from telepresence.measure.rehearsal.figures import intervals, point_at, seconds_to
+from telepresence.measure.rehearsal.figures import curve_point, intervals, seconds_to
 from telepresence.measure.rehearsal.resources import trend
 
 
@@ -36,5 +36,5 @@ def test_a_good_picture_is_one_that_was_shown() -> None:
     assert seconds_to(points, 22.0, 0.5) == 2.5
     assert seconds_to(points, 24.0, 0.5) is None
     assert seconds_to(points, 22.0, None) is None
-    assert point_at(points, 2.0) is points[1]
-    assert point_at(points, 2.5) is None
+    assert curve_point(points, 2.0) is points[1]
+    assert curve_point(points, 2.5) is None

@@ -20,9 +20,9 @@ from insta_runtime.evaluation.regions import FaceRegions
 from insta_runtime.head import HeadRig
 from insta_runtime.types import Camera, HeadState, Observation, RenderedFrame
 from telepresence.measure.offline import scoring
-from telepresence.measure.report.charts import Line, chart
+from telepresence.measure.report.charts import Curve, chart
+from telepresence.measure.report.images import HEAT, heat, shrunk
 from telepresence.measure.report.page import write_report
-from telepresence.measure.report.pictures import HEAT, heat, shrunk
 from tests.support.small_person import neutral_shape, open_head, paint, performance, photograph
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def figures(observations: list[Observation], face: FaceRegions) -> dict[str, Any
     )
     curve = [{"seconds": s, "psnr_db": 20.0 + s, "head_psnr_db": None} for s in (0.5, 1.0, 2.0)]
     whole = {**scoring.figures_of(scores), "seconds": 2.0, "size": SIZE, "curve": curve, "protocol": protocol}
-    return scoring.without_nan({**whole, "unseen_yaw30_psnr_db": 26.5, "each": scoring.pictures_of(scores)})
+    return scoring.without_nan({**whole, "unseen_yaw30_psnr_db": 26.5, "each": scoring.figures_of_frames(scores)})
 
 
 @pytest.fixture(scope="module")
@@ -159,17 +159,17 @@ def test_a_page_that_cannot_be_written_is_one_line(
 
 def test_a_curve_leaves_out_what_is_not_known() -> None:
     text = chart(
-        [Line("whole", [(1, 20.0), (2, None), (10, 25.0)]), Line("head", [(1, None)])], "s", "dB", logarithmic=True
+        [Curve("whole", [(1, 20.0), (2, None), (10, 25.0)]), Curve("head", [(1, None)])], "s", "dB", logarithmic=True
     )
     tags = [tag for tag, _ in Tags(text).found]
     assert tags.count("circle") == 2
     assert tags.count("polyline") == 1
-    assert chart([Line("head", [(1, None)])], "s", "dB") == ""
-    assert "<circle" in chart([Line("whole", [(0.0, 20.0)])], "s", "dB", logarithmic=False)
+    assert chart([Curve("head", [(1, None)])], "s", "dB") == ""
+    assert "<circle" in chart([Curve("whole", [(0.0, 20.0)])], "s", "dB", logarithmic=False)
 
 
 def test_curves_rise_upwards_and_to_the_right() -> None:
-    tags = Tags(chart([Line("a", [(0, 1.0), (5, 2.0), (10, 4.0)])], "x", "y")).found
+    tags = Tags(chart([Curve("a", [(0, 1.0), (5, 2.0), (10, 4.0)])], "x", "y")).found
     points = next(str(attributes["points"]) for tag, attributes in tags if tag == "polyline")
     places = [tuple(map(float, pair.split(","))) for pair in points.split()]
     assert [x for x, _ in places] == sorted(x for x, _ in places)

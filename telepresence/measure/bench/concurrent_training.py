@@ -9,13 +9,14 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from telepresence.measure.bench.frame import drawing
-from telepresence.measure.bench.timing import cycled, finish
+from telepresence.measure.bench.frame import make_draw
+from telepresence.measure.bench.timing import cycled, synchronise
 
 if TYPE_CHECKING:
     import torch
 
-    from insta_runtime.backends import AnyRenderer, AnyTrainer
+    from insta_runtime.backends import AnyRenderer
+    from insta_runtime.learn.trainer import Trainer
     from insta_runtime.types import Camera, HeadState
 
 PUBLISH_S = 1.0
@@ -23,7 +24,7 @@ PUBLISH_S = 1.0
 
 
 @dataclass
-class Shown:
+class DisplayTimings:
     """Pictures drawn at a steady rate: milliseconds of each, and how many began after their time."""
 
     ms: list[float] = field(default_factory=list)
@@ -31,7 +32,7 @@ class Shown:
 
 
 @dataclass
-class Learned:
+class TrainingTotals:
     """Training for some time."""
 
     steps: int = 0
@@ -54,15 +55,15 @@ def show(
     fps: float,
     seconds: float,
     refresh: Callable[[], object] = lambda: None,
-    watch: Callable[[Shown], object] | None = None,
-) -> Shown:
+    watch: Callable[[DisplayTimings], object] | None = None,
+) -> DisplayTimings:
     """Draw ``states`` at ``fps`` for ``seconds``, or as fast as it goes if that is slower.
 
     ``draw`` returns when the picture is in host memory: its time is a picture's.  ``refresh`` takes over new weights
     while nobody waits, as the daemon does after a picture; what it takes too long makes the next picture late.
     ``watch`` sees the record after each picture.
     """
-    shown = Shown()
+    shown = DisplayTimings()
     began = due = time.perf_counter()
     for state in cycled(states, round(seconds * fps)):
         now = time.perf_counter()
@@ -84,10 +85,10 @@ def show(
 
 
 def learn(
-    trainer: AnyTrainer, stop: Callable[[], bool], device: torch.device, publish: Callable[[], object]
-) -> Learned:
+    trainer: Trainer, stop: Callable[[], bool], device: torch.device, publish: Callable[[], object]
+) -> TrainingTotals:
     """Train on the current stream until ``stop()``, publishing now and then."""
-    learned = Learned()
+    learned = TrainingTotals()
     began = published = time.perf_counter()
     while not stop():
         report = trainer.step()
@@ -98,12 +99,12 @@ def learn(
         if time.perf_counter() - published >= PUBLISH_S:
             publish()
             published = time.perf_counter()
-    finish(device)
+    synchronise(device)
     learned.seconds = time.perf_counter() - began
     return learned
 
 
-def learn_alone(trainer: AnyTrainer, seconds: float, device: torch.device) -> Learned:
+def train_alone(trainer: Trainer, seconds: float, device: torch.device) -> TrainingTotals:
     """Train for ``seconds`` with nothing beside it."""
     end = time.perf_counter() + seconds
     with _stream(device, low=True):
@@ -111,13 +112,13 @@ def learn_alone(trainer: AnyTrainer, seconds: float, device: torch.device) -> Le
 
 
 @contextmanager
-def learning(trainer: AnyTrainer, device: torch.device, publish: Callable[[], object]) -> Iterator[Learned]:
+def learning(trainer: Trainer, device: torch.device, publish: Callable[[], object]) -> Iterator[TrainingTotals]:
     """Training in a thread and on a stream of its own; what is yielded is filled in at the end.
 
     What goes wrong in the thread is raised at the end.
     """
     done = threading.Event()
-    record, errors = Learned(), list[BaseException]()
+    record, errors = TrainingTotals(), list[BaseException]()
 
     def body() -> None:
         try:
@@ -137,16 +138,16 @@ def learning(trainer: AnyTrainer, device: torch.device, publish: Callable[[], ob
         raise errors[0]
 
 
-def display_while_training(
+def draw_while_training(
     renderer: AnyRenderer,
-    trainer: AnyTrainer,
+    trainer: Trainer,
     states: Sequence[HeadState],
     camera: Camera,
     fps: float,
     seconds: float,
     device: torch.device,
-    watch: Callable[[Shown], object] | None = None,
-) -> tuple[Shown, Learned]:
+    watch: Callable[[DisplayTimings], object] | None = None,
+) -> tuple[DisplayTimings, TrainingTotals]:
     """Both at once, the weights going from one to the other as in a call."""
     from insta_runtime.learn.weight_exchange import WeightExchange
 
@@ -158,7 +159,7 @@ def display_while_training(
             renderer.load(snapshot)
 
     with _stream(device, low=False):
-        draw = drawing(renderer, camera)
+        draw = make_draw(renderer, camera)
         draw(states[0])
         with learning(trainer, device, lambda: exchange.publish(trainer.snapshot())) as beside:
             shown = show(draw, states, fps, seconds, refresh, watch)

@@ -17,11 +17,11 @@ from insta_runtime.learn.weight_exchange import WeightExchange
 from insta_runtime.render.crossfade import FADE_S
 from insta_runtime.render.renderer import Snapshot, take_snapshot
 from insta_runtime.types import HeadState, Observation
+from telepresence.measure.rehearsal.call_record import CallRecord, PublicationCrossfade, PublishedSnapshot
 from telepresence.measure.rehearsal.figures import publish_change
-from telepresence.measure.rehearsal.outlet import RehearsalOutlet
-from telepresence.measure.rehearsal.plan import Plan
-from telepresence.measure.rehearsal.record import Fade, Published, Record
-from telepresence.runtime.frames import Drawn, ShownFrame, TrackedFrame
+from telepresence.measure.rehearsal.measurement_plan import MeasurementPlan
+from telepresence.measure.rehearsal.rehearsal_sink import RehearsalSink
+from telepresence.runtime.frames import OutputFrame, RenderInputs, TrackedFrame
 from telepresence.streaming import StreamSettings
 from tests.support.small_person import camera, open_head, performance, small_model
 
@@ -46,67 +46,67 @@ def tracked(at: float, face: bool = True) -> TrackedFrame:
     return TrackedFrame(0, round(at * 1e9), BLACK, observation if face else None)
 
 
-def shown(weights: int, at: float) -> ShownFrame:
-    drawn = Drawn(HeadState.neutral(52), camera(SIZE), weights, at)
-    return ShownFrame(1, 0, BLACK, True, drawn)
+def shown(weights: int, at: float) -> OutputFrame:
+    drawn = RenderInputs(HeadState.neutral(52), camera(SIZE), weights, at)
+    return OutputFrame(1, 0, BLACK, True, drawn)
 
 
 def test_what_came_after_a_moment_was_not_learned_by_the_weights_of_that_moment() -> None:
-    record, person = Record(Plan.of(4.0), FADE_S), learner()
+    record, person = CallRecord(MeasurementPlan.of(4.0), FADE_S), learner()
     began = time.monotonic()
-    record.tracked(tracked(began, face=False), None)
+    record.on_tracked_frame(tracked(began, face=False), None)
     assert (record.began, record.first_face) == (pytest.approx(began), None)
     for tenth in range(1, 50):
-        record.tracked(tracked(began + tenth / 10.0), person)
+        record.on_tracked_frame(tracked(began + tenth / 10.0), person)
     assert record.first_face == pytest.approx(0.1)
     assert (record.pictures, record.faces) == (50, 49)
 
-    unseen = record.after(2.0, person)
+    unseen = record.observations_after(2.0, person)
     seconds = [observation.state.t_capture_ns / 1e9 - began for observation in unseen]
     assert 2.0 < min(seconds) <= 2.3
     assert max(seconds) <= 4.0 + 1e-6
     gaps = [later - earlier for earlier, later in itertools.pairwise(seconds)]
     assert min(gaps) > 0.15, "closer pictures look alike"
-    assert record.after(2.0, learner()) == []
-    assert len(record.until(1.5, person)) < len(record.until(3.0, person))
+    assert record.observations_after(2.0, learner()) == []
+    assert len(record.observations_until(1.5, person)) < len(record.observations_until(3.0, person))
 
 
 def test_the_newest_weights_of_each_moment_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    record, person = Record(Plan.of(4.0), FADE_S), learner()
-    record.tracked(tracked(now), person)
+    record, person = CallRecord(MeasurementPlan.of(4.0), FADE_S), learner()
+    record.on_tracked_frame(tracked(now), person)
     for number in range(1, 41):
         now, person.trainer.steps = 100.0 + number / 10.0 + 0.01, number
         person.exchange.publish({"weights": torch.full((1,), float(number))})
     record.finish()
-    assert len(record.published) == len(record.plan.moments)
+    assert len(record.snapshots) == len(record.plan.moments)
     for moment in record.plan.moments:
         newest = record.newest(moment)
         assert newest is not None
         assert newest.at <= moment < newest.at + 0.1 + 1e-6
         assert newest.snapshot["weights"] == newest.steps == newest.number
     last = record.newest(math.inf)
-    assert last is record.published[-1]
+    assert last is record.snapshots[-1]
 
 
 def test_a_publication_is_looked_at_until_it_has_faded_in(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    record, person = Record(Plan.of(4.0), FADE_S), learner()
-    record.tracked(tracked(now), person)
+    record, person = CallRecord(MeasurementPlan.of(4.0), FADE_S), learner()
+    record.on_tracked_frame(tracked(now), person)
     for number in (1, 2, 3):
         person.exchange.publish({"weights": torch.full((1,), float(number))})
         for _ in range(15):
             now += 0.1
-            record.shown(shown(number, now))
-    assert [(fade.before.number, fade.after.number) for fade in record.fades] == [(1, 2), (2, 3)]
-    for fade in record.fades:
-        assert [drawn.weights for drawn in fade.drawn[:2]] == [fade.before.number, fade.after.number]
-        assert fade.drawn[-1].at - fade.drawn[0].at == pytest.approx(FADE_S, abs=0.21)
+            record.on_shown_frame(shown(number, now))
+    assert [(crossfade.before.number, crossfade.after.number) for crossfade in record.crossfades] == [(1, 2), (2, 3)]
+    for crossfade in record.crossfades:
+        assert [drawn.weights for drawn in crossfade.frames[:2]] == [crossfade.before.number, crossfade.after.number]
+        assert crossfade.frames[-1].at - crossfade.frames[0].at == pytest.approx(FADE_S, abs=0.21)
     assert record.first_picture == record.first_avatar == pytest.approx(0.1)
     assert record.avatar_shown(1.0)
-    record.shown(ShownFrame(2, 0, BLACK))
+    record.on_shown_frame(OutputFrame(2, 0, BLACK))
     now += 0.1
     assert not record.avatar_shown(now - 100.0)
 
@@ -125,12 +125,12 @@ def test_a_publication_shows_as_far_as_its_weights_are_others(apart: float, visi
     person = learner()
     before = take_snapshot(person.avatar.model)
     first, then = (
-        Published(0.0, number, person, snapshot, person.avatar.model.code, 0)
+        PublishedSnapshot(0.0, number, person, snapshot, person.avatar.model.code, 0)
         for number, snapshot in ((1, before), (2, weights_apart(before, apart)))
     )
     states = performance(open_head(), 4)
-    drawn = [Drawn(state, camera(SIZE), 1 + min(n, 1), 0.4 * n) for n, state in enumerate(states)]
-    found = publish_change([Fade(first, then, drawn)])
+    drawn = [RenderInputs(state, camera(SIZE), 1 + min(n, 1), 0.4 * n) for n, state in enumerate(states)]
+    found = publish_change([PublicationCrossfade(first, then, drawn)])
     assert found["publish_change"]["usual_change"] > 0.1
     if visible:
         assert found["publish_change_ratio"] > 1.05
@@ -143,16 +143,16 @@ def test_no_publication_has_no_ratio() -> None:
 
 
 def test_an_outlet_hands_on_at_the_declared_rate_whatever_comes() -> None:
-    seen: list[ShownFrame] = []
-    outlet = RehearsalOutlet(StreamSettings(fps=50, size=64), seen.append)
-    assert outlet.watched
-    outlet.start()
+    seen: list[OutputFrame] = []
+    sink = RehearsalSink(StreamSettings(fps=50, size=64), seen.append)
+    assert sink.watched
+    sink.start()
     for number in range(5):
-        outlet.show(shown(number, 0.0))
+        sink.push_frame(shown(number, 0.0))
         time.sleep(0.05)
-    outlet.stop()
-    outlet.stop()
+    sink.stop()
+    sink.stop()
     assert len(seen) == 5
-    assert 6 <= len(outlet.times) == len(outlet.fresh)
-    assert sum(outlet.fresh) >= 5
-    assert list(outlet.times) == sorted(outlet.times)
+    assert 6 <= len(sink.times) == len(sink.fresh)
+    assert sum(sink.fresh) >= 5
+    assert list(sink.times) == sorted(sink.times)

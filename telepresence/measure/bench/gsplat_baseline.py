@@ -42,7 +42,7 @@ def _cloud(model: AvatarModel, state: HeadState, count: int) -> tuple[torch.Tens
     """Means, quaternions, scales, opacities and colours of Gaussians all over the mesh, in camera space."""
     import torch
 
-    from insta_runtime.render.rays import camera_vertices
+    from insta_runtime.geometry import camera_vertices
 
     device = model.device
     a, b, c = camera_vertices(model.pose(state).vertices, state)[model.rig.faces].unbind(1)

@@ -1,6 +1,6 @@
 """What must be measured in a process of its own: a cold start, and the host build on two threads.
 
-As a program (``python -m telepresence.measure.bench.fresh``) it is that process; its last line on stdout is the answer.
+As a program (``python -m telepresence.measure.bench.child_process``) it is that process; its last line on stdout is the answer.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def host_figures(avatar: Path, tracked: Path, backend: str) -> dict[str, Any]:
 
 def _child(arguments: list[str], environment: dict[str, str]) -> dict[str, Any]:
     """The answer of this module in a new process."""
-    command = [sys.executable, "-m", "telepresence.measure.bench.fresh", *arguments]
+    command = [sys.executable, "-m", "telepresence.measure.bench.child_process", *arguments]
     root = str(Path(__file__).resolve().parents[3])
     paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     try:
@@ -74,15 +74,15 @@ def _first_frame(avatar: Path, tracked: Path, size: int, device: str, backend: s
         return ends[-1] - ends[-2]
 
     from insta_runtime.backends import choose_backend, make_renderer
-    from telepresence.measure.bench.frame import drawing
-    from telepresence.measure.bench.subject import open_subject
+    from telepresence.measure.bench.benchmark_avatar import open_benchmark_avatar
+    from telepresence.measure.bench.frame import make_draw
 
     parts = {"imports": part()}
-    subject = open_subject(avatar, tracked, size, device)
+    subject = open_benchmark_avatar(avatar, tracked, size, device)
     parts["avatar"] = part()
     chosen = choose_backend(backend, subject.model)
     parts["kernels"] = part()
-    drawing(make_renderer(subject.model, chosen), subject.camera)(subject.states[0])
+    make_draw(make_renderer(subject.model, chosen), subject.camera)(subject.states[0])
     parts["picture"] = part()
     compiled = sum(not artifact.cached for artifact in chosen.kernels.report()) if chosen.kernels else 0
     return {"backend": chosen.kind, **parts, "compiled": compiled}
@@ -92,14 +92,14 @@ def _host(avatar: Path, tracked: Path, size: int, device_name: str, backend: str
     import torch
 
     from insta_runtime.backends import choose_backend, make_renderer, make_trainer
-    from insta_runtime.learn.trainer import Trainer
+    from insta_runtime.learn.torch_trainer import TorchTrainer
     from insta_runtime.render.renderer import Renderer
-    from telepresence.measure.bench.frame import drawing
-    from telepresence.measure.bench.subject import fill, open_subject
+    from telepresence.measure.bench.benchmark_avatar import fill_replay, open_benchmark_avatar
+    from telepresence.measure.bench.frame import make_draw
     from telepresence.measure.bench.timing import cycled, median, timed_ms
 
     torch.set_num_threads(HOST_THREADS)
-    subject = open_subject(avatar, tracked, size, device_name)
+    subject = open_benchmark_avatar(avatar, tracked, size, device_name)
     model, device = subject.model, subject.device
     chosen = choose_backend(backend, model)
     figures: dict[str, Any] = {"backend": chosen.kind}
@@ -112,11 +112,11 @@ def _host(avatar: Path, tracked: Path, size: int, device_name: str, backend: str
         )
     ]
     if chosen.kind != "torch":
-        pairs.append(("torch_", Renderer(model), Trainer(subject.untouched_model()), 8))
+        pairs.append(("torch_", Renderer(model), TorchTrainer(subject.untouched_model()), 8))
     for prefix, renderer, trainer, count in pairs:
-        draw = drawing(renderer, subject.camera)
+        draw = make_draw(renderer, subject.camera)
         figures[f"{prefix}frame_ms"] = median(timed_ms(draw, cycled(subject.states, count), device))
-        fill(trainer, subject, 16)
+        fill_replay(trainer, subject, 16)
         figures[f"{prefix}step_ms"] = median(timed_ms(lambda _: trainer.step(), range(count + 8), device, warm=10))  # noqa: B023
     if chosen.kind == "torch":
         figures.update(torch_frame_ms=figures["frame_ms"], torch_step_ms=figures["step_ms"])

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from telepresence.measure.rehearsal.plan import LATER_POINTS, NEXT_S, SPACING_S, Plan
+from telepresence.measure.rehearsal.measurement_plan import LATER_POINTS, NEXT_S, SPACING_S, MeasurementPlan
 
 
 @pytest.mark.parametrize("seconds", [1.0, 10.0, 42.0, 60.0, 480.0, 7200.0])
 def test_moments_lie_in_the_call_and_end_with_it(seconds: float) -> None:
-    plan = Plan.of(seconds)
+    plan = MeasurementPlan.of(seconds)
     assert list(plan.moments) == sorted(set(plan.moments))
     assert plan.moments[-1] == seconds
     assert plan.early in plan.moments
@@ -18,7 +18,7 @@ def test_moments_lie_in_the_call_and_end_with_it(seconds: float) -> None:
 
 
 def test_weights_are_wanted_that_are_the_newest_at_a_moment() -> None:
-    plan = Plan.of(60.0)
+    plan = MeasurementPlan.of(60.0)
     assert plan.wants_weights(9.7, 10.4)
     assert plan.wants_weights(10.0, 10.4)
     assert not plan.wants_weights(9.2, 10.0), "at ten seconds they have been replaced"
@@ -27,12 +27,12 @@ def test_weights_are_wanted_that_are_the_newest_at_a_moment() -> None:
 
 
 def test_pictures_are_wanted_that_follow_a_moment() -> None:
-    plan = Plan.of(60.0)
+    plan = MeasurementPlan.of(60.0)
     never = float("-inf")
-    assert plan.wants_picture(25.5, never)
-    assert not plan.wants_picture(28.0, never), "no moment is near"
-    assert not plan.wants_picture(0.2, never), "no moment has been yet"
-    assert not plan.wants_picture(25.5, 25.5 - 0.5 * SPACING_S)
-    assert plan.wants_picture(10.5, 10.5 - 0.5 * SPACING_S), "after a headline every picture counts"
-    assert plan.wants_picture(60.0 + NEXT_S, never)
-    assert not plan.wants_picture(60.1 + NEXT_S, never)
+    assert plan.wants_observation(25.5, never)
+    assert not plan.wants_observation(28.0, never), "no moment is near"
+    assert not plan.wants_observation(0.2, never), "no moment has been yet"
+    assert not plan.wants_observation(25.5, 25.5 - 0.5 * SPACING_S)
+    assert plan.wants_observation(10.5, 10.5 - 0.5 * SPACING_S), "after a headline every picture counts"
+    assert plan.wants_observation(60.0 + NEXT_S, never)
+    assert not plan.wants_observation(60.1 + NEXT_S, never)

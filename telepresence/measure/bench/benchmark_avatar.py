@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from insta_runtime.errors import UserError
-from telepresence.measure.bench.timing import finish
+from telepresence.measure.bench.timing import synchronise
 
 if TYPE_CHECKING:
     import torch
 
     from insta_runtime.avatar import Avatar
-    from insta_runtime.backends import AnyTrainer
+    from insta_runtime.learn.trainer import Trainer
     from insta_runtime.render.model import AvatarModel
     from insta_runtime.tracked import TrackedFolder
     from insta_runtime.types import Camera, HeadState, Observation
@@ -25,7 +25,7 @@ REPLAY_FRAMES = 1000
 
 
 @dataclass(frozen=True)
-class Subject:
+class BenchmarkAvatar:
     """An avatar, the states of a moving take, and the camera at the size of the pictures."""
 
     avatar: Avatar
@@ -59,21 +59,21 @@ class Subject:
         return model
 
 
-def fill(trainer: AnyTrainer, subject: Subject, count: int) -> int:
+def fill_replay(trainer: Trainer, subject: BenchmarkAvatar, count: int) -> int:
     """Let a trainer take in ``count`` pictures, or as many as it has room for; how many it holds then."""
     held = 0
-    finish(subject.device)  # pictures are taken in on this thread's stream, steps run on the trainer's
+    synchronise(subject.device)  # pictures are taken in on this thread's stream, steps run on the trainer's
     for observation in subject.observations(count):
         trainer.add(observation)
-        trainer.replay.take_in()
+        trainer.take_in()
         if len(trainer.replay) == held:
             break
         held = len(trainer.replay)
-    finish(subject.device)
+    synchronise(subject.device)
     return held
 
 
-def open_subject(avatar: Path, tracked: Path, size: int, device: str) -> Subject:
+def open_benchmark_avatar(avatar: Path, tracked: Path, size: int, device: str) -> BenchmarkAvatar:
     """Load ``avatar`` onto ``device`` (``cpu``, ``cuda``) with pictures of ``size`` x ``size`` pixels to be drawn.
 
     Raises UserError for an odd ``size``, and for an avatar and a folder that cannot be used together.
@@ -89,4 +89,4 @@ def open_subject(avatar: Path, tracked: Path, size: int, device: str) -> Subject
     states = [folder.take.states[int(i)] for i in folder.frames]
     if len(states) < 2:
         raise UserError(f"{tracked} has {len(states)} pictures of a face: give a take in which one moves")
-    return Subject(loaded, folder, states, folder.take.camera.scaled(size, size))
+    return BenchmarkAvatar(loaded, folder, states, folder.take.camera.scaled(size, size))
