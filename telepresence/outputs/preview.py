@@ -1,7 +1,7 @@
-"""A window on this machine that shows what the viewers see, beside what the camera sees.
+"""Preview window: shows the avatar and the camera frames of a call on this machine.
 
-It lives in a process of its own, as its toolkit wants the main thread on some systems and must not be able to take the
-call down; pictures and figures reach it through shared memory, its words come back through a pipe.
+The window runs in a separate process, since its toolkit needs the main thread on some systems and must not be able to
+end the call.  Frames and figures reach it through shared memory, its key commands come back through a pipe.
 """
 
 from __future__ import annotations
@@ -19,80 +19,81 @@ from multiprocessing.connection import Connection
 from typing import Any, Final
 
 from insta_runtime.errors import UserError
-from telepresence.outputs.shared_ring import SharedRing
 from telepresence.outputs.preview_image import CAPACITY, PreviewImage
+from telepresence.outputs.shared_ring import SharedRing
 from telepresence.outputs.window import FIGURES_BYTES, RingNames, open_window
 from telepresence.runtime.frames import OutputFrame, TrackedFrame
 
 log = logging.getLogger(__name__)
 
 JOIN_S: Final = 3.0
+"""Maximum seconds to wait for the window's process and for the thread that reads its commands."""
 NOTICE_S: Final = 4.0
-"""For so long the window says why something that was asked for cannot be."""
+"""Seconds for which the window shows why a command failed."""
 
 
 class PreviewCommand(StrEnum):
-    """What a key in the window asks of the call."""
+    """Command to the call, sent by a key in the preview window."""
 
     QUIT = "quit"
-    MUTE = "mute"  # or be heard again
+    MUTE = "mute"  # or unmute
     CALIBRATE = "calibrate"
-    FREEZE = "freeze"  # or learn on
+    FREEZE = "freeze"  # or continue training
 
 
 class PreviewWindow:
-    """Shows the newest pictures and figures in a resizable window; whoever hands them over never waits for it.
+    """Resizable window with the newest avatar frame, camera frame and figures; pushing never blocks.
 
-    `show` belongs to the render thread, `see` to the tracking thread, `tell` to the supervisor.  Closing the window
-    only closes it.
+    `push_frame` belongs to the render thread, `push_camera_frame` to the tracking thread, `push_status` to the
+    supervisor.  Closing the window does not end the call.
     """
 
-    def __init__(self, wish: Callable[[PreviewCommand], None], title: str = "Telepresence") -> None:
-        """``wish`` is called on a thread of the window's own; UserError says why it cannot be granted."""
-        self._wish = wish
+    def __init__(self, on_command: Callable[[PreviewCommand], None], title: str = "Telepresence") -> None:
+        """``on_command`` is called on a thread of the window; its UserError is shown in the window."""
+        self._on_command = on_command
         self._title = title
-        self._lock = threading.Lock()  # between whoever hands something over and `stop`
+        self._lock = threading.Lock()  # keeps `stop` from closing a ring that is being written
         self._rings: tuple[SharedRing, ...] = ()
         self._process: multiprocessing.process.BaseProcess | None = None
-        self._words: Connection | None = None
+        self._pipe: Connection | None = None
         self._listener: threading.Thread | None = None
         self._notice = ("", 0.0)
         self._stopping = False
 
     def start(self) -> None:
-        """Open the window.  Where there is no pygame or no screen, one line says so in the log and all goes on."""
+        """Open the window.  Without pygame or a screen a warning is logged and the call continues."""
         if find_spec("pygame") is None:
-            log.warning("no preview: pygame-ce is not installed (pip install pygame-ce); the call goes on")
+            log.warning("no preview: pygame-ce is not installed (pip install pygame-ce); the call continues")
             return
         context = multiprocessing.get_context("spawn")
         self._rings = (SharedRing(CAPACITY), SharedRing(CAPACITY), SharedRing(FIGURES_BYTES))
-        self._words, theirs = context.Pipe()
+        self._pipe, theirs = context.Pipe()
         rings = RingNames(*(ring.name for ring in self._rings))
         self._process = context.Process(
             target=open_window, args=(rings, theirs, self._title), name="preview", daemon=True
         )
         self._process.start()
         theirs.close()
-        self._listener = threading.Thread(target=self._listen, args=(self._words,), name="preview", daemon=True)
+        self._listener = threading.Thread(target=self._listen, args=(self._pipe,), name="preview", daemon=True)
         self._listener.start()
 
     @property
     def open(self) -> bool:
-        """Whether the window's process runs."""
+        """Whether the window's process is running."""
         return self._process is not None and self._process.is_alive()
 
     def push_frame(self, frame: OutputFrame) -> None:
-        """``frame`` is what viewers see now."""
+        """Show an output frame: the picture that viewers receive."""
         self._write(0, PreviewImage(frame.t_capture_ns, frame.rgb, drawn=frame.render_inputs is not None).parts())
 
     def push_camera_frame(self, tracked: TrackedFrame) -> None:
-        """``tracked`` is what the camera sees now."""
+        """Show the tracked crop of a camera frame."""
         observation = tracked.observation
         matte = observation.alpha if observation is not None else None
         self._write(1, PreviewImage(tracked.t_capture_ns, tracked.crop_rgb, matte).parts())
 
     def push_status(self, status: Mapping[str, Any]) -> None:
-        """How the call stands, by the names of `/status`; for the line below the pictures."""
+        """Show figures below the image; ``status`` has the keys of `/status`."""
         text, until = self._notice
         figures = {name: status.get(name) for name in ("state", "psnr_db", "viewers", "driver")}
         figures["frozen"] = status.get("training", {}).get("state") == "frozen"
@@ -103,9 +104,9 @@ class PreviewWindow:
     def stop(self) -> None:
         """Close the window; may be called twice."""
         self._stopping = True
-        if self._words is not None:
+        if self._pipe is not None:
             with suppress(OSError):
-                self._words.send("stop")
+                self._pipe.send("stop")
         if self._process is not None:
             self._process.join(JOIN_S)
             if self._process.is_alive():
@@ -123,21 +124,21 @@ class PreviewWindow:
             if self._rings and self.open:
                 self._rings[ring].write(*parts)
 
-    def _listen(self, words: Connection) -> None:
+    def _listen(self, pipe: Connection) -> None:
         try:
             while True:
-                word, text = words.recv()
-                if word == "failed":
-                    log.warning("no preview: %s; the call goes on", text)
+                command, text = pipe.recv()
+                if command == "failed":
+                    log.warning("no preview: %s; the call continues", text)
                     return
-                self._grant(PreviewCommand(word))
+                self._run_command(PreviewCommand(command))
         except (EOFError, OSError):
             if not self._stopping:
-                log.info("the preview window is closed; the call goes on")
+                log.info("the preview window is closed; the call continues")
 
-    def _grant(self, wish: PreviewCommand) -> None:
-        self._stopping = self._stopping or wish is PreviewCommand.QUIT
+    def _run_command(self, command: PreviewCommand) -> None:
+        self._stopping = self._stopping or command is PreviewCommand.QUIT
         try:
-            self._wish(wish)
+            self._on_command(command)
         except UserError as error:
             self._notice = (str(error), time.monotonic() + NOTICE_S)

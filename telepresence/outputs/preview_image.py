@@ -1,4 +1,4 @@
-"""Pictures on their way to the window, and what it makes of them: the views, and how two pictures differ."""
+"""Images sent to the preview window as bytes, the window's views, and the difference of two images."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ import numpy as np
 from insta_runtime.types import Bytes
 
 MAX_SIDE: Final = 1024
+"""Maximum width and height in pixels of an image in the preview; larger ones are subsampled."""
 CAPACITY: Final = 32 + 4 * MAX_SIDE * MAX_SIDE
-"""Bytes of a picture with its matte."""
+"""Maximum number of bytes of one image with matte and header."""
 
 GAIN: Final = 3
-"""What the difference of two pictures is multiplied by: what one sees in them is a few steps of 256."""
+"""Factor on the displayed difference of two images, which is only a few steps of 256."""
 
-_HEADER: Final = struct.Struct("<qHH??xx")  # capture time, height, width, whether a head was drawn, and has a matte
+_HEADER: Final = struct.Struct("<qHH??xx")  # capture time, height, width, whether a head is drawn, whether with matte
 
 
 class PreviewView(StrEnum):
-    """What the window shows."""
+    """View of the preview window: avatar, camera, both side by side, or their difference."""
 
     AVATAR = "avatar"
     CAMERA = "camera"
@@ -32,9 +33,12 @@ class PreviewView(StrEnum):
 
 @dataclass(frozen=True)
 class PreviewImage:
-    """``rgb`` (H, W, 3) uint8, the capture time it belongs to, and the ``matte`` (H, W) uint8 of who is seen.
+    """One image for the preview window.
 
-    ``drawn``: it is a head that was rendered, as of ``t_capture_ns``; no card.
+    Attributes:
+        t_capture_ns: capture time of the camera frame that it shows or was rendered for.
+        rgb: (H, W, 3) uint8. matte: (H, W) uint8, the subject's alpha; None without one.
+        drawn: whether it is a rendered head, and not a card with text.
     """
 
     t_capture_ns: int
@@ -43,7 +47,7 @@ class PreviewImage:
     drawn: bool = False
 
     def parts(self) -> tuple[bytes | Bytes, ...]:
-        """What `read` makes a shot of; pictures larger than `MAX_SIDE` are thinned by leaving out pixels."""
+        """The image as pieces of bytes, which `read` decodes; images above `MAX_SIDE` are subsampled."""
         step = -(-max(self.rgb.shape[:2]) // MAX_SIDE)
         rgb = np.ascontiguousarray(self.rgb[::step, ::step])
         header = _HEADER.pack(self.t_capture_ns, *rgb.shape[:2], self.drawn, self.matte is not None)
@@ -51,7 +55,7 @@ class PreviewImage:
 
     @staticmethod
     def read(data: bytes) -> PreviewImage:
-        """The shot whose `parts` are ``data``."""
+        """Decode the joined bytes of `parts`."""
         t_capture_ns, height, width, drawn, matted = _HEADER.unpack_from(data)
         pixels = height * width
         rgb = np.frombuffer(data, np.uint8, 3 * pixels, _HEADER.size).reshape(height, width, 3)
@@ -63,14 +67,14 @@ class PreviewImage:
 
 @dataclass(frozen=True)
 class ImageDifference:
-    """``rgb`` (H, W, 3) uint8: by how much two pictures differ, times `GAIN`; ``psnr_db`` the same as one number."""
+    """Difference of two images: ``rgb`` (H, W, 3) uint8, times `GAIN`, and their PSNR ``psnr_db``."""
 
     rgb: Bytes
     psnr_db: float
 
     @staticmethod
     def of(shown: PreviewImage, camera: PreviewImage) -> ImageDifference:
-        """Where the matte of ``camera`` says that the head is: what is behind it is not to be alike."""
+        """Compare the avatar with the camera image, inside the matte of ``camera`` if it has one."""
         seen, matte = _fitted(camera, *shown.rgb.shape[:2])
         apart = np.maximum(shown.rgb, seen) - np.minimum(shown.rgb, seen)
         if matte is not None:
@@ -84,14 +88,14 @@ class ImageDifference:
         return ImageDifference((np.minimum(apart, 255 // GAIN) * np.uint8(GAIN)).astype(np.uint8), float(psnr))
 
 
-def _fitted(shot: PreviewImage, height: int, width: int) -> tuple[Bytes, Bytes | None]:
-    """Picture and matte at another size."""
-    if shot.rgb.shape[:2] == (height, width):
-        return shot.rgb, shot.matte
+def _fitted(image: PreviewImage, height: int, width: int) -> tuple[Bytes, Bytes | None]:
+    """Colours and matte of an image, resized."""
+    if image.rgb.shape[:2] == (height, width):
+        return image.rgb, image.matte
     from PIL import Image
 
     size = (width, height)
-    rgb = np.asarray(Image.fromarray(shot.rgb).resize(size, Image.Resampling.BILINEAR))
-    if shot.matte is None:
+    rgb = np.asarray(Image.fromarray(image.rgb).resize(size, Image.Resampling.BILINEAR))
+    if image.matte is None:
         return rgb, None
-    return rgb, np.asarray(Image.fromarray(shot.matte).resize(size, Image.Resampling.BILINEAR))
+    return rgb, np.asarray(Image.fromarray(image.matte).resize(size, Image.Resampling.BILINEAR))

@@ -1,4 +1,4 @@
-"""Records from one process to another through shared memory: three slots, the newest wins, nobody waits."""
+"""Ring of messages in shared memory from one process to another: the newest message wins, neither side waits."""
 
 from __future__ import annotations
 
@@ -10,24 +10,29 @@ import numpy as np
 from insta_runtime.types import Bytes
 
 SLOTS = 3
+"""Number of slots of a `SharedRing`."""
 
 
 @dataclass(frozen=True)
 class RingMessage:
-    """``data`` as it was written; ``sequence`` counts from 1."""
+    """One message read from a `SharedRing`; ``sequence`` is its number, from 1."""
 
     sequence: int
     data: bytes
 
 
 class SharedRing:
-    """One writer, one reader.  The writer never overwrites the slot written last, so a reader that copies at once
-    has two records' time to do it; one that was overtaken nevertheless notices, and finds the newer record next.
+    """Ring in shared memory with one writer and one reader.
+
+    The writer never overwrites the slot written last, so a reader that copies at once has the time of two messages to
+    do it.  A reader that was overtaken detects that and reads the newer message next.
     """
 
     def __init__(self, capacity: int, name: str | None = None) -> None:
-        """Make a ring for records of at most ``capacity`` bytes; or open one made for as many, by its ``name``."""
-        slot = np.dtype([("sequence", "<u8"), ("size", "<u8"), ("data", "u1", (capacity,))])  # sequence 0: in work
+        """Create a ring for messages of at most ``capacity`` bytes, or open an existing one by its ``name``."""
+        slot = np.dtype(
+            [("sequence", "<u8"), ("size", "<u8"), ("data", "u1", (capacity,))]
+        )  # sequence 0: in work
         layout = np.dtype([("newest", "<u8"), ("slots", slot, (SLOTS,))])
         self._owner = name is None
         self._memory = SharedMemory(name, create=self._owner, size=layout.itemsize if self._owner else 0)
@@ -38,10 +43,11 @@ class SharedRing:
 
     @property
     def name(self) -> str:
+        """Name under which another process can open the ring."""
         return self._memory.name
 
     def write(self, *parts: bytes | Bytes) -> None:
-        """Publish one record: the bytes of ``parts``, one behind the other.  ValueError if they are too many."""
+        """Write one message: the joined bytes of ``parts``.  ValueError if they exceed the capacity."""
         views = [np.frombuffer(part, np.uint8) if isinstance(part, bytes) else part.reshape(-1) for part in parts]
         size = sum(view.size for view in views)
         if size > self._capacity:
@@ -58,7 +64,7 @@ class SharedRing:
         self._ring["newest"] = sequence
 
     def read(self, after: int) -> RingMessage | None:
-        """The newest record if its sequence number is above ``after``."""
+        """The newest message if its sequence number is above ``after``, else None."""
         sequence = int(self._ring["newest"])
         if sequence <= after:
             return None
@@ -67,7 +73,7 @@ class SharedRing:
         return RingMessage(sequence, data) if int(slot["sequence"]) == sequence else None
 
     def close(self) -> None:
-        """Let go of the memory; the process that made it also removes it.  May be called twice."""
+        """Release the shared memory; the process that created it also removes it.  May be called twice."""
         if self._memory.buf is None:
             return
         del self._ring

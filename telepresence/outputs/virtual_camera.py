@@ -1,4 +1,4 @@
-"""A camera that other programs of this machine see, and that shows the avatar."""
+"""Virtual camera: offers the avatar to other programs on this machine as a camera."""
 
 from __future__ import annotations
 
@@ -19,22 +19,23 @@ if TYPE_CHECKING:
 log = logging.getLogger("telepresence")
 
 JOIN_S: Final = 5.0
+"""Maximum seconds to wait for the virtual camera's thread."""
 INSTALL: Final = {
     "linux": "load its module with 'modprobe v4l2loopback exclusive_caps=1' (Debian: v4l2loopback-dkms)",
     "darwin": "install OBS, and start its virtual camera once",
     "win32": "install OBS 26 or later",
 }
-"""What a system needs that has no virtual camera."""
+"""Instruction for each operating system how to install a virtual camera."""
 
 
 class VirtualCamera:
-    """Sends the newest picture ``fps`` times a second to the virtual camera of this machine, repeated where it stands.
+    """Sends the newest output frame to the virtual camera of this machine at a fixed rate, repeating it if needed.
 
-    Where there is none, or none any more, one line says so and what to do, and the call goes on.
+    Without a virtual camera, or when it fails, a message says so and what to do, and the call continues.
     """
 
     def __init__(self, side: int, fps: int, failed: Callable[[str], None]) -> None:
-        """``side`` of the pictures, px; ``failed`` hears, at most once, why nothing is shown."""
+        """``side``: width and height of the frames, px; ``failed``: called at most once, with the error message."""
         self._side, self._fps, self._failed = side, fps, failed
         self._newest: OutputFrame | None = None
         self._stopping = threading.Event()
@@ -42,7 +43,7 @@ class VirtualCamera:
         self._thread = threading.Thread(target=self._run, name="virtual camera", daemon=True)
 
     def start(self) -> None:
-        """Open the camera, if there is one."""
+        """Open the camera; reports a failure if there is none."""
         if find_spec("pyvirtualcam") is None:
             return self._failed("there is none: the Python package is not installed (pip install pyvirtualcam)")
         from pyvirtualcam import Camera
@@ -55,32 +56,32 @@ class VirtualCamera:
         return self._thread.start()
 
     def push_frame(self, frame: OutputFrame) -> None:
-        """Make ``frame`` what the camera sees; never waits, any thread."""
+        """Set the frame that the camera sends; never waits, may be called from any thread."""
         self._newest = frame
 
     @property
     def open(self) -> bool:
-        """Whether there is a camera that shows anything."""
+        """Whether the camera is open and sends frames."""
         return self._thread.is_alive()
 
     def stop(self) -> None:
-        """Close the camera; may be called twice, and without a start."""
+        """Close the camera.  May be called twice, and before `start`."""
         self._stopping.set()
         if self._thread.ident is not None:
             self._thread.join(JOIN_S)
 
     def _run(self) -> None:
         camera = self._camera
-        assert camera is not None, "it was opened"
-        pace = LoopTimer(self._fps)
+        assert camera is not None, "the camera is opened before the thread starts"
+        timer = LoopTimer(self._fps)
         try:
-            while pace.wait(self._stopping):
+            while timer.wait(self._stopping):
                 if self._newest is not None:
                     camera.send(self._newest.rgb)
         except (RuntimeError, OSError) as error:
-            self._failed(f"it takes no pictures any more: {str(error).splitlines()[0].lower()}")
+            self._failed(f"it accepts no frames any more: {str(error).splitlines()[0].lower()}")
         except Exception as error:
-            log.error("a bug has ended the virtual camera", exc_info=True, extra={"event": "stage_failed"})
+            log.error("the virtual camera failed because of a bug", exc_info=True, extra={"event": "stage_failed"})
             self._failed(f"it has ended: {one_line(error)}")
         finally:
             camera.close()

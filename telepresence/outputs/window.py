@@ -1,4 +1,4 @@
-"""The process of the preview window: draws the newest pictures until it is closed or the daemon is gone."""
+"""Process of the preview window: draws the newest images until it is closed or the daemon ends."""
 
 from __future__ import annotations
 
@@ -9,24 +9,29 @@ from collections import deque
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from telepresence.outputs.shared_ring import SharedRing
 from telepresence.outputs.preview_image import CAPACITY, GAIN, ImageDifference, PreviewImage, PreviewView
+from telepresence.outputs.shared_ring import SharedRing
 
 if TYPE_CHECKING:
     import pygame
 
 FIGURES_BYTES: Final = 4096
-REFRESH: Final = 60  # looks for a new picture a second
+"""Maximum number of bytes of the figures below the image, as JSON."""
+REFRESH: Final = 60
+"""Number of times per second that the window checks for new images."""
 RATE_S: Final = 2.0
-"""Pictures a second and latency are those of so many seconds."""
+"""Seconds over which frame rate and latency are measured."""
 STALE_S: Final = 1.0
-"""A camera that has shown nothing for so long shows nothing, and drives nothing."""
+"""Seconds after which the last camera image and the last pair are no longer shown."""
 REMEMBERED: Final = 12
-"""Camera pictures that are kept until the picture drawn from one of them is there."""
+"""Number of camera images kept until the avatar frame rendered for one of them arrives."""
 
-SIDE: Final = 0.62  # of the picture in a new window, in parts of the screen's height
-BAR: Final = 1 / 16  # height of the bar below the pictures, in parts of the window's shorter side ...
-BAR_PX: Final = (30, 72)  # ... within these bounds
+SIDE: Final = 0.62
+"""Width and height of the image in a new window, as a share of the screen's height."""
+BAR: Final = 1 / 16
+"""Height of the bar with figures, as a share of the window's shorter side."""
+BAR_PX: Final = (30, 72)
+"""Minimum and maximum height of the bar with figures, pixels."""
 
 BACKGROUND: Final = (13, 15, 18)
 INK: Final = (233, 236, 239)
@@ -40,28 +45,28 @@ STATES: Final = {
 
 KEYS: Final = (
     ("1 2 3 4", "avatar, camera, both, difference"),
-    ("V", "the next of these"),
-    ("M", "mute, or be heard again"),
-    ("C", "calibrate anew"),
-    ("F", "freeze the avatar, or learn on"),
-    ("I", "figures, or pictures alone"),
-    ("H", "these lines"),
+    ("V", "next view"),
+    ("M", "mute or unmute"),
+    ("C", "calibrate again"),
+    ("F", "freeze the avatar or continue training"),
+    ("I", "show or hide the figures"),
+    ("H", "show or hide this help"),
     ("Q", "end the call"),
 )
 
 
 class RingNames(NamedTuple):
-    """The names of the rings that feed the window: what viewers see, what the camera sees, figures."""
+    """Names of the shared rings read by the window: output frames, camera images, figures."""
 
     shown: str
     camera: str
     figures: str
 
 
-def open_window(rings: RingNames, words: Connection, title: str) -> None:
-    """Open a window and keep it until it is closed or ``words`` brings any word, or ends.
+def open_window(rings: RingNames, pipe: Connection, title: str) -> None:
+    """Open the preview window and run it until it is closed, or ``pipe`` receives anything or ends.
 
-    What is asked for goes out through ``words``: ``(wish, "")``; or ``("failed", why)`` if there can be no window.
+    Commands are sent through ``pipe`` as ``(command, "")``, or ``("failed", reason)`` if no window can be opened.
     """
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
     os.environ.setdefault("SDL_WINDOWS_DPI_AWARENESS", "permonitorv2")
@@ -76,38 +81,38 @@ def open_window(rings: RingNames, words: Connection, title: str) -> None:
         side = round(SIDE * pygame.display.get_desktop_sizes()[0][1])
         window = pygame.Window(title, (side, side + _bar_height(side, side)), resizable=True, allow_high_dpi=True)
     except pygame.error as error:
-        words.send(("failed", f"no window can be opened here ({str(error).lower()})"))
+        pipe.send(("failed", f"no window can be opened here ({str(error).lower()})"))
         return
-    feed = PreviewReceiver(rings)
+    receiver = PreviewReceiver(rings)
     try:
-        _run(window, feed, words)
-    except (EOFError, OSError):  # the daemon is gone
+        _run(window, receiver, pipe)
+    except (EOFError, OSError):  # the daemon has ended
         pass
     finally:
-        feed.close()
+        receiver.close()
         pygame.quit()
 
 
 class PreviewReceiver:
-    """What has come from the daemon: the newest pictures, those that belong together, figures."""
+    """Reads images and figures from the shared rings, and pairs avatar frames with the camera image they show."""
 
     def __init__(self, rings: RingNames) -> None:
         self._rings = SharedRing(CAPACITY, rings.shown), SharedRing(CAPACITY, rings.camera)
         self._figures_ring = SharedRing(FIGURES_BYTES, rings.figures)
         self._sequences = [0, 0, 0]
-        self._seen: deque[PreviewImage] = deque(maxlen=REMEMBERED)
+        self._camera_images: deque[PreviewImage] = deque(maxlen=REMEMBERED)
         self._camera_at = 0.0
-        self._drawn: deque[tuple[float, float]] = deque()  # when a head was shown, and how old it was, s
+        self._drawn: deque[tuple[float, float]] = deque()  # (monotonic second, age in s) of rendered heads
         self.shown: PreviewImage | None = None
         self._pair: tuple[PreviewImage, PreviewImage] | None = None
         self._paired_at = 0.0
         self.figures: dict[str, Any] = {}
 
     def refresh(self, camera: bool = True) -> bool:
-        """Take over what is new; whether anything was that is to be seen, as pictures of the ``camera`` may be."""
+        """Read new images and figures; True if anything visible changed (``camera``: camera images are visible)."""
         fresh = False
         if (data := self._next(1, self._rings[1])) is not None:
-            self._seen.append(PreviewImage.read(data))
+            self._camera_images.append(PreviewImage.read(data))
             self._camera_at, fresh = time.monotonic(), camera
         if (data := self._next(0, self._rings[0])) is not None:
             self.shown, fresh = PreviewImage.read(data), True
@@ -116,8 +121,8 @@ class PreviewReceiver:
         if (data := self._next(2, self._figures_ring)) is not None:
             self.figures, fresh = json.loads(data), True
         if fresh and self.shown is not None:
-            of_then = (seen for seen in self._seen if seen.t_capture_ns == self.shown.t_capture_ns)
-            partner = next(of_then, None) if self.shown.drawn else None
+            matching = (image for image in self._camera_images if image.t_capture_ns == self.shown.t_capture_ns)
+            partner = next(matching, None) if self.shown.drawn else None
             if partner is not None:
                 self._pair, self._paired_at = (self.shown, partner), time.monotonic()
         while self._drawn and self._drawn[0][0] < time.monotonic() - RATE_S:
@@ -126,80 +131,81 @@ class PreviewReceiver:
 
     @property
     def camera(self) -> PreviewImage | None:
-        """What the camera sees; None while it shows nothing."""
-        return self._seen[-1] if self._seen and time.monotonic() - self._camera_at < STALE_S else None
+        """The newest camera image; None if it is older than `STALE_S`."""
+        fresh = self._camera_images and time.monotonic() - self._camera_at < STALE_S
+        return self._camera_images[-1] if fresh else None
 
     @property
     def pair(self) -> tuple[PreviewImage, PreviewImage] | None:
-        """A head that was drawn, and the camera's picture of that moment; None while the camera does not drive it."""
+        """The newest rendered head with the camera image of the same capture time; None if older than `STALE_S`."""
         return self._pair if time.monotonic() - self._paired_at < STALE_S else None
 
     @property
     def fps(self) -> float:
-        """Pictures of a head a second."""
+        """Rendered heads per second, over the last `RATE_S`."""
         return len(self._drawn) / RATE_S
 
     @property
     def latency_ms(self) -> float | None:
-        """From capture to this window, median."""
+        """Median time from capture to this window, milliseconds; None without a rendered head."""
         ages = sorted(age for _, age in self._drawn)
         return 1000.0 * ages[len(ages) // 2] if ages else None
 
     def close(self) -> None:
-        """Let go of the rings."""
+        """Release the shared rings."""
         for ring in (*self._rings, self._figures_ring):
             ring.close()
 
     def _next(self, number: int, ring: SharedRing) -> bytes | None:
-        record = ring.read(self._sequences[number])
-        if record is None:
+        message = ring.read(self._sequences[number])
+        if message is None:
             return None
-        self._sequences[number] = record.sequence
-        return record.data
+        self._sequences[number] = message.sequence
+        return message.data
 
 
-def _run(window: pygame.Window, feed: PreviewReceiver, words: Connection) -> None:
+def _run(window: pygame.Window, receiver: PreviewReceiver, pipe: Connection) -> None:
     import pygame
 
     clock = pygame.time.Clock()
-    face = PreviewPainter()
-    wishes = {pygame.K_m: "mute", pygame.K_c: "calibrate", pygame.K_f: "freeze", pygame.K_q: "quit"}
+    painter = PreviewPainter()
+    commands = {pygame.K_m: "mute", pygame.K_c: "calibrate", pygame.K_f: "freeze", pygame.K_q: "quit"}
     views = dict(zip((pygame.K_1, pygame.K_2, pygame.K_3, pygame.K_4), PreviewView, strict=True))
     stale = True
 
-    def show(view: PreviewView) -> None:
-        if (view is PreviewView.BOTH) is not (face.view is PreviewView.BOTH):
+    def set_view(view: PreviewView) -> None:
+        if (view is PreviewView.BOTH) is not (painter.view is PreviewView.BOTH):
             _widen(window, 2.0 if view is PreviewView.BOTH else 0.5)
-        face.view = view
+        painter.view = view
 
-    while not words.poll():  # a word from the daemon, or the end of the pipe: either way, close
+    while not pipe.poll():  # a message from the daemon or the end of the pipe: both close the window
         for event in pygame.event.get():
             if event.type in (pygame.QUIT, pygame.WINDOWCLOSE):
                 return
             if event.type == pygame.KEYDOWN:
-                if (wish := wishes.get(event.key)) is not None:
-                    words.send((wish, ""))
-                    if wish == "quit":
+                if (command := commands.get(event.key)) is not None:
+                    pipe.send((command, ""))
+                    if command == "quit":
                         return
                 elif event.key in views:
-                    show(views[event.key])
+                    set_view(views[event.key])
                 elif event.key == pygame.K_v:
                     every = list(PreviewView)
-                    show(every[(every.index(face.view) + 1) % len(every)])
+                    set_view(every[(every.index(painter.view) + 1) % len(every)])
                 elif event.key == pygame.K_i:
-                    face.bar = not face.bar
+                    painter.bar = not painter.bar
                 elif event.key == pygame.K_h:
-                    face.keys = not face.keys
+                    painter.keys = not painter.keys
             stale = True
-        if feed.refresh(camera=face.view in (PreviewView.CAMERA, PreviewView.BOTH)) or stale:
-            face.draw(window.get_surface(), feed)
+        if receiver.refresh(camera=painter.view in (PreviewView.CAMERA, PreviewView.BOTH)) or stale:
+            painter.draw(window.get_surface(), receiver)
             window.flip()
             stale = False
         clock.tick(REFRESH)
 
 
 class PreviewPainter:
-    """How the window looks: which ``view`` there is, whether with the ``bar`` of figures and the list of ``keys``."""
+    """Draws the window: the current ``view``, the ``bar`` of figures and the list of ``keys`` if they are on."""
 
     def __init__(self) -> None:
         self.view = PreviewView.AVATAR
@@ -207,8 +213,8 @@ class PreviewPainter:
         self.keys = False
         self._fonts: dict[int, pygame.font.Font] = {}
 
-    def draw(self, screen: pygame.Surface, feed: PreviewReceiver) -> None:
-        """Everything, anew."""
+    def draw(self, screen: pygame.Surface, receiver: PreviewReceiver) -> None:
+        """Draw the whole window."""
         import pygame
 
         screen.fill(BACKGROUND)
@@ -220,48 +226,48 @@ class PreviewPainter:
             half = pygame.Rect(0, 0, room.width // 2, room.height) if beside else room.move(0, 0)
             half.height = room.height if beside else room.height // 2
             other = half.move(half.width, 0) if beside else half.move(0, half.height)
-            self._camera(screen, half, feed, unit)
-            self._avatar(screen, other, feed, unit)
+            self._camera(screen, half, receiver, unit)
+            self._avatar(screen, other, receiver, unit)
         elif self.view is PreviewView.CAMERA:
-            self._camera(screen, room, feed, unit)
+            self._camera(screen, room, receiver, unit)
         elif self.view is PreviewView.DIFFERENCE:
-            self._difference(screen, room, feed, unit)
+            self._difference(screen, room, receiver, unit)
         else:
-            self._avatar(screen, room, feed, unit)
+            self._avatar(screen, room, receiver, unit)
         if self.bar:
-            self._figures(screen, pygame.Rect(0, height - unit, width, unit), feed)
+            self._figures(screen, pygame.Rect(0, height - unit, width, unit), receiver)
         if self.keys:
             self._help(screen, room, unit)
 
-    def _avatar(self, screen: pygame.Surface, room: pygame.Rect, feed: PreviewReceiver, unit: int) -> None:
+    def _avatar(self, screen: pygame.Surface, room: pygame.Rect, receiver: PreviewReceiver, unit: int) -> None:
         tag = "avatar" if self.view is PreviewView.BOTH else ""
-        self._picture(screen, room, feed.shown, tag, "waiting for the first picture", unit)
+        self._picture(screen, room, receiver.shown, tag, "waiting for the first frame", unit)
 
-    def _camera(self, screen: pygame.Surface, room: pygame.Rect, feed: PreviewReceiver, unit: int) -> None:
-        self._picture(screen, room, feed.camera, "camera", "the camera shows nothing", unit)
+    def _camera(self, screen: pygame.Surface, room: pygame.Rect, receiver: PreviewReceiver, unit: int) -> None:
+        self._picture(screen, room, receiver.camera, "camera", "no camera image", unit)
 
-    def _difference(self, screen: pygame.Surface, room: pygame.Rect, feed: PreviewReceiver, unit: int) -> None:
-        shot, tag = None, ""
-        if (pair := feed.pair) is not None:
+    def _difference(self, screen: pygame.Surface, room: pygame.Rect, receiver: PreviewReceiver, unit: int) -> None:
+        image, tag = None, ""
+        if (pair := receiver.pair) is not None:
             difference = ImageDifference.of(*pair)
-            shot = PreviewImage(0, difference.rgb)
+            image = PreviewImage(0, difference.rgb)
             tag = f"difference x {GAIN}   {difference.psnr_db:.1f} dB"
-        self._picture(screen, room, shot, tag, "nothing to compare: the camera drives no head", unit)
+        self._picture(screen, room, image, tag, "nothing to compare: the camera does not drive the avatar", unit)
 
     def _picture(
-        self, screen: pygame.Surface, room: pygame.Rect, shot: PreviewImage | None, tag: str, otherwise: str, unit: int
+        self, screen: pygame.Surface, room: pygame.Rect, image: PreviewImage | None, tag: str, otherwise: str, unit: int
     ) -> None:
-        """A picture as large as it fits, centred, with a tag in its corner; or words in place of it."""
+        """Draw an image as large as possible, centred, with a tag in its corner; without an image, a text."""
         import pygame
 
-        if shot is None:
+        if image is None:
             words = self._text(otherwise, unit, FAINT)
             screen.blit(words, words.get_rect(center=room.center))
             return
-        height, width = shot.rgb.shape[:2]
+        height, width = image.rgb.shape[:2]
         scale = min(room.width / width, room.height / height)
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        picture = pygame.image.frombuffer(shot.rgb.tobytes(), (width, height), "RGB").convert(screen)
+        picture = pygame.image.frombuffer(image.rgb.tobytes(), (width, height), "RGB").convert(screen)
         place = pygame.Rect((0, 0), size)
         place.center = room.center
         screen.blit(pygame.transform.smoothscale(picture, size), place)
@@ -272,10 +278,10 @@ class PreviewPainter:
             self._plate(screen, chip, unit // 4, 190)
             screen.blit(words, words.get_rect(center=chip.center))
 
-    def _figures(self, screen: pygame.Surface, bar: pygame.Rect, feed: PreviewReceiver) -> None:
+    def _figures(self, screen: pygame.Surface, bar: pygame.Rect, receiver: PreviewReceiver) -> None:
         import pygame
 
-        figures, unit = feed.figures, bar.height
+        figures, unit = receiver.figures, bar.height
         gap, middle = unit // 2, bar.centery
         if notice := figures.get("notice"):
             words = self._text(str(notice), unit, INK)
@@ -286,15 +292,15 @@ class PreviewPainter:
         state = str(figures.get("state") or "starting")
         pygame.draw.circle(screen, STATES.get(state, FAINT), (bar.left + gap + unit // 8, middle), unit // 8)
         left = self._write(screen, state, bar.left + gap + unit // 2, middle, unit, INK) + gap
-        latency, psnr = feed.latency_ms, figures.get("psnr_db")
-        known = [f"{feed.fps:.0f} fps"]
+        latency, psnr = receiver.latency_ms, figures.get("psnr_db")
+        known = [f"{receiver.fps:.0f} fps"]
         known += [f"{latency:.0f} ms"] if latency is not None else []
         known += [f"{psnr:.1f} dB"] if psnr is not None else []
         for text in known:
             left = self._write(screen, text, left, middle, unit, FAINT) + gap
         right = bar.right - gap // 2
         chips = [name for name in ("muted", "frozen") if figures.get(name)]
-        chips += [_driven(figures.get("driver")), _counted(figures.get("viewers"))]
+        chips += [_driver_text(figures.get("driver")), _viewers_text(figures.get("viewers"))]
         for text in ["H: keys", *(chip for chip in chips if chip)]:
             words = self._text(text, unit, INK)
             chip = words.get_rect().inflate(gap, unit // 5)
@@ -328,7 +334,7 @@ class PreviewPainter:
         screen.blit(plate, place)
 
     def _write(self, screen: pygame.Surface, text: str, left: int, middle: int, unit: int, ink: Any) -> int:
-        """Write ``text``; where it ends."""
+        """Write ``text`` and return the position of its right end."""
         words = self._text(text, unit, ink)
         screen.blit(words, words.get_rect(midleft=(left, middle)))
         return left + words.get_width()
@@ -343,7 +349,7 @@ class PreviewPainter:
 
 
 def _widen(window: pygame.Window, factor: float) -> None:
-    """Make room for two pictures, or take it back, where the window is as high as wide and the screen wide enough."""
+    """Double or halve the window's width for two images, if it is about square then and the screen is wide enough."""
     import pygame
 
     width, height = window.size
@@ -357,15 +363,15 @@ def _widen(window: pygame.Window, factor: float) -> None:
 
 
 def _bar_height(width: int, height: int) -> int:
-    """In pixels of the screen, so that it looks the same at any density of them."""
+    """Height of the bar in screen pixels, so that it looks the same at any pixel density."""
     return round(min(max(BAR * min(width, height), BAR_PX[0]), BAR_PX[1]))
 
 
-def _counted(viewers: Any) -> str:
+def _viewers_text(viewers: Any) -> str:
     return "" if not viewers else "1 viewer" if viewers == 1 else f"{viewers} viewers"
 
 
-def _driven(driver: Any) -> str:
+def _driver_text(driver: Any) -> str:
     if driver in (None, "tracker"):
         return ""
     return "idle" if driver == "idle" else f"driven by {driver}"

@@ -32,7 +32,7 @@ def test_a_call_outlives_its_preview(start_daemon: Callable[..., Any], tmp_path:
     assert window is not None
     os.kill(window, signal.SIGKILL)
     end = time.monotonic() + 30
-    while "the preview window is closed; the call goes on" not in daemon.output():
+    while "the preview window is closed; the call continues" not in daemon.output():
         assert time.monotonic() < end, daemon.output()
         time.sleep(0.1)
     steps = daemon.status()["steps"]

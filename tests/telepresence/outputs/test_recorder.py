@@ -67,7 +67,7 @@ def record(recorder: Recorder, bus: AudioBus, seconds: float) -> None:
     """``seconds`` of a call that was just now, faster than in life; pictures come later than their sound."""
     origin_ns = time.monotonic_ns() - round(1e9 * seconds)
     for at_ms in range(0, round(1000 * seconds), 20):
-        bus.play(beep(at_ms, origin_ns))
+        bus.play_source(beep(at_ms, origin_ns))
         if at_ms >= 80 and at_ms % 40 == 0:
             show(recorder, shown(at_ms - 80, origin_ns))
 

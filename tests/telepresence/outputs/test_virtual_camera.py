@@ -101,7 +101,7 @@ def test_a_camera_that_is_unplugged_ends_with_one_line() -> None:
     camera.push_frame(frame(50))
     camera.stop()
     assert DRIVERS[-1].closed
-    assert lines == ["it takes no pictures any more: device is gone"]
+    assert lines == ["it accepts no frames any more: device is gone"]
 
 
 @pytest.mark.usefixtures("driver")
