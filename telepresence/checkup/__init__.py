@@ -1,1 +1,1 @@
-"""What `telepresence doctor` looks at, a module a part of the machine."""
+"""Checks of the machine for `telepresence doctor`: each probe yields findings with advice."""

@@ -1,4 +1,4 @@
-"""What computes the avatar: torch, a GPU, native kernels, the head model."""
+"""Probes of computation: torch, the GPU, native kernels and the head model."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from telepresence.checkup.finding import Finding, writable
 
 
 def torch_build() -> Iterator[Finding]:
+    """Version and build of torch, and the CPU instructions and threads that it uses."""
     import torch
 
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
@@ -20,6 +21,7 @@ def torch_build() -> Iterator[Finding]:
 
 
 def gpu() -> Iterator[Finding]:
+    """The NVIDIA GPU with its driver, and CuPy for the native kernels."""
     import torch
 
     driver = _driver()
@@ -32,20 +34,28 @@ def gpu() -> Iterator[Finding]:
         try:
             yield Finding("cupy", importlib.metadata.version(package))
         except importlib.metadata.PackageNotFoundError:
-            yield Finding("cupy", "absent: torch alone is used", ok=None, advice=f"pip install {package}")
+            yield Finding(
+                "cupy",
+                "not installed: training and rendering use torch alone",
+                ok=None,
+                advice=f"pip install {package}",
+            )
     elif driver and torch.version.cuda is None:
         yield Finding(
-            "GPU", f"driver {driver}, but torch is a CPU build", ok=False, advice="make clean setup, or reinstall torch"
+            "GPU",
+            f"driver {driver}, but torch is a CPU build",
+            ok=False,
+            advice="run 'make clean setup', or install a CUDA build of torch",
         )
     elif driver:
-        advice = f"the driver must be able to run CUDA {torch.version.cuda}"
+        advice = f"install an NVIDIA driver that supports CUDA {torch.version.cuda}"
         yield Finding("GPU", f"driver {driver}, but CUDA does not start", ok=False, advice=advice)
     else:
-        yield Finding("GPU", "none: the 'cpu' preset is used", ok=None)
+        yield Finding("GPU", "none: the preset 'cpu' is used", ok=None)
 
 
 def kernels() -> Iterator[Finding]:
-    """Whether the native back ends can compile here, and what they have compiled.  Compiles nothing."""
+    """Compilers of the native backends and the number of kernels compiled so far.  Compiles nothing."""
     import torch
 
     from insta_runtime.errors import UserError
@@ -56,14 +66,14 @@ def kernels() -> Iterator[Finding]:
 
     for device, topic in (("cpu", "host kernels"), ("cuda", "cuda kernels")):
         if device == "cuda" and not torch.cuda.is_available():
-            yield Finding(topic, "not used: there is no GPU", ok=None)
+            yield Finding(topic, "not used: no GPU was found", ok=None)
             continue
         avatar = load_config("default" if device == "cuda" else "cpu").avatar
         try:
             native = Kernels(torch.device(device), avatar_constants(avatar))
             modules, compiler = native.compiled(), native.compiler
         except UserError as error:
-            yield Finding(topic, f"plain torch is used: {error}", ok=None)
+            yield Finding(topic, f"torch is used instead: {error}", ok=None)
             continue
         done = [artifact for artifact in modules.values() if artifact]
         seconds = sum(artifact.seconds for artifact in done)
@@ -71,12 +81,15 @@ def kernels() -> Iterator[Finding]:
             f"{len(done)} of {len(modules)} modules compiled, in {seconds:.0f} s" if done else "compiled at first use"
         )
         yield Finding(topic, f"{compiler}; {state}")
-    kept = writable(cache_folder())
-    advice = "" if kept else "kernels are compiled anew in every process: name a folder in TELEPRESENCE_KERNEL_CACHE"
-    yield Finding("kernel cache", str(cache_folder()), ok=kept, advice=advice)
+    can_write = writable(cache_folder())
+    advice = (
+        "" if can_write else "kernels are compiled by every process: set TELEPRESENCE_KERNEL_CACHE to a writable folder"
+    )
+    yield Finding("kernel cache", str(cache_folder()), ok=can_write, advice=advice)
 
 
 def head_model() -> Iterator[Finding]:
+    """The head model that is part of the program."""
     from insta_runtime.head import load_head
 
     head = load_head()
@@ -84,7 +97,7 @@ def head_model() -> Iterator[Finding]:
 
 
 def _driver() -> str | None:
-    """The version of the NVIDIA driver, None without one."""
+    """Version of the NVIDIA driver; None without one."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return None

@@ -1,4 +1,4 @@
-"""What one look at the machine has shown."""
+"""Finding of a probe of the machine, as `telepresence doctor` prints it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Finding:
-    """What one probe saw: ``ok`` False is something to mend, None something that only matters to some."""
+    """One line of `telepresence doctor`.
+
+    Attributes:
+        topic: what was checked. found: what was found.
+        ok: True if it works, False if it must be fixed, None if only some uses of the program need it.
+        advice: how to fix it; empty if there is nothing to do.
+    """
 
     topic: str
     found: str
@@ -19,9 +25,10 @@ class Finding:
 
 
 Probe = Callable[[], Iterator[Finding]]
+"""Function that checks one part of the machine and yields its findings."""
 
 
 def writable(folder: Path) -> bool:
-    """Whether files can be kept in ``folder``, which need not exist yet."""
+    """Whether files can be written to ``folder``, which need not exist yet."""
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     return existing.is_dir() and os.access(existing, os.W_OK)

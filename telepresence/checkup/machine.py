@@ -1,4 +1,4 @@
-"""System, packages, folders, screen."""
+"""Probes of the machine: system, Python packages, system libraries, folders and the screen."""
 
 from __future__ import annotations
 
@@ -35,20 +35,23 @@ NEEDED: Final = (
     "psutil",
     "jinja2",
 )
+"""Names of the Python packages that the program needs."""
 
-SYSTEM_LIBRARIES: Final = {  # what mediapipe and its OpenCV link, by Debian package
+SYSTEM_LIBRARIES: Final = {
     "libEGL.so.1": "libegl1",
     "libGLESv2.so.2": "libgles2",
     "libGL.so.1": "libgl1",
     "libglib-2.0.so.0": "libglib2.0-0",
     "libxcb.so.1": "libxcb1",
 }
+"""Shared libraries that MediaPipe and its OpenCV link to, with the Debian package of each."""
 
-ROOM_MB: Final = 500
-"""What some avatars with their training take."""
+MIN_FREE_MB: Final = 500
+"""Free disk space in MB that a few avatars with their training states need."""
 
 
 def system() -> Iterator[Finding]:
+    """Versions of the program, Python and the operating system, and the processor."""
     yield Finding("telepresence", f"{__version__}, in {Path(__file__).resolve().parents[2]}")
     yield Finding("Python", f"{platform.python_version()} at {sys.executable}")
     yield Finding("system", platform.platform())
@@ -56,6 +59,7 @@ def system() -> Iterator[Finding]:
 
 
 def packages() -> Iterator[Finding]:
+    """Versions of the Python packages in `NEEDED`, and those that are missing."""
     versions, missing = [], []
     for name in NEEDED:
         try:
@@ -68,6 +72,7 @@ def packages() -> Iterator[Finding]:
 
 
 def libraries() -> Iterator[Finding]:
+    """Whether the shared libraries of `SYSTEM_LIBRARIES` can be loaded (Linux only)."""
     if not sys.platform.startswith("linux"):
         return
     missing = []
@@ -77,30 +82,33 @@ def libraries() -> Iterator[Finding]:
         except OSError:
             missing.append(package)
     if missing:
-        advice = f"real faces need them (the synthetic actor does not): apt-get install {' '.join(missing)}"
+        advice = f"needed to track real faces, not for the synthetic actor: apt-get install {' '.join(missing)}"
         yield Finding("system libraries", f"missing {' '.join(missing)}", ok=False, advice=advice)
     else:
         yield Finding("system libraries", " ".join(SYSTEM_LIBRARIES))
 
 
 def folders() -> Iterator[Finding]:
+    """Whether avatars can be saved in the default folder, and its free disk space."""
     import platformdirs
 
     folder = Path(platformdirs.user_data_dir("telepresence"))
     if not writable(folder):
-        yield Finding("avatars", str(folder), ok=False, advice="name a place for the avatar: run --avatar DIR")
+        yield Finding("avatars", str(folder), ok=False, advice="choose another folder for avatars: run --avatar DIR")
         return
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     free = shutil.disk_usage(existing).free / 1e6
-    advice = "" if free >= ROOM_MB else "make room, or name another place for the avatar: run --avatar DIR"
-    yield Finding("avatars", f"{folder}, {free / 1000:.1f} GB free", ok=free >= ROOM_MB, advice=advice)
+    advice = (
+        "" if free >= MIN_FREE_MB else "free some disk space, or choose another folder for avatars: run --avatar DIR"
+    )
+    yield Finding("avatars", f"{folder}, {free / 1000:.1f} GB free", ok=enough, advice=advice)
 
 
 def preview() -> Iterator[Finding]:
-    """Whether a window can be opened: one is, on no screen, so that a broken toolkit shows."""
+    """Whether a window can be opened; opens one with SDL's dummy driver, so that a broken toolkit is found."""
     if sys.platform.startswith("linux"):
         found = os.environ.get("WAYLAND_DISPLAY") or os.environ.get("DISPLAY")
-        yield Finding("display", found or "none: --preview has no screen to open on", ok=True if found else None)
+        yield Finding("display", found or "none: --preview cannot open a window", ok=True if found else None)
     os.environ["SDL_VIDEODRIVER"] = "dummy"
     os.environ["PYGAME_HIDE_SUPPORT_PROMPT"] = "1"
     import pygame
@@ -113,7 +121,8 @@ def preview() -> Iterator[Finding]:
 
 
 def for_tests() -> Iterator[Finding]:
+    """Programs that only the tests need: Chromium and Xvfb."""
     found = [path for path in map(shutil.which, ("chromium", "Xvfb")) if path]
     complete = len(found) == 2
-    advice = "" if complete else "only the tests need them: apt-get install chromium xvfb"
+    advice = "" if complete else "needed by the tests only: apt-get install chromium xvfb"
     yield Finding("for the tests", " ".join(found) or "no chromium, no Xvfb", ok=complete or None, advice=advice)

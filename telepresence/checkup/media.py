@@ -1,4 +1,4 @@
-"""What brings pictures and sound in and out: cameras, codecs, WebRTC, the virtual camera."""
+"""Probes of media: camera, codecs, WebRTC and the virtual camera."""
 
 from __future__ import annotations
 
@@ -13,26 +13,28 @@ from typing import Final
 from telepresence.checkup.finding import Finding
 
 DEVICES: Final = Path("/sys/class/video4linux")
+"""Folder in which Linux lists its video devices."""
 LOOPBACK: Final = Path("/sys/module/v4l2loopback")
+"""Folder of the kernel module v4l2loopback; exists while it is loaded."""
 
 
 def camera() -> Iterator[Finding]:
-    """Cameras are listed, not opened: their light stays off."""
+    """The first camera of the machine; it is not opened, so its light stays off."""
     from telepresence.sources.webcam import default_webcam
 
     found = default_webcam()
     if found is None:
-        advice = "run takes the synthetic actor; or --source file:VIDEO, or the browser's camera on the page"
+        advice = "run uses the synthetic actor; or use --source file:VIDEO, or a browser's camera on the page"
         yield Finding("camera", "none", ok=None, advice=advice)
     elif Path(found).exists() and not os.access(found, os.R_OK | os.W_OK):
-        advice = "allow this user to use cameras, then log in again: usermod -aG video USER"
-        yield Finding("camera", f"{found}, which this user may not use", ok=False, advice=advice)
+        advice = "add this user to the group video and log in again: usermod -aG video USER"
+        yield Finding("camera", f"{found}, without permission for this user", ok=False, advice=advice)
     else:
         yield Finding("camera", found)
 
 
 def codecs() -> Iterator[Finding]:
-    """Each is asked to encode something: that it is listed says nothing."""
+    """Codecs of FFmpeg; each encoder encodes a test frame, since a listed one may still not work."""
     import av
 
     from telepresence.streaming.video.encoder import nvenc_error, x264_error
@@ -45,11 +47,11 @@ def codecs() -> Iterator[Finding]:
         advice="" if x264 is None else "pip install --force-reinstall av",
     )
     nvenc = nvenc_error()
-    found = "encodes" if nvenc is None else f"not usable ({nvenc}): x264 is used"
+    found = "encodes" if nvenc is None else f"not usable ({nvenc}); x264 is used"
     yield Finding("NVENC", found, ok=True if nvenc is None else None)
-    for topic, trouble in (("VP8", _vp8_trouble()), ("Opus", _opus_trouble())):
-        found = "encodes" if trouble is None else f"does not encode: {trouble}"
-        yield Finding(topic, found, ok=trouble is None, advice="" if trouble is None else "pip install 'av>=14,<20'")
+    for topic, error in (("VP8", _vp8_error()), ("Opus", _opus_error())):
+        found = "encodes" if error is None else f"does not encode: {error}"
+        yield Finding(topic, found, ok=error is None, advice="" if error is None else "pip install 'av>=14,<20'")
     missing = [name for name in ("h264", "vp8", "opus", "aac") if name not in av.codecs_available]
     yield Finding(
         "decoders",
@@ -60,7 +62,7 @@ def codecs() -> Iterator[Finding]:
 
 
 def webrtc() -> Iterator[Finding]:
-    """Whether aiortc is the one that the stream was made for."""
+    """Whether the installed aiortc has the internals that shared encoding needs."""
     import importlib.metadata
 
     from telepresence.streaming.rtc import aiortc_hooks
@@ -69,20 +71,20 @@ def webrtc() -> Iterator[Finding]:
     version = importlib.metadata.version("aiortc")
     if lacking:
         advice = "pip install 'aiortc==1.16.*'"
-        text = f"aiortc {version} lacks {', '.join(lacking)}: every viewer gets an encoder of its own"
+        text = f"aiortc {version} lacks {', '.join(lacking)}: each viewer needs a separate encoder"
         yield Finding("WebRTC", text, ok=False, advice=advice)
     else:
         yield Finding("WebRTC", f"aiortc {version}; one encode serves all viewers")
 
 
 def virtual_camera() -> Iterator[Finding]:
-    """Whether the avatar can be a camera of this machine, for programs that know no WebRTC."""
+    """Whether the avatar can be a virtual camera of this machine, for programs without WebRTC."""
     package = find_spec("pyvirtualcam") is not None
     advice = "" if package else "pip install pyvirtualcam"
     if sys.platform.startswith("linux"):
         yield _loopback(package, advice)
     elif package:
-        yield Finding("virtual camera", "pyvirtualcam; it needs OBS to be installed, too", ok=None)
+        yield Finding("virtual camera", "pyvirtualcam is installed; OBS is needed too", ok=None)
     else:
         yield Finding("virtual camera", "no pyvirtualcam", ok=None, advice=f"{advice}, and OBS")
 
@@ -96,17 +98,24 @@ def _loopback(package: bool, advice: str) -> Finding:
     caps = LOOPBACK / "parameters" / "exclusive_caps"
     exclusive = caps.exists() and "Y" in caps.read_text().split(",")[0]
     devices = [f"/dev/{path.name}" for path in sorted(DEVICES.glob("video*")) if not (path / "device").exists()]
-    taken = [device for device in devices if not os.access(device, os.W_OK)]
+    denied = [device for device in devices if not os.access(device, os.W_OK)]
     if not devices:
-        return Finding(topic, "v4l2loopback without a device", ok=None, advice="modprobe -r v4l2loopback, then again")
-    if taken:
-        return Finding(topic, f"{taken[0]}, which this user may not use", ok=None, advice="usermod -aG video USER")
+        return Finding(
+            topic,
+            "v4l2loopback without a device",
+            ok=None,
+            advice="modprobe -r v4l2loopback, then modprobe v4l2loopback exclusive_caps=1",
+        )
+    if denied:
+        return Finding(
+            topic, f"{denied[0]}, without permission for this user", ok=None, advice="usermod -aG video USER"
+        )
     if not exclusive:
-        advice = ", ".join(filter(None, ("Chromium sees it only with: modprobe v4l2loopback exclusive_caps=1", advice)))
+        advice = ", ".join(filter(None, ("for Chromium: modprobe v4l2loopback exclusive_caps=1", advice)))
     return Finding(topic, ", ".join(devices), ok=(package and exclusive) or None, advice=advice)
 
 
-def _vp8_trouble() -> str | None:
+def _vp8_error() -> str | None:
     import av
     import numpy as np
 
@@ -117,10 +126,10 @@ def _vp8_trouble() -> str | None:
         packet = Vp8Encoder(PROBE_SIDE, 30, 500_000).encode(Converter().convert(grey, PROBE_SIDE), 0, True)
     except (av.FFmpegError, ValueError) as error:
         return f"{type(error).__name__}: {error}".splitlines()[0]
-    return None if packet.is_keyframe else "it makes no keyframes on demand"
+    return None if packet.is_keyframe else "it does not make keyframes on request"
 
 
-def _opus_trouble() -> str | None:
+def _opus_error() -> str | None:
     import av
     import numpy as np
 
@@ -133,4 +142,4 @@ def _opus_trouble() -> str | None:
         packets = [*codec.encode(silence), *codec.encode(None)]
     except (av.FFmpegError, ValueError) as error:
         return f"{type(error).__name__}: {error}".splitlines()[0]
-    return None if packets else "it makes no packets"
+    return None if packets else "it produces no packets"

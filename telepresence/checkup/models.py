@@ -1,4 +1,4 @@
-"""The model files of tracking."""
+"""Probe of the model files of face tracking."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from telepresence.checkup.finding import Finding
 
 
 def model_files(given: Path | None) -> Iterator[Finding]:
-    """``given`` is a folder to look in before the user's cache."""
+    """MediaPipe's model files in the folder ``given`` (if any) and the user's cache, and their checksums."""
     from telepresence.tracking.model_files import (
         LANDMARKER,
         SEGMENTER,
@@ -32,11 +32,14 @@ def model_files(given: Path | None) -> Iterator[Finding]:
         path, file = next(((path, file) for path, file in places if path.is_file()), (None, files[0]))
         if path is None:
             place = model_cache() / file.name
-            advice = f"fetched at first use; without network put {file.address} at {place}, or name --models DIR"
-            yield Finding(topic, f"{file.name} is not here yet", ok=None, advice=advice)
+            advice = f"downloaded at first use; without network, copy {file.address} to {place} or use --models DIR"
+            yield Finding(topic, f"{file.name} is not downloaded yet", ok=None, advice=advice)
         elif hashlib.sha256(path.read_bytes()).hexdigest() != file.sha256:
             yield Finding(
-                topic, f"{path} is not the expected file", ok=False, advice="delete it: a good one is fetched"
+                topic,
+                f"{path} has the wrong checksum",
+                ok=False,
+                advice="delete it; it is downloaded again at the next use",
             )
         else:
             yield Finding(topic, str(path))

@@ -1,7 +1,6 @@
-"""Runs probes so that nothing that they touch can take the doctor down.
+"""Runner of probes in a child process, so that a broken driver or library cannot end `telepresence doctor`.
 
-A driver or a library that is broken raises at best; else it ends the process, or hangs.  So probes run in a process of
-their own, which is replaced when that happens.
+A broken driver or library raises, ends the process, or hangs.  In the last two cases the child process is replaced.
 """
 
 from __future__ import annotations
@@ -14,58 +13,58 @@ from typing import Final
 from telepresence.checkup.finding import Finding, Probe
 
 PATIENCE_S: Final = 60.0
-"""A probe that takes longer hangs."""
+"""Seconds after which a probe counts as hanging."""
 
 
 def run_probes(probes: Sequence[Probe], patience_s: float = PATIENCE_S) -> Iterator[Finding]:
-    """What ``probes`` find, in their order; a probe that fails is a finding itself.
+    """Run ``probes`` in a child process and yield their findings in order; a probe that fails yields a finding too.
 
-    Probes must be importable: functions of a module, or `functools.partial` of such.
+    Probes must be importable: module-level functions, or `functools.partial` of such functions.
     """
-    begun = 0
-    while begun < len(probes):
-        ours, theirs = multiprocessing.get_context("spawn").Pipe(duplex=False)
+    current = 0
+    while current < len(probes):
+        own_end, child_end = multiprocessing.get_context("spawn").Pipe(duplex=False)
         process = multiprocessing.get_context("spawn").Process(
-            target=_look, args=(tuple(probes[begun:]), theirs), name="doctor", daemon=True
+            target=_run, args=(tuple(probes[current:]), child_end), name="doctor", daemon=True
         )
         process.start()
-        theirs.close()
-        why = ""
+        child_end.close()
+        reason = ""
         try:
-            while begun < len(probes):
-                if not ours.poll(patience_s):
-                    why = f"no answer within {patience_s:.0f} s"
+            while current < len(probes):
+                if not own_end.poll(patience_s):
+                    reason = f"no answer within {patience_s:.0f} s"
                     break
-                findings, trouble = ours.recv()
+                findings, error_text = own_end.recv()
                 yield from findings
-                if trouble:
-                    yield _failed(probes[begun], trouble)
-                begun += 1
+                if error_text:
+                    yield _failed(probes[current], error_text)
+                current += 1
         except EOFError:
             process.join(patience_s)
-            why = f"it ended the process (exit status {process.exitcode})"
+            reason = f"it ended the process (exit status {process.exitcode})"
         finally:
-            ours.close()
+            own_end.close()
             if process.is_alive():
                 process.kill()
             process.join(patience_s)
-        if begun < len(probes):
-            yield _failed(probes[begun], why)
-            begun += 1
+        if current < len(probes):
+            yield _failed(probes[current], reason)
+            current += 1
 
 
-def _look(probes: Sequence[Probe], answers: Connection) -> None:
+def _run(probes: Sequence[Probe], results: Connection) -> None:
     for probe in probes:
         findings: list[Finding] = []
-        trouble = ""
+        error_text = ""
         try:
             for finding in probe():
-                findings.append(finding)  # noqa: PERF402 - keeps what was found before a failure
-        except Exception as error:  # the doctor's whole purpose
-            trouble = f"{type(error).__name__}: {error}"
-        answers.send((findings, trouble))
+                findings.append(finding)  # noqa: PERF402 - keeps the findings before a failure
+        except Exception as error:  # a broken library may raise anything
+            error_text = f"{type(error).__name__}: {error}"
+        results.send((findings, error_text))
 
 
-def _failed(probe: Probe, why: str) -> Finding:
+def _failed(probe: Probe, reason: str) -> Finding:
     name = getattr(probe, "func", probe).__name__.replace("_", " ")
-    return Finding(name, f"could not be looked at: {why}", ok=None)
+    return Finding(name, f"could not be checked: {reason}", ok=None)

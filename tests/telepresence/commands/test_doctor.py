@@ -1,4 +1,4 @@
-"""The doctor outlives whatever it looks at, and says what to do."""
+"""`telepresence doctor`: survives broken probes, and gives advice for every fault."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from tests.support.broken_probes import crashing, hanging, leaving, raising, who
 
 
 @pytest.mark.timeout(120)
-def test_what_breaks_is_a_finding_and_the_rest_is_looked_at() -> None:
+def test_a_broken_probe_is_a_finding_and_the_rest_is_checked() -> None:
     found = list(run_probes([whole, raising, crashing, leaving, whole, crashing]))
-    told = [(finding.topic, finding.ok) for finding in found]
-    assert told == [
+    results = [(finding.topic, finding.ok) for finding in found]
+    assert results == [
         ("whole", True),
         ("half", True),
         ("raising", None),
@@ -27,19 +27,19 @@ def test_what_breaks_is_a_finding_and_the_rest_is_looked_at() -> None:
         ("whole", True),
         ("crashing", None),
     ]
-    assert found[2].found == "could not be looked at: RuntimeError: the driver says no"
+    assert found[2].found == "could not be checked: RuntimeError: the driver says no"
     assert "exit status -11" in found[3].found
     assert "exit status 7" in found[4].found
 
 
 @pytest.mark.timeout(60)
-def test_what_hangs_is_given_up() -> None:
+def test_a_hanging_probe_is_given_up() -> None:
     (finding,) = run_probes([hanging], patience_s=2.0)
-    assert finding.found == "could not be looked at: no answer within 2 s"
+    assert finding.found == "could not be checked: no answer within 2 s"
 
 
 @pytest.mark.timeout(120)
-def test_json_alone_is_printed_on_request(capfd: pytest.CaptureFixture[str]) -> None:
+def test_only_json_is_printed_on_request(capfd: pytest.CaptureFixture[str]) -> None:
     assert run_command(["doctor", "--json", "-"]) == 0
     findings = {finding["topic"]: finding for finding in json.loads(capfd.readouterr().out)["findings"]}
     for topic in ("H.264", "VP8", "Opus", "decoders", "WebRTC", "preview"):
@@ -47,7 +47,7 @@ def test_json_alone_is_printed_on_request(capfd: pytest.CaptureFixture[str]) -> 
     for topic in ("NVENC", "GPU", "camera", "virtual camera", "browser tracking", "port: page", "port: livelink"):
         assert findings[topic]["found"], topic
     assert not [finding for finding in findings.values() if finding["ok"] is False and not finding["advice"]]
-    assert not [finding for finding in findings.values() if "could not be looked at" in finding["found"]]
+    assert not [finding for finding in findings.values() if "could not be checked" in finding["found"]]
 
 
 def test_a_port_that_is_taken_is_named() -> None:
@@ -55,7 +55,7 @@ def test_a_port_that_is_taken_is_named() -> None:
         try:
             other.bind(("127.0.0.1", 11573))
         except OSError:
-            pytest.skip("somebody else has the port")
+            pytest.skip("the port is in use")
         taken = {finding.topic: finding for finding in network.ports()}["port: openseeface"]
     assert (taken.found, taken.ok) == ("UDP 11573 is taken", None)
     assert "--driver openseeface=N" in taken.advice
@@ -69,26 +69,26 @@ def test_every_state_of_the_virtual_camera(tmp_path: Path, monkeypatch: pytest.M
     package = [True]
     monkeypatch.setattr(media, "find_spec", lambda _: object() if package[0] else None)
 
-    def look() -> tuple[str, bool | None, str]:
+    def probe() -> tuple[str, bool | None, str]:
         (finding,) = media.virtual_camera()
         return finding.found, finding.ok, finding.advice
 
-    found, ok, advice = look()
+    found, ok, advice = probe()
     assert (found, ok) == ("no kernel module v4l2loopback", None)
     assert "modprobe v4l2loopback exclusive_caps=1" in advice
     (module / "parameters").mkdir(parents=True)
     (module / "parameters" / "exclusive_caps").write_text("N,N\n")
-    assert look()[0] == "v4l2loopback without a device"
-    (devices / "video3" / "device").mkdir(parents=True)  # a real camera
-    assert look()[0] == "v4l2loopback without a device"
+    assert probe()[0] == "v4l2loopback without a device"
+    (devices / "video3" / "device").mkdir(parents=True)  # a physical camera
+    assert probe()[0] == "v4l2loopback without a device"
     (devices / "video2").mkdir()
     monkeypatch.setattr("os.access", lambda *_: False)
-    assert look()[2] == "usermod -aG video USER"
+    assert probe()[2] == "usermod -aG video USER"
     monkeypatch.setattr("os.access", lambda *_: True)
-    found, ok, advice = look()
+    found, ok, advice = probe()
     assert (found, ok) == ("/dev/video2", None)
     assert "exclusive_caps=1" in advice
     (module / "parameters" / "exclusive_caps").write_text("Y,N\n")
-    assert look() == ("/dev/video2", True, "")
+    assert probe() == ("/dev/video2", True, "")
     package[0] = False
-    assert look() == ("/dev/video2", None, "pip install pyvirtualcam")
+    assert probe() == ("/dev/video2", None, "pip install pyvirtualcam")
