@@ -1,4 +1,4 @@
-"""Sound through real codecs and real peer connections: a microphone in, the same voice out to who watches."""
+"""Audio of a microphone through real codecs and peer connections to viewers."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ def opus(count: int) -> list[bytes]:
     return [bytes(encoder.encode(tone(i * BLOCK, BLOCK), i * BLOCK)) for i in range(count)]
 
 
-# ---- the microphone's packets
+# ---- decoder
 
 
-def test_packets_become_sound_in_order_whatever_the_network_does() -> None:
+def test_reordered_and_lost_packets_are_decoded_in_order() -> None:
     heard: list[AudioChunk] = []
     microphone = MicrophoneDecoder(heard.append)
     packets = [(65_500 + i & 0xFFFF, (2**32 - 9600 + i * BLOCK) & 0xFFFFFFFF, p) for i, p in enumerate(opus(100))]
     order = [*range(10), 11, 10, *range(12, 40), *range(41, 100), 40, 3]
     for position, number in enumerate(order):
         microphone.push_packet(*packets[number], arrived=50.0 + 0.02 * max(order[: position + 1]))
-    assert len(heard) == 99  # one came too late, nothing was played twice
+    assert len(heard) == 99  # one packet came too late, none was played twice
     times = np.diff([chunk.t_capture_ns for chunk in heard])
     assert (times > 0).all()
     assert np.median(times) == pytest.approx(20e6, rel=0.01)
@@ -59,23 +59,25 @@ def test_packets_become_sound_in_order_whatever_the_network_does() -> None:
     assert voice.std() > 4000
 
 
-def test_no_packet_breaks_the_microphone() -> None:
+def test_malformed_packets_do_not_break_the_microphone_decoder() -> None:
     heard: list[AudioChunk] = []
     microphone = MicrophoneDecoder(heard.append)
     rng = random.Random(0)
     for _ in range(400):
-        microphone.push_packet(rng.randrange(1 << 16), rng.randrange(1 << 32), rng.randbytes(rng.choice([0, 1, 3, 200])))
+        microphone.push_packet(
+            rng.randrange(1 << 16), rng.randrange(1 << 32), rng.randbytes(rng.choice([0, 1, 3, 200]))
+        )
     assert len(microphone._waiting) <= 3
     heard.clear()
-    for i, packet in enumerate(opus(20)):  # and a good one is heard all the same
+    for i, packet in enumerate(opus(20)):  # a valid stream is decoded afterwards
         microphone.push_packet(i, i * BLOCK, packet)
     assert len(heard) >= 17
 
 
-def test_the_senders_clock_is_told_from_its_fastest_packets() -> None:
+def test_the_sender_clock_is_estimated_from_the_fastest_packets() -> None:
     rng = np.random.default_rng(0)
     clock, stamp, errors = SenderClock(), 2**32 - 5 * RATE, []
-    for number in range(1500):  # 30 s; the sender's clock is slow by 100 ppm, and its time stamps wrap
+    for number in range(1500):  # 30 s; the sender's clock is 100 ppm slow, and its time stamps wrap
         sent = 1000.0 + 0.02 * number * 1.0001
         arrived = sent + 0.005 + rng.exponential(0.01)
         errors.append(clock.send_time((stamp + number * BLOCK) & 0xFFFFFFFF, arrived) - sent)
@@ -89,7 +91,7 @@ def test_the_senders_clock_is_told_from_its_fastest_packets() -> None:
 
 
 class Voice(MediaStreamTrack):
-    """A microphone before which somebody whistles."""
+    """A microphone that records a tone."""
 
     kind = "audio"
     sent = 0
@@ -106,7 +108,7 @@ class Voice(MediaStreamTrack):
 
 
 class Camera(MediaStreamTrack):
-    """Grey pictures, ten a second."""
+    """Grey frames, ten a second."""
 
     kind = "video"
     sent = 0
@@ -120,7 +122,7 @@ class Camera(MediaStreamTrack):
 
 
 async def connect(address: str, path: str, *tracks: MediaStreamTrack) -> RTCPeerConnection:
-    """A connected peer; without tracks it watches and listens."""
+    """A connected peer that sends ``tracks``; without tracks it receives video and audio."""
     pc = RTCPeerConnection(RTCConfiguration(iceServers=[]))
     for track in tracks:
         pc.addTransceiver(track, direction="sendrecv" if path == "/call" else "sendonly")
@@ -138,7 +140,7 @@ async def connect(address: str, path: str, *tracks: MediaStreamTrack) -> RTCPeer
 
 
 async def listen(pc: RTCPeerConnection, seconds: float = 0.5) -> np.ndarray:
-    """(N,) what ``pc`` hears for a while, left and right averaged."""
+    """(N,) audio that ``pc`` receives in some seconds, left and right averaged."""
     track = next(r.track for r in pc.getReceivers() if r.track.kind == "audio")
     blocks: list[np.ndarray] = []
     while sum(map(len, blocks)) < seconds * RATE:
@@ -147,17 +149,24 @@ async def listen(pc: RTCPeerConnection, seconds: float = 0.5) -> np.ndarray:
     return np.concatenate(blocks)
 
 
-@pytest.mark.timeout(60)
+async def listen_for_tone(pc: RTCPeerConnection) -> None:
+    """Wait until ``pc`` receives half a second of the tone; on a busy machine there are gaps at first."""
+    end = asyncio.get_running_loop().time() + 20.0
+    while True:
+        samples = await listen(pc)
+        if pitch(samples) == pytest.approx(HERTZ, rel=0.02) and samples.std() > 3000:
+            return
+        assert asyncio.get_running_loop().time() < end, f"pitch {pitch(samples):.0f} Hz, level {samples.std():.0f}"
+
+
+@pytest.mark.timeout(90)
 @pytest.mark.parametrize("path", ["/call", "/whip"])
-def test_who_watches_hears_who_is_before_the_camera(studio: Any, path: str) -> None:
+def test_viewers_hear_the_microphone_of_the_camera_session(studio: Any, path: str) -> None:
     async def scenario() -> None:
         viewers = [await connect(studio.server.address, "/whep") for _ in range(2)]
         speaker = await connect(studio.server.address, path, Camera(), Voice())
         for viewer in viewers:
-            await listen(viewer)  # until it is under way
-            voice = await listen(viewer)
-            assert pitch(voice) == pytest.approx(HERTZ, rel=0.02)
-            assert voice.std() > 3000
+            await listen_for_tone(viewer)
         assert studio.audio.active == "microphone"
         for _ in range(100):
             if studio.audio.delay_s is not None:
@@ -169,38 +178,34 @@ def test_who_watches_hears_who_is_before_the_camera(studio: Any, path: str) -> N
         for _ in range(100):
             if (await listen(viewers[0], 0.1)).std() < 1:
                 break
-        assert (await listen(viewers[0])).std() < 1  # silence, and packets go on
+        assert (await listen(viewers[0])).std() < 1  # packets of silence
         studio.audio.muted = False
-        for _ in range(100):
-            if (await listen(viewers[0], 0.1)).std() > 3000:
-                break
-        assert pitch(await listen(viewers[0])) == pytest.approx(HERTZ, rel=0.02)
+        await listen_for_tone(viewers[0])
 
-        # Nobody hears themselves.
+        # The peer that sends the microphone receives no audio.
         directions = {t.kind: t.currentDirection for t in speaker.getTransceivers()}
         assert directions["audio"] == "sendonly"
         await asyncio.gather(*(pc.close() for pc in (*viewers, speaker)))
 
     asyncio.run(scenario())
     studio.until(lambda: studio.server._peers._peers == {})
-    studio.until(lambda: studio.server._sound._sinks == ())
+    studio.until(lambda: studio.server._audio._callbacks == ())
 
 
 @pytest.mark.timeout(60)
-def test_without_the_hooks_a_microphone_is_heard_all_the_same(studio: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_audio_of_a_microphone_is_also_sent_without_the_hooks(studio: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
         object.__setattr__(studio.server._peers._stream, "shared", False)
         viewer = await connect(studio.server.address, "/whep")
         speaker = await connect(studio.server.address, "/call", Camera(), Voice())
-        await listen(viewer)
-        assert pitch(await listen(viewer)) == pytest.approx(HERTZ, rel=0.02)
+        await listen_for_tone(viewer)
         await asyncio.gather(viewer.close(), speaker.close())
 
     asyncio.run(scenario())
 
 
 @pytest.mark.timeout(60)
-def test_who_only_watches_is_not_heard(studio: Any) -> None:
+def test_a_viewer_cannot_send_audio(studio: Any) -> None:
     async def scenario() -> None:
         pc = RTCPeerConnection(RTCConfiguration(iceServers=[]))
         pc.addTransceiver("video", direction="recvonly")
@@ -219,7 +224,7 @@ def test_who_only_watches_is_not_heard(studio: Any) -> None:
 
 
 @pytest.mark.timeout(60)
-def test_sound_of_a_source_goes_to_viewers_that_ask_for_it(studio: Any) -> None:
+def test_audio_of_a_source_is_sent_to_viewers_whose_offer_has_audio(studio: Any) -> None:
     async def scenario() -> None:
         silent = RTCPeerConnection(RTCConfiguration(iceServers=[]))
         silent.addTransceiver("video", direction="recvonly")
@@ -232,7 +237,7 @@ def test_sound_of_a_source_goes_to_viewers_that_ask_for_it(studio: Any) -> None:
         await silent.close()
 
         viewer = await connect(studio.server.address, "/whep")
-        hearing = asyncio.create_task(listen(viewer, 1.0))
+        hearing = asyncio.create_task(listen_for_tone(viewer))
         began = asyncio.get_running_loop().time()
         played = 0
         while not hearing.done():
@@ -241,7 +246,7 @@ def test_sound_of_a_source_goes_to_viewers_that_ask_for_it(studio: Any) -> None:
                 stamp = round(1e9 * (began + played * BLOCK / RATE))
                 studio.audio.play_source(AudioChunk(stamp, tone(played * BLOCK, BLOCK)))
                 played += 1
-        assert pitch((await hearing)[RATE // 2 :]) == pytest.approx(HERTZ, rel=0.02)
+        await hearing
         assert studio.audio.active == "source"
         await viewer.close()
 

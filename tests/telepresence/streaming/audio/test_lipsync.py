@@ -1,4 +1,4 @@
-"""Sound that is held back: by how much, how smoothly that changes, and what becomes of sound that is late."""
+"""The delay line for lip sync: its delay, how smoothly it changes, and late audio."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def tone(start_s: float, seconds: float, hertz: float = 437.0, height: float = 9
 
 
 def clock(start_s: float, seconds: float) -> np.ndarray:
-    """(N, 2) int16: a ramp that tells when each sample was captured, to the millisecond, within 16 s."""
+    """(N, 2) int16: a ramp whose values are the capture times in units of 0.5 ms, for 16 s."""
     ms = 1000.0 * (start_s + np.arange(round(seconds * RATE)) / RATE)
     return np.stack([2 * ms, 2 * ms], 1).astype(np.int16)
 
 
-class Room:
-    """A source that is heard through a delay line, 20 ms at a time, without a real clock."""
+class SimulatedCall:
+    """Audio that arrives at a delay line and is read from it, 20 ms at a time, without a real clock."""
 
     def __init__(self, sound: object = clock, arrival_s: float = 0.022, drift: float = 0.0) -> None:
         self.line, self.now_s = DelayLine(), 0.0
@@ -47,22 +47,22 @@ class Room:
 
 
 @pytest.mark.parametrize("delay_s", [0.06, 0.15, 0.5])
-def test_sound_is_as_late_as_it_is_asked_to_be(delay_s: float) -> None:
-    room = Room()
-    blocks = [block for _ in range(100) if (block := room.hear(delay_s)) is not None]
+def test_audio_has_the_wanted_delay(delay_s: float) -> None:
+    call = SimulatedCall()
+    blocks = [block for _ in range(100) if (block := call.hear(delay_s)) is not None]
     assert len(blocks) >= 100 - delay_s / 0.02 - 3
-    assert room.lag_s(blocks[-1]) == pytest.approx(delay_s, abs=0.002)
-    assert room.line.delay_s == pytest.approx(delay_s, abs=0.002)
+    assert call.lag_s(blocks[-1]) == pytest.approx(delay_s, abs=0.002)
+    assert call.line.delay_s == pytest.approx(delay_s, abs=0.002)
     assert blocks[-1].shape == (BLOCK, 2)
     assert blocks[-1].dtype == np.int16
 
 
-def test_a_delay_changes_slowly_and_without_a_break_while_something_is_said() -> None:
-    room = Room(tone)
-    before = [room.hear(0.1) for _ in range(60)]
-    assert room.line.delay_s == pytest.approx(0.1, abs=0.002)
-    after = [room.hear(0.2) for _ in range(100)]  # two seconds
-    assert room.line.delay_s == pytest.approx(0.1 + 2 * SLEW, abs=0.002)
+def test_the_delay_changes_slowly_and_without_breaks_during_speech() -> None:
+    call = SimulatedCall(tone)
+    before = [call.hear(0.1) for _ in range(60)]
+    assert call.line.delay_s == pytest.approx(0.1, abs=0.002)
+    after = [call.hear(0.2) for _ in range(100)]  # two seconds
+    assert call.line.delay_s == pytest.approx(0.1 + 2 * SLEW, abs=0.002)
     heard = np.concatenate([block for block in before + after if block is not None])[:, 1].astype(float)
     steps = np.abs(np.diff(heard[2 * BLOCK :]))
     assert steps.max() < 1.1 * 9000 * 2 * np.pi * 437 / RATE  # no click: never steeper than the tone itself
@@ -70,36 +70,36 @@ def test_a_delay_changes_slowly_and_without_a_break_while_something_is_said() ->
     assert 2 * np.argmax(spectrum) == pytest.approx(437 * (1 - SLEW), abs=2)
 
 
-def test_between_words_a_delay_changes_at_once() -> None:
-    room = Room(lambda start, seconds: np.zeros((round(seconds * RATE), 2), np.int16))
+def test_the_delay_changes_at_once_between_words() -> None:
+    call = SimulatedCall(lambda start, seconds: np.zeros((round(seconds * RATE), 2), np.int16))
     for _ in range(60):
-        room.hear(0.1)
+        call.hear(0.1)
     for delay_s in (0.3, 0.08):
         for _ in range(75):
-            assert room.hear(delay_s) is not None
-        assert room.line.delay_s == pytest.approx(delay_s, abs=2 * NEAR_S)
+            assert call.hear(delay_s) is not None
+        assert call.line.delay_s == pytest.approx(delay_s, abs=2 * NEAR_S)
 
 
-def test_clocks_that_drift_apart_break_nothing() -> None:
-    room = Room(drift=3e-4)  # 12 ms in 40 s
-    blocks = [room.hear(0.1) for _ in range(600)]
+def test_clock_drift_is_compensated() -> None:
+    call = SimulatedCall(drift=3e-4)  # 12 ms in 40 s
+    blocks = [call.hear(0.1) for _ in range(600)]
     assert all(block is not None for block in blocks[10:])
-    assert room.line.delay_s == pytest.approx(0.1, abs=2 * NEAR_S)
+    assert call.line.delay_s == pytest.approx(0.1, abs=2 * NEAR_S)
 
 
-def test_sound_that_is_late_is_played_as_soon_as_may_be_and_never_later_than_half_a_second() -> None:
-    room = Room(arrival_s=0.115)
-    blocks = [room.hear(0.03) for _ in range(60)]
+def test_late_audio_is_played_as_early_as_possible_and_at_most_half_a_second_late() -> None:
+    call = SimulatedCall(arrival_s=0.115)
+    blocks = [call.hear(0.03) for _ in range(60)]
     assert blocks[-1] is not None
-    assert room.lag_s(blocks[-1]) == pytest.approx(0.12, abs=0.003)  # what it takes to arrive
+    assert call.lag_s(blocks[-1]) == pytest.approx(0.12, abs=0.003)  # the time that it takes to arrive
 
-    room = Room(arrival_s=0.03)
-    blocks = [room.hear(3.0) for _ in range(60)]
+    call = SimulatedCall(arrival_s=0.03)
+    blocks = [call.hear(3.0) for _ in range(60)]
     assert blocks[-1] is not None
-    assert room.lag_s(blocks[-1]) == pytest.approx(MAX_DELAY_S, abs=0.002)
+    assert call.lag_s(blocks[-1]) == pytest.approx(MAX_DELAY_S, abs=0.002)
 
 
-def test_sound_that_ends_fades_out_and_may_begin_again() -> None:
+def test_audio_that_ends_fades_out_and_can_begin_again() -> None:
     line = DelayLine()
     for start in range(0, 400, 20):
         line.put(AudioChunk(T0 + start * MS, tone(start / 1000, 0.02)))
@@ -117,7 +117,7 @@ def test_sound_that_ends_fades_out_and_may_begin_again() -> None:
     assert again[-1, 0] == pytest.approx(2 * 5_120, abs=4)
 
 
-def test_nobody_can_make_the_line_grow() -> None:
+def test_the_delay_line_stays_bounded() -> None:
     line = DelayLine()
     rng = np.random.default_rng(0)
     for _ in range(500):
@@ -128,7 +128,7 @@ def test_nobody_can_make_the_line_grow() -> None:
         assert len(line._held) <= 2.2 * RATE
 
 
-def test_a_timeline_fills_holes_and_drops_what_comes_twice() -> None:
+def test_a_timeline_fills_gaps_and_drops_duplicates() -> None:
     line = AudioTimeline()
     line.begin(T0)
     assert len(line.append(AudioChunk(T0, tone(0, 0.02)))) == BLOCK
@@ -143,7 +143,7 @@ def test_a_timeline_fills_holes_and_drops_what_comes_twice() -> None:
     assert not line.continues(AudioChunk(T0 + 9_000 * MS, tone(0, 0.02)))
 
 
-def test_the_microphone_goes_before_the_source_and_muted_nobody_is_heard() -> None:
+def test_the_microphone_has_priority_over_the_source_and_mute_silences_both() -> None:
     bus, heard = AudioBus(), []
     bus.subscribe(heard.append)
     assert bus.active is None
@@ -161,13 +161,13 @@ def test_the_microphone_goes_before_the_source_and_muted_nobody_is_heard() -> No
     bus.unsubscribe(heard.append)
 
 
-def test_blocks_that_are_left_out_make_the_rest_no_later() -> None:
-    room = Room()
+def test_skipped_blocks_do_not_delay_later_ones() -> None:
+    call = SimulatedCall()
     for _ in range(50):
-        room.hear(0.1)
-    room.now_s += 0.26  # the machine was busy
-    room.hear(0.1)
-    block = room.hear(0.1)
+        call.hear(0.1)
+    call.now_s += 0.26  # the machine was busy
+    call.hear(0.1)
+    block = call.hear(0.1)
     assert block is not None
-    assert room.lag_s(block) == pytest.approx(0.1, abs=0.003)
-    assert room.line.delay_s == pytest.approx(0.1, abs=0.003)
+    assert call.lag_s(block) == pytest.approx(0.1, abs=0.003)
+    assert call.line.delay_s == pytest.approx(0.1, abs=0.003)

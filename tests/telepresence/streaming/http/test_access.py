@@ -1,4 +1,4 @@
-"""The rules of who may ask, over everything that headers may hold."""
+"""Access rules: host names, origins, token, cookie, rate limit, and random headers."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from insta_runtime.errors import UserError
+from telepresence.streaming.http.access import MAX_ADDRESSES, AccessPolicy, AddressRateLimiter, ClientRequest
 from telepresence.streaming.http.settings import AccessSettings
 from telepresence.streaming.rtc.settings import IceSettings
-from telepresence.streaming.http.access import MAX_ADDRESSES, AccessPolicy, AddressRateLimiter, ClientRequest
 from telepresence.streaming.settings import StreamSettings
 
 TOKEN = "correct-horse-battery"
@@ -37,7 +37,7 @@ def status(rules: AccessPolicy, asked: ClientRequest) -> int:
         ("LOCALHOST:1", True),
         ("[::1]:8080", True),
         ("127.8.8.8", True),
-        ("evil.example", False),  # a name that its owner points at 127.0.0.1
+        ("evil.example", False),  # a foreign name that resolves to 127.0.0.1 (DNS rebinding)
         ("localhost.evil.example", False),
         ("127.0.0.1.evil.example", False),
         ("192.0.2.7:8080", False),
@@ -47,11 +47,11 @@ def status(rules: AccessPolicy, asked: ClientRequest) -> int:
         ("avatar.example.org", False),
     ],
 )
-def test_names_of_this_machine(host: str, known: bool) -> None:
+def test_host_names_of_a_local_daemon(host: str, known: bool) -> None:
     assert status(access(""), replace(LOCAL, host=host)) == (200 if known else 403)
 
 
-def test_names_of_a_daemon_that_others_reach() -> None:
+def test_host_names_of_a_daemon_on_a_network() -> None:
     rules = access(host="0.0.0.0", names="Avatar.example.org cam")
     asked = replace(LOCAL, authorization=BEARER)
     for host in ("avatar.example.org:8080", "CAM", "192.0.2.7:8080", "[2001:db8::7]", "127.0.0.1"):
@@ -61,13 +61,13 @@ def test_names_of_a_daemon_that_others_reach() -> None:
 
 
 @pytest.mark.parametrize("origin", ["http://evil.example", "null", "", "http://127.0.0.1:1", "https://127.0.0.1:8080"])
-def test_other_pages_are_refused_with_and_without_the_token(origin: str) -> None:
+def test_foreign_origins_are_refused_with_and_without_the_token(origin: str) -> None:
     for asked in (LOCAL, replace(LOCAL, authorization=BEARER), replace(LOCAL, method="OPTIONS")):
         assert status(access(), replace(asked, origin=origin)) == 403
     assert status(access(""), replace(LOCAL, origin=origin)) == 403
 
 
-def test_pages_that_are_allowed_need_the_token_like_everybody() -> None:
+def test_pages_of_allowed_origins_need_the_token_too() -> None:
     rules = access(origins="https://show.example http://localhost:3000")
     asked = replace(LOCAL, origin="https://show.example")
     assert status(rules, asked) == 401
@@ -112,7 +112,7 @@ def cookie(rules: AccessPolicy) -> str:
     return given
 
 
-def test_the_address_of_the_page_takes_the_token_once_for_a_cookie() -> None:
+def test_the_token_in_the_url_of_the_page_is_exchanged_for_a_cookie() -> None:
     rules = access()
     page = replace(LOCAL, path="/", query=f"token={TOKEN}")
     assert status(rules, page) == 200
@@ -132,7 +132,7 @@ def test_the_address_of_the_page_takes_the_token_once_for_a_cookie() -> None:
         assert status(rules, other) == 401
 
 
-def test_the_cookie_counts_for_the_own_page_only() -> None:
+def test_the_cookie_is_accepted_from_the_own_page_only() -> None:
     rules = access()
     asked = replace(LOCAL, cookie=f"other=1; {cookie(rules).split(';')[0]}")
     assert status(rules, asked) == 200
@@ -144,7 +144,7 @@ def test_the_cookie_counts_for_the_own_page_only() -> None:
     assert status(rules, replace(asked, cookie="telepresence-8080=")) == 401
 
 
-def test_behind_a_proxy_that_speaks_tls_the_page_stays_the_own_one() -> None:
+def test_behind_a_tls_proxy_the_page_counts_as_own_page() -> None:
     rules = access(names="avatar.example.org")
     shown = cookie(rules).split(";")[0]
     asked = replace(LOCAL, method="POST", host="avatar.example.org", cookie=shown, origin="https://avatar.example.org")
@@ -153,7 +153,7 @@ def test_behind_a_proxy_that_speaks_tls_the_page_stays_the_own_one() -> None:
     assert status(rules, replace(asked, host="127.0.0.1:8080", origin="https://127.0.0.1:8080")) == 403
 
 
-def test_health_is_for_everybody_who_knows_the_name() -> None:
+def test_the_health_check_needs_no_token() -> None:
     assert status(access(), replace(LOCAL, path="/healthz")) == 200
     assert status(access(), replace(LOCAL, path="/healthz", host="evil.example")) == 403
 
@@ -165,7 +165,7 @@ class Clock:
         return self.now
 
 
-def test_so_much_a_minute_for_each_address() -> None:
+def test_the_rate_limit_applies_to_each_address() -> None:
     clock = Clock()
     rules = AccessPolicy(AccessSettings(offers=60), "127.0.0.1", 8080, clock)
     asked = replace(LOCAL, method="POST", address="192.0.2.1")
@@ -181,19 +181,21 @@ def test_so_much_a_minute_for_each_address() -> None:
     assert [status(rules, asked) for _ in range(2)] == [200, 429]
 
 
-def test_who_guesses_is_not_even_told_when_right() -> None:
+def test_after_many_wrong_tokens_the_right_one_is_refused_too() -> None:
     clock = Clock()
     rules = AccessPolicy(AccessSettings(token=TOKEN, offers=60), "127.0.0.1", 8080, clock)
     wrong = [status(rules, replace(LOCAL, authorization=f"Bearer {i}")) for i in range(17)]
     assert wrong == [401] * 15 + [429] * 2
     assert status(rules, replace(LOCAL, authorization=BEARER)) == 429
     assert status(rules, replace(LOCAL, authorization=BEARER, address="192.0.2.2")) == 200
-    assert status(rules, replace(LOCAL, cookie=cookie(rules).split(";")[0])) == 200  # the page goes on
+    assert (
+        status(rules, replace(LOCAL, cookie=cookie(rules).split(";")[0])) == 200
+    )  # the page with its cookie still works
     clock.now = 10.0
     assert status(rules, replace(LOCAL, authorization=BEARER)) == 200
 
 
-def test_a_network_of_ipv6_is_one_address_and_memory_is_bounded() -> None:
+def test_an_ipv6_network_counts_as_one_address_and_memory_is_bounded() -> None:
     clock = Clock()
     limiter = AddressRateLimiter(1.0, 2.0, clock)
     assert [limiter.acquire(f"2001:db8::{i}") > 0 for i in range(1, 4)] == [False, False, True]
@@ -226,8 +228,8 @@ pieces = st.lists(tokens | anything, max_size=4).map("".join)
         headers | pieces,
     )
 )
-def test_nothing_but_the_token_opens(asked: ClientRequest) -> None:
-    """Whatever the headers hold, there is an answer, and it is yes to nobody who does not show the token."""
+def test_only_the_token_gives_access(asked: ClientRequest) -> None:
+    """Every request gets an answer, and only requests with the token are allowed."""
     rules = access()
     refusal = rules.check(asked)
     rules.login_cookie(asked)
@@ -257,7 +259,7 @@ def test_nothing_but_the_token_opens(asked: ClientRequest) -> None:
         ("127.0.0.1", {"origins": "*"}, "not an origin"),
     ],
 )
-def test_settings_that_would_leave_a_door_open(host: str, given_settings: dict[str, str], words: str) -> None:
+def test_unsafe_access_settings_are_refused(host: str, given_settings: dict[str, str], words: str) -> None:
     with pytest.raises(UserError, match=words) as refused:
         StreamSettings(host=host, access=AccessSettings(**given_settings)).check()
     assert TOKEN not in str(refused.value)
@@ -276,6 +278,6 @@ def test_settings_that_would_leave_a_door_open(host: str, given_settings: dict[s
         ({"servers": "stun:a", "relay": True}, "TURN server"),
     ],
 )
-def test_ice_servers_that_cannot_be_used(given_settings: dict[str, object], words: str) -> None:
+def test_unusable_ice_servers_are_refused(given_settings: dict[str, object], words: str) -> None:
     with pytest.raises(UserError, match=words):
         StreamSettings(ice=IceSettings(**given_settings)).check()  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Whatever is sent to the port: it is answered in one line or hung up on, and nothing of it stays."""
+"""Random requests are answered in one line or closed, and leave no sessions, threads or descriptors behind."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SENT = settings(max_examples=40, deadline=None, suppress_health_check=[HealthChe
 
 
 def made_offer(direction: str) -> list[str]:
-    """The lines of an offer that aiortc makes, with sound and data."""
+    """Lines of an SDP offer made by aiortc, with video, audio and data."""
     from aiortc import RTCConfiguration, RTCPeerConnection
 
     async def make() -> str:
@@ -47,7 +47,7 @@ def lines() -> dict[str, list[str]]:
 
 
 class Client:
-    """One connection to the daemon, opened anew when it hung up."""
+    """HTTP connection to the daemon, opened again after it was closed."""
 
     def __init__(self, server: Any) -> None:
         url = urlsplit(server.address)
@@ -68,7 +68,7 @@ class Client:
 
 @pytest.fixture
 def client(studio: Any, caplog: pytest.LogCaptureFixture) -> Iterator[Client]:
-    """Checks at the end that the daemon is well, and that nothing is left."""
+    """HTTP client; at the end, checks that the daemon works and that nothing is left behind."""
     client = Client(studio.server)
     client.ask("GET", "/healthz")
     threads, files = set(threading.enumerate()), len(os.listdir("/proc/self/fd"))
@@ -96,7 +96,7 @@ edits = st.lists(
 
 
 def edited(lines: list[str], changes: list[tuple[str, int, int, str]]) -> bytes:
-    """``lines`` with ``changes`` done to them."""
+    """``lines`` after ``changes``."""
     lines = list(lines)
     for what, one, two, text in changes:
         i, j = one % len(lines), two % len(lines)
@@ -157,7 +157,7 @@ words = st.sampled_from(
         lambda parts: ("v=0\r\n" + "\r\n".join(parts)).encode("utf-8", "surrogatepass")
     )
 )
-def test_what_passes_is_small_and_names_nobody(body: bytes) -> None:
+def test_accepted_offers_are_small_and_contain_no_host_names(body: bytes) -> None:
     try:
         offer = parse_offer(body, "192.0.2.1")
     except UserError:
@@ -196,7 +196,7 @@ requests = st.lists(st.sampled_from(FRAGMENTS) | st.binary(max_size=40), max_siz
 @pytest.mark.timeout(120)
 @SENT
 @given(parts=requests)
-def test_bytes_that_are_no_request(client: Client, parts: list[bytes]) -> None:
+def test_random_bytes_are_survived(client: Client, parts: list[bytes]) -> None:
     with socket.create_connection((client.host, client.port), 20) as connection:
         try:
             connection.sendall(b"".join(parts))
@@ -220,7 +220,7 @@ values = st.recursive(
 @pytest.mark.timeout(120)
 @SENT
 @given(value=values, path=st.sampled_from(["/background", "/person"]), raw=st.none() | st.binary(max_size=60))
-def test_wishes_of_any_shape(client: Client, studio: Any, value: Any, path: str, raw: bytes | None) -> None:
+def test_json_bodies_of_any_shape(client: Client, studio: Any, value: Any, path: str, raw: bytes | None) -> None:
     body = raw if raw is not None else json.dumps(value).encode()
     method = "PUT" if path == "/background" else "POST"
     assert client.ask(method, path, body, {"Content-Type": "application/json"})[0] in (204, 400, 409)

@@ -1,4 +1,4 @@
-"""What the HTTP side answers, above all to those who mean no good."""
+"""Answers of the HTTP routes, also to malformed and hostile requests."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ def offer(direction: str = "recvonly", candidates: int = 0) -> bytes:
 JSON = {"Content-Type": "application/json"}
 
 
-def test_the_background_is_told_and_chosen(studio: Any) -> None:
+def test_the_background_can_be_read_and_chosen(studio: Any) -> None:
     status, _, body = ask(studio.server, "GET", "/background")
     assert status == 200
     assert json.loads(body) == {"background": "torso", "choices": ["calm", "room"]}
-    for wish in ("torso+room", "#102030", "calm"):
-        sent = json.dumps({"background": wish}).encode()
+    for background in ("torso+room", "#102030", "calm"):
+        sent = json.dumps({"background": background}).encode()
         assert ask(studio.server, "PUT", "/background", sent, JSON)[0] == 204
-        assert str(studio.backgrounds.chosen) == wish
+        assert str(studio.backgrounds.chosen) == background
 
 
 @pytest.mark.parametrize(
@@ -76,25 +76,31 @@ def test_the_background_is_told_and_chosen(studio: Any) -> None:
         (b'{"background": "' + b"x" * 2000 + b'"}', JSON, 400),
         (b'{"background": "#12345"}', JSON, 400),
         (b"\xff\xfe", JSON, 400),
-        (b'{"background": "room"}', {"Content-Type": "text/plain"}, 415),  # what a foreign page could send unasked
+        (
+            b'{"background": "room"}',
+            {"Content-Type": "text/plain"},
+            415,
+        ),  # what a foreign page can send without preflight
         (b'{"background": "room"}', JSON | {"Origin": "http://evil.example"}, 403),
         (b'{"background": "room"}', JSON | {"Host": "evil.example"}, 403),
     ],
 )
-def test_other_wishes_change_nothing(studio: Any, body: bytes, headers: dict[str, str], wanted: int) -> None:
+def test_invalid_background_requests_change_nothing(
+    studio: Any, body: bytes, headers: dict[str, str], wanted: int
+) -> None:
     status, _, answer = ask(studio.server, "PUT", "/background", body, headers)
     assert status == wanted
     assert answer.count(b"\n") == 1
     assert str(studio.backgrounds.chosen) == "torso"
 
 
-def test_whose_face_it_is_is_answered_while_it_is_asked(studio: Any) -> None:
+def test_the_identity_question_is_answered_while_it_is_open(studio: Any) -> None:
     yes, no = b'{"same": true}', b'{"same": false}'
     assert ask(studio.server, "POST", "/person", yes, JSON)[0] == 409
-    for sent, heard in ((yes, True), (no, False)):
+    for sent, same in ((yes, True), (no, False)):
         studio.status["subject"] = {"asked": True}
         assert ask(studio.server, "POST", "/person", sent, JSON)[0] == 204
-        assert studio.answers.pop() is heard
+        assert studio.answers.pop() is same
 
 
 @pytest.mark.parametrize(
@@ -109,7 +115,7 @@ def test_whose_face_it_is_is_answered_while_it_is_asked(studio: Any) -> None:
         (b'{"same": true}', JSON | {"Host": "evil.example"}, 403),
     ],
 )
-def test_other_answers_are_none(studio: Any, body: bytes, headers: dict[str, str], wanted: int) -> None:
+def test_invalid_identity_answers_are_refused(studio: Any, body: bytes, headers: dict[str, str], wanted: int) -> None:
     studio.status["subject"] = {"asked": True}
     status, _, answer = ask(studio.server, "POST", "/person", body, headers)
     assert status == wanted
@@ -128,7 +134,7 @@ def test_page_and_its_headers(studio: Any) -> None:
     assert headers["X-Content-Type-Options"] == "nosniff"
     assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
     for path in re.findall(rb'(?:src|href)="([^"]+)"', body):
-        assert path.startswith(b"/")  # nothing from elsewhere
+        assert path.startswith(b"/")  # nothing from other servers
         assert ask(studio.server, "GET", path.decode())[0] == 200
 
 
@@ -137,13 +143,13 @@ def test_health_status_and_metrics(studio: Any) -> None:
     studio.status.update(state="live", psnr_db=math.nan, head={"fps": math.inf}, drops=[1, 2])
     status, _, body = ask(studio.server, "GET", "/status")
     assert status == 200
-    told = json.loads(body)
-    assert told.pop("background") == "torso"
-    assert told == {"state": "live", "psnr_db": None, "head": {"fps": None}, "drops": [1, 2]}
+    status_read = json.loads(body)
+    assert status_read.pop("background") == "torso"
+    assert status_read == {"state": "live", "psnr_db": None, "head": {"fps": None}, "drops": [1, 2]}
     assert ask(studio.server, "GET", "/metrics")[2] == b"up 1\n"
 
 
-def test_whep_answers_and_delete_frees(studio: Any) -> None:
+def test_whep_answers_an_offer_and_delete_ends_the_session(studio: Any) -> None:
     status, headers, body = ask(studio.server, "POST", "/whep", offer(), SDP)
     assert status == 201
     assert headers["Content-Type"].startswith("application/sdp")
@@ -199,11 +205,13 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_bad_offer_gets_one_line_and_leaves_nothing(studio: Any, caplog: pytest.LogCaptureFixture, name: str) -> None:
+def test_a_bad_offer_is_refused_in_one_line_and_leaves_no_session(
+    studio: Any, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
     with caplog.at_level(logging.INFO):
         status, _, body = ask(studio.server, "POST", "/whep", HOSTILE[name](), SDP)
     if name == "no fingerprint" and status == 201:
-        return  # such a peer is turned away by DTLS
+        return  # DTLS refuses such a peer later
     assert status == 400
     assert body.count(b"\n") == 1
     assert studio.server._peers._peers == {}
@@ -219,7 +227,7 @@ def test_wrong_type_and_size(studio: Any) -> None:
     assert ask(studio.server, "GET", "/../server.py")[0] == 404
 
 
-def test_other_pages_and_other_names_are_refused(studio: Any) -> None:
+def test_foreign_origins_and_hosts_are_refused(studio: Any) -> None:
     own = studio.server.address.rstrip("/")
     port = urlsplit(own).port
     assert ask(studio.server, "GET", "/status", headers={"Host": "evil.example"})[0] == 403
@@ -232,7 +240,7 @@ def test_other_pages_and_other_names_are_refused(studio: Any) -> None:
     assert ask(studio.server, "GET", "/status", headers={"Origin": own})[0] == 200
 
 
-def test_a_taken_port_is_said_in_one_line() -> None:
+def test_a_port_in_use_is_reported_in_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         server = MediaServer(StreamSettings(port=port), DaemonInterface())
@@ -242,7 +250,7 @@ def test_a_taken_port_is_said_in_one_line() -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "::", "example.org", "127.0.0.1.example.org", ""])
-def test_only_this_machine_is_listened_on(host: str) -> None:
+def test_addresses_of_a_network_need_a_token_and_tls(host: str) -> None:
     with pytest.raises(UserError, match="token and TLS"):
         MediaServer(StreamSettings(host=host), DaemonInterface())
 
@@ -269,7 +277,9 @@ def test_start_and_stop_leave_no_thread_and_free_the_port() -> None:
 
 
 @pytest.mark.timeout(60)
-def test_the_documented_client_watches(studio: Any, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_client_of_the_documentation_receives_frames(
+    studio: Any, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     text = (root / "docs" / "protocols-http.md").read_text()
     program = text.split("```python\n")[1].split("```")[0].replace("asyncio.run(watch())", "")
     program = program.replace("range(100)", "range(10)")

@@ -1,4 +1,4 @@
-"""A daemon behind a token and TLS, and what the port stands."""
+"""A daemon with token and TLS; limits on requests and connections."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ OFFER = b"v=0\r\nm=video 9 UDP/TLS/RTP/SAVPF 96\r\na=recvonly\r\n"
 
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """Files of a certificate for this machine that nobody vouches for, and of its key."""
+    """Paths of a self-signed certificate for this machine, and of its key."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -72,7 +72,7 @@ def ask(
     body: bytes = b"",
     trusted: str | None = None,
 ) -> http.client.HTTPResponse:
-    """``trusted`` is the certificate that the daemon is to have."""
+    """Send a request; ``trusted``: path of the certificate that the daemon must have."""
     url = urlsplit(server.address)
     host, port = url.hostname or "", url.port
     if trusted is not None:
@@ -88,7 +88,7 @@ def ask(
 
 
 @pytest.mark.timeout(90)
-def test_a_browser_comes_in_by_the_token_and_stays_by_the_cookie(
+def test_a_browser_logs_in_by_the_token_and_stays_by_the_cookie(
     studio_type: type[Any], certificate: tuple[str, str], chromium: Browser
 ) -> None:
     cert, key = certificate
@@ -111,7 +111,7 @@ def test_a_browser_comes_in_by_the_token_and_stays_by_the_cookie(
         page.get_by_text("That is not the token").wait_for()
         page.get_by_label("Token").fill(TOKEN)
         page.get_by_role("button").click()
-        page.wait_for_url(server.address)  # the token is out of sight
+        page.wait_for_url(server.address)  # the token is removed from the URL
         (cookie,) = context.cookies()
         assert cookie["httpOnly"]
         assert cookie["secure"]
@@ -121,13 +121,13 @@ def test_a_browser_comes_in_by_the_token_and_stays_by_the_cookie(
 
 
 class MediaServerAt:
-    """Stands for a server whose address is another."""
+    """In place of a server, with another address."""
 
     def __init__(self, address: str) -> None:
         self.address = address
 
 
-def test_tls_files_that_are_no_use(certificate: tuple[str, str], tmp_path: Path) -> None:
+def test_unusable_tls_files_are_refused(certificate: tuple[str, str], tmp_path: Path) -> None:
     cert, key = certificate
     nonsense = tmp_path / "nonsense.pem"
     nonsense.write_text("hello")
@@ -137,7 +137,7 @@ def test_tls_files_that_are_no_use(certificate: tuple[str, str], tmp_path: Path)
         assert "\n" not in str(refused.value)
 
 
-def test_a_key_of_another_certificate_is_noticed(certificate: tuple[str, str], tmp_path: Path) -> None:
+def test_a_key_of_another_certificate_is_refused(certificate: tuple[str, str], tmp_path: Path) -> None:
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -185,7 +185,7 @@ def test_pages_of_an_allowed_origin_may_watch(studio_type: type[Any]) -> None:
         assert ask(server, "OPTIONS", "/whip").headers["Accept-Post"] == "application/sdp"
 
 
-def test_ice_servers_with_credentials_for_a_while(studio_type: type[Any]) -> None:
+def test_ice_servers_have_credentials_that_expire(studio_type: type[Any]) -> None:
     ice = IceSettings("stun:127.0.0.1:9 turn:127.0.0.1:9?transport=tcp", "between us", 600)
     with studio_type(ice=ice) as studio:
         stun, turn = json.loads(ask(studio.server, "GET", "/ice").body)["iceServers"]  # type: ignore[attr-defined]
@@ -224,7 +224,7 @@ def test_refusals_are_logged_briefly_and_without_secrets(
     assert "evil" not in caplog.text
 
 
-def test_who_asks_too_often_is_told_when_to_come_back(studio_type: type[Any]) -> None:
+def test_too_many_requests_get_a_retry_after_header(studio_type: type[Any]) -> None:
     with studio_type(access=AccessSettings(offers=4)) as studio:
         answers = [ask(studio.server, "POST", "/whep", SDP, b"nonsense") for _ in range(3)]
         assert [answer.status for answer in answers] == [400, 429, 429]
@@ -237,9 +237,9 @@ def connect(server: MediaServer) -> socket.socket:
     return socket.create_connection((url.hostname or "", url.port or 0), 20)
 
 
-def test_who_dawdles_is_not_waited_for(studio_type: type[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("telepresence.streaming.http.routes.BODY_S", 0.3)
-    monkeypatch.setattr("telepresence.streaming.http.listener.IDLE_S", 0.3)
+def test_slow_requests_are_ended(studio_type: type[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("telepresence.streaming.http.routes.BODY_S", 1.0)
+    monkeypatch.setattr("telepresence.streaming.http.listener.IDLE_S", 1.0)
     with studio_type() as studio:
         host = urlsplit(studio.server.address).netloc
         head = f"POST /whep HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/sdp\r\nContent-Length: 999\r\n"
@@ -252,19 +252,17 @@ def test_who_dawdles_is_not_waited_for(studio_type: type[Any], monkeypatch: pyte
         assert ask(studio.server, "GET", "/healthz").status == 200
 
 
-def test_connections_are_bounded_and_those_that_end_make_room(
-    studio_type: type[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_number_of_connections_is_limited(studio_type: type[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("telepresence.streaming.http.listener.MAX_CONNECTIONS", 4)
     with studio_type() as studio:
         held = [connect(studio.server) for _ in range(4)]
-        studio.until(lambda: hung_up_on(studio.server))
+        studio.until(lambda: closes_new_connections(studio.server))
         for connection in held:
             connection.close()
         studio.until(lambda: reachable(studio.server))
 
 
-def hung_up_on(server: MediaServer) -> bool:
+def closes_new_connections(server: MediaServer) -> bool:
     """Whether one more connection is closed at once."""
     with connect(server) as connection:
         connection.settimeout(1.0)

@@ -1,4 +1,4 @@
-"""The files with which a page tracks faces itself, as the daemon serves them."""
+"""Files for face tracking in the browser, served by the daemon."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def get(studio: Any, name: str) -> tuple[int, str, bytes]:
         return error.code, error.headers["Content-Type"], error.read()
 
 
-def test_files_are_served_whole_and_report_to_nobody(studio: Any, models: Path, vision: None) -> None:
+def test_tracking_files_are_served_and_contact_no_other_server(studio: Any, models: Path, vision: None) -> None:
     studio.models = models
     for name, media_type, begin in (
         ("vision.js", "text/javascript; charset=utf-8", b""),
@@ -40,11 +40,11 @@ def test_files_are_served_whole_and_report_to_nobody(studio: Any, models: Path, 
         assert get(studio, name)[0] == 404
 
 
-def test_what_cannot_be_had_is_said_in_a_line(studio: Any, tmp_path: Path) -> None:
+def test_a_missing_file_is_reported_in_one_line(studio: Any, tmp_path: Path) -> None:
     studio.models = tmp_path / "none"
     status, _, body = get(studio, "model.task")
     assert status == 503
-    assert b"check --models" in body
+    assert b"correct --models" in body
     (tmp_path / VISION.name).write_bytes(b"something else")
     with pytest.raises(UserError, match="is not the expected"):
         vision_path(tmp_path)

@@ -1,6 +1,6 @@
-"""A call on a machine without the internet; prints whom the daemon spoke to.  Run by `test_secluded.py`.
+"""A call on a machine without internet; prints which machines the daemon contacted.  Run by `test_secluded.py`.
 
-The browser hides its addresses behind names of multicast DNS, as it does before it was given a camera.
+The browser hides its addresses behind names of multicast DNS, as it does until the camera is allowed.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import shutil
 import sys
 from typing import Any
 
-from tests.support.studio import Studio
 from playwright.sync_api import sync_playwright
+
+from tests.support.studio import Studio
 
 FRAMES = 30
 
@@ -20,7 +21,7 @@ def main() -> None:
     looked_up: set[str] = set()
     spoken_to: set[str] = set()
 
-    def hear(event: str, details: tuple[Any, ...]) -> None:
+    def record(event: str, details: tuple[Any, ...]) -> None:
         if event == "socket.getaddrinfo":
             looked_up.add(str(details[0]))
         elif event in ("socket.connect", "socket.sendto") and isinstance(details[1], tuple):
@@ -34,8 +35,8 @@ def main() -> None:
         page = browser.new_page()
         offers: list[str] = []
         page.on("request", lambda request: offers.append(request.post_data or ""))
-        # From here on it is the daemon alone that opens sockets: playwright speaks through a pipe.
-        sys.addaudithook(hear)
+        # From here on only the daemon opens sockets: playwright uses a pipe.
+        sys.addaudithook(record)
         page.goto(studio.server.address)
         studio.watching(page, FRAMES)
         shown = studio.likeness(studio.grab(page))

@@ -1,4 +1,4 @@
-"""The canary: aiortc's private parts are still where the hooks reach for them."""
+"""Hooks into aiortc: its private names exist, and each hook has the wanted effect."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from telepresence.streaming.rtc import aiortc_hooks
 from telepresence.streaming.rtc.offer import first_video_codec
 
 
-def test_nothing_is_missing() -> None:
+def test_no_private_name_of_aiortc_is_missing() -> None:
     assert aiortc_hooks.missing_names() == []
 
 
-def test_another_version_or_name_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_version_or_a_missing_name_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(aiortc, "__version__", "1.17.0")
     monkeypatch.delattr(JitterBuffer, "_remove_frame")
     assert aiortc_hooks.missing_names() == ["aiortc 1.16.*, found 1.17.0", "JitterBuffer._remove_frame"]
@@ -51,8 +51,8 @@ def test_without_the_hooks_every_viewer_gets_an_encoder_and_the_log_says_so(
     assert "1.17.0" in caplog.text
 
 
-class Diary:
-    """Writes down what it hears."""
+class RecordedFeedback:
+    """Feedback handler that records all calls, and allows ``budget`` retransmissions."""
 
     def __init__(self, budget: int = 0) -> None:
         self.entries: list[Any] = []
@@ -77,34 +77,34 @@ def sender() -> tuple[RTCPeerConnection, RTCRtpSender]:
     return pc, pc.addTransceiver("video", direction="sendonly").sender
 
 
-def test_feedback_reaches_the_hooks() -> None:
+def test_rtcp_feedback_reaches_the_handler() -> None:
     async def scenario() -> None:
         pc, sending = sender()
-        diary, ssrc = Diary(), sending._ssrc
-        aiortc_hooks.set_feedback_handler(sending, diary)
+        feedback, ssrc = RecordedFeedback(), sending._ssrc
+        aiortc_hooks.set_feedback_handler(sending, feedback)
 
         def report(of: int) -> RtcpReceiverInfo:
             return RtcpReceiverInfo(
                 ssrc=of, fraction_lost=64, packets_lost=3, highest_sequence=9, jitter=0, lsr=0, dlsr=0
             )
 
-        async def hear(packet: Any) -> None:
+        async def receive(packet: Any) -> None:
             await sending._handle_rtcp_packet(packet)
 
-        await hear(RtcpPsfbPacket(fmt=RTCP_PSFB_PLI, ssrc=1, media_ssrc=ssrc))
-        await hear(RtcpRrPacket(ssrc=1, reports=[report(ssrc), report(ssrc ^ 1)]))
-        await hear(RtcpPsfbPacket(fmt=RTCP_PSFB_APP, ssrc=1, media_ssrc=0, fci=pack_remb_fci(700_000, [ssrc])))
-        await hear(RtcpPsfbPacket(fmt=RTCP_PSFB_APP, ssrc=1, media_ssrc=0, fci=pack_remb_fci(900_000, [ssrc ^ 1])))
-        await hear(RtcpPsfbPacket(fmt=RTCP_PSFB_APP, ssrc=1, media_ssrc=0, fci=b"AFB of another kind"))
-        believed = diary.entries.pop()
-        assert diary.entries == ["keyframe", (3, 9)]
-        assert believed == pytest.approx(700_000, rel=0.01)
+        await receive(RtcpPsfbPacket(fmt=RTCP_PSFB_PLI, ssrc=1, media_ssrc=ssrc))
+        await receive(RtcpRrPacket(ssrc=1, reports=[report(ssrc), report(ssrc ^ 1)]))
+        await receive(RtcpPsfbPacket(fmt=RTCP_PSFB_APP, ssrc=1, media_ssrc=0, fci=pack_remb_fci(700_000, [ssrc])))
+        await receive(RtcpPsfbPacket(fmt=RTCP_PSFB_APP, ssrc=1, media_ssrc=0, fci=pack_remb_fci(900_000, [ssrc ^ 1])))
+        await receive(RtcpPsfbPacket(fmt=RTCP_PSFB_APP, ssrc=1, media_ssrc=0, fci=b"AFB of another kind"))
+        remb = feedback.entries.pop()
+        assert feedback.entries == ["keyframe", (3, 9)]
+        assert remb == pytest.approx(700_000, rel=0.01)
         await pc.close()
 
     asyncio.run(scenario())
 
 
-def test_lost_packets_go_again_while_the_budget_lasts() -> None:
+def test_lost_packets_are_resent_while_the_budget_lasts() -> None:
     async def scenario() -> None:
         pc, sending = sender()
         again: list[int] = []
@@ -112,8 +112,8 @@ def test_lost_packets_go_again_while_the_budget_lasts() -> None:
         async def retransmit(number: int) -> None:
             again.append(number)
 
-        vars(sending).update(_retransmit=retransmit)  # what aiortc would do
-        aiortc_hooks.set_feedback_handler(sending, Diary(budget=3))
+        vars(sending).update(_retransmit=retransmit)  # in place of aiortc's own method
+        aiortc_hooks.set_feedback_handler(sending, RecordedFeedback(budget=3))
         nack = RtcpRtpfbPacket(fmt=RTCP_RTPFB_NACK, ssrc=1, media_ssrc=sending._ssrc, lost=list(range(20, 30)))
         await sending._handle_rtcp_packet(nack)
         assert again == [20, 21, 22]
@@ -122,7 +122,7 @@ def test_lost_packets_go_again_while_the_budget_lasts() -> None:
     asyncio.run(scenario())
 
 
-def test_packets_say_that_they_are_to_be_shown_at_once_to_who_understands_it() -> None:
+def test_packets_carry_playout_delay_zero_if_it_was_negotiated() -> None:
     def extensions(*uris: str, first: int = 7) -> list[tuple[int, bytes]]:
         parameters = RTCRtpSendParameters(
             headerExtensions=[RTCRtpHeaderExtensionParameters(id=first + i, uri=uri) for i, uri in enumerate(uris)]
@@ -141,13 +141,13 @@ def test_packets_say_that_they_are_to_be_shown_at_once_to_who_understands_it() -
     made = asyncio.run(scenario())
     mid = "urn:ietf:params:rtp-hdrext:sdes:mid"
     assert extensions(mid) == [(7, b"0")]
-    for first in (7, 14, 40):  # a number of one byte, two of different kinds, two of two bytes
+    for first in (7, 14, 40):  # both identifiers of one byte, of one and two bytes, both of two bytes
         both = extensions(mid, aiortc_hooks.PLAYOUT_DELAY, first=first)
         assert both == [(first, b"0"), (first + 1, b"\0\0\0")]
     assert extensions(aiortc_hooks.PLAYOUT_DELAY) == [(7, b"\0\0\0")]
 
 
-def test_the_extension_is_offered_once_and_its_number_is_free() -> None:
+def test_the_playout_delay_extension_is_offered_once_under_a_free_identifier() -> None:
     aiortc_hooks.offer_playout_delay()
     aiortc_hooks.offer_playout_delay()
     assert [ext.uri for ext in HEADER_EXTENSIONS["video"]].count(aiortc_hooks.PLAYOUT_DELAY) == 1
@@ -161,7 +161,7 @@ def rtp(sequence: int, timestamp: int, data: bytes, marker: bool) -> RtpPacket:
     return packet
 
 
-def test_a_picture_is_released_with_its_last_packet() -> None:
+def test_a_frame_is_released_with_its_last_packet() -> None:
     async def receiver() -> Any:
         pc = RTCPeerConnection(RTCConfiguration(iceServers=[]))
         made = pc.addTransceiver("video", direction="recvonly").receiver

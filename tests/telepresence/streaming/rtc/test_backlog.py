@@ -40,7 +40,7 @@ def test_values_arrive_in_order_from_any_thread() -> None:
 
 
 @pytest.mark.parametrize("limit", [1, 4])
-def test_a_loop_that_stood_still_finds_the_newest_and_hears_of_the_loss(limit: int) -> None:
+def test_a_blocked_loop_gets_the_newest_values_and_a_report_of_the_loss(limit: int) -> None:
     async def scenario() -> list[Any]:
         told: list[Any] = []
         handover = LoopQueue(told.append, limit, lambda: told.append("lost"))
@@ -76,7 +76,7 @@ def frames(codec: RTCRtpCodecParameters, count: int, keyframes: tuple[int, ...])
 
 
 @pytest.mark.parametrize("codec", [H264, VP8], ids=["H264", "VP8"])
-def test_a_slow_decoder_loses_pictures_up_to_the_next_keyframe(codec: RTCRtpCodecParameters) -> None:
+def test_a_slow_decoder_drops_frames_up_to_the_next_keyframe(codec: RTCRtpCodecParameters) -> None:
     async def receiver_queue() -> tuple[queue.Queue[Any], threading.Event]:
         pc = RTCPeerConnection(RTCConfiguration(iceServers=[]))
         receiver = pc.addTransceiver("video", direction="recvonly").receiver
@@ -107,7 +107,7 @@ def test_a_slow_decoder_loses_pictures_up_to_the_next_keyframe(codec: RTCRtpCode
     assert decoded == 10
 
 
-def test_a_keyframe_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_keyframe_is_requested_again(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[float] = []
     waiting = aiortc_hooks._BoundedDecoderQueue(lambda: asked.append(now[0]))
     now = [0.0]

@@ -1,4 +1,4 @@
-"""What a page sends over its data channels: read, believed only within bounds, and never too much of it."""
+"""Data channels of the page: requests, landmark packets, their validation and limits."""
 
 from __future__ import annotations
 
@@ -15,34 +15,36 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from telepresence.runtime.frames import CameraFrame
+from telepresence.streaming.rtc.camera_receiver import CameraReceiver
 from telepresence.streaming.rtc.data_channels import (
     BODY,
     HEADER,
-    MAX_REQUEST,
     MAX_MALFORMED,
     MAX_PITCH,
+    MAX_REQUEST,
+    MAX_YAW,
     POINTS,
     SCORES,
-    MAX_YAW,
     FreezeRequest,
+    LandmarkPacket,
     OrbitRequest,
     PingRequest,
     RecalibrateRequest,
     WithholdRequest,
-    parse_request,
     parse_landmarks,
+    parse_request,
 )
 
 
 def packet(number: int = 0, found: bool = True, width: int = 640, height: int = 480, age_ms: int = 12) -> bytes:
-    """A face in the middle of a picture, as docs/protocols-page.md has it."""
+    """Landmark packet of a face in the middle of the frame (docs/protocols-page.md)."""
     header = struct.pack("<BBHHHI", 1, found, width, height, age_ms, number)
     points = np.tile(np.array([0.5, 0.25, -0.125]), (478, 1)) + np.array([0.5, 0.5, 1.0])
     body = (points * 32768).astype("<u2").tobytes() + bytes(range(52))
     return header + body if found else header
 
 
-def test_requests_are_read() -> None:
+def test_requests_are_parsed() -> None:
     assert parse_request('{"type": "ping", "t": 12.5}') == PingRequest(12.5)
     assert parse_request(b'{"type": "freeze", "on": true}') == FreezeRequest(True)
     assert parse_request('{"type": "recalibrate"}') == RecalibrateRequest()
@@ -68,12 +70,12 @@ def test_requests_are_read() -> None:
         "[" * MAX_REQUEST,
     ],
 )
-def test_what_is_no_request_is_refused(text: str) -> None:
+def test_malformed_requests_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         parse_request(text)
 
 
-def test_landmarks_are_read() -> None:
+def test_landmark_packets_are_parsed() -> None:
     found = parse_landmarks(packet(7, age_ms=30))
     assert (found.number, found.width, found.height, found.age_ms) == (7, 640, 480, 30)
     assert found.landmarks is not None
@@ -98,14 +100,14 @@ def test_landmarks_are_read() -> None:
         packet(age_ms=501),
     ],
 )
-def test_what_is_no_packet_of_landmarks_is_refused(wrong: str | bytes) -> None:
+def test_malformed_landmark_packets_are_refused(wrong: str | bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         parse_landmarks(wrong)
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.one_of(st.binary(max_size=600), st.text(max_size=600)))
-def test_nothing_else_than_a_refusal_comes_of_anything(message: str | bytes) -> None:
+def test_parsers_raise_only_value_errors(message: str | bytes) -> None:
     for read in (parse_request, parse_landmarks):
         with contextlib.suppress(ValueError):
             read(message)
@@ -113,7 +115,7 @@ def test_nothing_else_than_a_refusal_comes_of_anything(message: str | bytes) -> 
 
 @settings(max_examples=100, deadline=None)
 @given(st.binary(min_size=HEADER.size - 2, max_size=HEADER.size - 2), st.integers(0, 255))
-def test_every_packet_that_is_read_is_within_bounds(header: bytes, filling: int) -> None:
+def test_every_parsed_landmark_packet_is_within_bounds(header: bytes, filling: int) -> None:
     for found in (0, 1):
         try:
             seen = parse_landmarks(bytes([1, found]) + header + bytes([filling]) * (BODY if found else 0))
@@ -131,7 +133,7 @@ async def ask(channel: Any, answers: asyncio.Queue[str], message: dict[str, Any]
 
 
 @pytest.mark.timeout(60)
-def test_a_peer_asks_and_is_answered_and_a_wild_one_is_cut_off(studio: Any, call_daemon: Any) -> None:
+def test_requests_are_answered_and_malformed_messages_close_the_channel(studio: Any, call_daemon: Any) -> None:
     async def scenario() -> None:
         answers: asyncio.Queue[str] = asyncio.Queue()
         async with call_daemon(studio.server.address, labels=("control", "landmarks", "other")) as channels:
@@ -141,17 +143,17 @@ def test_a_peer_asks_and_is_answered_and_a_wild_one_is_cut_off(studio: Any, call
             done = {"type": "done", "of": "freeze"}
             assert await ask(control, answers, {"type": "freeze", "on": True}) == done
             assert studio.commands == [("freeze", True)]
-            studio.refusal = "nobody is known yet"
-            refused = {"type": "refused", "of": "recalibrate", "text": "nobody is known yet"}
+            studio.refusal = "no subject is known yet"
+            refused = {"type": "refused", "of": "recalibrate", "text": "no subject is known yet"}
             assert await ask(control, answers, {"type": "recalibrate"}) == refused
 
-            for _ in range(200):  # a channel of a kind that nobody knows
+            for _ in range(200):  # a channel with an unknown label
                 if other.readyState == "closed":
                     break
                 await asyncio.sleep(0.05)
             assert other.readyState == "closed"
 
-            landmarks.send(packet(1))  # of a page that gives no camera
+            landmarks.send(packet(1))  # from a peer that sends no camera
             for _ in range(MAX_MALFORMED - 1):
                 landmarks.send(b"nonsense")
             for _ in range(200):
@@ -161,29 +163,29 @@ def test_a_peer_asks_and_is_answered_and_a_wild_one_is_cut_off(studio: Any, call
             assert landmarks.readyState == "closed"
             assert studio.camera.get(0.1) is None
             pong = {"type": "pong", "t": 1.0}
-            assert await ask(control, answers, {"type": "ping", "t": 1}) == pong, "the other channel works on"
+            assert await ask(control, answers, {"type": "ping", "t": 1}) == pong, "the other channel still works"
 
     asyncio.run(scenario())
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("way", ["many channels", "a message without an end"])
-def test_a_peer_that_fills_the_memory_is_cut_off(studio: Any, call_daemon: Any, way: str) -> None:
+@pytest.mark.parametrize("way", ["many channels", "an incomplete message"])
+def test_a_peer_that_uses_too_much_memory_loses_its_session(studio: Any, call_daemon: Any, way: str) -> None:
     async def deaf(_param: Any) -> None:
-        """Hears of no channel that is closed."""
+        """Ignores requests to close a channel."""
 
     async def scenario() -> None:
         async with call_daemon(studio.server.address, labels=("control",)) as channels:
             pc = call_daemon.last
             if way == "many channels":
-                vars(pc.sctp)["_receive_reconfig_param"] = deaf  # and does not let go of any
+                vars(pc.sctp)["_receive_reconfig_param"] = deaf  # the peer closes no channel
                 for number in range(20):
                     pc.createDataChannel(f"channel {number}")
             else:
-                pc.sctp._remote_max_message_size = 0  # it does not care what the daemon takes
+                pc.sctp._remote_max_message_size = 0  # the peer ignores the maximum message size of the daemon
                 fragments = pc.sctp._outbound_queue
                 channels[0].send(b"x" * 4_000_000)
-                while not fragments:  # until it is cut into fragments
+                while not fragments:  # until it is split into fragments
                     await asyncio.sleep(0.01)
                 for fragment in fragments:
                     fragment.flags &= ~1  # SCTP_DATA_LAST_FRAG
@@ -191,24 +193,36 @@ def test_a_peer_that_fills_the_memory_is_cut_off(studio: Any, call_daemon: Any, 
                 if channels[0].readyState == "closed":
                     return
                 await asyncio.sleep(0.05)
-            raise AssertionError("it is still there")
+            raise AssertionError("the session was not closed")
 
     asyncio.run(scenario())
 
 
 @pytest.mark.timeout(60)
-def test_landmarks_of_a_camera_arrive_newest_first(studio: Any, call_daemon: Any) -> None:
+def test_landmarks_that_arrive_out_of_order_are_dropped(
+    studio: Any, call_daemon: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pushed: list[int] = []
+    push = CameraReceiver.push_landmarks
+
+    def record(camera: CameraReceiver, received: LandmarkPacket) -> None:
+        pushed.append(received.number)
+        push(camera, received)
+
+    monkeypatch.setattr(CameraReceiver, "push_landmarks", record)
+
     async def scenario() -> list[CameraFrame]:
         frames = []
         async with call_daemon(studio.server.address, labels=("landmarks",), camera=True) as (channel,):
-            for number in (5, 6, 4, 6, 9):  # as a network may deliver them
+            for number in (5, 6, 4, 6, 9):  # order in which the network delivers them
                 channel.send(packet(number, found=number != 9, width=320, height=240))
-                if (frame := await asyncio.to_thread(studio.camera.get, 1.0)) is not None:
-                    frames.append(frame)
+                if number not in pushed and number != 4:
+                    frames.append(await asyncio.to_thread(studio.camera.get, 20.0))
         return frames
 
     frames = asyncio.run(scenario())
-    assert [frame.landmarks is not None for frame in frames] == [True, True, False], "what came too late was dropped"
+    assert pushed == [5, 6, 9], "late and repeated packets are dropped"
+    assert [frame.landmarks is not None for frame in frames] == [True, True, False]
     assert all(frame.landmarks_only and frame.rgb.shape == (240, 320, 3) and not frame.rgb.any() for frame in frames)
-    assert studio.camera_events[0] is True, "a camera was lent, though no picture came"
+    assert studio.camera_events[0] is True, "a camera is active although it has sent no frame"
     assert all(b.t_capture_ns > a.t_capture_ns for a, b in itertools.pairwise(frames))

@@ -1,4 +1,4 @@
-"""What of an offer passes, and what of it is never followed."""
+"""Validation of SDP offers: directions, candidates and limits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def sdp(*lines: str) -> bytes:
     return "\r\n".join([*HEAD, *lines, ""]).encode()
 
 
-def test_hidden_names_become_the_address_that_asks_and_other_names_are_not_looked_up() -> None:
+def test_mdns_names_become_the_address_of_the_request_and_other_names_are_removed() -> None:
     text = parse_offer(
         sdp(
             VIDEO,
@@ -35,7 +35,7 @@ def test_hidden_names_become_the_address_that_asks_and_other_names_are_not_looke
 
 
 @pytest.mark.parametrize(
-    ("lines", "gives", "takes"),
+    ("lines", "sends", "receives"),
     [
         (["a=recvonly"], False, True),
         (["a=sendonly"], True, False),
@@ -45,12 +45,12 @@ def test_hidden_names_become_the_address_that_asks_and_other_names_are_not_looke
         (["a=recvonly", "m=audio 9 UDP/TLS/RTP/SAVPF 111", "a=sendonly"], False, True),
     ],
 )
-def test_the_way_of_the_pictures(lines: list[str], gives: bool, takes: bool) -> None:
+def test_the_direction_of_the_video_section(lines: list[str], sends: bool, receives: bool) -> None:
     offer = parse_offer(sdp(VIDEO, *lines))
-    assert (offer.sends_video, offer.receives_video) == (gives, takes)
+    assert (offer.sends_video, offer.receives_video) == (sends, receives)
 
 
-def test_the_way_may_stand_before_the_sections() -> None:
+def test_the_direction_may_be_given_at_session_level() -> None:
     offer = parse_offer(sdp("a=recvonly", VIDEO))
     assert (offer.sends_video, offer.receives_video) == (False, True)
 
@@ -65,12 +65,12 @@ def test_the_way_may_stand_before_the_sections() -> None:
         [VIDEO, *["m=text 9 X 1"] * 4],
         [VIDEO, *["a=candidate:1 1 udp 1 192.0.2.1 9 typ host"] * 65],
         [VIDEO, *["a=x"] * 2000],
-        [VIDEO, "a=x\u2028m=video 9 X 1"],  # a line end to Python, not to SDP
+        [VIDEO, "a=x\u2028m=video 9 X 1"],  # a line end for Python, not for SDP
         [VIDEO, "a=x\x00"],
         [VIDEO, "a=x\rb"],
     ],
 )
-def test_refused_in_one_line_that_quotes_nothing(lines: list[str]) -> None:
+def test_invalid_offers_are_refused_in_one_line_without_quoting_them(lines: list[str]) -> None:
     with pytest.raises(UserError) as refused:
         parse_offer(sdp(*lines))
     assert "\n" not in str(refused.value)

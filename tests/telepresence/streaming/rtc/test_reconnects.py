@@ -1,4 +1,4 @@
-"""Viewers that came and went leave nothing behind."""
+"""Former viewers leave no connections, descriptors or threads behind."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 VIEWERS = 12
-LOOKED_AT = 1  # peer connection that the watchdog looked at last and still names
+LAST_CHECKED = 1  # peer connection that a local variable of the watchdog still refers to
 
 
-def held() -> dict[str, int]:
-    """What this process holds."""
+def count_resources() -> dict[str, int]:
+    """Peer connections, file descriptors and threads of this process."""
     gc.collect()
     return {
         "peer connections": sum(type(thing) is RTCPeerConnection for thing in gc.get_objects()),
@@ -29,7 +29,7 @@ def held() -> dict[str, int]:
 
 @pytest.mark.timeout(90)
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")
-def test_viewers_that_came_and_went_leave_nothing(studio: Any, chromium: Browser, root: Path) -> None:
+def test_former_viewers_leave_no_resources_behind(studio: Any, chromium: Browser, root: Path) -> None:
     page = chromium.new_page()
     page.add_init_script(path=root / "tools" / "call_figures" / "watch.js")
     page.goto(f"{studio.server.address}healthz")
@@ -41,10 +41,10 @@ def test_viewers_that_came_and_went_leave_nothing(studio: Any, chromium: Browser
 
     come_and_go(2)
     studio.until(lambda: studio.server.viewers == 0)
-    studio.until(lambda: held()["peer connections"] <= LOOKED_AT)
-    before = held()
+    studio.until(lambda: count_resources()["peer connections"] <= LAST_CHECKED)
+    before = count_resources()
     come_and_go(VIEWERS)
     studio.until(lambda: studio.server.viewers == 0)
-    studio.until(lambda: held()["descriptors"] <= before["descriptors"])
-    studio.until(lambda: held()["peer connections"] <= LOOKED_AT)
-    assert held()["threads"] <= before["threads"]
+    studio.until(lambda: count_resources()["descriptors"] <= before["descriptors"])
+    studio.until(lambda: count_resources()["peer connections"] <= LAST_CHECKED)
+    assert count_resources()["threads"] <= before["threads"]

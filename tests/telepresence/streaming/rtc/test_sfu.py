@@ -1,6 +1,6 @@
-"""A call outgrows one machine: the daemon publishes once to an SFU (Janus), and browsers watch it there.
+"""Publishing to an SFU: the daemon publishes once to Janus, and browsers watch there.
 
-Janus speaks an API of its own; the WHIP front end that stands before it here is what any operator of one has.
+Janus has an API of its own; the WHIP front end of this file stands for the one that an operator of Janus runs.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ window.watched = async () => {
 
 
 class Janus:
-    """Its HTTP API, as far as a video room needs it."""
+    """HTTP API of Janus, as far as a video room needs it."""
 
     def __init__(self, http: aiohttp.ClientSession, url: str) -> None:
         self._http, self._url = http, url
@@ -86,13 +86,13 @@ class Janus:
         return told
 
     async def attach(self) -> str:
-        """The path of a new handle on the video room plug-in, in a session of its own."""
+        """Path of a new handle of the video room plug-in, in a new session."""
         session = (await self._ask("", janus="create"))["data"]["id"]
         handle = (await self._ask(f"/{session}", janus="attach", plugin="janus.plugin.videoroom"))["data"]["id"]
         return f"/{session}/{handle}"
 
     async def message(self, handle: str, jsep: dict[str, str] | None = None, **body: Any) -> dict[str, Any]:
-        """Send a request to the room and wait for what comes of it."""
+        """Send a request to the room and wait for its result."""
         told = await self._ask(handle, janus="message", body=body, **({"jsep": jsep} if jsep else {}))
         while told["janus"] != "success" and told["janus"] != "event":
             async with self._http.get(f"{self._url}/{handle.split('/')[1]}?maxev=1") as events:
@@ -105,7 +105,7 @@ class Janus:
 
 
 def front_end(janus: Janus, handles: dict[str, str]) -> web.Application:
-    """WHIP for publishers, and the offers of Janus for who wants to watch."""
+    """WHIP for publishers, and the offers of Janus for viewers."""
     feed: dict[str, int] = {}
 
     async def whip(request: web.Request) -> web.Response:
@@ -162,7 +162,7 @@ def free_port() -> int:
 
 @contextmanager
 def running_janus(folder: Path) -> Iterator[str]:
-    """The address of its API."""
+    """Run Janus; yields the address of its API."""
     lib = next(iter(glob("/usr/lib/*/janus")), "/usr/lib/janus")
     port = free_port()
 
@@ -194,7 +194,7 @@ def running_janus(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def serving(url: str, handles: dict[str, str]) -> Iterator[str]:
-    """The address of the front end, which runs in a thread of its own."""
+    """Run the front end in a thread; yields its address."""
     loop, listener = asyncio.new_event_loop(), socket.create_server(("127.0.0.1", 0))
 
     async def begin() -> tuple[web.AppRunner, aiohttp.ClientSession]:
@@ -220,15 +220,15 @@ def serving(url: str, handles: dict[str, str]) -> Iterator[str]:
         loop.close()
 
 
-def throw_out(api: str, handle: str) -> None:
-    """End a publisher's session from the side of the SFU."""
+def end_publisher_session(api: str, handle: str) -> None:
+    """End a publisher's session on the side of the SFU."""
     body = json.dumps({"janus": "destroy", "transaction": uuid.uuid4().hex}).encode()
     urllib.request.urlopen(urllib.request.Request(f"{api}/{handle.split('/')[1]}", body), timeout=10).close()
 
 
 @pytest.mark.skipif(shutil.which("janus") is None, reason="needs an SFU: apt-get install janus")
 @pytest.mark.timeout(120)
-def test_three_browsers_watch_through_an_sfu_what_is_published_once(
+def test_three_browsers_watch_one_published_stream_through_an_sfu(
     studio_type: type[Any], chromium: Browser, launch_chromium: Callable[..., Browser], tmp_path: Path
 ) -> None:
     handles: dict[str, str] = {}
@@ -246,11 +246,11 @@ def test_three_browsers_watch_through_an_sfu_what_is_published_once(
                 assert told["width"] == 512
                 assert studio.likeness(studio.grab(page)) > 30.0
             stats = studio.server.stream_stats()
-            assert studio.server.viewers == 0  # the daemon sends it once, and knows of nobody
+            assert studio.server.viewers == 0  # the daemon has no viewers of its own
             assert sum(rendition.viewers for rendition in stats.renditions.values()) == 1
 
             ((session, handle),) = handles.items()
-            throw_out(api, handle)
+            end_publisher_session(api, handle)
             studio.until(lambda: handles.keys() - {session})
             studio.until(lambda: studio.server.health(time.monotonic())["publish"].condition is Condition.RUNNING)
             pages[0].reload()
@@ -259,4 +259,4 @@ def test_three_browsers_watch_through_an_sfu_what_is_published_once(
             handles.pop(session, None)
             for page in pages:
                 page.close()
-        studio.until(lambda: not handles)  # it said goodbye
+        studio.until(lambda: not handles)  # the daemon has ended its session

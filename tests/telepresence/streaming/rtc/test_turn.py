@@ -1,4 +1,4 @@
-"""Media by way of a TURN server, with credentials that are good for a while (coturn)."""
+"""Media through a TURN server (coturn), with credentials that expire."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SECRET = "between-daemon-and-turn"
 
 @contextmanager
 def turn_server(folder: Path) -> Iterator[str]:
-    """The address of a running coturn that takes credentials made with SECRET."""
+    """Run coturn with credentials made from SECRET; yields its address."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     command = (
@@ -48,7 +48,7 @@ def turn_server(folder: Path) -> Iterator[str]:
 
 
 async def watch(address: str) -> tuple[str, str, Any]:
-    """The candidates of the daemon's answer, the Link header, and a picture."""
+    """The daemon's SDP answer, its Link header, and a received frame."""
     pc = RTCPeerConnection(RTCConfiguration(iceServers=[]))
     pc.addTransceiver("video", direction="recvonly")
     await pc.setLocalDescription(await pc.createOffer())
@@ -69,7 +69,7 @@ async def watch(address: str) -> tuple[str, str, Any]:
 
 @pytest.mark.skipif(shutil.which("turnserver") is None, reason="needs a TURN server: apt-get install coturn")
 @pytest.mark.timeout(60)
-def test_pictures_come_through_the_relay_alone(studio_type: type[Any], tmp_path: Path) -> None:
+def test_frames_arrive_through_the_turn_relay_only(studio_type: type[Any], tmp_path: Path) -> None:
     with (
         turn_server(tmp_path) as turn,
         studio_type(ice=IceSettings(f"{turn}?transport=tcp", SECRET, 600, relay=True)) as studio,

@@ -1,4 +1,4 @@
-"""The daemon as a WHIP client: what it does when the server refuses, goes away, comes back, or means no good."""
+"""The WHIP client: servers that refuse, disappear, come back, or send hostile answers."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from telepresence.streaming.http.settings import AccessSettings
 from telepresence.streaming.rtc.settings import PublishSettings
 from telepresence.streaming.rtc.whip_client import PUBLISH
 
-TOKEN = "a token that opens doors".replace(" ", "-")
+TOKEN = "-".join(["a", "token", "for", "tests"])
 
 
 @contextmanager
 def receiver(port: int = 0) -> Iterator[tuple[MediaServer, Mailbox[CameraFrame]]]:
-    """Another daemon, whose camera the published avatar is to be."""
+    """Another daemon, which receives the published avatar as its camera."""
     camera: Mailbox[CameraFrame] = Mailbox("camera")
     settings = StreamSettings(port=port, access=AccessSettings(token=TOKEN))
     server = MediaServer(settings, DaemonInterface(camera))
@@ -51,7 +51,7 @@ def health(studio: Any) -> Health:
 
 
 @pytest.mark.timeout(90)
-def test_published_pictures_arrive_and_go_on_after_the_server_was_away(
+def test_published_frames_arrive_and_continue_after_the_server_was_restarted(
     studio_type: type[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("telepresence.streaming.rtc.whip_client.PUBLISH", replace(PUBLISH, pauses=(0.2,)))
@@ -74,40 +74,42 @@ def test_published_pictures_arrive_and_go_on_after_the_server_was_away(
                 sessions = second._peers._peers if second._peers is not None else {}
                 assert len(sessions) == 1
                 studio.server.stop()
-                studio.until(lambda: not sessions)  # it said goodbye
+                studio.until(lambda: not sessions)  # the client has ended its session
 
 
-def test_a_wrong_token_is_said_and_never_logged(studio_type: type[Any], caplog: pytest.LogCaptureFixture) -> None:
+def test_a_wrong_publish_token_is_reported_and_never_logged(
+    studio_type: type[Any], caplog: pytest.LogCaptureFixture
+) -> None:
     with (
         caplog.at_level(logging.DEBUG),
         receiver() as (server, _),
         publishing(studio_type, f"{server.address}whip", "not-the-right-one") as studio,
     ):
         studio.until(lambda: health(studio).error)
-        assert health(studio).error == "it wants another token (--publish-token)"
+        assert health(studio).error == "it refuses the token; give the right one with --publish-token"
         assert health(studio).condition is Condition.RESTARTING
     assert "not-the-right-one" not in caplog.text
     assert TOKEN not in caplog.text
 
 
-class Answers(ThreadingHTTPServer):
-    """Gives the same answer to everybody, and remembers what was shown to it."""
+class FakeWhipServer(ThreadingHTTPServer):
+    """HTTP server that gives the same answer to every request, and records method, path and authorization."""
 
     daemon_threads = True
 
     def __init__(self, status: int, headers: dict[str, str], body: bytes) -> None:
-        shown = self.shown = []  # type: list[tuple[str, str, str | None]]
+        requests = self.requests = []  # type: list[tuple[str, str, str | None]]
         self.body = lambda: body
-        answers = self
+        owner = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                shown.append((self.command, self.path, self.headers["Authorization"]))
+                requests.append((self.command, self.path, self.headers["Authorization"]))
                 self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 self.send_response(status)
                 for name, value in headers.items():
                     self.send_header(name, value)
-                sent = answers.body()
+                sent = owner.body()
                 self.send_header("Content-Length", str(len(sent)))
                 self.end_headers()
                 self.wfile.write(sent)
@@ -128,42 +130,42 @@ class Answers(ThreadingHTTPServer):
 SDP = {"Content-Type": "application/sdp", "Location": "/session"}
 HOSTILE = {
     "not sdp": (201, SDP, b"hello", "not SDP"),
-    "cut off": (201, SDP, b"v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\nm=video 9 UDP", "no use"),
+    "cut off": (201, SDP, b"v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\nm=video 9 UDP", "cannot be used"),
     "not utf-8": (201, SDP, b"\xff\xfe", "not SDP"),
     "huge": (201, SDP, b"v=0\r\n" + b"a=x\r\n" * 20_000, "not SDP"),
     "html": (201, {"Content-Type": "text/html"}, b"<html>", "not SDP"),
     "ok, but not created": (200, SDP, b"v=0\r\n", "status 200"),
-    "full": (503, {"Retry-After": "7"}, b"", "no room"),
-    "in circles": (307, {"Location": "/again"}, b"", "from one address to the next"),
-    "to a file": (307, {"Location": "file:///etc/passwd"}, b"", "not safe"),
+    "overloaded": (503, {"Retry-After": "7"}, b"", "overloaded"),
+    "redirect loop": (307, {"Location": "/again"}, b"", "redirects more than 3 times"),
+    "redirect to a file": (307, {"Location": "file:///etc/passwd"}, b"", "unencrypted"),
 }
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_server_that_answers_nonsense_is_asked_again_and_harms_nobody(
+def test_publishing_is_retried_after_malformed_answers(
     studio_type: type[Any], name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     status, headers, body, words = HOSTILE[name]
-    server = Answers(status, headers, body)
+    server = FakeWhipServer(status, headers, body)
     with publishing(studio_type, f"{server.url}/whip") as studio:
         studio.until(lambda: health(studio).error)
         assert words in (health(studio).error or "")
         assert "\n" not in (health(studio).error or "")
         if status == 201 and "Location" in headers:
-            studio.until(lambda: ("POST", "/session", f"Bearer {TOKEN}") in server.shown or len(server.shown) > 1)
-            assert server.shown[1][:2] == ("DELETE", "/session")
+            studio.until(lambda: ("POST", "/session", f"Bearer {TOKEN}") in server.requests or len(server.requests) > 1)
+            assert server.requests[1][:2] == ("DELETE", "/session")
     server.shutdown()
     server.server_close()
     assert "Traceback" not in caplog.text
 
 
-def test_another_server_never_sees_the_token(studio_type: type[Any]) -> None:
-    other = Answers(404, {}, b"")
-    first = Answers(307, {"Location": f"{other.url}/elsewhere"}, b"")
+def test_the_token_is_not_sent_to_another_server(studio_type: type[Any]) -> None:
+    other = FakeWhipServer(404, {}, b"")
+    first = FakeWhipServer(307, {"Location": f"{other.url}/elsewhere"}, b"")
     with publishing(studio_type, f"{first.url}/whip") as studio:
         studio.until(lambda: health(studio).error)
-    assert first.shown[0][2] == f"Bearer {TOKEN}"
-    assert other.shown[0] == ("POST", "/elsewhere", None)
+    assert first.requests[0][2] == f"Bearer {TOKEN}"
+    assert other.requests[0] == ("POST", "/elsewhere", None)
     for server in (first, other):
         server.shutdown()
         server.server_close()
@@ -212,22 +214,22 @@ def mutilated(lines: list[str], rng: random.Random) -> list[str]:
 
 
 @pytest.mark.timeout(60)
-def test_mutilated_answers_are_survived(
+def test_publishing_survives_mutilated_answers(
     studio_type: type[Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Also one that promises a way which is none: nobody listens there."""
+    """The last one is valid, but at its address nothing listens."""
     monkeypatch.setattr("telepresence.streaming.rtc.whip_client.PUBLISH", replace(PUBLISH, pauses=(0.01,)))
     monkeypatch.setattr("telepresence.streaming.rtc.whip_client.CONNECT_S", 0.2)
     rng = random.Random(0)
     good = ANSWER.format(fingerprint=":".join(["AB"] * 32)).splitlines()
-    server = Answers(201, SDP, b"")
+    server = FakeWhipServer(201, SDP, b"")
     server.body = lambda: "\r\n".join([*mutilated(good, rng), ""]).encode()
     with publishing(studio_type, f"{server.url}/whip") as studio:
-        studio.until(lambda: len(server.shown) > 100, 40.0)
+        studio.until(lambda: len(server.requests) > 100, 40.0)
         assert health(studio).condition is Condition.RESTARTING
         assert not studio.server.watched
         server.body = lambda: "\r\n".join([*good, ""]).encode()
-        studio.until(lambda: health(studio).error == "it answers, but no media gets through to it")
+        studio.until(lambda: health(studio).error == "it answers, but no media connection to it can be made")
     server.shutdown()
     server.server_close()
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
@@ -244,6 +246,6 @@ def test_mutilated_answers_are_survived(
         ("http://example.org/whip", "token", "unencrypted"),
     ],
 )
-def test_addresses_that_cannot_be_published_to(url: str, token: str, words: str) -> None:
+def test_unusable_publish_addresses_are_refused(url: str, token: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         StreamSettings(publish=PublishSettings(url, token)).check()

@@ -1,4 +1,4 @@
-"""Offers as programs other than Chromium make them: they are answered, and pictures of publishers arrive."""
+"""Offers of programs other than Chromium (OBS, Firefox) are answered, and their video arrives."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from aiortc import AudioStreamTrack, MediaStreamTrack, RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 
-# The shape that libdatachannel gives to the offers of OBS: ICE, DTLS and BUNDLE for the whole session, groups for lip
-# synchronisation, H.264 and Opus alone, rtcp-mux, no extensions.
+# An offer as OBS makes it by libdatachannel: ICE, DTLS and BUNDLE at session level, groups for lip sync, H.264 and Opus
+# only, rtcp-mux, no header extensions.
 OBS = """\
 v=0
 o=rtc 3767197920 0 IN IP4 127.0.0.1
@@ -55,7 +55,7 @@ a=fmtp:96 profile-level-id={profile};packetization-mode=1;level-asymmetry-allowe
 """
 
 
-# A viewer as Firefox makes it: DTLS for the whole session, payload types of its own, retransmission for every codec.
+# The offer of a viewer as Firefox makes it: DTLS at session level, its payload types, retransmission for every codec.
 FIREFOX = """\
 v=0
 o=mozilla...THIS_IS_SDPARTA-99.0 8463217624836391 0 IN IP4 0.0.0.0
@@ -99,8 +99,8 @@ a=ssrc:2384129370 cname:{{b04cbb5a-7d5c-4d4c-93ae-b6f4c2e5d0c4}}
 """
 
 
-class Film(MediaStreamTrack):
-    """Grey pictures, 20 a second."""
+class GreyVideo(MediaStreamTrack):
+    """Grey frames, 20 a second."""
 
     kind = "video"
     sent = 0
@@ -114,7 +114,7 @@ class Film(MediaStreamTrack):
 
 
 def as_obs(offer: str, profile: str) -> str:
-    """What OBS would offer in place of a peer that speaks with the keys and from the ports of ``offer``."""
+    """Offer of OBS with the keys, ports and candidates of ``offer``."""
 
     def found(pattern: str) -> list[str]:
         return re.findall(pattern, offer, re.MULTILINE)
@@ -155,11 +155,11 @@ def test_firefox_is_answered_in_h264_where_it_can(studio: Any, formats: str, cho
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("profile", ["42e01f", "42001f"])
-def test_obs_publishes_its_picture_and_its_sound(studio: Any, profile: str) -> None:
+def test_obs_publishes_video_and_audio(studio: Any, profile: str) -> None:
     async def scenario() -> None:
         pc = RTCPeerConnection(RTCConfiguration(iceServers=[]))
         pc.addTransceiver(AudioStreamTrack(), direction="sendonly")
-        video = pc.addTransceiver(Film(), direction="sendonly")
+        video = pc.addTransceiver(GreyVideo(), direction="sendonly")
         h264 = [c for c in video.sender.getCapabilities("video").codecs if c.mimeType == "video/H264"]
         video.setCodecPreferences(h264)
         await pc.setLocalDescription(await pc.createOffer())

@@ -1,4 +1,4 @@
-"""The encoder, its pace, and how its packets are handed out."""
+"""Video encoders, frame pacing, statistics, and the encode thread."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from telepresence.streaming.video.encoder import (
     nvenc_error,
     x264_error,
 )
-from telepresence.streaming.video.encoder_hub import JOIN_GAP_S, EncodedFrame, EncoderHub, Rendition, RawFrame
+from telepresence.streaming.video.encoder_hub import JOIN_GAP_S, EncodedFrame, EncoderHub, RawFrame, Rendition
 from telepresence.streaming.video.frame_pacer import EARLY, LATE, FramePacer
 from telepresence.streaming.video.stats import StreamMeter
 
@@ -54,9 +54,9 @@ def yuv(index: int, size: int = 128) -> av.VideoFrame:
 
 @pytest.fixture(params=["x264", "nvenc"])
 def nvenc(request: pytest.FixtureRequest) -> bool:
-    """Whether NVENC is to be used; what is true of one encoder of H.264 is true of the other."""
+    """Whether NVENC is used: the same must hold for both H.264 encoders."""
     if request.param == "nvenc" and (error := nvenc_error()) is not None:
-        pytest.skip(f"NVENC encodes nothing here: {error}")
+        pytest.skip(f"NVENC does not work here: {error}")
     return bool(request.param == "nvenc")
 
 
@@ -72,23 +72,23 @@ def test_stream_can_be_decoded_from_any_keyframe_and_resembles_the_source(nvenc:
         assert types[:2] == [7, 8]  # SPS, PPS
         assert 5 in types  # IDR
     sps = bytes(packets[0]).split(b"\0\0\1")[1]
-    assert sps[1] == 66  # baseline, as the SDP promises
-    assert nvenc or sps[2] & 0x40  # and its constrained subset, which is all that NVENC has of it
+    assert sps[1] == 66  # baseline profile, as in the SDP
+    assert nvenc or sps[2] & 0x40  # constrained baseline; NVENC does not set this flag
     decoder = av.CodecContext.create("h264", "r")
     decoded = [f for p in packets[20:] for f in decoder.decode(av.Packet(bytes(p)))]
-    assert len(decoded) == 10  # no picture is held back
+    assert len(decoded) == 10  # no frame is delayed
     for i, frame in enumerate(decoded, start=20):
         assert psnr(frame.to_ndarray(format="rgb24"), picture(i, 256)) > 30.0
 
 
 def noise(size: int) -> list[av.VideoFrame]:
-    """Three pictures that no encoder can predict."""
+    """Three frames of noise, which no encoder can predict."""
     rng = np.random.default_rng(0)
     return [Converter().convert(rng.integers(0, 256, (size, size, 3), dtype=np.uint8), size) for _ in range(3)]
 
 
 def kbps(encoder: Encoder, fps: int, pictures: list[av.VideoFrame], keyframes: list[bool]) -> float:
-    """What ``encoder`` makes of three seconds, leaving out the first of them."""
+    """Bitrate of ``encoder`` over the last two of three seconds, kbit/s."""
     sizes = []
     for i in range(3 * fps):
         packet = encoder.encode(pictures[i % 3], len(keyframes) * CLOCK_RATE // fps, keyframe=False)
@@ -98,7 +98,7 @@ def kbps(encoder: Encoder, fps: int, pictures: list[av.VideoFrame], keyframes: l
 
 
 @pytest.mark.parametrize("fps", [15, 30])
-def test_rate_changes_without_a_keyframe_and_is_that_of_the_declared_pace(nvenc: bool, fps: int) -> None:
+def test_the_bitrate_changes_without_a_keyframe_and_holds_at_the_declared_frame_rate(nvenc: bool, fps: int) -> None:
     encoder, pictures, keyframes = H264Encoder(256, fps, 1_500_000, "superfast", nvenc), noise(256), list[bool]()
     for rate in (1500, 400, 1000, 5000):
         encoder.set_rate(1000 * rate)
@@ -106,13 +106,13 @@ def test_rate_changes_without_a_keyframe_and_is_that_of_the_declared_pace(nvenc:
     assert [i for i, keyframe in enumerate(keyframes) if keyframe] == [0]
 
 
-def test_the_burst_of_a_keyframe_is_bounded(nvenc: bool) -> None:
+def test_the_size_of_a_keyframe_is_bounded(nvenc: bool) -> None:
     encoder, pictures = H264Encoder(256, 30, 1_500_000, "superfast", nvenc), noise(256)
     sizes = [encoder.encode(pictures[i % 3], 3000 * i, i == 60).size for i in range(90)]
     assert 8 * sizes[60] < 1.5 * VBV_S * 1_500_000
 
 
-def test_vp8_keeps_its_rate_and_opens_anew_for_another() -> None:
+def test_vp8_keeps_its_bitrate_and_is_reopened_for_another_one() -> None:
     encoder, keyframes = Vp8Encoder(256, 30, 1_500_000), list[bool]()
     pictures = [yuv(20 * i, 256) for i in range(3)]
     assert kbps(encoder, 30, pictures, keyframes) < 1800
@@ -137,7 +137,7 @@ def test_other_sizes_are_scaled() -> None:
     assert psnr(small.to_ndarray(format="rgb24"), picture(0, 256).reshape(128, 2, 128, 2, 3).mean((1, 3))) > 30.0
 
 
-def test_encoders_are_believed_when_they_have_encoded() -> None:
+def test_encoders_are_used_only_if_they_work() -> None:
     assert x264_error() is None
     error = nvenc_error()
     if error is None:
@@ -154,7 +154,7 @@ def test_encoders_are_believed_when_they_have_encoded() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.floats(5, 60), st.floats(2, 120), st.integers(0, 1000))
-def test_pace_is_the_declared_one_whatever_the_source_does(fps: float, source: float, seed: int) -> None:
+def test_the_frame_rate_is_the_declared_one_for_any_source(fps: float, source: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
     arrivals = sorted(((np.arange(200) + 0.5 + rng.uniform(0, 1) + rng.uniform(-0.4, 0.4, 200)) / source).tolist())
     pacer, now, fresh, sent, waits = FramePacer(fps, 0.0), 0.0, False, 0, []
@@ -174,7 +174,7 @@ def test_pace_is_the_declared_one_whatever_the_source_does(fps: float, source: f
     assert max(waits, default=0.0) <= 1.0 / fps + 1e-6
 
 
-def test_a_picture_in_an_unused_window_leaves_at_once() -> None:
+def test_a_frame_in_an_unused_window_is_sent_at_once() -> None:
     pacer = FramePacer(30.0, 0.0)
     for i in range(30):
         now = (i + 0.4) / 30.0
@@ -184,12 +184,12 @@ def test_a_picture_in_an_unused_window_leaves_at_once() -> None:
 
 
 @pytest.mark.parametrize(("source", "held"), [(28.0, (1.0 - LATE) / 30.0), (30.0, 0.0), (30.01, 0.0), (31.0, 0.0)])
-def test_a_source_of_about_the_declared_rate_is_hardly_held_back(source: float, held: float) -> None:
+def test_a_source_of_about_the_declared_rate_is_hardly_delayed(source: float, held: float) -> None:
     pacer, opened = FramePacer(30.0, 0.0), 0.0
     waits = []
     for i in range(200):
         arrival = (i + 0.5) / source
-        while (opened + pacer.wait(False, opened)) < arrival:  # repeats in between
+        while (opened + pacer.wait(False, opened)) < arrival:  # repeated frames in between
             opened += pacer.wait(False, opened)
             pacer.on_sent(opened)
         waits.append(pacer.wait(True, arrival))
@@ -198,14 +198,14 @@ def test_a_source_of_about_the_declared_rate_is_hardly_held_back(source: float, 
     assert max(waits[100:]) < held + 1e-3
 
 
-def test_the_gap_where_a_source_stops_is_short() -> None:
+def test_the_gap_after_the_last_frame_of_a_source_is_short() -> None:
     pacer = FramePacer(30.0, 0.0)
     for i in range(30):
         pacer.on_sent(i / 30.0)
     assert pacer.wait(False, 29 / 30.0) == pytest.approx(1.75 / 30.0)
 
 
-def test_a_stall_is_not_made_up_for() -> None:
+def test_frames_missed_in_a_stall_are_skipped() -> None:
     pacer = FramePacer(30.0, 0.0)
     pacer.on_sent(10.0)
     pacer.on_sent(10.0)
@@ -238,7 +238,7 @@ def best(hub: EncoderHub, codec: Codec = Codec.H264) -> Rendition:
     return Rendition(codec, hub.tiers[0])
 
 
-def test_every_listener_gets_the_same_packets_and_a_keyframe_first() -> None:
+def test_all_subscribers_get_the_same_packets_and_a_keyframe_first() -> None:
     hub = running_hub()
     first: list[EncodedFrame] = []
     second: list[EncodedFrame] = []
@@ -252,12 +252,12 @@ def test_every_listener_gets_the_same_packets_and_a_keyframe_first() -> None:
         hub.stop()
     assert first[0].keyframe
     start = next(i for i, p in enumerate(second) if p.keyframe)
-    assert any(p.packet is second[start].packet for p in first)  # one encode for both
+    assert any(p.packet is second[start].packet for p in first)  # the same packet for both
     pts = [p.packet.pts for p in first]
     assert all(b > a for a, b in itertools.pairwise(pts))
 
 
-def test_tiers_are_encoded_apart_each_at_its_pace_and_only_while_somebody_listens() -> None:
+def test_each_tier_is_encoded_at_its_frame_rate_and_only_while_it_has_subscribers() -> None:
     hub = running_hub(size=256)
     got: dict[Rendition, list[EncodedFrame]] = {}
     renditions = [Rendition(Codec.H264, tier) for tier in hub.tiers] + [best(hub, Codec.VP8)]
@@ -279,7 +279,9 @@ def test_tiers_are_encoded_apart_each_at_its_pace_and_only_while_somebody_listen
         decoded = [frame for p in packets for frame in decoder.decode(av.Packet(bytes(p.packet)))]
         assert {(frame.width, frame.height) for frame in decoded} == {(rendition.tier.size, rendition.tier.size)}
     pace = {rendition: len(packets) / len(got[renditions[0]]) for rendition, packets in got.items()}
-    assert [round(pace[rendition], 1) for rendition in renditions[1:]] == pytest.approx([2 / 3, 2 / 3, 1 / 2, 1.0], abs=0.1)
+    assert [round(pace[rendition], 1) for rendition in renditions[1:]] == pytest.approx(
+        [2 / 3, 2 / 3, 1 / 2, 1.0], abs=0.1
+    )
     assert {p.packet.pts for p in got[renditions[1]][:-1]} <= {p.packet.pts for p in got[renditions[0]]}
 
 
@@ -301,7 +303,7 @@ def test_keyframe_requests_merge() -> None:
     assert all(b - a >= JOIN_GAP_S - 0.001 for a, b in itertools.pairwise(keys))
 
 
-def test_nothing_is_encoded_for_nobody() -> None:
+def test_nothing_is_encoded_without_subscribers() -> None:
     hub = running_hub()
     raw: list[RawFrame] = []
     try:
@@ -315,10 +317,10 @@ def test_nothing_is_encoded_for_nobody() -> None:
     finally:
         hub.stop()
     assert raw[0].yuv.shape == (192, 128)
-    assert int(raw[0].yuv[:128].min()) > 16  # the first card is not black
+    assert int(raw[0].yuv[:128].min()) > 16  # the blank frame is not black
 
 
-# ---- what hangs and what raises
+# ---- failures
 
 
 def hub_with_sink() -> tuple[EncoderHub, list[EncodedFrame]]:
@@ -335,13 +337,15 @@ def wait_for(condition: Any) -> None:
         time.sleep(0.01)
 
 
-def test_an_encoder_that_raises_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_encoder_that_raises_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     real = H264Encoder.encode
     broken = threading.Event()
+    counts: list[int] = []  # packets at the moment of the failure
 
     def encode(self: H264Encoder, *arguments: Any) -> Any:
         if broken.is_set():
             broken.clear()
+            counts.append(len(packets))
             raise av.FFmpegError(1, "out of order")
         return real(self, *arguments)
 
@@ -350,8 +354,8 @@ def test_an_encoder_that_raises_is_made_anew(monkeypatch: pytest.MonkeyPatch) ->
     try:
         wait_for(lambda: len(packets) > 3)
         broken.set()
-        wait_for(lambda: not broken.is_set())
-        before = len(packets)
+        wait_for(lambda: counts)
+        (before,) = counts
         wait_for(lambda: len(packets) > before + 3)
         assert packets[before].keyframe
         health = hub.health(time.monotonic())
@@ -361,7 +365,7 @@ def test_an_encoder_that_raises_is_made_anew(monkeypatch: pytest.MonkeyPatch) ->
         hub.stop()
 
 
-def test_an_encoder_that_hangs_is_replaced_and_says_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_encoder_that_hangs_is_replaced_and_sends_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("telepresence.streaming.video.encoder_hub.ENCODE", replace(POLICIES["encode"], silent_s=0.5))
     real = H264Encoder.encode
     hangs, free = threading.Event(), threading.Event()

@@ -1,4 +1,4 @@
-"""What a viewer can take, on which tier that puts it, and the link that tries it out."""
+"""Bandwidth estimates, tiers, retransmission, and the simulated link."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from insta_runtime.errors import UserError
 from telepresence.streaming import StreamSettings
-from telepresence.streaming.rtc.network_simulation import SimulatedLink, LinkProfile
+from telepresence.streaming.rtc.network_simulation import LinkProfile, SimulatedLink
 from telepresence.streaming.video.bandwidth import (
     COUNT,
     FLOOR,
@@ -33,14 +33,14 @@ from telepresence.streaming.video.tiers import DOWN_S, MARGIN, UP_S, TierSelecto
 # ---- tiers
 
 
-def test_the_ladder() -> None:
+def test_the_tiers_of_the_default_settings() -> None:
     assert [tier.name for tier in tier_ladder(512, 30, 1_500_000)] == ["512@30", "512@20", "384@20", "256@15"]
     assert [tier.name for tier in tier_ladder(512, 60, 1_500_000)] == ["512@60", "512@30", "512@20", "384@20", "256@15"]
     assert [tier.ceiling for tier in tier_ladder(512, 30, 1_600_000)] == [1_600_000, 1_600_000, 900_000, 400_000]
 
 
 @given(st.integers(32, 512), st.integers(5, 60), st.integers(100_000, 8_000_000))
-def test_every_rung_asks_for_less_than_the_one_above(half: int, fps: int, bitrate: int) -> None:
+def test_every_tier_needs_less_than_the_one_above(half: int, fps: int, bitrate: int) -> None:
     tiers = tier_ladder(2 * half, fps, bitrate)
     assert (tiers[0].size, tiers[0].fps, tiers[0].ceiling) == (2 * half, fps, bitrate)
     for above, below in itertools.pairwise(tiers):
@@ -50,42 +50,42 @@ def test_every_rung_asks_for_less_than_the_one_above(half: int, fps: int, bitrat
         assert below.size >= 64
 
 
-def rungs(bitrates: list[float], needs: list[float], step_s: float = 0.25) -> list[int]:
+def tier_indices(bitrates: list[float], needs: list[float], step_s: float = 0.25) -> list[int]:
     selector = TierSelector()
     return [selector.update(bitrate, needs, 1000.0 + i * step_s) for i, bitrate in enumerate(bitrates)]
 
 
-def test_a_short_dip_moves_nobody_and_a_long_one_as_far_as_it_must() -> None:
+def test_only_a_long_dip_moves_a_viewer_down_and_as_far_as_necessary() -> None:
     needs = [180.0, 120.0, 70.0, 20.0]
     dip = round(DOWN_S / 0.25) - 1
-    assert set(rungs([500.0] * 4 + [100.0] * dip + [500.0] * 40, needs)) == {0}
-    stood = rungs([500.0] * 4 + [100.0] * 40, needs)
+    assert set(tier_indices([500.0] * 4 + [100.0] * dip + [500.0] * 40, needs)) == {0}
+    stood = tier_indices([500.0] * 4 + [100.0] * 40, needs)
     assert stood[-1] == 2
     assert stood.index(2) == 4 + DOWN_S / 0.25
-    assert rungs([1.0] * 40, needs)[-1] == 3  # there is nothing below
+    assert tier_indices([1.0] * 40, needs)[-1] == 3  # there is no lower tier
 
 
-def test_up_it_goes_rung_by_rung_and_only_with_a_margin() -> None:
+def test_a_viewer_moves_up_one_tier_at_a_time_and_only_with_a_margin() -> None:
     needs = [180.0, 120.0, 70.0, 20.0]
     low = [1.0] * 20
-    stood = rungs(low + [1000.0] * 80, needs)[20:]
-    assert [rung for rung, _ in itertools.groupby(stood)] == [3, 2, 1, 0]
+    stood = tier_indices(low + [1000.0] * 80, needs)[20:]
+    assert [index for index, _ in itertools.groupby(stood)] == [3, 2, 1, 0]
     assert stood.count(2) == stood.count(1) == UP_S / 0.25 + 1
-    assert rungs(low + [MARGIN * 180.0 - 1.0] * 200, needs)[-1] == 1
-    assert rungs(low + [MARGIN * 180.0] * 200, needs)[-1] == 0
+    assert tier_indices(low + [MARGIN * 180.0 - 1.0] * 200, needs)[-1] == 1
+    assert tier_indices(low + [MARGIN * 180.0] * 200, needs)[-1] == 0
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=80))
-def test_a_viewer_stays_on_the_ladder(bitrates: list[float]) -> None:
+def test_the_tier_index_stays_in_range(bitrates: list[float]) -> None:
     needs = [tier.need for tier in tier_ladder(512, 30, 1_500_000)]
-    assert set(rungs(bitrates, needs)) <= set(range(len(needs)))
+    assert set(tier_indices(bitrates, needs)) <= set(range(len(needs)))
 
 
 # ---- estimates
 
 
 class Reporter:
-    """Tells an estimate about loss as a browser does: a few packets at a time."""
+    """Reports packet loss to an estimate like a browser, a few packets at a time."""
 
     def __init__(self, estimate: BandwidthEstimate) -> None:
         self.estimate, self.lost, self.sent = estimate, 0, 5000
@@ -101,7 +101,7 @@ class Reporter:
         return self.estimate.bitrate
 
 
-def test_a_viewer_is_believed_with_some_headroom() -> None:
+def test_the_estimate_follows_remb_with_headroom() -> None:
     estimate = BandwidthEstimate()
     assert estimate.bitrate is None
     estimate.on_remb(1_000_000)
@@ -110,7 +110,7 @@ def test_a_viewer_is_believed_with_some_headroom() -> None:
     assert estimate.bitrate == FLOOR
 
 
-def test_some_loss_is_how_a_link_is() -> None:
+def test_little_packet_loss_does_not_lower_the_bitrate() -> None:
     estimate = BandwidthEstimate()
     reporter = Reporter(estimate)
     estimate.on_remb(2_000_000)
@@ -120,7 +120,7 @@ def test_some_loss_is_how_a_link_is() -> None:
         assert estimate.bitrate == pytest.approx(HEADROOM * 2_000_000)
 
 
-def test_much_loss_lowers_the_rate_and_its_end_restores_it() -> None:
+def test_high_packet_loss_lowers_the_bitrate_until_it_ends() -> None:
     estimate = BandwidthEstimate()
     reporter = Reporter(estimate)
     estimate.on_remb(2_000_000)
@@ -131,15 +131,17 @@ def test_much_loss_lowers_the_rate_and_its_end_restores_it() -> None:
     assert low is not None
     assert low < 500_000
     after = [reporter.count(fraction, low) for fraction in [0.05] * 30 + [0.0] * 12]
-    assert after[:8][-1] < after[29] < after[-1] < 1_000_000  # slowly while some is lost, and then faster
+    assert after[:8][-1] < after[29] < after[-1] < 1_000_000  # slowly with some loss, then faster
     assert after[-1] / after[-2] > after[29] / after[28]
     assert reporter.count(0.0, 2_000_000, counts=40) == pytest.approx(HEADROOM * 2_000_000)
 
 
-def test_without_an_estimate_the_rate_grows_with_what_arrives() -> None:
+def test_without_remb_the_bitrate_grows_while_packets_arrive() -> None:
     reporter = Reporter(BandwidthEstimate())
-    assert reporter.count(0.0, START, counts=SILENT_COUNTS) is None  # the first report is where counting begins
-    assert reporter.count(0.0, START) == pytest.approx(START * GROWTH)  # no more than a step beyond what was tried
+    assert reporter.count(0.0, START, counts=SILENT_COUNTS) is None  # counting begins with the first report
+    assert reporter.count(0.0, START) == pytest.approx(
+        START * GROWTH
+    )  # at most one step above the bitrate that was sent
     sending: float = START
     for _ in range(30):
         sending = reporter.count(0.0, sending) or 0.0
@@ -148,10 +150,10 @@ def test_without_an_estimate_the_rate_grows_with_what_arrives() -> None:
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(-(2**23), 2**23), st.integers(0, 2**32 - 1)), max_size=60))
-def test_an_allowance_is_a_rate_whatever_a_peer_reports(reports: list[tuple[bool, int, int]]) -> None:
+def test_the_estimate_is_a_valid_bitrate_for_any_feedback(reports: list[tuple[bool, int, int]]) -> None:
     estimate = BandwidthEstimate()
-    for is_belief, lost, number in reports:
-        if is_belief:
+    for is_remb, lost, number in reports:
+        if is_remb:
             estimate.on_remb(number)
         else:
             estimate.on_receiver_report(lost, number, START)
@@ -159,26 +161,29 @@ def test_an_allowance_is_a_rate_whatever_a_peer_reports(reports: list[tuple[bool
 
 
 @given(st.lists(st.floats(0, 0.5), min_size=1, max_size=200), st.integers(FLOOR, 8_000_000))
-def test_retransmissions_stay_within_their_share(pauses: list[float], rate: int) -> None:
+def test_retransmission_stays_within_its_budget(pauses: list[float], rate: int) -> None:
     budget = RetransmitBudget(100.0)
     now, granted = 100.0, 0
     for i, pause in enumerate(pauses):
         now += pause
-        numbers = range(50 * i, 50 * (i + 1))  # a storm of requests
+        numbers = range(50 * i, 50 * (i + 1))  # many requests at once
         granted += sum(budget.decide(number, rate, now) is ResendDecision.RESEND for number in numbers)
     burst = max(RETRANSMIT_BURST * PACKET, RETRANSMIT_SHARE * rate / 8)
     assert granted * PACKET <= burst + RETRANSMIT_SHARE * rate / 8 * (now - 100.0) + 1.0
     assert granted >= min(RETRANSMIT_BURST, 50)
 
 
-def test_a_packet_goes_again_once_until_it_must_have_arrived() -> None:
+def test_a_packet_is_resent_once_until_it_must_have_arrived() -> None:
     budget = RetransmitBudget(100.0)
     asked = [budget.decide(7, 1e6, 100.0 + part * RESENT_S) for part in (0.0, 0.5, 1.1)]
     assert asked == [ResendDecision.RESEND, ResendDecision.ALREADY_SENT, ResendDecision.RESEND]
-    assert {budget.decide(number, 1e6, 101.0) for number in range(100, 200)} == {ResendDecision.RESEND, ResendDecision.SEND_KEYFRAME}
+    assert {budget.decide(number, 1e6, 101.0) for number in range(100, 200)} == {
+        ResendDecision.RESEND,
+        ResendDecision.SEND_KEYFRAME,
+    }
 
 
-# ---- the link
+# ---- simulated link
 
 
 def arrivals(plan: LinkProfile, packets: list[tuple[float, int]]) -> list[float | None]:
@@ -216,7 +221,9 @@ def test_steps_stalls_and_losses() -> None:
     assert sum(at is not None for at in arrivals(LinkProfile.parse("rate=1000,queue=100"), over)) == 10
     lost = arrivals(LinkProfile.parse("loss=5"), [(float(i), 1000) for i in range(2000)])
     assert 60 <= lost.count(None) <= 140
-    assert lost == arrivals(LinkProfile.parse("loss=5"), [(float(i), 1000) for i in range(2000)])  # the same ones again
+    assert lost == arrivals(
+        LinkProfile.parse("loss=5"), [(float(i), 1000) for i in range(2000)]
+    )  # the same packets are lost again
     assert arrivals(LinkProfile.parse("rate=1000:1/0"), [(0.0, 100), (2.0, 100)])[1] is None
 
 
@@ -227,6 +234,6 @@ def test_steps_stalls_and_losses() -> None:
         *("loss=101", "loss=nan", "delay=-1", "delay=inf", "queue=0", ","),
     ],
 )
-def test_what_is_no_link_is_refused(text: str) -> None:
+def test_invalid_link_settings_are_refused(text: str) -> None:
     with pytest.raises(UserError, match="is not valid"):
         StreamSettings(link=text).check()
