@@ -1,33 +1,27 @@
-"""What tests share: seeds, the folder of test material, a real browser."""
+"""Fixtures of all tests: seeds, the folder of test material, a real browser, a running daemon."""
 
 from __future__ import annotations
 
-import json
 import os
 import random
-import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+os.environ["TELEPRESENCE_CHECKS"] = "1"  # thread ownership; read on import, and inherited by daemons that tests start
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as `telepresence` does; numpy reads it when it is imported
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # likewise; read when torch is imported
 
 import numpy as np
 import pytest
 
+from tests.support import running_daemon
+from tests.support.running_daemon import ROOT, RunningDaemon
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
-
-ROOT = Path(__file__).resolve().parent.parent
 
 CHROMIUM_FLAGS = (
     "--no-sandbox",  # containers run as root
@@ -40,13 +34,13 @@ CHROMIUM_FLAGS = (
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keep the avatars that tests learn out of the developer's data folder."""
+    """Keep avatars of tests out of the data folder of the developer."""
     os.environ["XDG_DATA_HOME"] = str(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
-    """Tests share the machine with a browser and a daemon."""
+    """Use one torch thread, because tests share the machine with a browser and a daemon."""
     import torch
 
     torch.set_num_threads(1)
@@ -61,15 +55,27 @@ def _seeds() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _threads_use_their_own_objects() -> Iterator[None]:
+    """Fail a test in which a thread used an object of another one, even if a worker has caught the error."""
+    from telepresence.runtime import ownership
+
+    ownership.violations.clear()
+    yield
+    found = list(ownership.violations)
+    ownership.violations.clear()
+    assert not found
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
-    """The root of the checkout."""
+    """Root of the checkout."""
     return ROOT
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real clips and model files that is not part of the repository."""
+    """Folder of real clips and model files, which is not part of the repository."""
     folder = Path(os.environ.get("TELEPRESENCE_SHARED", ROOT.parent / "shared"))
     if not (folder / "clips").is_dir():
         pytest.skip(f"needs the test material in {folder} (TELEPRESENCE_SHARED)")
@@ -78,15 +84,15 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def models(shared: Path) -> Path:
-    """MediaPipe's model files."""
+    """Folder of MediaPipe's model files."""
     return shared / "models"
 
 
 @pytest.fixture(scope="session")
 def vision(models: Path) -> None:
-    """MediaPipe's package for browsers, fetched if need be."""
+    """Skips the test unless MediaPipe's package for browsers is available or can be downloaded."""
     from insta_runtime.errors import UserError
-    from telepresence.tracking.models import vision_path
+    from telepresence.tracking.model_files import vision_path
 
     try:
         vision_path(models)
@@ -124,39 +130,6 @@ def chromium(launch_chromium: Callable[..., Browser]) -> Browser:
     return launch_chromium()
 
 
-@dataclass
-class RunningDaemon:
-    """``telepresence run`` in a process of its own, serving at ``address``; all that it prints goes to ``log``."""
-
-    process: subprocess.Popen[bytes]
-    log: Path
-    address: str = ""
-
-    def output(self) -> str:
-        return self.log.read_text(encoding="utf-8", errors="replace")
-
-    def status(self) -> dict[str, Any]:
-        with urllib.request.urlopen(f"{self.address}/status", timeout=10) as answer:
-            found: dict[str, Any] = json.load(answer)
-        return found
-
-    def wait_until(self, condition: Callable[[dict[str, Any]], bool], seconds: float) -> dict[str, Any]:
-        """The first ``/status`` that fulfils ``condition``; fails with what was printed after ``seconds``."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            status = self.status()
-            if condition(status):
-                return status
-            time.sleep(0.2)
-        pytest.fail(f"not within {seconds} s: {self.status()}\n{self.output()}")
-
-    def stop(self) -> int:
-        """Ctrl-C; the exit status."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)
-        return self.process.wait(timeout=30)
-
-
 @pytest.fixture
 def start_daemon(tmp_path: Path) -> Iterator[Callable[..., RunningDaemon]]:
     """``start_daemon("--source", "synthetic")``: the daemon on a free port, once ``/healthz`` answers.
@@ -166,32 +139,18 @@ def start_daemon(tmp_path: Path) -> Iterator[Callable[..., RunningDaemon]]:
     running: list[RunningDaemon] = []
 
     def start(*arguments: str, program: tuple[str, ...] | None = None, **options: Any) -> RunningDaemon:
-        command = [*(program or (sys.executable, "-m", "telepresence")), "run", "--port", "0", *arguments]
         log = tmp_path / f"daemon{len(running)}.log"
-        with log.open("wb") as file:
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, **{"cwd": ROOT, **options}
-            )
-        daemon = RunningDaemon(process, log)
+        daemon = running_daemon.start_daemon(log, arguments, program, **options)
         running.append(daemon)
-        end = time.monotonic() + 90
-        while time.monotonic() < end and process.poll() is None:
-            found = re.search(r"http://127\.0\.0\.1:\d+", daemon.output())
-            if found:
-                daemon.address = found.group()
-                try:
-                    urllib.request.urlopen(f"{daemon.address}/healthz", timeout=10).close()
-                except OSError:
-                    pass
-                else:
-                    return daemon
-            time.sleep(0.1)
-        pytest.fail(f"the daemon does not serve:\n{daemon.output()}")
+        running_daemon.wait_for_address(daemon)
+        return daemon
 
     yield start
-    for daemon in running:
-        try:
+    try:
+        for daemon in running:
             daemon.stop()
-        except subprocess.TimeoutExpired:
-            daemon.process.kill()
-            daemon.process.wait()
+    finally:
+        for daemon in running:
+            if daemon.process.poll() is None:
+                daemon.process.kill()
+                daemon.process.wait()

@@ -1,59 +1,63 @@
-"""Keeping what was learned: when avatars are saved in a call, and what is said of that and of their learning."""
+"""Saving avatars during a call, and reporting events of their learning."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from insta_runtime.errors import UserError
+from telepresence.runtime.ownership import any_thread, owned_by
 from telepresence.runtime.policy import one_line
 
 if TYPE_CHECKING:
-    from telepresence.call.camera_session import Person
-    from telepresence.call.subjects import Sitter
+    from telepresence.call.camera_session import CameraSession
+    from telepresence.call.subjects import Subject
+    from telepresence.runtime.telemetry import Telemetry
 
 log = logging.getLogger("telepresence")
 
 
-class Keeper:
-    """Saves avatars; one that cannot be saved stays as it was saved last, and the call goes on.
-
-    `keep` belongs to the training thread; `save` to it, too, and to whoever sees somebody off.
+@owned_by("train")
+class AvatarAutosave:
+    """Saves avatars during a call; if one cannot be saved, its last file stays and the call goes on.
 
     Attributes:
-        trouble: why an avatar could not be saved last; None if it could.
+        error: why an avatar could not be saved last; None if it could.
     """
 
-    def __init__(self, note: Callable[[str, str | None], None]) -> None:
-        """``note(where, text)`` hears what went wrong, and None once it works again."""
-        self.trouble: str | None = None
-        self._note = note
+    def __init__(self, telemetry: Telemetry) -> None:
+        """``telemetry`` gets the errors and events."""
+        self.error: str | None = None
+        self._telemetry = telemetry
 
-    def keep(self, person: Person) -> None:
-        """Save now and then, without waiting for it, and tell what became of weights and files."""
-        learner = person.learner
+    def update(self, camera: CameraSession) -> None:
+        """Start a save in the background if one is due, and report events of training since the last call."""
+        learner = camera.learner
         if learner is None:
             return
         learner.autosave(time.monotonic())
-        for event in learner.events():
-            self._note("learning", event.text)
-        while learner.changes:
-            change = learner.changes.popleft()
-            person.sitters.note("appearance", f"the {change} changed: earlier pictures fade")
-        if learner.unsaved != self.trouble:
-            self.trouble = learner.unsaved
-            self._note("avatar", self.trouble)
+        for event in learner.take_events():
+            self._telemetry.report("learning", event.text)
+        while learner.appearance_changes:
+            change = learner.appearance_changes.popleft()
+            camera.events.add("appearance", f"the {change} changed: earlier frames fade")
+        if learner.save_error != self.error:
+            self.error = learner.save_error
+            self._telemetry.report("avatar", self.error)
 
-    def save(self, sitter: Sitter) -> None:
-        """Save the avatar now, and wait for it; where that fails the last one stays."""
+    @any_thread
+    def save(self, subject: Subject) -> None:
+        """Save the avatar of ``subject`` and wait until it is written; if that fails, its last file stays.
+
+        The supervisor and the main thread call this only when the training thread no longer uses the subject.
+        """
         try:
-            if sitter.learner is not None and sitter.learner.save():
-                log.info("avatar saved: %s", sitter.path, extra={"event": "avatar_saved", "stage": "avatar"})
-            self._note("avatar", None)
-            self.trouble = None
-        except Exception as error:  # a lost GPU raises anything; whoever else is there must be saved all the same
+            if subject.learner is not None and subject.learner.save():
+                log.info("avatar saved: %s", subject.path, extra={"event": "avatar_saved", "stage": "avatar"})
+            self._telemetry.report("avatar", None)
+            self.error = None
+        except Exception as error:  # a lost GPU raises anything; avatars of other subjects are saved all the same
             text = str(error) if isinstance(error, UserError) else f"it cannot be saved: {one_line(error)}"
-            self._note("avatar", text)
-            self.trouble = text
+            self._telemetry.report("avatar", text)
+            self.error = text

@@ -1,48 +1,120 @@
-"""One person before one camera: the source, the tracker, what is being learned, and how the session stands."""
+"""One camera source, its tracker, and the subjects seen by it."""
 
 from __future__ import annotations
 
-import json
-import logging
-import os
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from insta_runtime.errors import UserError
-from telepresence.call.subjects import Sitter, Sitters
-from telepresence.runtime.clock import CaptureClock, now_ns
-from telepresence.runtime.frames import CameraFrame, Glimpse, Pose, TrackedFrame
-from telepresence.runtime.policy import POLICIES, Condition, Health, one_line
+from telepresence.call.camera_reader import CameraReader
+from telepresence.call.event_log import EventLog
+from telepresence.call.subjects import Subject, SubjectRegistry
+from telepresence.runtime.frames import CameraFrame, ProvisionalObservation, TrackedFrame, TrackedState
+from telepresence.runtime.ownership import any_thread, owned_by
 
 if TYPE_CHECKING:
-    from insta_runtime.avatar import Avatar
-    from insta_runtime.head import HeadModel
     from telepresence.call.session import Session
-    from telepresence.learning.budget import Budget
+    from telepresence.learning.budget import LearningBudget
     from telepresence.learning.learner import Learner
-    from telepresence.sources import Identity, Source
+    from telepresence.runtime.telemetry import Telemetry
+    from telepresence.sources import Source
     from telepresence.tracking.calibration import Calibration
-    from telepresence.tracking.crop import CropPolicy
     from telepresence.tracking.tracker import Tracker
 
-log = logging.getLogger("telepresence")
 
-CAMERA: Final = POLICIES["camera"]
-SILENT_NS: Final = 1_000_000_000
-"""A camera that gave no picture for so long gives none."""
+@owned_by("track")
+class CameraTracking:
+    """Tracks the frames of one camera, identifies the subject, and offers observations to the subject's learner.
+
+    Attributes:
+        tracker: the tracker; other threads may read its state, shape and calibration.
+        subjects: the subjects seen by the camera.
+        newest: the newest tracked frame; replaced whole, so that every thread may read it.
+    """
+
+    def __init__(
+        self, tracker: Tracker, new_tracker: Callable[[Calibration | None], Tracker], subjects: SubjectRegistry
+    ) -> None:
+        """Takes over ``tracker``; ``new_tracker`` makes another one for a subject with that calibration."""
+        self.tracker, self.subjects = tracker, subjects
+        self.newest: TrackedFrame | None = None
+        self._new_tracker = new_tracker
+        self._recalibrate = threading.Event()
+
+    @any_thread
+    def recalibrate(self) -> None:
+        """Calibrate the current subject again, from the next frame on."""
+        self._recalibrate.set()
+
+    def track(self, frame: CameraFrame, on_state: Callable[[TrackedState], None]) -> TrackedFrame:
+        """Track one frame; ``on_state`` gets the head state before the matte is computed, if it may be displayed.
+
+        A subject that is calibrated again keeps its identity.
+        """
+        from telepresence.tracking.landmark_residual import KnownSubject
+
+        tracker = self.tracker
+        if self._recalibrate.is_set() and tracker.shape is not None:
+            self._recalibrate.clear()
+            before = tracker.calibration
+            tracker.recalibrate(KnownSubject(tracker.shape, before and replace(before, width=0, height=0)))
+            self.subjects.events.add("calibration", "the face is calibrated anew")
+
+        def display(state: TrackedState) -> None:
+            subject = self.subjects.current
+            if subject.verifier.may_drive:
+                subject.tracking.state = state
+                on_state(state)
+
+        return tracker.track(frame, display)
+
+    def update(self, tracked: TrackedFrame, now: float) -> None:
+        """Identify the subject of ``tracked`` at second ``now``, and offer the observation to the subject's learner."""
+        self.newest = tracked
+        subject = self.subjects.identify(self.tracker, tracked, now)
+        if subject is None:
+            return
+        observation, provisional, shape = tracked.observation, tracked.provisional, self.tracker.shape
+        learner, verifier = subject.learner, subject.verifier
+        if learner is not None and observation is not None:
+            if verifier.confirmed:
+                learner.add_observation(observation, now)
+            else:
+                learner.add_unverified(observation)
+        if not verifier.may_drive:
+            return
+        if provisional is None and observation is not None and shape is not None and learner is None:
+            provisional = ProvisionalObservation(observation, shape)
+        if provisional is not None:
+            subject.tracking.provisional = provisional
+        state = tracked.tracked_state
+        if state is None and provisional is not None:
+            state = TrackedState(provisional.observation.state, provisional.observation.camera)
+        if state is not None:
+            subject.tracking.state = state
+
+    def renew_tracker(self) -> None:
+        """Replace the tracker by a new one with the same calibration; MediaPipe does not recover from every error."""
+        before = self.tracker
+        self.tracker = self._new_tracker(before.calibration)
+        before.close()
+
+    @any_thread
+    def close(self) -> None:
+        """Release the tracker, once the tracking thread no longer uses it."""
+        self.tracker.close()
 
 
-class Person:
-    """Belongs to the daemon; every thread touches only its own part.
+class CameraSession:
+    """One camera source with its tracker and the subjects seen by it: a part for each thread, and reads for all.
 
-    Capture calls `read`, tracking `notice`; ``sitters`` are those who were before the camera, and say which thread
-    sets what of them.  ``trouble`` is the line that says why the camera gives no pictures, ``seen`` whether it ever
-    did.
+    Attributes:
+        name: name of the source, as given by ``--source``.
+        reader: reads the frames (thread ``capture``).
+        tracking: tracks them and identifies the subject (thread ``track``).
+        events: events of this camera session, for `/status`.
     """
 
     def __init__(
@@ -51,244 +123,70 @@ class Person:
         source: Source,
         reopen: Callable[[], Source],
         tracker: Tracker,
+        new_tracker: Callable[[Calibration | None], Tracker],
         path: Path,
-        report: Callable[[str | None], None],
-        retrack: Callable[[Calibration | None], Tracker],
+        telemetry: Telemetry,
         stored: bool = False,
     ) -> None:
-        """Takes over ``source`` and ``tracker``; the avatar belongs at ``path``, and is ``stored`` there or begins.
+        """Takes over ``source`` and ``tracker``; the avatar's folder is ``path``, which exists if it is ``stored``.
 
-        ``reopen`` opens the camera again after it failed, ``retrack`` makes the tracker anew for somebody with this
-        calibration; ``report`` hears of the camera's failures, and None once it works.
+        ``reopen`` opens the camera again after a failure, ``new_tracker`` makes a tracker for that calibration, and
+        ``telemetry`` gets the camera's failures.
         """
-        self.name, self.tracker = name, tracker
-        self.sitters = Sitters(path, stored)
-        self.began = time.monotonic()
-        self.tracked: TrackedFrame | None = None
-        self.seen = False
-        self.trouble: str | None = None
-        self._source: Source | None = source
-        self._reopen, self._report, self._retrack = reopen, report, retrack
-        self._retry_at = 0.0
-        self._read_ns = self._asked_ns = self._silent_ns = now_ns()
-        self._reopened = 0
-        self._lost: str | None = None  # why the camera was lost last
-        self._clock = CaptureClock()
-        self._anew = threading.Event()  # somebody asked for a calibration
+        self.name = name
+        self.events = EventLog()
+        self.reader = CameraReader(name, source, reopen, telemetry)
+        self.tracking = CameraTracking(tracker, new_tracker, SubjectRegistry(path, stored, self.events))
 
     @property
-    def sitter(self) -> Sitter:
-        """Who is taken to be before the camera now."""
-        return self.sitters.current
+    def subjects(self) -> SubjectRegistry:
+        """The subjects seen by the camera."""
+        return self.tracking.subjects
+
+    @property
+    def tracker(self) -> Tracker:
+        """The tracker in use."""
+        return self.tracking.tracker
+
+    @property
+    def subject(self) -> Subject:
+        """The subject that is taken to be before the camera now."""
+        return self.subjects.current
 
     @property
     def path(self) -> Path:
-        return self.sitter.path
+        """Folder of the current subject's avatar."""
+        return self.subject.path
 
     @property
     def learner(self) -> Learner | None:
-        return self.sitter.learner
-
-    @property
-    def pose(self) -> Pose | None:
-        return self.sitter.pose
+        """Learner of the current subject."""
+        return self.subject.learner
 
     @property
     def session(self) -> Session:
-        return self.sitter.session
+        """State of the call for the current subject."""
+        return self.subject.session
 
     @property
-    def budget(self) -> Budget:
-        return self.sitter.budget
-
-    def read(self, timeout: float) -> CameraFrame | None:
-        """The next camera frame; a camera that fails or falls silent is reported and opened again until it works."""
-        if now_ns() - self._asked_ns > SILENT_NS:  # somebody else's camera was used
-            self._silent_ns = now_ns()
-        self._asked_ns = now_ns()
-        try:
-            if self._source is None:
-                if time.monotonic() < self._retry_at:
-                    time.sleep(min(timeout, 0.1))
-                    return None
-                self._source = self._reopen()
-                self._reopened += 1
-                self._silent_ns = now_ns()
-            frame = self._source.read(timeout)
-        except (UserError, OSError) as error:
-            self._lose(str(error) or one_line(error))
-            return None
-        if frame is None:
-            # A browser's camera may be taken away without a word: that is no fault.
-            if self.name != "browser" and self._silent_s() > CAMERA.silent_s:
-                self._lose(f"{self.name} has sent no picture for {self._silent_s():.0f} s; it is opened again")
-            return None
-        self._read_ns = self._silent_ns = now_ns()
-        if self.trouble is not None:
-            self.trouble = None
-            self._report(None)
-            log.info("%s sends pictures again", self.name, extra={"event": "camera_back", "stage": "capture"})
-        self.seen = True
-        return self._timed(frame)
-
-    def camera(self) -> Health:
-        """How the camera is."""
-        condition = Condition.RUNNING if self.trouble is None else Condition.RESTARTING
-        return Health(condition, self._silent_s(), self._reopened, self._lost)
+    def budget(self) -> LearningBudget:
+        """Learning budget of the current subject."""
+        return self.subject.budget
 
     @property
-    def wrong_times(self) -> int:
-        """How many pictures had a capture time that cannot be."""
-        return self._clock.wrong
+    def has_face(self) -> bool:
+        """Whether the current subject's face is before the camera, as far as is known.
 
-    def recalibrate(self) -> None:
-        """Calibrate anew at the next picture; any thread."""
-        self._anew.set()
-
-    def track(self, frame: CameraFrame, told: Callable[[Pose], None]) -> TrackedFrame:
-        """Track one picture; ``told`` hears the pose of whoever is to be shown as soon as there is one.
-
-        Whoever is calibrated anew stays who they are, as if before another camera.
+        The newest tracked frame decides, even if a busy tracker has no newer one; a silent camera shows no face.
         """
-        from telepresence.tracking.proportions import Known
-
-        tracker = self.tracker
-        if self._anew.is_set() and tracker.shape is not None:
-            self._anew.clear()
-            before = tracker.calibration
-            tracker.recalibrate(Known(tracker.shape, before and replace(before, width=0, height=0)))
-            self.sitters.note("calibration", "the face is calibrated anew")
-
-        def shown(pose: Pose) -> None:
-            if self.sitter.acquaintance.shows:
-                self.sitter.pose = pose
-                told(pose)
-
-        return tracker.track(frame, shown)
-
-    def notice(self, tracked: TrackedFrame, now: float) -> None:
-        """Take over what tracking made of a frame: the pose, and a glimpse of somebody who is not yet learned.
-
-        Whether it is still the same face is decided here; what is known to be theirs is offered to be learned.
-        """
-        self.tracked = tracked
-        sitter = self.sitters.meet(self.tracker, tracked, now)
-        if sitter is None:
-            return
-        observation, glimpse, shape = tracked.observation, tracked.glimpse, self.tracker.shape
-        learner, who = sitter.learner, sitter.acquaintance
-        if learner is not None and observation is not None:
-            if who.settled:
-                learner.offer(observation, now)
-            else:
-                learner.consider(observation)
-        if not who.shows:
-            return
-        if glimpse is None and observation is not None and shape is not None and learner is None:
-            glimpse = Glimpse(observation, shape)
-        if glimpse is not None:
-            sitter.glimpse = glimpse
-        pose = tracked.pose
-        if pose is None and glimpse is not None:
-            pose = Pose(glimpse.observation.state, glimpse.observation.camera)
-        if pose is not None:
-            sitter.pose = pose
-
-    def renew_tracker(self) -> None:
-        """Track with a new tracker that knows of the person what this one knew; on the tracking thread."""
-        before = self.tracker
-        self.tracker = self._retrack(before.calibration)
-        before.close()
-
-    def face(self) -> bool:
-        """Whether a face is there, as far as is known.
-
-        The newest tracked frame decides, even while a busy tracker (it calibrates, say) has no newer one; but a
-        camera that gives no pictures shows no face.
-        """
-        tracked = self.tracked
-        if tracked is None or not self.seen or now_ns() - self._read_ns > SILENT_NS:
+        tracked, camera = self.tracking.newest, self.reader.status
+        if tracked is None or not camera.has_frames or camera.silent:
             return False
-        if not self.sitter.acquaintance.shows:
-            return False  # of the person; whoever else is there
-        return tracked.pose is not None or self.tracker.state == "calibrating"
+        if not self.subject.verifier.may_drive:
+            return False  # perhaps it is the face of another person
+        return tracked.tracked_state is not None or self.tracker.state == "calibrating"
 
     def close(self) -> None:
-        """Release the camera and the tracker."""
-        if self._source is not None:
-            self._source.close()
-        self.tracker.close()
-
-    def _silent_s(self) -> float:
-        return (now_ns() - self._silent_ns) / 1e9
-
-    def _timed(self, frame: CameraFrame) -> CameraFrame:
-        wrong = self._clock.wrong
-        stamp = self._clock.stamp(frame.t_capture_ns, self._read_ns)
-        if self._clock.wrong == wrong:
-            return frame
-        if wrong == 0:
-            log.warning(
-                "%s tells times that cannot be; pictures get the time at which they come",
-                self.name,
-                extra={"event": "capture_clock", "stage": "capture"},
-            )
-        return replace(frame, t_capture_ns=stamp)
-
-    def _lose(self, text: str) -> None:
-        self.trouble = self._lost = text
-        self._report(text)
-        if self._source is not None:
-            self._source.close()
-            self._source = None
-        self._retry_at = time.monotonic() + CAMERA.pauses[-1]
-
-
-def new_avatar_path() -> Path:
-    """Where an avatar goes that was given no place: the user's data folder, by date and time."""
-    from platformdirs import user_data_path
-
-    folder = user_data_path("telepresence") / "avatars"
-    path = folder / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    return path if not path.exists() else path.with_name(f"{path.name}_{os.getpid()}")
-
-
-def stored_avatar(path: Path, head: HeadModel, device: str) -> Avatar | None:
-    """The avatar at ``path``, None if there is none yet.  UserError if something else is there."""
-    from insta_runtime.avatar import Avatar, is_stored
-
-    if is_stored(path):
-        return Avatar.load(path, head, device)
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{path} is no avatar: name a folder, new or one that a call has saved")
-    return None
-
-
-def make_tracker(
-    head: HeadModel,
-    known: Identity | None,
-    calibration: Calibration | None,
-    crop: CropPolicy,
-    size: int,
-    models: Path | None,
-) -> Tracker:
-    """The real tracker, or what the source knows itself of who is before it, if that is of the same ``head``.
-
-    The tracker starts from the ``calibration`` of an earlier call, if there is one.  UserError if MediaPipe or its
-    model files (in ``models``) are not to be had.
-    """
-    from telepresence.tracking.calibration import Calibration
-    from telepresence.tracking.tracker import FaceTracker, TruthTracker
-
-    if known is not None and known.head_sha256 == head.sha256:
-        told = Calibration.from_json(known.calibration) if known.calibration is not None else None
-        return TruthTracker(head, known.shape, size=size, calibration=told)
-    return FaceTracker(head, size=size, crop=crop, models=models, calibration=calibration)
-
-
-def stored_calibration(avatar: Avatar | None) -> Calibration | None:
-    """What was known of the person and the camera when ``avatar`` was saved."""
-    from telepresence.tracking.calibration import Calibration
-
-    known = avatar.calibration if avatar is not None else None
-    return Calibration.from_json(json.dumps(known)) if known is not None else None
+        """Release the camera and the tracker, once no thread uses them."""
+        self.reader.close()
+        self.tracking.close()

@@ -1,108 +1,127 @@
-"""What may be asked of a call, by whoever watches its page or sits before its preview window."""
+"""Commands to a running call, from the page or from the keys of the preview window."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from insta_runtime.errors import UserError
-from telepresence.learning.budget import Mode
-from telepresence.outputs import Wish
-from telepresence.streaming import Controls
+from telepresence.learning.budget import LearningMode
+from telepresence.outputs import PreviewCommand
+from telepresence.streaming import DaemonInterface
 
 if TYPE_CHECKING:
+    import threading
     from pathlib import Path
 
-    from telepresence.call.camera_manager import People
-    from telepresence.call.driver_selection import Driving
-    from telepresence.display.backgrounds import Backgrounds
+    from telepresence.call.camera_manager import CameraManager
+    from telepresence.call.driver_receivers import DriverReceivers
+    from telepresence.call.driver_selection import DriverSelector
     from telepresence.display.display import Display
-    from telepresence.runtime.audio import SoundBus
+    from telepresence.runtime.audio import AudioBus
+    from telepresence.runtime.frames import CameraFrame
+    from telepresence.runtime.mailbox import Mailbox
 
 
-class CallControls:
-    """Does what is asked for, or raises UserError: not now, and why.
+class CallControls(DaemonInterface):
+    """Carries out the commands of the page and of the preview window; UserError says why one is not possible now.
 
-    Everything may be called on any thread (a page asks on the network thread, the preview on one of its own), and
-    nothing blocks but `vision`, which reads a file.
+    Every method may be called from any thread, and none blocks but `tracking_file`, which reads a file.
     """
 
     def __init__(
         self,
-        people: People,
-        driving: Driving,
+        cameras: CameraManager,
+        drivers: DriverSelector,
+        receivers: DriverReceivers,
         display: Display,
-        backgrounds: Backgrounds,
-        sound: SoundBus,
         *,
+        camera: Mailbox[CameraFrame],
+        audio: AudioBus,
+        status: Callable[[], Mapping[str, Any]],
+        metrics: Callable[[], str],
         models: Path | None,
-        moved: Callable[[], None],
+        new_state: threading.Event,
         stopping: threading.Event,
     ) -> None:
-        """``models`` has the files with which a page tracks faces itself; ``moved`` hears that there is something new
-        to show; ``stopping`` is set when the call is to end."""
-        self._people, self._driving, self._display = people, driving, display
-        self._backgrounds, self._sound, self._models = backgrounds, sound, models
-        self._moved, self._stopping = moved, stopping
+        """``models`` is the folder of files with which a page tracks faces; ``new_state`` is set when a new frame is to
+        be rendered, ``stopping`` when the call is to end."""
+        super().__init__(camera, audio)
+        self._cameras, self._drivers, self._receivers, self._display = cameras, drivers, receivers, display
+        self._status, self._metrics, self._models = status, metrics, models
+        self._new_state, self._stopping = new_state, stopping
 
-    def of_page(self) -> Controls:
-        """What a page's control channel asks for."""
-        return Controls(
-            freeze=self._people.halt,
-            mute=self.mute,
-            recalibrate=self.recalibrate,
-            orbit=self.orbit,
-            withhold=self._people.withhold,
-        )
+    def status(self) -> Mapping[str, Any]:
+        """JSON object of `GET /status`."""
+        return self._status()
 
-    def grant(self, wish: Wish) -> None:
-        """A key was pressed in the preview window."""
-        match wish:
-            case Wish.QUIT:
+    def metrics(self) -> str:
+        """Prometheus text of `GET /metrics`."""
+        return self._metrics()
+
+    def on_browser_camera(self, active: bool) -> None:
+        """A browser has started (``active``) or stopped to send its camera."""
+        self._cameras.set_browser_camera(active)
+
+    def freeze(self, on: bool) -> None:
+        """Pause or resume learning.  UserError if the call was started without learning."""
+        self._cameras.pause_learning(on)
+
+    def withhold(self) -> None:
+        """Raise UserError unless landmarks, without camera frames, are enough to track the subject."""
+        self._cameras.check_landmarks_only()
+
+    def on_preview_command(self, command: PreviewCommand) -> None:
+        """Carry out the command of a key pressed in the preview window."""
+        match command:
+            case PreviewCommand.QUIT:
                 self._stopping.set()
-            case Wish.MUTE:
-                self.mute(not self._sound.muted)
-            case Wish.CALIBRATE:
+            case PreviewCommand.MUTE:
+                self.mute(not self.audio.muted)
+            case PreviewCommand.CALIBRATE:
                 self.recalibrate()
-            case Wish.FREEZE:
-                person = self._people.current
-                self._people.halt(person is None or person.budget.mode is not Mode.FROZEN)
+            case PreviewCommand.FREEZE:
+                camera = self._cameras.current
+                self._cameras.pause_learning(camera is None or camera.budget.mode is not LearningMode.FROZEN)
 
     def mute(self, on: bool) -> None:
-        """Let nobody hear anything, or go on."""
-        self._sound.muted = on
+        """Replace the audio of the call by silence, or stop doing so."""
+        self.audio.muted = on
 
     def recalibrate(self) -> None:
-        """Get to know anew the neutral face of whoever moves the avatar's.  UserError if that is nobody."""
-        if self._driving.external:
-            self._driving.recalibrate()
+        """Calibrate again whoever moves the face: the subject, or the person who drives from outside.
+
+        UserError if there is no calibrated subject.
+        """
+        if self._drivers.external:
+            self._receivers.recalibrate()
         else:
-            self._people.recalibrate()
+            self._cameras.recalibrate()
 
     def orbit(self, yaw: float, pitch: float) -> None:
-        """Turn the head that everybody sees, radians to the right in the picture and up."""
-        self._display.orbit = yaw, pitch
-        self._moved()
+        """Turn the rendered head by these angles in radians: to the right of the image, and up."""
+        self._display.set_orbit(yaw, pitch)
+        self._new_state.set()
 
-    def answer(self, same: bool) -> None:
-        """Say whether this is the avatar's person.  UserError if nobody asked."""
-        person = self._people.current
-        if person is None:
-            raise UserError("nobody asks who this is")
-        person.sitters.answer(same)
+    def answer_identity(self, same: bool) -> None:
+        """Answer whether the face is the subject of the avatar.  UserError if that is not being asked."""
+        camera = self._cameras.current
+        if camera is None:
+            raise UserError("it is not being asked whose face this is")
+        camera.subjects.answer(same)
 
     def background(self) -> dict[str, Any]:
-        """What `GET /background` shows."""
-        return {"background": str(self._backgrounds.chosen), "choices": self._backgrounds.choices}
+        """JSON object of `GET /background`: the background in use, and the possible ones."""
+        backgrounds = self._display.backgrounds
+        return {"background": str(backgrounds.chosen), "choices": backgrounds.choices}
 
     def choose_background(self, text: str) -> None:
-        """Show the head over something else.  UserError if there is no such."""
-        self._backgrounds.choose(text)
-        self._moved()
+        """Use the background ``text``.  UserError if it is unknown."""
+        self._display.backgrounds.choose(text)
+        self._new_state.set()
 
-    def vision(self, name: str) -> bytes:
-        """One of the files with which a page tracks faces itself.  UserError if it is not to be had."""
+    def tracking_file(self, name: str) -> bytes:
+        """Content of a file with which a browser tracks faces.  KeyError if unknown, UserError if not available."""
         from telepresence.tracking.browser_files import vision_file
 
         return vision_file(name, self._models)

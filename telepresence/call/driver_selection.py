@@ -1,325 +1,215 @@
-"""Who drives: the tracker of whoever is before the camera, head states that arrive from elsewhere, or nobody."""
+"""Selection of the driver that moves the face: the tracker, head states received from outside, or idle motion."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from insta_runtime.errors import UserError
 from insta_runtime.geometry import axis_angle
-from insta_runtime.head import fingerprint
 from insta_runtime.smoothstep import smoothstep
 from insta_runtime.types import Camera, Float32, HeadState
-from telepresence.drivers.arbiter import Drive, Driver, choose
-from telepresence.drivers.blend import blend, blend_cameras
-from telepresence.drivers.idle import Idle
-from telepresence.drivers.receiver import Driven, Inlet
-from telepresence.drivers.transfer import Habits, LiveTransfer
-from telepresence.drivers.udp import BRIDGES, Bridge
-from telepresence.drivers.zeromq import ZeroMqDriver
-from telepresence.runtime.clock import Ratekeeper, now_ns
+from telepresence.drivers.arbiter import DriverId, DriverMode, choose_driver
+from telepresence.drivers.expression_transfer import ExpressionStats
+from telepresence.drivers.idle_motion import IdleMotion
+from telepresence.drivers.state_blend import blend_states, blend_cameras
+from telepresence.runtime.clock import LoopTimer, now_ns
+from telepresence.runtime.ownership import any_thread, called_by, owned_by
 
 if TYPE_CHECKING:
     from insta_runtime.head import HeadModel
-    from telepresence.config import RunConfig
-    from telepresence.drivers.curve import Keys
-    from telepresence.drivers.publisher import StatePublisher
-    from telepresence.drivers.settings import DriverSettings
-    from telepresence.runtime.frames import Pose
-    from telepresence.runtime.worker import Worker
+    from telepresence.call.driver_receivers import DriverReceivers
+    from telepresence.drivers.driver_settings import DriverSettings
+    from telepresence.drivers.receiver import DrivenState
+    from telepresence.runtime.frames import TrackedState
+    from telepresence.runtime.telemetry import Telemetry
 
 RELAX_S: Final = 1.5
-"""A face that nobody moves any more comes to rest in this time."""
+"""Seconds in which a face without a driver moves to its resting pose."""
 STEP_S: Final = 0.04
-"""While a face idles, or is handed over, there is something new to show so often."""
-KNOWN: Final = 2000
-"""States of a take from which it is known what is usual for its person."""
+"""Seconds between frames while the face idles, or is blended from one driver to the next."""
 LEAD: Final = 0.25
-"""A state older than this part of the time between messages is worth waiting for the next one."""
+"""Age of a received state, as a fraction of the interval between messages, above which the next one is awaited."""
 
 
-class Driving:
-    """Runs what receives parameters, decides who moves the face, and says what it does.
-
-    The supervisor calls `decide`, the tracking thread `follow`, the render thread `wait` and `pose`.
+@owned_by("render")
+class DriverSelector:
+    """Selects the driver of each frame, blends from one driver to the next, and computes idle motion.
 
     Attributes:
-        driver: who moves the face, for anybody to read.
-        idles: whether a face that nobody moves any more goes on to breathe and blink.
+        idles: whether a face without a driver breathes and blinks.
     """
 
     def __init__(
         self,
-        run: RunConfig,
-        drivers: DriverSettings,
+        receivers: DriverReceivers,
+        mode: str,
+        settings: DriverSettings,
         head: HeadModel,
         *,
-        note: Callable[[str, str], None],
-        moved: Callable[[], None],
-        usual: Callable[[], tuple[str, Habits] | None],
-        waited: Callable[[float], None] = lambda _seconds: None,
-        alone: bool = False,
+        idles: bool,
+        telemetry: Telemetry,
+        expression_stats: Callable[[], tuple[str, ExpressionStats] | None],
     ) -> None:
-        """``alone``: nothing is received from anywhere and nothing idles, the tracker drives.
+        """``mode`` is ``--drive``.  UserError if it names a driver that ``receivers`` does not have.
 
-        ``note`` hears what was refused, and where; ``moved`` that there is a new state, on the thread that received it;
-        ``waited`` how long each state that is drawn had waited since it came, or since the picture before was done.
-        ``usual`` gives whose avatar there is and what is usual for them.  UserError if an address, a key or a take
-        cannot be.
+        ``telemetry`` gets, as stage ``drive``, the time that each drawn state had waited since it arrived or since the
+        previous frame was done.  ``expression_stats`` returns fingerprint and statistics of the avatar.
         """
-        self.driver: Driver = "tracker"
-        self._drive: Drive = "tracker" if alone else cast(Drive, run.drive)
-        self._settings, self._head, self._usual = drivers, head, usual
-        self.idles = drivers.idle and not alone
-        self._waited = waited
-        self._inlets: dict[Driver, Inlet] = {}
-        self._transfers: list[LiveTransfer] = []
-        self._publisher: StatePublisher | None = None
-        self._seen_ns: int | None = None  # when the tracker saw a face last
-        self._drawn: tuple[str, int] | None = None  # the message whose waiting was counted last
-        self._free_ns = 0  # when the picture before was done
-        # What was shown last and of whom, from what, and since when it becomes what the driver wants: render thread.
-        self._last: tuple[HeadState, Camera | None] | None = None
-        self._who: object = None
-        self._moving: Driver = "tracker"
-        self._from: tuple[HeadState, Camera | None] | None = None
+        self._receivers = receivers.receivers
+        self._publish = receivers.publish
+        if mode not in ("auto", "tracker", *self._receivers):
+            raise UserError(f"--drive {mode} needs that driver: give drivers.{mode}, or --driver")
+        self._mode = cast(DriverMode, mode)
+        self._settings, self._head, self.idles = settings, head, idles
+        self._telemetry, self._expression_stats = telemetry, expression_stats
+        self._seen_ns: int | None = None  # time of the newest tracked state
+        self._counted: tuple[str, int] | None = None  # the message whose waiting time was counted last
+        self._free_ns = 0  # time at which the previous frame was done
+        self._last: tuple[HeadState, Camera | None] | None = None  # newest state returned, and its camera
+        self._subject: object = None  # the subject of that state
+        self._moving: DriverId = "tracker"  # the driver of that state
+        self._from: tuple[HeadState, Camera | None] | None = None  # start of the blend to this driver
         self._since, self._fading = 0.0, False
-        self._rest: tuple[HeadState, Camera | None, Idle, float] | None = None
-        if not alone:
-            self._open(run, note, moved)
+        self._rest: tuple[HeadState, Camera | None, IdleMotion, float] | None = None
 
-    def _open(self, run: RunConfig, note: Callable[[str, str], None], moved: Callable[[], None]) -> None:
-        settings, head = self._settings, self._head
-        keys: Keys | None = None
-        if settings.keys:
-            from telepresence.drivers.curve import Keys
-
-            keys = Keys(Path(settings.keys).expanduser())
-
-        def transfer() -> LiveTransfer:
-            self._transfers.append(LiveTransfer(head, self._usual))
-            return self._transfers[-1]
-
-        def complain(where: str) -> Callable[[str], None]:
-            return lambda text: note(where, text)
-
-        for name, address in (("zmq", run.zmq), ("subscription", settings.subscribe)):
-            if address:
-                self._inlets[cast(Driver, name)] = ZeroMqDriver(
-                    address,
-                    basis=head.basis,
-                    head_sha256=head.sha256,
-                    expressions=len(head.expression_names),
-                    refused=complain(name),
-                    accepted=moved,
-                    transfer=transfer(),
-                    keys=keys,
-                    subscribe=name == "subscription",
-                )
-        for name in BRIDGES:
-            where = getattr(settings, name)
-            if where:
-                self._inlets[cast(Driver, name)] = Bridge(
-                    name,
-                    where,
-                    head,
-                    refused=complain(name),
-                    accepted=moved,
-                    transfer=transfer(),
-                    only_from=settings.only_from,
-                )
-        if settings.take:
-            self._inlets["take"] = self._take(Path(settings.take).expanduser(), moved, transfer())
-        if settings.publish:
-            from telepresence.drivers.publisher import StatePublisher
-
-            self._publisher = StatePublisher(settings.publish, head, keys)
-        if self._drive not in ("auto", "tracker", *self._inlets):
-            raise UserError(f"--drive {self._drive} needs that driver: give drivers.{self._drive}, or --driver")
-
-    def _take(self, path: Path, moved: Callable[[], None], transfer: LiveTransfer) -> Inlet:
-        from insta_runtime.tracked import read_take
-        from telepresence.drivers.take import TakeDriver, schedule
-
-        take = read_take(path)
-        if take.head_sha256 != self._head.sha256:
-            raise UserError(f"{path} was tracked with another head model: track it with --head as this call has it")
-        states = [state for _, state in schedule(take)]
-        if not states:
-            raise UserError(f"{path} holds no frame in which a face was tracked: track another video")
-        person = fingerprint(take.shape)
-        transfer.meet(person, states[:: 1 + len(states) // KNOWN])
-        return TakeDriver(take, person, accepted=moved, transfer=transfer)
-
-    def start(self) -> None:
-        """Begin to receive.  UserError if an address cannot be had; call `stop` then, too."""
-        for inlet in self._inlets.values():
-            inlet.start()
-        if self._publisher is not None:
-            self._publisher.start()
-
-    def stop(self) -> None:
-        """Receive and send no more; may be called twice."""
-        for inlet in self._inlets.values():
-            inlet.stop()
-        if self._publisher is not None:
-            self._publisher.stop()
-
-    # ---- what others ask and tell
+    # ---- any thread
 
     @property
-    def workers(self) -> list[Worker]:
-        """The threads that receive."""
-        return [inlet.worker for inlet in self._inlets.values()]
-
-    @property
-    def address(self) -> str | None:
-        """Where head parameters are received over ZeroMQ."""
-        inlet = self._inlets.get("zmq")
-        return inlet.address if inlet is not None else None
-
-    @property
-    def external(self) -> bool:
-        """Whether somebody other than the tracker moves the face now."""
-        return self.driver in self._inlets
-
-    def decide(self) -> bool:
-        """Whether parameters from elsewhere move the face now."""
+    @any_thread
+    def driver(self) -> DriverId:
+        """The driver that moves the face now; while no driver is fresh, that of the newest frame."""
         chosen = self._choose(now_ns())
-        if chosen != "idle":
-            self.driver = chosen
-        return chosen in self._inlets
+        return chosen if chosen != "idle" else self._moving
 
-    def follow(self, state: HeadState, shape: Float32 | None = None) -> None:
-        """The tracker sees ``state`` of who has this identity code, if it is known.
+    @property
+    @any_thread
+    def external(self) -> bool:
+        """Whether a receiver, not the tracker, moves the face now."""
+        return self.driver in self._receivers
 
-        What no message gives is as there, and subscribers hear of it.
-        """
+    @property
+    @any_thread
+    def receiving(self) -> bool:
+        """Whether a receiver moves the face now and its newest message is fresh."""
+        return self._choose(now_ns()) in self._receivers
+
+    # ---- the tracking thread
+
+    @called_by("track")
+    def on_tracked_state(self, state: HeadState, shape: Float32 | None = None) -> None:
+        """Record that the tracker sees a face, and publish its state.  ``shape`` (S,) is the identity code if known."""
         self._seen_ns = now_ns()
-        for inlet in self._inlets.values():
-            if isinstance(inlet, ZeroMqDriver):
-                inlet.follow(state)
-        if self._publisher is not None:
-            self._publisher.send(state, fingerprint(shape) if shape is not None else None)
-
-    def recalibrate(self) -> None:
-        """Take whoever drives from outside for somebody new: their neutral face is learned again."""
-        for transfer in self._transfers:
-            transfer.forget()
-
-    def report(self) -> dict[str, Any]:
-        """What `/status` says of those who may drive."""
-        now = now_ns()
-        found: dict[str, Any] = {name: inlet.report(now) for name, inlet in self._inlets.items()}
-        if self._publisher is not None:
-            found["publisher"] = {"address": self._publisher.address, "sent": self._publisher.sent}
-        return found
+        self._publish(state, shape)
 
     # ---- the render thread
 
-    def wait(self, moved: threading.Event, still_s: float, pace: Ratekeeper, stop: threading.Event) -> None:
-        """Until it is time to draw, and there is something: a new state, or the next step of what moves by itself.
+    def wait(self, new_state: threading.Event, still_s: float, timer: LoopTimer, stop: threading.Event) -> None:
+        """Wait until the next frame is due and there is a new state, or a next step of idle motion or of a blend.
 
-        ``moved`` is set with every new state and is cleared here; nothing to draw takes ``still_s``.  Where states come
-        faster than pictures, the newest may have grown old in keeping ``pace``: then the next one is awaited, so that
-        pictures fall in step with states.
+        ``new_state`` is set with every new state and is cleared here; without one this returns after ``still_s``.  If
+        states arrive faster than frames, the newest one may be old when the frame is due: then the next one is awaited,
+        so that frames fall in step with states.
         """
         self._free_ns = now_ns()
-        pace.wait(stop)
-        inlet = self._inlets.get(self._moving)
-        interval = inlet.interval() if inlet is not None else None
-        age = inlet.age(now_ns()) if inlet is not None else None
-        if interval is not None and age is not None and LEAD * interval < age < interval < pace.period:
-            moved.clear()
-            moved.wait(interval)
+        timer.wait(stop)
+        receiver = self._receivers.get(self._moving)
+        interval = receiver.interval() if receiver is not None else None
+        age = receiver.age(now_ns()) if receiver is not None else None
+        if interval is not None and age is not None and LEAD * interval < age < interval < timer.period:
+            new_state.clear()
+            new_state.wait(interval)
         else:
-            moved.wait(min(still_s, STEP_S) if self._fading or self._moving == "idle" else still_s)
-        moved.clear()
+            new_state.wait(min(still_s, STEP_S) if self._fading or self._moving == "idle" else still_s)
+        new_state.clear()
 
-    def pose(
-        self, tracked: Pose | None, learned: Camera | None, who: object = None
+    def head_state(
+        self, tracked: TrackedState | None, learned: Camera | None, subject: object = None
     ) -> tuple[HeadState | None, Camera | None]:
-        """What the face does, and the camera that sees it.
+        """Head state to render now, and the camera to render it with; the state is None while there is none.
 
-        ``tracked`` is what the tracker saw last, of ``who``; ``learned`` the camera that the avatar was learned with.
-        A new driver takes over gently, somebody new before the camera does not.
+        ``tracked`` is the newest tracked state of ``subject``, ``learned`` the camera that the avatar was learned with.
+        A new driver takes over by a blend; a new subject takes over at once.
         """
         now = now_ns()
-        if who is not self._who:
-            self._who, self._last, self._rest = who, None, None
+        if subject is not self._subject:
+            self._subject, self._last, self._rest = subject, None, None
         chosen = self._choose(now)
-        if chosen == "idle" and not (self.idles and (self._last is not None or self._drive in self._inlets)):
-            chosen = cast(Driver, self._drive) if self._drive in self._inlets else "tracker"
+        if chosen == "idle" and not (self.idles and (self._last is not None or self._mode in self._receivers)):
+            chosen = cast(DriverId, self._mode) if self._mode in self._receivers else "tracker"
         if chosen != self._moving:
             self._from, self._since = self._last, now * 1e-9
             self._moving, self._rest = chosen, None
-        self.driver = chosen
-        state, camera = self._wanted(tracked, learned, now)
+        state, camera = self._driver_state(tracked, learned, now)
         if state is None:
             self._fading = False
             return None, camera
-        part = self._part(now)
-        self._fading = self._from is not None and part < 1.0
+        weight = self._blend_weight(now)
+        self._fading = self._from is not None and weight < 1.0
         if self._from is not None and self._fading:
-            start, seen_by = self._from
-            state = blend(start, state, part).at(now)
-            if seen_by is not None and camera is not None:
-                camera = blend_cameras(seen_by, camera, part)
+            start, start_camera = self._from
+            state = blend_states(start, state, weight).at(now)
+            if start_camera is not None and camera is not None:
+                camera = blend_cameras(start_camera, camera, weight)
         else:
             self._from = None
         self._last = (state, camera)
         return state, camera
 
-    def _choose(self, now: int) -> Driver:
+    def _choose(self, now: int) -> DriverId:
         seen_s = (now - self._seen_ns) / 1e9 if self._seen_ns is not None else None
-        return choose(self._drive, {name: inlet.age(now) for name, inlet in self._inlets.items()}, seen_s)
+        return choose_driver(self._mode, {name: receiver.age(now) for name, receiver in self._receivers.items()}, seen_s)
 
-    def _part(self, now: int) -> float:
+    def _blend_weight(self, now: int) -> float:
+        """Weight in [0, 1] of the current driver against the start of the blend, at ``now`` (ns)."""
         length = RELAX_S if self._moving == "idle" else self._settings.fade_s
         return smoothstep((now * 1e-9 - self._since) / length) if length > 0.0 else 1.0
 
-    def _wanted(self, tracked: Pose | None, learned: Camera | None, now: int) -> tuple[HeadState | None, Camera | None]:
-        """What the driver of this moment wants."""
-        inlet = self._inlets.get(self._moving)
-        if inlet is not None:
-            driven = inlet.newest()
+    def _driver_state(
+        self, tracked: TrackedState | None, learned: Camera | None, now: int
+    ) -> tuple[HeadState | None, Camera | None]:
+        """Newest state of the current driver, and the camera to render it with."""
+        receiver = self._receivers.get(self._moving)
+        if receiver is not None:
+            driven = receiver.newest()
             if driven is None:
                 return None, learned
-            self._count(self._moving, driven, now)
+            self._count_wait(self._moving, driven, now)
             return driven.state, learned if driven.transferred or tracked is None else tracked.camera
         if self._moving == "idle":
-            return self._resting(learned, now)
+            return self._idle_state(learned, now)
         return (tracked.state, tracked.camera) if tracked is not None else (None, learned)
 
-    def _count(self, name: str, driven: Driven, now: int) -> None:
-        if (name, driven.seq) != self._drawn:
-            self._drawn = name, driven.seq
-            self._waited((now - max(driven.arrived_ns, self._free_ns)) / 1e9)
+    def _count_wait(self, name: str, driven: DrivenState, now: int) -> None:
+        if (name, driven.seq) != self._counted:
+            self._counted = name, driven.seq
+            self._telemetry.stage("drive", (now - max(driven.arrived_ns, self._free_ns)) / 1e9)
 
-    def _resting(self, learned: Camera | None, now: int) -> tuple[HeadState | None, Camera | None]:
+    def _idle_state(self, learned: Camera | None, now: int) -> tuple[HeadState | None, Camera | None]:
+        """Idle motion around the avatar's neutral face, or around the last state while its statistics are unknown."""
         rest: tuple[HeadState, Camera | None]
         if self._rest is None:
-            usual = self._usual()
-            if usual is not None and learned is not None:
-                rest = _neutral(usual[1]), learned
+            stats = self._expression_stats()
+            if stats is not None and learned is not None:
+                rest = _neutral(stats[1]), learned
             elif self._last is not None:
                 rest = self._last
             else:
                 return None, learned
-            self._rest = *rest, Idle(self._head.basis, self._head.expression_names), now * 1e-9
+            self._rest = *rest, IdleMotion(self._head.basis, self._head.expression_names), now * 1e-9
         neutral, camera, idle, since = self._rest
         return idle.state(neutral, now * 1e-9 - since).at(now), camera
 
 
-def _neutral(habits: Habits) -> HeadState:
+def _neutral(stats: ExpressionStats) -> HeadState:
+    """Neutral face at the mean head pose of ``stats``."""
     return HeadState(
-        expression=habits.expression,
-        jaw_pose=habits.jaw_pose,
-        neck_pose=habits.neck_pose,
-        eye_pose=habits.eye_pose,
-        eyelids=habits.eyelids,
-        rotation=axis_angle(habits.rotation).astype("float32"),
-        translation=habits.translation,
+        expression=stats.expression,
+        jaw_pose=stats.jaw_pose,
+        neck_pose=stats.neck_pose,
+        eye_pose=stats.eye_pose,
+        eyelids=stats.eyelids,
+        rotation=axis_angle(stats.rotation).astype("float32"),
+        translation=stats.translation,
     )

@@ -1,65 +1,70 @@
-"""The numbers of `/status` as Prometheus' metrics."""
+"""Prometheus metrics of the numbers in `/status`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from telepresence.call.session import State
-from telepresence.learning.budget import Mode
+from telepresence.call.session import SessionState
+from telepresence.learning.budget import LearningMode
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
 NUMBERS: Final = {
-    "stream_fps": ("fps", "Pictures a second that leave"),
-    "stream_kilobits_per_second": ("stream.kbps", "Rate of what is encoded, once for all viewers"),
-    "stream_keyframes": ("stream.keyframes", "Keyframes so far"),
-    "avatar_fps": ("avatar_fps", "New avatar pictures a second"),
-    "camera_fps": ("camera_fps", "Pictures a second from the camera"),
-    "tracked_fps": ("tracked_fps", "Pictures a second that are tracked"),
-    "viewers": ("viewers", "Peers that are watching"),
-    "psnr_db": ("psnr_db", "Likeness of the avatar to held-back recent pictures"),
-    "mesh_psnr_db": ("mesh_psnr_db", "Likeness of the coloured mesh to them"),
-    "render_pixels": ("render_px", "Side at which the avatar is rendered"),
-    "tracking_health": ("tracking.health", "Part of the newest pictures in which a face was tracked"),
-    "training_steps": ("steps", "Training steps so far"),
-    "training_steps_per_second": ("steps_per_second", "Training steps a second"),
-    "training_samples_per_second": ("training.samples_per_second", "Samples of the field a second"),
-    "snapshot_age_seconds": ("training.snapshot_age_s", "Since the shown weights were published"),
-    "replay_bytes": ("replay.bytes", "Memory of the pictures that are learned from"),
-    "gate_taken": ("gate.taken", "Pictures that were worth learning from"),
-    "uptime_seconds": ("seconds", "Since the start"),
+    "stream_fps": ("fps", "Frames sent per second"),
+    "stream_kilobits_per_second": (
+        "stream.kbps",
+        "Encoded bit rate, in kilobits per second, counted once for all viewers",
+    ),
+    "stream_keyframes": ("stream.keyframes", "Keyframes encoded since the start"),
+    "avatar_fps": ("avatar_fps", "New frames of the avatar rendered per second"),
+    "camera_fps": ("camera_fps", "Frames read from the camera per second"),
+    "tracked_fps": ("tracked_fps", "Camera frames tracked per second"),
+    "viewers": ("viewers", "Connected viewers"),
+    "psnr_db": ("psnr_db", "PSNR of the avatar on held-back recent frames, in dB"),
+    "mesh_psnr_db": ("mesh_psnr_db", "PSNR of the coloured mesh on held-back recent frames, in dB"),
+    "render_pixels": ("render_px", "Side in pixels at which the avatar is rendered"),
+    "tracking_health": ("tracking.health", "Fraction of the newest camera frames in which a face was tracked"),
+    "training_steps": ("steps", "Training steps of the avatar since it was created"),
+    "training_steps_per_second": ("steps_per_second", "Training steps per second"),
+    "training_samples_per_second": ("training.samples_per_second", "Field samples evaluated by training per second"),
+    "snapshot_age_seconds": ("training.snapshot_age_s", "Seconds since the displayed weights were published"),
+    "replay_bytes": ("replay.bytes", "Memory of the replay buffer, in bytes"),
+    "frame_filter_taken": ("frame_filter.taken", "Frames accepted for learning"),
+    "uptime_seconds": ("seconds", "Seconds since the start of the daemon"),
 }
-"""Metric: where in `/status` its number is, and what it means."""
+"""Key of each single-valued metric, with the path of its number in `/status` and its help text."""
 
 FAMILIES: Final = {
-    "snapshots": ("training.snapshots", "outcome", "Candidates for the shown weights by what became of them"),
-    "replay_pictures": ("replay.pictures", "kind", "Pictures that are learned from"),
-    "gate_refused": ("gate.refused", "reason", "Pictures that were not worth learning from"),
-    "dropped": ("drops", "what", "What was overwritten before it was read, refused or failed"),
-    "memory_megabytes": ("memory", "kind", "Memory in use, 10^6 bytes"),
+    "snapshots": ("training.snapshots", "outcome", "Candidate snapshots of the weights, by outcome"),
+    "replay_pictures": ("replay.pictures", "kind", "Frames in the replay buffer"),
+    "frame_filter_refused": ("frame_filter.refused", "reason", "Frames refused for learning"),
+    "dropped": ("drops", "what", "Values that were overwritten before they were read, or refused"),
+    "memory_megabytes": ("memory", "kind", "Memory in use, in 10^6 bytes"),
 }
-"""Metric: where in `/status` its numbers are, by which label they are told apart, and what it means."""
+"""Key of each labelled metric, with the path of its numbers in `/status`, its label and its help text."""
 
 STAGES: Final = {
     "stage_up": ("state", "1 if the stage runs"),
-    "stage_silent_seconds": ("silent_s", "Since the stage's last sign of life"),
-    "stage_restarts": ("restarts", "Restarts of the stage so far"),
+    "stage_silent_seconds": ("silent_s", "Seconds since the stage last finished a round"),
+    "stage_restarts": ("restarts", "Restarts of the stage since the start"),
 }
+"""Key of each metric of a stage, with the key of its value in a stage of `/status` and its help text."""
 
 
 class StatusCollector:
-    """Tells Prometheus' client what ``read`` says of the daemon; what is not known yet is left out."""
+    """Prometheus collector of the status that ``read`` returns; numbers that are not known yet are left out."""
 
     def __init__(self, read: Callable[[], Mapping[str, Any]]) -> None:
         self._read = read
 
     def describe(self) -> list[Metric]:
-        """Nothing: the status is not read while the collector is registered."""
+        """No metrics, so that registering the collector does not read the status."""
         return []
 
     def collect(self) -> Iterator[Metric]:
+        """All metrics of one newly read status."""
         from prometheus_client.core import GaugeMetricFamily
 
         status = self._read()
@@ -78,14 +83,16 @@ class StatusCollector:
                 value = health[key]
                 family.add_metric([stage], float(value == "running") if key == "state" else value)
             yield family
-        yield _state("session", status.get("state"), [str(state) for state in State])
-        yield _state("training", _at(status, "training.state"), [str(mode) for mode in Mode])
+        yield _state("session", status.get("state"), [str(state) for state in SessionState])
+        yield _state("training", _at(status, "training.state"), [str(mode) for mode in LearningMode])
 
 
 def _state(name: str, current: object, states: list[str]) -> Metric:
     from prometheus_client.core import StateSetMetricFamily
 
-    return StateSetMetricFamily(f"telepresence_{name}", f"State: {name}", {state: state == current for state in states})
+    return StateSetMetricFamily(
+        f"telepresence_{name}", f"State of the {name}", {state: state == current for state in states}
+    )
 
 
 def _at(status: Mapping[str, Any], path: str) -> Any:

@@ -1,9 +1,9 @@
-"""What the daemon is doing with the person before the camera: a pure function of (session, facts, now).
+"""Session of a subject in a call: a state machine that depends on (session, facts, now) alone.
 
-    waiting -> calibrating -> learning -> live          the ladder, climbed by what is known of the face
-       any but waiting -> lost -> idle                  the face is gone; its return resumes the ladder
+    waiting -> calibrating -> learning -> live          while a face is there
+       any but waiting -> lost -> idle                  while the face is gone; its return resumes the state before
 
-Nothing here sleeps, reads a clock or holds a lock, so every transition is testable.
+Nothing here sleeps, reads a clock or holds a lock, so that every transition can be tested.
 """
 
 from __future__ import annotations
@@ -13,40 +13,44 @@ from enum import StrEnum
 from typing import Final
 
 LOST_AFTER_S: Final = 0.7
-"""Seconds without a face until it counts as lost: longer than a missed detection, shorter than a glance away."""
+"""Seconds without a face after which it counts as lost: longer than a missed detection, shorter than a glance away."""
 
 IDLE_AFTER_S: Final = 30.0
-"""Seconds without a face until nobody is expected back at once."""
+"""Seconds without a face after which the session is idle."""
 
 LIVE_GAIN_DB: Final = 1.0
-"""The avatar is live once it beats the coloured mesh by this much on frames it never learned from."""
+"""PSNR gain over the coloured mesh on held-back frames, in dB, from which the avatar is live."""
 
 LIVE_DB: Final = 18.0
-"""... and is no worse than this: a bald mesh of somebody with hair is beaten by a haze of their size."""
+"""Least PSNR on held-back frames, in dB, of a live avatar: a blurred head already beats a mesh without hair."""
 
 
-class State(StrEnum):
-    """The states of a session; their values are what `/status` says."""
+class SessionState(StrEnum):
+    """State of a session; the values are those of ``state`` in `/status`."""
 
-    WAITING = "waiting"  # no face was seen yet
-    CALIBRATING = "calibrating"  # a face is there, its identity is being measured
-    LEARNING = "learning"  # the avatar learns and is not good enough yet
-    LIVE = "live"  # the avatar is better than the coloured mesh on frames it never saw
+    WAITING = "waiting"  # no face has been seen yet
+    CALIBRATING = "calibrating"  # a face is there, its shape is being measured
+    LEARNING = "learning"  # the avatar is not good enough yet
+    LIVE = "live"  # the avatar is better than the coloured mesh on held-back frames
     LOST = "lost"  # the face is gone
     IDLE = "idle"  # the face has been gone for long
 
 
-AWAY: Final = frozenset({State.LOST, State.IDLE})
+AWAY: Final = frozenset({SessionState.LOST, SessionState.IDLE})
+"""States of a session whose face is gone."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known at one moment.
+    """Facts about a subject at one moment.
 
-    ``face``: the newest camera frame was tracked.  ``calibrated``: the identity is known.  ``gain_db``: PSNR of
-    the avatar minus that of the coloured mesh on held-back frames, ``likeness_db`` that of the avatar, None before
-    the first measurement, the latter also for an avatar of an earlier call.
-    ``driven``: parameters from elsewhere (ZeroMQ, a take) move the face, so that no camera needs to see one.
+    Attributes:
+        face: whether the newest camera frame shows the subject's face.
+        calibrated: whether the subject's shape is known.
+        gain_db: PSNR of the avatar minus that of the coloured mesh on held-back frames; None before it is measured.
+        likeness_db: PSNR of the avatar on held-back frames; None before it is measured, and for an avatar of an
+            earlier call.
+        driven: whether head states from outside (ZeroMQ, a take) move the face, so that no camera needs to see one.
     """
 
     face: bool = False
@@ -58,9 +62,15 @@ class Facts:
 
 @dataclass(frozen=True)
 class Session:
-    """A state, the monotonic second at which it began, and when a face was last there (None: never)."""
+    """State of the call for one subject.
 
-    state: State = State.WAITING
+    Attributes:
+        since: monotonic second at which the state began.
+        last_face: monotonic second at which a face was last there; None if there never was one.
+        live: whether the avatar is good enough to be displayed.
+    """
+
+    state: SessionState = SessionState.WAITING
     since: float = 0.0
     last_face: float | None = None
     live: bool = False
@@ -68,8 +78,8 @@ class Session:
     def advance(self, facts: Facts, now: float) -> Session:
         """The session at ``now`` (monotonic seconds), given the facts of that moment.
 
-        The ladder never skips back for a lost face: who returns is where they were.  A live avatar stays live
-        while it is not worse than the mesh, so that the state does not flicker around the threshold.
+        A face that comes back resumes the state before it was lost.  A live avatar stays live while it is not worse
+        than the mesh, so that the state does not flicker around the threshold.
         """
         present = facts.face or facts.driven
         last_face = now if present else self.last_face
@@ -81,16 +91,16 @@ class Session:
         since = self.since if state is self.state else now
         return replace(self, state=state, since=since, last_face=last_face, live=live)
 
-    def _next(self, facts: Facts, last_face: float | None, live: bool, now: float) -> State:
+    def _next(self, facts: Facts, last_face: float | None, live: bool, now: float) -> SessionState:
         if last_face is None:
-            return State.WAITING
+            return SessionState.WAITING
         absent = now - last_face
         if absent >= IDLE_AFTER_S:
-            return State.IDLE
+            return SessionState.IDLE
         if absent >= LOST_AFTER_S:
-            return State.LOST
+            return SessionState.LOST
         if absent > 0.0 and self.state in AWAY:
             return self.state
         if not facts.calibrated:
-            return State.CALIBRATING
-        return State.LIVE if live else State.LEARNING
+            return SessionState.CALIBRATING
+        return SessionState.LIVE if live else SessionState.LEARNING

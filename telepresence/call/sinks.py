@@ -1,4 +1,4 @@
-"""Where the pictures of a call go: to viewers over the network, and on this machine to a window, a file, a camera."""
+"""Destinations of rendered frames: the media server, and on this machine a window, a recording, a virtual camera."""
 
 from __future__ import annotations
 
@@ -6,101 +6,112 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from telepresence.outputs import PreviewWindow
+from telepresence.runtime.ownership import any_thread, called_by, owned_by
 
 if TYPE_CHECKING:
-    from telepresence.runtime.frames import ShownFrame, TrackedFrame
+    from telepresence.runtime.frames import OutputFrame, TrackedFrame
     from telepresence.runtime.policy import Health
-    from telepresence.streaming import Outlet, StreamStats
+    from telepresence.streaming import FrameSink, StreamStats
 
-FIGURES_S: Final = 0.25
-"""Seconds between the figures that the preview shows."""
+STATUS_S: Final = 0.25
+"""Seconds between two updates of the status that the preview window displays."""
 
 
-class Local(Protocol):
-    """Somewhere else on this machine: `Recorder`, `VirtualCamera`.
-
-    ``open``: it takes pictures now.  ``show`` never waits; ``stop`` may be called twice, and without a start.
-    """
+class LocalFrameSink(Protocol):
+    """Destination of rendered frames on this machine: `Recorder`, `VirtualCamera`."""
 
     @property
-    def open(self) -> bool: ...
-
-    def start(self) -> None: ...
-
-    def show(self, frame: ShownFrame) -> None: ...
-
-    def stop(self) -> None: ...
-
-
-class Outlets:
-    """Hands every finished picture to all who take them; none waits for another, nor makes the caller wait.
-
-    ``server`` is there in every call, the others only where they were asked for.
-    """
-
-    def __init__(self, server: Outlet, preview: PreviewWindow | None = None, others: Sequence[Local] = ()) -> None:
-        self.server, self.preview, self.others = server, preview, others
-        self._told = 0.0
+    def open(self) -> bool:
+        """Whether the sink accepts frames now."""
 
     def start(self) -> None:
-        """Open what is local, and listen.  UserError if a file cannot be written, or the server not be had."""
-        for other in self.others:
-            other.start()
+        """Start to accept frames.  UserError if that is not possible."""
+
+    def push_frame(self, frame: OutputFrame) -> None:
+        """Make ``frame`` the newest frame; never waits."""
+
+    def stop(self) -> None:
+        """End the sink; may be called twice, and without a start."""
+
+
+@owned_by("supervise")
+class FrameSinks:
+    """All destinations of rendered frames.  A slow destination delays neither the others nor the caller."""
+
+    def __init__(
+        self, server: FrameSink, preview: PreviewWindow | None = None, local: Sequence[LocalFrameSink] = ()
+    ) -> None:
+        """``server`` exists in every call; ``preview`` and ``local`` only if the user asked for them."""
+        self.server, self.preview, self.local = server, preview, local
+        self._status_at = 0.0
+
+    def start(self) -> None:
+        """Start all sinks.  UserError if a file cannot be written, or the server cannot listen."""
+        for sink in self.local:
+            sink.start()
         self.server.start()
         if self.preview is not None:
             self.preview.start()
 
     @property
+    @any_thread
     def address(self) -> str:
-        """What a user opens; that of the server."""
+        """URL of the page of the server."""
         return self.server.address
 
     @property
+    @any_thread
     def viewers(self) -> int:
-        """How many peers watch."""
+        """Number of connected viewers."""
         return self.server.viewers
 
     @property
+    @any_thread
     def watched(self) -> bool:
-        """Whether anybody sees the pictures."""
-        shown = self.preview is not None and self.preview.open
-        return self.server.watched or shown or any(other.open for other in self.others)
+        """Whether any sink uses frames now."""
+        preview = self.preview is not None and self.preview.open
+        return self.server.watched or preview or any(sink.open for sink in self.local)
 
-    def show(self, frame: ShownFrame) -> None:
-        """Make ``frame`` the newest picture everywhere; belongs to the render thread."""
-        self.server.show(frame)
+    @called_by("render")
+    def push_frame(self, frame: OutputFrame) -> None:
+        """Make ``frame`` the newest frame of every sink."""
+        self.server.push_frame(frame)
         if self.preview is not None:
-            self.preview.show(frame)
-        for other in self.others:
-            other.show(frame)
+            self.preview.push_frame(frame)
+        for sink in self.local:
+            sink.push_frame(frame)
 
-    def see(self, tracked: TrackedFrame) -> None:
-        """``tracked`` is what the camera sees; belongs to the tracking thread."""
+    @called_by("track")
+    def push_camera_frame(self, tracked: TrackedFrame) -> None:
+        """Display the tracked crop in the preview window."""
         if self.preview is not None:
-            self.preview.see(tracked)
+            self.preview.push_camera_frame(tracked)
 
-    def tell(self, now: float, status: Callable[[], Mapping[str, Any]]) -> None:
-        """Let those who show figures have the newest; belongs to the supervisor.  ``now``: monotonic seconds."""
-        if self.preview is not None and self.preview.open and now - self._told >= FIGURES_S:
-            self._told = now
-            self.preview.tell(status())
+    def push_status(self, now: float, status: Callable[[], Mapping[str, Any]]) -> None:
+        """Update the status in the preview window, if it is due at monotonic second ``now``."""
+        if self.preview is not None and self.preview.open and now - self._status_at >= STATUS_S:
+            self._status_at = now
+            self.preview.push_status(status())
 
-    def watch(self, now: float) -> str | None:
-        """Restart what hangs; the line that says why it cannot.  ``now``: monotonic seconds."""
-        return self.server.watch(now)
+    def supervise(self, now: float) -> str | None:
+        """Restart parts of the server that hang; an error message if it cannot go on.  ``now``: monotonic seconds."""
+        return self.server.supervise(now)
 
+    @any_thread
     def health(self, now: float) -> dict[str, Health]:
-        """How the stages of the outlets are."""
+        """Health of each stage of the server at monotonic second ``now``."""
         return self.server.health(now)
 
+    @any_thread
     def stream_stats(self) -> StreamStats:
-        """Figures of what the viewers get."""
+        """Statistics of the stream to the viewers."""
         return self.server.stream_stats()
 
+    @any_thread
     def stop(self) -> None:
-        """End all of them; may be called twice, and after a failed start."""
+        """End all sinks; may be called twice, and after a failed start."""
         if self.preview is not None:
             self.preview.stop()
         self.server.stop()
-        for other in self.others:
-            other.stop()
+        for sink in self.local:
+            sink.stop()

@@ -1,182 +1,238 @@
-"""Who sits before one camera, one after the other; each has an avatar, and no two share one."""
+"""Subjects of one camera: the people seen by it, one after the other, each with an avatar."""
 
 from __future__ import annotations
 
 import logging
-import time
-from collections import deque
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from insta_runtime.errors import UserError
+from telepresence.call.event_log import EventLog
 from telepresence.call.session import Session
-from telepresence.learning.budget import Budget
-from telepresence.learning.identity import Acquaintance, Sighting, Standing
-from telepresence.runtime.frames import Pose
+from telepresence.learning.budget import LearningBudget
+from telepresence.learning.identity import IdentityEvidence, IdentityStatus, IdentityVerifier
+from telepresence.runtime.mailbox import Mailbox
+from telepresence.runtime.ownership import any_thread, owned_by
 
 if TYPE_CHECKING:
     from insta_runtime.render.coloured_mesh import ColouredMesh
     from telepresence.learning.learner import Learner
-    from telepresence.runtime.frames import Glimpse, TrackedFrame
-    from telepresence.tracking.proportions import Known
+    from telepresence.runtime.frames import ProvisionalObservation, TrackedFrame, TrackedState
+    from telepresence.tracking.landmark_residual import KnownSubject
     from telepresence.tracking.tracker import Tracker
 
 log = logging.getLogger("telepresence")
 
 RETURN_MM: Final = 1.0
-"""Whose calibrations differ by less than this may be the same person: it is looked at whether they are."""
-EVENTS: Final = 16
-"""How many of the newest events are remembered."""
+"""Largest RMS difference in mm between two calibrations at which a new face is compared with an earlier subject."""
 
 
-@dataclass(frozen=True)
-class Event:
-    """Something that people want to know of, at monotonic second ``at``; ``kind`` names it for machines."""
-
-    at: float
-    kind: str
-    text: str
-
-
-class Sitter:
-    """Whose face it is.
-
-    The tracking thread sets ``pose``, ``glimpse``, ``acquaintance`` and ``known`` (how to track them again), the
-    training thread ``learner`` and, for the time before there is one, ``mesh``; the supervisor ``session`` and
-    ``budget``.  ``others`` are those that it was found not to be since the face came.
-    """
-
-    def __init__(self, path: Path, acquaintance: Acquaintance, others: tuple[Sitter, ...] = ()) -> None:
-        """The avatar belongs at ``path``."""
-        self.path, self.acquaintance, self.others = path, acquaintance, others
-        self.session = Session()
-        self.budget = Budget()
-        self.learner: Learner | None = None
-        self.pose: Pose | None = None
-        self.glimpse: Glimpse | None = None
-        self.mesh: ColouredMesh | None = None
-        self.known: Known | None = None
-        self.compared = False  # with those who were there before
-
-
-class Sitters:
-    """Everybody who was before one camera; ``current`` is who is taken to be there now.
-
-    `meet` belongs to the tracking thread, `answer` may be called on any, and both fields are replaced whole.
+@owned_by("track")
+class SubjectTracking:
+    """What the tracking thread knows of one subject.  Other threads may read the attributes, which are replaced whole.
 
     Attributes:
-        away: those whose avatars were put away in this call.
-        events: what happened, oldest first.
+        state: newest head state that may be displayed, with its camera.
+        provisional: newest observation from before the subject had a learner.
+        verifier: evidence that the face still is this subject.
+        known: shape and calibration with which the subject can be tracked again; set when another subject takes over.
+        others: subjects that this face was found not to be since it appeared.
+        compared: whether the face was compared with the subjects seen earlier.
+        visit: number of times that this subject has come back after another one.
     """
 
-    def __init__(self, path: Path, stored: bool) -> None:
-        """``stored``: there is an avatar at ``path``, and whoever comes first need not be its person."""
-        self.current = Sitter(path, Acquaintance.stored() if stored else Acquaintance())
-        self.away: tuple[Sitter, ...] = ()
-        self.events: deque[Event] = deque(maxlen=EVENTS)
-        self._first = path
-        self._stored = stored
-        self._answer: bool | None = None
+    def __init__(self, verifier: IdentityVerifier, others: tuple[Subject, ...]) -> None:
+        self.state: TrackedState | None = None
+        self.provisional: ProvisionalObservation | None = None
+        self.verifier, self.others = verifier, others
+        self.known: KnownSubject | None = None
+        self.compared = False
+        self.visit = 0
+
+    def begin_visit(self, others: tuple[Subject, ...]) -> None:
+        """The subject may have come back: verify the identity, and forget what was displayed before."""
+        self.verifier, self.others = IdentityVerifier.stored(), others
+        self.state = self.provisional = None
+        self.visit += 1
+
+
+@owned_by("train")
+class SubjectLearning:
+    """What the training thread has of one subject: the learner, and before there is one a coloured mesh.
+
+    Other threads may read the attributes, which are replaced whole.  ``mesh`` belongs to the visit ``mesh_visit``.
+    """
+
+    def __init__(self) -> None:
+        self.learner: Learner | None = None
+        self.mesh: ColouredMesh | None = None
+        self.mesh_visit = 0
+
+
+@owned_by("supervise")
+class SubjectSupervision:
+    """Session and learning budget of one subject, which the supervisor advances.
+
+    Other threads may read the attributes, which are replaced whole.  ``session`` belongs to the visit ``visit``.
+    """
+
+    def __init__(self) -> None:
+        self.session = Session()
+        self.budget = LearningBudget()
+        self.visit = 0
+
+
+class Subject:
+    """One person seen by a camera, with the path of the avatar and a part for each thread that works on it."""
+
+    def __init__(self, path: Path, verifier: IdentityVerifier, others: tuple[Subject, ...] = ()) -> None:
+        """``path`` is the folder of the avatar; ``others`` are the subjects that this face was found not to be."""
+        self.path = path
+        self.tracking = SubjectTracking(verifier, others)
+        self.learning = SubjectLearning()
+        self.supervision = SubjectSupervision()
 
     @property
+    def verifier(self) -> IdentityVerifier:
+        """Evidence that the face still is this subject."""
+        return self.tracking.verifier
+
+    @property
+    def learner(self) -> Learner | None:
+        """Learner of the avatar; None before the subject is calibrated, and after another one took over."""
+        return self.learning.learner
+
+    @property
+    def mesh(self) -> ColouredMesh | None:
+        """Mesh with the colours of one provisional observation; None before there is one in this visit."""
+        return self.learning.mesh if self.learning.mesh_visit == self.tracking.visit else None
+
+    @property
+    def session(self) -> Session:
+        """State of the call for this subject, which starts anew with each visit."""
+        return self.supervision.session if self.supervision.visit == self.tracking.visit else Session()
+
+    @property
+    def budget(self) -> LearningBudget:
+        """Whether the avatar is being learned, and why."""
+        return self.supervision.budget
+
+
+@owned_by("track")
+class SubjectRegistry:
+    """Decides which subject is seen by one camera, and keeps the subjects seen earlier in the call.
+
+    Attributes:
+        current: the subject that is taken to be before the camera.
+        away: subjects seen earlier in this call; a subject whose return is being verified is in it, too.
+        events: events of the camera session.
+
+    ``current`` and ``away`` are replaced whole; every thread may read them.
+    """
+
+    def __init__(self, path: Path, stored: bool, events: EventLog | None = None) -> None:
+        """``path`` is the folder of the first avatar; with ``stored`` it exists, and the first face is verified."""
+        self.current = Subject(path, IdentityVerifier.stored() if stored else IdentityVerifier())
+        self.away: tuple[Subject, ...] = ()
+        self.events = events if events is not None else EventLog()
+        self._first = path
+        self._answer: Mailbox[bool] = Mailbox("identity answer")
+
+    @property
+    @any_thread
     def asked(self) -> bool:
-        """Whether somebody is asked if this is the person of the avatar."""
-        return self.current.acquaintance.standing is Standing.ASKING
+        """Whether the user is being asked if the face is the subject of the avatar."""
+        return self.current.verifier.status is IdentityStatus.ASKING
 
+    @any_thread
     def answer(self, same: bool) -> None:
-        """It is the ``same`` person, or it is not.  UserError if nobody asked."""
+        """Answer whether the face is the subject of the avatar.  UserError if that is not being asked."""
         if not self.asked:
-            raise UserError("nobody asks who this is")
-        self._answer = same
+            raise UserError("it is not being asked whose face this is")
+        self._answer.put(same)
 
-    def meet(self, tracker: Tracker, tracked: TrackedFrame, now: float) -> Sitter | None:
-        """Who was tracked at second ``now``; None if somebody else's turn begins, and what was tracked is void."""
-        sitter = self.current
-        if tracked.misfit is not None and not sitter.compared:
-            sitter.compared = True
-            if self._returns(tracker, sitter):
+    def identify(self, tracker: Tracker, tracked: TrackedFrame, now: float) -> Subject | None:
+        """The subject of ``tracked`` at second ``now``; None if another subject takes over and the frame is void."""
+        subject = self.current
+        tracking = subject.tracking
+        if tracked.residual is not None and not tracking.compared:
+            tracking.compared = True
+            if self._returns(tracker, subject):
                 return None
-            sitter.others = ()
-            if sitter.known is None and self.away:
-                self.note("new avatar", f"somebody else is there: a new avatar was begun, {sitter.path}")
-        learner, pose = sitter.learner, tracked.pose
-        answer, self._answer = self._answer, None
-        seen = Sighting(
-            tracked.misfit,
-            pose.state.translation if pose is not None else None,
+            tracking.others = ()
+            if tracking.known is None and self.away:
+                self.events.add("new avatar", f"another person is there: a new avatar was begun, {subject.path}")
+        learner, seen = subject.learner, tracked.tracked_state
+        evidence = IdentityEvidence(
+            tracked.residual,
+            seen.state.translation if seen is not None else None,
             learner.worse_db if learner is not None else None,
-            answer,
+            self._answer.get(0.0),
         )
-        before, sitter.acquaintance = sitter.acquaintance, sitter.acquaintance.after(seen, now)
-        standing = sitter.acquaintance.standing
-        if standing is not before.standing:
-            self._tell(sitter, standing, seen)
-        if standing is Standing.OTHER:
-            self._begin(tracker, sitter)
+        before, tracking.verifier = tracking.verifier, tracking.verifier.after(evidence, now)
+        status = tracking.verifier.status
+        if status is not before.status:
+            self._report(subject, status, evidence)
+        if status is IdentityStatus.OTHER:
+            self._begin(tracker, subject)
             return None
-        tracker.trusts = sitter.acquaintance.settled
-        return sitter
+        tracker.may_adapt = tracking.verifier.confirmed
+        return subject
 
-    def note(self, kind: str, text: str) -> None:
-        """Remember an event."""
-        self.events.append(Event(time.monotonic(), kind, text))
-        log.info("%s", text, extra={"event": kind, "stage": "track"})
-
-    def _begin(self, tracker: Tracker, before: Sitter) -> None:
-        """Somebody else is there than ``before``, who is put away."""
-        from telepresence.tracking.proportions import Known
+    def _begin(self, tracker: Tracker, before: Subject) -> None:
+        """Start a new subject in place of ``before``, who is kept in ``away``."""
+        from telepresence.tracking.landmark_residual import KnownSubject
 
         if tracker.shape is not None:
-            before.known = Known(tracker.shape, tracker.calibration)
+            before.tracking.known = KnownSubject(tracker.shape, tracker.calibration)
         self.away = (*(each for each in self.away if each is not before), before)
-        sitter = Sitter(self._beside(), Acquaintance(), (*before.others, before))
+        subject = Subject(self._unused_path(), IdentityVerifier(), (*before.tracking.others, before))
         tracker.recalibrate()
-        tracker.trusts = True
-        self.current = sitter
+        tracker.may_adapt = True
+        self.current = subject
 
-    def _returns(self, tracker: Tracker, sitter: Sitter) -> bool:
-        """Whether ``sitter``, who was just calibrated, looks like one of those who were there before."""
+    def _returns(self, tracker: Tracker, subject: Subject) -> bool:
+        """Whether ``subject``, just calibrated, resembles one of ``away``, who then becomes current."""
         nearest, least = None, RETURN_MM
         for each in self.away:
-            if each in sitter.others or each.known is None:
+            if each in subject.tracking.others or each.tracking.known is None:
                 continue
-            misfit = tracker.misfit_of(each.known)
-            mm = float(np.sqrt(np.square(misfit).sum(1).mean())) if misfit is not None else np.inf
+            residual = tracker.residual_of(each.tracking.known)
+            mm = float(np.sqrt(np.square(residual).sum(1).mean())) if residual is not None else np.inf
             if mm < least:
                 nearest, least = each, mm
         if nearest is None:
             return False
-        nearest.acquaintance, nearest.others = Acquaintance.stored(), sitter.others
-        nearest.session, nearest.pose, nearest.glimpse, nearest.mesh = Session(), None, None, None
-        tracker.recalibrate(nearest.known)
-        tracker.trusts = False
+        nearest.tracking.begin_visit(subject.tracking.others)
+        tracker.recalibrate(nearest.tracking.known)
+        tracker.may_adapt = False
         self.current = nearest
         return True
 
-    def _beside(self) -> Path:
-        """A place for another avatar that nobody has."""
+    def _unused_path(self) -> Path:
+        """Path beside that of the first avatar, of a folder that does not exist and belongs to no subject."""
         taken = {each.path for each in (*self.away, self.current)}
         number = 2
         while (path := self._first.with_name(f"{self._first.name}-{number}")).exists() or path in taken:
             number += 1
         return path
 
-    def _tell(self, sitter: Sitter, standing: Standing, seen: Sighting) -> None:
-        mm, worse = sitter.acquaintance.mm, seen.worse_db
+    def _report(self, subject: Subject, status: IdentityStatus, evidence: IdentityEvidence) -> None:
+        """Log a change of the identity status, and apply its consequences to ``away``."""
+        mm, worse = subject.verifier.residual_mm, evidence.worse_db
         log.info(
-            "the face is %s (misfit %s mm, %s dB worse than usual)",
-            standing,
+            "the face is %s (residual %s mm, %s dB worse than usual)",
+            status,
             "?" if mm is None else f"{mm:.2f}",
             "?" if worse is None else f"{worse:.1f}",
-            extra={"event": "identity", "stage": "track", "fields": {"standing": standing, "misfit_mm": mm}},
+            extra={"event": "identity", "stage": "track", "fields": {"status": status, "residual_mm": mm}},
         )
-        if standing is Standing.KNOWN:
-            sitter.others = ()
-        if standing is Standing.ASKING:
-            self.note("question", "it is not sure whose face this is: learning waits for an answer")
-        elif standing is Standing.KNOWN and sitter in self.away:
-            self.away = tuple(each for each in self.away if each is not sitter)
-            self.note("person back", f"somebody known is back: their avatar is taken up again, {sitter.path}")
+        if status is IdentityStatus.KNOWN:
+            subject.tracking.others = ()
+        if status is IdentityStatus.ASKING:
+            self.events.add("question", "it is not certain whose face this is: learning waits for an answer")
+        elif status is IdentityStatus.KNOWN and subject in self.away:
+            self.away = tuple(each for each in self.away if each is not subject)
+            self.events.add("person back", f"an earlier subject is back: learning goes on with {subject.path}")

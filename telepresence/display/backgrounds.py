@@ -1,7 +1,7 @@
-"""What the learned head is put over: a torso, and behind it a calm backdrop, the room, a colour or a picture.
+"""Backgrounds of the rendered head: the learned torso, and behind it a backdrop, the room, a colour or an image file.
 
-A background is written as ``torso``, ``calm``, ``room``, ``#rrggbb``, or the path of a picture; ``torso+room`` (or any
-other in place of ``room``) puts the learned torso before it.  ``torso`` alone stands before the calm backdrop.
+A background is written as ``torso``, ``calm``, ``room``, ``#rrggbb`` or the path of an image file.  ``torso+room`` (or
+another one in place of ``room``) draws the learned torso before it; ``torso`` alone is drawn before the backdrop.
 """
 
 from __future__ import annotations
@@ -15,52 +15,61 @@ import numpy as np
 
 from insta_runtime.errors import UserError
 from telepresence.display.cards import backdrop
+from telepresence.runtime.ownership import any_thread, owned_by
 
 if TYPE_CHECKING:
     import torch
 
-    from insta_runtime.render.renderer import Painter
+    from insta_runtime.render.renderer import BackgroundRenderer
     from insta_runtime.torso.layer import TorsoLayer
     from insta_runtime.torso.motion import SlowPose
     from insta_runtime.types import Bytes, Camera, Float32, HeadState
 
 CALM: Final = "calm"
+"""Name of the backdrop."""
 ROOM: Final = "room"
+"""Name of the learned image of the room."""
 TORSO: Final = "torso"
+"""Name of the learned torso."""
 PICTURE: Final = "picture"
-"""For viewers, who are told no paths: the picture that the daemon was started with."""
+"""Name of the image file that the daemon was started with; viewers do not get its path."""
 
 MAX_PIXELS: Final = 50_000_000
-"""Of a picture file: a larger one is refused before it is unpacked."""
-KEPT: Final = 2048
-"""Largest side at which a picture is kept."""
+"""Maximum number of pixels of an image file; a larger one is refused before it is decoded."""
+MAX_SIDE: Final = 2048
+"""Side in pixels to which larger image files are reduced."""
 
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 
 
 @dataclass(frozen=True)
 class Background:
-    """``torso``: whether the learned torso is drawn; ``behind`` it: `CALM`, `ROOM`, a ``#rrggbb`` or a path."""
+    """Choice of a background.
+
+    Attributes:
+        torso: whether the learned torso is drawn.
+        behind: what is drawn behind it: `CALM`, `ROOM`, a colour ``#rrggbb`` or the path of an image file.
+    """
 
     torso: bool
     behind: str
 
     @staticmethod
     def parse(text: str) -> Background:
-        """What ``text`` asks for.  UserError if that is nothing; a path is only looked at by `Backgrounds`."""
+        """Parse a background as the user writes it.  UserError if it is invalid; a path is not opened."""
         first, plus, rest = text.strip().partition("+")
         torso = first.strip() == TORSO
         behind = (rest.strip() if plus else CALM) if torso else text.strip()
         if not behind or behind == TORSO or (behind.startswith("#") and not _COLOUR.fullmatch(behind)):
             raise UserError(
-                f"there is no background {text!r}: take torso, calm, room, a colour such as #203040, the path of a"
-                " picture, or torso+ and one of these"
+                f"there is no background {text!r}: give torso, calm, room, a colour such as #203040, the path of an"
+                " image file, or torso+ and one of these"
             )
         return Background(torso, behind.lower() if behind.startswith("#") else behind)
 
     @property
     def has_picture(self) -> bool:
-        """Whether ``behind`` is the path of a picture."""
+        """Whether ``behind`` is the path of an image file."""
         return self.behind not in (CALM, ROOM) and not self.behind.startswith("#")
 
     def __str__(self) -> str:
@@ -69,11 +78,12 @@ class Background:
         return TORSO if self.behind == CALM else f"{TORSO}+{self.behind}"
 
 
+@owned_by("render")
 class Backgrounds:
-    """The background of a stream: `choose` from any thread, `under` from the one that renders."""
+    """Background of the rendered frames, which users can change during the call."""
 
     def __init__(self, text: str) -> None:
-        """``text`` as `Background.parse` reads it.  UserError for what is none, or a picture that cannot be read."""
+        """``text`` is a background for `Background.parse`.  UserError if it is invalid or its file cannot be read."""
         chosen = Background.parse(text)
         self._picture = _read(Path(chosen.behind)) if chosen.has_picture else None
         self._chosen = replace(chosen, behind=PICTURE) if chosen.has_picture else chosen
@@ -82,41 +92,46 @@ class Backgrounds:
         self._uploaded: tuple[Float32, torch.Tensor] | None = None
 
     @property
+    @any_thread
     def chosen(self) -> Background:
-        """What is shown; a picture goes by the name `PICTURE`."""
+        """The background in use; an image file has the name `PICTURE`."""
         return self._chosen
 
     @property
+    @any_thread
     def choices(self) -> list[str]:
-        """Words for what may be behind the torso; a colour may, too."""
+        """Names of what can be drawn behind the torso, besides colours."""
         return [CALM, ROOM, *([PICTURE] if self._picture is not None else [])]
 
+    @any_thread
     def choose(self, text: str) -> None:
-        """Show another background from the next picture on.  UserError for anything but `choices` and colours."""
+        """Use another background from the next frame on.  UserError for anything but `choices` and colours."""
         chosen = Background.parse(text)
         if chosen.behind not in self.choices and not chosen.behind.startswith("#"):
-            raise UserError(f"there is no background {text[:60]!r}: behind the torso may be {', '.join(self.choices)}")
+            raise UserError(
+                f"there is no background {text[:60]!r}: give {', '.join(self.choices)} or a colour, also after torso+"
+            )
         self._chosen = chosen
 
-    def under(self, torso: TorsoLayer | None, state: HeadState, camera: Camera) -> Float32 | Painter:
-        """What the head in ``state`` is put over, as ``camera`` (a square picture) sees it.
+    def compose(self, torso: TorsoLayer | None, state: HeadState, camera: Camera) -> Float32 | BackgroundRenderer:
+        """Background for a head in ``state``, for the square image of ``camera``.
 
-        An array (H, W, 3) in [0, 1], the same one while nothing changes, or who paints one.  Call it with every state
-        that is shown: the torso follows the head's slow mean.
+        Returns an array (H, W, 3) in [0, 1], the same object while nothing changes, or a function that renders one.
+        Call it with every state that is rendered, because the torso follows the slow mean of the head pose.
         """
         from insta_runtime.torso.motion import SlowPose, picture_pose
 
         self._slow = self._slow or SlowPose()
         inputs = self._slow.inputs(picture_pose(state, camera), state.t_capture_ns)
         chosen = self._chosen
-        still = self._still_picture(chosen.behind, torso, camera.width)
-        if torso is None or not (chosen.torso and torso.holds):
+        still = self._still_image(chosen.behind, torso, camera.width)
+        if torso is None or not (chosen.torso and torso.is_visible):
             return still
         device = torso.rgba.device
         return lambda: torso.draw(inputs, self._on_device(still, device))
 
-    def _still_picture(self, behind: str, torso: TorsoLayer | None, side: int) -> Float32:
-        """(side, side, 3), what does not move; the calm backdrop for a room that is not known yet."""
+    def _still_image(self, behind: str, torso: TorsoLayer | None, side: int) -> Float32:
+        """Image (side, side, 3) behind the torso; the backdrop in place of a room that is not learned yet."""
         room = torso.room if behind == ROOM and torso is not None else None
         if self._still is None or self._still[:2] != (behind, side) or self._still[2] is not room:
             self._still = behind, side, room, self._make(behind, torso, side)
@@ -144,7 +159,7 @@ class Backgrounds:
 
 
 def _read(path: Path) -> Bytes:
-    """The middle square of a picture file, (S, S, 3) uint8, S at most `KEPT`.  UserError if it is none."""
+    """Central square of an image file, (S, S, 3) uint8, S at most `MAX_SIDE`.  UserError if it cannot be read."""
     from PIL import Image, ImageOps
 
     try:
@@ -152,12 +167,12 @@ def _read(path: Path) -> Bytes:
             if image.width * image.height > MAX_PIXELS:
                 raise UserError(f"the background {path} has more than {MAX_PIXELS // 1_000_000} million pixels")
             upright = ImageOps.exif_transpose(image).convert("RGB")
-            side = min(*upright.size, KEPT)
+            side = min(*upright.size, MAX_SIDE)
             return np.array(ImageOps.fit(upright, (side, side), Image.Resampling.LANCZOS))
     except FileNotFoundError:
         raise UserError(
-            f"there is no background {str(path)!r}: take torso, calm, room, a colour such as #203040 or a picture file"
+            f"there is no background {str(path)!r}: give torso, calm, room, a colour such as #203040 or an image file"
         ) from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or "it is no JPEG, PNG or WebP picture"
+        reason = getattr(error, "strerror", None) or "it is no JPEG, PNG or WebP file"
         raise UserError(f"the background {path} cannot be read: {reason}") from None

@@ -1,4 +1,4 @@
-"""Still pictures for viewers while there is no face to show: what is missing, drawn with Pillow."""
+"""Cards for viewers while there is no face to display, and the backdrop of the avatar."""
 
 from __future__ import annotations
 
@@ -10,32 +10,36 @@ import numpy as np
 from insta_runtime.types import Bytes, Float32
 
 CENTRE: Final = (0.20, 0.24, 0.31)
+"""Colour of the centre of the backdrop, sRGB in [0, 1]: dark enough to see light hair on it."""
 EDGE: Final = (0.06, 0.07, 0.10)
-"""Colours of the backdrop (sRGB in [0, 1]): calm, and dark enough to see light hair on."""
+"""Colour of the edge of the backdrop, sRGB in [0, 1]."""
 
 INK: Final = (236, 240, 246)
+"""Colour of outline and title of a card, 8-bit sRGB."""
 FAINT: Final = (148, 160, 178)
+"""Colour of the hint of a card, 8-bit sRGB."""
 ACCENT: Final = (96, 190, 170)
+"""Colour of the frame of a card, 8-bit sRGB."""
 
 
 @cache
 def backdrop(side: int) -> Float32:
-    """What avatars are composited over: a soft vignette, (side, side, 3) float32 sRGB in [0, 1]."""
+    """Backdrop of the avatar: a soft vignette, (side, side, 3) float32 sRGB in [0, 1]."""
     y, x = np.mgrid[0:side, 0:side].astype(np.float32) / side + 0.5 / side
     distance = np.hypot((x - 0.5) * 1.1, (y - 0.42) * 0.95)[..., None]
     weight = np.clip(distance / 0.75, 0.0, 1.0) ** 1.4
     picture = (1.0 - weight) * np.array(CENTRE) + weight * np.array(EDGE)
-    # A dither of half a level keeps the gradient free of bands; seeded, so that the still card stays still.
+    # A dither of half a level keeps the gradient free of bands; its seed makes a card the same each time.
     picture += (np.random.default_rng(0).random(picture.shape) - 0.5) / 255.0
     return np.asarray(picture.clip(0.0, 1.0), dtype=np.float32)
 
 
 @lru_cache(maxsize=16)
 def card(title: str, hint: str, side: int) -> Bytes:
-    """A still card with a head outline, a title and one line that says what to do: (side, side, 3) uint8."""
+    """Card with the outline of a head, a title and a hint of up to four lines: (side, side, 3) uint8."""
     from PIL import Image, ImageDraw, ImageFont
 
-    scale = 2  # drawn twice as large, then reduced: Pillow's shapes have hard edges
+    scale = 2  # drawn twice as large and then reduced, because Pillow draws hard edges
     picture = Image.fromarray((backdrop(side) * 255.0 + 0.5).astype(np.uint8)).resize((side * scale, side * scale))
     draw = ImageDraw.Draw(picture)
     unit = side * scale / 512

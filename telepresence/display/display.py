@@ -1,4 +1,4 @@
-"""The picture of this moment: a card, the coloured mesh or the avatar, at the size that the machine can hold."""
+"""Rendering of output frames: the avatar, the coloured mesh or a card, at a size that the machine can sustain."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from insta_runtime.smoothstep import smoothstep
 from telepresence.display.backgrounds import Backgrounds
 from telepresence.display.cards import card
 from telepresence.display.orbit import pitch_turn, turned, yaw_turn
-from telepresence.runtime.frames import Drawn, ShownFrame
-from telepresence.runtime.scheduling import Resolution, largest_side
+from telepresence.runtime.frames import OutputFrame, RenderInputs
+from telepresence.runtime.ownership import any_thread, owned_by
+from telepresence.runtime.render_size import RenderSize, largest_side
 
 if TYPE_CHECKING:
     from insta_runtime.render.coloured_mesh import ColouredMesh
@@ -21,21 +22,26 @@ if TYPE_CHECKING:
     from telepresence.learning.learner import Learner
 
 MESH_SIDE: Final = 256
-"""Largest side at which the coloured mesh is rendered: its edges are hard, and enlarging softens them."""
+"""Largest side in pixels at which the coloured mesh is rendered: enlarging softens its hard edges."""
 HOLD_S: Final = 0.5
-"""A face that is gone keeps its last pose for so long ..."""
+"""Seconds for which a face that is gone keeps its last pose."""
 RELAX_S: Final = 1.5
-"""... and eases to neutral in this time."""
+"""Seconds in which a face that is gone then eases to neutral."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """All that the picture of one moment depends on.
+    """Everything that one output frame depends on.
 
-    ``state`` is what the face does, in ``camera``; None while there is no face to show.  ``absent_s`` is how long
-    the face has been gone.  ``mesh`` is the head in the colours of the camera's pictures, ``good`` says that the
-    avatar of ``learner`` is good enough to show instead.  ``raw`` is the camera's
-    picture if viewers may see it.  ``title`` and ``hint`` are for the card that fills in for all of these.
+    Attributes:
+        state: head state to render; None while there is no face to render.
+        camera: camera of ``state``.
+        learner: learner of the avatar.
+        good: whether the avatar is good enough to be rendered instead of ``mesh``.
+        absent_s: seconds since the face has gone; 0 while it is there.
+        raw: camera frame (H, W, 3) uint8 to display if there is no head, if viewers may see it.
+        title, hint: text of the card to display if there is nothing else.
+        mesh: head mesh with the colours of camera frames.
     """
 
     state: HeadState | None
@@ -49,34 +55,41 @@ class Scene:
     mesh: ColouredMesh | None = None
 
 
+@owned_by("render")
 class Display:
-    """Makes pictures of ``side`` x ``side`` pixels within ``budget_ms`` each.  Belongs to the render thread.
+    """Renders output frames of ``side`` x ``side`` pixels within ``budget_ms`` each.
 
-    ``orbit`` is how the head is turned on top of its own motion: radians to the right in the picture and up; any thread
-    may replace it.
+    Attributes:
+        backgrounds: backgrounds of the head.
+        avatar, mesh: render sizes of the avatar and of the coloured mesh.
+        orbit: angles in radians by which the head is turned, to the right of the image and up.
     """
 
     def __init__(self, side: int, budget_ms: float, backgrounds: Backgrounds) -> None:
         self.side, self.budget_ms, self.backgrounds = side, budget_ms, backgrounds
         largest = largest_side(side)
-        self.avatar = Resolution(min(Resolution().side, largest), largest=largest)
-        self.mesh = Resolution(MESH_SIDE, largest=MESH_SIDE)
+        self.avatar = RenderSize(min(RenderSize().side, largest), largest=largest)
+        self.mesh = RenderSize(MESH_SIDE, largest=MESH_SIDE)
         self.orbit = 0.0, 0.0
         self._frame_id = 0
-        self._last: tuple[object, ...] | None = None
-        self._fresh = False  # weights were taken over that no picture shows yet
+        self._last: tuple[object, ...] | None = None  # what the last frame was rendered from
+        self._fresh = False  # weights were loaded that no frame was rendered with yet
 
-    def picture(self, scene: Scene) -> ShownFrame | None:
-        """The picture of ``scene``, or None if it would be the same as the last one."""
+    @any_thread
+    def set_orbit(self, yaw: float, pitch: float) -> None:
+        """Turn the head by these angles in radians, to the right of the image and up, from the next frame on."""
+        self.orbit = yaw, pitch
+
+    def render(self, scene: Scene) -> OutputFrame | None:
+        """Render ``scene``; None if the frame would be the same as the last one."""
         learner, orbit = scene.learner, self.orbit
         state, camera = scene.state, scene.camera
         if state is not None and scene.absent_s > 0.0:
             state = relaxed(state, scene.absent_s)
         if state is not None and any(orbit):
             state = turned(state, pitch_turn(-orbit[1]) @ yaw_turn(orbit[0]))
-        subject: tuple[object, ...]
         if state is not None and camera is not None and (scene.good or scene.mesh):
-            subject = (
+            inputs: tuple[object, ...] = (
                 learner,
                 scene.good or scene.mesh,
                 scene.raw is None,
@@ -85,61 +98,63 @@ class Display:
                 min(scene.absent_s, HOLD_S + RELAX_S),
                 orbit,
             )
-            moves = self._fresh or (scene.good and learner is not None and learner.display.fading)
-            if not moves and subject == self._last:
+            moves = self._fresh or (scene.good and learner is not None and learner.display_renderer.fading)
+            if not moves and inputs == self._last:
                 return None
-            self._last, self._fresh = subject, False
+            self._last, self._fresh = inputs, False
             if scene.good or scene.raw is None:
-                # A face that is gone has no capture time that a latency could be counted from.
+                # A face that is gone has no capture time from which a latency could be counted.
                 stamp = state.t_capture_ns if scene.absent_s == 0.0 else time.monotonic_ns()
                 return self._head(scene, state.at(stamp), camera)
         if scene.raw is not None:
             self._last = None
-            return self._shown(time.monotonic_ns(), resized(scene.raw, self.side), False)
+            return self._finished(time.monotonic_ns(), resized(scene.raw, self.side), False)
         if (scene.title, scene.hint) == self._last:
             return None
         self._last = (scene.title, scene.hint)
-        return self._shown(time.monotonic_ns(), card(scene.title, scene.hint, self.side), False)
+        return self._finished(time.monotonic_ns(), card(scene.title, scene.hint, self.side), False)
 
     def refresh(self, learner: Learner) -> None:
-        """Take over the newest weights; call it after a picture, while nobody waits for one."""
+        """Load the newest published weights; call it after a frame, when the next one is not due yet."""
         snapshot = learner.exchange.take()
         if snapshot is not None:
-            learner.display.load(snapshot)
+            learner.display_renderer.load(snapshot)
             self._fresh = True
 
-    def _head(self, scene: Scene, state: HeadState, camera: Camera) -> ShownFrame:
+    def _head(self, scene: Scene, state: HeadState, camera: Camera) -> OutputFrame:
         from insta_runtime.render.renderer import painted
 
         learner = scene.learner
         avatar = learner if scene.good else None
-        resolution = self.mesh if avatar is None else self.avatar
+        size = self.mesh if avatar is None else self.avatar
         began = time.monotonic()
-        view = camera.scaled(resolution.side, resolution.side)
-        background = self.backgrounds.under(learner.torso if learner is not None else None, state, view)
+        view = camera.scaled(size.side, size.side)
+        background = self.backgrounds.compose(learner.torso if learner is not None else None, state, view)
         if avatar is not None:
-            rgb = avatar.display.picture(state, view, background)
+            rgb = avatar.display_renderer.picture(state, view, background)
         else:
             assert scene.mesh is not None
             rgb = scene.mesh.render(state, view).over(painted(background))
         ms = 1000.0 * (time.monotonic() - began)
-        measured = resolution.after(ms, self.budget_ms)
+        measured = size.after(ms, self.budget_ms)
         if avatar is not None:
             self.avatar = measured
-            avatar.make_room(ms / self.budget_ms)
+            avatar.set_display_load(ms / self.budget_ms)
         else:
             self.mesh = measured
         weights, shape = (learner.exchange.taken, learner.avatar.model.shape) if learner is not None else (0, None)
-        drawn = Drawn(state, view, weights, began, shape)
-        return self._shown(state.t_capture_ns, resized(rgb, self.side), avatar is not None, drawn)
+        inputs = RenderInputs(state, view, weights, began, shape)
+        return self._finished(state.t_capture_ns, resized(rgb, self.side), avatar is not None, inputs)
 
-    def _shown(self, t_capture_ns: int, rgb: Bytes, is_avatar: bool, drawn: Drawn | None = None) -> ShownFrame:
+    def _finished(
+        self, t_capture_ns: int, rgb: Bytes, is_avatar: bool, inputs: RenderInputs | None = None
+    ) -> OutputFrame:
         self._frame_id += 1
-        return ShownFrame(self._frame_id, t_capture_ns, rgb, is_avatar, drawn)
+        return OutputFrame(self._frame_id, t_capture_ns, rgb, is_avatar, inputs)
 
 
 def resized(rgb: Bytes, side: int) -> Bytes:
-    """``rgb`` (H, W, 3) uint8 at ``side`` x ``side``, bicubic."""
+    """``rgb`` (H, W, 3) uint8 resized to ``side`` x ``side`` by bicubic interpolation."""
     if rgb.shape[:2] == (side, side):
         return rgb
     from PIL import Image
@@ -148,7 +163,10 @@ def resized(rgb: Bytes, side: int) -> Bytes:
 
 
 def relaxed(state: HeadState, absent_s: float) -> HeadState:
-    """``state`` held for `HOLD_S`, then eased over `RELAX_S` to a neutral face that looks ahead from where it was."""
+    """State of a face that has been gone for ``absent_s``: held for `HOLD_S`, then eased to neutral over `RELAX_S`.
+
+    The neutral face looks straight ahead, at the same place.
+    """
     t = min(max((absent_s - HOLD_S) / RELAX_S, 0.0), 1.0)
     if t == 0.0:
         return state
@@ -168,7 +186,7 @@ def relaxed(state: HeadState, absent_s: float) -> HeadState:
 
 
 def _nearest_turn(rotation: Float32, target: Float32) -> Float32:
-    """The axis-angle vector of the same rotation that lies nearest to ``target``: near pi there are two."""
+    """Axis-angle vector of the same rotation that is nearest to ``target``; near an angle of pi there are two."""
     angle = float(np.linalg.norm(rotation))
     if angle < 1e-6:
         return rotation

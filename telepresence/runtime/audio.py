@@ -1,4 +1,4 @@
-"""Sound as it crosses threads, and the bus that carries it from whoever speaks to all who listen."""
+"""Audio that is passed between threads, and the bus that distributes it."""
 
 from __future__ import annotations
 
@@ -13,25 +13,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 Samples = NDArray[np.int16]
-"""(N, 2) int16: left and right, `RATE` pairs a second."""
+"""Stereo samples (N, 2) int16, left and right, at `RATE` per second."""
 
-RATE: Final = 48_000  # of Opus in WebRTC (RFC 7587)
+RATE: Final = 48_000
+"""Sample rate of all audio in Hz: that of Opus in WebRTC (RFC 7587)."""
 CHANNELS: Final = 2
+"""Number of audio channels."""
 
-WORD_S: Final = 0.5
-"""For so long after its last sound nobody else is heard but the microphone."""
+SPEAKER_S: Final = 0.5
+"""Seconds after a chunk for which its origin stays the active one; meanwhile a microphone silences the source."""
 TOLERANCE_S: Final = 0.03
-"""Capture times of sound that goes on may be so far off: they are estimates."""
+"""Largest error in seconds of the capture times of continuous audio, which are estimates."""
 MAX_GAP_S: Final = 2.0
-"""A longer pause in the capture times begins a new stretch of sound."""
+"""Longest gap in seconds between chunks that is filled with silence; after a longer one a timeline starts anew."""
 
 
 @dataclass(frozen=True)
-class SoundChunk:
-    """Some milliseconds of sound: ``samples`` (N, 2) int16 at 48 kHz.
+class AudioChunk:
+    """Some milliseconds of audio: ``samples`` (N, 2) int16 at 48 kHz.
 
-    ``t_capture_ns`` is the monotonic time at which its first sample was captured, on the clock of the pictures: what
-    has the same capture time belongs together.
+    ``t_capture_ns`` is the capture time of the first sample, on the clock of the camera frames: audio and frames with
+    the same capture time belong together.
     """
 
     t_capture_ns: int
@@ -39,94 +41,103 @@ class SoundChunk:
 
     @property
     def end_ns(self) -> int:
-        """The capture time of the sample after the last."""
+        """Capture time of the sample after the last."""
         return self.t_capture_ns + round(len(self.samples) * 1e9 / RATE)
 
 
-Ear = Callable[[SoundChunk], None]
+AudioListener = Callable[[AudioChunk], None]
+"""Callback for each chunk of an `AudioBus`; it must not block."""
 
 
-class SoundBus:
-    """Hands every chunk to all listeners, on the thread of whoever speaks; listeners must not block.
+class AudioBus:
+    """Passes every audio chunk to all listeners, on the thread that plays it.  Every method is for any thread.
 
-    A browser's microphone goes before the sound of the daemon's own source.  While ``muted``, everybody hears silence
-    that is as long as what was said.
+    A browser's microphone takes precedence over the audio of the daemon's own source.
+
+    Attributes:
+        muted: replace all audio by silence of the same length.
+        delay_s: seconds from the capture of audio until it is sent to viewers; None while none is sent.
     """
 
     def __init__(self) -> None:
         self.muted = False
-        self.delay_s: float | None = None  # from capture to leaving for viewers; None: nothing leaves
-        self._ears: tuple[Ear, ...] = ()
+        self.delay_s: float | None = None
+        self._listeners: tuple[AudioListener, ...] = ()
         self._lock = threading.Lock()
         self._microphone_at = self._source_at = -math.inf
 
     @property
-    def heard(self) -> str | None:
-        """Who speaks now: ``microphone`` or ``source``; None while nobody does."""
+    def active(self) -> str | None:
+        """Origin of the audio that plays now: ``microphone`` or ``source``; None during silence."""
         now = time.monotonic()
-        if now - self._microphone_at < WORD_S:
+        if now - self._microphone_at < SPEAKER_S:
             return "microphone"
-        return "source" if now - self._source_at < WORD_S else None
+        return "source" if now - self._source_at < SPEAKER_S else None
 
     def status(self) -> dict[str, Any]:
-        """What `/status` shows (docs/protocols-http.md)."""
+        """JSON object ``sound`` of `/status` (docs/protocols-http.md)."""
         delay = self.delay_s
         delay_ms = round(1e3 * delay, 1) if delay is not None else None
-        return {"heard": self.heard, "muted": self.muted, "delay_ms": delay_ms}
+        return {"heard": self.active, "muted": self.muted, "delay_ms": delay_ms}
 
-    def listen(self, ear: Ear) -> None:
+    def subscribe(self, listener: AudioListener) -> None:
+        """Call ``listener`` with every chunk from now on."""
         with self._lock:
-            self._ears = (*self._ears, ear)
+            self._listeners = (*self._listeners, listener)
 
-    def forget(self, ear: Ear) -> None:
+    def unsubscribe(self, listener: AudioListener) -> None:
+        """Call ``listener`` no more; unknown listeners are ignored."""
         with self._lock:
-            self._ears = tuple(other for other in self._ears if other != ear)
+            self._listeners = tuple(other for other in self._listeners if other != listener)
 
-    def play(self, chunk: SoundChunk) -> None:
-        """Sound of the daemon's own source."""
+    def play_source(self, chunk: AudioChunk) -> None:
+        """Play audio of the daemon's own source, unless a microphone is active."""
         now = time.monotonic()
-        if now - self._microphone_at >= WORD_S:
+        if now - self._microphone_at >= SPEAKER_S:
             self._source_at = now
-            self._hand_on(chunk)
+            self._play(chunk)
 
-    def speak(self, chunk: SoundChunk) -> None:
-        """Sound of a browser's microphone."""
+    def play_microphone(self, chunk: AudioChunk) -> None:
+        """Play audio of a browser's microphone."""
         self._microphone_at = time.monotonic()
-        self._hand_on(chunk)
+        self._play(chunk)
 
-    def _hand_on(self, chunk: SoundChunk) -> None:
+    def _play(self, chunk: AudioChunk) -> None:
         if self.muted:
-            chunk = SoundChunk(chunk.t_capture_ns, np.zeros_like(chunk.samples))
-        for ear in self._ears:
-            ear(chunk)
+            chunk = AudioChunk(chunk.t_capture_ns, np.zeros_like(chunk.samples))
+        for listener in self._listeners:
+            listener(chunk)
 
 
-class Timeline:
-    """Chunks as one stretch of samples without holes: what is missing becomes silence, what comes twice is dropped.
+class AudioTimeline:
+    """Joins chunks into continuous samples: gaps become silence, and samples that come twice are dropped.
 
-    ``start_ns`` is the capture time of the first sample, ``count`` how many there are.
+    Attributes:
+        start_ns: capture time of the first sample.
+        count: number of samples.
     """
 
     def __init__(self, follows: bool = False) -> None:
-        """``follows``: the stretch moves along with capture times that drift, else they are made good for in steps."""
+        """With ``follows`` the timeline follows capture times that drift; without, it corrects them in steps."""
         self.start_ns = 0.0
         self.count = 0
         self._follows = follows
 
     @property
     def end_ns(self) -> float:
+        """Capture time of the sample after the last."""
         return self.start_ns + self.count * 1e9 / RATE
 
     def begin(self, t_ns: float) -> None:
-        """An empty stretch that starts at ``t_ns``."""
+        """Start anew with an empty timeline at capture time ``t_ns``."""
         self.start_ns, self.count = float(t_ns), 0
 
-    def continues(self, chunk: SoundChunk) -> bool:
-        """Whether ``chunk`` goes on from here, give or take `MAX_GAP_S`."""
+    def continues(self, chunk: AudioChunk) -> bool:
+        """Whether ``chunk`` starts within `MAX_GAP_S` of the end of the timeline."""
         return abs(chunk.t_capture_ns - self.end_ns) <= MAX_GAP_S * 1e9
 
-    def append(self, chunk: SoundChunk, tolerance_s: float = TOLERANCE_S) -> Samples:
-        """The samples that ``chunk`` adds to the stretch, with the silence before them."""
+    def append(self, chunk: AudioChunk, tolerance_s: float = TOLERANCE_S) -> Samples:
+        """Append ``chunk``; returns the samples that it adds, including the silence before them."""
         gap_s = (chunk.t_capture_ns - self.end_ns) * 1e-9
         samples = chunk.samples
         if gap_s > tolerance_s:

@@ -1,4 +1,4 @@
-"""The one clock of the daemon, and loops that keep a rate."""
+"""Monotonic clock of the daemon, validation of capture times, and loops of a fixed rate."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from telepresence.runtime.policy import OLD_S
 
 
 def now_ns() -> int:
-    """Monotonic time in nanoseconds; every capture time in the process is on this clock."""
+    """Monotonic time in nanoseconds: the clock of every capture time in this process."""
     return time.monotonic_ns()
 
 
 class CaptureClock:
-    """Holds a camera to its promise that capture times grow and are of now.
+    """Replaces capture times that go back, lie in the future or are older than `OLD_S` by the present.
 
-    A time that goes back, lies ahead or is older than `OLD_S` is replaced by the present: what is counted from
-    it (latency, speeds) would be wrong for as long as the camera's clock is.
+    A wrong capture time would make every latency and speed that is computed from it wrong.
+
+    Attributes:
+        wrong: number of capture times that were replaced.
     """
 
     def __init__(self) -> None:
@@ -25,7 +27,7 @@ class CaptureClock:
         self._last = -1
 
     def stamp(self, t_capture_ns: int, now: int) -> int:
-        """The time of a picture that says it was taken at ``t_capture_ns``, in nanoseconds like ``now``."""
+        """``t_capture_ns``, or a valid time in its place; both arguments are monotonic nanoseconds."""
         if not (self._last < t_capture_ns <= now and now - t_capture_ns <= OLD_S * 1e9):
             self.wrong += 1
             t_capture_ns = max(now, self._last + 1)
@@ -33,12 +35,14 @@ class CaptureClock:
         return t_capture_ns
 
 
-class Ratekeeper:
-    """Hold a loop to ``fps`` rounds a second without drift.
+class LoopTimer:
+    """Keeps a loop at ``fps`` rounds per second without drift.
 
-    ``wait(stop)`` sleeps until the next round is due and returns False once the event ``stop`` is set.  A late round is
-    not made up for; but ``early`` periods of lateness let the next ones come as much before their time, for what
-    comes unevenly and is to be dealt with at once.
+    A late round is not made up for.  With ``early`` above 0, lateness up to that many periods lets the next rounds come
+    earlier by as much, for a loop whose work arrives unevenly and should be done at once.
+
+    Attributes:
+        period: seconds between two rounds.
     """
 
     def __init__(self, fps: float, early: float = 0.0) -> None:
@@ -47,10 +51,11 @@ class Ratekeeper:
         self._due = time.monotonic()
 
     def wait(self, stop: threading.Event) -> bool:
+        """Sleep until the next round is due; False once ``stop`` is set."""
         now = time.monotonic()
         self._due = max(self._due + self.period, now - self._early)
         return not stop.wait(max(0.0, self._due - now))
 
-    def forgive(self) -> None:
-        """The round came to nothing: the next one need not wait for its time."""
+    def skip(self) -> None:
+        """Do not count the last round, which had nothing to do: the next one need not wait for its time."""
         self._due -= self.period

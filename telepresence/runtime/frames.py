@@ -1,4 +1,4 @@
-"""What crosses the threads of the daemon: camera frames, tracked frames, pictures to show."""
+"""Frames that are passed between the threads of the daemon: camera frames, tracked frames and rendered frames."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from insta_runtime.types import Bytes, Camera, Float32, HeadState, Observation
 
 
 @dataclass(frozen=True)
-class Truth:
-    """What a source knows about its own picture (the synthetic actor, a tracked folder): state, matte and camera.
+class GroundTruth:
+    """Exact head state, matte and camera of a frame, known to sources such as the synthetic actor or a tracked folder.
 
-    ``alpha`` (H, W) uint8 is matte x neck ramp, ``body`` the matte without the ramp, at the picture's resolution.
-    ``shape`` (S,) is the identity code of who is seen, where that may change.
+    ``alpha`` (H, W) uint8 is the matte multiplied by the neck ramp, ``body`` (H, W) uint8 the matte without the ramp,
+    both at the resolution of the frame.  ``shape`` (S,) is the identity code of the subject in this frame, given by
+    sources whose subject can change.
     """
 
     state: HeadState
@@ -24,10 +25,10 @@ class Truth:
 
 @dataclass(frozen=True)
 class Landmarks:
-    """What a browser found in a picture that it keeps to itself.
+    """Face landmarks that a browser found in a frame whose image it does not send.
 
-    ``points`` (478, 3) float32 are MediaPipe's, x and y in parts of the picture's width and height, z in parts of its
-    width.  ``scores`` (52,) float32 in [0, 1] are its blendshapes, in its own order.
+    ``points`` (478, 3) float32 are the landmarks of MediaPipe: x and y as fractions of the image's width and height, z
+    as a fraction of its width.  ``scores`` (52,) float32 in [0, 1] are MediaPipe's blendshape scores, in its order.
     """
 
     points: Float32
@@ -36,33 +37,33 @@ class Landmarks:
 
 @dataclass(frozen=True)
 class CameraFrame:
-    """A picture as it comes from a source: ``rgb`` (H, W, 3) uint8; ``t_capture_ns`` monotonic.
+    """One frame of a camera: ``rgb`` (H, W, 3) uint8, captured at ``t_capture_ns`` (monotonic nanoseconds).
 
-    ``withheld``: the camera's owner keeps the picture, ``rgb`` is black, and ``landmarks`` are what was found in it
-    (None: no face).
+    ``landmarks_only``: the browser sends landmarks without images; ``rgb`` is black, and ``landmarks`` is None if the
+    browser found no face.
     """
 
     frame_id: int
     t_capture_ns: int
     rgb: Bytes
-    truth: Truth | None = None
-    withheld: bool = False
+    truth: GroundTruth | None = None
+    landmarks_only: bool = False
     landmarks: Landmarks | None = None
 
 
 @dataclass(frozen=True)
-class Pose:
-    """A tracked state and the camera that it is seen by."""
+class TrackedState:
+    """Tracked head state with the camera in which it was tracked."""
 
     state: HeadState
     camera: Camera
 
 
 @dataclass(frozen=True)
-class Glimpse:
-    """A face at first sight: fit to be shown, not to be learned from.
+class ProvisionalObservation:
+    """Observation tracked with a provisional identity code, while calibration is still running.
 
-    ``observation`` is tracked with the identity code ``shape`` (S,), which one picture suggests.
+    It can be displayed but not learned from.  ``shape`` (S,) is the identity code, estimated from a single frame.
     """
 
     observation: Observation
@@ -71,38 +72,39 @@ class Glimpse:
 
 @dataclass(frozen=True)
 class TrackedFrame:
-    """What tracking made of a camera frame.
+    """Result of tracking one camera frame.
 
-    ``observation`` is the cropped picture with matte, state and crop camera, or None while no face is
-    tracked (``lost``).  ``crop_rgb`` is the cropped picture even when no face was found.  ``misfit`` (N, 2) mm says how
-    the face that was found lies beside the proportions of the person tracked (`tracking.proportions`), also where the
-    fit was not to be believed; None without a face, and while calibrating; then ``glimpse`` is the face at first sight.
-    ``pose`` is that of ``observation``, or of a face whose picture was ``withheld``, when ``crop_rgb`` is black: it can
-    be shown, not learned from.
+    ``crop_rgb`` is the tracked crop; without a face it is the crop of the last face, and for a ``landmarks_only`` frame
+    it is black.  ``observation`` is the crop with matte, head state and crop camera; None if no face is tracked.
+    ``residual`` (N, 2), in mm, is the deviation of the face from the calibrated proportions
+    (`telepresence.tracking.proportions`); it is also given for faces whose fit was rejected, and is None without a face
+    or while calibrating.  ``provisional`` is given only while calibrating.  ``landmark_state`` is the state tracked in
+    a ``landmarks_only`` frame, which can be displayed but not learned from.
     """
 
     frame_id: int
     t_capture_ns: int
     crop_rgb: Bytes
     observation: Observation | None
-    misfit: Float32 | None = None
-    glimpse: Glimpse | None = None
-    withheld: bool = False
-    blind: Pose | None = None
+    residual: Float32 | None = None
+    provisional: ProvisionalObservation | None = None
+    landmarks_only: bool = False
+    landmark_state: TrackedState | None = None
 
     @property
-    def pose(self) -> Pose | None:
+    def tracked_state(self) -> TrackedState | None:
+        """Tracked head state and camera, from the observation or from landmarks; None if no face is tracked."""
         seen = self.observation
-        return Pose(seen.state, seen.camera) if seen is not None else self.blind
+        return TrackedState(seen.state, seen.camera) if seen is not None else self.landmark_state
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """What a picture of a head was drawn from: the state, the camera at the side that was rendered, the weights.
+class RenderInputs:
+    """Inputs from which a frame of the head was rendered.
 
-    ``weights`` is the number of the newest published snapshot that the display had taken over; 0: none.  ``at`` is the
-    second of the monotonic clock at which it was begun.  ``shape`` (S,) is the identity code of whose head it is; None
-    as long as that is a guess.
+    ``camera`` has the size that was rendered.  ``weights`` is the number of the newest published snapshot that the
+    display had loaded (0: none).  ``at`` is the monotonic second at which rendering began.  ``shape`` (S,) is the
+    identity code of the head; None before the subject is calibrated.
     """
 
     state: HeadState
@@ -113,14 +115,15 @@ class Drawn:
 
 
 @dataclass(frozen=True)
-class ShownFrame:
-    """A finished picture for viewers: ``rgb`` (H, W, 3) uint8, with the capture time it belongs to.
+class OutputFrame:
+    """Finished frame for viewers: ``rgb`` (H, W, 3) uint8, with the capture time (ns) of the state that it shows.
 
-    ``is_avatar`` tells an avatar picture from the coloured mesh or a card; ``drawn`` is None for a card.
+    ``is_avatar`` is True for the avatar and False for the coloured mesh, a camera frame or a card.  ``render_inputs``
+    is None for a card or a camera frame.
     """
 
     frame_id: int
     t_capture_ns: int
     rgb: Bytes
     is_avatar: bool = False
-    drawn: Drawn | None = None
+    render_inputs: RenderInputs | None = None

@@ -1,7 +1,8 @@
-"""What the program writes down of itself: lines for people, or one JSON object a line for programs.
+"""Logging of the program: text lines for people, or one JSON object per line for programs.
 
-Whoever logs may say more than words: ``extra={"event": "stage_failed", "stage": "track", "fields": {"failures": 2}}``.
-Without it a record is of the event ``message`` in the stage that its thread is named after.
+A log call can give an event, a stage and fields for the JSON object:
+``extra={"event": "stage_failed", "stage": "track", "fields": {"failures": 2}}``.
+The default event is ``message``, the default stage the name of the thread.
 """
 
 from __future__ import annotations
@@ -19,17 +20,19 @@ from logging.handlers import QueueHandler, QueueListener
 from typing import Any, Final, TextIO
 
 WAITING: Final = 1000
-"""Lines that wait at most for a terminal that takes none, because somebody selects text in it, say."""
+"""Maximum number of records that wait to be written, for example while text is being selected in the terminal."""
 SETTLE_S: Final = 1.0
+"""Seconds after which `settle` gives up."""
 
 _records: queue.Queue[logging.LogRecord] = queue.Queue(WAITING)
 _writer: QueueListener | None = None
 
 
 class JsonLines(logging.Formatter):
-    """``{"time", "level", "stage", "event", "message", "fields"}``; time in UTC, ISO 8601."""
+    """Formats a record as JSON: ``{"time", "level", "stage", "event", "message", "fields"}``; time in UTC, ISO 8601."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """The record as one line of JSON."""
         fields: dict[str, Any] = dict(getattr(record, "fields", {}))
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)
@@ -44,24 +47,26 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
-class Unhurried(QueueHandler):
-    """Hands records to the thread that writes them; whoever logs never waits for a terminal, or for a full pipe.
+class NonBlockingQueueHandler(QueueHandler):
+    """Passes records to the writing thread, so that logging never waits for a terminal or a full pipe.
 
-    What comes when `WAITING` lines wait already is lost.
+    Records beyond `WAITING` are lost.
     """
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        """A copy of the record with the message already formatted."""
         record = copy.copy(record)
         record.msg, record.args = record.getMessage(), None
         return record
 
     def enqueue(self, record: logging.LogRecord) -> None:
+        """Queue the record if there is room."""
         with suppress(queue.Full):
             self.queue.put_nowait(record)
 
 
 def configure(*, as_json: bool, stream: TextIO | None = None) -> None:
-    """Log to ``stream`` (stderr): of other libraries warnings alone, of this program what happens in a call."""
+    """Log to ``stream`` (default: stderr): warnings of libraries, and messages of this program from level INFO."""
     global _records, _writer
     settle()
     if _writer is not None:
@@ -71,7 +76,7 @@ def configure(*, as_json: bool, stream: TextIO | None = None) -> None:
     plain = logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S")
     handler.setFormatter(JsonLines() if as_json else plain)
     _records = queue.Queue(WAITING)
-    logging.basicConfig(level=logging.WARNING, handlers=[Unhurried(_records)], force=True)
+    logging.basicConfig(level=logging.WARNING, handlers=[NonBlockingQueueHandler(_records)], force=True)
     logging.getLogger("telepresence").setLevel(logging.INFO)
     _writer = QueueListener(_records, handler)
     _writer.start()
@@ -79,7 +84,7 @@ def configure(*, as_json: bool, stream: TextIO | None = None) -> None:
 
 @atexit.register
 def settle() -> None:
-    """Write what was logged so far; gives up soon where nobody takes it."""
+    """Wait until all records are written, for at most `SETTLE_S`."""
     end = time.monotonic() + SETTLE_S
     while _records.unfinished_tasks and time.monotonic() < end:
         time.sleep(0.005)

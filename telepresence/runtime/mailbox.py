@@ -1,4 +1,4 @@
-"""A slot of size one between two threads: the newest value wins, what was never read is counted."""
+"""Mailbox: a slot of size one between two threads, which holds the newest value."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ T = TypeVar("T")
 
 
 class Mailbox(Generic[T]):
-    """Hand values from one thread to another without a queue.
+    """Passes the newest value from one thread to another.  Every method may be called from any thread.
 
-    ``put`` never blocks and replaces an unread value (counted in ``drops``).  ``get`` waits for a value that
-    this reader has not had yet.  ``close`` wakes every reader; from then on ``get`` returns None.
+    Attributes:
+        name: name of the mailbox in ``drops`` of `/status`.
+        drops: number of values that were replaced before they were read.
     """
 
     def __init__(self, name: str) -> None:
@@ -24,6 +25,7 @@ class Mailbox(Generic[T]):
         self._condition = threading.Condition()
 
     def put(self, value: T) -> None:
+        """Replace the value, unread or not; never waits."""
         with self._condition:
             if self._fresh:
                 self.drops += 1
@@ -31,7 +33,7 @@ class Mailbox(Generic[T]):
             self._condition.notify()
 
     def get(self, timeout: float | None = None) -> T | None:
-        """The newest unread value, or None after ``timeout`` seconds or when closed."""
+        """The newest unread value; None after ``timeout`` seconds, or once the mailbox is closed."""
         with self._condition:
             self._condition.wait_for(lambda: self._fresh or self._closed, timeout)
             if self._closed or not self._fresh:
@@ -40,10 +42,12 @@ class Mailbox(Generic[T]):
             return self._value
 
     def close(self) -> None:
+        """Wake every reader; from now on `get` returns None."""
         with self._condition:
             self._closed = True
             self._condition.notify_all()
 
     @property
     def closed(self) -> bool:
+        """Whether `close` was called."""
         return self._closed

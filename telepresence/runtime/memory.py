@@ -1,4 +1,4 @@
-"""Memory that is spare, given back."""
+"""Returning unused memory of this process to the operating system."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import gc
 import sys
 
 
-def give_back() -> None:
-    """Return to the system what is held and not used.  Takes some 50 ms, in which nothing else runs: when nobody looks.
+def release_memory() -> None:
+    """Collect garbage, and return the heap's free memory to the system.
 
-    Sessions leave cycles of objects behind, which are collected late.
+    Takes about 50 ms in which no other Python thread runs: call it while nobody watches.
     """
-    gc.collect()
-    trim()
+    gc.collect()  # sessions leave cycles of objects, which are otherwise collected late
+    release_heap()
 
 
-def trim() -> None:
-    """Return the holes of the heap, which glibc keeps for itself.  Takes some 10 ms, and lets Python's threads run."""
+def release_heap() -> None:
+    """Return the free memory that glibc keeps in its heap.  Takes about 10 ms; other Python threads run meanwhile."""
     if sys.platform == "linux":
-        malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # not in musl
+        malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
         if malloc_trim is not None:
             malloc_trim(0)

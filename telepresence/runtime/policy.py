@@ -1,7 +1,7 @@
-"""What happens when a part of the call fails: one table, which docs/supervision.md puts in words.
+"""Failure policy of each stage of the call, in one table (docs/supervision.md explains it).
 
-A stage is restarted after growing pauses; then the call goes on without it, or ends with the avatar saved and exit
-status 1.  A thread that hangs cannot be ended from outside: it is left behind, and the same choice is made.
+A stage that raises is restarted after growing pauses; then the call goes on without it, or ends with the avatar saved
+and exit status 1.  A thread that hangs cannot be ended from outside: it is abandoned, and the same choice is made.
 """
 
 from __future__ import annotations
@@ -11,73 +11,82 @@ from enum import StrEnum
 from typing import Final
 
 
-class Then(StrEnum):
-    """What is done when the restarts are used up, or a stage hangs."""
+class Fallback(StrEnum):
+    """What follows when the restarts of a stage are used up, or when it hangs."""
 
-    AGAIN = "again"  # it is tried again and again, after the last pause
-    WITHOUT = "without"  # the call goes on without it
-    STOP = "stop"  # the call ends: avatar saved, exit status 1
+    AGAIN = "again"  # the stage is tried again without end, after the last pause
+    WITHOUT = "without"  # the call goes on without the stage
+    STOP = "stop"  # the call ends with the avatar saved and exit status 1
 
 
 @dataclass(frozen=True)
 class Policy:
-    """How one stage is treated.
+    """Failure policy of one stage.
 
-    ``pauses``: seconds before each restart after an error.  ``failed``: what follows the last of them.
-    ``silent_s``: it hangs if it has not finished a round for so long.  ``hung``: what follows that.
+    Attributes:
+        pauses: seconds before each restart after an error.
+        failed: what follows when all restarts have failed.
+        silent_s: seconds without a finished round after which the stage hangs.
+        hung: what follows when the stage hangs.
     """
 
     pauses: tuple[float, ...]
-    failed: Then
+    failed: Fallback
     silent_s: float
-    hung: Then
+    hung: Fallback
 
 
 SOON: Final = (0.25, 1.0, 3.0)
-"""A fault that passes has passed by then, and viewers have hardly noticed."""
+"""Pauses in seconds before the restarts of most stages: a transient fault is over by then."""
 
 POLICIES: Final = {
-    # Opened anew until it works; a camera that is plugged in again goes on where it was.
-    "camera": Policy((2.0,), Then.AGAIN, 5.0, Then.AGAIN),
-    "capture": Policy(SOON, Then.STOP, 60.0, Then.STOP),
-    # Each restart makes the tracker anew, with what it knew of the person.
-    "track": Policy(SOON, Then.STOP, 60.0, Then.STOP),
-    "render": Policy(SOON, Then.STOP, 60.0, Then.STOP),
-    # The display goes on with the last weights: a call that no longer learns is still a call.
-    "train": Policy((*SOON, 30.0), Then.AGAIN, 120.0, Then.WITHOUT),
-    "supervise": Policy(SOON, Then.STOP, 60.0, Then.STOP),
-    # A thread of its own takes over, and viewers get a keyframe.
-    "encode": Policy(SOON, Then.AGAIN, 5.0, Then.AGAIN),
-    "network": Policy((), Then.STOP, 60.0, Then.STOP),
-    # What receives head states, or plays them, each by its own name; whoever else drives takes over meanwhile.
-    "inlet": Policy(SOON, Then.AGAIN, 60.0, Then.WITHOUT),
-    # The connection to a server that is published to: it may be away for as long as it likes.
-    "publish": Policy((1.0, 2.0, 4.0, 8.0, 15.0, 30.0), Then.AGAIN, 8.0, Then.AGAIN),
+    # Opened again until it works, so that a camera can be unplugged and plugged in again.
+    "camera": Policy((2.0,), Fallback.AGAIN, 5.0, Fallback.AGAIN),
+    "capture": Policy(SOON, Fallback.STOP, 60.0, Fallback.STOP),
+    # Each restart makes a new tracker with the same calibration.
+    "track": Policy(SOON, Fallback.STOP, 60.0, Fallback.STOP),
+    "render": Policy(SOON, Fallback.STOP, 60.0, Fallback.STOP),
+    # Rendering goes on with the last weights: a call can go on without learning.
+    "train": Policy((*SOON, 30.0), Fallback.AGAIN, 120.0, Fallback.WITHOUT),
+    "supervise": Policy(SOON, Fallback.STOP, 60.0, Fallback.STOP),
+    # A new thread takes over, and viewers get a keyframe.
+    "encode": Policy(SOON, Fallback.AGAIN, 5.0, Fallback.AGAIN),
+    "network": Policy((), Fallback.STOP, 60.0, Fallback.STOP),
+    # Each receiver of head states, under its own name; other drivers take over meanwhile.
+    "receiver": Policy(SOON, Fallback.AGAIN, 60.0, Fallback.WITHOUT),
+    # The WHIP connection to a media server, which may be away for any time.
+    "publish": Policy((1.0, 2.0, 4.0, 8.0, 15.0, 30.0), Fallback.AGAIN, 8.0, Fallback.AGAIN),
 }
 
 HEALTHY_S: Final = 60.0
-"""A stage that ran this long since its last failure starts over with all its restarts."""
+"""Seconds without a failure after which a stage has all its restarts again."""
 
 JUMP_S: Final = 5.0
-"""Nothing was watched for so long: the machine slept or stood still, and no stage is to be blamed for its silence."""
+"""Gap in seconds between two rounds of supervision after which no stage counts as hanging: the machine slept."""
 
 OLD_S: Final = 5.0
-"""A picture older than this, or from the future, has a wrong time stamp."""
+"""Age in seconds of a camera frame above which its capture time is wrong."""
 
 
 class Condition(StrEnum):
-    """How a stage is; the values are what `/status` says."""
+    """Condition of a stage; the values are those of ``state`` in ``stages`` of `/status`."""
 
     RUNNING = "running"
-    RESTARTING = "restarting"  # it failed, and waits for its next attempt
-    HUNG = "hung"  # it was left behind
-    FAILED = "failed"  # its restarts are used up: it is tried seldom, or not at all
+    RESTARTING = "restarting"  # it has failed and waits for its restart
+    HUNG = "hung"  # it hangs and was abandoned
+    FAILED = "failed"  # its restarts are used up: it is tried rarely or not at all
     STOPPED = "stopped"
 
 
 @dataclass(frozen=True)
 class Health:
-    """A stage at one moment: seconds since its last sign of life, restarts so far, its last error in one line."""
+    """Health of a stage at one moment.
+
+    Attributes:
+        silent_s: seconds since the last finished round.
+        restarts: number of restarts so far.
+        error: message of the last error, in one line; None if there was none.
+    """
 
     condition: Condition
     silent_s: float
@@ -90,15 +99,18 @@ LOST: Final = (
     *("misaligned address", "hardware stack error", "invalid program counter", "device-side assert"),
     *("address space", "uncorrectable ECC", "unknown error", "context is destroyed", "no CUDA-capable device"),
 )
-"""What CUDA's driver says when all that was on the GPU is gone, and every further call of this process fails."""
+"""Parts of CUDA error messages after which every further CUDA call of this process fails."""
 
 
 def is_device_error(error: BaseException) -> bool:
-    """Whether the GPU is lost to this process.  By its words, as what raises it (torch, CuPy) may not be there."""
+    """Whether ``error`` means that the GPU is lost to this process.
+
+    It is recognised by its message, because its class belongs to torch or CuPy, which may not be installed.
+    """
     return isinstance(error, RuntimeError) and any(words in str(error) for words in LOST)
 
 
 def one_line(error: BaseException) -> str:
-    """``Kind: message`` without line breaks; the first line of what torch tells in ten."""
+    """The error as ``Class: message`` in one line; of a message with several lines the first."""
     text = str(error).strip()
     return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__

@@ -1,4 +1,4 @@
-"""Rate limits by token buckets."""
+"""RateCounter limits by token buckets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the daemon knows about itself: rates, times, drops and errors, for `/status` and `/metrics`."""
+"""Telemetry of the daemon for `/status` and `/metrics`: rates, durations, drops and errors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,21 +16,28 @@ from telepresence.runtime.mailbox import Mailbox
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
+    from prometheus_client.registry import Collector
 
 log = logging.getLogger("telepresence")
 
 WINDOW_S: Final = 3.0
-"""Seconds over which rates and latencies are taken."""
+"""Seconds over which rates and latencies are computed."""
 
-ROUNDS: Final = 300
-"""Newest rounds of a stage that its times are told of: ten seconds of pictures."""
+MAX_DURATIONS: Final = 300
+"""Number of newest rounds of a stage of which percentiles are computed: ten seconds of frames."""
 
 MAX_ERRORS: Final = 8
+"""Maximum number of distinct errors in `/status`."""
 MAX_ERROR_CHARS: Final = 240
+"""Maximum length of an error message in `/status`, in characters."""
 
 
 class RateCounter:
-    """Events a second over the last `WINDOW_S` seconds; an event may count for many."""
+    """Rate of events over the last `WINDOW_S` seconds.  Every method may be called from any thread.
+
+    Attributes:
+        total: number of all events so far.
+    """
 
     def __init__(self) -> None:
         self.total = 0
@@ -38,6 +45,7 @@ class RateCounter:
         self._lock = threading.Lock()
 
     def tick(self, now: float | None = None, count: int = 1) -> None:
+        """Count ``count`` events at monotonic second ``now`` (default: now)."""
         moment = time.monotonic() if now is None else now
         with self._lock:
             self.total += count
@@ -45,13 +53,14 @@ class RateCounter:
             self._forget(moment)
 
     def read(self, now: float | None = None) -> float:
+        """Events per second at monotonic second ``now`` (default: now)."""
         moment = time.monotonic() if now is None else now
         with self._lock:
             self._forget(moment)
             count = sum(count for _, count in self._events)
             if len(self._events) < 2:
                 return count / WINDOW_S
-            # Up to now, not to the last event: a stopped stage falls to zero instead of freezing at its rate.
+            # The time runs up to now, not to the last event, so that the rate of a stopped stage falls to zero.
             return count / max(moment - self._events[0][0], WINDOW_S / 2)
 
     def _forget(self, now: float) -> None:
@@ -60,16 +69,17 @@ class RateCounter:
 
 
 class DurationWindow:
-    """Durations of the newest `ROUNDS` events."""
+    """Percentiles of the newest `MAX_DURATIONS` durations."""
 
     def __init__(self) -> None:
-        self._seconds: deque[float] = deque(maxlen=ROUNDS)
+        self._seconds: deque[float] = deque(maxlen=MAX_DURATIONS)
 
     def add(self, seconds: float) -> None:
+        """Append a duration."""
         self._seconds.append(seconds)
 
     def read_ms(self) -> dict[str, float] | None:
-        """``p50``, ``p95``, ``p99`` and ``max`` in ms; None before the first."""
+        """Percentiles ``p50``, ``p95``, ``p99`` and ``max`` in ms; None before the first duration."""
         found = sorted(self._seconds.copy())
         if not found:
             return None
@@ -80,14 +90,14 @@ class DurationWindow:
 
 
 class ErrorLog:
-    """The newest distinct one-line errors, each with the number of times it came; newest last."""
+    """The newest distinct errors, each in one line with the number of its occurrences.  Any thread, by a lock."""
 
     def __init__(self) -> None:
         self._counts: OrderedDict[tuple[str, str], int] = OrderedDict()
         self._lock = threading.Lock()
 
     def record(self, where: str, text: str) -> int:
-        """Note an error of the stage ``where``; how often it has come now."""
+        """Add an error of the stage ``where``; returns the number of its occurrences."""
         key = (where, " ".join(text.split())[:MAX_ERROR_CHARS])
         with self._lock:
             count = self._counts.get(key, 0) + 1
@@ -98,13 +108,13 @@ class ErrorLog:
             return count
 
     def clear(self, where: str) -> None:
-        """Forget the errors of a stage that works again."""
+        """Remove the errors of a stage that works again."""
         with self._lock:
             for key in [key for key in self._counts if key[0] == where]:
                 del self._counts[key]
 
     def lines(self) -> list[str]:
-        """One line an error: ``stage: text`` with ``(n times)`` behind those that came again."""
+        """The errors as ``stage: text``, newest last, with ``(n times)`` after those that occurred again."""
         with self._lock:
             return [
                 f"{where}: {text}" + (f" ({count} times)" if count > 1 else "")
@@ -113,101 +123,117 @@ class ErrorLog:
 
 
 class Telemetry:
-    """Counters of one daemon, in a registry of its own (two daemons in one process do not collide)."""
+    """Counters, durations and errors of one daemon.  Every method but `measure_memory` may be called from any thread.
+
+    Attributes:
+        started: monotonic second of the start.
+        captured, tracked, found: rates of camera frames, of tracked frames, and of those that show a face.
+        shown, avatar: rates of rendered frames, and of those that show the avatar.
+        trained, samples: rates of training steps, and of field samples that they evaluate.
+        memory: memory in use in 10^6 bytes: ``rss_mb`` of this process, ``device_mb`` of the GPU by all processes.
+        errors: newest errors, by stage.
+    """
 
     def __init__(self) -> None:
         from prometheus_client import CollectorRegistry, Counter, Histogram
 
         self.started = time.monotonic()
-        self.captured, self.tracked, self.found = RateCounter(), RateCounter(), RateCounter()  # pictures; those that show a face
-        self.shown, self.avatar = RateCounter(), RateCounter()  # pictures; those of the avatar
-        self.trained, self.samples = RateCounter(), RateCounter()  # steps; samples of the field
+        self.captured, self.tracked, self.found = RateCounter(), RateCounter(), RateCounter()
+        self.shown, self.avatar = RateCounter(), RateCounter()
+        self.trained, self.samples = RateCounter(), RateCounter()
         self.memory: dict[str, float | None] = {"rss_mb": None, "device_mb": None}
-        self._weighed = -math.inf
+        self._memory_at = -math.inf
         self._times: dict[str, DurationWindow] = {}
         self.errors = ErrorLog()
         self._latencies: deque[tuple[float, float]] = deque(maxlen=256)
         self._mailboxes: list[Mailbox[Any]] = []
-        self._registry: CollectorRegistry = CollectorRegistry()
+        self._registry: CollectorRegistry = CollectorRegistry()  # two daemons in one process must not collide
         seconds = (0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.0)
         self._stages = Histogram(
-            "telepresence_stage_seconds", "Time of one round", ["stage"], registry=self._registry, buckets=seconds
+            "telepresence_stage_seconds",
+            "Duration of one round of a stage, in seconds",
+            ["stage"],
+            registry=self._registry,
+            buckets=seconds,
         )
         self._latency = Histogram(
-            "telepresence_latency_seconds", "From capture to shown", registry=self._registry, buckets=seconds
+            "telepresence_latency_seconds",
+            "Time from the capture of a frame until it is displayed, in seconds",
+            registry=self._registry,
+            buckets=seconds,
         )
-        self._counts = Counter("telepresence_events", "Things that happened", ["event"], registry=self._registry)
+        self._counts = Counter(
+            "telepresence_events", "Counted events, such as errors of a stage", ["event"], registry=self._registry
+        )
         self._event_totals: dict[str, int] = {}
 
     def watch(self, mailboxes: Iterable[Mailbox[Any]]) -> None:
-        """Report the drops of these mailboxes."""
+        """Report the dropped values of these mailboxes."""
         self._mailboxes.extend(mailboxes)
 
     def stage(self, name: str, seconds: float) -> None:
-        """One round of a stage took this long."""
+        """Record the duration of one round of a stage."""
         self._stages.labels(name).observe(seconds)
         self._times.setdefault(name, DurationWindow()).add(seconds)
 
     def stage_ms(self, name: str) -> dict[str, float] | None:
-        """DurationWindow of the newest rounds of a stage: median, percentiles, longest; None if none was measured."""
+        """Percentiles in ms of the newest rounds of a stage; None if none was recorded."""
         times = self._times.get(name)
         return times.read_ms() if times is not None else None
 
     def tracking_health(self) -> float | None:
-        """Part of the newest pictures in which a face was tracked; None while no pictures are tracked."""
+        """Fraction of the newest camera frames in which a face was tracked; None while no frames are tracked."""
         tracked = self.tracked.read()
         return min(1.0, self.found.read() / tracked) if tracked else None
 
     def measure_memory(self, device: str, now: float) -> None:
-        """Look at the memory of this process, and at what is used of the device, once a second at most."""
-        if now - self._weighed >= 1.0:
-            self._weighed = now
+        """Measure the memory in use at monotonic second ``now``, at most once per second."""
+        if now - self._memory_at >= 1.0:
+            self._memory_at = now
             self.memory = {
                 "rss_mb": round(resident_bytes() / 1e6, 1),
                 "device_mb": _device_mb() if device == "cuda" else None,
             }
 
-    def export(self, read: Callable[[], Mapping[str, Any]]) -> None:
-        """Let `metrics` tell, too, what the status that ``read`` gives says in numbers."""
-        from telepresence.call.metrics import StatusCollector
-
-        self._registry.register(StatusCollector(read))
+    def register(self, collector: Collector) -> None:
+        """Add the metrics of a Prometheus collector to `metrics`."""
+        self._registry.register(collector)
 
     def event(self, name: str) -> None:
-        """Count something that happened, such as a message that was dropped."""
+        """Count an event."""
         self._counts.labels(name).inc()
         self._event_totals[name] = self._event_totals.get(name, 0) + 1
 
     def error(self, where: str, text: str) -> int:
-        """Note and count an error of a stage; how often this very one has come now."""
+        """Record an error of a stage; returns the number of occurrences of the same error."""
         self.event(f"{where}_error")
         return self.errors.record(where, text)
 
-    def note(self, where: str, text: str | None) -> None:
-        """An error for `/status`, and for the log when it is new; None: it works again."""
+    def report(self, where: str, text: str | None) -> None:
+        """Record an error of a stage, and log it if it is new; None removes the errors of the stage."""
         if text is None:
             self.errors.clear(where)
         elif self.error(where, text) == 1:
             log.warning("%s: %s", where, text, extra={"event": "trouble", "stage": where, "fields": {"error": text}})
 
     def latency(self, seconds: float) -> None:
-        """A picture was shown this long after the moment that it shows."""
+        """Record the seconds from the capture of a frame until it was displayed."""
         self._latency.observe(seconds)
         self._latencies.append((time.monotonic(), seconds))
 
     def latency_ms(self) -> float | None:
-        """Median latency of the last seconds, None if nothing was shown."""
+        """Median latency in ms of the last `WINDOW_S` seconds; None if no frame was displayed."""
         since = time.monotonic() - WINDOW_S
         recent = [seconds for moment, seconds in list(self._latencies) if moment >= since]
         return 1000.0 * median(recent) if recent else None
 
     def drops(self) -> dict[str, int]:
-        """Values that nobody read in time, by mailbox, and messages that were refused."""
+        """Number of dropped values by mailbox, and number of errors by stage."""
         unread = {mailbox.name: mailbox.drops for mailbox in self._mailboxes}
         return unread | {name: n for name, n in self._event_totals.items() if name.endswith("_error")}
 
     def metrics(self) -> str:
-        """Everything, in Prometheus' text format."""
+        """All metrics, in Prometheus' text format."""
         from prometheus_client import generate_latest
 
         return generate_latest(self._registry).decode()

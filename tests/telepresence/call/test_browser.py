@@ -1,4 +1,4 @@
-"""The running daemon in a real browser: it shows the actor, then the person before the browser's camera."""
+"""The running daemon in a real browser: it displays the actor, then the person before the browser's camera."""
 
 from __future__ import annotations
 
@@ -14,16 +14,11 @@ import pytest
 from PIL import Image
 
 from insta_runtime.types import Bytes
-from tests.support.small_avatar import SMALL_AVATAR_OPTIONS
+from tests.support.small_call import FULL_SIZE_CALL, as_options
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-TINY = (
-    "--set=run.zmq=tcp://127.0.0.1:*",
-    "--set=avatar.learn.size=32",
-    *SMALL_AVATAR_OPTIONS,
-)
 
 GRAB = """() => {
     const video = document.getElementById('avatar');
@@ -83,7 +78,9 @@ def test_the_actor_then_a_real_face_before_the_browsers_camera(
         "--use-fake-device-for-media-stream",
         f"--use-file-for-fake-video-capture={tmp_path / 'camera.y4m'}",
     )
-    daemon = start_daemon("--source=synthetic", f"--models={models}", f"--avatar={tmp_path / 'avatar'}", *TINY)
+    daemon = start_daemon(
+        "--source=synthetic", f"--models={models}", f"--avatar={tmp_path / 'avatar'}", *as_options(FULL_SIZE_CALL)
+    )
     page = browser.new_page()
     page.goto(f"{daemon.address}/")
     watching(page)
@@ -118,21 +115,21 @@ def test_the_actor_then_a_real_face_before_the_browsers_camera(
     assert again["avatar"] == guest["avatar"]
     request.getfixturevalue("vision")
     # The avatar is known: from here on the pictures stay in the browser, and the face moves it all the same.
-    page.get_by_role("button", name="Keep my pictures here").click()
+    page.get_by_role("button", name="Keep my video on this device").click()
     page.wait_for_function("() => !document.querySelector('#kept').hidden || trouble.textContent", timeout=120_000)
     assert page.locator("#trouble").text_content() == ""
     time.sleep(1.0)  # until the pictures that were on their way are tracked
-    taken = daemon.wait_until(lambda status: status["camera_fps"] > 0.0, 30)["gate"]["taken"]
+    taken = daemon.wait_until(lambda status: status["camera_fps"] > 0.0, 30)["frame_filter"]["taken"]
     time.sleep(3.0)
     private = daemon.wait_until(lambda status: status["tracking"]["state"] == "tracking", 30)
     assert private["source"] == "browser"
-    assert private["gate"]["taken"] <= taken + 1, "nothing is learned of what nobody sees"
+    assert private["frame_filter"]["taken"] <= taken + 1, "nothing is learned from frames without images"
     assert private["errors"] == []
-    assert private["person"]["misfit_mm"] < 1.15, "it is still told who that is"
+    assert private["subject"]["residual_mm"] < 1.15, "the identity is still verified"
     page.locator("#avatar").focus()
     page.keyboard.press("ArrowRight")
     daemon.wait_until(lambda status: status["orbit"]["yaw"] > 0.0, 30)
     page.keyboard.press("Home")
-    page.get_by_role("button", name="Calibrate anew").click()
+    page.get_by_role("button", name="Calibrate again").click()
     daemon.wait_until(lambda status: [event["kind"] for event in status["events"]] == ["calibration"], 30)
     daemon.wait_until(lambda status: status["tracking"]["state"] == "tracking", 30)

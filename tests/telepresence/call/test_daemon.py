@@ -19,38 +19,27 @@ import zmq
 from insta_runtime.avatar import Avatar
 from insta_runtime.errors import UserError
 from insta_runtime.head import load_head
-from telepresence.call.camera_manager import Options
+from telepresence.call.call_options import CallOptions
 from telepresence.call.daemon import Daemon
-from telepresence.call.session import State
+from telepresence.call.session import SessionState
 from telepresence.client import ParameterClient
 from telepresence.config import Config, load_config
-from telepresence.runtime.frames import CameraFrame, ShownFrame
+from telepresence.runtime.frames import CameraFrame, OutputFrame
 from telepresence.runtime.policy import POLICIES
-from tests.support.small_avatar import SMALL_AVATAR
-
-TINY = (
-    "stream.port=0",
-    "stream.size=128",
-    "run.zmq=tcp://127.0.0.1:*",
-    "run.size=128",
-    "run.render_fps=10",
-    "avatar.learn.size=32",
-    *SMALL_AVATAR,
-)
-PATIENCE_S = 120.0
+from tests.support.small_call import IN_PROCESS_CALL, PATIENCE_S, wait_for_status
 
 
 @pytest.fixture(scope="module")
 def config() -> Config:
-    return load_config("cpu", TINY, "cpu")
+    return load_config("cpu", IN_PROCESS_CALL, "cpu")
 
 
 @pytest.fixture
 def launch(config: Config) -> Iterator[Callable[..., Daemon]]:
-    """Start a daemon and write down what it shows and its states."""
+    """Start a daemon that records its output frames."""
     running: list[Daemon] = []
 
-    def start(options: Options, configuration: Config = config) -> Daemon:
+    def start(options: CallOptions, configuration: Config = config) -> Daemon:
         daemon = Watched(configuration, options)
         running.append(daemon)
         daemon.start()
@@ -65,43 +54,33 @@ def launch(config: Config) -> Iterator[Callable[..., Daemon]]:
 
 
 class Watched(Daemon):
-    """The daemon, with a record of every picture that it showed."""
+    """The daemon, with a record of its output frames."""
 
-    def __init__(self, config: Config, options: Options) -> None:
+    def __init__(self, config: Config, options: CallOptions) -> None:
         super().__init__(config, options)
-        self.pictures: list[ShownFrame] = []
-        show = self._outlets.show
+        self.pictures: list[OutputFrame] = []
+        push_frame = self._sinks.push_frame
 
-        def note(frame: ShownFrame) -> None:
+        def note(frame: OutputFrame) -> None:
             self.pictures.append(frame)
-            show(frame)
+            push_frame(frame)
 
-        self._outlets.show = note
-
-
-def eventually(daemon: Daemon, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-    """The first status that fulfils ``condition``."""
-    end = time.monotonic() + PATIENCE_S
-    while not condition(status := daemon.status()):
-        assert daemon.failure is None
-        assert time.monotonic() < end, status
-        time.sleep(0.05)
-    return status
+        self._sinks.push_frame = note
 
 
 def test_a_call_from_the_first_card_to_a_saved_avatar(launch: Callable[..., Watched], tmp_path: Path) -> None:
-    daemon = launch(Options("synthetic", tmp_path / "avatar"))
-    states = [State(daemon.status()["state"])]
+    daemon = launch(CallOptions("synthetic", tmp_path / "avatar"))
+    states = [SessionState(daemon.status()["state"])]
 
     def learned(status: dict[str, Any]) -> bool:
         if status["state"] != states[-1]:
-            states.append(State(status["state"]))
+            states.append(SessionState(status["state"]))
         return status["steps"] >= 8 and status["psnr_db"] is not None
 
-    status = eventually(daemon, learned)
-    order = [State.WAITING, State.CALIBRATING, State.LEARNING, State.LIVE]
+    status = wait_for_status(daemon, learned)
+    order = [SessionState.WAITING, SessionState.CALIBRATING, SessionState.LEARNING, SessionState.LIVE]
     assert [order.index(state) for state in states] == sorted(order.index(state) for state in states)
-    assert states[-1] in (State.LEARNING, State.LIVE)
+    assert states[-1] in (SessionState.LEARNING, SessionState.LIVE)
     assert status["driver"] == "tracker"
     assert status["errors"] == []
     assert status["mesh_psnr_db"] > 5.0
@@ -118,14 +97,16 @@ def test_a_call_from_the_first_card_to_a_saved_avatar(launch: Callable[..., Watc
     steps = Avatar.load(tmp_path / "avatar", head, "cpu").steps
     assert steps >= status["steps"]
 
-    again = launch(Options("synthetic", tmp_path / "avatar"), load_config("cpu", (*TINY, "run.freeze=true"), "cpu"))
-    eventually(again, lambda status: status["avatar_fps"] > 0)
+    again = launch(
+        CallOptions("synthetic", tmp_path / "avatar"), load_config("cpu", (*IN_PROCESS_CALL, "run.freeze=true"), "cpu")
+    )
+    wait_for_status(again, lambda status: status["avatar_fps"] > 0)
     assert again.status()["steps"] == steps
     assert any(picture.is_avatar for picture in again.pictures)
 
 
 def drive(daemon: Daemon, address: str, sha256: str) -> None:
-    """ZeroMQ takes the face while it speaks, is named when it speaks nonsense, and gives it back."""
+    """A ZeroMQ client drives the face while it sends, a malformed message is reported, and the tracker takes over."""
     with ParameterClient(address, sha256, "arkit52") as client:
         assert client.wait(10)
 
@@ -133,19 +114,19 @@ def drive(daemon: Daemon, address: str, sha256: str) -> None:
             client.send(expression=np.full(52, 0.1, np.float32))
             return bool(status["driver"] == "zmq")
 
-        eventually(daemon, speak)
+        wait_for_status(daemon, speak)
     push: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PUSH)
     push.connect(address)
     push.send(msgspec.msgpack.encode({"v": 1, "nonsense": True}))
-    status = eventually(daemon, lambda status: bool(status["errors"]))
+    status = wait_for_status(daemon, lambda status: bool(status["errors"]))
     push.close()
     assert status["errors"][0].startswith("zmq: malformed message")
     assert status["drops"]["zmq_error"] == 1
-    eventually(daemon, lambda status: status["driver"] == "tracker")
+    wait_for_status(daemon, lambda status: status["driver"] == "tracker")
 
 
 def test_the_server_answers_and_names_the_camera_that_is_missing(launch: Callable[..., Watched], models: Path) -> None:
-    daemon = launch(Options("browser", models=models))
+    daemon = launch(CallOptions("browser", models=models))
     assert daemon.address is not None
     with urllib.request.urlopen(f"{daemon.address}healthz", timeout=10) as answer:
         assert answer.status == 200
@@ -160,29 +141,29 @@ def test_a_picture_without_a_face_is_waited_on_and_named(
     launch: Callable[..., Watched], models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("telepresence.call.session_controller.NO_FACE_S", 0.5)
-    daemon = launch(Options("browser", models=models))
+    daemon = launch(CallOptions("browser", models=models))
     noise = np.random.default_rng(0).integers(0, 255, (120, 160, 3), dtype=np.uint8)
 
     def look(status: dict[str, Any]) -> bool:
-        daemon._camera.put(CameraFrame(0, time.monotonic_ns(), noise))
+        daemon._browser_camera.put(CameraFrame(0, time.monotonic_ns(), noise))
         return bool(status["errors"])
 
-    status = eventually(daemon, look)
+    status = wait_for_status(daemon, look)
     assert status["state"] == "waiting"
-    assert status["errors"] == ["face: no face was found in the pictures of browser so far"]
+    assert status["errors"] == ["face: no face was found in the frames of browser so far"]
     assert all(picture.rgb.mean() > 10 for picture in daemon.pictures)
 
 
 def test_a_lent_camera_that_cannot_be_tracked_is_refused_and_the_call_goes_on(
     launch: Callable[..., Watched], tmp_path: Path
 ) -> None:
-    daemon = launch(Options("synthetic", tmp_path / "avatar", models=tmp_path / "nothing here"))
-    daemon._people.lend(True)
-    status = eventually(daemon, lambda status: bool(status["errors"]))
+    daemon = launch(CallOptions("synthetic", tmp_path / "avatar", models=tmp_path / "nothing here"))
+    daemon._cameras.set_browser_camera(True)
+    status = wait_for_status(daemon, lambda status: bool(status["errors"]))
     assert "nothing here" in status["errors"][0]
     assert status["source"] == "synthetic"
-    daemon._people.lend(False)
-    eventually(daemon, lambda status: not status["errors"])
+    daemon._cameras.set_browser_camera(False)
+    wait_for_status(daemon, lambda status: not status["errors"])
 
 
 def test_a_lent_camera_is_a_new_person_and_the_actor_comes_back(
@@ -191,44 +172,44 @@ def test_a_lent_camera_is_a_new_person_and_the_actor_comes_back(
     import av
 
     monkeypatch.setattr("telepresence.call.camera_manager.RESUME_S", 0.5)
-    daemon = launch(Options("synthetic", tmp_path / "avatar", models=models))
-    eventually(daemon, lambda status: status["steps"] > 0)
+    daemon = launch(CallOptions("synthetic", tmp_path / "avatar", models=models))
+    wait_for_status(daemon, lambda status: status["steps"] > 0)
     home = daemon.status()["avatar"]
     with av.open(str(shared / "clips" / "d9.mp4")) as clip:
         rgb = next(clip.decode(video=0)).to_ndarray(format="rgb24")
 
     def lend(status: dict[str, Any]) -> bool:
-        daemon._camera.put(CameraFrame(0, time.monotonic_ns(), rgb))
+        daemon._browser_camera.put(CameraFrame(0, time.monotonic_ns(), rgb))
         return bool(status["source"] == "browser" and status["steps"] > 0)
 
-    daemon._people.lend(True)
-    guest = eventually(daemon, lend)["avatar"]
+    daemon._cameras.set_browser_camera(True)
+    guest = wait_for_status(daemon, lend)["avatar"]
     assert guest != home
-    daemon._people.lend(False)
-    status = eventually(daemon, lambda status: status["source"] == "synthetic" and Path(guest).exists())
+    daemon._cameras.set_browser_camera(False)
+    status = wait_for_status(daemon, lambda status: status["source"] == "synthetic" and Path(guest).exists())
     assert status["steps"] > 0
     assert status["avatar"] == home
     assert Avatar.load(Path(guest), load_head(), "cpu").calibration is not None
 
 
 def test_the_actor_through_the_real_tracker(launch: Callable[..., Watched], models: Path, tmp_path: Path) -> None:
-    daemon = launch(Options("synthetic", tmp_path / "avatar", models=models, track=True))
-    eventually(daemon, lambda status: status["state"] in ("learning", "live") and status["steps"] > 0)
-    assert daemon._people.current is not None
-    assert daemon._people.current.tracker.calibration is not None
+    daemon = launch(CallOptions("synthetic", tmp_path / "avatar", models=models, track=True))
+    wait_for_status(daemon, lambda status: status["state"] in ("learning", "live") and status["steps"] > 0)
+    assert daemon._cameras.current is not None
+    assert daemon._cameras.current.tracker.calibration is not None
 
 
 def test_a_stage_that_keeps_failing_ends_the_call_with_the_avatar_saved(
     launch: Callable[..., Watched], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(POLICIES, "render", replace(POLICIES["render"], pauses=(0.01, 0.01, 0.01)))
-    daemon = launch(Options("synthetic", tmp_path / "avatar"))
-    eventually(daemon, lambda status: status["steps"] > 0)
+    daemon = launch(CallOptions("synthetic", tmp_path / "avatar"))
+    wait_for_status(daemon, lambda status: status["steps"] > 0)
 
     def broken(*_: object) -> None:
         raise RuntimeError("out of order")
 
-    monkeypatch.setattr(daemon._display, "picture", broken)
+    monkeypatch.setattr(daemon._display, "render", broken)
     assert daemon.stopping.wait(PATIENCE_S)
     daemon.stop()
     assert daemon.failure is not None
@@ -240,7 +221,7 @@ def test_a_stage_that_keeps_failing_ends_the_call_with_the_avatar_saved(
 def test_a_file_that_is_no_avatar_is_refused(launch: Callable[..., Watched], tmp_path: Path) -> None:
     (tmp_path / "avatar").write_text("hello")
     with pytest.raises(UserError, match="no avatar"):
-        launch(Options("synthetic", tmp_path / "avatar"))
+        launch(CallOptions("synthetic", tmp_path / "avatar"))
     (tmp_path / "avatar.safetensors").write_text("hello")
     with pytest.raises(UserError, match="no avatar"):
-        launch(Options("synthetic", tmp_path / "avatar.safetensors"))
+        launch(CallOptions("synthetic", tmp_path / "avatar.safetensors"))

@@ -1,4 +1,4 @@
-"""A phone moves the face of a call, and another program hears what the call's own tracker sees."""
+"""A phone drives the face of a call, and another program receives the states of the call's tracker."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 import zmq
 
-from telepresence.call.camera_manager import Options
+from telepresence.call.call_options import CallOptions
 from telepresence.call.daemon import Daemon
 from telepresence.config import load_config
-from telepresence.drivers import message
+from telepresence.drivers import parameter_message
 from tests.support import face_packets as packets
 from tests.support.small_avatar import SMALL_AVATAR
 
@@ -39,7 +39,7 @@ def test_a_phone_moves_the_face_while_it_speaks_and_tracked_states_are_published
         "drivers.livelink=0",
         "drivers.publish=tcp://127.0.0.1:*",
     )
-    daemon = Daemon(load_config("cpu", settings, "cpu"), Options("synthetic", tmp_path / "avatar"))
+    daemon = Daemon(load_config("cpu", settings, "cpu"), CallOptions("synthetic", tmp_path / "avatar"))
     try:
         daemon.start()
         status = eventually(daemon, lambda status: status["driver"] == "tracker" and status["tracked_fps"] > 0)
@@ -47,7 +47,7 @@ def test_a_phone_moves_the_face_while_it_speaks_and_tracked_states_are_published
         listener.setsockopt(zmq.SUBSCRIBE, b"")
         listener.connect(status["driving"]["publisher"]["address"])
         assert listener.poll(PATIENCE_S * 1000)
-        heard = message.decode(listener.recv())
+        heard = parameter_message.decode(listener.recv())
         listener.close(linger=0)
         assert heard.head == status["head"]["sha256"]
         assert heard.expression

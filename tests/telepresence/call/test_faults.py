@@ -16,37 +16,26 @@ from insta_runtime.avatar import Avatar
 from insta_runtime.errors import UserError
 from insta_runtime.head import load_head
 from insta_runtime.types import HeadState
-from telepresence.call.camera_manager import Options
+from telepresence.call.call_options import CallOptions
 from telepresence.call.daemon import Daemon
 from telepresence.client import ParameterClient
 from telepresence.config import Config, load_config
-from telepresence.drivers.transfer import LiveTransfer
+from telepresence.drivers.expression_transfer import LiveTransfer
 from telepresence.runtime.clock import CaptureClock
-from telepresence.runtime.frames import CameraFrame, Pose, TrackedFrame
-from telepresence.runtime.policy import JUMP_S, OLD_S, POLICIES, Condition, Policy, Then
+from telepresence.runtime.frames import CameraFrame, TrackedFrame, TrackedState
+from telepresence.runtime.policy import JUMP_S, OLD_S, POLICIES, Condition, Fallback, Policy
 from telepresence.runtime.supervision import Supervisor
 from telepresence.sources.synthetic import SyntheticSource
 from telepresence.streaming import MediaServer
-from telepresence.tracking.tracker import TruthTracker
-from tests.support.small_avatar import SMALL_AVATAR
+from telepresence.tracking.ground_truth_tracker import GroundTruthTracker
+from tests.support.small_call import IN_PROCESS_CALL, PATIENCE_S, wait_for_status
 
-TINY = (
-    "stream.port=0",
-    "stream.size=128",
-    "run.zmq=tcp://127.0.0.1:*",
-    "run.size=128",
-    "run.render_fps=10",
-    "run.autosave_s=0.2",
-    "avatar.learn.size=32",
-    *SMALL_AVATAR,
-)
-PATIENCE_S = 60.0
 SOON = (0.01, 0.01, 0.01)
 
 
 @pytest.fixture(scope="module")
 def config() -> Config:
-    return load_config("cpu", TINY, "cpu")
+    return load_config("cpu", (*IN_PROCESS_CALL, "run.autosave_s=0.2"), "cpu")
 
 
 class Camera:
@@ -90,28 +79,19 @@ def start(
     for stage in ("capture", "track", "render", "train"):
         monkeypatch.setitem(POLICIES, stage, replace(POLICIES[stage], pauses=SOON))
     monkeypatch.setitem(POLICIES, "camera", replace(POLICIES["camera"], pauses=(0.05,), silent_s=0.5))
-    monkeypatch.setattr("telepresence.call.camera_session.CAMERA", POLICIES["camera"])
+    monkeypatch.setattr("telepresence.call.camera_reader.CAMERA", POLICIES["camera"])
     running: list[Daemon] = []
 
     def begin() -> Daemon:
-        daemon = Daemon(config, Options("synthetic", tmp_path / "avatar"))
+        daemon = Daemon(config, CallOptions("synthetic", tmp_path / "avatar"))
         running.append(daemon)
         daemon.start()
-        eventually(daemon, lambda status: status["steps"] > 0)
+        wait_for_status(daemon, lambda status: status["steps"] > 0)
         return daemon
 
     yield begin
     for daemon in running:
         daemon.stop()
-
-
-def eventually(daemon: Daemon, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-    end = time.monotonic() + PATIENCE_S
-    while not condition(status := daemon.status()):
-        assert daemon.failure is None
-        assert time.monotonic() < end, status
-        time.sleep(0.02)
-    return status
 
 
 class Fault:
@@ -132,21 +112,21 @@ class Fault:
 def test_a_call_survives_camera_tracker_and_training(
     start: Callable[[], Daemon], camera: Camera, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tracker = Fault(monkeypatch, TruthTracker, "track")
+    tracker = Fault(monkeypatch, GroundTruthTracker, "track")
     daemon = start()
-    person = daemon._people.home
-    assert person is not None
+    camera_session = daemon._cameras.current
+    assert camera_session is not None
 
     # The camera is unplugged, and plugged in again.
     def unplugged(_: object) -> None:
         raise UserError("webcam: it was unplugged")
 
     camera.fault = unplugged
-    status = eventually(daemon, lambda status: status["stages"]["camera"]["state"] == "restarting")
+    status = wait_for_status(daemon, lambda status: status["stages"]["camera"]["state"] == "restarting")
     assert any("it was unplugged" in line for line in status["errors"])
-    eventually(daemon, lambda status: status["state"] == "lost")
+    wait_for_status(daemon, lambda status: status["state"] == "lost")
     camera.fault = None
-    status = eventually(daemon, lambda status: status["state"] in ("learning", "live"))
+    status = wait_for_status(daemon, lambda status: status["state"] in ("learning", "live"))
     assert status["errors"] == []
     assert status["stages"]["camera"]["restarts"] > 0
     assert status["stages"]["camera"]["error"] == "webcam: it was unplugged"
@@ -154,31 +134,31 @@ def test_a_call_survives_camera_tracker_and_training(
     # It goes on without pictures: it is opened anew.
     before = status["stages"]["camera"]["restarts"]
     camera.fault = lambda _: None
-    status = eventually(daemon, lambda status: status["stages"]["camera"]["restarts"] > before)
+    status = wait_for_status(daemon, lambda status: status["stages"]["camera"]["restarts"] > before)
     assert "no picture" in status["stages"]["camera"]["error"]
     camera.fault = None
-    eventually(daemon, lambda status: status["stages"]["camera"]["state"] == "running")
+    wait_for_status(daemon, lambda status: status["stages"]["camera"]["state"] == "running")
 
     # The tracker raises: another one takes its place.
-    broken = person.tracker
+    broken = camera_session.tracker
     tracker.error = ValueError("no such landmark")
-    eventually(daemon, lambda status: status["stages"]["track"]["restarts"] > 0)
+    wait_for_status(daemon, lambda status: status["stages"]["track"]["restarts"] > 0)
     tracker.error = None
-    status = eventually(daemon, lambda status: status["stages"]["track"]["state"] == "running")
+    status = wait_for_status(daemon, lambda status: status["stages"]["track"]["state"] == "running")
     assert status["stages"]["track"]["error"] == "ValueError: no such landmark"
-    assert person.tracker is not broken
+    assert camera_session.tracker is not broken
 
     # Training raises again and again: the avatar is shown as it is, and learned on when it can be.
-    assert person.learner is not None
-    training = Fault(monkeypatch, type(person.learner.trainer), "step")
+    assert camera_session.learner is not None
+    training = Fault(monkeypatch, type(camera_session.learner.trainer), "step")
     training.error = ValueError("not a number")
-    status = eventually(daemon, lambda status: status["training"]["state"] == "failed")
+    status = wait_for_status(daemon, lambda status: status["training"]["state"] == "failed")
     assert "not a number" in status["training"]["why"]
     shown = daemon.telemetry.shown.total
-    eventually(daemon, lambda _: daemon.telemetry.shown.total > shown)
+    wait_for_status(daemon, lambda _: daemon.telemetry.shown.total > shown)
     training.error = None
     steps = status["steps"]
-    eventually(daemon, lambda status: status["training"]["state"] == "learning" and status["steps"] > steps)
+    wait_for_status(daemon, lambda status: status["training"]["state"] == "learning" and status["steps"] > steps)
 
 
 def test_a_lost_gpu_ends_the_call_with_the_avatar_of_the_last_save(
@@ -189,12 +169,12 @@ def test_a_lost_gpu_ends_the_call_with_the_avatar_of_the_last_save(
     while not (tmp_path / "avatar").exists():
         assert time.monotonic() < end
         time.sleep(0.02)
-    person = daemon._people.home
-    assert person is not None
-    assert person.learner is not None
+    camera_session = daemon._cameras.current
+    assert camera_session is not None
+    assert camera_session.learner is not None
     lost = RuntimeError("CUDA error: an illegal memory access was encountered\nCompile with ...")
     for method in ("step", "state"):
-        Fault(monkeypatch, type(person.learner.trainer), method).error = lost
+        Fault(monkeypatch, type(camera_session.learner.trainer), method).error = lost
     assert daemon.stopping.wait(PATIENCE_S)
     daemon.stop()
     assert daemon.failure is not None
@@ -213,9 +193,9 @@ def test_drawing_that_hangs_ends_the_call_with_the_avatar_saved(
     def hang(*_: object) -> None:
         free.wait(PATIENCE_S)
 
-    drawing = daemon._stages._workers["render"]
+    drawing = daemon._supervisor._workers["render"]
     drawing.policy = replace(drawing.policy, silent_s=0.5)
-    monkeypatch.setattr(daemon._display, "picture", hang)
+    monkeypatch.setattr(daemon._display, "render", hang)
     assert daemon.stopping.wait(PATIENCE_S)
     assert daemon.failure is not None
     assert "render hangs" in daemon.failure
@@ -242,7 +222,7 @@ def test_an_avatar_that_cannot_be_saved_goes_on_and_ends_in_an_error(
             (tmp_path / "avatar").rename(tmp_path / f"gone {attempt}")
             (tmp_path / "avatar").write_text("something else is here")
             break
-    status = eventually(daemon, lambda status: any(line.startswith("avatar: ") for line in status["errors"]))
+    status = wait_for_status(daemon, lambda status: any(line.startswith("avatar: ") for line in status["errors"]))
     assert status["state"] in ("learning", "live")
     daemon.stop()
     assert daemon.failure is not None
@@ -252,7 +232,7 @@ def test_an_avatar_that_cannot_be_saved_goes_on_and_ends_in_an_error(
 def test_learning_rests_while_nothing_is_new_and_drawing_while_nobody_looks(
     start: Callable[[], Daemon], camera: Camera, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("telepresence.call.daemon.UNSEEN_S", 600.0)
+    monkeypatch.setattr("telepresence.call.stages.UNSEEN_S", 600.0)
     for name in ("NEWS_S", "FLAT_S"):
         monkeypatch.setattr(f"telepresence.learning.budget.{name}", 0.5)
     daemon = start()
@@ -265,25 +245,25 @@ def test_learning_rests_while_nothing_is_new_and_drawing_while_nobody_looks(
         return replace(still[0], t_capture_ns=frame.t_capture_ns)
 
     camera.fault = stand_still
-    status = eventually(daemon, lambda status: status["training"]["state"] == "resting")
+    status = wait_for_status(daemon, lambda status: status["training"]["state"] == "resting")
     assert status["training"]["why"] == "nothing new is to be learned"
     camera.fault = None
     steps = status["steps"]
-    eventually(daemon, lambda status: status["steps"] > steps + 1)
+    wait_for_status(daemon, lambda status: status["steps"] > steps + 1)
 
-    assert isinstance(daemon._outlets.server, MediaServer)
+    assert isinstance(daemon._sinks.server, MediaServer)
     tracked, shown = daemon.telemetry.tracked, daemon.telemetry.shown.total
     end = tracked.total + 5
-    eventually(daemon, lambda _: tracked.total >= end)
+    wait_for_status(daemon, lambda _: tracked.total >= end)
     assert daemon.telemetry.shown.total == shown
-    daemon._outlets.server._hub.subscribe_pictures(lambda _: None)
-    eventually(daemon, lambda _: daemon.telemetry.shown.total > shown + 2)
+    daemon._sinks.server._hub.subscribe_pictures(lambda _: None)
+    wait_for_status(daemon, lambda _: daemon.telemetry.shown.total > shown + 2)
 
 
 def test_a_bug_in_an_inlet_is_told_once_and_the_inlet_comes_back(
     start: Callable[[], Daemon], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setitem(POLICIES, "inlet", replace(POLICIES["inlet"], pauses=SOON))
+    monkeypatch.setitem(POLICIES, "receiver", replace(POLICIES["receiver"], pauses=SOON))
     monkeypatch.setattr("telepresence.runtime.supervision.WELL_S", 0.2)
     message = Fault(monkeypatch, LiveTransfer, "__call__")
     daemon = start()
@@ -298,18 +278,18 @@ def test_a_bug_in_an_inlet_is_told_once_and_the_inlet_comes_back(
 
             return sent
 
-        status = eventually(daemon, send(6))
+        status = wait_for_status(daemon, send(6))
         assert status["stages"]["zmq"]["error"] == "IndexError: no such expression"
         assert any(line.startswith("zmq: IndexError: no such expression") for line in status["errors"])
         assert status["driver"] == "tracker"
         shown = daemon.telemetry.shown.total
-        eventually(daemon, lambda _: daemon.telemetry.shown.total > shown)
+        wait_for_status(daemon, lambda _: daemon.telemetry.shown.total > shown)
         traces = [record for record in caplog.records if record.exc_info]
         assert [getattr(record, "stage", None) for record in traces] == ["zmq"]
 
         message.error = None
-        eventually(daemon, lambda status: send(0)(status) and status["driver"] == "zmq")
-    eventually(daemon, lambda status: status["stages"]["zmq"]["state"] == "running" and not status["errors"])
+        wait_for_status(daemon, lambda status: send(0)(status) and status["driver"] == "zmq")
+    wait_for_status(daemon, lambda status: status["stages"]["zmq"]["state"] == "running" and not status["errors"])
 
 
 def test_a_call_goes_on_without_training_that_hangs(
@@ -317,18 +297,18 @@ def test_a_call_goes_on_without_training_that_hangs(
 ) -> None:
     monkeypatch.setattr("telepresence.runtime.supervision.JOIN_S", 0.2)
     daemon = start()
-    person = daemon._people.home
-    assert person is not None
-    assert person.learner is not None
+    camera_session = daemon._cameras.current
+    assert camera_session is not None
+    assert camera_session.learner is not None
     free = threading.Event()
-    training = daemon._stages._workers["train"]
+    training = daemon._supervisor._workers["train"]
     training.policy = replace(training.policy, silent_s=0.5)
-    monkeypatch.setattr(type(person.learner.trainer), "step", lambda _: free.wait(PATIENCE_S))
-    status = eventually(daemon, lambda status: status["training"]["state"] == "failed")
+    monkeypatch.setattr(type(camera_session.learner.trainer), "step", lambda _: free.wait(PATIENCE_S))
+    status = wait_for_status(daemon, lambda status: status["training"]["state"] == "failed")
     assert status["stages"]["train"]["state"] == "hung"
-    assert "no sign of life" in status["training"]["why"]
+    assert "no round was finished" in status["training"]["why"]
     shown = daemon.telemetry.shown.total
-    eventually(daemon, lambda _: daemon.telemetry.shown.total > shown)
+    wait_for_status(daemon, lambda _: daemon.telemetry.shown.total > shown)
     daemon.stop()  # and does not wait for what never comes
     assert any("training hangs" in line for line in daemon.telemetry.errors.lines())
     free.set()
@@ -339,9 +319,9 @@ def test_a_call_without_network_or_supervision_ends_with_the_avatar_saved(
     start: Callable[[], Daemon], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     daemon = start()
-    assert isinstance(daemon._outlets.server, MediaServer)
-    assert daemon._outlets.server._loop is not None
-    daemon._outlets.server._loop.call_soon_threadsafe(daemon._outlets.server._loop.stop)
+    assert isinstance(daemon._sinks.server, MediaServer)
+    assert daemon._sinks.server._loop is not None
+    daemon._sinks.server._loop.call_soon_threadsafe(daemon._sinks.server._loop.stop)
     daemon.wait()
     assert daemon.failure == "the network thread has ended"
     daemon.stop()
@@ -349,9 +329,9 @@ def test_a_call_without_network_or_supervision_ends_with_the_avatar_saved(
 
     daemon = start()
     free = threading.Event()
-    watching = daemon._stages._workers["supervise"]
+    watching = daemon._supervisor._workers["supervise"]
     watching.policy = replace(watching.policy, silent_s=0.5)
-    monkeypatch.setattr(daemon._people, "follow", lambda *_: free.wait(PATIENCE_S))
+    monkeypatch.setattr(daemon._cameras, "update", lambda *_: free.wait(PATIENCE_S))
     daemon.wait()
     assert daemon.failure is not None
     assert "supervise hangs" in daemon.failure
@@ -362,9 +342,9 @@ def test_a_call_without_network_or_supervision_ends_with_the_avatar_saved(
 
 
 def test_what_hangs_is_left_behind_or_ends_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    quick = Policy(SOON, Then.STOP, 0.05, Then.STOP)
+    quick = Policy(SOON, Fallback.STOP, 0.05, Fallback.STOP)
     monkeypatch.setitem(POLICIES, "render", quick)
-    monkeypatch.setitem(POLICIES, "train", replace(quick, hung=Then.WITHOUT))
+    monkeypatch.setitem(POLICIES, "train", replace(quick, hung=Fallback.WITHOUT))
     notes: list[str] = []
     ends: list[str] = []
     stages = Supervisor(lambda stage, _: notes.append(stage), lambda _: None, ends.append)
@@ -383,7 +363,7 @@ def test_what_hangs_is_left_behind_or_ends_the_call(monkeypatch: pytest.MonkeyPa
 
 
 def test_after_the_machine_slept_no_stage_is_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(POLICIES, "track", Policy(SOON, Then.STOP, 2.0, Then.STOP))
+    monkeypatch.setitem(POLICIES, "track", Policy(SOON, Fallback.STOP, 2.0, Fallback.STOP))
     stages = Supervisor(pytest.fail, lambda _: None, pytest.fail)
     free = threading.Event()
     stages.begin("track", lambda: bool(free.wait(PATIENCE_S)))  # type: ignore[arg-type,return-value]
@@ -411,14 +391,14 @@ def test_a_camera_whose_clock_goes_back_is_tracked_on(start: Callable[[], Daemon
     seen: list[TrackedFrame] = []
     hour = 3600 * 10**9
     camera.fault = lambda frame: replace(frame, t_capture_ns=frame.t_capture_ns - hour) if frame is not None else None
-    eventually(daemon, lambda status: status["drops"].get("capture_clock", 0) > 3)
-    person = daemon._people.home
-    assert person is not None
+    wait_for_status(daemon, lambda status: status["drops"].get("capture_clock", 0) > 3)
+    camera_session = daemon._cameras.current
+    assert camera_session is not None
     end = time.monotonic() + PATIENCE_S
     while len(seen) < 3:
         assert time.monotonic() < end
-        if person.tracked is not None and (not seen or person.tracked is not seen[-1]):
-            seen.append(person.tracked)
+        if (newest := camera_session.tracking.newest) is not None and (not seen or newest is not seen[-1]):
+            seen.append(newest)
         time.sleep(0.01)
     times = [frame.t_capture_ns for frame in seen]
     assert times == sorted(set(times))
@@ -427,7 +407,7 @@ def test_a_camera_whose_clock_goes_back_is_tracked_on(start: Callable[[], Daemon
 
 
 def test_the_documentation_says_what_the_table_says(root: Path) -> None:
-    words = {Then.STOP: "the call ends", Then.WITHOUT: "the call goes on without it"}
+    words = {Fallback.STOP: "the call ends", Fallback.WITHOUT: "the call goes on without it"}
     again = {"camera": "opened anew", "encode": "another thread takes over", "publish": "connected anew"}
     page = (root / "docs" / "supervision.md").read_text(encoding="utf-8")
     rows = {}
@@ -449,10 +429,10 @@ def test_slow_stages_get_the_newest_and_nothing_waits_in_line(
     start: Callable[[], Daemon], camera: Camera, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     daemon = start()
-    person = daemon._people.home
-    assert person is not None
-    assert isinstance(daemon._outlets.server, MediaServer)
-    daemon._outlets.server._hub.subscribe_pictures(lambda _: None)
+    camera_session = daemon._cameras.current
+    assert camera_session is not None
+    assert isinstance(daemon._sinks.server, MediaServer)
+    daemon._sinks.server._hub.subscribe_pictures(lambda _: None)
     missed = 4  # states that come while a picture is in work
     captured: list[int] = []  # capture times, as they come out of each stage
     tracked: list[int] = []
@@ -468,9 +448,9 @@ def test_slow_stages_get_the_newest_and_nothing_waits_in_line(
         behind[stage].append(len(there) - 1 - there.index(t_capture_ns))
         return True
 
-    track, draw = person.tracker.track, daemon._display.picture
+    track, draw = camera_session.tracker.track, daemon._display.render
 
-    def slowly_track(frame: CameraFrame, told: Callable[[Pose], None]) -> TrackedFrame:
+    def slowly_track(frame: CameraFrame, told: Callable[[TrackedState], None]) -> TrackedFrame:
         begin("track", frame.t_capture_ns, captured)
         daemon.stopping.wait(0.1)  # three pictures of the camera
         made = track(frame, told)
@@ -485,8 +465,8 @@ def test_slow_stages_get_the_newest_and_nothing_waits_in_line(
         return draw(scene)
 
     camera.fault = capture
-    monkeypatch.setattr(person.tracker, "track", slowly_track)
-    monkeypatch.setattr(daemon._display, "picture", slowly_draw)
-    eventually(daemon, lambda _: len(behind["track"]) > 6 and len(behind["render"]) > 2)
+    monkeypatch.setattr(camera_session.tracker, "track", slowly_track)
+    monkeypatch.setattr(daemon._display, "render", slowly_draw)
+    wait_for_status(daemon, lambda _: len(behind["track"]) > 6 and len(behind["render"]) > 2)
     assert max(behind["track"]) == 0, "a picture is taken from the camera when the tracker waits for one"
     assert max(behind["render"]) < missed  # of a line, one would begin with what was missed

@@ -15,22 +15,19 @@ import pytest
 
 from insta_runtime.head import load_head
 from insta_runtime.tracked import read_take
-from tests.support.small_avatar import SMALL_AVATAR_OPTIONS
-
-TINY = (
-    "--source=synthetic",
-    "--set=run.zmq=tcp://127.0.0.1:*",
-    "--set=run.size=128",
-    "--set=stream.size=128",
-    "--set=avatar.learn.size=32",
-    *SMALL_AVATAR_OPTIONS,
-)
+from tests.support.small_call import SMALL_CALL, as_options
 
 
 @pytest.mark.timeout(300)
 def test_a_call_is_recorded_with_the_states_that_were_shown(start_daemon: Callable[..., Any], tmp_path: Path) -> None:
     path = tmp_path / "call.mp4"
-    daemon = start_daemon(*TINY, f"--avatar={tmp_path / 'avatar'}", f"--record={path}", "--virtual-camera")
+    daemon = start_daemon(
+        "--source=synthetic",
+        *as_options(SMALL_CALL),
+        f"--avatar={tmp_path / 'avatar'}",
+        f"--record={path}",
+        "--virtual-camera",
+    )
     daemon.wait_until(lambda status: status["mesh_psnr_db"] is not None, 120)
     end = time.monotonic() + 90
     while not (tmp_path / "call.npz").exists() or read_take(tmp_path / "call.npz").valid.sum() < 8:
@@ -65,7 +62,16 @@ def test_a_call_is_recorded_with_the_states_that_were_shown(start_daemon: Callab
 
 def test_a_recording_is_never_written_over(tmp_path: Path) -> None:
     (tmp_path / "call.mp4").write_bytes(b"precious")
-    command = [sys.executable, "-m", "telepresence", "run", "--port=0", *TINY, f"--record={tmp_path / 'call.mp4'}"]
+    command = [
+        sys.executable,
+        "-m",
+        "telepresence",
+        "run",
+        "--port=0",
+        "--source=synthetic",
+        *as_options(SMALL_CALL),
+        f"--record={tmp_path / 'call.mp4'}",
+    ]
     finished = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert finished.returncode == 2
     assert "call.mp4 exists" in finished.stderr

@@ -15,7 +15,7 @@ from telepresence.call.session import (
     LOST_AFTER_S,
     Facts,
     Session,
-    State,
+    SessionState,
 )
 
 FACE = Facts(face=True)
@@ -30,7 +30,7 @@ def test_the_ladder_is_climbed_in_order() -> None:
     for now, facts in enumerate([Facts(), FACE, KNOWN, GOOD]):
         session = session.advance(facts, now * 0.1)
         states.append(session.state)
-    assert states == [State.WAITING, State.CALIBRATING, State.LEARNING, State.LIVE]
+    assert states == [SessionState.WAITING, SessionState.CALIBRATING, SessionState.LEARNING, SessionState.LIVE]
     assert session.since == 0.30000000000000004
 
 
@@ -38,42 +38,42 @@ def test_without_a_face_it_waits_for_ever() -> None:
     session = Session()
     for hour in range(5):
         session = session.advance(Facts(), 3600.0 * hour)
-    assert session.state is State.WAITING
+    assert session.state is SessionState.WAITING
 
 
 def test_a_face_that_leaves_is_lost_then_idle_and_resumes_where_it_was() -> None:
     live = Session().advance(GOOD, 0.0)
-    assert live.advance(NOBODY, LOST_AFTER_S * 0.9).state is State.LIVE
+    assert live.advance(NOBODY, LOST_AFTER_S * 0.9).state is SessionState.LIVE
     lost = live.advance(NOBODY, LOST_AFTER_S)
-    assert lost.state is State.LOST
-    assert lost.advance(KNOWN, 5.0).state is State.LIVE
+    assert lost.state is SessionState.LOST
+    assert lost.advance(KNOWN, 5.0).state is SessionState.LIVE
     idle = lost.advance(NOBODY, IDLE_AFTER_S)
-    assert idle.state is State.IDLE
-    assert idle.advance(KNOWN, 100.0).state is State.LIVE
+    assert idle.state is SessionState.IDLE
+    assert idle.advance(KNOWN, 100.0).state is SessionState.LIVE
 
 
 def test_live_needs_a_margin_and_keeps_it_until_the_mesh_is_better() -> None:
     learning = Session().advance(Facts(face=True, calibrated=True, gain_db=LIVE_GAIN_DB - 0.1), 0.0)
-    assert learning.state is State.LEARNING
+    assert learning.state is SessionState.LEARNING
     live = learning.advance(GOOD, 1.0)
-    assert live.advance(Facts(face=True, calibrated=True, gain_db=0.2), 2.0).state is State.LIVE
-    assert live.advance(Facts(face=True, calibrated=True, gain_db=-0.2), 2.0).state is State.LEARNING
+    assert live.advance(Facts(face=True, calibrated=True, gain_db=0.2), 2.0).state is SessionState.LIVE
+    assert live.advance(Facts(face=True, calibrated=True, gain_db=-0.2), 2.0).state is SessionState.LEARNING
 
 
 def test_a_haze_that_beats_a_bald_mesh_is_not_yet_live() -> None:
     haze = replace(GOOD, likeness_db=LIVE_DB - 1.0)
     session = Session().advance(haze, 0.0)
-    assert session.state is State.LEARNING
+    assert session.state is SessionState.LEARNING
     session = session.advance(replace(GOOD, likeness_db=LIVE_DB), 1.0)
-    assert session.state is State.LIVE
+    assert session.state is SessionState.LIVE
     dark = replace(GOOD, gain_db=0.1, likeness_db=10.0)  # the light has changed
-    assert session.advance(dark, 2.0).state is State.LIVE
+    assert session.advance(dark, 2.0).state is SessionState.LIVE
 
 
 def test_parameters_from_elsewhere_need_no_face() -> None:
     session = Session().advance(Facts(driven=True, calibrated=True), 0.0)
-    assert session.state is State.LEARNING
-    assert session.advance(Facts(driven=True, calibrated=True), 100.0).state is State.LEARNING
+    assert session.state is SessionState.LEARNING
+    assert session.advance(Facts(driven=True, calibrated=True), 100.0).state is SessionState.LEARNING
 
 
 facts = st.builds(
@@ -95,10 +95,10 @@ def test_every_history_keeps_the_invariants(history: list[tuple[float, Facts]]) 
         before, session = session, session.advance(moment, now)
         present = moment.face or moment.driven
         seen = seen or present
-        assert (session.state is State.WAITING) == (not seen)
+        assert (session.state is SessionState.WAITING) == (not seen)
         if present:
             assert session.state not in AWAY
-            assert (session.state is State.CALIBRATING) == (not moment.calibrated)
+            assert (session.state is SessionState.CALIBRATING) == (not moment.calibrated)
         assert session.since == (before.since if session.state is before.state else now)
         # The same facts at the same time change nothing more.
         assert session.advance(moment, now) == session

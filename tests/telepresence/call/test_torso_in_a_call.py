@@ -30,10 +30,10 @@ def new_avatar() -> Avatar:
 def run_until_there_is_a_torso(learner: Learner, old: TorsoLayer | None = None) -> None:
     """Offer the person's performance, as fast as the learner takes it."""
     for observation in performance():
-        learner.offer(observation, observation.t_capture_ns / 1e9)
+        learner.add_observation(observation, observation.t_capture_ns / 1e9)
         end = time.monotonic() + 0.25
         while time.monotonic() < end and learner.torso is old:
-            learner.work()
+            learner.run_once()
         if learner.torso is not old:
             return
 
@@ -43,7 +43,7 @@ def test_the_torso_is_learned_shown_and_saved(tmp_path: Path) -> None:
     assert learner.torso is None
     run_until_there_is_a_torso(learner)
     assert learner.torso is not None
-    assert learner.torso.holds
+    assert learner.torso.is_visible
     assert learner.save()
     again = Avatar.load(tmp_path / "me", open_head(), CPU).part(TorsoLayer)
     assert again is not None
@@ -53,7 +53,7 @@ def test_the_torso_is_learned_shown_and_saved(tmp_path: Path) -> None:
     pictures = {}
     for word in ("torso", "calm"):
         display = Display(64, 1000.0, Backgrounds(word))
-        shown = display.picture(Scene(seen.state, seen.camera, learner, True, 0.0, None, "", ""))
+        shown = display.render(Scene(seen.state, seen.camera, learner, True, 0.0, None, "", ""))
         assert shown is not None
         assert shown.is_avatar
         pictures[word] = shown.rgb.astype(int)
@@ -70,10 +70,10 @@ def test_another_background_is_a_reason_for_another_picture(tmp_path: Path) -> N
     backgrounds = Backgrounds("calm")
     display = Display(64, 1000.0, backgrounds)
     scene = Scene(seen.state, seen.camera, learner, True, 0.0, None, "", "")
-    assert display.picture(scene) is not None
-    assert display.picture(scene) is None
+    assert display.render(scene) is not None
+    assert display.render(scene) is None
     backgrounds.choose("#ff0000")
-    again = display.picture(scene)
+    again = display.render(scene)
     assert again is not None
     assert again.rgb[0, 0].tolist() == [255, 0, 0]
 
@@ -85,6 +85,6 @@ def test_a_frozen_avatar_keeps_the_torso_it_came_with(tmp_path: Path) -> None:
     avatar.attach(old)
     learner = Learner(avatar, tmp_path / "me", freeze=True, backend="torch")
     for observation in performance(20):
-        learner.offer(observation, observation.t_capture_ns / 1e9)
-        learner.work()
+        learner.add_observation(observation, observation.t_capture_ns / 1e9)
+        learner.run_once()
     assert learner.torso is old

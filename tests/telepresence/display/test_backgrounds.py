@@ -33,7 +33,7 @@ def torso(rows: int) -> TorsoLayer:
 
 
 def shown(backgrounds: Backgrounds, layer: TorsoLayer | None) -> np.ndarray:
-    found = backgrounds.under(layer, STATE, CAMERA)
+    found = backgrounds.compose(layer, STATE, CAMERA)
     return found().numpy() if callable(found) else found
 
 
@@ -69,8 +69,8 @@ def test_room_colour_and_torso_go_together() -> None:
     np.testing.assert_array_equal(shown(backgrounds, None), backdrop(SIDE))  # no room is known yet
     backgrounds.choose("#ff8000")
     np.testing.assert_allclose(shown(backgrounds, torso(8)), np.full((SIDE, SIDE, 3), [1.0, 128 / 255, 0.0]), atol=1e-6)
-    still = backgrounds.under(torso(8), STATE, CAMERA)
-    assert backgrounds.under(torso(8), STATE, CAMERA) is still  # what does not change is not uploaded again
+    still = backgrounds.compose(torso(8), STATE, CAMERA)
+    assert backgrounds.compose(torso(8), STATE, CAMERA) is still  # what does not change is not uploaded again
 
 
 def test_a_picture_is_read_once_and_only_who_starts_the_daemon_names_files(tmp_path: Path) -> None:
@@ -113,6 +113,6 @@ def test_the_torso_stays_while_the_head_nods() -> None:
     backgrounds = Backgrounds("torso")
     first = shown(backgrounds, layer)
     nod = replace(STATE, rotation=np.array([np.pi - 0.3, 0.0, 0.0], np.float32), t_capture_ns=100_000_000)
-    found = backgrounds.under(layer, nod, CAMERA)
+    found = backgrounds.compose(layer, nod, CAMERA)
     assert callable(found)
     np.testing.assert_allclose(found().numpy(), first, atol=1e-5)

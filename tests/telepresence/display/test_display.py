@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,6 +39,16 @@ def test_a_face_that_left_holds_still_then_becomes_neutral_where_it_was() -> Non
     np.testing.assert_array_equal(end.translation, state.translation)
 
 
+def test_a_lost_face_is_held_then_relaxes() -> None:
+    state = replace(pose([np.pi, 0.0, 0.0]), expression=np.full(52, 0.8, np.float32))
+    assert relaxed(state, 0.5 * HOLD_S).expression == pytest.approx(state.expression)
+    half = relaxed(state, HOLD_S + 0.5 * RELAX_S).expression
+    assert (half > 0.1).all()
+    assert (half < 0.7).all()
+    assert np.abs(relaxed(state, 5.0).expression).max() == 0.0
+    assert np.array_equal(relaxed(state, 5.0).translation, state.translation)
+
+
 angles = st.floats(-0.6, 0.6)
 
 
@@ -55,12 +67,12 @@ def test_easing_never_jumps_whatever_side_of_pi_the_rotation_is_on(a: float, b: 
 
 def test_a_card_is_shown_once_and_again_when_its_words_change() -> None:
     display = Display(128, 50.0, Backgrounds("calm"))
-    first = display.picture(WAITING)
+    first = display.render(WAITING)
     assert first is not None
     assert first.rgb.shape == (128, 128, 3)
     assert not first.is_avatar
-    assert display.picture(WAITING) is None
-    other = display.picture(Scene(None, None, None, False, 0.0, None, "No camera picture", "Plug it in."))
+    assert display.render(WAITING) is None
+    other = display.render(Scene(None, None, None, False, 0.0, None, "No camera picture", "Plug it in."))
     assert other is not None
     assert other.frame_id == first.frame_id + 1
     assert (other.rgb != first.rgb).any()
@@ -68,7 +80,7 @@ def test_a_card_is_shown_once_and_again_when_its_words_change() -> None:
 
 def test_the_camera_shows_only_when_it_may() -> None:
     raw = np.full((64, 64, 3), 200, np.uint8)
-    shown = Display(128, 50.0, Backgrounds("calm")).picture(Scene(None, None, None, False, 0.0, raw, "", ""))
+    shown = Display(128, 50.0, Backgrounds("calm")).render(Scene(None, None, None, False, 0.0, raw, "", ""))
     assert shown is not None
     assert (shown.rgb == 200).all()
 
@@ -83,20 +95,20 @@ def test_before_there_is_an_avatar_the_coloured_mesh_is_shown() -> None:
     from insta_runtime.head import HeadRig, load_head
     from insta_runtime.render.coloured_mesh import ColouredMesh
     from insta_runtime.types import Observation
-    from telepresence.sources.synthetic import actor_take
+    from telepresence.sources.synthetic import actor_clip
 
     head = load_head()
-    frame = next(actor_take(1, size=128))
+    frame = next(actor_clip(1, size=128))
     truth = frame.truth
     assert truth is not None
     mesh = ColouredMesh(HeadRig(head, torch.device("cpu")), np.zeros(len(head.shape_dirs), np.float32))
     mesh.observe(Observation(0, frame.rgb, truth.alpha, truth.camera, truth.state))
     display = Display(128, 50.0, Backgrounds("#000000"))
     scene = Scene(truth.state, truth.camera, None, False, 0.0, None, "", "", mesh)
-    shown = display.picture(scene)
+    shown = display.render(scene)
     assert shown is not None
-    assert shown.drawn is not None
-    assert (shown.is_avatar, shown.drawn.weights) == (False, 0)
+    assert shown.render_inputs is not None
+    assert (shown.is_avatar, shown.render_inputs.weights) == (False, 0)
     face = truth.alpha > 250
     assert np.abs(shown.rgb[face].astype(float) - frame.rgb[face]).mean() < 40
-    assert display.picture(scene) is None, "nothing has changed"
+    assert display.render(scene) is None, "nothing has changed"

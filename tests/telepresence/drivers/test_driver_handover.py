@@ -19,15 +19,17 @@ from insta_runtime.head import HeadModel, load_head
 from insta_runtime.smoothstep import smoothstep
 from insta_runtime.tracked import write_take
 from insta_runtime.types import Camera, HeadState, Take
-from telepresence.call.driver_selection import Driving
+from telepresence.call.driver_receivers import open_receivers
+from telepresence.call.driver_selection import DriverSelector
 from telepresence.client import ParameterClient
 from telepresence.config import RunConfig
-from telepresence.drivers.blend import blend, blend_cameras
-from telepresence.drivers.idle import BLINKS_S, Idle
-from telepresence.drivers.settings import DriverSettings, parse_drivers
-from telepresence.drivers.take import TakeDriver
-from telepresence.runtime.clock import Ratekeeper
-from telepresence.runtime.frames import Pose
+from telepresence.drivers.driver_settings import DriverSettings, parse_drivers
+from telepresence.drivers.idle_motion import BLINKS_S, IdleMotion
+from telepresence.drivers.state_blend import blend_states, blend_cameras
+from telepresence.drivers.take_driver import TakeDriver
+from telepresence.runtime.clock import LoopTimer
+from telepresence.runtime.frames import TrackedState
+from telepresence.runtime.telemetry import Telemetry
 from tests.support import face_packets as packets
 
 CAMERA = Camera(600.0, 600.0, 256.0, 256.0, 512, 512)
@@ -57,7 +59,7 @@ def until(condition: Callable[[], bool]) -> None:
 def test_a_blend_begins_and_ends_where_it_should_and_turns_evenly() -> None:
     start, end = state_of(0.0, -0.4, 5), state_of(1.0, 0.4, 9)
     for part, weight, turn in ((0.0, 0.0, -0.4), (0.25, 0.25, -0.2), (1.0, 1.0, 0.4)):
-        mixed = blend(start, end, part)
+        mixed = blend_states(start, end, part)
         np.testing.assert_allclose(mixed.expression, weight, atol=1e-6)
         np.testing.assert_allclose(
             rotation_matrix(mixed.rotation), rotation_matrix(state_of(0, turn).rotation), atol=1e-6
@@ -78,7 +80,7 @@ def test_heads_turn_the_short_way(one: tuple[float, ...], other: tuple[float, ..
     def apart(a: np.ndarray, b: np.ndarray) -> float:
         return float(np.linalg.norm(axis_angle(a.T @ b)))
 
-    middle = rotation_matrix(blend(start, end, part).rotation)
+    middle = rotation_matrix(blend_states(start, end, part).rotation)
     whole = apart(first, last)
     assert apart(first, middle) == pytest.approx(part * whole, abs=1e-4)
     assert apart(middle, last) == pytest.approx((1 - part) * whole, abs=1e-4)
@@ -97,7 +99,7 @@ def test_cameras_of_different_sizes_blend() -> None:
 def test_an_idle_face_blinks_breathes_and_looks_about_a_little(basis: str, head: HeadModel) -> None:
     names = head.expression_names if basis == "arkit52" else tuple(f"e{index}" for index in range(100))
     neutral = HeadState.neutral(len(names))
-    idle, again = Idle(basis, names, seed=3), Idle(basis, names, seed=3)
+    idle, again = IdleMotion(basis, names, seed=3), IdleMotion(basis, names, seed=3)
     lids, heights = [], []
     for step in range(2000):
         state = idle.state(neutral, step / 25)
@@ -116,39 +118,57 @@ def test_an_idle_face_blinks_breathes_and_looks_about_a_little(basis: str, head:
     assert max(lids) > 0.95
     assert np.mean(np.array(lids) > 0.05) < 0.2, "eyes are open most of the time"
     assert 0.001 < max(heights) - min(heights) < 0.004
-    other = Idle(basis, names, seed=4).state(neutral, 80.0)
+    other = IdleMotion(basis, names, seed=4).state(neutral, 80.0)
     assert not np.array_equal(other.eye_pose, idle.state(neutral, 80.0).eye_pose)
-    start = Idle(basis, names).state(neutral, 0.0)
+    start = IdleMotion(basis, names).state(neutral, 0.0)
     np.testing.assert_allclose(rotation_matrix(start.rotation), rotation_matrix(neutral.rotation), atol=1e-6)
 
 
 # ---- who drives, with real sockets
 
 
-Make = Callable[..., Driving]
+class Drivers:
+    """Receivers and selector of a call whose avatar has no expression statistics."""
+
+    def __init__(self, head: HeadModel, drive: str, settings: DriverSettings) -> None:
+        telemetry = Telemetry()
+        self.receivers = open_receivers(
+            RunConfig(zmq="tcp://127.0.0.1:*"),
+            settings,
+            head,
+            telemetry=telemetry,
+            new_state=threading.Event(),
+            expression_stats=lambda: None,
+        )
+        self.selector = DriverSelector(
+            self.receivers,
+            drive,
+            settings,
+            head,
+            idles=settings.idle,
+            telemetry=telemetry,
+            expression_stats=lambda: None,
+        )
+
+
+Make = Callable[..., Drivers]
 
 
 @pytest.fixture
 def make(head: HeadModel) -> Iterator[Make]:
-    opened: list[Driving] = []
+    """``make(drive, **settings)``: drivers that receive."""
+    opened: list[Drivers] = []
 
-    def driving(drive: str = "auto", **settings: object) -> Driving:
-        made = Driving(
-            RunConfig(zmq="tcp://127.0.0.1:*", drive=drive),
-            DriverSettings(**settings),  # type: ignore[arg-type]
-            head,
-            note=lambda _where, _text: None,
-            moved=lambda: None,
-            usual=lambda: None,
-        )
-        made.start()
+    def start(drive: str = "auto", **settings: object) -> Drivers:
+        made = Drivers(head, drive, DriverSettings(**settings))  # type: ignore[arg-type]
+        made.receivers.start()
         opened.append(made)
         return made
 
-    yield driving
+    yield start
     for made in opened:
-        made.stop()
-        made.stop()
+        made.receivers.stop()
+        made.receivers.stop()
 
 
 def test_the_tracker_hands_over_to_a_program_and_takes_over_again(
@@ -156,27 +176,27 @@ def test_the_tracker_hands_over_to_a_program_and_takes_over_again(
 ) -> None:
     clock = [time.monotonic_ns()]
     monkeypatch.setattr("telepresence.call.driver_selection.now_ns", lambda: clock[0])
-    driving = make(fade_s=0.3)
-    tracked = Pose(state_of(0.0, -0.3), CAMERA)
-    driving.follow(tracked.state)
-    assert driving.pose(tracked, LEARNED) == (tracked.state, CAMERA)
-    assert driving.address is not None
-    with ParameterClient(driving.address, head.sha256, "arkit52") as client:
+    drivers = make(fade_s=0.3)
+    tracked = TrackedState(state_of(0.0, -0.3), CAMERA)
+    drivers.selector.on_tracked_state(tracked.state)
+    assert drivers.selector.head_state(tracked, LEARNED) == (tracked.state, CAMERA)
+    assert drivers.receivers.zmq_address is not None
+    with ParameterClient(drivers.receivers.zmq_address, head.sha256, "arkit52") as client:
         assert client.wait(10)
         client.send(expression=np.ones(52))
-        until(lambda: driving.report()["zmq"]["counts"] == {"taken": 1})
-    newest = driving._inlets["zmq"].newest()
+        until(lambda: drivers.receivers.status()["zmq"]["counts"] == {"taken": 1})
+    newest = drivers.receivers.receivers["zmq"].newest()
     assert newest is not None
-    weights, drivers = [], []
+    weights, chosen = [], []
     for step in range(100):
         clock[0] = newest.arrived_ns + step * 10_000_000
-        driving.follow(tracked.state)
-        state, _ = driving.pose(tracked, LEARNED)
+        drivers.selector.on_tracked_state(tracked.state)
+        state, _ = drivers.selector.head_state(tracked, LEARNED)
         assert state is not None
-        assert driving.decide() == driving.external == (step < 50)
+        assert drivers.selector.receiving == drivers.selector.external == (step < 50)
         weights.append(float(state.expression[0]))
-        drivers.append(driving.driver)
-    assert drivers == ["zmq"] * 50 + ["tracker"] * 50
+        chosen.append(drivers.selector.driver)
+    assert chosen == ["zmq"] * 50 + ["tracker"] * 50
     assert weights[0] == 0.0
     assert weights[:50] == sorted(weights[:50])
     assert weights[30:51] == [1.0] * 21
@@ -188,72 +208,72 @@ def test_the_tracker_hands_over_to_a_program_and_takes_over_again(
 def test_a_hand_over_that_is_overtaken_goes_on_from_where_it_is(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [time.monotonic_ns()]
     monkeypatch.setattr("telepresence.call.driver_selection.now_ns", lambda: clock[0])
-    driving = make()
-    tracked = Pose(state_of(0.8), CAMERA)
-    driving.follow(tracked.state)
-    driving.pose(tracked, LEARNED)
+    drivers = make()
+    tracked = TrackedState(state_of(0.8), CAMERA)
+    drivers.selector.on_tracked_state(tracked.state)
+    drivers.selector.head_state(tracked, LEARNED)
     weights = []
     for step in range(150):
         clock[0] += 20_000_000
         if step >= 80:  # the face is back while what came to rest in its place still does so
-            driving.follow(tracked.state)
-        state, _ = driving.pose(tracked, LEARNED)
+            drivers.selector.on_tracked_state(tracked.state)
+        state, _ = drivers.selector.head_state(tracked, LEARNED)
         assert state is not None
         weights.append(float(state.expression[0]))
-    assert driving.driver == "tracker"
+    assert drivers.selector.driver == "tracker"
     assert weights[-1] == np.float32(0.8)
     assert np.abs(np.diff(weights)).max() < 0.1
 
 
 def test_a_face_that_leaves_comes_to_rest_and_idles(make: Make) -> None:
-    driving = make()
-    tracked = Pose(state_of(0.6, 0.5), CAMERA)
-    assert driving.pose(None, LEARNED) == (None, LEARNED), "nobody was there yet: nobody is made up"
-    driving.follow(tracked.state)
-    driving.pose(tracked, LEARNED)
-    until(lambda: driving.pose(tracked, LEARNED)[0] is not tracked.state)
-    assert driving.driver == "idle"
-    first, _ = driving.pose(tracked, LEARNED)
+    drivers = make()
+    tracked = TrackedState(state_of(0.6, 0.5), CAMERA)
+    assert drivers.selector.head_state(None, LEARNED) == (None, LEARNED), "nobody was there yet: nobody is made up"
+    drivers.selector.on_tracked_state(tracked.state)
+    drivers.selector.head_state(tracked, LEARNED)
+    until(lambda: drivers.selector.head_state(tracked, LEARNED)[0] is not tracked.state)
+    assert drivers.selector.driver == "idle"
+    first, _ = drivers.selector.head_state(tracked, LEARNED)
     time.sleep(0.1)
-    later, _ = driving.pose(tracked, LEARNED)
+    later, _ = drivers.selector.head_state(tracked, LEARNED)
     assert first is not None
     assert later is not None
     assert later.t_capture_ns > first.t_capture_ns
     assert np.abs(later.rotation - first.rotation).max() < 0.2
-    assert driving.pose(None, LEARNED, object()) == (None, LEARNED), "somebody else is not idled for"
+    assert drivers.selector.head_state(None, LEARNED, object()) == (None, LEARNED), "somebody else is not idled for"
 
 
 def test_without_idle_motion_a_face_stays_as_it_was(make: Make) -> None:
-    driving = make(idle=False)
-    tracked = Pose(state_of(0.6), CAMERA)
-    driving.follow(tracked.state)
-    driving._seen_ns = 0
-    assert driving.pose(tracked, LEARNED) == (tracked.state, CAMERA)
-    assert driving.driver == "tracker"
+    drivers = make(idle=False)
+    tracked = TrackedState(state_of(0.6), CAMERA)
+    drivers.selector.on_tracked_state(tracked.state)
+    drivers.selector._seen_ns = 0
+    assert drivers.selector.head_state(tracked, LEARNED) == (tracked.state, CAMERA)
+    assert drivers.selector.driver == "tracker"
 
 
 def test_a_phone_drives_a_call_that_has_no_camera(make: Make) -> None:
     import socket
 
-    driving = make("livelink", livelink="0")
-    port = int(driving.report()["livelink"]["address"].rpartition(":")[2])
-    assert driving.pose(None, LEARNED) == (None, LEARNED)
+    drivers = make("livelink", livelink="0")
+    port = int(drivers.receivers.status()["livelink"]["address"].rpartition(":")[2])
+    assert drivers.selector.head_state(None, LEARNED) == (None, LEARNED)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as phone:
         phone.sendto(packets.livelink({"JawOpen": 0.5}), ("127.0.0.1", port))
-        until(lambda: driving.report()["livelink"]["counts"].get("taken") == 1)
-    state, camera = driving.pose(None, LEARNED)
+        until(lambda: drivers.receivers.status()["livelink"]["counts"].get("taken") == 1)
+    state, camera = drivers.selector.head_state(None, LEARNED)
     assert state is not None
     assert state.expression.max() == pytest.approx(0.5)
     assert camera == LEARNED
-    driving.recalibrate()
+    drivers.receivers.recalibrate()
 
 
 def test_states_that_come_faster_than_pictures_are_drawn_as_they_come(make: Make, head: HeadModel) -> None:
     """`wait` lets a picture begin with a state that has just come, not with one that grew old meanwhile."""
-    driving = make()
-    assert driving.address is not None
+    drivers = make()
+    assert drivers.receivers.zmq_address is not None
     moved = threading.Event()
-    inlet = driving._inlets["zmq"]
+    inlet = drivers.receivers.receivers["zmq"]
     inlet._accepted = moved.set
     stop = threading.Event()
 
@@ -261,16 +281,16 @@ def test_states_that_come_faster_than_pictures_are_drawn_as_they_come(make: Make
         while not stop.wait(0.02):
             client.send(eyelids=[0.1, 0.1])
 
-    with ParameterClient(driving.address, head.sha256, "arkit52") as client:
+    with ParameterClient(drivers.receivers.zmq_address, head.sha256, "arkit52") as client:
         assert client.wait(10)
         talking = threading.Thread(target=talk, args=(client,))
         talking.start()
         until(lambda: inlet.interval() is not None)
-        seqs, pace = [], Ratekeeper(10.0)
+        seqs, pace = [], LoopTimer(10.0)
         for _ in range(5):
             time.sleep(0.012)  # a picture is drawn meanwhile
-            driving.wait(moved, 1.0, pace, stop)
-            driving.pose(None, LEARNED)
+            drivers.selector.wait(moved, 1.0, pace, stop)
+            drivers.selector.head_state(None, LEARNED)
             newest = inlet.newest()
             assert newest is not None
             seqs.append(newest.seq)
@@ -282,18 +302,18 @@ def test_states_that_come_faster_than_pictures_are_drawn_as_they_come(make: Make
 
 def test_one_call_moves_the_face_of_another(make: Make, head: HeadModel) -> None:
     here = make(publish="tcp://127.0.0.1:*")
-    there = make("subscription", subscribe=here.report()["publisher"]["address"])
+    there = make("subscription", subscribe=here.receivers.status()["publisher"]["address"])
     shape = np.zeros(head.shape_dirs.shape[-1], np.float32)
 
     def heard() -> bool:
-        here.follow(state_of(0.75, 0.2, time.monotonic_ns()), shape)
-        return there.decide()
+        here.selector.on_tracked_state(state_of(0.75, 0.2, time.monotonic_ns()), shape)
+        return there.selector.receiving
 
     until(heard)
-    state, _ = there.pose(None, LEARNED)
+    state, _ = there.selector.head_state(None, LEARNED)
     assert state is not None
     np.testing.assert_array_equal(state.expression, np.float32(0.75))
-    assert there.driver == "subscription"
+    assert there.selector.driver == "subscription"
 
 
 # ---- takes
@@ -307,7 +327,7 @@ def take_of(head: HeadModel, frames: int = 6) -> Take:
 
 def test_a_take_plays_over_and_over_without_a_leap(head: HeadModel) -> None:
     weights: list[float] = []
-    driver = TakeDriver(take_of(head), "0" * 16, accepted=lambda: None)
+    driver = TakeDriver(take_of(head), "0" * 16, on_accepted=lambda: None)
 
     def note() -> None:
         newest = driver.newest()
@@ -324,10 +344,10 @@ def test_a_take_plays_over_and_over_without_a_leap(head: HeadModel) -> None:
 
 def test_a_take_drives_a_call(make: Make, head: HeadModel, tmp_path: Path) -> None:
     write_take(tmp_path / "take.npz", take_of(head))
-    driving = make(take=str(tmp_path / "take.npz"))
-    until(driving.decide)
-    assert driving.driver == "take"
-    state, camera = driving.pose(None, LEARNED)
+    drivers = make(take=str(tmp_path / "take.npz"))
+    until(lambda: drivers.selector.receiving)
+    assert drivers.selector.driver == "take"
+    state, camera = drivers.selector.head_state(None, LEARNED)
     assert state is not None
     assert camera == LEARNED
 
@@ -351,17 +371,10 @@ def test_a_damaged_take_is_one_line_or_plays(data: st.DataObject, head: HeadMode
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
     path.write_bytes(raw[: data.draw(st.integers(0, len(raw)))] if data.draw(st.booleans()) else raw)
     try:
-        driving = Driving(
-            RunConfig(zmq="tcp://127.0.0.1:*"),
-            DriverSettings(take=str(path)),
-            head,
-            note=lambda _where, _text: None,
-            moved=lambda: None,
-            usual=lambda: None,
-        )
+        drivers = Drivers(head, "auto", DriverSettings(take=str(path)))
     except UserError:
         return
-    take = driving._inlets["take"]
+    take = drivers.receivers.receivers["take"]
     take.start()
     until(lambda: take.newest() is not None)
     take.stop()

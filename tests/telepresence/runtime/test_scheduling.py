@@ -1,34 +1,27 @@
-"""The resolution controller, on machines of every speed."""
+"""Sharing of the machine, and the render size on machines of every speed."""
 
 from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from telepresence.runtime.scheduling import (
-    LEAST_RAYS,
-    SIZES,
-    SLOWER,
-    Resolution,
-    largest_side,
-    ray_part,
-    take_turns,
-    training_pause,
-)
+from insta_runtime.learn.schedule import MIN_RAY_SHARE
+from telepresence.runtime.render_size import SIZES, SLOWER, RenderSize, largest_side
+from telepresence.runtime.scheduling import ray_part, take_turns, training_pause
 
 
-def settle(resolution: Resolution, us_per_pixel: float, budget_ms: float, rounds: int = 80) -> list[Resolution]:
+def settle(size: RenderSize, us_per_pixel: float, budget_ms: float, rounds: int = 80) -> list[RenderSize]:
     history = []
     for _ in range(rounds):
-        resolution = resolution.after(us_per_pixel * resolution.side**2 / 1000.0, budget_ms)
-        history.append(resolution)
+        size = size.after(us_per_pixel * size.side**2 / 1000.0, budget_ms)
+        history.append(size)
     return history
 
 
 @given(st.floats(0.01, 200.0), st.sampled_from(SIZES), st.floats(10.0, 200.0))
 def test_it_settles_on_one_side_that_holds_the_budget(cost: float, side: int, budget_ms: float) -> None:
-    last = settle(Resolution(side), cost, budget_ms)[-20:]
-    assert len({resolution.side for resolution in last}) == 1
+    last = settle(RenderSize(side), cost, budget_ms)[-20:]
+    assert len({size.side for size in last}) == 1
     final = last[-1].side
     milliseconds = cost * final**2 / 1000.0
     assert milliseconds <= SLOWER * budget_ms * 1.01 or final == SIZES[0]
@@ -38,15 +31,15 @@ def test_it_settles_on_one_side_that_holds_the_budget(cost: float, side: int, bu
 
 
 def test_one_slow_picture_costs_at_most_one_step() -> None:
-    settled = Resolution(128, 80.0)
+    settled = RenderSize(128, 80.0)
     assert SIZES.index(settled.after(400.0, 100.0).side) == SIZES.index(128) - 1
 
 
 def test_no_more_is_rendered_than_is_streamed() -> None:
     assert [largest_side(stream) for stream in (64, 100, 512, 600, 1024)] == [64, 96, 512, 512, 1024]
-    fast = settle(Resolution(largest=largest_side(1024)), 0.001, 30.0)
+    fast = settle(RenderSize(largest=largest_side(1024)), 0.001, 30.0)
     assert fast[-1].side == 1024
-    assert settle(Resolution(largest=largest_side(512)), 0.001, 30.0)[-1].side == 512
+    assert settle(RenderSize(largest=largest_side(512)), 0.001, 30.0)[-1].side == 512
 
 
 def test_training_takes_its_share() -> None:
@@ -54,14 +47,14 @@ def test_training_takes_its_share() -> None:
     assert abs(training_pause(0.1, 0.25) - 0.3) < 1e-12
 
 
-@given(st.floats(LEAST_RAYS, 1.0), st.floats(0.0, 10.0))
+@given(st.floats(MIN_RAY_SHARE, 1.0), st.floats(0.0, 10.0))
 def test_learning_makes_room_for_the_display_and_takes_it_back(part: float, load: float) -> None:
     after = ray_part(part, load)
-    assert LEAST_RAYS <= after <= 1.0
+    assert MIN_RAY_SHARE <= after <= 1.0
     assert after <= part if load > 0.5 else after >= part
     for _ in range(80):
         after = ray_part(after, load)
-    assert after == (LEAST_RAYS if load > 0.5 else 1.0)
+    assert after == (MIN_RAY_SHARE if load > 0.5 else 1.0)
 
 
 def test_tracking_and_drawing_take_turns_where_processors_are_few() -> None:

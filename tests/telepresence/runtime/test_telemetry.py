@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from telepresence.call.metrics import StatusCollector
 from telepresence.runtime.mailbox import Mailbox
-from telepresence.runtime.telemetry import MAX_ERRORS, WINDOW_S, ErrorLog, Rate, Telemetry, Times
+from telepresence.runtime.telemetry import MAX_ERRORS, WINDOW_S, DurationWindow, ErrorLog, RateCounter, Telemetry
 
 
 def test_a_rate_follows_the_events_and_falls_to_zero_when_they_stop() -> None:
-    rate = Rate()
+    rate = RateCounter()
     for index in range(301):
         rate.tick(index / 30)
     assert abs(rate.read(10.0) - 30.0) < 0.5
@@ -32,7 +33,7 @@ def test_errors_are_counted_once_a_text_and_bounded() -> None:
 
 
 def test_a_rate_of_events_that_count_for_many() -> None:
-    rate = Rate()
+    rate = RateCounter()
     for index in range(31):
         rate.tick(index / 10, count=1000)
     assert abs(rate.read(3.0) - 10_000) < 500
@@ -40,7 +41,7 @@ def test_a_rate_of_events_that_count_for_many() -> None:
 
 
 def test_times_of_a_stage_are_told_by_rank() -> None:
-    times = Times()
+    times = DurationWindow()
     assert times.read_ms() is None
     for ms in range(1, 101):
         times.add(ms / 1000)
@@ -64,7 +65,7 @@ def test_the_status_in_numbers() -> None:
     stages = {"track": {"state": "running", "silent_s": 0.1, "restarts": 2, "error": "x", "ms": None}}
     status: dict[str, Any] = {"state": "live", "psnr_db": None, "fps": 29.5, "drops": {"camera": 3}}
     status |= {"stages": stages, "training": {"state": "resting", "snapshots": {"publish": 7}}, "replay": None}
-    telemetry.export(lambda: status)
+    telemetry.register(StatusCollector(lambda: status))
     lines = telemetry.metrics().splitlines()
     assert "telepresence_stream_fps 29.5" in lines
     assert not any(line.startswith("telepresence_psnr_db ") for line in lines)

@@ -9,10 +9,10 @@ import time
 
 import pytest
 
-from telepresence.runtime.policy import Condition, Policy, Then, is_device_error
+from telepresence.runtime.policy import Condition, Fallback, Policy, is_device_error
 from telepresence.runtime.worker import Worker
 
-QUICK = Policy((0.001, 0.001, 0.001), Then.STOP, 60.0, Then.STOP)
+QUICK = Policy((0.001, 0.001, 0.001), Fallback.STOP, 60.0, Fallback.STOP)
 
 
 def test_it_works_until_it_is_stopped_under_its_own_name() -> None:
@@ -72,7 +72,7 @@ def test_a_stage_that_is_never_given_up_comes_back() -> None:
         back.set()
         thread.stop.wait(0.001)
 
-    policy = Policy((0.001, 0.001), Then.AGAIN, 60.0, Then.WITHOUT)
+    policy = Policy((0.001, 0.001), Fallback.AGAIN, 60.0, Fallback.WITHOUT)
     thread = Worker("train", work, policy=policy, failed=lambda *_: None, fatal=pytest.fail)
     thread.start()
     assert back.wait(10)

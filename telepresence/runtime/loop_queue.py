@@ -1,4 +1,4 @@
-"""From a thread to the event loop: what a loop that is busy, or stands still, may find waiting is bounded."""
+"""Bounded queue from threads to an asyncio event loop."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Handover(Generic[T]):
-    """Hands values to ``take`` on the event loop, in order; `put` may be called on any thread and never waits.
+class LoopQueue(Generic[T]):
+    """Passes values from any thread to a callback on the event loop, in order; a busy loop finds at most ``limit``.
 
-    Where more than ``limit`` wait, all but the newest are lost, and ``lost`` is called on the loop before the next one
-    is taken.  Made on the loop.
+    If more values are waiting, all but the newest are dropped.
     """
 
     def __init__(self, take: Callable[[T], None], limit: int = 1, lost: Callable[[], None] = lambda: None) -> None:
+        """Create it on the event loop, which calls ``take`` for each value, and ``lost`` before it after a drop."""
         self._take, self._limit, self._lost = take, limit, lost
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
@@ -25,6 +25,7 @@ class Handover(Generic[T]):
         self._overrun = False
 
     def put(self, value: T) -> None:
+        """Append a value; any thread, never waits."""
         with self._lock:
             asleep = not self._waiting
             if len(self._waiting) >= self._limit:
@@ -32,9 +33,9 @@ class Handover(Generic[T]):
                 self._overrun = True
             self._waiting.append(value)
         if asleep:
-            self._loop.call_soon_threadsafe(self._hand_out)
+            self._loop.call_soon_threadsafe(self._deliver)
 
-    def _hand_out(self) -> None:
+    def _deliver(self) -> None:
         with self._lock:
             values, self._waiting = self._waiting, []
             overrun, self._overrun = self._overrun, False
