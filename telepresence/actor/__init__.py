@@ -1,1 +1,1 @@
-"""The synthetic actor: a rendered person with known parameters, who talks to the camera."""
+"""Synthetic actor: a computer-generated talking head, rendered with known head states."""

@@ -1,4 +1,4 @@
-"""The actor: a person who never lived, rendered from any head state for any camera."""
+"""Synthetic actor: a computer-generated person, rendered from any head state for any camera."""
 
 from __future__ import annotations
 
@@ -20,36 +20,36 @@ from insta_runtime.types import Bytes, Camera, Float32, HeadState
 from telepresence.actor.hair import grow_hair
 from telepresence.actor.lashes import Lashes
 from telepresence.actor.light import Lighting, directions, visibility
-from telepresence.actor.skin import HAIR_COLOUR, paint_eye, paint_skin
 from telepresence.actor.scenery import CLOTHES_COLOUR, clothes, paint_room
+from telepresence.actor.skin import HAIR_COLOUR, paint_eye, paint_skin
 from telepresence.actor.surface import blob, linear, noise, sample, unroll, vertex_normals
 
 # Materials beyond the parts of the head model.
 _HAIR, _LASHES, _CLOTHES = 6, 7, 8
 
 NECK_RAMP = (-0.115, -0.070)
-"""Height at rest (metres) at which the alpha of the neck is 0, and from which it is 1."""
+"""Heights y at rest (metres) between which the alpha of the neck rises from 0 to 1."""
 
 _SKIN_WRAP = (0.42, 0.22, 0.14)
 _PLAIN_WRAP = (0.12, 0.12, 0.12)
 _SHADOW_DIRECTIONS = 48
-_FIRST_PERSON = 17  # the draw of seed 0: a friendly face
+_FIRST_PERSON = 17  # random seed of the identity of actor 0
 
 
 class Actor:
-    """A synthetic person with the geometry of the open head.
+    """Synthetic person with the geometry of the open head model.
 
-    ``head`` the model, ``rig`` its rig, ``shape`` (S,) float32 the identity code of this person.
+    ``head``: the head model; ``rig``: its rig; ``shape`` (S,) float32: identity code of this person.
     """
 
     def __init__(self, seed: int = 0) -> None:
-        """Build the person (a few seconds).  Equal seeds give equal people."""
+        """Build the person, which takes a few seconds; equal seeds give equal people."""
         self.head: HeadModel = load_head()
         self.rig = HeadRig(self.head)
         self.shape: Float32 = _identity(self.head, seed)
         neutral = HeadState.neutral(len(self.head.expression_names))
         self._rest = self.rig.pose(self.shape, neutral).vertices
-        self._joints = self.rig.identity(torch.from_numpy(self.shape)).joints
+        self._joints = self.rig.rest_pose(torch.from_numpy(self.shape)).joints
         self._skin = paint_skin(self.head, self._rest, self._joints[3:5], seed)
         self._eye = paint_eye(seed=seed)
         self._room = paint_room()
@@ -61,7 +61,7 @@ class Actor:
         self._lashes = Lashes(self.head, self._rest, self._joints[3:5])
         self._clothes, clothes_faces = clothes()
 
-        # The rim of the head model spreads over the shoulders; clothes take its place.
+        # The head model's rim spreads over the shoulders; it is replaced by clothes.
         template = torch.from_numpy(self.head.template)
         spread = (template[:, 0] / 0.076) ** 2 + ((template[:, 2] + 0.018) / 0.070) ** 2
         under_clothes = (template[:, 1] < -0.130) | ((template[:, 1] < -0.085) & (spread > 1.0))
@@ -84,17 +84,17 @@ class Actor:
                 torch.tensor([_HAIR, _LASHES, _CLOTHES], dtype=torch.int8).repeat_interleave(counts),
             ]
         )
-        # What paint sticks to: the place at rest, and along and across the strands of hair.
+        # Texture coordinates: the position at rest; for hair, the position across and along the strip.
         no_paint = torch.zeros(lash_count, 3)
         self._coordinates = torch.cat([self._rest, self._hair.strand, no_paint, self._clothes])
-        self._solid = (self._material < _HAIR) | (self._material == _CLOTHES)  # has an inside, never seen
+        self._solid = (self._material < _HAIR) | (self._material == _CLOTHES)  # closed: back faces are not drawn
         self._towards = directions(_SHADOW_DIRECTIONS)
         self._free = self._shadow_table()
         self._openness = self._free.mean(1).mul(1.9).clamp(0.0, 1.0)
 
     @staticmethod
     def camera(size: int) -> Camera:
-        """The camera of the actor's own pictures: ``size`` x ``size`` pixels, focal length 1.2 times that."""
+        """Default camera of the actor: ``size`` x ``size`` pixels, focal length 1.2 times ``size``."""
         return Camera(1.2 * size, 1.2 * size, size / 2, size / 2, size, size)
 
     def render(
@@ -106,14 +106,14 @@ class Actor:
         samples: int = 2,
         room: NDArray[np.floating] | None = None,
     ) -> tuple[Bytes, Bytes]:
-        """Draw the actor in ``state`` as ``camera`` sees them.
+        """Render the actor in ``state`` for ``camera``.
 
-        Returns the picture (H, W, 3) uint8 with clothes and room (without ``background``: on black), and alpha
-        (H, W) uint8: the exact matte of head, hair and neck times the neck ramp.  Edges are smoothed with
-        ``samples`` x ``samples`` samples a pixel.
+        Returns the image (H, W, 3) uint8 with clothes and room (on black without ``background``), and alpha (H, W)
+        uint8: the exact matte of head, hair and neck times the neck ramp.  Edges are smoothed with ``samples`` x
+        ``samples`` samples per pixel.
 
-        ``room`` (3, 3) turns lamps and clothes: a camera that has moved around the actor sees ``room @ R`` for
-        the head's rotation R, and the same light on every spot of the face.  (The blurred background stays.)
+        ``room`` (3, 3) rotates lamps and clothes: for a camera that has moved around the actor the head's rotation is
+        ``room @ R`` and the light on the face is unchanged.  (The blurred background does not move.)
         """
         rgb, alpha, _ = self.layers(state, camera, background, samples=samples, room=room)
         return rgb, alpha
@@ -127,7 +127,7 @@ class Actor:
         samples: int = 2,
         room: NDArray[np.floating] | None = None,
     ) -> tuple[Bytes, Bytes, Bytes]:
-        """As `render`, and the matte of the whole body (H, W) uint8: clothes too, no ramp."""
+        """Image and alpha as from `render`, and the matte of the body (H, W) uint8 with clothes and without ramp."""
         with torch.no_grad():
             fine = camera.scaled(camera.width * samples, camera.height * samples)
             turn = torch.eye(3) if room is None else torch.as_tensor(room, dtype=torch.float32)
@@ -143,7 +143,7 @@ class Actor:
             return rgb.numpy(), mattes[0], mattes[1]
 
     def _posed(self, state: HeadState, room: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """All vertices (N, 3) and unit normals (N, 3) in camera space, and the head's rotation (3, 3)."""
+        """Posed vertices (N, 3) and unit normals (N, 3) in camera space, and the head's rotation (3, 3)."""
         head = self.rig.pose(self.shape, state).vertices
         normals = vertex_normals(head, self.rig.faces)
         neck = rotation_matrix(torch.from_numpy(state.neck_pose))
@@ -152,7 +152,7 @@ class Actor:
         normals = torch.cat([normals, self._hair.normal @ neck.T, normals[self._lashes.parent]])
         rotation = rotation_matrix(torch.from_numpy(state.rotation))
         vertices, normals = vertices @ rotation.T, normals @ rotation.T
-        # Clothes hang from the neck and do not turn.
+        # Clothes move with the neck but do not rotate.
         upright = room * torch.tensor([1.0, -1.0, -1.0])
         below = self._joints[0] + torch.tensor([0.0, 0.0, 0.02])
         clothes_at = self._clothes @ upright.T + (rotation - upright) @ below
@@ -162,11 +162,11 @@ class Actor:
         return vertices, torch.cat([normals, knit]), rotation
 
     def _shade(self, state: HeadState, camera: Camera, room: Tensor) -> Tensor:
-        """One sample a pixel: (H, W, 5) screen colour times coverage, coverage, alpha."""
+        """Render one sample per pixel: (H, W, 5) screen colour times coverage, coverage, alpha."""
         vertices, normals, rotation = self._posed(state, room)
         a, b, c = (vertices.index_select(0, self._faces[:, i]) for i in range(3))
         front = (torch.linalg.cross(b - a, c - a) * a).sum(1) < 0.0
-        # Thin things show both sides, but not from behind the head.
+        # Open surfaces (hair, lashes) are drawn from both sides, except behind the head.
         near_side = (normals * vertices).sum(1) < 0.35 * vertices.norm(dim=1)
         drawn = torch.where(self._solid, front, near_side[self._faces[:, 0]]).nonzero().squeeze(1)
         raster = rasterise(vertices, self._faces.index_select(0, drawn), camera)
@@ -184,7 +184,7 @@ class Actor:
             shown = pixel.index_select(0, which)
             fragments = _Fragments.of(raster, shown, surface, camera)
             light = self._material_light(number, fragments, lighting, state, rotation).clamp_(0.0, 4.0)
-            screen = (light * (1.0 + 0.12 * light) / (1.0 + 0.30 * light)).sqrt_()  # bright light saturates gently
+            screen = (light * (1.0 + 0.12 * light) / (1.0 + 0.30 * light)).sqrt_()  # tone mapping
             alpha = torch.full((len(which), 1), 0.0 if number == _CLOTHES else 1.0)
             if number == SKIN:
                 alpha = smoothstep(fragments.coordinates[:, 1:2], *NECK_RAMP)
@@ -194,7 +194,7 @@ class Actor:
     def _material_light(
         self, number: int, at: _Fragments, lighting: Lighting, state: HeadState, rotation: Tensor
     ) -> Tensor:
-        """Light (N, 3) that the fragments of one material send to the camera."""
+        """Linear colour (N, 3) of the fragments of one material."""
         wrap = _SKIN_WRAP if number in (SKIN, TONGUE) else _PLAIN_WRAP
         if number == SKIN:
             paint = sample(self._skin, unroll(at.coordinates))
@@ -218,7 +218,7 @@ class Actor:
             gums = smoothstep(y, -0.0185, -0.0165) if number == TEETH_UPPER else smoothstep(y, -0.0330, -0.0350)
             colour = linear(228, 219, 202) * (1.0 - 0.30 * gaps)[:, None]
             colour = colour + gums[:, None] * (linear(192, 112, 108) - colour)
-            # How much light the lips let in is not in the table; the front teeth get most of it.
+            # The shadow table does not contain the lips; the front teeth get most of the light.
             let_in = 0.03 + 0.97 * smoothstep(at.coordinates[:, 2], 0.060, 0.094)
             at = replace(at, openness=0.8 * let_in, shadow=0.6 * let_in[:, None].expand(-1, 3))
         else:
@@ -231,7 +231,7 @@ class Actor:
     def _eye_light(self, number: int, at: _Fragments, lighting: Lighting, state: HeadState, rotation: Tensor) -> Tensor:
         joint = self._joints[3 if number == EYE_LEFT else 4]
         local = at.coordinates - joint
-        # A true sphere shines better than 140 triangles.
+        # Normals of an exact sphere: the eyeball mesh has only 140 triangles.
         turn = rotation_matrix(torch.from_numpy(state.eye_pose[0 if number == EYE_LEFT else 1]))
         neck = rotation_matrix(torch.from_numpy(state.neck_pose))
         normal = functional.normalize(local, dim=1) @ (rotation @ neck @ turn).T
@@ -246,7 +246,7 @@ class Actor:
         tangent, side = at.interpolate(frame, first).split(3, 1)
         across, along, own = at.coordinates.unbind(1)
         streak = sample(self._streaks, torch.stack([across * 0.9, 2.0 * own - 1.0], 1))[:, 0]
-        # A ribbon is a lock: round across, and a little darker where it comes out from under its neighbours.
+        # Each strip is shaded as a round lock of hair, darker at the root where its neighbours cover it.
         normal = functional.normalize(at.normal + 0.65 * across[:, None] * side, dim=1)
         tone = (0.80 + 0.45 * own + 0.22 * streak) * (0.62 + 0.38 * smoothstep(along, 0.0, 0.45))
         warm = linear(112, 72, 44)
@@ -258,7 +258,10 @@ class Actor:
         return tone[:, None] * (colour * matt * 0.95 + shine * at.openness[:, None])
 
     def _shadow_table(self) -> Tensor:
-        """(N, D) for all vertices: which directions are free at rest; inside mouth and eyes, when these move."""
+        """Visibility (N, D) of directions from all vertices.
+
+        At rest; for the inside of mouth and eyes, with the mouth open and the lids closed.
+        """
         hair, count = self._hair.vertices, len(self._rest)
         free = visibility(torch.cat([self._rest, hair]), self._faces[self._material <= _HAIR], self._towards)
         state = HeadState.neutral(len(self.head.expression_names))
@@ -271,14 +274,14 @@ class Actor:
         inner = torch.from_numpy(self.head.vertex_group() >= TEETH_UPPER)
         gain = torch.where(inner, 1.0, gain)[:, None]
         free[:count] += gain * (opened - free[:count])
-        # Clothes lie in the open, but for the neck and chin above them.
+        # Clothes are visible from everywhere except straight above, where neck and chin are.
         facing = (self._towards[:, 1] < 0.85).float().expand(len(self._clothes), -1)
         return torch.cat([free, free[self._lashes.parent], facing])
 
 
 @dataclass(frozen=True)
 class _Fragments:
-    """N pixels of one material: paint coordinates, unit normal and view in camera space, shadows, openness."""
+    """N pixels of one material: texture coordinates, unit normal and view in camera space, shadows, openness."""
 
     coordinates: Tensor
     normal: Tensor
@@ -290,10 +293,10 @@ class _Fragments:
 
     @staticmethod
     def of(raster: Raster, pixel: Tensor, surface: Tensor, camera: Camera) -> _Fragments:
-        """The ``pixel`` (N,) of ``raster`` with ``surface`` (V, 10) carried to them."""
+        """The pixels ``pixel`` (N,) of ``raster``, with the vertex attributes ``surface`` (V, 10) interpolated."""
         corners = raster.faces.index_select(0, raster.triangle.flatten().index_select(0, pixel))
         weights = raster.barycentrics.flatten(0, 1).index_select(0, pixel)
-        coordinates, normal, shadow, openness = _carry(surface, corners, weights).split((3, 3, 3, 1), 1)
+        coordinates, normal, shadow, openness = _interpolate(surface, corners, weights).split((3, 3, 3, 1), 1)
         x = ((pixel % camera.width) + 0.5 - camera.cx) / camera.fx
         y = (torch.div(pixel, camera.width, rounding_mode="floor") + 0.5 - camera.cy) / camera.fy
         view = functional.normalize(torch.stack([-x, -y, -torch.ones_like(x)], 1), dim=1)
@@ -302,14 +305,14 @@ class _Fragments:
         )
 
     def interpolate(self, values: Tensor, first: int) -> Tensor:
-        """Values (M, C) of the vertices from number ``first`` on, carried to the pixels: (N, C)."""
-        return _carry(values, self._corners - first, self._weights)
+        """Interpolate values (M, C) of the vertices from index ``first`` on to the pixels: (N, C)."""
+        return _interpolate(values, self._corners - first, self._weights)
 
 
-def _carry(values: Tensor, corners: Tensor, weights: Tensor) -> Tensor:
-    carried = weights[:, 0, None] * values.index_select(0, corners[:, 0])
-    carried.addcmul_(weights[:, 1, None], values.index_select(0, corners[:, 1]))
-    return carried.addcmul_(weights[:, 2, None], values.index_select(0, corners[:, 2]))
+def _interpolate(values: Tensor, corners: Tensor, weights: Tensor) -> Tensor:
+    interpolated = weights[:, 0, None] * values.index_select(0, corners[:, 0])
+    interpolated.addcmul_(weights[:, 1, None], values.index_select(0, corners[:, 1]))
+    return interpolated.addcmul_(weights[:, 2, None], values.index_select(0, corners[:, 2]))
 
 
 def _identity(head: HeadModel, seed: int) -> Float32:

@@ -1,4 +1,4 @@
-"""The actor's hair: ribbons that grow from the scalp and flow over the head."""
+"""Hair of the synthetic actor: strips of triangles that start at the scalp and follow a flow field over the head."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _HAIRLINE_HEIGHT = (0.104, 0.107, 0.101, 0.084, 0.046, 0.042, 0.066, 0.064, 0.04
 
 @dataclass(frozen=True)
 class Hair:
-    """Ribbons in rest head space.
+    """Mesh of hair strips in rest head space.
 
     Attributes (N vertices):
         vertices (N, 3) metres; faces (M, 3) int64; tangent (N, 3) unit, root to tip; normal (N, 3) unit, away
-        from the head; side (N, 3) unit, across the ribbon; strand (N, 3): across in [-1, 1], along in
-        [0, 1], and a number of the ribbon's own in [0, 1].
+        from the head; side (N, 3) unit, across the strip; strand (N, 3): position across in [-1, 1], along in
+        [0, 1], and a random number of the strip in [0, 1].
     """
 
     vertices: Tensor
@@ -38,7 +38,7 @@ class Hair:
 
 
 def hairline(position: Tensor) -> Tensor:
-    """How far (..., 3) points of the scalp lie above the hairline, in metres; negative where none grows."""
+    """Height in metres of scalp points (..., 3) above the hairline; negative where no hair grows."""
     centre = position.new_tensor(_CENTRE)
     offset = position - centre
     angle = torch.rad2deg(torch.atan2(offset[..., 0].abs(), offset[..., 2]))
@@ -49,10 +49,10 @@ def hairline(position: Tensor) -> Tensor:
 
 
 class _Skull:
-    """The head as a distance from its centre by direction."""
+    """Surface of the head as a radius from its centre, by direction."""
 
     def __init__(self, points: Tensor) -> None:
-        """``points`` (P, 3): the outside of the head without ears, metres."""
+        """``points`` (P, 3): outer surface of the head without ears, metres."""
         offset = points - points.new_tensor(_CENTRE)
         self._radius = offset.norm(dim=1)
         self._direction = offset / self._radius[:, None]
@@ -65,9 +65,9 @@ class _Skull:
 
 
 def grow_hair(points: Tensor, seed: int = 0, roots: int = 2200, segments: int = 5) -> Hair:
-    """Hair for a head whose outside, without ears, holds ``points`` (P, 3), metres, rest head space.
+    """Hair for a head with the outer surface ``points`` (P, 3) without ears, metres, rest head space.
 
-    ``roots`` points are spread over a whole sphere; those above the hairline become ribbons.
+    ``roots`` points are spread over a sphere; those above the hairline become strips of ``segments`` segments.
     """
     generator = torch.Generator().manual_seed(seed)
     centre = torch.tensor(_CENTRE)
@@ -76,7 +76,7 @@ def grow_hair(points: Tensor, seed: int = 0, roots: int = 2200, segments: int = 
     def random(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(len(direction), generator=generator)
 
-    # A spiral spreads the roots evenly over the sphere; a little disorder hides that.
+    # A spiral spreads the roots evenly over the sphere; random offsets hide the pattern.
     k = torch.arange(roots) + 0.5
     height, turn = 1.0 - 2.0 * k / roots, math.pi * (1.0 + math.sqrt(5.0)) * k
     radius = (1.0 - height * height).sqrt()
@@ -132,10 +132,10 @@ def grow_hair(points: Tensor, seed: int = 0, roots: int = 2200, segments: int = 
 
 
 def _flow(position: Tensor, outward: Tensor) -> Tensor:
-    """Unit directions (N, 3) in which hair lies at ``position``: from the parting to the sides, down, and back."""
+    """Unit directions (N, 3) of the hair at ``position``: from the parting to the sides, down and back."""
     top = smoothstep(outward[:, 1], 0.25, 0.85)
     temple = smoothstep(outward[:, 2], 0.05, 0.5)
     side = torch.tanh((position[:, 0] - _PART) / 0.012)
-    wish = torch.stack([side * (0.25 + 0.75 * top), -(1.0 - 0.95 * top), -(0.25 + 0.35 * top + 0.9 * temple)], 1)
-    wish = wish - (wish * outward).sum(1, keepdim=True) * outward
-    return functional.normalize(wish, dim=1)
+    flow = torch.stack([side * (0.25 + 0.75 * top), -(1.0 - 0.95 * top), -(0.25 + 0.35 * top + 0.9 * temple)], 1)
+    flow = flow - (flow * outward).sum(1, keepdim=True) * outward
+    return functional.normalize(flow, dim=1)

@@ -1,4 +1,4 @@
-"""The actor's lashes: they grow from the rims of the upper lids and move with them."""
+"""Eyelashes of the synthetic actor: a mesh on the rims of the upper lids that moves with them."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from insta_runtime.render.raster import rasterise
 from insta_runtime.types import Camera
 
 _PER_EYE = 24
-_REACH = 0.0062  # metres
-_RIM = 0.0010  # metres of dark rim before single lashes can be told apart
+_REACH = 0.0062  # length of a lash, metres
+_RIM = 0.0010  # width of the continuous dark rim below the single lashes, metres
 
 
 class Lashes:
-    """Lashes as a mesh that is rebuilt for every posed head.
+    """Mesh of the eyelashes; its vertices are computed for every posed head.
 
-    ``faces`` (K, 3) index the N vertices that `place` gives; ``parent`` (N,) is the head vertex beside each.
+    ``faces`` (K, 3): indices into the N vertices of `place`. ``parent`` (N,): the head vertex nearest to each.
     """
 
     def __init__(self, head: HeadModel, rest: Tensor, eyes: Tensor) -> None:
-        """``rest`` (V, 3) vertices and ``eyes`` (2, 3) centres of the eyeballs of the head at rest, metres."""
+        """``rest`` (V, 3): vertices of the head at rest; ``eyes`` (2, 3): centres of its eyeballs; metres."""
         ends, share, across, rims, singles = [], [], [], [], []
         count = 0
         for number, eye in ((EYE_LEFT, eyes[0]), (EYE_RIGHT, eyes[1])):
@@ -37,7 +37,7 @@ class Lashes:
         self._first, self._second = torch.cat(ends, 1)
         self._share, self._across = torch.cat(share)[:, None], torch.cat(across)
         self._rest_y = rest[self._first, 1]
-        # The vertices are `count` roots, then as many points a hair's width beside them, then as many tips.
+        # The vertices are `count` roots, then as many points 0.5 mm beside them, then as many tips.
         rim, single = torch.cat(rims), torch.cat(singles)
         self.faces = torch.cat(
             [
@@ -52,19 +52,21 @@ class Lashes:
         self.parent = self._first.repeat(3)
 
     def place(self, head: Tensor) -> Tensor:
-        """Vertices (N, 3) for a posed head (V, 3), head space."""
+        """Vertices (N, 3) of the lashes for the posed head vertices (V, 3), head space."""
         a, b = head[self._first], head[self._second]
         root = a + self._share * (b - a)
         beside = root + 0.0005 * functional.normalize(b - a, dim=1)
-        # Lashes reach forwards, fan out and curl up; as the lid closes, they turn down with it.
+        # Lashes point forwards, outwards and up; as the lid closes, they turn down with it.
         dropped = ((self._rest_y - a[:, 1]) / 0.010).clamp(0.0, 1.0)
         aim = torch.stack([0.55 * self._across, 0.80 - 1.40 * dropped, torch.ones(len(a))], 1)
         return torch.cat([root, beside, root + self._reach * functional.normalize(aim, dim=1)])
 
 
 def _upper_rim(head: HeadModel, rest: Tensor, number: int, eye: Tensor) -> Tensor:
-    """Vertices (M,) along the rim of one upper lid: the skin just over the highest eyeball pixel of each column
-    of a picture from the front."""
+    """Head vertices (M,) along the rim of one upper lid.
+
+    Taken from a front view: in each pixel column, the skin just above the highest pixel of the eyeball.
+    """
     size = 160
     faces = torch.from_numpy(head.faces)
     view = (rest - eye) * torch.tensor([1.0, -1.0, -1.0]) + torch.tensor([0.0, 0.0, 0.5])

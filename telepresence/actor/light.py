@@ -1,7 +1,7 @@
-"""Light: three lamps and the sky, the shadows they cast, and what surfaces make of them.
+"""Lighting of the synthetic actor: three lamps and the sky, with shadow maps, diffuse and specular shading.
 
-Shadows come from a table made once: for every vertex, which of a set of directions around the head is free.
-The head turns under the lamps, so a lamp's shadow is the mean of the table about the lamp's direction.
+Shadows come from a table computed once with depth maps: for every vertex, the visibility of a set of directions around
+the head.  The head turns relative to the lamps, so a lamp's shadow is the mean of the table around its direction.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from insta_runtime.render.raster import rasterise
 from insta_runtime.smoothstep import smoothstep
 from insta_runtime.types import Camera
 
-_FAR = 20.0  # metres from which the head is looked at for shadows, so far that perspective does not matter
+_FAR = 20.0  # distance in metres of the depth maps' cameras, so large that perspective does not matter
 
-# Lamps in the room (the axes of the actor's own camera): the direction towards each, and its light.
-# Key (a window), fill, rim.
+# Key light (a window), fill light and rim light: direction towards the lamp, on the axes of `Actor.camera`, and its
+# linear colour.
 _LAMPS = (
     ((-0.55, -0.50, -0.75), (1.15, 1.08, 0.99)),
     ((0.80, -0.10, -0.55), (0.20, 0.22, 0.26)),
@@ -38,9 +38,10 @@ def directions(count: int) -> Tensor:
 
 
 def visibility(vertices: Tensor, faces: Tensor, towards: Tensor, size: int = 160, bias: float = 0.004) -> Tensor:
-    """Which directions are free: (V, D) float32 in [0, 1] for ``towards`` (D, 3), head space.
+    """Visibility (V, D) in [0, 1], float32, of the directions ``towards`` (D, 3) from a mesh's vertices, head space.
 
-    The mesh is seen from every direction; a vertex is free where nothing lies more than ``bias`` metres before it.
+    For each direction a depth map of ``size`` pixels is rendered; a vertex is visible where no surface lies more than
+    ``bias`` metres in front of it.
     """
     camera = Camera(_FAR / 0.36 * size, _FAR / 0.36 * size, size / 2, size / 2, size, size)
     free = torch.empty(len(vertices), len(towards))
@@ -64,7 +65,7 @@ def visibility(vertices: Tensor, faces: Tensor, towards: Tensor, size: int = 160
 
 
 class Lighting:
-    """The lamps as they fall on one posed head."""
+    """Lamps relative to one posed head: shadows, diffuse light and highlights at its surface points."""
 
     def __init__(self, rotation: Tensor, towards: Tensor, room: Tensor) -> None:
         """``rotation`` (3, 3) head to camera; ``towards`` (D, 3) the directions of the shadow table, head space;
@@ -77,14 +78,14 @@ class Lighting:
         self.shadow_weights = torch.softmax(14.0 * nearness, dim=1)
 
     def shadows(self, free: Tensor) -> Tensor:
-        """How much of each lamp reaches the vertices of a shadow table (V, D): (V, 3) in [0, 1]."""
+        """Share (V, 3) of each lamp's light that reaches the vertices, from the visibility table (V, D)."""
         return smoothstep(free @ self.shadow_weights.T)
 
     def diffuse(self, normal: Tensor, shadow: Tensor, openness: Tensor, wrap: tuple[float, float, float]) -> Tensor:
-        """Light (N, 3) that arrives at matt surfaces.
+        """Diffuse light (N, 3) at matt surfaces, with wrap lighting.
 
-        ``normal`` (N, 3) unit, camera space; ``shadow`` (N, 3) of each lamp; ``openness`` (N,) to the sky;
-        ``wrap`` how far red, green and blue creep around into the shade (skin lets red through).
+        ``normal`` (N, 3) unit, camera space; ``shadow`` (N, 3) share of each lamp's light; ``openness`` (N,) share of
+        the sky; ``wrap`` distance that red, green and blue light reaches into the shade (subsurface scattering).
         """
         facing = normal @ self.to_lamp.T
         sky = (0.5 + 0.5 * (normal @ self.up)) * openness
@@ -96,7 +97,7 @@ class Lighting:
         return light
 
     def highlight(self, normal: Tensor, view: Tensor, shadow: Tensor, lobes: tuple[tuple[int, float], ...]) -> Tensor:
-        """Mirrored light (N, 3) of smooth surfaces (Blinn-Phong).
+        """Specular light (N, 3) of smooth surfaces (Blinn-Phong).
 
         ``view`` (N, 3) unit, towards the camera; ``lobes`` (sharpness, strength), where an exponent is 2 to the
         power of its sharpness.
@@ -107,7 +108,7 @@ class Lighting:
     def hair_highlight(
         self, tangent: Tensor, view: Tensor, shadow: Tensor, lobes: tuple[tuple[int, float], ...]
     ) -> Tensor:
-        """Mirrored light (N, 3) of fibres along ``tangent`` (N, 3) (Kajiya and Kay 1989); as `highlight`."""
+        """Specular light (N, 3) of fibres along ``tangent`` (N, 3) (Kajiya and Kay 1989); see `highlight`."""
         cosine = self._half_cosine(tangent, view)
         return self._lobes((1.0 - cosine * cosine).clamp_min_(0.0).sqrt_(), shadow, lobes)
 

@@ -1,8 +1,8 @@
-"""What the actor does: a seeded performance as a pure function of time, repeating without a seam.
+"""Seeded performance of the synthetic actor: head states as a pure, periodic function of time.
 
-Somebody talks to a camera: sentences of visemes with pauses between them, blinks, glances, raised brows,
-smiles, and a head that turns and nods.  All of it is built from pulses and slow waves on a circle of `PERIOD`
-seconds, so that any moment can be asked for in any order.
+The performance is a person talking to a camera: sentences of visemes with pauses, blinks, glances, raised brows,
+smiles, turns and nods.  It is a sum of pulses and sine waves with the period `PERIOD`, so any time can be evaluated in
+any order.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ _VISEMES: tuple[Mapping[str, float], ...] = (
     {"jawOpen": 0.20, "mouthFunnel": 0.30, "mouthLowerDown": 0.20},  # sh, r
     {"jawOpen": 0.26, "mouthUpperUp": 0.10, "mouthLowerDown": 0.20},  # l, th
 )
-"""Mouth shapes of speech.  A name without Left or Right stands for both sides."""
+"""Mouth shapes of speech as weights of face units; a name without Left or Right stands for both sides."""
 
 
 class Performance:
-    """A performance of `PERIOD` seconds for a head with ARKit units.  Equal seeds give equal performances."""
+    """Performance of `PERIOD` seconds for a head model with ARKit face units; equal seeds give equal performances."""
 
     def __init__(self, expression_names: Sequence[str], seed: int = 0) -> None:
-        """``expression_names``: the E unit names of the head, in its order."""
+        """``expression_names``: names of the head model's E expression units, in order."""
         self._names = tuple(expression_names)
         self._index = {name: i for i, name in enumerate(self._names)}
         random = np.random.default_rng(seed)
@@ -59,7 +59,7 @@ class Performance:
         self._phases = random.uniform(0.0, 2.0 * np.pi, size=(6, 4))
 
     def __call__(self, seconds: float) -> HeadState:
-        """The state at ``seconds`` (any number; stamped with it as the capture time)."""
+        """The head state at ``seconds``, which is also its capture time; any number."""
         expression = np.zeros(len(self._names))
         expression += self._rest
         for event_times, width, weights in (self._visemes, self._gestures):
@@ -67,7 +67,7 @@ class Performance:
             expression += strength @ weights
         gaze = self._gaze(seconds)
         blink = _blink(_circular(seconds - self._blinks)).max()
-        # Lids follow the eyes, and a blink covers them.
+        # The lids follow the gaze; a blink overrides that.
         for side, inward in (("Left", -1.0), ("Right", 1.0)):
             self._add(expression, f"eyeLookDown{side}", max(gaze[0], 0.0) / 0.45)
             self._add(expression, f"eyeLookUp{side}", max(-gaze[0], 0.0) / 0.45)
@@ -85,7 +85,7 @@ class Performance:
         )
 
     def _add(self, expression: Float64, name: str, weight: float) -> None:
-        """Add ``weight`` to a unit, or to both sides of it."""
+        """Add ``weight`` to a face unit, or to its left and right variants."""
         for unit in (name,) if name in self._index else (f"{name}Left", f"{name}Right"):
             expression[self._index[unit]] += weight
 
@@ -98,7 +98,7 @@ class Performance:
     def _speech(self, random: np.random.Generator) -> tuple[Float64, Float64, Float64]:
         """Times (N,), half widths (N,) in seconds, and weights (N, E) of the visemes.
 
-        Neighbours overlap by half, which is all the co-articulation that a smooth mouth needs.
+        Neighbouring visemes overlap by half, which imitates co-articulation.
         """
         times, widths, shapes = [], [], []
         now = 0.8
@@ -115,7 +115,7 @@ class Performance:
         return np.array(times), np.array(widths), np.array(shapes)
 
     def _plan_gestures(self, random: np.random.Generator) -> tuple[Float64, Float64, Float64]:
-        """Times, half widths and weights of brows, smiles and the like."""
+        """Times (N,), half widths (N,) in seconds, and weights (N, E) of smiles, raised brows and other gestures."""
         smile = {
             "mouthSmile": 0.70,
             "cheekSquint": 0.55,
@@ -144,25 +144,25 @@ class Performance:
         return np.array(times), np.array(widths), np.array([self._weights(shape) for shape in shapes])
 
     def _plan_glances(self, random: np.random.Generator) -> tuple[Float64, Float64]:
-        """When the eyes jump (N,), and the (pitch, yaw) in radians that they then rest at (N, 2)."""
+        """Times (N,) of the saccades, and the gaze (N, 2) after each: (pitch, yaw) in radians."""
         times = _spread(random, 0.8, 2.4)
         targets = random.normal(0.0, (0.07, 0.17), size=(len(times), 2)).clip((-0.16, -0.38), (0.20, 0.38))
         targets[random.random(len(times)) < 0.45] = 0.0  # mostly into the camera
         return times, targets
 
     def _gaze(self, seconds: float) -> Float64:
-        """(pitch down, yaw to the subject's left) of the eyes in radians: jumps of 50 ms between rests."""
+        """Gaze in radians: (pitch down, yaw to the subject's left), with saccades of 50 ms between fixations."""
         times, targets = self._glances
         since = (seconds - times) % PERIOD
         newest = int(np.argmin(since))
         progress = smoothstep(since[newest] / 0.05)
         gaze: Float64 = targets[newest - 1] + progress * (targets[newest] - targets[newest - 1])
-        # While the head turns away, the eyes stay with the camera half of the way.
+        # The eyes compensate 40 % of the head's rotation, towards the camera.
         pitch, yaw, _ = self._angles(seconds)
         return gaze + 0.4 * np.array([-pitch, -yaw])
 
     def _wave(self, row: int, harmonics: Sequence[int], seconds: float) -> float:
-        """A smooth wandering in about [-1, 1] that returns after `PERIOD`."""
+        """Sum of sine waves in about [-1, 1], with the period `PERIOD`."""
         angles = 2.0 * np.pi * np.array(harmonics) * seconds / PERIOD + self._phases[row, : len(harmonics)]
         weights = 1.0 / np.arange(1, len(harmonics) + 1)
         return float(np.sin(angles) @ weights / weights.sum() * 1.25)
@@ -180,7 +180,7 @@ class Performance:
         turn = _about(1, yaw) @ _about(0, pitch) @ _about(2, roll)
         rotation = axis_angle(np.diag([1.0, -1.0, -1.0]) @ turn)
         if rotation[0] < 0.0:
-            # Facing the camera is half a turn about x, where axis-angle would flip its sign: go on past it instead.
+            # Facing the camera is half a turn about x, where the axis-angle vector would jump: use an angle above pi.
             rotation *= 1.0 - 2.0 * np.pi / np.linalg.norm(rotation)
         sway = [self._wave(row, (1, 2, 5), seconds) for row in (3, 4, 5)]
         translation = np.array([0.0, 0.022, DISTANCE]) + np.array([0.018, 0.008, 0.025]) * sway
@@ -188,7 +188,7 @@ class Performance:
 
 
 def _about(axis: int, angle: float) -> Float64:
-    """The rotation matrix by ``angle`` about x, y or z."""
+    """Rotation matrix by ``angle`` (radians) about axis 0, 1 or 2."""
     i, j = (axis + 1) % 3, (axis + 2) % 3
     matrix = np.eye(3)
     matrix[i, i] = matrix[j, j] = np.cos(angle)
@@ -197,25 +197,25 @@ def _about(axis: int, angle: float) -> Float64:
 
 
 def _circular(offset: Float64) -> Float64:
-    """Time offsets on the circle of `PERIOD`, in [-PERIOD/2, PERIOD/2)."""
+    """Wrap time offsets into [-PERIOD/2, PERIOD/2)."""
     return (offset + PERIOD / 2) % PERIOD - PERIOD / 2
 
 
 def _bump(offset: Float64, width: Float64) -> Float64:
-    """A raised cosine of half width ``width``: 1 at 0, 0 from +-width on, with a smooth foot."""
+    """Raised cosine of half width ``width``: 1 at offset 0, falling smoothly to 0 at +-width."""
     bump: Float64 = 0.5 + 0.5 * np.cos(np.pi * np.clip(np.abs(offset) / width, 0.0, 1.0))
     return bump
 
 
 def _blink(offset: Float64) -> Float64:
-    """Lid closing at ``offset`` seconds from the start of a blink: 80 ms down, 60 ms shut, 160 ms up."""
+    """Closing of the lids (0 to 1) ``offset`` seconds after the start of a blink: 80 ms down, 60 ms shut, 160 ms up."""
     down = np.clip(offset / 0.08, 0.0, 1.0)
     up = np.clip((offset - 0.14) / 0.16, 0.0, 1.0)
     return smoothstep(down - up)
 
 
 def _spread(random: np.random.Generator, shortest: float, longest: float) -> Float64:
-    """Event times over the circle of `PERIOD` with gaps between ``shortest`` and ``longest`` seconds."""
+    """Random event times over one `PERIOD`, with gaps between ``shortest`` and ``longest`` seconds."""
     gaps = random.uniform(shortest, longest, size=int(PERIOD / shortest) + 1)
     count = max(1, int(np.searchsorted(gaps.cumsum(), PERIOD)))
     times: Float64 = gaps[:count].cumsum()

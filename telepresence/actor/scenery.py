@@ -1,4 +1,4 @@
-"""What is around the head: clothes and a room out of focus."""
+"""Surroundings of the synthetic actor: the mesh of the clothes and a blurred picture of a room."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch.nn import functional
 from telepresence.actor.surface import linear
 
 CLOTHES_COLOUR = linear(52, 74, 92)
+"""Linear colour (3,) of the clothes."""
 
 # Sweater: rings from the collar down, (y, half width, half depth, z of the centre) in metres, rest head space.
 _RINGS = (
@@ -32,7 +33,7 @@ _RINGS = (
 
 
 def clothes(around: int = 72) -> tuple[Tensor, Tensor]:
-    """A sweater below the neck: vertices (N, 3) in rest head space, metres, and faces (M, 3)."""
+    """Mesh of a sweater: vertices (N, 3) in rest head space, metres, and faces (M, 3)."""
     angle = 2.0 * math.pi * torch.arange(around) / around
     rings = torch.tensor(_RINGS)
     # The front of the collar hangs lower than the back.
@@ -48,7 +49,7 @@ def clothes(around: int = 72) -> tuple[Tensor, Tensor]:
 
 
 def paint_room(size: int = 512, seed: int = 3) -> Tensor:
-    """A living room far out of focus: (3, size, size) screen values in [0, 1]."""
+    """Blurred background picture of a living room: (3, size, size) screen colours in [0, 1]."""
     generator = torch.Generator().manual_seed(seed)
     axis = (torch.arange(size) + 0.5) / size
     y, x = torch.meshgrid(axis, axis, indexing="ij")
@@ -67,7 +68,7 @@ def paint_room(size: int = 512, seed: int = 3) -> Tensor:
     box(0.02, 0.00, 0.20, 0.62, (0.93, 0.96, 0.98))  # a window
     box(0.105, 0.00, 0.120, 0.62, (0.70, 0.70, 0.68))
     box(0.02, 0.30, 0.20, 0.315, (0.70, 0.70, 0.68))
-    for _ in range(14):  # a plant before it
+    for _ in range(14):  # a plant in front of it
         cx, cy, r = (float(v) for v in torch.rand(3, generator=generator))
         disc(0.05 + 0.16 * cx, 0.55 + 0.26 * cy, 0.018 + 0.030 * r, (0.20 + 0.1 * r, 0.36 + 0.1 * cy, 0.20), 0.85)
     for shelf in range(4):  # a book shelf
@@ -92,7 +93,7 @@ def paint_room(size: int = 512, seed: int = 3) -> Tensor:
 
 
 def _blur(picture: Tensor, sigma: float) -> Tensor:
-    """A lens out of focus, nearly: a Gaussian of ``sigma`` pixels over (3, H, W)."""
+    """Blur an image (3, H, W) with a Gaussian of ``sigma`` pixels."""
     reach = int(3 * sigma)
     kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2)
     kernel = (kernel / kernel.sum()).expand(3, 1, 1, -1)

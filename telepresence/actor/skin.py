@@ -1,6 +1,6 @@
-"""The actor's paint: skin, lips, brows, stubble and the shadow of the hair, on the unrolled rest head; and eyes.
+"""Procedural textures of the synthetic actor: skin with lips, brows, stubble and hair roots, and the eyeballs.
 
-Everything is painted where the head is at rest, so it sticks to the surface when the face moves.
+Textures are defined on the head at rest, so they move with the surface when the face moves.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ from telepresence.actor.hair import hairline
 from telepresence.actor.surface import UV_HEIGHT, blob, linear, noise, sample, unroll
 
 WIDTH, HEIGHT = 1024, 768
+"""Width and height of the skin texture in pixels."""
 
 HAIR_COLOUR = linear(74, 48, 34)
+"""Linear colour (3,) of the hair."""
 
 
 def paint_skin(head: HeadModel, rest: Tensor, eyes: Tensor, seed: int = 0) -> Tensor:
-    """Paint a head: (4, HEIGHT, WIDTH) light reflected (red, green, blue) and gloss, over `surface.unroll`.
+    """Skin texture (4, HEIGHT, WIDTH): linear albedo (red, green, blue) and gloss, on the map of `surface.unroll`.
 
-    ``rest`` (V, 3) vertices at rest, ``eyes`` (2, 3) centres of the eyeballs, metres.
+    ``rest`` (V, 3): vertices at rest; ``eyes`` (2, 3): centres of the eyeballs; metres.
     """
     generator = torch.Generator().manual_seed(seed)
     names = ("eyes", "ears", "neck")
@@ -34,7 +36,7 @@ def paint_skin(head: HeadModel, rest: Tensor, eyes: Tensor, seed: int = 0) -> Te
     template = torch.from_numpy(head.template)
     position, values = _unrolled(head, rest, torch.cat([template, masks, distance], 1))
     where, (eyelids, ears, neck, to_eye) = position, values[..., 3:].unbind(-1)
-    # From here on `position` is that of the mean face: features keep to their places whoever the face belongs to.
+    # From here on `position` is on the mean face, so that features lie at the same place for every identity.
     position = torch.where(values[..., :3].abs().sum(-1, keepdim=True) > 0, values[..., :3], position)
     x, y, z = position.unbind(-1)
     lips = _lips(position)
@@ -85,18 +87,18 @@ def paint_skin(head: HeadModel, rest: Tensor, eyes: Tensor, seed: int = 0) -> Te
 
 
 def _unrolled(head: HeadModel, rest: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Rest positions (HEIGHT, WIDTH, 3) and vertex values (HEIGHT, WIDTH, C) on the unrolled skin, the outermost."""
+    """Rest positions (HEIGHT, WIDTH, 3) and vertex values (HEIGHT, WIDTH, C) of the outermost skin, on the map."""
     faces = torch.from_numpy(head.faces[head.face_group == 0])
     uv = unroll(rest)
     corners = uv[faces][..., 0]
     faces = faces[corners.amax(1) - corners.amin(1) < 1.0]  # without the seam at the back
-    # Seen from far away, so that the rasteriser's depth is 'how far from the axis' and its perspective is none.
+    # A distant camera makes the rasteriser's depth the distance from the axis, and its projection nearly orthographic.
     depth = 10.0 - rest[:, [0, 2]].norm(dim=1)
     screen = torch.stack([uv[:, 0] * depth, uv[:, 1] * depth, depth], 1)
     camera = Camera(WIDTH / 2, HEIGHT / 2, WIDTH / 2, HEIGHT / 2, WIDTH, HEIGHT)
     raster = rasterise(screen, faces, camera)
     painted = raster.interpolate(torch.cat([rest, values], 1))
-    # What no triangle covers (the seam, above the crown) still needs a place.
+    # Pixels covered by no triangle (the seam, above the crown) get a position on a cylinder.
     low, high = UV_HEIGHT
     y = low + (high - low) * (torch.arange(HEIGHT) + 0.5) / HEIGHT
     angle = math.pi * (2.0 * (torch.arange(WIDTH) + 0.5) / WIDTH - 1.0)
@@ -115,7 +117,7 @@ def _unrolled(head: HeadModel, rest: Tensor, values: Tensor) -> tuple[Tensor, Te
 
 
 def _lips(position: Tensor) -> Tensor:
-    """How much (...) a point of the mean face belongs to the red of the lips."""
+    """Coverage (...) in [0, 1] of the lips at points (..., 3) of the mean face."""
     x, y, z = position.unbind(-1)
     t = (x / 0.0255).abs().clamp_max(1.0)
     bow = 0.0020 * torch.exp(-((x / 0.0035) ** 2)) - 0.0012 * torch.exp(-(((x.abs() - 0.0065) / 0.004) ** 2))
@@ -127,7 +129,7 @@ def _lips(position: Tensor) -> Tensor:
 
 
 def _brows(position: Tensor, eye_y: float, generator: torch.Generator, strokes: int = 260) -> Tensor:
-    """Coverage (HEIGHT, WIDTH) of the brows: hairs along an arch above each eye, on the mean face."""
+    """Coverage (HEIGHT, WIDTH) of the eyebrows: ``strokes`` hairs along an arch above each eye of the mean face."""
     height, width = 120, 168
     left, right, low, high = 0.004, 0.066, eye_y + 0.004, eye_y + 0.044
     ys = low + (high - low) * (torch.arange(height) + 0.5) / height
@@ -144,7 +146,7 @@ def _brows(position: Tensor, eye_y: float, generator: torch.Generator, strokes: 
         arch = eye_y + 0.0195 + 0.0058 * torch.sin(math.pi * (0.05 + 0.80 * t)) - 0.0050 * t * t
         root = torch.stack([0.0115 + 0.0425 * t, arch + spread], 1)
         lean = torch.deg2rad(72.0 - 95.0 * t**0.8 + 10.0 * torch.randn(strokes, generator=generator))
-        lean = lean - 9.0 * math.pi * spread  # the lower hairs rise, the upper ones fall: they meet on a ridge
+        lean = lean - 9.0 * math.pi * spread  # lower hairs point up and upper ones down, towards a ridge
         length = 0.0062 * (1.0 - 0.35 * t) * (0.8 + 0.4 * torch.rand(strokes, generator=generator))
         along = torch.stack([lean.cos(), lean.sin()], 1)
         offset = pixel - root
@@ -159,7 +161,7 @@ def _brows(position: Tensor, eye_y: float, generator: torch.Generator, strokes: 
 
 
 def paint_eye(size: int = 192, seed: int = 0) -> Tensor:
-    """Paint an eyeball seen from the front: (3, size, size) light reflected; [-1, 1] spans its diameter."""
+    """Texture (3, size, size) of an eyeball from the front, linear albedo; [-1, 1] spans its diameter."""
     generator = torch.Generator().manual_seed(seed)
     axis = (torch.arange(size) + 0.5) / size * 2.0 - 1.0
     y, x = torch.meshgrid(axis, axis, indexing="ij")
@@ -181,4 +183,4 @@ def paint_eye(size: int = 192, seed: int = 0) -> Tensor:
 
 
 _IRIS = 0.37
-"""Radius of the iris as a part of that of the eyeball."""
+"""Radius of the iris as a share of the eyeball's radius."""

@@ -101,7 +101,7 @@ def folders() -> Iterator[Finding]:
     advice = (
         "" if free >= MIN_FREE_MB else "free some disk space, or choose another folder for avatars: run --avatar DIR"
     )
-    yield Finding("avatars", f"{folder}, {free / 1000:.1f} GB free", ok=enough, advice=advice)
+    yield Finding("avatars", f"{folder}, {free / 1000:.1f} GB free", ok=free >= MIN_FREE_MB, advice=advice)
 
 
 def preview() -> Iterator[Finding]:
