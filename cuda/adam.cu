@@ -1,12 +1,12 @@
-// Adam (Kingma and Ba 2015) as torch.optim.Adam computes it, the running average of the weights that is shown, and the
-// copy of the table in storage precision that the field reads. Twin: learn/trainer.py.
+// Adam (Kingma and Ba 2015) with the arithmetic of torch.optim.Adam, the moving average of the weights that is
+// rendered, and the copy of the hash grid in storage precision. Torch reference: learn/torch_trainer.py.
 //
-// Bound by memory: a parameter that moves costs 42 bytes (20 read and 20 written for itself, its gradient, moments and
-// average, 2 for the copy); one at rest costs the 8 that tell so.
+// Bound by memory bandwidth: a moving parameter costs 42 bytes (20 read and 20 written for itself, gradient, moments
+// and average, 2 for the copy); a parameter at rest costs 8.
 #include "platform.cuh"
 
-// What a step is to do, in device memory, so that a captured graph can be replayed:
-// {rate of the table, rate of the rest, 1 - beta1^t, sqrt(1 - beta2^t), decay of the average, loss, 0, 0}
+// Inputs of a step, in device memory so that a captured graph can be replayed with other values:
+// {rate of the table, rate of the networks, 1 - beta1^t, sqrt(1 - beta2^t), decay of the average, loss, pose rate, 0}
 #define RATE_TABLE 0
 #define RATE_NETWORKS 1
 #define BIAS_FIRST 2
@@ -14,27 +14,29 @@
 #define AVERAGE_DECAY 4
 #define LOSS 5
 
-// Parameters that one item steps: what one load instruction carries.
+// Parameters per item: those that one vector load carries.
 #if ON_GPU
 #define CHUNK_SIZE 4
 #else
 #define CHUNK_SIZE 16
 #endif
 
-// Beyond this a gradient counts as not finite: its square would be.
+// Gradients of larger magnitude count as non-finite, because their square would overflow.
 CONSTANT float LARGEST = 1.0e18f;
-// Below these a first moment moves a parameter by less than 1e-15 of its rate, and a second moment vanishes beside
-// EPSILON. The first is then forgotten. The second is held, so that a CPU meets no subnormal numbers, and forgotten once
-// the average has met the parameter too, which is then at rest until its next gradient.
+// Below these a first moment moves a parameter by less than 1e-15 of the learning rate, and a second moment is
+// negligible beside EPSILON. Such a first moment is set to zero. Such a second moment is kept at this value, so that a
+// CPU meets no subnormal numbers, and set to zero once the average has reached the parameter, which then is at rest
+// until its next gradient.
 CONSTANT float SMALLEST_FIRST = 1.0e-30f;
 CONSTANT float SMALLEST_SECOND = 1.2e-38f;
-CONSTANT float AVERAGE_TOLERANCE = 1.0e-5f;  // of the parameter; storage in fp16 rounds by fifty times that
+CONSTANT float AVERAGE_TOLERANCE =
+    1.0e-5f;  // relative to the parameter; rounding of fp16 storage is fifty times larger
 
 #if ON_GPU
 DEVICE bool aligned(const void* p, unsigned long long bytes) { return ((unsigned long long)p & (bytes - 1)) == 0; }
 #endif
 
-// CHUNK_SIZE floats from `p`, of which `left` are there; zeros for the rest.
+// Loads CHUNK_SIZE floats from `p`, of which `left` exist; the others become zero.
 DEVICE void load_chunk(const float* p, int left, float (&x)[CHUNK_SIZE]) {
 #if ON_GPU
     if (left >= CHUNK_SIZE && aligned(p, 16)) {
@@ -67,21 +69,20 @@ DEVICE void store_table(storage_t* p, int left, const float (&x)[CHUNK_SIZE]) {
     for (int k = 0; k < CHUNK_SIZE; ++k) if (k < left) store(p + k, x[k]);
 }
 
-// One step. All vectors are (size); the first `table_size` parameters are the table, the rest the networks.
+// One Adam step. All vectors have `size` elements: first `table_size` parameters of the hash grid, then the networks.
 //
-//   gradients: times LOSS_SCALE; zeros afterwards, whatever happened. One that is not finite counts as zero.
-//   table: (table_size) the copy of the table, or null where the field reads the parameters themselves
-//   control: as above. If its loss is not finite, nothing but the gradients changes.
+//   gradients: scaled by LOSS_SCALE; set to zero in any case. Non-finite gradients count as zero.
+//   table: (table_size) copy of the hash grid, or null if the field reads the parameters themselves
+//   control: see above. If its loss is not finite, only the gradients change.
 //
-// NETWORK_DECAY is an L2 penalty on the networks, of what has ever moved.
+// NETWORK_DECAY is an L2 penalty on the network weights that have ever received a gradient.
 //
-// A parameter whose gradient and second moment are zero is at rest: it never moved, or not for long, and its average must
-// equal it from the start. It is left as it is. Results repeat bit for bit.
-// Items: parameters; launch with items = size / 4.
+// A parameter whose gradient and second moment are zero is at rest and is skipped: it has never moved, or not recently,
+// and its average equals it. Results repeat bit for bit. items: size / 4.
 KERNEL(256) adam_step(float* parameters, float* gradients, float* first, float* second, float* averaged,
                       storage_t* table, int table_size, int size, const float* control) {
     const float loss = control[LOSS];
-    const bool loss_is_finite = fabsf(loss) < 3.0e38f;  // false for NaN too
+    const bool loss_is_finite = fabsf(loss) < 3.0e38f;  // also false for NaN
     const float rate_table = control[RATE_TABLE] / control[BIAS_FIRST];
     const float rate_networks = control[RATE_NETWORKS] / control[BIAS_FIRST];
     const float bias = 1.0f / control[BIAS_SECOND], average_step = 1.0f - control[AVERAGE_DECAY];

@@ -1,12 +1,12 @@
-// The narrow band: which cells of the posed grid may hold something (insta_runtime/render/occupancy.py, `posed`).
+// The narrow band: cells of the posed grid in which rays must sample (insta_runtime/render/occupancy.py, `posed`).
 #include "list_append.cuh"
 #include "warp.cuh"
 
-#define SUBCELLS 3  // a canonical cell is carried by 3^3 points: its middle, its corners, and what lies between
-#define MAX_POSED_COPIES 6  // places between where the surface takes a cell and where the head alone does
+#define SUBCELLS 3  // a canonical cell is forward-warped as 3^3 points: centre, corners, and the points between them
+#define MAX_POSED_COPIES 6  // maximum number of positions between that of an attached and that of a detached cell
 #define POINTS (SUBCELLS * SUBCELLS * SUBCELLS)
 
-// Bits, counts and bounds of an empty band. items: frames * words.
+// Resets bits, counts and bounds to an empty band. items: frames * words.
 KERNEL(256) clear_band(const Head head, const PoseBuffers poses) {
     EACH(i, poses.frames * poses.words) {
         poses.bits[i] = 0u;
@@ -20,8 +20,8 @@ KERNEL(256) clear_band(const Head head, const PoseBuffers poses) {
     }
 }
 
-// Marks every cell that an occupied canonical cell, carried rigidly with its triangle, reaches; what is carried out of
-// the cube marks the nearest cell at its face. items: frames * space.count.
+// Marks every posed cell that the forward warp of an occupied canonical cell reaches. Points outside the cube mark the
+// nearest cell at its face. items: frames * occupancy.count.
 KERNEL(128) forward_warp_cells(const Head head, const PoseBuffers poses, const OccupancyCells occupancy) {
     EACH(i, poses.frames * occupancy.count) {
         const int frame = i / occupancy.count, candidate = i % occupancy.count;
@@ -30,12 +30,14 @@ KERNEL(128) forward_warp_cells(const Head head, const PoseBuffers poses, const O
         const float* map = poses.maps + ((size_t)frame * head.triangles + triangle) * 9;
         float m[9], squared = 0.0f;
         UNROLL for (int q = 0; q < 9; ++q) m[q] = map[q], squared += m[q] * m[q];
-        // The map is a rotation times a scale s, so its inverse is its transpose over s^2. All in cells of the grid.
+        // The map is a rotation times a scale s, so its inverse is its transpose over s^2. All lengths in cells of the
+        // grid.
         const float cells = float(head.resolution) / head.side, inverse = 3.0f / squared * cells;
-        const vec3 offset = cell_centre(head, occupancy.cells[candidate], occupancy.resolution) - load3(head.canonical + 3 * corner);
+        const vec3 offset =
+            cell_centre(head, occupancy.cells[candidate], occupancy.resolution) - load3(head.canonical + 3 * corner);
         const vec3 start = load3(poses.vertices + ((size_t)frame * head.vertices + corner) * 3) - origin_of(head);
         const vec3 with_surface = cells * start + inverse * transform_transposed(m, offset);
-        // What is above the surface may follow the head alone, and be anywhere between where either takes it.
+        // Cells above the surface may be attached to it or to the rigid head alone: mark all positions in between.
         const bool above = height_above(head, triangle, offset) > 0.0f;
         const bool detachable = WARP_DETACHMENT_HEIGHT > 0.0f && above && head.masks[2 * corner] < 1.0f;
         const vec3 opened = load3(head.canonical + 3 * corner) + offset - load3(head.open_offset + 3 * corner);
@@ -60,17 +62,14 @@ KERNEL(128) forward_warp_cells(const Head head, const PoseBuffers poses, const O
             }
             UNROLL for (int i = 0; i < POINTS; ++i) {
                 if (i && cell[i] == cell[i - 1]) continue;
-                const uint bit = 1u << (cell[i] & 31);
-                uint* word = bits + (cell[i] >> 5);
-                // Most are set already; a stale look only costs the atomic.
-                if (!(*(volatile const uint*)word & bit)) or_atomic(word, bit);
+                set_bit(bits, cell[i]);
             }
         }
     }
 }
 
-// row, cell, count and bounds of the marked cells. A cell beyond the capacity gets the row -1, and so counts as not
-// marked; `count` says how many there are in any case. items: 32 * frames * ceil(words / 32).
+// Lists the marked cells: row, cell, count and bounds. Cells beyond the capacity get the row -1 and count as not
+// marked; `count` includes them. items: 32 * frames * ceil(words / 32).
 KERNEL(128) list_cells(const Head head, const PoseBuffers poses) {
     const int packets = (poses.words + PACKET - 1) / PACKET, n = head.resolution;
     EACH_PACKET(p, poses.frames * packets) {
@@ -83,7 +82,7 @@ KERNEL(128) list_cells(const Head head, const PoseBuffers poses) {
             marked[l] = count_bits(bits[l]);
         }
         reserve_slots(poses.count + frame, marked, start);
-        float low[3][LANES], high[3][LANES];  // `high` negated
+        float low[3][LANES], high[3][LANES];  // `high` holds negated values
         for (int l = 0; l < LANES; ++l) {
             for (int axis = 0; axis < 3; ++axis) low[axis][l] = float(n), high[axis][l] = 1.0f;
             int cell = (first + COLUMN(l)) * 32, row = start[l];

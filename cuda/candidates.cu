@@ -1,10 +1,10 @@
-// Which triangles a marked cell offers to the points in it (insta_runtime/warp/nearest.py, CandidateGrid).
+// Candidate triangles of marked cells for nearest-triangle queries (insta_runtime/warp/nearest.py, CandidateGrid).
 //
-// A triangle is left out only if it cannot be the nearest to any point of the cell. With c the cell's centre, d and u
-// the distance and the direction from a triangle (or a leaf's sphere) to c, and q a point of any other triangle: distance
-// to a convex body is a convex function, so d(c + x) >= d + u . x, while the other one is at most |c + x - q| away. The
-// search takes for q the nearest point of the nearest leaf, the row that of all. Where more are left than a row can hold,
-// each octant of the cell picks those nearest to its middle.
+// A triangle is excluded only if it cannot be nearest to any point of the cell. Let c be the cell's centre, d and u the
+// distance and direction from a triangle (or a leaf's sphere) to c, and q a point of another triangle. The distance to
+// a convex body is a convex function, so d(c + x) >= d + u . x, whereas the other triangle is at most |c + x - q| away.
+// The search uses the nearest point of the nearest leaf as q, the final pruning that of all triangles. If more
+// triangles remain than a row can hold, each octant of the cell chooses those nearest to its centre.
 #include "warp.cuh"
 
 #if !ON_GPU
@@ -13,47 +13,48 @@
 
 #define THREADS 128
 #if ON_GPU
-#define POOL_SIZE 256  // a packet does one cell ...
+#define POOL_SIZE 256  // a packet processes one cell
 #else
 #define POOL_SIZE 2048
-#define EDGE 2    // ... or a block of 2^3, whose cells share a pool, and
-#define PARENT 4  // 4^3 share a list of leaves
+#define EDGE 2    // blocks of 2^3 cells share a pool of triangles
+#define PARENT 4  // blocks of 4^3 cells share a list of leaves
 #endif
 #define MAX_LEAVES 512  // 2^LEAF_DEPTH of nearest.py
-#define LEAF_MASK 511u   // a leaf's index fits into the last bits of a rough distance
+#define LEAF_MASK 511u   // leaf index in the low bits of an approximate distance
 #define LANE_MASK 31u
-#define POOL_MASK 2047u  // and so does a place in the pool
-#define DIAGONAL 1.7320508f  // of a cube
-#define NO_LENGTH 1e-18f  // m^2: what is nearer than its root has no direction
+#define POOL_MASK 2047u  // pool index in the low bits of an approximate distance
+#define DIAGONAL 1.7320508f  // diagonal of the unit cube
+#define NO_LENGTH 1e-18f  // m^2; smaller squared lengths are raised to this value, so that their reciprocal is finite
 #define FAR 1e30f
-#define NO_KEY 0x7f000000  // more than any
-#define MIN_SLACK 1e-5f  // metres: a search is not made narrower than this
-#define PICKS_PER_PASS 4            // by one look at a pool
-#define ALREADY_CHOSEN 3e18f        // metres: what is so far is taken already
-#define SHRINK 0.7f        // of the search when it finds more triangles than the pool holds
+#define NO_KEY 0x7f000000  // larger than any key
+#define MIN_SLACK 1e-5f  // metres; the search radius is not reduced below this
+#define PICKS_PER_PASS 4            // triangles chosen in one pass over a pool
+#define ALREADY_CHOSEN 3e18f        // metres; distance that marks triangles as already chosen
+#define SHRINK 0.7f        // reduction of the search radius when more triangles are found than the pool can hold
 
-// Up to 32 triangles, a row a number of nearest.cuh's twelve and of their inverses.
+// Up to 32 triangles, one row for each of the twelve numbers of nearest.cuh and the four reciprocals.
 struct Tile {
     float row[TRIANGLE_SIZE + 4][LANES];
-    int id[LANES];  // -1: not to be looked at
+    int id[LANES];  // triangle index, -1 for unused lanes
 };
 
 struct Pool {
     unsigned short triangle[POOL_SIZE];
-    float distance[POOL_SIZE];             // from the cell's centre
-    float x[POOL_SIZE], y[POOL_SIZE], z[POOL_SIZE];  // the centre, seen from the triangle's nearest point
+    float distance[POOL_SIZE];             // distance from the cell's centre
+    float x[POOL_SIZE], y[POOL_SIZE], z[POOL_SIZE];  // offset of the centre from the nearest point of the triangle
 #if !ON_GPU
     Tile tile[POOL_SIZE / PACKET];  // gathered once for all cells of a block
 #endif
     uint chosen[64];
-    unsigned short leaf[MAX_LEAVES];  // those to be looked at
+    unsigned short leaf[MAX_LEAVES];  // leaves to be searched
 };
 
-// The lanes whose bit is set.
+// Iterates over the lanes whose bit is set.
 #if ON_GPU
 #define FOR_SET(l, bits) for (int l = 0; l < int((bits) >> LANE & 1u); ++l)
 #else
-#define FOR_SET(l, bits) for (uint left_ = (bits), l = 0; left_ && (l = uint(__builtin_ctz(left_)), true); left_ &= left_ - 1u)
+#define FOR_SET(l, bits) \
+    for (uint left_ = (bits), l = 0; left_ && (l = uint(__builtin_ctz(left_)), true); left_ &= left_ - 1u)
 #endif
 
 DEVICE uint mask_of_lanes(const int (&set)[LANES]) {
@@ -66,14 +67,16 @@ DEVICE uint mask_of_lanes(const int (&set)[LANES]) {
 #endif
 }
 
-// How many lanes below one are set.
+// Number of set bits below a lane.
 DEVICE int rank_in_mask(uint bits, int lane) { return count_bits(bits & ((1u << lane) - 1u)); }
 
-// The bits of a positive number, which order like the number, the last ones replaced by an index: the least of many
-// says which one it is.
-DEVICE int indexed_key(float value, uint mask, int index) { return int((float_to_bits(value) & ~mask) | (uint(index) & mask)); }
+// Bits of a positive number, which sort like the number, with the low bits replaced by an index: the minimum identifies
+// its index.
+DEVICE int indexed_key(float value, uint mask, int index) {
+    return int((float_to_bits(value) & ~mask) | (uint(index) & mask));
+}
 
-// The index that the least key of a packet holds.
+// Index in the smallest key of a packet.
 DEVICE int min_key_index(const int (&key)[LANES], uint mask) {
 #if ON_GPU && __CUDA_ARCH__ >= 800
     return __reduce_min_sync(0xffffffffu, key[0]) & int(mask);
@@ -88,7 +91,7 @@ DEVICE int min_key_index(const int (&key)[LANES], uint mask) {
 #endif
 }
 
-// What one lane has, for all.
+// The value of one lane, in all lanes.
 DEVICE float broadcast_lane(const float (&x)[LANES], int lane) {
 #if ON_GPU
     return __shfl_sync(0xffffffffu, x[0], lane);
@@ -125,14 +128,14 @@ DEVICE void load_tile(Tile& tile, const float* triangles) {
             tile.row[q + 2][l] = part.z, tile.row[q + 3][l] = part.w;
         }
     }
-    FOR_LANES(l) invert_one(tile, l);  // a struct within this loop would keep a compiler from vectorising it
+    FOR_LANES(l) invert_one(tile, l);  // inline code in this loop would not be vectorised
 }
 
 struct Measured {
     float distance[LANES], x[LANES], y[LANES], z[LANES];
 };
 
-// Never zero, so that there is one over it.
+// Length from its square; never zero, so that it has a reciprocal.
 DEVICE float length_of(float squared) {
     squared = fmaxf(squared, NO_LENGTH);
 #if ON_GPU
@@ -154,7 +157,8 @@ DEVICE void measure_one(const Tile& tile, vec3 p, int l, Measured& m) {
 
 DEVICE void measure(const Tile& tile, vec3 p, Measured& m) { FOR_LANES(l) measure_one(tile, p, l, m); }
 
-// A triangle that is near, and so rules out others: its distance from the middle of a cube, and at most from its corners.
+// Upper bounds on the distance to the nearest triangle, from one nearby triangle: at the centre and the corners of a
+// cube.
 struct NearestBound {
     float d, corner[8];
 };
@@ -170,38 +174,39 @@ DEVICE NearestBound nearest_bound(float d, vec3 offset, float edge) {
     return bound;
 }
 
-// Whether what lies `d` from the middle of a cube, in the direction of (x, y, z) from there, may be nearer than the
-// rival to a point of the cube. How much nearer is a convex function, so a corner has the most of it.
+// Whether a body at distance `d` from the centre of a cube, with offset (x, y, z) to it, may be nearer to some point of
+// the cube than the bound. The difference of the distances is convex, so it is largest at a corner.
 DEVICE bool may_be_nearest(const NearestBound& bound, float d, float inverse, float x, float y, float z, float edge) {
     const float a = 0.5f * edge * inverse, turned = a * z, sum = a * x + a * y, difference = a * x - a * y;
     const float p = sum + turned, q = sum - turned, r = difference + turned, s = difference - turned;
-    const float low = fmaxf(fmaxf(bound.corner[0] + p, bound.corner[1] - s), fmaxf(bound.corner[2] + r, bound.corner[3] - q));
+    const float low =
+        fmaxf(fmaxf(bound.corner[0] + p, bound.corner[1] - s), fmaxf(bound.corner[2] + r, bound.corner[3] - q));
     const float high =
         fmaxf(fmaxf(bound.corner[4] + q, bound.corner[5] - r), fmaxf(bound.corner[6] + s, bound.corner[7] - p));
     return d <= fmaxf(low, high) + 1e-6f;
 }
 
-// A member of a leaf; -1 where a short leaf repeats its last one.
+// A member of a leaf; -1 for the repetitions at the end of a short leaf.
 DEVICE int member_of(const Head& head, int leaf, int m) {
     const int* members = head.leaf_members + (size_t)leaf * head.leaf_size;
     return (m > 0) && members[m] == members[m - 1] ? -1 : members[m];
 }
 
-// Leaves of one pose that may matter.
+// Leaves of one pose that are searched.
 struct Leaves {
     const float* triangles;
     int count;
 #if ON_GPU
-    const float* spheres;  // all of them
+    const float* spheres;  // of all leaves
 #else
-    const Tile* tiles;  // (head.leaves, parts): a CPU gathers all triangles once
+    const Tile* tiles;  // (head.leaves, parts); a CPU gathers all triangles once
     int parts;
     float x[MAX_LEAVES], y[MAX_LEAVES], z[MAX_LEAVES], radius[MAX_LEAVES];
     int leaf[MAX_LEAVES];
 #endif
 };
 
-// The offset of a point from the middle of sphere i, and its radius.
+// Offset of a point from the centre of sphere i, and the radius of the sphere.
 DEVICE vec4 from_sphere(const Leaves& leaves, int i, vec3 p) {
 #if ON_GPU
     const vec4 sphere = load4(leaves.spheres + 4 * i);
@@ -211,8 +216,8 @@ DEVICE vec4 from_sphere(const Leaves& leaves, int i, vec3 p) {
 #endif
 }
 
-// How many tiles the triangles of `count` leaves fill. A GPU puts them together as it needs them, a CPU has a tile (or
-// more) of each leaf.
+// Number of tiles for the triangles of `count` leaves. A GPU fills tiles on demand; a CPU has one tile or more for each
+// leaf.
 DEVICE int tiles_of(const Head& head, [[maybe_unused]] const Leaves& leaves, int count) {
 #if ON_GPU
     return (count * head.leaf_size + PACKET - 1) / PACKET;
@@ -222,12 +227,12 @@ DEVICE int tiles_of(const Head& head, [[maybe_unused]] const Leaves& leaves, int
 #endif
 }
 
-// Distances of the triangles in tile t of the `count` leaves listed.
+// Measures the triangles in tile t of the `count` listed leaves.
 DEVICE void measure_tile(const Head& head, const Leaves& leaves, const unsigned short* listed, int count, int t, vec3 p,
                          int (&id)[LANES], Measured& m) {
 #if ON_GPU
     const int place = t * PACKET + LANE, size = head.leaf_size;
-    const int i = int((float(place) + 0.5f) * reciprocal(float(size)));  // place / size: both are small
+    const int i = int((float(place) + 0.5f) * reciprocal(float(size)));  // place / size, exact for such small numbers
     Tile tile;
     tile.id[0] = i < count ? member_of(head, listed[i], place - i * size) : -1;
     load_tile(tile, leaves.triangles);
@@ -240,8 +245,9 @@ DEVICE void measure_tile(const Head& head, const Leaves& leaves, const unsigned 
     measure(tile, p, m);
 }
 
-// The nearest triangle of the leaf whose middle is nearest to the cube's, which is seldom far from the nearest of all.
-DEVICE NearestBound nearest_leaf_bound(const Head& head, const Leaves& leaves, unsigned short* listed, vec3 centre, float edge) {
+// Bound from the nearest triangle of the leaf whose centre is nearest to that of the cube.
+DEVICE NearestBound nearest_leaf_bound(const Head& head, const Leaves& leaves, unsigned short* listed, vec3 centre,
+                                       float edge) {
     const int last = leaves.count - 1;
     int least[LANES];
     for (int l = 0; l < LANES; ++l) least[l] = NO_KEY;
@@ -252,7 +258,7 @@ DEVICE NearestBound nearest_leaf_bound(const Head& head, const Leaves& leaves, u
             least[l] = lesser(least[l], indexed_key(v.x * v.x + v.y * v.y + v.z * v.z, LEAF_MASK, i));
         }
     }
-    listed[0] = (unsigned short)min_key_index(least, LEAF_MASK);  // the same for all lanes
+    listed[0] = (unsigned short)min_key_index(least, LEAF_MASK);  // the same value in all lanes
     WARP_SYNC();
     float d[LANES], x[LANES], y[LANES], z[LANES];
     for (int l = 0; l < LANES; ++l) d[l] = FAR, x[l] = y[l] = z[l] = 0.0f;
@@ -270,11 +276,13 @@ DEVICE NearestBound nearest_leaf_bound(const Head& head, const Leaves& leaves, u
     int key[LANES];
     FOR_LANES(l) key[l] = indexed_key(d[l], LANE_MASK, COLUMN(l));
     const int best = min_key_index(key, LANE_MASK);
-    return nearest_bound(broadcast_lane(d, best), vec3{broadcast_lane(x, best), broadcast_lane(y, best), broadcast_lane(z, best)}, edge);
+    return nearest_bound(broadcast_lane(d, best),
+                         vec3{broadcast_lane(x, best), broadcast_lane(y, best), broadcast_lane(z, best)}, edge);
 }
 
-// Which of the leaves `base` ... may hold what is nearest to a point of the cube at `centre`.
-DEVICE uint cull_leaves(const Leaves& leaves, int base, const NearestBound& bound, float slack, vec3 centre, float edge) {
+// Mask of those of 32 leaves from `base` on that may contain the triangle nearest to a point of the cube at `centre`.
+DEVICE uint cull_leaves(const Leaves& leaves, int base, const NearestBound& bound, float slack, vec3 centre,
+                        float edge) {
     int needed[LANES];
     FOR_LANES(l) {
         const int i = base + COLUMN(l);
@@ -286,11 +294,11 @@ DEVICE uint cull_leaves(const Leaves& leaves, int base, const NearestBound& boun
     return mask_of_lanes(needed);
 }
 
-// Fills the pool with every triangle that may be nearest to a point of the cube at `centre`: how many.
+// Fills the pool with every triangle that may be nearest to a point of the cube at `centre`; returns their number.
 DEVICE int fill_pool(Pool& pool, const Head& head, const Leaves& leaves, vec3 centre, float edge) {
     const NearestBound bound = nearest_leaf_bound(head, leaves, pool.leaf, centre, edge);
     for (float slack = DIAGONAL * edge;; slack *= SHRINK) {
-        WARP_SYNC();  // the list has been read
+        WARP_SYNC();  // all lanes have read the list
         int listed = 0, count = 0;
         for (int base = 0; base < leaves.count; base += PACKET) {
             const uint needed = cull_leaves(leaves, base, bound, slack, centre, edge);
@@ -308,7 +316,7 @@ DEVICE int fill_pool(Pool& pool, const Head& head, const Leaves& leaves, vec3 ce
                 valid[l] = (id[l] >= 0) & (d <= bound.d + slack) &
                            may_be_nearest(bound, d, reciprocal(d), m.x[l], m.y[l], m.z[l], edge);
             }
-            const uint found = mask_of_lanes(valid);  // once, by all lanes: the loop's end is looked at by some
+            const uint found = mask_of_lanes(valid);  // computed by all lanes together, outside of the divergent loop
             FOR_SET(l, found) {
                 const int place = count + rank_in_mask(found, COLUMN(l));
                 if (place >= POOL_SIZE) continue;
@@ -318,7 +326,7 @@ DEVICE int fill_pool(Pool& pool, const Head& head, const Leaves& leaves, vec3 ce
             }
             count += count_bits(found);
         }
-        // Of a heap of triangles in one place no search finds fewer: then the first ones stand for all.
+        // A dense cluster of triangles may exceed the pool at any search radius; then the first ones are kept.
         if (count <= POOL_SIZE || slack < MIN_SLACK) {
             WARP_SYNC();
             return lesser(count, POOL_SIZE);
@@ -326,10 +334,12 @@ DEVICE int fill_pool(Pool& pool, const Head& head, const Leaves& leaves, vec3 ce
     }
 }
 
-// Leaves out of a pool, whose distances are those from the centre of a cube of this edge, what cannot be nearest to a
-// point of the cube, and closes the ranks; in place of distances there are words then. How many are left.
+// Removes triangles from the pool that cannot be nearest to a point of the cube with this edge, and compacts the pool.
+// Distances, measured from the cube's centre, are replaced by candidate words. Returns the number of remaining
+// triangles.
 DEVICE int prune(Pool& pool, int count, int nearest, float edge) {
-    const NearestBound bound = nearest_bound(pool.distance[nearest], vec3{pool.x[nearest], pool.y[nearest], pool.z[nearest]}, edge);
+    const NearestBound bound =
+        nearest_bound(pool.distance[nearest], vec3{pool.x[nearest], pool.y[nearest], pool.z[nearest]}, edge);
     int kept = 0;
     WARP_SYNC();
     for (int base = 0; base < count; base += PACKET) {
@@ -344,7 +354,7 @@ DEVICE int prune(Pool& pool, int count, int nearest, float edge) {
                      may_be_nearest(bound, d, reciprocal(d), x[l], y[l], z[l], edge);
         }
         const uint left = mask_of_lanes(may);
-        WARP_SYNC();  // all have read before the ranks close
+        WARP_SYNC();  // all lanes have read before entries are overwritten
         FOR_SET(l, left) {
             const int i = kept + rank_in_mask(left, COLUMN(l));
             pool.distance[i] = word[l];
@@ -356,9 +366,9 @@ DEVICE int prune(Pool& pool, int count, int nearest, float edge) {
     return kept;
 }
 
-// Moves the `number` nearest to the point `o` from the centre from a pool of `count` words to `chosen`.
+// Moves the `number` words nearest to the point `o` (relative to the centre) from a pool of `count` words to `chosen`.
 DEVICE int choose_nearest(Pool& pool, int count, vec3 o, int number, int chosen) {
-    int key[PICKS_PER_PASS][LANES];  // the least ones that each lane has seen, ascending
+    int key[PICKS_PER_PASS][LANES];  // the smallest keys of each lane, ascending
     for (int k = 0; k < PICKS_PER_PASS; ++k)
         for (int l = 0; l < LANES; ++l) key[k][l] = NO_KEY;
     for (int base = 0; base < count; base += PACKET) {
@@ -373,7 +383,7 @@ DEVICE int choose_nearest(Pool& pool, int count, vec3 o, int number, int chosen)
             }
         }
     }
-    WARP_SYNC();  // all have read
+    WARP_SYNC();  // all lanes have read
     for (int pick = 0; pick < number; ++pick) {
         const int best = min_key_index(key[0], POOL_MASK);
         FOR_LANES(l) {
@@ -391,14 +401,15 @@ DEVICE int choose_nearest(Pool& pool, int count, vec3 o, int number, int chosen)
     return number;
 }
 
-// The row of one cell from a pool of `count` triangles; changes the pool's distances, not its triangles.
+// Writes the candidate row of one cell from a pool of `count` triangles; overwrites the pool's distances, not its
+// triangles.
 DEVICE void write_row(Pool& pool, int count, const Head& head, [[maybe_unused]] vec3 centre, uint* row) {
     const float edge = head.side / float(head.resolution);
     int least[LANES];
     for (int l = 0; l < LANES; ++l) least[l] = NO_KEY;
     for (int base = 0; base < count; base += PACKET) {
 #if !ON_GPU
-        Measured m;  // the pool was filled for a whole block
+        Measured m;  // distances from this cell's centre: the pool was filled for the whole block
         measure(pool.tile[base / PACKET], centre, m);
         FOR_LANES(l) {
             const int i = base + l;
@@ -418,14 +429,17 @@ DEVICE void write_row(Pool& pool, int count, const Head& head, [[maybe_unused]] 
     if (kept <= capacity) {
         for (int base = 0; base < kept; base += PACKET)
             for (int l = 0; l < LANES; ++l)
-                if (base + COLUMN(l) < kept) pool.chosen[base + COLUMN(l)] = float_to_bits(pool.distance[base + COLUMN(l)]);
+                if (base + COLUMN(l) < kept)
+                    pool.chosen[base + COLUMN(l)] = float_to_bits(pool.distance[base + COLUMN(l)]);
         chosen = kept;
     } else {
         for (int octant = 0; octant < 8; ++octant) {
             const float quarter = 0.25f * edge;
-            const vec3 o{octant & 1 ? quarter : -quarter, octant & 2 ? quarter : -quarter, octant & 4 ? quarter : -quarter};
+            const vec3 o{octant & 1 ? quarter : -quarter, octant & 2 ? quarter : -quarter,
+                         octant & 4 ? quarter : -quarter};
             const int upto = capacity * (octant + 1) / 8;
-            while (chosen < upto) chosen += choose_nearest(pool, kept, o, lesser(upto - chosen, PICKS_PER_PASS), chosen);
+            while (chosen < upto)
+                chosen += choose_nearest(pool, kept, o, lesser(upto - chosen, PICKS_PER_PASS), chosen);
         }
     }
     WARP_SYNC();
@@ -443,9 +457,9 @@ DEVICE void write_row(Pool& pool, int count, const Head& head, [[maybe_unused]] 
 }
 
 #if !ON_GPU
-// All leaves of every frame, with their triangles gathered.
+// All leaves of every frame, with their triangles gathered into tiles.
 DEVICE const std::vector<Leaves>& gather_leaves(const Head& head, const PoseBuffers& poses) {
-    static thread_local std::vector<Tile> tiles;  // these grow once
+    static thread_local std::vector<Tile> tiles;  // reused between calls; they only grow
     static thread_local std::vector<Leaves> all;
     const int parts = (head.leaf_size + PACKET - 1) / PACKET, each = head.leaves * parts;
     tiles.resize((size_t)poses.frames * each);
@@ -474,7 +488,7 @@ DEVICE const std::vector<Leaves>& gather_leaves(const Head& head, const PoseBuff
     return all;
 }
 
-// Those leaves that may hold what is nearest to a point of the cube at `centre`.
+// Collects the leaves that may contain the triangle nearest to a point of the cube at `centre`.
 DEVICE void gather_near_leaves(Leaves& near_leaves, const Head& head, const Leaves& all, vec3 centre, float edge) {
     unsigned short one[1];
     const NearestBound bound = nearest_leaf_bound(head, all, one, centre, edge);
@@ -484,13 +498,14 @@ DEVICE void gather_near_leaves(Leaves& near_leaves, const Head& head, const Leav
         const uint needed = cull_leaves(all, base, bound, DIAGONAL * edge, centre, edge);
         FOR_SET(l, needed) {
             const int i = base + int(l), to = near_leaves.count++;
-            near_leaves.x[to] = all.x[i], near_leaves.y[to] = all.y[i], near_leaves.z[to] = all.z[i], near_leaves.radius[to] = all.radius[i];
+            near_leaves.x[to] = all.x[i], near_leaves.y[to] = all.y[i], near_leaves.z[to] = all.z[i],
+            near_leaves.radius[to] = all.radius[i];
             near_leaves.leaf[to] = all.leaf[i];
         }
     }
 }
 
-// A pool for all cells of a cube, its triangles gathered.
+// Fills a pool for all cells of a cube, with its triangles gathered.
 DEVICE int fill_shared_pool(Pool& pool, const Head& head, const Leaves& leaves, vec3 centre, float edge) {
     int count = fill_pool(pool, head, leaves, centre, edge);
     int nearest = 0;
@@ -509,8 +524,8 @@ DEVICE int fill_shared_pool(Pool& pool, const Head& head, const Leaves& leaves, 
 }
 #endif
 
-// candidates (frames, capacity, head.candidates) of the marked cells, from the posed triangles and the leaves' spheres;
-// only of those whose bit is set in `wanted` (frames, words), unless it is null.
+// Computes candidates (frames, capacity, head.candidates) of the marked cells from the posed triangles and the leaves'
+// spheres; if `needed` (frames, words) is not null, only for cells whose bit is set.
 // items: 32 * frames * capacity.
 KERNEL(THREADS) choose_candidates(const Head head, const PoseBuffers poses, const uint* needed) {
 #if ON_GPU
@@ -553,7 +568,8 @@ KERNEL(THREADS) choose_candidates(const Head head, const PoseBuffers poses, cons
                 if (row >= 0) rows[cells++] = row;
             }
             if (cells == 0) continue;
-            if (near_leaves.count == 0) gather_near_leaves(near_leaves, head, all[frame], middle(corner, PARENT), PARENT * size);
+            if (near_leaves.count == 0)
+                gather_near_leaves(near_leaves, head, all[frame], middle(corner, PARENT), PARENT * size);
             Pool pool;
             int count = fill_shared_pool(pool, head, near_leaves, middle(at, EDGE), EDGE * size);
             for (int i = 0; i < cells; ++i) {

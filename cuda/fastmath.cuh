@@ -1,5 +1,5 @@
-// exp and the logistic function, quick enough for the lanes of a packet: a polynomial on a CPU (a call of libm would not
-// vectorise), the special function unit on a GPU. Relative error below 2e-6 (GPU) and 3e-7 (CPU).
+// Fast exp and logistic function: a polynomial on a CPU (calls of libm are not vectorised), the special function unit
+// on a GPU. Relative error below 2e-6 (GPU) and 3e-7 (CPU).
 #pragma once
 #include "platform.cuh"
 
@@ -10,9 +10,9 @@ DEVICE float sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
 
 #else
 
-// 2^n * e^r with |r| <= ln 2 / 2; e^r by the Taylor series with its last coefficients fitted (Cephes, expf).
+// 2^n * e^r with |r| <= ln 2 / 2; e^r is a Taylor series with fitted last coefficients (Cephes, expf).
 DEVICE float fast_exp(float x) {
-    x = x < 88.0f ? x : 88.0f;  // comparisons, not fminf: those become one instruction a vector
+    x = x < 88.0f ? x : 88.0f;  // a comparison compiles to one instruction per vector, unlike fminf
     x = x > -87.0f ? x : -87.0f;
     float n = floorf(x * 1.44269504f + 0.5f);
     float r = x - n * 0.693359375f + n * 2.12194440e-4f;

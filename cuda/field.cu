@@ -1,11 +1,12 @@
-// The field over packed samples: what learning runs forward and backward.
+// Forward and backward pass of the field over packed samples, for training.
 //
-// Between the passes lie the hash grid's features, `encoded`, and then their gradients: level by level, so that samples
-// side by side lie side by side. The layout is this file's own matter: capacity * LEVELS * FEATURES numbers.
+// Between the passes, `encoded` holds the hash-grid features and later their gradients, level by level, so that
+// neighbouring samples are adjacent in memory: capacity * LEVELS * FEATURES numbers. The layout is private to this file
+// and pose_refinement.cu.
 #include "field.cuh"
 
 #if ON_GPU
-// Where a lane's pair of a sample lies; null beyond the last level.
+// Address of a lane's feature pair of a sample; null beyond the last level.
 DEVICE uint* encoded_address(const storage_t* encoded, int capacity, int sample, int pair) {
     const int level = 4 * (pair / ROW_PAIRS) + (LANE & 3);
     if (level >= LEVELS) return nullptr;
@@ -13,7 +14,7 @@ DEVICE uint* encoded_address(const storage_t* encoded, int capacity, int sample,
 }
 #else
 
-// What a packet needs of its samples. Lanes beyond the last sample are not valid and hold zeros.
+// Inputs of a packet's samples. Lanes beyond the last sample are invalid and hold zeros.
 struct PacketSamples {
     vec3 unit[LANES], direction[LANES];
     float mouth[LANES], eyes[LANES];
@@ -34,8 +35,9 @@ DEVICE void load_samples(const Samples& samples, const float* codes, int code_st
 }
 #endif
 
-// Density (capacity) per metre and colour (capacity, 3) of the samples; `encoded` (or null) is kept for field_backward.
-// A sample's code is the row samples.frame of `codes`, which lie code_stride floats apart. Items: the capacity.
+// Computes density (capacity) per metre and colour (capacity, 3) of the samples; stores `encoded`, if not null, for
+// field_backward. The code of a sample is row samples.frame of `codes`, whose rows are code_stride floats apart. items:
+// the capacity.
 KERNEL(128) field_samples(const FieldWeights weights, const Samples samples, const float* codes, int code_stride,
                           float* density, float* colour, storage_t* encoded) {
     const int count = samples.totals[1];
@@ -81,7 +83,8 @@ KERNEL(128) field_samples(const FieldWeights weights, const Samples samples, con
         }
         if (encoded)
             for (int k = 0; k < ENCODED; ++k)
-                std::memcpy(encoded + size_t(k) * samples.capacity + p * PACKET, scratch.input[k], sizeof(float) * size);
+                std::memcpy(encoded + size_t(k) * samples.capacity + p * PACKET, scratch.input[k],
+                            sizeof(float) * size);
     }
 #endif
 }
@@ -101,7 +104,7 @@ struct FieldGradients {
     LayerGradient<HIDDEN, HIDDEN> inner[INNER_LAYERS];
     LayerGradient<HIDDEN, 3> colour_last;
 };
-// The gradients of what FieldScratch holds.
+// Gradients of the values in FieldScratch.
 struct alignas(64) ActivationGradients {
     float input[INPUTS][PACKET];
     float density_hidden[DENSITY_LAYERS][HIDDEN][PACKET];
@@ -137,8 +140,8 @@ DEVICE void networks_backward(const float* networks, FieldScratch& s, Activation
 #endif
 
 #if ON_GPU
-// A layer between two hidden ones: adds to its weights' sums, and makes of its outputs' gradients those of its inputs
-// `x`. All threads of the block call together, after they have read what is staged.
+// Backward pass of a layer between two hidden layers: adds to the sums of its weight gradients and replaces the
+// gradients of its outputs by those of its inputs `x`. All threads of the block call together.
 DEVICE void inner_backward(const uint* fragments, storage_t (*inputs)[staged_inputs],
                            storage_t (*outputs)[staged_outputs], const uint (&x)[HIDDEN_PAIRS][2],
                            WeightSums<HIDDEN_TILES, HIDDEN_PAIRS>& sums, uint (&grad)[HIDDEN_PAIRS][2]) {
@@ -153,10 +156,10 @@ DEVICE void inner_backward(const uint* fragments, storage_t (*inputs)[staged_inp
 }
 #endif
 
-// From `gradient` (capacity, 4), of the loss with respect to the logarithm of density and to colour before its
-// sigmoid, times LOSS_SCALE: adds to network_gradients (in the order of the flat vector, without the table) and sets
-// encoded_gradients. Where density is at its limit, its gradient is taken for zero. Items: any multiple of 256; few
-// are better, as each block of 256 ends with an atomic sum of all networks.
+// Backward pass from `gradient` (capacity, 4), of the loss with respect to raw density and raw colour, times
+// LOSS_SCALE. Adds to network_gradients (in the order of the flat vector without the table) and sets encoded_gradients.
+// Samples at the upper bound of density get no density gradient. items: any multiple of 256; few are better, because
+// each block of 256 ends with an atomic sum over all network weights.
 KERNEL(256) field_backward(const FieldWeights weights, const Samples samples, const float* codes, int code_stride,
                            const storage_t* encoded, const float* gradient, float* network_gradients,
                            storage_t* encoded_gradients) {
@@ -166,14 +169,14 @@ KERNEL(256) field_backward(const FieldWeights weights, const Samples samples, co
     __shared__ __align__(16) storage_t outputs[TILE][staged_outputs];
     const int tiles = (count + TILE - 1) / TILE, t = LANE & 3;
     WeightSums<HIDDEN_TILES, first_part> sums_first = {};
-    WeightSums<HIDDEN_TILES, second_part> sums_second = {};  // nothing if there is no second part
+    WeightSums<HIDDEN_TILES, second_part> sums_second = {};  // empty if there is no second part
     WeightSums<1, HIDDEN_PAIRS> sums_raw = {};
     WeightSums<HIDDEN_TILES, COLOUR_PAIRS> sums_geometry = {};
     WeightSums<HIDDEN_TILES, HIDDEN_PAIRS> sums_inner[INNER_LAYERS] = {};
     WeightSums<1, HIDDEN_PAIRS> sums_colour = {};
     for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
         const uint* networks = within_loop((const uint*)weights.networks);
-        // The forward pass again; samples beyond the last one are zeros and pull at nothing.
+        // Repeats the forward pass; samples beyond the last one are zeros with zero gradients.
         uint x[2 * INPUT_TILES][2] = {}, density_hidden[DENSITY_LAYERS][HIDDEN_PAIRS][2], geometry[4][2] = {};
         uint colour_hidden[COLOUR_LAYERS][HIDDEN_PAIRS][2], grad_colour[2][2] = {};
         float raw[2], grad_density[2] = {};
@@ -204,7 +207,7 @@ KERNEL(256) field_backward(const FieldWeights weights, const Samples samples, co
             relu_layer<HIDDEN_TILES, HIDDEN_PAIRS, 1>(networks + colour_forward(i),
                                                       weights.biases + packed_colour_bias(i), colour_hidden[i - 1],
                                                       colour_hidden[i]);
-        // Layer by layer back. Who writes to shared memory waits until all have read what was there.
+        // Layers in reverse order. Shared memory is overwritten only after all threads have read it.
         uint grad[HIDDEN_PAIRS][2], grad_raw[2][2];
         stage(inputs, colour_hidden[COLOUR_LAYERS - 1]), stage(outputs, grad_colour);
         __syncthreads();
@@ -225,7 +228,8 @@ KERNEL(256) field_backward(const FieldWeights weights, const Samples samples, co
                 for (int s = 0; s < 2; ++s) {
                     const bool unclamped = !(raw[s] + INITIAL_LOG_DENSITY > MAX_LOG_DENSITY);
                     const bool is_density = p == 0 && t == 0;
-                    grad_raw[p][s] = pack_pair(is_density ? (unclamped ? grad_density[s] : 0.0f) : c[2 * s], c[2 * s + 1]);
+                    grad_raw[p][s] =
+                        pack_pair(is_density ? (unclamped ? grad_density[s] : 0.0f) : c[2 * s], c[2 * s + 1]);
                 }
             });
         __syncthreads();
@@ -305,7 +309,7 @@ KERNEL(256) field_backward(const FieldWeights weights, const Samples samples, co
                 std::memcpy(encoded_gradients + size_t(k) * samples.capacity + first, grads.input[k],
                             sizeof(float) * size);
         }
-        // One thread after another, so that the same number of threads gives the same sums.
+        // Threads add one after another, so that the same number of threads gives the same sums.
         for (int t = 0; t < omp_get_num_threads(); ++t) {
 #pragma omp barrier
             if (t != omp_get_thread_num()) continue;
@@ -324,7 +328,7 @@ KERNEL(256) field_backward(const FieldWeights weights, const Samples samples, co
 }
 
 #if ON_GPU
-// The networks, in the order of the flat vector, as tensor cores take them. Items: packed words and biases.
+// Packs the networks of the flat vector into tensor-core fragments. items: packed words and biases.
 KERNEL(256) pack_networks(const float* networks, storage_t* packed, float* biases) {
     EACH(i, packed_words + packed_biases) {
         const float* n = networks;

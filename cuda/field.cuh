@@ -1,5 +1,5 @@
-// The radiance field of field/radiance.py over packets of 32 samples: hash grid, density network, colour network.
-// All 32 lanes call together. Lanes that are not valid get finite nonsense, and nothing is read for them.
+// The radiance field of field/radiance.py over packets of 32 samples: hash grid, density network, colour network. All
+// 32 lanes call together. Invalid lanes get arbitrary finite values, and nothing is read for them.
 #pragma once
 #include "fastmath.cuh"
 #include "hashgrid.cuh"
@@ -9,15 +9,15 @@
 #define INPUTS (ENCODED + CODE_WIDTH)
 #define RAW (1 + GEOMETRY)              // outputs of the density network: log density, then geometry features
 #define DIRECTIONS (DIRECTION_BANDS * DIRECTION_BANDS)  // spherical harmonics of the direction, band by band
-#define COLOUR_INPUTS (GEOMETRY + DIRECTIONS)           // geometry features, then the direction's harmonics
+#define COLOUR_INPUTS (GEOMETRY + DIRECTIONS)           // geometry features, then the harmonics of the direction
 static_assert(DIRECTION_BANDS >= 1 && DIRECTION_BANDS <= 4, "harmonics fill two pairs at most");
 static_assert(DENSITY_LAYERS >= 1 && (COLOUR_LAYERS == 2 || COLOUR_LAYERS == 3), "layers that code below reckons with");
 
-// Layers between two hidden ones, of both networks: those of the density network first.
+// Number of layers between two hidden layers, of both networks; those of the density network come first.
 #define INNER_LAYERS (DENSITY_LAYERS + COLOUR_LAYERS - 2)
 
-// Where the networks' parts lie in the flat vector of parameters, from the first weight on. Layer 0 comes from the
-// inputs, layer DENSITY_LAYERS or COLOUR_LAYERS gives the outputs.
+// Offsets of weights and biases in the flat parameter vector, relative to the first network weight. Layer 0 has the
+// network inputs, layer DENSITY_LAYERS or COLOUR_LAYERS gives the outputs.
 DEVICE constexpr int density_weight(int layer) {
     return layer == 0 ? 0 : HIDDEN * (INPUTS + 1) + (layer - 1) * HIDDEN * (HIDDEN + 1);
 }
@@ -33,7 +33,8 @@ DEVICE constexpr int colour_bias(int layer) {
 }
 CONSTANT int NETWORK_SIZE = colour_bias(COLOUR_LAYERS) + 3;
 
-// Real spherical harmonics of a unit vector, each band scaled (Schmidt) so that its squares add up to one.
+// Real spherical harmonics of a unit vector, each band scaled (Schmidt normalisation) so that its squares add up to
+// one.
 DEVICE float harmonic(int k, vec3 d) {
     switch (k) {
         case 0: return 1.0f;
@@ -55,7 +56,7 @@ DEVICE float harmonic(int k, vec3 d) {
     }
 }
 
-// What the field sees of a number of the code where its mask is `share`: it fades to nothing, or to CODE_OUTSIDE.
+// An element of the expression code where its mask is `share`: it fades to zero, or to CODE_OUTSIDE.
 DEVICE float masked_code(float code, float share) {
     if constexpr (CODE_OUTSIDE == 0) return code * share;
     else return share * code + (1.0f - share) * float(CODE_OUTSIDE);
@@ -68,7 +69,7 @@ DEVICE float log_density(float raw) {
 
 #if ON_GPU
 
-struct FieldScratch {};  // all is in registers
+struct FieldScratch {};  // everything is in registers
 
 #define CODE_PAIRS ((CODE_WIDTH + 7) / 8)
 #define INPUT_TILES ((GRID_PAIRS + CODE_PAIRS + 1) / 2)
@@ -77,10 +78,10 @@ struct FieldScratch {};  // all is in registers
 static_assert(HIDDEN % 16 == 0, "layers come in tiles of 16");
 static_assert(RAW == 16, "the density network gives two pairs");
 
-#define GEOMETRY_PAIRS 2                                      // the density network's outputs
-#define COLOUR_PAIRS (GEOMETRY_PAIRS + (DIRECTIONS + 7) / 8)  // what of the colour network's inputs is not padding
+#define GEOMETRY_PAIRS 2                                      // outputs of the density network
+#define COLOUR_PAIRS (GEOMETRY_PAIRS + (DIRECTIONS + 7) / 8)  // inputs of the colour network without padding
 
-// The packed networks in words of two fp16: all layers forward, then all backward, each from the inputs on.
+// Offsets of the packed networks in words of two fp16: all forward layers, then all backward layers.
 CONSTANT int inner_words = FRAGMENT * HIDDEN_TILES * HIDDEN_PAIRS;
 DEVICE constexpr int density_forward(int layer) {
     return layer == 0 ? 0 : FRAGMENT * INPUT_TILES * HIDDEN_PAIRS + (layer - 1) * inner_words;
@@ -99,13 +100,13 @@ DEVICE constexpr int colour_backward(int layer) {
 }
 CONSTANT int packed_words = colour_backward(COLOUR_LAYERS) + FRAGMENT * HIDDEN_PAIRS;
 static_assert(2 * packed_words == PACKED_SIZE, "field/packed.py makes room for the packed networks");
-// ... and their biases, padded to whole pairs: of each network's hidden layers, then of its outputs.
+// Offsets of the packed biases, padded to whole pairs: for each network hidden layers, then outputs.
 DEVICE constexpr int packed_density_bias(int layer) { return layer * HIDDEN; }
 DEVICE constexpr int packed_colour_bias(int layer) { return DENSITY_LAYERS * HIDDEN + RAW + layer * HIDDEN; }
 CONSTANT int packed_biases = packed_colour_bias(COLOUR_LAYERS) + 8;
 
-// Which input of the density network, and of the colour network, a lane's pair holds; -1: none. The colour network
-// takes the density network's outputs as they are; the first one, the density, has no weight there.
+// Input of the density or colour network that a lane's pair holds, -1 for padding. The colour network takes the outputs
+// of the density network as they are; the first one, the raw density, has no weight there.
 DEVICE int input_column(int pair, int t, int e) {
     if (pair < GRID_PAIRS) return grid_column(pair, t, e);
     const int k = 8 * (pair - GRID_PAIRS) + 2 * t + e;
@@ -116,7 +117,7 @@ DEVICE int colour_column(int pair, int t, int e) {
     return k < COLOUR_INPUTS ? k : -1;
 }
 
-// Pairs of a faded code, of one sample; `code` is not read if the sample is not valid.
+// Pair of the masked code of one sample; `code` is not read if the sample is invalid.
 DEVICE uint code_pair(const float* code, int pair, float mouth, float eyes, bool valid) {
     float value[2];
     UNROLL
@@ -126,7 +127,7 @@ DEVICE uint code_pair(const float* code, int pair, float mouth, float eyes, bool
     }
     return pack_pair(value[0], value[1]);
 }
-// A pair, 0 or 1, of the direction's harmonics.
+// Pair 0 or 1 of the harmonics of the direction.
 DEVICE uint direction_pair(int pair, vec3 direction) {
     const int t = LANE & 3, first = 8 * pair;
     const auto harmonics = [&](int k) {
@@ -140,8 +141,8 @@ DEVICE uint direction_pair(int pair, vec3 direction) {
     return t < 2 ? low : high;
 }
 
-// Outputs of the density network as the colour network's inputs (the two pairs of the direction are left alone), and
-// its first output, in lanes with t = 0.
+// Density network: writes its outputs as inputs of the colour network (except the two pairs of the direction), and its
+// first output, in lanes with t = 0.
 template <int M>
 DEVICE void density_network(const uint* networks, const float* biases, const uint (&x)[2 * INPUT_TILES][2 * M],
                             uint (&hidden)[DENSITY_LAYERS][HIDDEN_PAIRS][2 * M], uint (&geometry)[4][2 * M],
@@ -163,7 +164,7 @@ DEVICE void density_network(const uint* networks, const float* biases, const uin
         });
 }
 
-// To lanes with a sample each: `value` of lanes (g, t) of samples g + 8 s.
+// Transposes `value`, held by lanes (g, t) for samples g + 8 s, to one sample per lane.
 DEVICE float to_own_lane(const float (&value)[4], int t) {
     float own = 0.0f;
     UNROLL
@@ -174,7 +175,7 @@ DEVICE float to_own_lane(const float (&value)[4], int t) {
     return own;
 }
 
-// The density network's inputs, from lanes with a sample each.
+// Inputs of the density network, from lanes with one sample each.
 DEVICE void field_inputs(const FieldWeights& weights, const vec3 (&unit)[LANES], const float (&mouth)[LANES],
                          const float (&eyes)[LANES], const float* const (&code)[LANES], const bool (&valid)[LANES],
                          uint (&x)[2 * INPUT_TILES][4]) {
@@ -222,7 +223,7 @@ DEVICE void field_colours(const FieldWeights& weights, const vec3 (&direction)[L
         geometry[2][s] = direction_pair(0, seen);
         geometry[3][s] = direction_pair(1, seen);
     }
-    uint one[HIDDEN_PAIRS][4], other[HIDDEN_PAIRS][4];  // hidden layers by turns
+    uint one[HIDDEN_PAIRS][4], other[HIDDEN_PAIRS][4];  // hidden layers, alternating
     relu_layer<2, HIDDEN_PAIRS, 2>(networks + colour_forward(0), weights.biases + packed_colour_bias(0), geometry, one);
     relu_layer<HIDDEN_TILES, HIDDEN_PAIRS, 2>(networks + colour_forward(1), weights.biases + packed_colour_bias(1), one,
                                               other);
@@ -260,7 +261,7 @@ DEVICE void field_forward(const FieldWeights& weights, FieldScratch&, const vec3
 
 #else
 
-// What the layers hold, [neuron][sample]. Rows 1.. of `raw` are the colour network's input.
+// Activations, [neuron][sample]. Rows 1.. of `raw` are the inputs of the colour network.
 struct alignas(64) FieldScratch {
     float point[3][PACKET];
     float input[INPUTS][PACKET];
@@ -299,7 +300,7 @@ DEVICE void colour_network(const float* networks, FieldScratch& s, const vec3 (&
                             s.colour);
 }
 
-// Density per metre at points of the unit cube. `code` is each lane's (CODE_WIDTH) expression code, not yet faded.
+// Density per metre at points of the unit cube. `code` is each lane's (CODE_WIDTH) unmasked expression code.
 DEVICE void field_density(const FieldWeights& weights, FieldScratch& scratch, const vec3 (&unit)[LANES],
                           const float (&mouth)[LANES], const float (&eyes)[LANES], const float* const (&code)[LANES],
                           const bool (&valid)[LANES], float (&density)[LANES]) {
@@ -310,7 +311,7 @@ DEVICE void field_density(const FieldWeights& weights, FieldScratch& scratch, co
     FOR_LANES(l) density[l] = fast_exp(log_density(scratch.raw[0][l]));
 }
 
-// ... and colour, sRGB in [0, 1], seen along a unit canonical direction.
+// Density, and colour, sRGB in [0, 1], for a unit canonical view direction.
 DEVICE void field_forward(const FieldWeights& weights, FieldScratch& scratch, const vec3 (&unit)[LANES],
                           const vec3 (&direction)[LANES], const float (&mouth)[LANES], const float (&eyes)[LANES],
                           const float* const (&code)[LANES], const bool (&valid)[LANES], float (&density)[LANES],

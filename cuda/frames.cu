@@ -1,18 +1,19 @@
-// Triangle frames and the maps canonical <- posed (insta_runtime/warp/frames.py), and the leaves' spheres.
+// Triangle frames, inverse-warp maps (posed to canonical; insta_runtime/warp/frames.py), and bounding spheres of
+// leaves.
 #include "layout.cuh"
 #include "nearest.cuh"
 #include "vec.cuh"
 
-#define NO_EDGE 1e-12f           // metres: a shorter edge has no direction
-#define DEGENERATE_AREA 1e-12f   // twice the area in m^2, below which a triangle has no frame
-#define LEAST_AREA 1e-14f        // m^2, of a posed triangle for its scale
-#define LARGEST_SCALE 2.0f       // a triangle that is squashed in the pose must not blow up what lies near it
+#define NO_EDGE 1e-12f           // metres; shorter edges have no direction
+#define DEGENERATE_AREA 1e-12f   // twice the area in m^2; smaller triangles have no frame
+#define LEAST_AREA 1e-14f        // m^2; lower bound of a posed area when scales are computed
+#define LARGEST_SCALE 2.0f  // upper bound, so that a triangle squashed by the pose does not magnify its surroundings
 #define SCALE_LENGTH 0           // values of WARP_SCALE, a constant from Python
 #define SCALE_AREA 1
 #define RECORD_SIZE 16
 
-// maps (frames, triangles, 9) and triangles (frames, triangles, 12) from the posed vertices. A triangle without area
-// has the identity as its frame. items: frames * triangles.
+// Computes maps (frames, triangles, 9) and triangles (frames, triangles, 12) from the posed vertices. Degenerate
+// triangles have the identity as their frame. items: frames * triangles.
 KERNEL(128) triangle_frames(const Head head, const PoseBuffers poses) {
     EACH(i, poses.frames * head.triangles) {
         const int frame = i / head.triangles, triangle = i % head.triangles;
@@ -51,8 +52,8 @@ KERNEL(128) triangle_frames(const Head head, const PoseBuffers poses) {
     }
 }
 
-// records (frames, vertices, 16): the maps around each vertex, averaged by canonical area, in an order that never
-// changes; canonical position; masks. items: frames * vertices.
+// Computes records (frames, vertices, 16): maps of the triangles around each vertex, averaged by canonical area in a
+// fixed order; canonical position; masks. items: frames * vertices.
 KERNEL(128) vertex_records(const Head head, const PoseBuffers poses) {
     EACH(i, poses.frames * head.vertices) {
         const int frame = i / head.vertices, vertex = i % head.vertices;
@@ -75,13 +76,13 @@ KERNEL(128) vertex_records(const Head head, const PoseBuffers poses) {
     }
 }
 
-// spheres (frames, leaves, 4): a ball around all corners of a leaf's triangles. items: 32 * frames * leaves.
+// Computes spheres (frames, leaves, 4): a bounding sphere of the corners of each leaf. items: 32 * frames * leaves.
 KERNEL(128) leaf_spheres(const Head head, const PoseBuffers poses) {
     EACH_PACKET(p, poses.frames * head.leaves) {
         const int frame = p / head.leaves, leaf = p % head.leaves;
         const float* vertices = poses.vertices + (size_t)frame * head.vertices * 3;
         const int* members = head.leaf_members + (size_t)leaf * head.leaf_size;
-        float low[3][LANES], high[3][LANES];  // of the corners, `high` negated
+        float low[3][LANES], high[3][LANES];  // bounds of the corners; `high` holds negated values
         for (int l = 0; l < LANES; ++l) {
             for (int axis = 0; axis < 3; ++axis) low[axis][l] = high[axis][l] = 3e38f;
             for (int m = COLUMN(l); m < head.leaf_size; m += PACKET)
@@ -95,7 +96,7 @@ KERNEL(128) leaf_spheres(const Head head, const PoseBuffers poses) {
         }
         const vec3 centre = 0.5f * vec3{min_lanes(low[0]) - min_lanes(high[0]), min_lanes(low[1]) - min_lanes(high[1]),
                                         min_lanes(low[2]) - min_lanes(high[2])};
-        float farthest[LANES];  // squared and negated
+        float farthest[LANES];  // squared distance, negated
         for (int l = 0; l < LANES; ++l) {
             farthest[l] = 0.0f;
             for (int m = COLUMN(l); m < head.leaf_size; m += PACKET)
@@ -104,7 +105,8 @@ KERNEL(128) leaf_spheres(const Head head, const PoseBuffers poses) {
                     farthest[l] = fminf(farthest[l], -dot(d, d));
                 }
         }
-        const float radius = sqrtf(-min_lanes(farthest)) * 1.00001f;  // rounding never leaves a corner outside
+        const float radius =
+            sqrtf(-min_lanes(farthest)) * 1.00001f;  // margin, so that rounding leaves no corner outside
         for (int l = 0; l < LANES; ++l)
             if (COLUMN(l) == 0) store4(poses.spheres + 4 * (size_t)p, centre.x, centre.y, centre.z, radius);
     }

@@ -1,32 +1,33 @@
-// The display path. Twins: render/sampling.py, render/compositing.py; march.cu, field.cu and composite.cu do the same
-// in more passes. Launch list_rays (rays.cu), limit_bundle_samples, inverse_warp_rays, render_rays.
+// Fused display kernels. Torch reference: render/sampling.py, render/compositing.py; march.cu, field.cu and
+// composite.cu compute the same in more passes. Launch list_rays (rays.cu), limit_bundle_samples, inverse_warp_rays,
+// render_rays.
 //
-// inverse_warp_rays marches and warps, which branches and waits for memory, and so runs many packets at a time. render_rays
-// encodes, asks the networks and composites in one pass: a packet takes the samples of a bundle of 32 rays, 32 at a
-// time, so that all lanes are in use whichever rays they are of, and hands what they show to the rays, a lane each. A
-// ray's colour depends on no other ray: pictures repeat bit for bit.
+// inverse_warp_rays marches and warps, which branches and waits for memory, and therefore runs many packets at a time.
+// render_rays encodes, evaluates the networks and composites in one pass: a packet processes the samples of a bundle of
+// 32 rays, 32 at a time, so that all lanes are busy, and hands the results to the rays, one lane each. The colour of a
+// ray does not depend on other rays: frames repeat bit for bit.
 #include "field.cuh"
 #include "step_limit.cuh"
 #include "march.cuh"
 
 #define SAMPLE_SIZE 8
-#define BUNDLES_PER_PROCESSOR (LEVELS * FEATURES > 64 ? 8 : 16)  // many features need all registers that a lane may have
+#define BUNDLES_PER_PROCESSOR (LEVELS * FEATURES > 64 ? 8 : 16)  // many features need all registers of a lane
 
-// counters[5] and counters[6] from the histogram. One packet.
+// Computes counters[5] and counters[6] from the histogram. One packet.
 KERNEL(32) limit_bundle_samples(const RayBundles bundles, int* counters) {
     EACH_PACKET(p, 1) { find_step_limit(bundles.histogram, bundles.max_samples, bundles.capacity, counters + 5); }
 }
 
-// One ray a lane, on its way through marked cells.
+// State of 32 rays during marching, one ray a lane.
 struct MarchState {
     Ray ray[LANES];
     float offset[LANES];
-    int k[LANES];     // the next step to look at
-    int samples_left[LANES];  // for how many samples
+    int k[LANES];     // index of the next step
+    int samples_left[LANES];  // number of samples the ray may still take
 };
 
-DEVICE void begin_march(MarchState& marchers, const Head& head, const PoseBuffers& poses, const RayBundles& bundles, int bundle, int count,
-                       int limit, float step, int width) {
+DEVICE void begin_march(MarchState& marchers, const Head& head, const PoseBuffers& poses, const RayBundles& bundles,
+                        int bundle, int count, int limit, float step, int width) {
     for (int l = 0; l < LANES; ++l) {
         const int i = bundle * PACKET + COLUMN(l);
         marchers.samples_left[l] = 0;
@@ -42,10 +43,11 @@ DEVICE void begin_march(MarchState& marchers, const Head& head, const PoseBuffer
     }
 }
 
-// The samples of all bundles: spans, rounds, samples. `cells` (words) are the marked cells that have candidates; should
-// a point be rounded into another cell than list_rays saw, its step is left out. items: the pixels.
-KERNEL(64) inverse_warp_rays(const Head head, const PoseBuffers all, uint* cells, const OccupancyCells occupancy, const RayBundles bundles,
-                      int* counters, float step, int width) {
+// Computes the samples of all bundles: spans, rounds, samples. `cells` (words) are the marked cells that have
+// candidates; a step is skipped if rounding puts it into another cell than in list_rays. items: the pixels.
+KERNEL(64)
+inverse_warp_rays(const Head head, const PoseBuffers all, uint* cells, const OccupancyCells occupancy,
+                  const RayBundles bundles, int* counters, float step, int width) {
     PoseBuffers poses = all;
     poses.bits = cells;
     const int count = counters[0], limit = counters[6];
@@ -62,9 +64,11 @@ KERNEL(64) inverse_warp_rays(const Head head, const PoseBuffers all, uint* cells
             for (int l = 0; l < LANES; ++l) {
                 found[l] = false;
                 Step at;
-                active[l] = marchers.samples_left[l] > 0 && next_step(head, poses, 0, marchers.ray[l], marchers.offset[l], step, marchers.k[l], at);
+                active[l] = marchers.samples_left[l] > 0 &&
+                            next_step(head, poses, 0, marchers.ray[l], marchers.offset[l], step, marchers.k[l], at);
                 if (!active[l]) continue;
-                warped[l] = inverse_warp(head, poses, 0, at.row, at.position, view_direction(head, poses, 0, marchers.ray[l].direction));
+                warped[l] = inverse_warp(head, poses, 0, at.row, at.position,
+                                         view_direction(head, poses, 0, marchers.ray[l].direction));
                 warped[l].position = unit_cube(head, warped[l].position);
                 found[l] = warped[l].triangle >= 0 && occupied_at(occupancy, warped[l].position);
                 marchers.samples_left[l] -= found[l];
@@ -90,22 +94,22 @@ KERNEL(64) inverse_warp_rays(const Head head, const PoseBuffers all, uint* cells
     }
 }
 
-// What the rays of a bundle have seen so far. Not in registers: the field needs them all.
+// Composited colours of a bundle's rays. In shared memory, because the field needs all registers.
 struct RayColours {
     FieldScratch field;
     float transmittance[PACKET];                            // transmittance
-    float red[PACKET], green[PACKET], blue[PACKET];  // premultiplied
+    float red[PACKET], green[PACKET], blue[PACKET];  // premultiplied colours
     int samples[PACKET];
 };
 
-// 32 consecutive samples of a bundle: how much of the light passes each one, and its colour.
+// Transmittance and colour of 32 consecutive samples of a bundle.
 struct SampleColours {
     float transmittance[LANES], red[LANES], green[LANES], blue[LANES];
 };
 
-// The field at the samples first ... of those before `end`.
-DEVICE void shade_samples(const FieldWeights& weights, FieldScratch& scratch, const RayBundles& bundles, int first, int end,
-                  const float* state_code, float step, SampleColours& sample_colours) {
+// Evaluates the field at the samples from `first` on, before `end`.
+DEVICE void shade_samples(const FieldWeights& weights, FieldScratch& scratch, const RayBundles& bundles, int first,
+                          int end, const float* state_code, float step, SampleColours& sample_colours) {
     vec3 unit[LANES], direction[LANES], colour[LANES];
     float mouth[LANES], eyes[LANES], density[LANES];
     const float* code[LANES];
@@ -121,13 +125,15 @@ DEVICE void shade_samples(const FieldWeights& weights, FieldScratch& scratch, co
     field_forward(weights, scratch, unit, direction, mouth, eyes, code, valid, density, colour);
     FOR_LANES(l) {
         sample_colours.transmittance[l] = fast_exp(-density[l] * step);
-        sample_colours.red[l] = colour[l].x, sample_colours.green[l] = colour[l].y, sample_colours.blue[l] = colour[l].z;
+        sample_colours.red[l] = colour[l].x, sample_colours.green[l] = colour[l].y,
+        sample_colours.blue[l] = colour[l].z;
     }
 }
 
-// Each ray of `round` takes the next of the samples from `first` on, the others none; of these samples the ones at
-// hand, 0 ... 31, are shown to their rays.
-DEVICE void composite_round(const SampleColours& sample_colours, uint round, int first, float stop, RayColours& ray_colours) {
+// Composites one round: each ray of the mask `round` takes the next sample, counted from `first`. Only those of the
+// present 32 samples (0 ... 31) are composited.
+DEVICE void composite_round(const SampleColours& sample_colours, uint round, int first, float stop,
+                            RayColours& ray_colours) {
     int source[LANES];
     bool contributes[LANES];
     SampleColours own;
@@ -142,7 +148,8 @@ DEVICE void composite_round(const SampleColours& sample_colours, uint round, int
     gather_lanes(sample_colours.blue, source, own.blue);
     FOR_LANES(l) {
         const int ray = COLUMN(l);
-        const float transmittance = contributes[l] ? own.transmittance[l] : 1.0f, share = ray_colours.transmittance[ray] * (1.0f - transmittance);
+        const float transmittance = contributes[l] ? own.transmittance[l] : 1.0f,
+                    share = ray_colours.transmittance[ray] * (1.0f - transmittance);
         ray_colours.red[ray] += share * own.red[l];
         ray_colours.green[ray] += share * own.green[l];
         ray_colours.blue[ray] += share * own.blue[l];
@@ -151,11 +158,11 @@ DEVICE void composite_round(const SampleColours& sample_colours, uint round, int
     }
 }
 
-// Draws the pixels of the listed rays into `rgba` (height * width, 4), premultiplied. A ray ends where its
+// Renders the pixels of the listed rays into `rgba` (height * width, 4), premultiplied. A ray ends when its
 // transmittance falls below `stop`, a bundle with its last ray. Adds to counters[2] and counters[3]. items: the pixels.
 KERNEL(32, BUNDLES_PER_PROCESSOR)
-render_rays(const Head head, const PoseBuffers poses, const FieldWeights weights, const RayBundles bundles, int* counters,
-            float step, float stop, float* rgba) {
+render_rays(const Head head, const PoseBuffers poses, const FieldWeights weights, const RayBundles bundles,
+            int* counters, float step, float stop, float* rgba) {
     const int count = counters[0];
     EACH_PACKET(b, (count + PACKET - 1) / PACKET) {
         SCRATCH(RayColours, ray_colours, 32);
@@ -169,15 +176,16 @@ render_rays(const Head head, const PoseBuffers poses, const FieldWeights weights
         }
         const uint* round = bundles.rounds + base;
         bool clear[LANES], clip_axis[LANES];
-        int at = base, begun = base;  // the packet's first sample, the round's
+        int at = base, begun = base;  // first sample of the packet, and of the round
         for (bool more = at < end; more;) {
             SampleColours sample_colours;
-            shade_samples(weights, ray_colours.field, bundles, at, end, poses.states + STATE_CODE(head.expressions), step, sample_colours);
+            shade_samples(weights, ray_colours.field, bundles, at, end, poses.states + STATE_CODE(head.expressions),
+                          step, sample_colours);
             const int next = at + PACKET < end ? at + PACKET : end;
             while (begun < next) {
                 composite_round(sample_colours, *round, begun - at, stop, ray_colours);
                 const int after = begun + count_bits(*round);
-                if (after > next) break;  // its last samples come with the next packet
+                if (after > next) break;  // its remaining samples are in the next packet
                 begun = after;
                 ++round;
             }

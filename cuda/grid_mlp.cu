@@ -1,8 +1,8 @@
-// A hash grid and a network of two hidden layers without biases, 16 outputs: the shape by which implementations are
-// compared (Mueller et al. 2022). Built from the field's parts; only the benchmark and tests run it.
+// Benchmark network: hash grid and an MLP of two hidden layers without biases, 16 outputs, the usual shape for
+// comparisons (Mueller et al. 2022). Built from the parts of the field; used only by the benchmark and tests.
 //
-// Networks in memory: weights (HIDDEN, ENCODED), (HIDDEN, HIDDEN), (16, HIDDEN). `encoded` is as in field.cu: level by
-// level, n * ENCODED numbers; on a CPU feature by feature.
+// Networks in memory: weights (HIDDEN, ENCODED), (HIDDEN, HIDDEN), (16, HIDDEN). `encoded` has n * ENCODED numbers,
+// level by level as in field.cu; on a CPU feature by feature.
 #include "hashgrid.cuh"
 #include "layout.cuh"
 #include "mlp.cuh"
@@ -30,7 +30,7 @@ DEVICE uint* encoded_address(const storage_t* encoded, int n, int i, int pair) {
     return (uint*)encoded + (size_t(level) * n + i) * ROW_PAIRS + pair % ROW_PAIRS;
 }
 
-// Items: the packed words.
+// Packs the networks into tensor-core fragments. items: the packed words.
 KERNEL(256) pack_grid_mlp(const float* networks, storage_t* packed) {
     EACH(i, packed_words) {
         const float* n = networks;
@@ -64,7 +64,7 @@ DEVICE void write_outputs(const uint* networks, const uint (&x)[2 * INPUT_TILES]
     });
 }
 
-// The encoding alone, all points of a level before the next level: two lanes share two points. Items: n / 2.
+// Encodes all points, one level after another; two lanes share two points. items: n / 2.
 KERNEL(256) grid_encode(const FieldWeights weights, const float* points, storage_t* encoded, int n) {
     const bool odd = LANE & 1;
     for (int level = 0; level < LEVELS; ++level) {
@@ -83,7 +83,7 @@ KERNEL(256) grid_encode(const FieldWeights weights, const float* points, storage
                     other[a] = __shfl_xor_sync(0xffffffffu, point[a], 1);
                 }
                 UNROLL
-                for (int k = 0; k < 2; ++k) {  // the lane's own point, then its neighbour's
+                for (int k = 0; k < 2; ++k) {  // the lane's own point, then that of its neighbour
                     uint row[4];
                     half_corners(shape, k ? other : point, odd, row, weight[s][k]);
                     UNROLL
@@ -115,7 +115,7 @@ KERNEL(256) grid_encode(const FieldWeights weights, const float* points, storage
 
 CONSTANT float no_bias[HIDDEN] = {};
 
-// What the layers hold, [neuron][sample].
+// Activations, [neuron][sample].
 struct alignas(64) Activations {
     float input[ENCODED][PACKET];
     float hidden_1[HIDDEN][PACKET];
@@ -130,7 +130,8 @@ DEVICE void run_network(const float* networks, Activations& a) {
 
 #endif
 
-// out (n, 16) at `points` (n, 3) of the unit cube; `encoded` (or null) is kept for grid_mlp_backward. Items: n.
+// Computes out (n, 16) at `points` (n, 3) of the unit cube; stores `encoded`, if not null, for grid_mlp_backward.
+// items: n.
 KERNEL(128) grid_mlp_forward(const FieldWeights weights, const float* points, storage_t* encoded, storage_t* out,
                              int n) {
 #if ON_GPU
@@ -179,7 +180,7 @@ KERNEL(128) grid_mlp_forward(const FieldWeights weights, const float* points, st
 }
 
 #if ON_GPU
-// The network alone, from grid_encode. Items: n.
+// Evaluates the network on the results of grid_encode. items: n.
 KERNEL(128) grid_mlp_outputs(const FieldWeights weights, const storage_t* encoded, storage_t* out, int n) {
     EACH_PACKET(packet, (n + PACKET - 1) / PACKET) {
         uint x[2 * INPUT_TILES][4] = {};
@@ -200,9 +201,9 @@ CONSTANT int whole_pairs = second_part > 0 ? first_part : 2 * INPUT_TILES;
 CONSTANT int staged_pairs = whole_pairs > HIDDEN_PAIRS ? whole_pairs : HIDDEN_PAIRS;
 #endif
 
-// From the outputs' gradients (n, 16): adds to network_gradients and sets encoded_gradients, for grid_backward; both
-// times LOSS_SCALE.
-// Items: any multiple of 256; few are better.
+// Backward pass from the gradients (n, 16) of the outputs: adds to network_gradients and sets encoded_gradients, for
+// grid_backward; both are scaled by LOSS_SCALE.
+// items: any multiple of 256; few are better.
 KERNEL(256, 2) grid_mlp_backward(const FieldWeights weights, const storage_t* encoded, const float* gradient,
                               float* network_gradients, storage_t* encoded_gradients, int n) {
 #if ON_GPU
@@ -210,7 +211,7 @@ KERNEL(256, 2) grid_mlp_backward(const FieldWeights weights, const storage_t* en
     __shared__ __align__(16) storage_t outputs[TILE][HIDDEN + 8];
     const int tiles = (n + TILE - 1) / TILE;
     WeightSums<HIDDEN_TILES, first_part> sums_1 = {};
-    WeightSums<HIDDEN_TILES, second_part> sums_second = {};  // nothing if there is no second part
+    WeightSums<HIDDEN_TILES, second_part> sums_second = {};  // empty if there is no second part
     WeightSums<HIDDEN_TILES, HIDDEN_PAIRS> sums_2 = {};
     WeightSums<1, HIDDEN_PAIRS> sums_3 = {};
     for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {

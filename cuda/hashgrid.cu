@@ -1,13 +1,14 @@
-// The hash grid's table learns: the gradients of features go to the rows between which they were interpolated.
+// Backward pass of the hash grid: distributes the gradients of features to the table rows they were interpolated from.
 #include "hashgrid.cuh"
 #include "layout.cuh"
 
-// Adds to table_gradients (rows, FEATURES) what field_backward left. Items: 2 * capacity. On a CPU a thread
-// owns a level, so nothing is atomic and the sums repeat bit for bit; on a GPU they do not.
+// Adds the results of field_backward to table_gradients (rows, FEATURES). items: 2 * capacity. On a CPU each level
+// belongs to one thread, so that sums repeat bit for bit; on a GPU sums are atomic and do not.
 KERNEL(256) grid_backward(const Samples samples, const storage_t* encoded_gradients, float* table_gradients) {
     const int count = samples.totals[1];
 #if ON_GPU
-    // All samples of a level before the next one, so that few megabytes are hot; two lanes share a sample, as in encode.
+    // One level after another, so that only a few megabytes are accessed at a time; two lanes share a sample, as in
+    // encode.
     for (int level = 0; level < LEVELS; ++level) {
         const LevelShape shape = level_shape(level);
         const uint* gradients = (const uint*)encoded_gradients + size_t(level) * samples.capacity * ROW_PAIRS;
@@ -34,7 +35,7 @@ KERNEL(256) grid_backward(const Samples samples, const storage_t* encoded_gradie
 #else
 #pragma omp parallel for schedule(dynamic, 1)
     for (int back = 0; back < LEVELS; ++back) {
-        const int level = LEVELS - 1 - back;  // the finest take longest
+        const int level = LEVELS - 1 - back;  // finest level first: it takes longest
         for (int first = 0; first < count; first += PACKET) {
             const int size = count - first < PACKET ? count - first : PACKET;
             alignas(64) float point[3][PACKET] = {};

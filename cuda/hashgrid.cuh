@@ -1,4 +1,4 @@
-// The multiresolution hash grid of field/hashgrid.py: where a point's corners lie, and the features between them.
+// Multiresolution hash grid (field/hashgrid.py): corners around a point, and trilinear interpolation of their features.
 #pragma once
 #include "mma.cuh"
 #include "platform.cuh"
@@ -11,7 +11,7 @@ CONSTANT int level_offset[LEVELS] = OFFSET;          // first row in the table
 CONSTANT uint prime_y = 2654435761u;
 CONSTANT uint prime_z = 805459861u;
 
-// What an axis adds to a row's index, or is hashed with: y and z; x counts once in both.
+// Strides of y and z in the index of a dense level, or their hash factors; x has the factor one in both.
 DEVICE constexpr uint stride_y(int level) {
     return level < DENSE_LEVELS ? uint(level_resolution[level] + 2) : prime_y;
 }
@@ -19,7 +19,7 @@ DEVICE constexpr uint stride_z(int level) {
     return level < DENSE_LEVELS ? uint((level_resolution[level] + 2) * (level_resolution[level] + 2)) : prime_z;
 }
 
-// Into the unit cube; NaN goes to 0, so that no point ever reads outside the table.
+// Clamps to [0, 1]; NaN becomes 0, so that no point reads outside the table.
 DEVICE float clamp_unit(float x) {
     x = x > 0.0f ? x : 0.0f;
     return x < 1.0f ? x : 1.0f;
@@ -32,15 +32,14 @@ DEVICE uint corner_row(uint offset, bool dense, uint x, uint y, uint z) {
 
 #if ON_GPU
 
-// A lane (g, t) = (lane / 4, lane % 4) holds the features of points g, g + 8, .. at levels t, t + 4, ..: as pairs of
-// fp16, in just the places where tensor cores want them (mma.cuh). It fetches them together with its neighbour: each
-// takes one end along x of both their levels' cells. The two ends lie side by side in memory, seven times of eight in
-// one sector, so a warp asks for them at once.
+// Lane (g, t) = (lane / 4, lane % 4) holds the features of points g, g + 8, .. at levels t, t + 4, .., as pairs of fp16
+// in the register layout of tensor cores (mma.cuh). It loads them together with its neighbour lane: each loads one end
+// along x of the cells of both levels. The two ends are adjacent in memory, seven times out of eight in one sector.
 #define GROUPS ((LEVELS + 3) / 4)
 #define ROW_PAIRS (FEATURES / 2)
 #define GRID_PAIRS (GROUPS * ROW_PAIRS)
 
-// Feature of a lane's pair number `pair`, or -1 beyond the last level; `e` is 0 or 1.
+// Feature index of a lane's pair number `pair`, -1 beyond the last level; `e` is 0 or 1.
 DEVICE int grid_column(int pair, int t, int e) {
     const int level = 4 * (pair / ROW_PAIRS) + t;
     return level < LEVELS ? level * FEATURES + pair % ROW_PAIRS * 2 + e : -1;
@@ -61,7 +60,8 @@ DEVICE LevelShape choose(bool second, LevelShape a, LevelShape b) {
                       second ? b.stride_y : a.stride_y,     second ? b.stride_z : a.stride_z,
                       second ? b.dense : a.dense,           second ? b.exists : a.exists};
 }
-// Rows and weights of the four corners at one end (0 or 1) along x of a point's cell. The point is in the unit cube.
+// Table rows and weights of the four corners at one end (0 or 1) along x of a point's cell. The point is in the unit
+// cube.
 DEVICE void half_corners(const LevelShape& shape, const float (&point)[3], bool end, uint (&row)[4],
                          float (&weight)[4]) {
     const float x = point[0] * shape.resolution, y = point[1] * shape.resolution, z = point[2] * shape.resolution;
@@ -89,7 +89,8 @@ DEVICE void load_row(const storage_t* table, uint row, uint (&pairs)[ROW_PAIRS])
         for (int j = 0; j < ROW_PAIRS; ++j) pairs[j] = load_pair(p + j);
     }
 }
-// Pairs of the lane's four points (in the unit cube); zero where a point is not valid, which is the same for a quad.
+// Feature pairs of the lane's four points (in the unit cube); zero for invalid points. Validity is the same within a
+// quad.
 DEVICE void encode(const storage_t* table, const float (&point)[4][3], const bool (&valid)[4],
                    uint (&pairs)[GRID_PAIRS][4]) {
     const bool odd = LANE & 1, upper = LANE & 2;
@@ -98,7 +99,7 @@ DEVICE void encode(const storage_t* table, const float (&point)[4][3], const boo
         const LevelShape shape[2] = {choose(upper, level_shape(4 * group), level_shape(4 * group + 2)),
                                      choose(upper, level_shape(4 * group + 1), level_shape(4 * group + 3))};
         UNROLL
-        for (int first = 0; first < 4; first += 2) {  // two points: sixteen loads under way
+        for (int first = 0; first < 4; first += 2) {  // two points: sixteen loads in flight
             uint rows[2][2][4][ROW_PAIRS] = {};
             float weight[2][2][4];
             UNROLL
@@ -132,7 +133,7 @@ DEVICE void encode(const storage_t* table, const float (&point)[4][3], const boo
     }
 }
 
-// row += weight * pull, for good once the kernel has ended.
+// row += weight * grad, by atomic additions without a result.
 DEVICE void add_row(float* table_gradients, uint row, float weight, const float (&grad)[FEATURES]) {
     float* p = table_gradients + row * size_t(FEATURES);
 #if __CUDA_ARCH__ >= 900
@@ -155,7 +156,7 @@ DEVICE void add_row(float* table_gradients, uint row, float weight, const float 
 
 #else
 
-// Rows of the table and trilinear weights of the eight corners around each of 32 points.
+// Table rows and trilinear weights of the eight corners around each of 32 points.
 struct alignas(64) Corners {
     uint row[8][PACKET];
     float weight[8][PACKET];
@@ -181,7 +182,7 @@ DEVICE void find_corners(int level, const float (&point)[3][PACKET], Corners& co
     }
 }
 
-// A piece of a row that one vector register holds: four features, or two.
+// Number of features in one vector register: four or two.
 constexpr int CHUNK = FEATURES % 4 == 0 ? 4 : 2;
 typedef float chunk_t __attribute__((vector_size(4 * CHUNK), aligned(4), may_alias));
 
@@ -193,7 +194,7 @@ DEVICE void set_points(const vec3 (&unit)[LANES], float (&point)[3][PACKET]) {
     }
 }
 
-// Features of 32 points, [feature][point]; zero where a point is not valid.
+// Features of 32 points, [feature][point]; zero for invalid points.
 DEVICE void encode(const float* table, const float (&point)[3][PACKET], const bool (&valid)[LANES],
                    float (*features)[PACKET]) {
     Corners corners;
@@ -213,7 +214,7 @@ DEVICE void encode(const float* table, const float (&point)[3][PACKET], const bo
     }
 }
 
-// Adds what 32 points pull at a level's features, [feature][stride], to the table's gradients.
+// Adds the gradients of one level's features at 32 points, [feature][stride], to the gradients of the table.
 DEVICE void encode_backward(int level, const float (&point)[3][PACKET], const float* gradient, size_t stride, int count,
                             float* table_gradients) {
     Corners corners;

@@ -1,10 +1,10 @@
-// What the items of a packet before, or behind, each one add up to. All 32 lanes of a packet call together.
+// Prefix and suffix sums over the lanes of a packet. All 32 lanes call together.
 #pragma once
 #include "platform.cuh"
 
 #if ON_GPU
 
-// before[l] = start + the sum of x over the lanes below l; the sum over all lanes and `start` is returned.
+// before[l] = start + the sum of x over the lanes below l; returns start + the sum over all lanes.
 DEVICE float exclusive_prefix_sum(const float (&x)[LANES], float start, float (&before)[LANES]) {
     float sum = x[0];
     for (int d = 1; d < PACKET; d *= 2) {
@@ -16,7 +16,7 @@ DEVICE float exclusive_prefix_sum(const float (&x)[LANES], float start, float (&
     return start + __shfl_sync(0xffffffffu, sum, PACKET - 1);
 }
 
-// The same over the lanes above.
+// behind[l] = start + the sum of x over the lanes above l; returns start + the sum over all lanes.
 DEVICE float exclusive_suffix_sum(const float (&x)[LANES], float start, float (&behind)[LANES]) {
     float sum = x[0];
     for (int d = 1; d < PACKET; d *= 2) {
@@ -28,7 +28,7 @@ DEVICE float exclusive_suffix_sum(const float (&x)[LANES], float start, float (&
     return start + __shfl_sync(0xffffffffu, sum, 0);
 }
 
-// before[l] = start + how many of the lanes below l are set; the count of all and `start` is returned.
+// before[l] = start + the number of set lanes below l; returns start + the number of all set lanes.
 DEVICE int exclusive_prefix_count(const bool (&x)[LANES], int start, int (&before)[LANES]) {
     uint set = __ballot_sync(0xffffffffu, x[0]);
     before[0] = start + count_bits(set & ((1u << LANE) - 1u));

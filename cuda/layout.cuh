@@ -1,8 +1,8 @@
-// Structs that Python fills in for the kernels. insta_runtime/native/kernels.py reads them from this file and builds the
-// same layout from tensors. Arrays are dense and row-major; lengths are float32 metres in head space unless noted.
+// Structs that Python fills in for the kernels. insta_runtime/native/kernels.py parses them from this file and builds
+// the same layout from tensors. Arrays are dense and row-major; lengths are float32 metres in head space unless noted.
 //
-// A head state is one row of floats: [expression (expressions) | eyelids 2 | neck 3 | jaw 3 | left eye 3 | right eye 3 |
-// rotation 9 (row-major, head to camera) | translation 3 | fx fy cx cy | motions (PARTS, MOTION) of mouth and eyes
+// A head state is one row of floats: [expression (expressions) | eyelids 2 | neck 3 | jaw 3 | left eye 3 | right eye 3
+// | rotation 9 (row-major, head to camera) | translation 3 | fx fy cx cy | motions (PARTS, MOTION) of mouth and eyes
 // relative to the head | view rotation 9, applied to ray directions before the colour network | code (CODE_WIDTH)].
 // Joint rotations are axis-angle in radians; camera intrinsics are in pixels.
 #pragma once
@@ -38,8 +38,8 @@ struct Head {
     const float* canonical_frames;  // (triangles, 9) columns tangent, bitangent, normal
     const float* canonical_areas;   // (triangles) m^2
     const float* masks;             // (vertices, 2) mouth, eyes, in [0, 1]
-    const int* neighbours;          // (triangles, 4) triangles across the three edges (itself at a border), then the region
-    const int* leaf_members;        // (leaves, leaf_size) triangles of compact groups; short groups repeat their last one
+    const int* neighbours;    // (triangles, 4) triangles across the three edges (itself at a border), then the region
+    const int* leaf_members;  // (leaves, leaf_size) triangles of compact groups; short groups repeat their last one
     int vertices;
     int triangles;
     int expressions;
@@ -63,11 +63,11 @@ struct PoseBuffers {
     float* records;        // (frames, vertices, 16) inverse-warp map 9, canonical position 3, masks 2, 0, 0
     float* spheres;        // (frames, leaves, 4) centre and radius of each leaf's bounding sphere
     uint* bits;            // (frames, words) one bit a posed cell: set if the cell is in the band
-    int* row;              // (frames, resolution^3) row of a marked cell in `cell` and `candidates`; otherwise undefined
+    int* row;  // (frames, resolution^3) row of a marked cell in `cell` and `candidates`; otherwise undefined
     int* cell;             // (frames, capacity) flat indices of the marked cells, unordered
     int* count;            // (frames) marked cells; values above `capacity` mean that the surplus cells were dropped
     int* bounds;           // (frames, 6) lowest x, y, z and highest x, y, z of the marked cells
-    uint* candidates;      // (frames, capacity, head.candidates) triangle | fp16 distance to the centre << 16, ascending
+    uint* candidates;  // (frames, capacity, head.candidates) triangle | fp16 distance to the centre << 16, ascending
     int state_size;
     int frames;
     int words;             // ceil(resolution^3 / 32)
@@ -99,8 +99,8 @@ struct Rays {
     int count;
 };
 
-// Training images of the replay, in slots whose addresses never change. An image fills the upper left corner of a square
-// of `side` pixels.
+// Training images of the replay, in slots whose addresses never change. An image fills the upper left corner of a
+// square of `side` pixels.
 struct ReplayFrames {
     const unsigned long long* images;    // (slots) address of (side, side, 4) bytes, premultiplied RGBA
     const int* size;         // (slots, 2) width and height of the image
@@ -136,8 +136,8 @@ struct Samples {
 };
 
 // The rays of an image that meet the band, in bundles of 32 neighbours, and their samples. The rays of a bundle advance
-// in rounds: each takes one step a round, and those in occupied cells get a sample. Samples of a bundle are consecutive,
-// by round, and within a round by ray.
+// in rounds: each takes one step a round, and those in occupied cells get a sample. Samples of a bundle are
+// consecutive, by round, and within a round by ray.
 struct RayBundles {
     int* rays;       // (pixels, 4) pixel, first and last step in a marked cell, steps (at most max_samples)
     int* spans;      // (ceil(pixels / 32), 2) index of a bundle's first sample and round, number of its samples

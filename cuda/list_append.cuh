@@ -1,10 +1,10 @@
-// Places in a list that many packets append to: one addition in memory a packet. All 32 lanes call together.
+// Appending to a list from many packets, with one atomic addition per packet. All 32 lanes call together.
 #pragma once
 #include "lanes.cuh"
 
 #if ON_GPU
 
-// before[l] = the sum of x over the lanes below l; the sum over all lanes is returned.
+// before[l] = the sum of x over the lanes below l; returns the sum over all lanes.
 DEVICE int exclusive_prefix_sum(const int (&x)[LANES], int (&before)[LANES]) {
     int sum = x[0];
     for (int d = 1; d < PACKET; d *= 2) {
@@ -15,17 +15,17 @@ DEVICE int exclusive_prefix_sum(const int (&x)[LANES], int (&before)[LANES]) {
     return __shfl_sync(0xffffffffu, sum, PACKET - 1);
 }
 
-// `count` places at once, for the whole packet.
+// Reserves `count` consecutive elements for the whole packet; returns the first index.
 DEVICE int reserve_block(int* counter, int count) {
     int base = 0;
     if (LANE == 0 && count > 0) base = add_atomic(counter, count);
     return __shfl_sync(0xffffffffu, base, 0);
 }
 
-// A bit for each lane.
+// Bit mask of the set lanes.
 DEVICE uint lane_mask(const bool (&x)[LANES]) { return __ballot_sync(0xffffffffu, x[0]); }
 
-// What the lane `source` (0 ... 31) holds.
+// taken[l] = the value of lane source[l] (0 ... 31).
 DEVICE void gather_lanes(const float (&x)[LANES], const int (&source)[LANES], float (&taken)[LANES]) {
     taken[0] = __shfl_sync(0xffffffffu, x[0], source[0]);
 }
@@ -57,13 +57,13 @@ DEVICE int count_lanes(const bool (&x)[LANES]) {
     return exclusive_prefix_count(x, 0, before);
 }
 
-// A place for each lane that wants one; what others get means nothing.
+// Reserves one element for each needing lane; indices of the other lanes are undefined.
 DEVICE void reserve_slots(int* counter, const bool (&needed)[LANES], int (&place)[LANES]) {
     const int base = reserve_block(counter, exclusive_prefix_count(needed, 0, place));
     FOR_LANES(l) { place[l] += base; }
 }
 
-// For each lane the first of `count` consecutive places.
+// Reserves `count[l]` consecutive elements for each lane; returns the first index of each.
 DEVICE void reserve_slots(int* counter, const int (&count)[LANES], int (&place)[LANES]) {
     const int base = reserve_block(counter, exclusive_prefix_sum(count, place));
     FOR_LANES(l) { place[l] += base; }

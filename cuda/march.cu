@@ -1,7 +1,8 @@
-// Packed samples of any rays: count, fit into what memory there is, list, warp (insta_runtime/render/sampling.py).
+// Packed samples of rays: count steps, limit them to the memory, list them, inverse-warp them
+// (insta_runtime/render/sampling.py).
 //
-// Launch clear_samples, count_steps, limit_steps, list_steps, warp_samples in this order. Steps and samples are listed
-// in an order that differs from run to run; the steps of a ray are always consecutive and front to back.
+// Launch clear_samples, count_steps, limit_steps, list_steps, warp_samples in this order. The order of rays in the
+// lists differs from run to run; the steps of one ray are always consecutive and front to back.
 #include "step_limit.cuh"
 #include "march.cuh"
 
@@ -17,7 +18,7 @@ DEVICE Ray stored_ray(const Rays& rays, int i) {
     return Ray{{origin.x, origin.y, origin.z}, {direction.x, direction.y, direction.z}, origin.w, direction.w};
 }
 
-// samples.steps[i]: steps of ray i in marked cells, up to max_steps; and how many rays have how many.
+// Counts the steps of each ray in marked cells, up to max_steps, into samples.steps and the histogram.
 KERNEL(128) count_steps(const Head head, const PoseBuffers poses, const Rays rays, float step, const Samples samples) {
     EACH(i, rays.count) {
         const Ray ray = stored_ray(rays, i);
@@ -34,12 +35,13 @@ KERNEL(128) count_steps(const Head head, const PoseBuffers poses, const Rays ray
     }
 }
 
-// totals[2] and totals[3]: how many steps are dropped, and how many a ray may keep, so that all fit. One packet.
+// Computes totals[2] and totals[3]: the number of dropped steps, and the maximum steps of a ray such that all fit. One
+// packet.
 KERNEL(32) limit_steps(const Samples samples) {
     EACH_PACKET(p, 1) { find_step_limit(samples.histogram, samples.max_steps, samples.capacity, samples.totals + 2); }
 }
 
-// The steps themselves: totals[0], first, steps (now as many as are kept), step_ray and step_t.
+// Lists the steps: totals[0], first, steps (reduced to the limit), step_ray and step_t.
 KERNEL(128) list_steps(const Head head, const PoseBuffers poses, const Rays rays, float step, const Samples samples) {
     const int limit = samples.totals[3];
     EACH_PACKET(p, (rays.count + PACKET - 1) / PACKET) {
@@ -65,7 +67,7 @@ KERNEL(128) list_steps(const Head head, const PoseBuffers poses, const Rays rays
                     ++taken;
                 }
             }
-            // Two kernels may round alike points differently: a place that is left over belongs to no ray.
+            // Two kernels may round the same point differently; entries that are left over belong to no ray.
             for (int rest = taken; rest < count[l]; ++rest) samples.step_ray[first[l] + rest] = -1;
             samples.first[i] = first[l];
             samples.steps[i] = taken;
@@ -73,9 +75,11 @@ KERNEL(128) list_steps(const Head head, const PoseBuffers poses, const Rays rays
     }
 }
 
-// Carries every step to canonical space and makes a sample of those in occupied cells: totals[1], slot, and all that a
-// sample is.
-KERNEL(128) warp_samples(const Head head, const PoseBuffers poses, const OccupancyCells occupancy, const Rays rays, const Samples samples) {
+// Inverse-warps every step, and makes a sample of those in occupied canonical cells: totals[1], slot, and all fields of
+// samples.
+KERNEL(128)
+warp_samples(const Head head, const PoseBuffers poses, const OccupancyCells occupancy, const Rays rays,
+             const Samples samples) {
     const int steps = samples.totals[0];
     EACH_PACKET(p, (steps + PACKET - 1) / PACKET) {
         bool kept[LANES];

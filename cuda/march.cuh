@@ -1,28 +1,30 @@
-// Steps of a ray (insta_runtime/render/sampling.py): samples lie on a lattice around the eye, at t = (k + offset) * step
-// for whole k, so that neighbouring rays sample alike. Training draws the offset; pictures anchor it in the head.
+// Ray marching (insta_runtime/render/sampling.py): samples lie at t = (k + offset) * step with integer k, a lattice
+// around the eye, so that neighbouring rays sample alike. Training draws random offsets; rendered frames anchor the
+// offset in the head.
 #pragma once
 #include "rays.cuh"
 #include "warp.cuh"
 
 DEVICE float distance_at(int k, float offset, float step) { return (float(k) + offset) * step; }
-// The offset of pictures: a sample lies half a step before the head's origin, so that samples come and go with a head
-// that moves to and fro, and a still one gives a still picture. `eye` is the origin of its rays.
+// Sample offset of rendered frames: one sample lies half a step before the head's origin, so that samples move with the
+// head and a still head gives a still frame. `eye` is the origin of the rays.
 DEVICE float anchored_offset(vec3 eye, float step) {
     const float steps = length(eye) / step + 0.5f;
     return steps - floorf(steps);
 }
 DEVICE int first_step(float near, float step) { return int(floorf(near / step)); }
 
-// One step that lies in a marked cell.
+// One step of a ray in a marked cell.
 struct Step {
     float t;  // metres along the ray
     vec3 position;
-    int row;  // of the marked cell
+    int row;  // row of the marked cell
 };
 
-// The first step of index >= k with t < far in a marked cell; k becomes the index after it. False if there is none.
-DEVICE bool next_step(const Head& head, const PoseBuffers& poses, int frame, const Ray& ray, float offset, float step, int& k,
-                      Step& found) {
+// Finds the first step of index >= k with t < far in a marked cell, and sets k to the index after it. False if there is
+// none.
+DEVICE bool next_step(const Head& head, const PoseBuffers& poses, int frame, const Ray& ray, float offset, float step,
+                      int& k, Step& found) {
     for (;;) {
         found.t = distance_at(k, offset, step);
         if (!(found.t < ray.far)) return false;

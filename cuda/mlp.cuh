@@ -1,22 +1,23 @@
-// Layers of a small network over a packet of 32 samples.
+// Layers of a small MLP over a packet of 32 samples.
 #pragma once
 #include "mma.cuh"
 #include "platform.cuh"
 
 #if ON_GPU
 
-// A warp holds 16 M samples: a lane (g, t) has, of samples g, g + 8, .., the neurons 8 p + 2 t and the next one as pair
-// [p][sample] (mma.cuh). What a layer gives is again of this form, so values never leave registers. Weights come as
-// fragments of 32 lanes times two pairs, first along the inputs, then along the outputs.
+// A warp holds 16 M samples: lane (g, t) has, of samples g, g + 8, .., neurons 8 p + 2 t and the next one as pair
+// [p][sample] (mma.cuh). The outputs of a layer have the same form, so that activations never leave registers. Weights
+// are fragments of 32 lanes times two pairs, ordered first by inputs, then by outputs.
 #define FRAGMENT 64
 
-// Calls emit(p, m, c) with the sums c of outputs 8 p + .. of samples 16 m + ... `bias` may be null.
+// Computes a layer: calls emit(p, m, c) with the sums c of outputs 8 p + .. of samples 16 m + ... `bias` may be null.
 template <int INPUT_TILES_, int OUTPUT_PAIRS, int M, typename Emit>
 DEVICE void layer(const uint* fragments, const float* bias, const uint (&x)[2 * INPUT_TILES_][2 * M], Emit emit) {
     UNROLL
     for (int p = 0; p < OUTPUT_PAIRS; ++p) {
         float c[M][4];
-        const float b0 = bias ? bias[8 * p + 2 * (LANE & 3)] : 0.0f, b1 = bias ? bias[8 * p + 2 * (LANE & 3) + 1] : 0.0f;
+        const float b0 = bias ? bias[8 * p + 2 * (LANE & 3)] : 0.0f,
+                    b1 = bias ? bias[8 * p + 2 * (LANE & 3) + 1] : 0.0f;
         UNROLL
         for (int m = 0; m < M; ++m) c[m][0] = c[m][2] = b0, c[m][1] = c[m][3] = b1;
         UNROLL
@@ -31,7 +32,7 @@ DEVICE void layer(const uint* fragments, const float* bias, const uint (&x)[2 * 
         for (int m = 0; m < M; ++m) emit(p, m, c[m]);
     }
 }
-// ... and max(0, .) after it.
+// A layer followed by ReLU.
 template <int INPUT_TILES_, int OUTPUT_PAIRS, int M>
 DEVICE void relu_layer(const uint* fragments, const float* bias, const uint (&x)[2 * INPUT_TILES_][2 * M],
                        uint (&y)[OUTPUT_PAIRS][2 * M]) {
@@ -40,7 +41,7 @@ DEVICE void relu_layer(const uint* fragments, const float* bias, const uint (&x)
         y[p][2 * m + 1] = pack_pair(fmaxf(c[2], 0.0f), fmaxf(c[3], 0.0f));
     });
 }
-// Gradients of the inputs from those of the outputs, where the inputs `x` came out of max(0, .).
+// Backward pass of a layer: gradients of its inputs `x`, which are outputs of a ReLU, from those of its outputs.
 template <int OUTPUT_TILES, int INPUT_PAIRS, int M>
 DEVICE void relu_backward(const uint* fragments, const uint (&dy)[2 * OUTPUT_TILES][2 * M],
                           const uint (&x)[INPUT_PAIRS][2 * M], uint (&dx)[INPUT_PAIRS][2 * M]) {
@@ -54,15 +55,15 @@ DEVICE void relu_backward(const uint* fragments, const uint (&dy)[2 * OUTPUT_TIL
     });
 }
 
-// Gradients of weights: a block of 8 warps with 16 samples each puts a layer's inputs and the gradients of its outputs
-// into shared memory, then each warp sums some 16 x 8 pieces of their product over all 128 samples.
+// Weight gradients: a block of 8 warps with 16 samples each stages the inputs of a layer and the gradients of its
+// outputs in shared memory; then each warp sums some 16 x 8 pieces of their product over all 128 samples.
 #define TILE 128
 #define TILE_WARPS 8
 
-// Many inputs are put there in two parts, so that 48 KB suffice; this is the first one of `pairs`.
+// Many inputs are staged in two parts, so that 48 KB suffice; this is the size of the first one of `pairs`.
 DEVICE constexpr int first_part_of(int pairs) { return pairs > 12 ? (pairs + 1) / 2 : pairs; }
 
-// `STRIDE` fp16 a row: 16 bytes more than a multiple of 32, so that eight rows lie in different banks.
+// Rows have `STRIDE` fp16: 16 bytes more than a multiple of 32, so that eight rows lie in different banks.
 template <int FIRST, int COUNT, int PAIRS, int STRIDE>
 DEVICE void stage(storage_t (*tile)[STRIDE], const uint (&x)[PAIRS][2]) {
     static_assert(FIRST + COUNT <= PAIRS && 8 * COUNT < STRIDE, "so many pairs there are, and room for them");
@@ -77,8 +78,8 @@ template <int PAIRS, int STRIDE>
 DEVICE void stage(storage_t (*tile)[STRIDE], const uint (&x)[PAIRS][2]) {
     stage<0, PAIRS>(tile, x);
 }
-// The pieces of a warp: piece number w + 8 j is of outputs 16 (piece / (PAIRS + 1)) + .. and of inputs
-// 8 (piece % (PAIRS + 1)) + ..; the inputs after the last ones are ones, which gives the biases.
+// Pieces of a warp: piece w + 8 j has outputs 16 (piece / (PAIRS + 1)) + .. and inputs 8 (piece % (PAIRS + 1)) + ..;
+// the column after the last input is one, which gives the bias gradients.
 template <int OUTPUT_TILES, int PAIRS>
 struct WeightSums {
     static constexpr int PIECES = OUTPUT_TILES * (PAIRS + 1), OWN = (PIECES + TILE_WARPS - 1) / TILE_WARPS;
@@ -90,18 +91,19 @@ DEVICE void add_weights(WeightSums<OUTPUT_TILES, PAIRS>& sums, const storage_t (
     UNROLL
     for (int j = 0; j < Sums::OWN; ++j) {
         const int piece = int(threadIdx.x) / PACKET + TILE_WARPS * j;
-        if (piece >= Sums::PIECES) continue;  // the whole warp
+        if (piece >= Sums::PIECES) continue;  // uniform within the warp
         const int o = piece / (PAIRS + 1), p = piece % (PAIRS + 1);
         UNROLL
         for (int k = 0; k < TILE; k += 16) {
-            uint a[4], b[2] = {0x3c003c00u, 0x3c003c00u};  // ones
+            uint a[4], b[2] = {0x3c003c00u, 0x3c003c00u};  // fp16 ones
             load_transposed(&dy[k + (LANE >> 4) * 8 + (LANE & 7)][16 * o + (LANE >> 3 & 1) * 8], a);
             if (p < PAIRS) load_transposed(&x[k + (LANE & 15)][8 * p], b);
             multiply_add(sums.sum[j], a[0], a[1], a[2], a[3], b[0], b[1]);
         }
     }
 }
-// To a torch layer's gradients. `column(pair, t, e)` is the input that a lane's pair holds, -1 if none. Null: no bias.
+// Adds the sums to the gradients of a torch layer. `column(pair, t, e)` is the input that a lane's pair holds, -1 for
+// padding. `bias` may be null.
 template <int OUTPUTS, int INPUTS_, int OUTPUT_TILES, int PAIRS, typename Column>
 DEVICE void flush_weights(const WeightSums<OUTPUT_TILES, PAIRS>& sums, float* weight, float* bias, Column column) {
     typedef WeightSums<OUTPUT_TILES, PAIRS> Sums;
@@ -124,7 +126,7 @@ DEVICE void flush_weights(const WeightSums<OUTPUT_TILES, PAIRS>& sums, float* we
     }
 }
 
-// One word of packed weights: which pair of fp16, from a torch layer's weights. Forward, samples times W^T:
+// One word of packed weights, a pair of fp16, from the weights of a torch layer. Forward: samples times W^T.
 template <int INPUT_TILES_, typename Column>
 DEVICE uint pack_forward(int word, const float* weight, int inputs, int outputs, Column column) {
     const int fragment = word / FRAGMENT, lane = word % FRAGMENT / 2, o = fragment / INPUT_TILES_ * 8 + lane / 4;
@@ -136,7 +138,7 @@ DEVICE uint pack_forward(int word, const float* weight, int inputs, int outputs,
     }
     return pack_pair(value[0], value[1]);
 }
-// ... and backward, gradients times W.
+// The same for the backward pass: gradients times W.
 template <int OUTPUT_TILES, typename Column>
 DEVICE uint pack_backward(int word, const float* weight, int inputs, int outputs, Column column) {
     const int fragment = word / FRAGMENT, lane = word % FRAGMENT / 2;
@@ -153,13 +155,13 @@ DEVICE int plain_column(int pair, int t, int e) { return 8 * pair + 2 * t + e; }
 
 #else
 
-// Values are [neuron][sample]; weights lie as torch has them, (outputs, inputs). Vectors of 16 are spelled out because
-// compilers prefer shorter ones; where the machine has none as long, each becomes two or four.
+// Activations are [neuron][sample]; weights are (outputs, inputs), as in torch. Vectors of 16 are explicit because
+// compilers prefer shorter ones; on machines with shorter registers each becomes two or four.
 typedef float v16 __attribute__((vector_size(64), aligned(64), may_alias));
 typedef float (*Neurons)[PACKET];
 typedef const float (*ConstNeurons)[PACKET];
 
-// B outputs at once: 2 B sums stay in registers.
+// B outputs at a time: 2 B sums stay in registers.
 template <int INPUTS, int B, bool RELU>
 static inline void layer_block(const float* weight, const float* bias, ConstNeurons x, Neurons y) {
     v16 sum[B][2];
@@ -181,7 +183,7 @@ static inline void layer_block(const float* weight, const float* bias, ConstNeur
         }
 }
 
-// y = W x + b, then max(0, y) if RELU.
+// y = W x + b, followed by ReLU if RELU.
 template <int INPUTS, int OUTPUTS, bool RELU>
 static inline void layer(const float* weight, const float* bias, ConstNeurons x, Neurons y) {
     constexpr int BLOCK = 8, REST = OUTPUTS % BLOCK;
@@ -191,7 +193,7 @@ static inline void layer(const float* weight, const float* bias, ConstNeurons x,
     if constexpr (REST > 0) layer_block<INPUTS, REST, RELU>(weight + o * INPUTS, bias + o, x, y + o);
 }
 
-// x's gradient: W^T y'.
+// Gradients of the inputs, W^T dy, for a block of inputs.
 template <int INPUTS, int OUTPUTS, int B>
 static inline void inputs_block(const float* weight, ConstNeurons dy, Neurons dx) {
     v16 sum[B][2] = {};
@@ -206,7 +208,7 @@ static inline void inputs_block(const float* weight, ConstNeurons dy, Neurons dx
 #pragma GCC unroll 8
     for (int b = 0; b < B; ++b) *(v16*)&dx[b][0] = sum[b][0], *(v16*)&dx[b][16] = sum[b][1];
 }
-// The first COUNT of `INPUTS` inputs.
+// Gradients of the first COUNT of `INPUTS` inputs.
 template <int INPUTS, int OUTPUTS, int COUNT = INPUTS>
 static inline void layer_inputs(const float* weight, ConstNeurons dy, Neurons dx) {
     constexpr int BLOCK = 8, REST = COUNT % BLOCK;
@@ -214,13 +216,13 @@ static inline void layer_inputs(const float* weight, ConstNeurons dy, Neurons dx
     constexpr int k = COUNT - REST;
     if constexpr (REST > 0) inputs_block<INPUTS, OUTPUTS, REST>(weight + k, dy, dx + k);
 }
-// Gradients of what passed max(0, .) and came out as `y`.
+// Backward pass of a ReLU with output `y`.
 template <int N>
 static inline void mask_relu(ConstNeurons y, Neurons dy) {
     for (int n = 0; n < N; ++n) SIMD for (int l = 0; l < PACKET; ++l) dy[n][l] = y[n][l] > 0.0f ? dy[n][l] : 0.0f;
 }
 
-// Sums of a layer's gradients while packets go by: rows padded to whole vectors, biases still spread over 16 samples.
+// Sums of a layer's gradients over packets: rows padded to whole vectors, biases spread over 16 samples.
 template <int INPUTS_, int OUTPUTS_>
 struct alignas(64) LayerGradient {
     static constexpr int INPUT_COUNT = INPUTS_, OUTPUT_COUNT = OUTPUTS_, VECTORS = (INPUTS_ + 15) / 16;
@@ -228,7 +230,7 @@ struct alignas(64) LayerGradient {
     v16 bias[OUTPUTS_];
 };
 
-// B outputs and V vectors of inputs at once, from inputs turned to [sample][neuron].
+// B outputs and V input vectors at a time, from inputs transposed to [sample][neuron].
 template <int V, int B, int STRIDE>
 static inline void weights_block(const v16* x, ConstNeurons dy, v16* weight) {
     v16 sum[B][V] = {};

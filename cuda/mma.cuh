@@ -1,10 +1,10 @@
-// Products of small matrices on tensor cores: fp16 in, fp32 sums (PTX ISA, "mma.m16n8k16"). A GPU only.
+// Small matrix products on tensor cores: fp16 inputs, fp32 sums (PTX ISA, "mma.m16n8k16"). GPU only.
 //
 // A lane is (g, t) = (lane / 4, lane % 4). A pair is two fp16 in 32 bits, the lower column first.
 //   A, 16 x 16: pairs at (row g, column 2t), (g + 8, 2t), (g, 2t + 8), (g + 8, 2t + 8)
 //   B, 16 x 8:  pairs at (rows 2t and 2t + 1, column g), (rows 2t + 8 and 2t + 9, column g)
 //   C, 16 x 8:  floats at (row g, columns 2t and 2t + 1), (row g + 8, columns 2t and 2t + 1)
-// So two neighbouring C, packed, are an A.
+// Two neighbouring C, packed to fp16, therefore form an A.
 #pragma once
 #include "platform.cuh"
 
@@ -47,7 +47,7 @@ DEVICE uint shared_address(const void* p) {
     asm("{ .reg .u64 a; cvta.to.shared.u64 a, %1; cvt.u32.u64 %0, a; }" : "=r"(address) : "l"(p));
     return address;
 }
-// 8 x 8 blocks of shared memory, transposed; lanes 8 i .. 8 i + 7 point at the rows of block i.
+// Loads transposed 8 x 8 blocks of shared memory; lanes 8 i .. 8 i + 7 point at the rows of block i.
 DEVICE void load_transposed(const storage_t* row, uint (&block)[4]) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(block[0]), "=r"(block[1]), "=r"(block[2]), "=r"(block[3])
@@ -60,13 +60,13 @@ DEVICE void load_transposed(const storage_t* row, uint (&block)[2]) {
                  : "r"(shared_address(row))
                  : "memory");
 }
-// Read-only memory, through L1.
+// Load from read-only memory, through L1.
 DEVICE Pairs2 load_pairs(const uint* p) {
     Pairs2 v;
     asm("ld.global.nc.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
     return v;
 }
-// Hides where `p` comes from, so that what it points to is not loaded before a loop and kept in registers all through.
+// Hides the origin of `p` from the compiler, so that its contents are not loaded before a loop and kept in registers.
 DEVICE const uint* within_loop(const uint* p) {
     asm volatile("" : "+l"(p));
     return p;

@@ -1,8 +1,8 @@
-// Surface points nearest to points given, for tests and measurements.
+// Nearest surface points and inverse warp of arbitrary points, for tests and measurements.
 #include "warp.cuh"
 
-// `points` (n, 3) in the pose `frame` -> triangle (n), barycentrics (n, 3), distance (n) in metres. A point outside
-// the marked cells gets triangle -1, zeros, and an infinite distance.
+// Nearest surface points of `points` (n, 3) in pose `frame`: triangle (n), barycentrics (n, 3), distance (n) in metres.
+// Points outside the marked cells get triangle -1, zeros and an infinite distance.
 KERNEL(128)
 nearest_query(const Head head, const PoseBuffers poses, int frame, const float* points, int n, int* triangle,
               float* barycentrics, float* distance) {
@@ -20,11 +20,11 @@ nearest_query(const Head head, const PoseBuffers poses, int frame, const float* 
     }
 }
 
-// The same points and directions (n, 3) carried to canonical space: position (n, 3) metres, turned (n, 3), masks (n, 2).
-// A point outside the marked cells stays where it is, with zero masks.
+// Inverse warp of points and directions (n, 3): position (n, 3) metres, turned (n, 3), masks (n, 2). Points outside the
+// marked cells are returned unchanged, with zero masks.
 KERNEL(128)
-inverse_warp_points(const Head head, const PoseBuffers poses, int frame, const float* points, const float* directions, int n,
-             float* position, float* turned, float* masks) {
+inverse_warp_points(const Head head, const PoseBuffers poses, int frame, const float* points, const float* directions,
+                    int n, float* position, float* turned, float* masks) {
     EACH(i, n) {
         const vec3 p = load3(points + 3 * i), d = load3(directions + 3 * i);
         WarpedPoint warped{p, d, 0.0f, 0.0f, 0.0f, -1};

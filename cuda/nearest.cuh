@@ -1,17 +1,17 @@
 // The triangle nearest to a point, among the candidates of the point's cell (insta_runtime/warp/nearest.py).
 //
-// A candidate is a word: the triangle in its lower half, above it as fp16, rounded down, how far the triangle is from
-// the cell's centre. Words ascend, so a row ends where no later candidate can be nearer: a triangle at distance d from
-// the centre is at least d - |p - centre| from p.
+// A candidate is one word: the triangle index in the lower half; in the upper half its distance from the cell's centre
+// as fp16, rounded down. Words are sorted, so the search of a row ends where no later candidate can be nearer: a
+// triangle at distance d from the centre is at least d - |p - centre| from p.
 #pragma once
 #include "layout.cuh"
 #include "vec.cuh"
 
-#define NO_CANDIDATE 0xffffffffu  // ends a row that has fewer than Head.candidates
+#define NO_CANDIDATE 0xffffffffu  // end marker of a row with fewer than Head.candidates entries
 #define TRIANGLE_SIZE 12
-#define TINY_AREA 1e-20f  // as in nearest.py: below it products of edges are those of a line or a point
+#define TINY_AREA 1e-20f  // as in nearest.py; triangles with less area are treated as lines or points
 
-// fp16 bits below 0x7c00 are those of a float, shifted, of a number 2^112 times as large.
+// Positive fp16 bits, shifted, are the bits of a float 2^-112 times as large.
 DEVICE uint pack_candidate(int triangle, float distance) {
     uint bits = float_to_bits(fminf(distance, 60000.0f) * 1.925929944387236e-34f) >> 13;
     return bits << 16 | uint(triangle);
@@ -19,7 +19,7 @@ DEVICE uint pack_candidate(int triangle, float distance) {
 DEVICE float candidate_distance(uint word) { return bits_to_float((word >> 3) & 0x0fffe000u) * 5.192296858534828e33f; }
 DEVICE int candidate_triangle(uint word) { return int(word & 0xffffu); }
 
-// What distances need of a triangle: corner a, edges ab and ac, and their products.
+// Numbers of a triangle that distances need: corner a, edges ab and ac, and their dot products.
 struct Triangle {
     vec3 a, ab, ac;
     float d00, d01, d11;
@@ -30,14 +30,14 @@ DEVICE Triangle load_triangle(const float* triangle) {
     return Triangle{vec3{r.x, r.y, r.z}, vec3{r.w, s.x, s.y}, vec3{s.z, s.w, t.x}, t.y, t.z, t.w};
 }
 
-// One over what `closest_on_triangle` divides by.
+// Reciprocals of the divisors of `closest_on_triangle`.
 struct Inverses {
     float ab, ac, bc, area;
 };
 
 DEVICE float determinant_of(const Triangle& t) { return t.d00 * t.d11 - t.d01 * t.d01; }
 
-// Precise to a unit in the last place, or two.
+// Reciprocal, accurate to one or two units in the last place.
 DEVICE float reciprocal(float x) {
 #if ON_GPU
     float y;
@@ -54,13 +54,13 @@ DEVICE Inverses inverses_of(const Triangle& t) {
                     reciprocal(fmaxf(determinant_of(t), TINY_AREA))};
 }
 
-// The nearest point of a triangle to a + p is a + v ab + w ac.
+// Nearest point of a triangle to a + p: it is a + v ab + w ac.
 struct OnTriangle {
-    float squared;  // |p - (v ab + w ac)|^2, to rounding errors of |p|^2
+    float squared;  // |p - (v ab + w ac)|^2, up to rounding errors of |p|^2
     float v, w;
 };
 
-// The best of the inside and the three edges; a triangle without area is the longest of its edges.
+// Nearest point: the best of the interior and the three edges; a triangle without area is its longest edge.
 DEVICE OnTriangle closest_on_triangle(const Triangle& t, const Inverses& one_over, vec3 p) {
     const float d00 = t.d00, d01 = t.d01, d11 = t.d11;
     const float d20 = dot(p, t.ab), d21 = dot(p, t.ac);
@@ -81,8 +81,9 @@ DEVICE OnTriangle closest_on_triangle(const Triangle& t, const Inverses& one_ove
     const float leg = fminf(on_ab, on_ac);
     const bool bc_first = on_bc < leg;
     const float edge = fminf(leg, on_bc);
-    // On a line (v, w) are rounding errors; then the edges are better.
-    const bool inside = (v >= 0.0f) & (w >= 0.0f) & (v + w <= 1.0f) & (determinant_of(t) > TINY_AREA) & (on_face <= edge);
+    // For degenerate triangles (v, w) are rounding errors; then an edge is nearer.
+    const bool inside =
+        (v >= 0.0f) & (w >= 0.0f) & (v + w <= 1.0f) & (determinant_of(t) > TINY_AREA) & (on_face <= edge);
     OnTriangle found;
     found.squared = fmaxf(dot(p, p) + (inside ? on_face : edge), 0.0f);
     found.v = inside ? v : bc_first ? u_bc : ab_first ? t_ab : 0.0f;
@@ -91,9 +92,9 @@ DEVICE OnTriangle closest_on_triangle(const Triangle& t, const Inverses& one_ove
 }
 
 struct Nearest {
-    int triangle;    // -1 if the row has no candidate
+    int triangle;    // triangle index, -1 if the row has no candidate
     float v, w;      // the nearest point is a + v ab + w ac
-    vec3 offset;     // from there to the point
+    vec3 offset;     // from the nearest point to the query point
     float distance;  // metres
 };
 
@@ -105,12 +106,12 @@ DEVICE void barycentric_weights(const Nearest& nearest, float (&weight)[3]) {
 #if !ON_GPU
 #define BLOCK 8
 
-// OnTriangle.squared of a block of candidates; closest_on_triangle without branches, so that compilers make vectors of it.
+// OnTriangle.squared of a block of candidates: closest_on_triangle without branches, so that compilers vectorise it.
 DEVICE void squared_distances(const uint* row, const float* triangles, vec3 point, float (&squared)[BLOCK]) {
     const auto lesser = [](float a, float b) { return a < b ? a : b; };
     const auto greater = [](float a, float b) { return a > b ? a : b; };
     const auto share = [=](float x) { return lesser(greater(x, 0.0f), 1.0f); };
-    int first[BLOCK];  // gathers need an index: compilers would make a pointer of a choice
+    int first[BLOCK];  // gathers need an index; a conditional pointer would not be vectorised
     for (int j = 0; j < BLOCK; ++j)
         first[j] = row[j] == NO_CANDIDATE ? 0 : TRIANGLE_SIZE * candidate_triangle(row[j]);
 #pragma omp simd
@@ -140,8 +141,8 @@ DEVICE void squared_distances(const uint* row, const float* triangles, vec3 poin
     }
 }
 
-// Looks at whole blocks of a row as long as they may hold a nearer triangle: the best of them, -1 if there is none.
-// `k` becomes the first candidate that is left, `least` the squared distance of the best.
+// Searches whole blocks of a row while they may hold a nearer triangle; returns the best triangle, -1 if there is none.
+// Sets `k` to the first remaining candidate and `least` to the squared distance of the best.
 DEVICE int nearest_in_blocks(const uint* row, int count, const float* triangles, vec3 p, float reach, int& k,
                              float& least) {
     int best = -1;
@@ -157,7 +158,7 @@ DEVICE int nearest_in_blocks(const uint* row, int count, const float* triangles,
 }
 #endif
 
-// The nearest of `count` candidates (a multiple of four) to p, whose cell's centre is `reach` metres away.
+// The nearest of `count` candidates (a multiple of four) to p, which is `reach` metres from the centre of its cell.
 DEVICE Nearest nearest_of(const uint* row, int count, const float* triangles, vec3 p, float reach) {
     int best = -1;
     OnTriangle found{3e38f, 0.0f, 0.0f};

@@ -1,21 +1,22 @@
-// The canonical occupancy grid: what density and silhouettes say of its cells. Twin: render/occupancy.py.
+// The canonical occupancy grid, updated from densities and silhouettes. Torch reference: render/occupancy.py.
 #include "field.cuh"
 #include "random.cuh"
 #include "warp.cuh"
 
 #define THREADS 128
 
-// Look at the field's density at one random point of each of up to `updates` cells, with a random expression code:
-// value = max(value * decay, opacity of one step). Their light fades a little (VISIBILITY_DECAY). With more cells than
-// `updates` one is drawn of each of as many equal stretches of the list, so that none is drawn twice and results repeat
-// bit for bit.
+// Updates up to `updates` cells from the field's density at one random point of each, with a random expression code:
+// value = max(value * decay, opacity of one step); visibility decays by VISIBILITY_DECAY. If there are more cells than
+// `updates`, one cell of each of `updates` equal ranges of the list is drawn, so that no cell is drawn twice and
+// results repeat bit for bit.
 //
-//   codes (progress[1], code_stride): rows that begin with an expression code; without any, nothing changes
-//   progress: {training steps so far, which seed the draw; how many codes}, in device memory
+//   codes (progress[1], code_stride): rows that begin with an expression code; without rows, nothing changes
+//   progress: {training steps so far, which seed the draw; number of codes}, in device memory
 //
-// Launch with items = min(updates, cells), rounded up to packets.
-KERNEL(THREADS) update_occupancy(const OccupancyCells occupancy, const FieldWeights weights, const float* codes, int code_stride,
-                                 const int* progress, int seed, int updates, float decay, float step_length) {
+// items: min(updates, cells), rounded up to packets.
+KERNEL(THREADS)
+update_occupancy(const OccupancyCells occupancy, const FieldWeights weights, const float* codes, int code_stride,
+                 const int* progress, int seed, int updates, float decay, float step_length) {
     const int drawn = updates < occupancy.count ? updates : occupancy.count;
     const int code_count = progress[1];
     const uint draw = hash(uint(seed), uint(progress[0]));
@@ -31,7 +32,8 @@ KERNEL(THREADS) update_occupancy(const OccupancyCells occupancy, const FieldWeig
             const int i = packet * PACKET + COLUMN(l);
             valid[l] = i < drawn;
             const int j = valid[l] ? i : drawn - 1;
-            const int from = int((long long)occupancy.count * j / drawn), to = int((long long)occupancy.count * (j + 1) / drawn);
+            const int from = int((long long)occupancy.count * j / drawn),
+                      to = int((long long)occupancy.count * (j + 1) / drawn);
             cell[l] = from + uniform_int(hash(draw, uint(j), 0u), to - from);
             const int flat = occupancy.cells[cell[l]], n = occupancy.resolution;
             unit[l].x = (float(flat % n) + uniform(hash(draw, uint(j), 1u))) / float(n);
@@ -53,7 +55,7 @@ KERNEL(THREADS) update_occupancy(const OccupancyCells occupancy, const FieldWeig
     }
 }
 
-// The first of ascending `cells` (count) that is not below `flat`.
+// Index of the first of the ascending `cells` (count) that is not less than `flat`.
 DEVICE int lower_bound(const int* cells, int count, int flat) {
     int low = 0;
     while (count > 0) {
@@ -67,9 +69,10 @@ DEVICE int lower_bound(const int* cells, int count, int flat) {
     return low;
 }
 
-// OccupancyCells.occupied and OccupancyCells.dense, of value, seen and inside: `OccupancyGrid.occupied`. A cell is occupied if a step in
-// it may be more opaque than `threshold`, and silhouettes do not rule it out. An item is a word of `dense`, so that
-// words without candidates are cleared too; OccupancyCells.cells must ascend. Launch with items = resolution^3 / 32, rounded up.
+// Computes OccupancyCells.occupied and dense from value, view_count and matte_count: `OccupancyGrid.occupied`. A cell
+// is occupied if the opacity of a step exceeds `threshold` and silhouettes do not exclude it. Each item writes one word
+// of `dense`, so that words without candidate cells are cleared, too; OccupancyCells.cells must ascend. items:
+// ceil(resolution^3 / 32).
 KERNEL(128) threshold_occupancy(const OccupancyCells occupancy, float threshold) {
     const int n = occupancy.resolution, words = (n * n * n + 31) / 32;
     EACH(word, words) {
@@ -87,8 +90,7 @@ KERNEL(128) threshold_occupancy(const OccupancyCells occupancy, float threshold)
     }
 }
 
-// Where pose `frame` carries a canonical point that rides with `triangle`, as far as that holds it:
-// `PosedHead.forward_warp_centres`.
+// Forward warp of a canonical point with its `triangle` to pose `frame`: `PosedHead.forward_warp_centres`.
 DEVICE vec3 forward_warp(const Head& head, const PoseBuffers& poses, int frame, int triangle, vec3 point) {
     const long long k = (long long)frame * head.triangles + triangle;
     const int corner = head.faces[3 * triangle];
@@ -105,27 +107,29 @@ DEVICE vec3 forward_warp(const Head& head, const PoseBuffers& poses, int frame, 
     return attached * with_surface + (1.0f - attached) * (point - load3(head.open_offset + 3 * corner));
 }
 
-// Count, for each candidate cell, whether one more picture's matte has it: `OccupancyGrid.carve`.
+// Space carving with one training image: counts for each candidate cell whether it is visible and whether the matte
+// contains it (`OccupancyGrid.carve`).
 //
-//   frame: which pose; the camera of its state belongs to a picture of width x height
-//   alpha (height, width): the matte, 255 is solid; depth (height, width): of the posed mesh, infinite where is none
+//   frame: index of the pose, whose state has the camera of an image of width x height
+//   alpha (height, width): the matte, 255 is opaque; depth (height, width): of the posed mesh, infinite beside it
 //
-// Cells outside the picture, not before the camera, or so far behind the mesh that no ray comes there are not counted;
-// with NaN in a state, none is.
-// Launch with items = cells.
-KERNEL(128) carve_cells(const Head head, const PoseBuffers poses, const OccupancyCells occupancy, int frame, const byte* alpha,
-                        const float* depth, int width, int height) {
+// Cells outside the image, behind the camera, or farther behind the mesh than rays reach are not counted; with NaN in a
+// state, no cell is. items: cells.
+KERNEL(128)
+carve_cells(const Head head, const PoseBuffers poses, const OccupancyCells occupancy, int frame, const byte* alpha,
+            const float* depth, int width, int height) {
     const float* state = poses.states + (long long)frame * poses.state_size;
     const float* rotation = state + STATE_ROTATION(head.expressions);
     const float* translation = state + STATE_TRANSLATION(head.expressions);
     const float* camera = state + STATE_CAMERA(head.expressions);
-    // A cell is larger than a pixel: its matte is the largest around its centre, as far as it reaches at the head.
+    // A cell is larger than a pixel: use the largest matte value within its projected radius.
     const float half = 0.5f * head.side / float(occupancy.resolution);
     const float reach = half * camera[0] / fmaxf(translation[2], HULL_NEAR);
     const int radius = int(clampf(rintf(reach), 1.0f, float(width)));
     EACH(i, occupancy.count) {
         const vec3 centre = cell_centre(head, occupancy.cells[i], occupancy.resolution);
-        const vec3 p = transform(rotation, forward_warp(head, poses, frame, occupancy.triangle[i], centre)) + load3(translation);
+        const vec3 p =
+            transform(rotation, forward_warp(head, poses, frame, occupancy.triangle[i], centre)) + load3(translation);
         const float u = floorf(p.x / p.z * camera[0] + camera[2]), v = floorf(p.y / p.z * camera[1] + camera[3]);
         if (!(p.z > HULL_NEAR && u >= 0.0f && v >= 0.0f && u < float(width) && v < float(height))) continue;
         if (!(p.z < depth[int(v) * width + int(u)] + BEHIND_SURFACE + half)) continue;

@@ -1,8 +1,8 @@
-// What leaves the device: a picture over its background as bytes, and weights that fade from one snapshot to the next.
+// Output of a frame: compositing over the background, conversion to bytes; and crossfading of weights.
 //
-// `rgba` (height * width, 4) is premultiplied, the background (height * width, 3); both in [0, 1]. YCbCr is that of BT.601 in
-// limited range, what encoders and browsers take video without a tag for; pictures have even sides, and a chroma sample
-// is the mean of its 2 x 2 pixels. What is not a number becomes 0.
+// `rgba` (height * width, 4) is premultiplied, the background (height * width, 3); both in [0, 1]. YCbCr is BT.601 in
+// limited range, which encoders and browsers assume for untagged video. Sides are even, and a chroma sample is the mean
+// of 2 x 2 pixels. NaN becomes 0.
 #include "layout.cuh"
 #include "vec.cuh"
 
@@ -17,7 +17,8 @@ DEVICE vec3 pixel_over(const float* rgba, const float* background, int i) {
                 clampf(clampf(front.z, 0.0f, 1.0f) + transmittance * behind.z, 0.0f, 1.0f)};
 }
 
-// Lays the head mesh under what rays saw: `underlay` (triangles, 4), premultiplied, where the triangle of a pixel shows.
+// Composites the frame over the coloured head mesh: `underlay` (triangles, 4), premultiplied, by the triangle of each
+// pixel.
 KERNEL(128) composite_underlay(const int* triangle, const float* underlay, float* rgba, int pixels) {
     EACH(i, pixels) {
         const int seen = triangle[i];
@@ -27,7 +28,7 @@ KERNEL(128) composite_underlay(const int* triangle, const float* underlay, float
     }
 }
 
-// (height * width, 4) premultiplied, over nothing.
+// Writes (height * width, 4) bytes, premultiplied, without background.
 KERNEL(128) write_rgba(const float* rgba, byte* out, int pixels) {
     EACH(i, pixels) {
         const vec4 pixel = load4(rgba + 4 * i);
@@ -38,7 +39,7 @@ KERNEL(128) write_rgba(const float* rgba, byte* out, int pixels) {
     }
 }
 
-// (height * width, 3).
+// Writes (height * width, 3) bytes over the background.
 KERNEL(128) write_rgb(const float* rgba, const float* background, byte* out, int pixels) {
     EACH(i, pixels) {
         const vec3 pixel = pixel_over(rgba, background, i);
@@ -48,7 +49,8 @@ KERNEL(128) write_rgb(const float* rgba, const float* background, byte* out, int
     }
 }
 
-// Y (height, width), then Cb and Cr (height / 2, width / 2) one after the other (I420), or as pairs if `paired` (NV12).
+// Writes Y (height, width), then Cb and Cr (height / 2, width / 2) as two planes (I420), or interleaved if `paired`
+// (NV12).
 KERNEL(128) write_yuv(const float* rgba, const float* background, byte* out, int width, int height,
                       int paired) {
     const int across = width / 2, quarter = across * (height / 2);
@@ -70,7 +72,8 @@ KERNEL(128) write_yuv(const float* rgba, const float* background, byte* out, int
     }
 }
 
-// shown += share * (target - shown). With shares 1/n, 1/(n - 1), ... 1 it moves evenly, and arrives exactly.
+// shown += share * (target - shown). With the shares 1/n, 1/(n - 1), ... 1 the fade is linear and ends exactly at the
+// target.
 KERNEL(256) cross_fade(float* shown, const float* target, float share, int count) {
     EACH(i, count) { shown[i] = share < 1.0f ? shown[i] + share * (target[i] - shown[i]) : target[i]; }
 }

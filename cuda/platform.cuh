@@ -1,16 +1,16 @@
-// One source, two machines.
+// Macros and functions that let one source compile for a GPU and for a CPU.
 //
-// A GPU runs a kernel as many threads in warps of 32; a CPU runs the same body as an OpenMP loop. Code is written
-// against the few words below and compiles for both.
+// A GPU runs a kernel as threads in warps of 32; a CPU runs the same body as an OpenMP loop.
 //
-//   EACH(i, n)          one thread an item             | one iteration of a parallel loop
-//   EACH_PACKET(p, n)   one warp a packet of 32 items  | one iteration of a parallel loop
-//   FOR_LANES(l)        this thread's own lane, once   | all 32 lanes, one after another (or vectorised)
-//   COLUMN(l)           which of the 32 items that is
+//   EACH(i, n)          one thread per item             | one iteration of a parallel loop
+//   EACH_PACKET(p, n)   one warp per packet of 32 items | one iteration of a parallel loop
+//   FOR_LANES(l)        the lane of this thread, once   | all 32 lanes, one after another (or vectorised)
+//   COLUMN(l)           index of the lane within its packet, 0 ... 31
 //
-// A kernel begins KERNEL(threads a block), or KERNEL(threads, blocks): so many blocks a processor should hold at least.
-// Values that each lane holds are arrays of LANES elements: one register on a GPU, 32 floats on a CPU. A struct that
-// all lanes of a packet share is declared with SCRATCH. A body skips an item with `continue`, never `return`.
+// Kernels are declared KERNEL(threads per block) or KERNEL(threads, blocks), with the minimum number of resident blocks
+// per multiprocessor. Values of each lane are arrays of LANES elements: one register on a GPU, 32 floats on a CPU.
+// Structs shared by the lanes of a packet are declared with SCRATCH. A body skips an item with `continue`, never
+// `return`.
 #pragma once
 
 #define PACKET 32
@@ -102,7 +102,7 @@ typedef float storage_t;
 #define SIMD _Pragma("omp simd")
 #define WARP_SYNC()
 
-// The C library's keep a loop from being vectorised. If x is not a number these give y, as a GPU's do.
+// fminf and fmaxf of the C library prevent vectorisation. If x is NaN these return y, as on a GPU.
 DEVICE float lesser_of(float x, float y) { return x < y ? x : y; }
 DEVICE float greater_of(float x, float y) { return x > y ? x : y; }
 #define fminf lesser_of
@@ -120,7 +120,8 @@ DEVICE uint or_atomic(uint* p, uint value) { return __atomic_fetch_or(p, value, 
 template <typename T, typename Better>
 static inline void exchange_if(T* p, T value, Better better) {
     T old = __atomic_load_n(p, __ATOMIC_RELAXED);
-    while (better(value, old) && !__atomic_compare_exchange_n(p, &old, value, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+    while (better(value, old) &&
+           !__atomic_compare_exchange_n(p, &old, value, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
     }
 }
 DEVICE void min_atomic(int* p, int value) {

@@ -1,17 +1,17 @@
-// A head state to posed vertices: blendshapes, pose correctives, linear blend skinning (insta_runtime/head/rig.py).
+// Posed vertices of head states: blendshapes, pose correctives, linear blend skinning (insta_runtime/head/rig.py).
 #include "layout.cuh"
 #include "rotation.cuh"
 
 #define JOINTS 5
-#define ROTATING_JOINTS 4          // neck, jaw, left eye, right eye: the joints 1 to 4
+#define ROTATING_JOINTS 4          // neck, jaw, left eye, right eye: joints 1 to 4
 
-// The turns and joints of one frame, which all its vertices share.
+// Joint rotations and joint transforms of one frame.
 struct Skeleton {
     float rotation[ROTATING_JOINTS][9];
     float joint[JOINTS][12];  // 3 x 4, row-major: rest to posed
 };
 
-// A turn about `centre`, then the parent's affine map: a 3 x 4 matrix.
+// A rotation about `centre`, followed by the parent's affine map: a 3 x 4 matrix.
 DEVICE void rotate_about(const float* parent, const float* rotation, vec3 centre, float* m) {
     const vec3 about = centre - transform(rotation, centre);
     for (int r = 0; r < 3; ++r) {
@@ -25,7 +25,7 @@ DEVICE void set_identity(float* m) {
     for (int i = 0; i < 12; ++i) m[i] = i % 5 ? 0.0f : 1.0f;
 }
 
-// vertices (frames, vertices, 3) from the states. A state's number that is not finite counts as zero.
+// Computes vertices (frames, vertices, 3) from the states. Non-finite numbers of a state count as zero.
 // items: 32 * frames * ceil(vertices / 32).
 KERNEL(128) pose_vertices(const Head head, const PoseBuffers poses) {
     const int packets = (head.vertices + PACKET - 1) / PACKET;
@@ -35,10 +35,12 @@ KERNEL(128) pose_vertices(const Head head, const PoseBuffers poses) {
         const float* state = poses.states + (size_t)frame * poses.state_size;
         const float* joints = head.joints;
 
-        WARP_SYNC();  // the skeleton of the packet before has been read
+        WARP_SYNC();  // all lanes have read the skeleton of the previous packet
         for (int l = 0; l < LANES; ++l) {
             const int rotation = COLUMN(l);
-            if (rotation < ROTATING_JOINTS) rotation_matrix(state + STATE_JOINT_ROTATIONS(head.expressions) + 3 * rotation, skeleton.rotation[rotation]);
+            if (rotation < ROTATING_JOINTS)
+                rotation_matrix(state + STATE_JOINT_ROTATIONS(head.expressions) + 3 * rotation,
+                                skeleton.rotation[rotation]);
         }
         WARP_SYNC();
         for (int l = 0; l < LANES; ++l) {
@@ -47,13 +49,14 @@ KERNEL(128) pose_vertices(const Head head, const PoseBuffers poses) {
             float root[12], neck[12];
             set_identity(root);
             rotate_about(root, skeleton.rotation[0], load3(joints + 3), neck);
-            if (joint > 1) rotate_about(neck, skeleton.rotation[joint - 1], load3(joints + 3 * joint), skeleton.joint[joint]);
+            if (joint > 1)
+                rotate_about(neck, skeleton.rotation[joint - 1], load3(joints + 3 * joint), skeleton.joint[joint]);
             if (joint <= 1)
                 for (int i = 0; i < 12; ++i) skeleton.joint[joint][i] = joint ? neck[i] : root[i];
         }
         WARP_SYNC();
 
-        // This lane's vertex, or on a CPU 32 of them, coordinate by coordinate along contiguous memory.
+        // The vertex of this lane; on a CPU 32 vertices, coordinate by coordinate along contiguous memory.
         const int own = first + COLUMN(0);
         if (own >= head.vertices) continue;
         const int numbers = LANES == 1 ? 3 : 3 * (head.vertices - own < LANES ? head.vertices - own : LANES);
@@ -67,7 +70,7 @@ KERNEL(128) pose_vertices(const Head head, const PoseBuffers poses) {
             const float weight = corrective < 0 ? finite_or_zero(state[k])
                                                 : skeleton.rotation[corrective / 9][corrective % 9] -
                                                       (corrective % 9 % 4 ? 0.0f : 1.0f);
-            if (!ON_GPU && weight == 0.0f) continue;  // most of a face rests most of the time
+            if (!ON_GPU && weight == 0.0f) continue;  // on a CPU, skip blendshapes with zero weight: most are
             const float* direction = head.motion_dirs + k * row + 3 * own;
             SIMD for (int j = 0; j < numbers; ++j) shaped[j] += weight * direction[j];
         }

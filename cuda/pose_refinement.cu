@@ -1,18 +1,18 @@
-// Where heads really are: corrections of tracked poses, learned from the same pixels as the field.
+// Pose refinement: corrections of tracked head poses, learned from the same rays as the field.
 //
-// A picture has small motions in the head's own space: the head's, the mouth's and the eyes', each from where it was
-// tracked. Mouth and eyes move as they do where their mask is one, and with the head where both are zero.
-// Twin: learn/registration.py.
+// Each training frame has small motions in head space: of the head, the mouth and the eyes, each relative to its
+// tracked pose. Mouth and eyes move with their own motion where their mask is one, and with the head where both masks
+// are zero. Torch reference: learn/pose_refinement.py.
 #include "hashgrid.cuh"
 #include "layout.cuh"
 #include "rotation.cuh"
 
-#define MOTIONS ((1 + PARTS) * MOTION)  // numbers of a picture
+#define MOTIONS ((1 + PARTS) * MOTION)  // motion numbers of a frame
 
-// The poses of the drawn pictures with their corrections, into their rows of `states` (slots, state_size) and, unless
-// it is null, of `posed` (frames, state_size); pulls (frames, MOTIONS) becomes zero.
+// Writes the corrected poses of the drawn frames into their rows of `states` (slots, state_size) and, unless it is
+// null, of `posed` (frames, state_size); resets motion_gradients (frames, MOTIONS) to zero.
 //
-// tracked (slots, 12): rotation 9 and translation 3 as the tracker has them. motions (slots, MOTIONS). items: frames.
+// tracked (slots, 12): tracked rotation 9 and translation 3. motions (slots, MOTIONS). items: frames.
 KERNEL(32) apply_pose_corrections(int expressions, int state_size, int frames, const int* slots, const float* tracked,
                           const float* motions, float* states, float* posed, float* motion_gradients) {
     EACH(b, frames) {
@@ -24,8 +24,10 @@ KERNEL(32) apply_pose_corrections(int expressions, int state_size, int frames, c
         rotation_matrix(angles, rotation);
         for (int r = 0; r < 3; ++r) {
             const float* row = head + 3 * r;
-            for (int c = 0; c < 3; ++c) placed[3 * r + c] = row[0] * rotation[c] + row[1] * rotation[3 + c] + row[2] * rotation[6 + c];
-            placed[9 + r] = head[9 + r] + row[0] * finite_or_zero(motion[0]) + row[1] * finite_or_zero(motion[1]) + row[2] * finite_or_zero(motion[2]);
+            for (int c = 0; c < 3; ++c)
+                placed[3 * r + c] = row[0] * rotation[c] + row[1] * rotation[3 + c] + row[2] * rotation[6 + c];
+            placed[9 + r] = head[9 + r] + row[0] * finite_or_zero(motion[0]) + row[1] * finite_or_zero(motion[1]) +
+                            row[2] * finite_or_zero(motion[2]);
         }
         for (int i = 0; i < 12; ++i) {
             const int column = STATE_ROTATION(expressions) + i;
@@ -42,7 +44,7 @@ KERNEL(32) apply_pose_corrections(int expressions, int state_size, int frames, c
     }
 }
 
-// A feature of a row, and of what a sample pulls at.
+// A feature of a row of the table, and the gradient of a sample's feature.
 DEVICE float table_feature(const storage_t* table, uint row, int f) { return load(table + row * size_t(FEATURES) + f); }
 DEVICE float feature_gradient(const storage_t* gradients, int capacity, int level, int sample, int f) {
 #if ON_GPU
@@ -52,8 +54,8 @@ DEVICE float feature_gradient(const storage_t* gradients, int capacity, int leve
 #endif
 }
 
-// The gradient with respect to a point of the unit cube, of what one level's features pull: slopes of the trilinear
-// interpolation between its rows.
+// Gradient with respect to a point of the unit cube, from the gradients of one level's features: derivatives of the
+// trilinear interpolation.
 DEVICE vec3 level_gradient(const storage_t* table, int level, vec3 point, const float (&grad)[FEATURES]) {
     const float resolution = float(level_resolution[level]);
     const float x = point.x * resolution, y = point.y * resolution, z = point.z * resolution;
@@ -78,10 +80,10 @@ DEVICE vec3 level_gradient(const storage_t* table, int level, vec3 point, const 
                                  fy * (gx * (value[6] - value[2]) + fx * (value[7] - value[3]))};
 }
 
-// Adds to pulls (frames, MOTIONS) the gradient of the loss, times LOSS_SCALE, with respect to the motions of each frame's
-// head, mouth and eyes, from what field_backward left. As the head moves one way, a fixed ray's samples move the other
-// way in its space; those of mouth and eyes do so with their own motions, as far as their masks go. That canonical space
-// follows posed space as it is, neither turned nor stretched, holds but for jaw and lids, and is taken for granted.
+// Adds to motion_gradients (frames, MOTIONS) the gradient of the loss, times LOSS_SCALE, with respect to the motions of
+// each frame's head, mouth and eyes, from the results of field_backward. When the head moves, the samples of a fixed
+// ray move the opposite way in head space; samples of mouth and eyes do so with their own motions, weighted by their
+// masks. The inverse warp is taken as the identity, which is accurate except for jaw and eyelids.
 // items: capacity of samples.
 KERNEL(128) pose_gradients(const Rays rays, const Samples samples, const FieldWeights weights,
                        const storage_t* encoded_gradients, float side, int frames, float* motion_gradients) {
@@ -119,33 +121,34 @@ KERNEL(128) pose_gradients(const Rays rays, const Samples samples, const FieldWe
             grad[3][l] = (1.0f / TURN_RADIUS) * moment.x, grad[4][l] = (1.0f / TURN_RADIUS) * moment.y;
             grad[5][l] = (1.0f / TURN_RADIUS) * moment.z;
         }
-        // Steps side by side are mostly of one frame.
+        // Neighbouring steps mostly belong to the same frame.
         const float lowest = min_lanes(frame), highest = -min_lanes(none);
         if (lowest > highest) continue;
         UNROLL for (int part = 0; part <= PARTS; ++part) {
-            if (part > 0 && sum_lanes(share[part]) == 0.0f) continue;  // most are of the head alone
+            if (part > 0 && sum_lanes(share[part]) == 0.0f) continue;  // most packets contain only samples of the head
             for (float b = lowest; b <= highest; b += 1.0f)
                 for (int k = 0; k < MOTION; ++k) {
                     float own[LANES];
                     for (int l = 0; l < LANES; ++l) own[l] = frame[l] == b ? share[part][l] * grad[k][l] : 0.0f;
                     const float sum = sum_lanes(own);
                     for (int l = 0; l < LANES; ++l)
-                        if (COLUMN(l) == 0 && sum != 0.0f) add_atomic(motion_gradients + MOTIONS * int(b) + MOTION * part + k, sum);
+                        if (COLUMN(l) == 0 && sum != 0.0f)
+                            add_atomic(motion_gradients + MOTIONS * int(b) + MOTION * part + k, sum);
                 }
         }
     }
 }
 
-// One step of Adam on the motions of the drawn pictures, which also fade towards what their states predict.
-// predicted (slots, MOTIONS). moments (slots, 2, MOTIONS): first and second. ages (slots, MOTIONS): steps a number has
-// had; where it is below zero the motion is not learned.
-// control: as in adam.cu, and control[6] the rate, metres. fades: of the way, a step. items: MOTIONS.
+// One Adam step on the motions of the drawn frames, which also decay towards their predictions.
+// predicted (slots, MOTIONS). moments (slots, 2, MOTIONS): first and second. ages (slots, MOTIONS): number of steps;
+// negative for motions that are not learned. control: see adam.cu; control[6] is the rate in metres. fades: decay per
+// step. items: MOTIONS.
 KERNEL(32) pose_adam_step(int frames, const int* slots, const float* motion_gradients, const float* control,
                          const float* predicted, float fades, float* motions, float* moments, float* ages) {
     const float rate = control[6];
     const bool learns = fabsf(control[5]) < 3.0e38f && rate > 0.0f;
     EACH(k, learns ? MOTIONS : 0) {
-        for (int b = 0; b < frames; ++b) {  // a picture may have been drawn twice
+        for (int b = 0; b < frames; ++b) {  // a frame may have been drawn twice
             const size_t own = MOTIONS * (size_t)slots[b] + k;
             const float gradient = motion_gradients[MOTIONS * b + k] * (1.0f / LOSS_SCALE);
             if (!(fabsf(gradient) < 1e18f) || ages[own] < 0.0f) continue;

@@ -1,16 +1,16 @@
-// What each pose's own camera sees of its mesh (insta_runtime/render/raster.py): z buffer and triangles, by the same
-// rules. Of the fragments of a pixel the nearest wins, of equally near ones that of the first triangle: a minimum over
-// keys, so the order in which triangles are drawn does not matter.
+// Rasterisation of each posed mesh by the camera of its state (insta_runtime/render/raster.py): depth buffer and
+// triangle indices, by the same rules. The nearest fragment of a pixel wins; of equally near ones that of the first
+// triangle. This is a minimum over keys, so the order of drawing does not matter.
 #include "layout.cuh"
 #include "vec.cuh"
 
-#define NEAR 0.01f       // metres: a triangle with a corner nearer than this is dropped
-#define EDGE 1e-5f       // barycentric units outside an edge that still count as inside
-#define LEAST_AREA 1e-8f  // twice the area in square pixels below which a triangle is a line
-#define FARTHEST_W 1e-9f  // least inverse depth
+#define NEAR 0.01f       // metres; triangles with a corner nearer than this are dropped
+#define EDGE 1e-5f       // in barycentric units; fragments so far outside an edge still count as inside
+#define LEAST_AREA 1e-8f  // twice the area in square pixels; smaller triangles are not drawn
+#define FARTHEST_W 1e-9f  // lower bound of inverse depth
 #define EMPTY_PIXEL 0xffffffffffffffffull
 
-// Threads that draw a triangle.
+// Threads per triangle.
 #if ON_GPU
 #define THREADS_PER_TRIANGLE 8
 #else
@@ -19,7 +19,7 @@
 
 typedef unsigned long long key_t64;
 
-// A triangle in the picture: barycentrics are (1, 0, 0) + across dx + down dy from corner 0.
+// A projected triangle: the barycentrics at an offset (dx, dy) from corner 0 are (1, 0, 0) + across dx + down dy.
 struct ScreenTriangle {
     float x, y;
     vec3 across, down;
@@ -34,8 +34,9 @@ DEVICE int last_pixel(float a, float b, float c, int size) {
     return int(clampf(floorf(fmaxf(fmaxf(a, b), c) - 0.5f + EDGE), -1.0f, float(size) - 1.0f));
 }
 
-// Whether any of a triangle is drawn.
-DEVICE bool project(const Head& head, const PoseBuffers& poses, int frame, int triangle, int width, int height, ScreenTriangle& screen) {
+// Projects a triangle; returns whether any of it is drawn.
+DEVICE bool project(const Head& head, const PoseBuffers& poses, int frame, int triangle, int width, int height,
+                    ScreenTriangle& screen) {
     const float* state = poses.states + (size_t)frame * poses.state_size;
     const float* rotation = state + STATE_ROTATION(head.expressions);
     const vec3 translation = load3(state + STATE_TRANSLATION(head.expressions));
@@ -73,19 +74,21 @@ DEVICE void raise_pixel(const ScreenTriangle& screen, int triangle, int column, 
     const vec3 b = barycentrics_at(screen, column, row);
     if (!(fminf(fminf(b.x, b.y), b.z) >= -EDGE)) return;
     const float w = fmaxf(dot(b, screen.w), FARTHEST_W);
-    const key_t64 key = key_t64(0xffffffffu - float_to_bits(w)) << 32 | uint(triangle);  // near ones are small
+    const key_t64 key = key_t64(0xffffffffu - float_to_bits(w)) << 32 | uint(triangle);  // smaller for nearer fragments
     if (key < *(volatile const key_t64*)place) min_atomic(place, key);
 }
 
-// items: n = frames * width * height.
+// Clears the keys of all pixels. items: n = frames * width * height.
 KERNEL(256) clear_pixels(unsigned long long* keys, int n) {
     EACH(i, n) keys[i] = EMPTY_PIXEL;
 }
 
-// Neighbouring threads share a triangle, for most cover a few pixels and some many. items: 8 * frames * triangles.
+// Draws all triangles into the keys. Several threads share a triangle, as most cover few pixels and some many. items: 8
+// * frames * triangles.
 KERNEL(128) draw_triangles(const Head head, const PoseBuffers poses, int width, int height, unsigned long long* keys) {
     EACH(i, poses.frames * head.triangles * THREADS_PER_TRIANGLE) {
-        const int part = i % THREADS_PER_TRIANGLE, triangle = i / THREADS_PER_TRIANGLE % head.triangles, frame = i / THREADS_PER_TRIANGLE / head.triangles;
+        const int part = i % THREADS_PER_TRIANGLE, triangle = i / THREADS_PER_TRIANGLE % head.triangles,
+                  frame = i / THREADS_PER_TRIANGLE / head.triangles;
         ScreenTriangle screen;
         if (!project(head, poses, frame, triangle, width, height, screen)) continue;
         key_t64* picture = keys + (size_t)frame * width * height;
@@ -103,12 +106,12 @@ KERNEL(128) draw_triangles(const Head head, const PoseBuffers poses, int width, 
     }
 }
 
-// depth (frames, height, width): z in metres, infinite where there is nothing. triangle (the same): -1 there.
-// barycentrics (frames, height, width, 3), perspective-correct, zero there; null for none.
+// Converts keys to depth (frames, height, width): z in metres, infinite in empty pixels; triangle (same shape): -1
+// there; barycentrics (frames, height, width, 3), perspective-correct, zero there, or null if not needed.
 // items: frames * height * width.
 KERNEL(256)
-resolve_pixels(const Head head, const PoseBuffers poses, int width, int height, const unsigned long long* keys, float* depth,
-               int* triangle, float* barycentrics) {
+resolve_pixels(const Head head, const PoseBuffers poses, int width, int height, const unsigned long long* keys,
+               float* depth, int* triangle, float* barycentrics) {
     EACH(i, poses.frames * height * width) {
         const key_t64 key = keys[i];
         const bool found = key != EMPTY_PIXEL;
@@ -121,7 +124,8 @@ resolve_pixels(const Head head, const PoseBuffers poses, int width, int height, 
         if (found && project(head, poses, frame, triangle[i], width, height, screen)) {
             const vec3 b = barycentrics_at(screen, pixel % width, pixel / width);
             const vec3 flat{fmaxf(b.x, 0.0f), fmaxf(b.y, 0.0f), fmaxf(b.z, 0.0f)};
-            weights = (1.0f / dot(flat, screen.w)) * vec3{flat.x * screen.w.x, flat.y * screen.w.y, flat.z * screen.w.z};
+            weights =
+                (1.0f / dot(flat, screen.w)) * vec3{flat.x * screen.w.x, flat.y * screen.w.y, flat.z * screen.w.z};
         }
         store3(barycentrics + 3 * (size_t)i, weights);
     }

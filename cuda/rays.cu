@@ -1,8 +1,8 @@
-// Rays of every pixel of a picture.
+// Camera rays of all pixels of a frame.
 #include "march.cuh"
 #include "list_append.cuh"
 
-// The rays of all pixels of pose 0, for the chain of march.cu. `depth` (height * width) is that of the posed mesh.
+// Rays of all pixels of pose 0, for the chain of march.cu. `depth` (height * width) is that of the posed mesh.
 KERNEL(128) camera_rays(const Head head, const PoseBuffers poses, const float* depth, const Rays rays, float step,
                          int width, int height) {
     EACH(i, width * height) {
@@ -14,9 +14,9 @@ KERNEL(128) camera_rays(const Head head, const PoseBuffers poses, const float* d
     }
 }
 
-// Between posing and list_rays: no ray, no cell. Counters (7) of a picture: rays that meet the avatar, room taken
-// for samples, rays that max_samples cut short, samples, marked cells for which there was no room; samples for which
-// there may have been none, and how many every ray may keep (step_limit.cuh). `wanted` (words). items: words.
+// Resets counters, needed cells and histogram of a frame, between posing and list_rays. Counters (7): rays that meet
+// the band; samples reserved; rays cut by max_samples; samples; marked cells dropped for lack of capacity; samples
+// dropped for lack of capacity; maximum samples of a ray (step_limit.cuh). items: words.
 KERNEL(128) reset_frame(const PoseBuffers poses, const RayBundles bundles, int* counters, uint* needed) {
     EACH(i, poses.words > bundles.max_samples ? poses.words : bundles.max_samples + 1) {
         const int dropped = poses.count[0] - poses.capacity;
@@ -26,7 +26,7 @@ KERNEL(128) reset_frame(const PoseBuffers poses, const RayBundles bundles, int* 
     }
 }
 
-// A ray in cells of the posed grid, moved so that the nearest whole number is the cell's index.
+// A ray in units of posed cells, shifted so that rounding to the nearest integer gives the cell index.
 struct GridRay {
     vec3 start, along;
     int resolution;
@@ -38,8 +38,8 @@ DEVICE GridRay grid_ray(const Head& head, const Ray& ray) {
     return GridRay{cells * (ray.origin - origin_of(head)) - half, cells * ray.direction, head.resolution};
 }
 
-// The whole number nearest to a small x. A GPU adds four times as fast as it converts: a float of this size holds whole
-// numbers only, in its last bits. (A CPU's compiler would add in another order.)
+// Integer nearest to a small x. A GPU adds four times as fast as it converts: a float of this magnitude has an integer
+// in its last bits. (A CPU compiler might reassociate the additions.)
 DEVICE int round_to_int(float x) {
 #if ON_GPU
     const float large = 12582912.0f;
@@ -49,20 +49,20 @@ DEVICE int round_to_int(float x) {
 #endif
 }
 
-// The cell at distance t; -1 outside the grid.
-DEVICE int cell_at_distance(const GridRay& walk, float t) {
-    const int n = walk.resolution;
-    const int x = round_to_int(walk.start.x + t * walk.along.x), y = round_to_int(walk.start.y + t * walk.along.y);
-    const int z = round_to_int(walk.start.z + t * walk.along.z);
+// Cell at distance t along the ray; -1 outside the grid.
+DEVICE int cell_at_distance(const GridRay& grid, float t) {
+    const int n = grid.resolution;
+    const int x = round_to_int(grid.start.x + t * grid.along.x), y = round_to_int(grid.start.y + t * grid.along.y);
+    const int z = round_to_int(grid.start.z + t * grid.along.z);
     const bool inside = (uint(x) < uint(n)) & (uint(y) < uint(n)) & (uint(z) < uint(n));
     return inside ? (z * n + y) * n + x : -1;
 }
 
-#define STEPS_IN_FLIGHT 4  // steps: their looks into memory do not wait for each other
+#define STEPS_IN_FLIGHT 4  // steps whose memory reads are issued together
 
-// Lists the pixels whose rays take a step in a marked cell in bundles.rays, counters[0] of them, counts how many rays
-// take how many steps, and makes all other pixels of `rgba` (height * width, 4) empty. `wanted` (words) gets a bit for
-// each marked cell in which a ray takes a step: many are never seen.
+// Lists the pixels whose rays take a step in a marked cell in bundles.rays (counters[0] of them), counts rays by number
+// of steps, and clears all other pixels of `rgba` (height * width, 4). `needed` (words) gets a bit for each marked cell
+// that a ray enters; many cells are never entered.
 KERNEL(128) list_rays(const Head head, const PoseBuffers poses, const float* depth, int width, int height, float step,
                       const RayBundles bundles, int* counters, uint* needed, float* rgba) {
     EACH_PACKET(tile, count_tiles(width, height)) {
@@ -74,14 +74,14 @@ KERNEL(128) list_rays(const Head head, const PoseBuffers poses, const float* dep
             if (pixel[l] < 0) continue;
             const Ray ray = ray_of_pixel(head, poses, pixel[l], width, height, depth);
             const float offset = anchored_offset(ray.origin, step);
-            const GridRay walk = grid_ray(head, ray);
+            const GridRay grid = grid_ray(head, ray);
             first[l] = last[l] = steps[l] = 0;
             for (int k = first_step(ray.near, step); distance_at(k, offset, step) < ray.far; k += STEPS_IN_FLIGHT) {
                 int cell[STEPS_IN_FLIGHT];
                 bool marked[STEPS_IN_FLIGHT];
                 UNROLL for (int j = 0; j < STEPS_IN_FLIGHT; ++j) {
                     const float t = distance_at(k + j, offset, step);
-                    cell[j] = t < ray.far ? cell_at_distance(walk, t) : -1;
+                    cell[j] = t < ray.far ? cell_at_distance(grid, t) : -1;
                     marked[j] = cell[j] >= 0 && bit_at(poses.bits, cell[j]);
                 }
                 UNROLL for (int j = 0; j < STEPS_IN_FLIGHT; ++j) {

@@ -3,26 +3,26 @@
 #include "layout.cuh"
 #include "vec.cuh"
 
-#define NEAREST 0.05f  // metres along a ray before which nothing is seen
-#define FARTHEST 1e4f  // ... and beyond which: lattice indices stay small
+#define NEAREST 0.05f  // metres along a ray; nothing nearer is rendered
+#define FARTHEST 1e4f  // metres along a ray; nothing farther is rendered, so that step indices stay small
 
 struct Ray {
     vec3 origin;
-    vec3 direction;  // unit
-    float near, far;  // metres along the ray; far < near where it misses
+    vec3 direction;  // unit vector
+    float near, far;  // metres along the ray; far < near if it misses
 };
 
 DEVICE bool is_finite(vec3 v) { return (fabsf(v.x) < 3e38f) & (fabsf(v.y) < 3e38f) & (fabsf(v.z) < 3e38f); }
 
-// Where the ray through (x, y), pixels, of the camera of a state crosses the plane at unit depth, in camera space; its
-// length is how much longer the ray is than deep.
+// Camera-space point at unit depth on the ray through pixel position (x, y) of a state's camera. Its length is the
+// ratio of distance along the ray to depth.
 DEVICE vec3 unit_depth_point(const float* state, int expressions, float x, float y) {
     const float* camera = state + STATE_CAMERA(expressions);
     return vec3{(x - camera[2]) / camera[0], (y - camera[3]) / camera[1], 1.0f};
 }
 
-// That ray in head space. It ends a little behind `depth`, the depth (z) of the posed
-// mesh there, which is infinite where there is none.
+// That ray in head space. It ends slightly behind `depth`, the depth (z) of the posed mesh, which is infinite beside
+// it.
 DEVICE Ray pixel_ray(const float* state, int expressions, float x, float y, float depth) {
     const float* rotation = state + STATE_ROTATION(expressions);
     const vec3 crossing = unit_depth_point(state, expressions, x, y);
@@ -42,8 +42,8 @@ DEVICE void clip_axis(Ray& ray, float origin, float direction, float lower, floa
     ray.far = fminf(ray.far, fmaxf(t0, t1));
 }
 
-// The largest depth a pixel or two around (x, y), one in EDGE of the width: beside the outline of the mesh, which is
-// never quite that of the person, a ray must be free to pass. Rows are `stride` apart.
+// Largest depth within a radius of one EDGE-th of the width (a pixel or two) around (x, y): the outline of the mesh is
+// never exactly that of the subject, so rays beside it must not be cut. Rows are `stride` apart.
 DEVICE float farthest_around(const float* depth, int x, int y, int width, int height, int stride) {
     float far = 0.0f;
     const int edge = clampi((width + EDGE / 2) / EDGE, 1, width);
@@ -53,8 +53,8 @@ DEVICE float farthest_around(const float* depth, int x, int y, int width, int he
     return far;
 }
 
-// Shortens a ray to the box around the marked cells of a pose (6 bounds, in cells: lowest x, y, z, highest x, y, z).
-// It misses if no cell is marked, if the box is out of sight, and if any of its numbers is not finite.
+// Clips a ray to the bounding box of a pose's marked cells (6 bounds in cells: lowest x, y, z, highest x, y, z). The
+// ray misses if no cell is marked, if it does not meet the box, or if any of its numbers is not finite.
 DEVICE void clip_to_band(Ray& ray, const Head& head, const int* bounds) {
     const float cell = head.side / float(head.resolution);
     clip_axis(ray, ray.origin.x, ray.direction.x, head.origin_x + cell * float(bounds[0]),
@@ -69,18 +69,19 @@ DEVICE void clip_to_band(Ray& ray, const Head& head, const int* bounds) {
     }
 }
 
-// Pixels are taken in tiles of 8 x 4, a packet each, so that the lanes of a packet see neighbouring places.
+// Pixels are processed in tiles of 8 x 4, one packet each, so that the lanes of a packet read neighbouring memory.
 DEVICE int count_tiles(int width, int height) { return ((width + 7) / 8) * ((height + 3) / 4); }
 
-// The pixel y * width + x of an item of a tile; -1 beyond the picture.
+// The pixel y * width + x of a lane in a tile; -1 outside the image.
 DEVICE int tiled_pixel(int tile, int column, int width, int height) {
     const int across = (width + 7) / 8;
     const int x = tile % across * 8 + (column & 7), y = tile / across * 4 + (column >> 3);
     return x < width && y < height ? y * width + x : -1;
 }
 
-// The ray through the middle of a pixel of pose 0, as far as it may meet the avatar.
-DEVICE Ray ray_of_pixel(const Head& head, const PoseBuffers& poses, int pixel, int width, int height, const float* depth) {
+// The ray through the centre of a pixel of pose 0, clipped to the band.
+DEVICE Ray ray_of_pixel(const Head& head, const PoseBuffers& poses, int pixel, int width, int height,
+                        const float* depth) {
     const int x = pixel % width, y = pixel / width;
     Ray ray = pixel_ray(poses.states, head.expressions, float(x) + 0.5f, float(y) + 0.5f,
                         farthest_around(depth, x, y, width, height, width));

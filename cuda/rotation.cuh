@@ -2,9 +2,9 @@
 #pragma once
 #include "vec.cuh"
 
-#define LARGEST_INPUT 1e4f  // a larger number is no weight, no angle and no metre of a head
+#define LARGEST_INPUT 1e4f  // largest plausible weight, angle or length of a head state
 
-// What is not a number, infinite, or absurd counts as zero: one bad number must not poison the picture.
+// NaN, infinities and implausibly large numbers become zero, so that one bad number does not spoil the frame.
 DEVICE float finite_or_zero(float x) { return fabsf(x) <= LARGEST_INPUT ? x : 0.0f; }
 
 // Axis-angle to a row-major matrix (Rodrigues), smooth at zero.

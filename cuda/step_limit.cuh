@@ -1,8 +1,8 @@
-// How much of every ray there is memory for.
+// Limits the number of steps of each ray so that all steps fit into memory.
 #pragma once
 #include "list_append.cuh"
 
-// Steps of all rays if none keeps more than `limit`; histogram (max_steps + 1) counts the rays by number of steps.
+// Total number of steps if no ray keeps more than `limit`; histogram (max_steps + 1) counts rays by number of steps.
 DEVICE int total_steps(const int* histogram, int max_steps, int limit) {
     int part[LANES], before[LANES];
     for (int l = 0; l < LANES; ++l) {
@@ -12,8 +12,8 @@ DEVICE int total_steps(const int* histogram, int max_steps, int limit) {
     return exclusive_prefix_sum(part, before);
 }
 
-// fit[1]: the most steps that every ray may keep so that all fit into the capacity; fit[0]: how many are dropped by
-// that, which are the farthest ones of the longest rays. All 32 lanes call together.
+// Sets fit[1] to the largest number of steps a ray may keep such that all fit into the capacity, and fit[0] to the
+// number of steps dropped by that: the farthest ones of the longest rays. All 32 lanes call together.
 DEVICE void find_step_limit(const int* histogram, int max_steps, int capacity, int* fit) {
     const int all = total_steps(histogram, max_steps, max_steps);
     int low = all <= capacity ? max_steps : 0, high = max_steps;

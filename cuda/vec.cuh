@@ -28,7 +28,7 @@ DEVICE vec3 transform_transposed(const float* m, vec3 v) {
                 m[2] * v.x + m[5] * v.y + m[8] * v.z};
 }
 
-// Four floats at once, from an address that 16 divides.
+// Four floats in one load or store, at an address divisible by 16.
 struct alignas(16) vec4 {
     float x, y, z, w;
 };
@@ -39,7 +39,8 @@ DEVICE void store4(float* p, float x, float y, float z, float w) { *reinterpret_
 DEVICE float clampf(float x, float low, float high) { return fminf(fmaxf(x, low), high); }
 DEVICE int clampi(int x, int low, int high) { return x < low ? low : x > high ? high : x; }
 
-// Index along one axis, clamped into a grid; rounds towards zero, so that a little below zero is cell zero.
+// Cell index along one axis, clamped into the grid; rounds towards zero, so that slightly negative numbers give cell
+// zero.
 DEVICE int cell_along(float unit, int resolution) {
     return int(clampf(unit * float(resolution), 0.0f, float(resolution) - 0.5f));
 }

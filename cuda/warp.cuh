@@ -1,25 +1,26 @@
-// Posed space <-> canonical space (insta_runtime/warp/warp.py): a sample rides with the point of the head that is
-// nearest to it. Constants from Python: WARP_BLEND, WARP_DETACHMENT_HEIGHT, and LIPS_ALONE, whether the mouth's mask is that of the lips.
+// Inverse warp from posed to canonical space (insta_runtime/warp/warp.py): a sample moves with the nearest point of the
+// head's surface. Constants from Python: WARP_BLEND, WARP_DETACHMENT_HEIGHT, and LIPS_ALONE, whether the mouth's mask
+// is that of the lips.
 #pragma once
 #include "fastmath.cuh"
 #include "nearest.cuh"
 
 #define FADE 0.02f  // metres from the surface over which the expression code fades
-#define FULLY_ATTACHED 0.25f  // part of WARP_DETACHMENT_HEIGHT within which a sample rides with the surface as it is
+#define FULLY_ATTACHED 0.25f  // share of WARP_DETACHMENT_HEIGHT below which a sample is fully attached to the surface
 #define RECORD_SIZE 16
-#define BLEND_SURFACE 0  // values of WARP_BLEND: maps of vertices, blended over the surface;
-#define BLEND_NEIGHBOURS 1  // of the nearest triangle and, on the face, of those beyond its edges;
-#define BLEND_TRIANGLE 2    // of the nearest triangle alone
-#define OWN_DECAY 1.0f         // 1 / metre, of their weights
+#define BLEND_SURFACE 0  // values of WARP_BLEND: maps of vertices, interpolated over the surface;
+#define BLEND_NEIGHBOURS 1  // maps of the nearest triangle and, on the face, of its neighbours;
+#define BLEND_TRIANGLE 2    // map of the nearest triangle alone
+#define OWN_DECAY 1.0f         // 1 / metre; decay of a triangle's weight with distance
 #define NEIGHBOURS_DECAY 4.0f
-#define NO_DIRECTION 1e-12f  // a direction shorter than this is not made a unit vector
+#define NO_DIRECTION 1e-12f  // shorter directions are not normalised
 
 struct WarpedPoint {
     vec3 position;   // metres, canonical
-    vec3 direction;  // unit
+    vec3 direction;  // unit vector
     float mouth, eyes;
     float distance;  // metres to the posed surface
-    int triangle;    // -1 if there was no candidate; then nothing is carried and the masks are zero
+    int triangle;  // nearest triangle, -1 if there was no candidate; then the point is unchanged and the masks are zero
 };
 
 DEVICE vec3 origin_of(const Head& head) { return vec3{head.origin_x, head.origin_y, head.origin_z}; }
@@ -33,9 +34,15 @@ DEVICE vec3 cell_centre(const Head& head, int cell, int resolution) {
     return origin_of(head) + size * vec3{float(x) + 0.5f, float(y) + 0.5f, float(z) + 0.5f};
 }
 DEVICE bool bit_at(const uint* bits, int i) { return (bits[i >> 5] >> (i & 31)) & 1u; }
+// Sets a bit that other threads may set, too. Most bits are set already; a stale read only costs a redundant atomic.
+DEVICE void set_bit(uint* bits, int i) {
+    uint* word = bits + (i >> 5);
+    const uint bit = 1u << (i & 31);
+    if (!(*(volatile const uint*)word & bit)) or_atomic(word, bit);
+}
 
-// Whether p lies in a marked cell of the posed grid, and in which row its candidates are. Nothing outside the cube is
-// marked, nor is a cell that overflowed.
+// Whether p lies in a marked cell of the posed grid, and the row of its candidates. Points outside the cube and dropped
+// cells are not marked.
 DEVICE bool is_marked(const Head& head, const PoseBuffers& poses, int frame, vec3 p, int* row) {
     const vec3 unit = unit_cube(head, p);
     if (!in_unit_cube(unit)) return false;
@@ -45,7 +52,7 @@ DEVICE bool is_marked(const Head& head, const PoseBuffers& poses, int frame, vec
     return *row >= 0;
 }
 
-// The surface point nearest to p, which lies in the cell of `row`.
+// The surface point nearest to p, whose cell has the candidates of `row`.
 DEVICE Nearest nearest_to(const Head& head, const PoseBuffers& poses, int frame, int row, vec3 p) {
     const size_t place = (size_t)frame * poses.capacity + row;
     const vec3 centre = cell_centre(head, poses.cell[place], head.resolution);
@@ -53,7 +60,7 @@ DEVICE Nearest nearest_to(const Head& head, const PoseBuffers& poses, int frame,
                       poses.triangles + (size_t)frame * head.triangles * TRIANGLE_SIZE, p, length(p - centre));
 }
 
-// Adds a triangle's map of p, `weight` times, to `map` and `position`.
+// Adds a triangle's map of p, scaled by `weight`, to `map` and `position`.
 DEVICE void add_map(const Head& head, const PoseBuffers& poses, int frame, int triangle, float weight, vec3 p,
                     float (&map)[9], vec3& position) {
     const size_t k = (size_t)frame * head.triangles + triangle;
@@ -63,14 +70,16 @@ DEVICE void add_map(const Head& head, const PoseBuffers& poses, int frame, int t
     UNROLL for (int q = 0; q < 9; ++q) map[q] += weight * own[q];
 }
 
-DEVICE float neighbour_weight(const Head& head, const PoseBuffers& poses, int frame, int triangle, float decay, vec3 p) {
+DEVICE float neighbour_weight(const Head& head, const PoseBuffers& poses, int frame, int triangle, float decay,
+                              vec3 p) {
     const Triangle t = load_triangle(poses.triangles + ((size_t)frame * head.triangles + triangle) * TRIANGLE_SIZE);
     return fast_exp(-decay * length(p - (t.a + (1.0f / 3.0f) * (t.ab + t.ac))));
 }
 
-// Where p, metres, rides with its nearest triangle and, on the face, with those beyond its edges; and the linear part
-// of what took it there.
-DEVICE vec3 blend_triangle_maps(const Head& head, const PoseBuffers& poses, int frame, int nearest, vec3 p, float (&map)[9]) {
+// Canonical position of p (metres) by the maps of its nearest triangle and, on the face, of its neighbours; `map` is
+// the linear part.
+DEVICE vec3 blend_triangle_maps(const Head& head, const PoseBuffers& poses, int frame, int nearest, vec3 p,
+                                float (&map)[9]) {
     vec3 position = {0.0f, 0.0f, 0.0f};
     const int* around = head.neighbours + 4 * nearest;
     if (WARP_BLEND == BLEND_TRIANGLE || around[3] != REGION_FACE) {
@@ -88,7 +97,7 @@ DEVICE vec3 blend_triangle_maps(const Head& head, const PoseBuffers& poses, int 
     return position;
 }
 
-// The masks of the mouth and the eyes on the surface, before they fade.
+// Masks of mouth and eyes on the surface, before they fade with distance.
 DEVICE void surface_masks(const Head& head, const Nearest& nearest, float& mouth, float& eyes) {
     float weight[3];
     barycentric_weights(nearest, weight);
@@ -100,37 +109,39 @@ DEVICE void surface_masks(const Head& head, const Nearest& nearest, float& mouth
     }
 }
 
-// How much of an expression's motion is left at a distance (metres) above the surface: all of it near the skin, in the
-// mouth and below the surface, none from WARP_DETACHMENT_HEIGHT on.
+// Attachment of a point to the surface at a distance (metres) above it, 0 to 1: 1 near the skin, in the mouth and below
+// the surface, 0 from WARP_DETACHMENT_HEIGHT on.
 DEVICE float attachment(float distance, float mouth) {
     constexpr float reach = WARP_DETACHMENT_HEIGHT > 0.0f ? WARP_DETACHMENT_HEIGHT : 1.0f;
     const float t = clampf((distance * (1.0f / reach) - FULLY_ATTACHED) * (1.0f / (1.0f - FULLY_ATTACHED)), 0.0f, 1.0f);
     return 1.0f - t * t * (3.0f - 2.0f * t) * (1.0f - mouth);
 }
 DEVICE bool above_surface(const PoseBuffers& poses, const Head& head, int frame, const Nearest& nearest) {
-    const Triangle t = load_triangle(poses.triangles + ((size_t)frame * head.triangles + nearest.triangle) * TRIANGLE_SIZE);
+    const Triangle t =
+        load_triangle(poses.triangles + ((size_t)frame * head.triangles + nearest.triangle) * TRIANGLE_SIZE);
     return dot(cross(t.ab, t.ac), nearest.offset) > 0.0f;
 }
 
-// Metres above the plane of a canonical triangle; `offset` is from its first corner.
+// Height in metres above the plane of a canonical triangle; `offset` is relative to its first corner.
 DEVICE float height_above(const Head& head, int triangle, vec3 offset) {
     const float* axes = head.canonical_frames + 9 * triangle;
     return dot(offset, vec3{axes[2], axes[5], axes[8]});
 }
 
-// The direction, unit, as which the field shall be asked for colours along a ray of this direction.
+// Unit ray direction rotated into the range of views seen in training, for the colour network.
 DEVICE vec3 view_direction(const Head& head, const PoseBuffers& poses, int frame, vec3 direction) {
-    return transform(poses.states + (size_t)frame * poses.state_size + STATE_VIEW_ROTATION(head.expressions), direction);
+    return transform(poses.states + (size_t)frame * poses.state_size + STATE_VIEW_ROTATION(head.expressions),
+                     direction);
 }
 
-// What the motions of mouth and eyes apart from the head add to the canonical position of a point p, metres.
+// Displacement of the canonical position of a point p (metres) by the motions of mouth and eyes relative to the head.
 DEVICE vec3 part_displacement(const Head& head, const PoseBuffers& poses, int frame, vec3 p, float mouth, float eyes) {
     const float* apart = poses.states + (size_t)frame * poses.state_size + STATE_PART_MOTIONS(head.expressions);
     return mouth * (load3(apart) + (1.0f / TURN_RADIUS) * cross(load3(apart + 3), p)) +
            eyes * (load3(apart + MOTION) + (1.0f / TURN_RADIUS) * cross(load3(apart + MOTION + 3), p));
 }
 
-// A point p (metres) of the cell of `row` and a direction d (unit) there, carried to canonical space.
+// Inverse warp of a point p (metres), whose cell has the candidates of `row`, and of a unit direction d.
 DEVICE WarpedPoint inverse_warp(const Head& head, const PoseBuffers& poses, int frame, int row, vec3 p, vec3 d) {
     const Nearest nearest = nearest_to(head, poses, frame, row, p);
     if (nearest.triangle < 0) return WarpedPoint{p, d, 0.0f, 0.0f, 3e38f, -1};
@@ -157,9 +168,11 @@ DEVICE WarpedPoint inverse_warp(const Head& head, const PoseBuffers& poses, int 
         warped.mouth = blend[12];
         warped.eyes = blend[13];
         if constexpr (WARP_DETACHMENT_HEIGHT > 0.0f) {
-            if (nearest.distance > FULLY_ATTACHED * WARP_DETACHMENT_HEIGHT && above_surface(poses, head, frame, nearest)) {
+            if (nearest.distance > FULLY_ATTACHED * WARP_DETACHMENT_HEIGHT &&
+                above_surface(poses, head, frame, nearest)) {
                 vec3 detached = p;
-                UNROLL for (int i = 0; i < 3; ++i) detached = detached + weight[i] * load3(head.open_offset + 3 * corner[i]);
+                UNROLL for (int i = 0; i < 3; ++i) detached =
+                    detached + weight[i] * load3(head.open_offset + 3 * corner[i]);
                 const float attached = attachment(nearest.distance, warped.mouth);
                 warped.position = attached * warped.position + (1.0f - attached) * detached;
                 turned = attached * turned + (1.0f - attached) * d;
@@ -186,7 +199,7 @@ DEVICE WarpedPoint inverse_warp(const Head& head, const PoseBuffers& poses, int 
     return warped;
 }
 
-// Whether the canonical cell at `unit` (in the unit cube) is occupied; nothing outside is.
+// Whether the canonical cell at `unit` (in the unit cube) is occupied; false outside the cube.
 DEVICE bool occupied_at(const OccupancyCells& occupancy, vec3 unit) {
     return in_unit_cube(unit) && bit_at(occupancy.dense, flat_cell(unit, occupancy.resolution));
 }

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
     from insta_runtime.config import AvatarConfig
+    from insta_runtime.learn.trainer import Trainer
     from insta_runtime.render.model import AvatarModel
 
 Kind = Literal["cuda", "host", "torch", "tcnn"]
@@ -31,7 +32,6 @@ _compiling = threading.Lock()  # concurrent callers compile once, then use the c
 
 NAMES = ("auto", *get_args(Kind))
 AnyRenderer = Renderer | NativeRenderer
-AnyTrainer = TorchTrainer | NativeTrainer
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def make_renderer(
     return NativeRenderer(model, backend.kernels, urgent=urgent, clock=clock)
 
 
-def make_trainer(model: AvatarModel, backend: Backend) -> AnyTrainer:
+def make_trainer(model: AvatarModel, backend: Backend) -> Trainer:
     """Trainer of ``model`` on the given backend."""
     return TorchTrainer(model) if backend.kernels is None else NativeTrainer(model, backend.kernels)
 

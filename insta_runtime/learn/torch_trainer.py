@@ -170,7 +170,7 @@ class TorchTrainer:
 
     @torch.no_grad()
     def _refine_poses(self, frames: list[ReplayFrame], motions: list[torch.Tensor], rate: float) -> None:
-        """Step the motions of the drawn frames with learning rate ``rate``; fit the regression every `INTERVAL` steps."""
+        """Step the motions of the drawn frames with learning rate ``rate``; fit the table every `INTERVAL` steps."""
         config = self.model.config.pose_refinement
         if rate == 0.0:
             return

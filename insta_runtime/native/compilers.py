@@ -135,7 +135,12 @@ class HostCompiler:
     def compile(self, program: Program) -> tuple[bytes, str]:
         with tempfile.TemporaryDirectory(prefix="telepresence-") as name:
             folder = Path(name)
-            for file, text in program.files.items():  # the texts from which the cache key was computed; files on disk may have changed
+            for (
+                file,
+                text,
+            ) in (
+                program.files.items()
+            ):  # the texts from which the cache key was computed; files on disk may have changed
                 (folder / file).write_text(text, encoding="utf-8")
             target = folder / "module.so"
             source = ("-x", "c++", f"{program.name}.cu", "-o", target.name)

@@ -95,7 +95,9 @@ def flatten(state: Mapping[str, torch.Tensor], config: FieldConfig) -> torch.Ten
     parts = []
     for name, shape in parameter_shapes(config).items():
         if state[name].shape != shape:
-            raise ValueError(f"parameter {name} has the shape {tuple(state[name].shape)}; the configuration needs {shape}")
+            raise ValueError(
+                f"parameter {name} has the shape {tuple(state[name].shape)}; the configuration needs {shape}"
+            )
         parts.append(state[name].detach().reshape(-1).float())
     return torch.cat(parts)
 
@@ -146,7 +148,7 @@ class PackedField:
             self._point_at(table, networks, networks)
 
     def pack(self, vector: torch.Tensor) -> None:
-        """Load only the networks of the flat vector (the Adam kernel writes ``table`` itself).  Without effect on a CPU."""
+        """Load only the networks of the flat vector (the Adam kernel writes ``table`` itself).  No effect on a CPU."""
         if self._copies:
             count = len(self._networks) // 2 + len(self._biases)
             self._kernels.launch("pack_networks", vector[self._split :], self._networks, self._biases, items=count)

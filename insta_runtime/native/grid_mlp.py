@@ -85,7 +85,11 @@ class GridMlp:
             "Samples", position=points, totals=self._totals, capacity=self._count, max_steps=0, max_samples=0, **unused
         )
         self.kernels.launch(
-            "grid_backward", samples, self._encoded_gradients, self.table_gradients, items=_RESIDENT_THREADS * self._processors // 2
+            "grid_backward",
+            samples,
+            self._encoded_gradients,
+            self.table_gradients,
+            items=_RESIDENT_THREADS * self._processors // 2,
         )
 
     def _forward(self, points: torch.Tensor, encoded: torch.Tensor | None) -> torch.Tensor:

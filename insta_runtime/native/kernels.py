@@ -24,7 +24,16 @@ from typing import Any
 
 import torch
 
-from insta_runtime.native.compilers import Artifact, Compiler, HostCompiler, Nvrtc, NvrtcCompiler, Program, build, find_cached
+from insta_runtime.native.compilers import (
+    Artifact,
+    Compiler,
+    HostCompiler,
+    Nvrtc,
+    NvrtcCompiler,
+    Program,
+    build,
+    find_cached,
+)
 from insta_runtime.native.compilers import KernelError as KernelError  # re-exported for callers of kernels
 
 Constant = int | float | tuple[int, ...]
@@ -202,7 +211,7 @@ class Kernels:
         self._lock = threading.Lock()
 
     def struct(self, name: str, **values: torch.Tensor | float | None) -> Struct:
-        """Build the struct ``name`` of layout.cuh; pointer fields are contiguous tensors of the declared type, or None."""
+        """Build the struct ``name`` of layout.cuh; pointers are contiguous tensors of the declared type, or None."""
         return Struct(self, name, values)
 
     def launch(self, name: str, *arguments: Any, items: int) -> None:
@@ -249,7 +258,7 @@ class Kernels:
         return ctypes.c_void_p(value.data_ptr())
 
     def prepare(self, modules: Iterable[str] | None = None) -> None:
-        """Compile in parallel and load ``modules``, by default all.  KernelError if one cannot be compiled or loaded."""
+        """Compile in parallel and load ``modules``, by default all.  Raises KernelError if that fails for any."""
         names = list(modules) if modules is not None else self.sources.modules
         self.compiler  # noqa: B018 - raises one error for a missing compiler instead of one for each module
         with ThreadPoolExecutor(max_workers=max(1, min(len(names), os.cpu_count() or 1))) as pool:
@@ -263,7 +272,7 @@ class Kernels:
             return [module.artifact for _, module in sorted(self._modules.items())]
 
     def compiled(self) -> dict[str, Artifact | None]:
-        """The cached artifact of every module, None for modules that are not compiled yet.  Compiles and loads nothing."""
+        """The cached artifact of every module, None where it is not compiled yet.  Compiles and loads nothing."""
         return {name: find_cached(self._program(name), self.compiler) for name in self.sources.modules}
 
     def range(self, name: str) -> contextlib.AbstractContextManager[None]:

@@ -84,7 +84,7 @@ class SlotPoseMotions:
         self._ages[slot] = FIXED if fixed else 0.0
 
     def has_moved(self, slot: int) -> bool:
-        """Whether the head of a slot has moved by more than `REFRESH_DISTANCE` since the last call that returned True."""
+        """Whether the head of a slot has moved more than `REFRESH_DISTANCE` since the last call that returned True."""
         moved = float((self.motions[slot, :MOTION] - self._posed_motions[slot]).abs().max()) > REFRESH_DISTANCE
         if moved:
             self._posed_motions[slot] = self.motions[slot, :MOTION]

@@ -57,7 +57,9 @@ class RayBatch:
         features = radiance.levels * radiance.features
         encoded = torch.empty((capacity, features), dtype=kernels.storage, device=device)
         self.encoded_gradients = torch.empty_like(encoded)
-        targets = _Targets(*(torch.empty(shape, device=device) for shape in ((count, 4), (count,), (count,), (count, 3))))
+        targets = _Targets(
+            *(torch.empty(shape, device=device) for shape in ((count, 4), (count,), (count,), (count, 3)))
+        )
         self.march: list[BoundLaunch] = self._bind_march(targets)
         self.shade: list[BoundLaunch] = self._bind_shade(targets, encoded)
 

@@ -236,7 +236,7 @@ class NativeRenderer:
 
     @contextmanager
     def _on_stream(self, after: list[torch.Tensor] | None = None) -> Iterator[None]:
-        """Run on the renderer's stream; with ``after``, after the work of the caller's stream that wrote these tensors."""
+        """Run on the renderer's stream; with ``after``, once the caller's stream has written these tensors."""
         if self._stream is None:
             yield
             return

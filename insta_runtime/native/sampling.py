@@ -76,7 +76,13 @@ class PackedSamples:
     """
 
     def __init__(
-        self, kernels: Kernels, heads: PosedHeads, occupancy: Struct, rays: Struct, config: SamplingConfig, capacity: int
+        self,
+        kernels: Kernels,
+        heads: PosedHeads,
+        occupancy: Struct,
+        rays: Struct,
+        config: SamplingConfig,
+        capacity: int,
     ) -> None:
         self.kernels, self.heads, self.occupancy, self.rays, self.config = kernels, heads, occupancy, rays, config
         self.capacity = capacity

@@ -62,9 +62,7 @@ class NativeTrainer:
         self.pose_motions = SlotPoseMotions(model, kernels)
         self._occupancy = occupancy_struct(kernels, model.occupancy, model.occupancy.state())
         overhead = self._slot_overhead if self._stream is None else None
-        self.replay = DeviceReplay(
-            model, kernels, config.size, config.replay_mb, config.seed, overhead, self._stream
-        )
+        self.replay = DeviceReplay(model, kernels, config.size, config.replay_mb, config.seed, overhead, self._stream)
         self._head = head_struct(kernels, model)
         self._context: StepContext | None = None
         words, threshold = len(self._occupancy.tensor("dense")), model.config.occupancy.threshold

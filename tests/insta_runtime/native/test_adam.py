@@ -1,4 +1,4 @@
-"""Adam and the running average in device code, against torch.optim.Adam."""
+"""Adam kernel and moving average against torch.optim.Adam."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ CONSTANTS = {"LOSS_SCALE": LOSS_SCALE, "BETA1": BETA1, "BETA2": BETA2, "EPSILON"
 RATES = (0.01, 0.003)
 DECAY = 0.9
 
-# The same few float32 operations in another order; a step is at most a rate, 0.01, from parameters of about one.
+# Rounding of a few float32 operations in another order; a step is at most 0.01 on parameters of about one.
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 
 
 @dataclass
 class State:
-    """The vectors of one training, on the device; ``table`` of them are hash grid entries."""
+    """Parameter and moment vectors on the device; the first ``table`` parameters are hash-grid entries."""
 
     kernels: Kernels
     table: int
@@ -61,7 +61,7 @@ class State:
 
 
 def start(device: torch.device, size: int, table: int, shift: int = 0, decay: float = 0.0) -> State:
-    """A fresh training; vectors begin ``shift`` numbers behind an aligned address."""
+    """New vectors, which begin ``shift`` numbers behind an aligned address."""
 
     def vector(values: torch.Tensor) -> torch.Tensor:
         memory = torch.full((len(values) + shift,), float("nan"), dtype=values.dtype, device=device)
@@ -77,7 +77,7 @@ def start(device: torch.device, size: int, table: int, shift: int = 0, decay: fl
 
 
 class Twin:
-    """torch.optim.Adam as the trainer sets it up, and its average."""
+    """torch.optim.Adam with the settings of the trainer, and the moving average."""
 
     def __init__(self, state: State, decay: float = 0.0) -> None:
         parameters = state.parameters.cpu()
@@ -110,7 +110,7 @@ def assert_equal(state: State, twin: Twin) -> None:
         assert torch.equal(state.copy.cpu(), state.parameters[: state.table].half().cpu())
 
 
-# Sizes around what one item steps, the table's end within an item, and vectors that no wide load may read.
+# Sizes around a multiple of the vector size, the end of the table within an item, and unaligned vectors.
 @pytest.mark.parametrize(
     ("size", "table", "shift"),
     [(1, 1, 0), (3, 0, 0), (64, 32, 0), (1000, 500, 0), (1001, 498, 0), (1003, 701, 1), (70, 70, 2)],
@@ -119,7 +119,7 @@ def test_steps_are_those_of_torch(device: torch.device, size: int, table: int, s
     state = start(device, size, table, shift)
     twin = Twin(state)
     for step in range(6):
-        # Gradients of every size; whole stretches that rest, some of them only later.
+        # Gradients of all magnitudes; ranges without gradients, some of them only in later steps.
         gradients = torch.randn(size) * 10.0 ** torch.randint(-9, 1, (size,))
         gradients[size // 3 : size // 2] = 0.0
         if step > 2:
@@ -140,7 +140,7 @@ def test_networks_decay_and_the_table_does_not(device: torch.device) -> None:
         assert_equal(state, twin)
 
 
-def test_what_never_had_a_gradient_keeps_every_bit(device: torch.device) -> None:
+def test_parameters_that_never_had_a_gradient_do_not_change(device: torch.device) -> None:
     state = start(device, 256, 128)
     before = state.vectors()
     gradients = torch.zeros(256)
@@ -153,7 +153,7 @@ def test_what_never_had_a_gradient_keeps_every_bit(device: torch.device) -> None
 
 
 def test_a_parameter_comes_to_rest_with_its_average(device: torch.device) -> None:
-    """The smallest moments end, but not before the average has met the parameter."""
+    """Negligible moments become zero, but not before the average has reached the parameter."""
     state = start(device, 16, 16)
     twin = Twin(state)
     gradients = torch.full((16,), 1e-17)
@@ -177,7 +177,7 @@ def test_a_loss_that_is_not_finite_changes_nothing(device: torch.device, loss: f
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30])
-def test_a_gradient_that_is_not_finite_counts_as_none(device: torch.device, value: float) -> None:
+def test_a_gradient_that_is_not_finite_counts_as_zero(device: torch.device, value: float) -> None:
     state = start(device, 100, 50)
     twin = Twin(state)
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""The narrow band in device code, against `OccupancyGrid.posed`."""
+"""Narrow-band kernels against `OccupancyGrid.posed`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from insta_runtime.native.occupancy import occupancy_struct
 from insta_runtime.native.posing import PosedHeads
 from tests.support.posed_person import POISON, Posed, model_of, poison, random_state, run
 
-BORDER = 2e-3  # share of cells that may differ: a carried point lies within rounding of their side
+BORDER = 2e-3  # share of cells that may differ because a warped point lies on their side, within rounding
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def marked(posed: Posed, frame: int) -> torch.Tensor:
     return torch.from_numpy(bits[:cells].astype(bool)).to(posed.model.device)
 
 
-def test_marked_cells_are_those_of_the_twin(posed: Posed) -> None:
+def test_marked_cells_are_those_of_the_torch_reference(posed: Posed) -> None:
     for frame, twin in enumerate(posed.twins()):
         wanted = posed.model.occupancy.posed(twin)
         assert float((marked(posed, frame) ^ wanted).sum()) <= BORDER * float(wanted.sum())
@@ -55,7 +55,7 @@ def empty(space: Struct) -> Struct:
     return space
 
 
-def test_nothing_occupied_marks_nothing(posed: Posed) -> None:
+def test_without_occupied_cells_nothing_is_marked(posed: Posed) -> None:
     heads = posed.heads
     heads.run(empty(occupancy_struct(heads.kernels, posed.model.occupancy, posed.model.occupancy.state())))
     resolution = heads.head.value.resolution
@@ -64,8 +64,8 @@ def test_nothing_occupied_marks_nothing(posed: Posed) -> None:
     assert posed.array("bounds").tolist() == [[resolution] * 3 + [-1] * 3] * 2
 
 
-def test_what_does_not_fit_is_counted_and_has_no_row(posed: Posed, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is written beyond a frame's rows, and `cell_marked` says no."""
+def test_cells_beyond_the_capacity_are_counted_and_have_no_row(posed: Posed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is written behind a frame's rows, and `is_marked` returns false for these cells."""
     monkeypatch.setattr("insta_runtime.native.posing.BAND_SHARE", 0.01)
     kernels, model = posed.heads.kernels, posed.model
     few = PosedHeads(kernels, model, 2)

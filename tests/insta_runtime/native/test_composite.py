@@ -1,4 +1,4 @@
-"""Compositing and the loss of rays in device code, against their torch twins and finite differences."""
+"""Compositing and loss kernels against the torch reference and finite differences."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ CONSTANTS = {
     "IN_SIGHT": IN_SIGHT,
 }
 
-# Sums of up to 100 float32 terms below one, and an exponential that is good to 2e-6.
+# Rounding of sums of up to 100 float32 terms below one, and an exponential accurate to 2e-6.
 VALUE = {"rtol": 1e-5, "atol": 2e-6}
-# The same, and a difference of such sums times the thickness of a step (up to 32): of gradients about one in size.
+# The same for differences of such sums times the thickness of a step (up to 32); gradients are about one.
 GRADIENT = {"rtol": 1e-4, "atol": 2e-5}
 
 
 @dataclass
 class Bundle:
-    """Rays with packed samples at random: as kernels take them, and in the order that the twin takes."""
+    """Rays with random packed samples, in the layout of kernels and in the order of the torch reference."""
 
     rays: Struct
     samples: Struct
@@ -47,14 +47,14 @@ class Bundle:
     ray: torch.Tensor  # (N,)
     distance: torch.Tensor  # (N,)
     dropped: torch.Tensor  # slots beyond a ray's max_samples
-    used: int  # samples in all
+    used: int  # total number of samples
 
     def field(self, raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Density and colour of every slot."""
         return raw[:, 0].clamp(max=MAX_LOG_DENSITY).exp(), torch.sigmoid(raw[:, 1:])
 
     def seen(self, raw: torch.Tensor) -> Composite:
-        """What the twin says."""
+        """The result of the torch reference."""
         density, colour = self.field(raw)
         return composite(density[self.slot], colour[self.slot], self.distance.to(raw), self.ray, self.count, STEP)
 
@@ -64,7 +64,7 @@ class Bundle:
 
 
 def bundle(kernels: Kernels, steps: list[int], max_samples: int) -> Bundle:
-    """Rays with so many ``steps``, six of ten of which hold a sample; rays and samples lie in memory in any order."""
+    """Rays with the given numbers of ``steps``, 60 % of which hold a sample; random order in memory."""
     device, total = kernels.device, sum(steps)
     first = [0] * len(steps)
     place = 0
@@ -128,7 +128,7 @@ def targets_of(count: int, device: torch.device) -> RayTargets:
 
 
 def loss_of(kernels: Kernels, rays: Bundle, targets: RayTargets, density: torch.Tensor) -> tuple[float, torch.Tensor]:
-    """Run `composite_loss`: the loss and (capacity, 4) gradients, poisoned where nothing was written."""
+    """Run `composite_loss`: the loss and (capacity, 4) gradients, NaN where nothing was written."""
     _, colour = rays.inputs()
     gradient = torch.full((rays.capacity, 4), float("nan"), device=kernels.device)
     loss = torch.zeros(1, device=kernels.device)
@@ -189,18 +189,18 @@ def kernels(device: torch.device) -> Kernels:
     return Kernels(device, CONSTANTS)
 
 
-# Whole stretches of 32 steps, parts of them, several, and none.
+# Exactly 32 steps, fewer, several times as many, and none.
 STEPS = [0, 1, 31, 32, 33, 64, 70, 100, 0, 5, 17, 2] * 4
 
 
 @pytest.mark.parametrize("max_samples", [1, 24, 1000])
-def test_what_rays_see_is_the_twins(kernels: Kernels, max_samples: int) -> None:
+def test_composited_rays_are_those_of_the_torch_reference(kernels: Kernels, max_samples: int) -> None:
     rays = bundle(kernels, STEPS, max_samples)
     torch.testing.assert_close(rays_of(kernels, rays, rays.inputs()[0]), twin_rays(rays), **VALUE)
 
 
 @pytest.mark.parametrize("stop", [0.3, 1e-3])
-def test_a_ray_may_end_where_little_shines_through(kernels: Kernels, stop: float) -> None:
+def test_a_ray_may_end_at_low_transmittance(kernels: Kernels, stop: float) -> None:
     rays = bundle(kernels, STEPS, 1000)
     density = rays.inputs()[0]
     ended, whole = rays_of(kernels, rays, density, stop), rays_of(kernels, rays, density)
@@ -210,7 +210,7 @@ def test_a_ray_may_end_where_little_shines_through(kernels: Kernels, stop: float
 
 
 @pytest.mark.parametrize("max_samples", [5, 24, 1000])
-def test_loss_and_gradients_are_the_twins(kernels: Kernels, max_samples: int) -> None:
+def test_loss_and_gradients_are_those_of_the_torch_reference(kernels: Kernels, max_samples: int) -> None:
     rays = bundle(kernels, STEPS, max_samples)
     targets = targets_of(rays.count, kernels.device)
     loss, gradient = loss_of(kernels, rays, targets, rays.inputs()[0])
@@ -221,9 +221,9 @@ def test_loss_and_gradients_are_the_twins(kernels: Kernels, max_samples: int) ->
     assert loss == pytest.approx(float(expected.detach()), rel=1e-5)
     wanted = (raw.grad * LOSS_SCALE).float()
     torch.testing.assert_close(gradient[: rays.used], wanted[: rays.used], **GRADIENT)
-    assert (gradient[: rays.used].abs() > 1e-3).any(dim=0).all(), "the comparison is not of zeros"
+    assert (gradient[: rays.used].abs() > 1e-3).any(dim=0).all(), "gradients are not all zero"
     assert (gradient[rays.dropped] == 0).all()
-    assert gradient[rays.used :].isnan().all(), "nothing is written where no sample is"
+    assert gradient[rays.used :].isnan().all(), "nothing is written to unused slots"
     assert (rays.raw[rays.slot, 0] > MAX_LOG_DENSITY).any(), "some densities are clamped"
     assert (gradient[rays.slot, 0][rays.raw[rays.slot, 0] > MAX_LOG_DENSITY] == 0).all()
 
@@ -242,8 +242,8 @@ def test_gradients_are_those_of_finite_differences(kernels: Kernels) -> None:
             assert float(gradient[rays.slot[i], channel]) == pytest.approx(slope, rel=1e-3, abs=1e-4)
 
 
-def test_no_gradient_where_nothing_is_left_of_the_ray(kernels: Kernels) -> None:
-    """Adam would blow rounding noise up to full steps."""
+def test_occluded_samples_have_no_gradient(kernels: Kernels) -> None:
+    """Adam would scale rounding noise up to full steps."""
     rays = bundle(kernels, [100], 1000)
     rays.raw[:, 0] = MAX_LOG_DENSITY - 0.01
     _, gradient = loss_of(kernels, rays, targets_of(1, kernels.device), rays.inputs()[0])
@@ -261,7 +261,7 @@ def test_rays_without_samples_are_empty(kernels: Kernels, steps: list[int]) -> N
     assert gradient.isnan().all()
 
 
-def test_a_sample_that_is_no_number_spoils_its_ray_and_the_loss_alone(kernels: Kernels) -> None:
+def test_a_nan_sample_affects_only_its_ray_and_the_loss(kernels: Kernels) -> None:
     rays = bundle(kernels, STEPS, 24)
     targets = targets_of(rays.count, kernels.device)
     density = rays.inputs()[0]
@@ -278,7 +278,9 @@ def test_a_sample_that_is_no_number_spoils_its_ray_and_the_loss_alone(kernels: K
 
 
 @pytest.mark.parametrize("max_samples", [5, 1000])
-def test_cells_that_light_comes_to_are_the_twins(kernels: Kernels, device: torch.device, max_samples: int) -> None:
+def test_visible_cells_are_those_of_the_torch_reference(
+    kernels: Kernels, device: torch.device, max_samples: int
+) -> None:
     rays = bundle(kernels, STEPS, max_samples)
     density, colour = rays.inputs()
     occupancy = AvatarModel(open_head(), neutral_shape(open_head()), SMALL, device).occupancy
@@ -291,4 +293,4 @@ def test_cells_that_light_comes_to_are_the_twins(kernels: Kernels, device: torch
     occupancy.mark_visible(rays.position[rays.slot], passed)
     assert torch.equal(lit, occupancy.visibility)
     assert 0 < int(lit.sum()) < len(lit)
-    assert (torch.exp(-passed) < IN_SIGHT).any(), "or nothing lies in the dark"
+    assert (torch.exp(-passed) < IN_SIGHT).any(), "some samples are occluded"

@@ -1,4 +1,4 @@
-"""The field's kernels against RadianceField: values, and gradients of every parameter."""
+"""Field kernels against RadianceField: values, and gradients of all parameters."""
 
 from __future__ import annotations
 
@@ -68,18 +68,18 @@ CONFIGS = {
         direction_bands=1,
     ),
 }
-CODES = {"paper": "lips"}  # of which kind they are, if not faded
+CODES = {"paper": "lips"}  # kind of expression code, where it is not the default
 POISON = -777.0
-# Of a GPU's kernels the twin rounds as they do (`round_alike`), so that the same neurons are on. What remains: on a CPU
-# float32 sums in another order; on a GPU those, rounded to fp16 (2^-11) between layers, and now and then the other way.
+# For GPU kernels the reference rounds alike (`round_alike`), so that the same neurons are active. What still differs: on
+# a CPU float32 sums in another order; on a GPU the same, rounded to fp16 (2^-11) between layers.
 VALUES = {"cpu": {"rtol": 2e-5, "atol": 2e-5}, "cuda": {"rtol": 3e-3, "atol": 3e-3}}
-# Of a tensor of gradients, relative to its largest, as single terms cancel. On a GPU fp16 between layers.
+# Relative to the largest gradient of a tensor, as single terms cancel. On a GPU with fp16 between layers.
 GRADIENTS = {"cpu": 2e-5, "cuda": 1e-2}
 
 
 @dataclass
 class Case:
-    """A field on both sides, with ``count`` samples in room for ``capacity``."""
+    """The same field in kernels and in torch, with ``count`` samples in buffers for ``capacity``."""
 
     config: FieldConfig
     lips: bool
@@ -93,7 +93,7 @@ class Case:
     capacity: int
 
     def forward(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Density, colour and the encoding, poisoned before."""
+        """Density, colour and encoding, in buffers filled with NaN before."""
         device = self.codes.device
         density = torch.full((self.capacity,), POISON, device=device)
         colour = torch.full((self.capacity, 3), POISON, device=device)
@@ -119,12 +119,12 @@ class Case:
 
 
 def round_half(x: torch.Tensor) -> torch.Tensor:
-    """To fp16 and back; gradients pass."""
+    """Round to fp16 and back; gradients pass unchanged."""
     return x + (x.half().float() - x).detach()
 
 
 def round_alike(field: RadianceField) -> None:
-    """Let the twin round weights, layers' inputs and hidden layers to fp16, as a GPU's kernels do."""
+    """Make the torch field round weights, layer inputs and hidden layers to fp16, as GPU kernels do."""
     with torch.no_grad():
         for name, parameter in field.named_parameters():
             if not name.endswith("bias"):
@@ -140,7 +140,7 @@ def make_case(device: torch.device, name: str, count: int, capacity: int, seed: 
     config = CONFIGS[name]
     generator = torch.Generator().manual_seed(seed)
     field = RadianceField(config, generator)
-    with torch.no_grad():  # as after some learning: features that count, biases that are not zero
+    with torch.no_grad():  # as after some training: significant features, biases that are not zero
         field.grid.table.copy_(torch.randn(field.grid.table.shape, generator=generator) * 0.3)
         for name_, parameter in field.named_parameters():
             if name_.endswith("bias"):
@@ -152,7 +152,7 @@ def make_case(device: torch.device, name: str, count: int, capacity: int, seed: 
     packed = PackedField(kernels, config)
     vector = flatten(field.state_dict(), config)
     packed.load(vector)
-    position = torch.rand((capacity, 3), generator=generator) * 1.2 - 0.1  # some lie outside and are clamped
+    position = torch.rand((capacity, 3), generator=generator) * 1.2 - 0.1  # some points lie outside and are clamped
     position[: min(capacity, 8)] = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 3)[: min(capacity, 8)]
     direction = torch.nn.functional.normalize(torch.randn((capacity, 3), generator=generator), dim=-1)
     masks = torch.rand((capacity, 2), generator=generator)
@@ -250,8 +250,8 @@ def test_density_at_its_limit_has_no_gradient(device: torch.device) -> None:
     assert (case.backward(encoded, gradient) == 0).all()
 
 
-def test_backward_is_the_slope_of_forward() -> None:
-    """The host's own forward pass in finite differences of single parameters, one of each tensor."""
+def test_gradients_agree_with_finite_differences() -> None:
+    """Finite differences of the CPU kernels' forward pass, for one parameter of each tensor."""
     case = make_case(torch.device("cpu"), "small", 96, 96, seed=3)
     gradient = torch.randn((96, 4), generator=torch.Generator().manual_seed(4))
 
@@ -272,12 +272,12 @@ def test_backward_is_the_slope_of_forward() -> None:
         case.vector[at] = before - step
         slope = (up - loss()) / (2 * step)
         case.vector[at] = before
-        # float32 sums of a hundred samples over a small step, and ReLU's corners within the step
+        # float32 sums of a hundred samples over a small difference, and kinks of ReLU within it
         assert slope == pytest.approx(float(sums[at]), rel=0.03), at
         first += parameter.numel()
 
 
-def test_vector_goes_to_a_snapshot_and_back() -> None:
+def test_the_flat_vector_converts_to_a_state_dict_and_back() -> None:
     config = CONFIGS["odd"]
     field = RadianceField(config, torch.Generator().manual_seed(0))
     vector = flatten(field.state_dict(), config)
@@ -289,7 +289,7 @@ def test_vector_goes_to_a_snapshot_and_back() -> None:
         flatten(field.state_dict(), CONFIGS["small"])
 
 
-def test_what_tensor_cores_cannot_take_is_said() -> None:
+def test_a_size_that_tensor_cores_do_not_support_is_reported() -> None:
     assert unsupported(FieldConfig()) is None
     assert "hidden" in (unsupported(FieldConfig(hidden=40)) or "")
     assert unsupported(FieldConfig(levels=24, features=8)) is None

@@ -1,4 +1,4 @@
-"""Triangle maps, vertex records and leaf spheres in device code, against `CanonicalMaps`."""
+"""Kernels for triangle maps, vertex records and leaf spheres against `CanonicalMaps`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from insta_runtime.warp.nearest import TriangleSoup
 from tests.support.posed_person import Posed, model_of, random_state, run
 
-# A frame turns by rounding over edge: 1e-8 m on edges of 0.1 mm. Slivers of the lids turn more, but weigh nothing.
+# Rounding rotates a triangle frame by 1e-8 m over an edge of 0.1 mm; slivers rotate more but have no weight.
 TURN = 1e-3
 MEAN_TURN = 2e-6
 
@@ -19,7 +19,7 @@ def posed(device: torch.device) -> Posed:
     return run(model, [random_state(model.head, seed) for seed in (5, 6)])
 
 
-def test_maps_and_records_are_those_of_the_twin(posed: Posed) -> None:
+def test_maps_and_records_are_those_of_the_torch_reference(posed: Posed) -> None:
     for frame, twin in enumerate(posed.twins()):
         wrong = (posed.array("maps")[frame].view(-1, 3, 3) - twin.triangle_maps).abs()
         assert float(wrong.max()) < TURN
@@ -50,7 +50,7 @@ def test_spheres_hold_their_triangles(posed: Posed) -> None:
 
 
 def test_the_same_inputs_give_the_same_bits(posed: Posed) -> None:
-    """Sums around a vertex have an order of their own."""
+    """Sums around a vertex have a fixed order."""
     before = [posed.array(name).clone() for name in ("vertices", "maps", "records", "spheres")]
     again = run(posed.model, posed.states)
     for name, tensor in zip(("vertices", "maps", "records", "spheres"), before, strict=True):
@@ -59,7 +59,7 @@ def test_the_same_inputs_give_the_same_bits(posed: Posed) -> None:
 
 @pytest.mark.parametrize("corner", ["a point", "a doubled corner", "a line"])
 def test_a_triangle_without_area_has_the_identity_as_its_frame(posed: Posed, corner: str) -> None:
-    """Its scale is the largest, 2: an area of (almost) nothing."""
+    """Its scale is the maximum, 2, because its area is almost zero."""
     heads, faces = posed.heads, posed.model.rig.faces
     vertices = posed.array("vertices")
     a, b, c = faces[17].tolist()

@@ -1,4 +1,4 @@
-"""The hash grid's gradients against torch, and where its corners lie at the borders of the cube."""
+"""Gradients of the hash grid against torch, and its corners at the borders of the cube."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ CONFIGS = [
 def table_gradients(
     device: torch.device, config: FieldConfig, points: torch.Tensor, pulls: torch.Tensor, capacity: int
 ) -> torch.Tensor:
-    """``pulls`` (N, levels * features) on the features at ``points``, in room for ``capacity``."""
+    """Table gradients from the gradients ``pulls`` (N, levels * features) of the features at ``points``."""
     kernels = Kernels(device, field_constants(config))
     count = len(points)
     position = torch.full((capacity, 3), torch.nan)
     position[:count] = points
     by_level = torch.full((config.levels, capacity, config.features), torch.nan)
     by_level[:, :count] = pulls.view(count, config.levels, config.features).transpose(0, 1)
-    if device.type == "cpu":  # a CPU's vectors run over samples, feature by feature
+    if device.type == "cpu":  # on a CPU the layout is feature by feature
         by_level = by_level.transpose(1, 2)
     none = dict.fromkeys(("first", "steps", "step_ray", "step_t", "slot", "direction", "masks", "frame", "histogram"))
     totals = torch.tensor([count, count, 0, 0], dtype=torch.int32, device=device)
@@ -59,7 +59,7 @@ def test_gradients_agree(device: torch.device, config: FieldConfig, count: int, 
 
 
 def test_corners_of_the_cube(device: torch.device) -> None:
-    """At 0 and 1, and outside, a point lies on a corner of the lattice: one row takes all, none beyond is touched."""
+    """At 0 and 1, and outside, a point lies on a corner: one row gets the whole gradient, no row beyond is touched."""
     config = CONFIGS[0]
     points = torch.cartesian_prod(*[torch.tensor([-5.0, 0.0, 1.0, 1.5])] * 3)
     pulls = torch.ones((len(points), config.levels * config.features))
@@ -68,7 +68,7 @@ def test_corners_of_the_cube(device: torch.device) -> None:
     assert (sums > 0).sum() == 8 * config.levels * config.features
 
 
-def test_points_that_are_no_numbers_stay_inside_the_table(device: torch.device) -> None:
+def test_nan_points_do_not_read_outside_the_table(device: torch.device) -> None:
     config = CONFIGS[0]
     points = torch.full((40, 3), torch.nan)
     points[::2] = torch.inf

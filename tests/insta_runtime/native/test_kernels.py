@@ -252,7 +252,9 @@ class TestCache:
         assert found.seconds > 0, "the time of the original compilation"
         assert len(list(cache.iterdir())) == 2
 
-    def test_the_compiled_modules_can_be_listed_without_compiling(self, make: Callable[..., Kernels], cache: Path) -> None:
+    def test_the_compiled_modules_can_be_listed_without_compiling(
+        self, make: Callable[..., Kernels], cache: Path
+    ) -> None:
         make().prepare(["count"])
         found = make().compiled()
         assert found["scale"] is None
@@ -299,7 +301,7 @@ class TestCache:
         assert make().compiled()["scale"] is not None
 
     def test_an_unwritable_cache_is_reported_once(self, folder: Path, tmp_path: Path) -> None:
-        """In a separate process, because the temporary folder, the single warning and the cleanup belong to the process."""
+        """In a separate process, to which the temporary folder, the single warning and the cleanup belong."""
         blocked = tmp_path / "blocked"
         blocked.write_text("a file where the folder should be")
         program = f"""

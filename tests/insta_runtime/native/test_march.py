@@ -1,4 +1,4 @@
-"""Packed samples: kernels against `sampling.march`, and what happens when there are too many."""
+"""Kernels for packed samples against `sampling.march`, and behaviour at the capacity limit."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from tests.support.small_person import SMALL, camera, neutral_shape, open_head, 
 
 VIEW = camera(24)
 PIXELS = VIEW.width * VIEW.height
-BORDER = 0.01  # share of samples that may differ: their points lie within rounding of the side of a cell
-ELSEWHERE = 0.15  # share that may ride with another triangle: both sides choose among a cell's candidates, not alike
-ROUNDING = 5e-5  # of positions in the unit cube and of unit vectors: float32 sums over metres in another order
+BORDER = 0.01  # share of samples that may differ because they lie on the side of a cell, within rounding
+ELSEWHERE = 0.15  # share that may belong to another triangle, as the two choose candidates differently
+ROUNDING = 5e-5  # of positions in the unit cube and of unit vectors
 SAMPLING = SMALL.sampling
 
 
@@ -42,7 +42,7 @@ def thinned_model(device: torch.device) -> AvatarModel:
 
 
 def space_of(kernels: Kernels, model: AvatarModel) -> Struct:
-    """The model's occupancy as kernels know it."""
+    """The model's occupancy grid in kernel layout."""
     occupancy = model.occupancy
     bits = np.packbits(occupancy.dense.cpu().numpy(), bitorder="little")
     dense = np.pad(bits, (0, -len(bits) % 4)).view(np.int32)
@@ -58,7 +58,7 @@ def mesh_depth(model: AvatarModel, state: HeadState, view: Camera) -> torch.Tens
 
 @dataclass
 class Bench:
-    """Rays of some states, all pixels each, for kernels and for the twin."""
+    """Rays of all pixels for several states, for kernels and for the torch reference."""
 
     model: AvatarModel
     kernels: Kernels
@@ -68,7 +68,7 @@ class Bench:
     twin: list[Rays]
 
     def packed(self, capacity: int, config: SamplingConfig = SAMPLING) -> dict[str, torch.Tensor]:
-        """Samples of all rays, into poisoned buffers."""
+        """Samples of all rays, in buffers that were filled with invalid values."""
         packed = PackedSamples(self.kernels, self.heads, self.space, self.rays, config, capacity)
         for tensor in packed.samples.tensors.values():
             if isinstance(tensor, torch.Tensor):
@@ -101,7 +101,7 @@ def bench(device: torch.device, states: list[HeadState], view: Camera = VIEW) ->
 
 
 def rays_of(kernels: Kernels, heads: PosedHeads, depth: torch.Tensor, view: Camera) -> dict[str, torch.Tensor]:
-    """All rays of one pose, by camera_rays, into poisoned buffers."""
+    """All rays of one pose by camera_rays, in buffers that were filled with invalid values."""
     count, device = view.width * view.height, kernels.device
     parts = {name: torch.full(shape, torch.nan, device=device) for name, shape in ray_shapes(count).items()}
     frame = torch.full((count,), -7, dtype=torch.int32, device=device)
@@ -117,13 +117,13 @@ def ray_shapes(count: int) -> dict[str, tuple[int, ...]]:
 
 
 def step_number(distance: float) -> int:
-    """Which step of a lattice that is anchored in the head, whose place is that of every `pose`, lies there."""
+    """Step number at a distance, for the sample offset anchored in the head of `pose`."""
     eye = float(np.linalg.norm(pose(open_head()).translation))
     return round(distance / SAMPLING.step - (eye / SAMPLING.step + 0.5) % 1.0)
 
 
 def kept_steps(samples: dict[str, torch.Tensor], limit: int) -> dict[tuple[int, int], int]:
-    """Slots of the samples that count, by ray and distance in steps: the first ``limit`` of each ray."""
+    """Slots of the first ``limit`` samples of each ray, by ray and step number."""
     kept = {}
     for ray, (first, steps) in enumerate(zip(samples["first"].tolist(), samples["steps"].tolist(), strict=True)):
         places = range(first, first + steps)
@@ -136,7 +136,7 @@ def kept_steps(samples: dict[str, torch.Tensor], limit: int) -> dict[tuple[int, 
     return kept
 
 
-def test_samples_are_those_of_the_twin(device: torch.device) -> None:
+def test_samples_are_those_of_the_torch_reference(device: torch.device) -> None:
     states = [pose(open_head(), jaw=0.6, yaw=0.3), pose(open_head(), smile=1.0, yaw=-0.4)]
     it = bench(device, states)
     ours = it.packed(40 * PIXELS)
@@ -165,7 +165,7 @@ def test_every_ray_has_its_own_offset(device: torch.device) -> None:
     it = bench(device, [pose(open_head())])
     offset = it.rays.tensors["offset"]
     assert isinstance(offset, torch.Tensor)
-    assert len(offset.unique()) == 2, "one for all rays that may meet the head, one for the others"
+    assert len(offset.unique()) == 2, "one offset for all rays that may meet the head, one for the others"
     offset.uniform_(0.0, 1.0)
     samples = it.packed(40 * PIXELS)
     steps = samples["totals"][0]
@@ -174,7 +174,7 @@ def test_every_ray_has_its_own_offset(device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("share", [0.7, 0.3, 0.05])
-def test_when_memory_is_short_the_nearest_steps_of_every_ray_stay(device: torch.device, share: float) -> None:
+def test_at_the_capacity_limit_the_nearest_steps_of_every_ray_are_kept(device: torch.device, share: float) -> None:
     it = bench(device, [pose(open_head(), yaw=0.2)])
     every = it.packed(40 * PIXELS)
     wanted = int(every["totals"][0])
@@ -183,8 +183,8 @@ def test_when_memory_is_short_the_nearest_steps_of_every_ray_stay(device: torch.
     steps, _, dropped, limit = fewer["totals"].tolist()
     assert steps <= capacity
     assert steps + dropped == wanted
-    assert torch.equal(fewer["steps"], every["steps"].clamp(max=limit)), "the longest rays lose, and all alike"
-    assert int(every["steps"].clamp(max=limit + 1).sum()) > capacity, "no more would have fitted"
+    assert torch.equal(fewer["steps"], every["steps"].clamp(max=limit)), "the longest rays are cut to a common length"
+    assert int(every["steps"].clamp(max=limit + 1).sum()) > capacity, "one more step would not have fitted"
     for ray in range(0, PIXELS, 7):
         count = int(fewer["steps"][ray])
         ours, full = int(fewer["first"][ray]), int(every["first"][ray])
@@ -203,7 +203,7 @@ def test_rays_that_miss_have_no_samples(device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf])
-def test_a_state_that_is_no_number_gives_rays_that_miss(device: torch.device, poison: float) -> None:
+def test_a_nan_state_gives_rays_that_miss(device: torch.device, poison: float) -> None:
     it = bench(device, [pose(open_head())])
     for number in (len(open_head().expression_names) + k for k in (14, 23, 28)):  # rotation, translation, cx
         heads = PosedHeads(it.kernels, it.model, 1)
@@ -216,7 +216,7 @@ def test_a_state_that_is_no_number_gives_rays_that_miss(device: torch.device, po
         assert rays["direction"].isfinite().all()
 
 
-def test_a_step_at_most_and_a_sample_at_most(device: torch.device) -> None:
+def test_the_maximum_numbers_of_steps_and_samples_hold(device: torch.device) -> None:
     it = bench(device, [pose(open_head())])
     depth = mesh_depth(it.model, pose(open_head()), VIEW)
     assert torch.isfinite(depth).any()

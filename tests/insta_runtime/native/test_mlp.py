@@ -1,4 +1,4 @@
-"""Layers on tensor cores, or on a CPU's vectors: hash grid and plain network against torch."""
+"""Benchmark network, hash grid and MLP, on tensor cores or CPU vectors, against torch."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from insta_runtime.native.field import LOSS_SCALE
 from insta_runtime.native.grid_mlp import OUTPUTS, GridMlp
 
 CONFIG = FieldConfig(levels=16, features=2, log2_entries=10, base=4, finest=100, hidden=64)
-# Relative to a tensor's largest. On a GPU the twin rounds to fp16 as the kernels do, so that the same neurons are on;
-# what remains is float32 sums in another order, there rounded to fp16 (2^-11) between layers.
+# Relative to the largest value of a tensor. On a GPU the reference rounds to fp16 as the kernels do, so that the same
+# neurons are active; float32 sums in another order remain, on a GPU rounded to fp16 (2^-11) between layers.
 VALUES = {"cpu": 1e-5, "cuda": 3e-3}
 GRADIENTS = {"cpu": 1e-5, "cuda": 1e-2}
 
 
 def round_half(x: torch.Tensor) -> torch.Tensor:
-    """To fp16 and back; gradients pass."""
+    """Round to fp16 and back; gradients pass unchanged."""
     return x + (x.half().float() - x).detach()
 
 
@@ -85,7 +85,7 @@ def test_gradients_agree(device: torch.device, count: int) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-def test_level_by_level_is_the_same() -> None:
+def test_encoding_level_by_level_gives_the_same_outputs() -> None:
     device = torch.device("cuda")
     _, kernels = make_pair(device, 1001)
     points = random_points(device, 1001)

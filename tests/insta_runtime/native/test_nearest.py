@@ -1,4 +1,4 @@
-"""Nearest triangles in device code: candidates and queries, against brute force."""
+"""Nearest-triangle kernels, candidates and queries, against brute force."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.small_person import pose
 
 MANY = AvatarConfig(warp=WarpConfig(cell=0.025, candidates=64), occupancy=OccupancyConfig(resolution=24))
 
-ROUNDING = 5e-6  # metres: the twin's squared distance is a difference of squares of centimetres
+ROUNDING = 5e-6  # metres; the squared distance of the reference is a difference of squares
 SENTINEL = -1
 
 
@@ -26,7 +26,7 @@ def posed_on(device: torch.device, config: AvatarConfig = DEFAULT) -> Posed:
 
 
 def query(posed: Posed, frame: int, points: torch.Tensor) -> Nearest:
-    """The kernel's answer, into poisoned arrays."""
+    """Results of the query kernel, in arrays that were filled with invalid values."""
     n, heads = len(points), posed.heads
     triangle = torch.full((n,), POISON, dtype=torch.int32, device=points.device)
     barycentrics, distance = torch.full_like(points, torch.nan), torch.full_like(points[:, 0], torch.nan)
@@ -45,7 +45,7 @@ def test_band_points_find_their_nearest_triangle(device: torch.device, frame: in
     too_far = found.distance - truth.distance
     assert float(too_far.min()) > -ROUNDING
     assert float(too_far.quantile(0.98)) < ROUNDING
-    assert float(too_far.max()) < 0.004  # inside the mouth and behind the lids a cell cannot offer all that are near
+    assert float(too_far.max()) < 0.004  # inside the mouth and behind the lids a row cannot hold all near triangles
 
     b = found.barycentrics
     assert float(b.min()) >= 0.0
@@ -54,8 +54,8 @@ def test_band_points_find_their_nearest_triangle(device: torch.device, frame: in
     torch.testing.assert_close((points - surface).norm(dim=-1), found.distance, atol=1e-6, rtol=1e-4)
 
 
-def test_strong_faces_and_back(device: torch.device) -> None:
-    """A mouth wide open and lids shut are as exact as a face at rest, and leave nothing behind."""
+def test_strong_expressions_are_exact_and_leave_no_state(device: torch.device) -> None:
+    """A wide open mouth and shut lids are as exact as a neutral face, and do not affect the next pose."""
     model = model_of(device, DEFAULT)
     rest, strong = pose(model.head), pose(model.head, jaw=1.0, smile=0.5, blink=1.0)
     posed = run(model, [rest, strong])
@@ -71,14 +71,14 @@ def test_strong_faces_and_back(device: torch.device) -> None:
     cells = posed.array("cell")[0, : int(heads.count[0])].long()
     at_rest = posed.array("candidates")[0][posed.array("row")[0][cells].long()]
     space = occupancy_struct(heads.kernels, model.occupancy, model.occupancy.state())
-    for _ in range(2):  # the other face, and back
+    for _ in range(2):  # alternate between two expressions
         heads.states.copy_(heads.states.flip(0))
         heads.run(space)
     assert torch.equal(posed.array("candidates")[0][posed.array("row")[0][cells].long()], at_rest)
 
 
 def test_rows_ascend_and_hold_each_triangle_once(device: torch.device) -> None:
-    """A word's upper half is fp16 bits of a distance to the cell's centre, rounded down."""
+    """The upper half of a word is the distance to the cell's centre as fp16, rounded down."""
     posed = posed_on(device)
     count, warp = int(posed.heads.count[0]), posed.model.warp
     chosen = torch.randperm(count)[:200].to(device)
@@ -98,13 +98,13 @@ def test_rows_ascend_and_hold_each_triangle_once(device: torch.device) -> None:
             for t in own
         ]
         exact = torch.cat([nearest.distance for nearest in alone])
-        # Rounding down loses up to 2^-10 of it.
+        # Rounding down loses up to 2^-10 of the distance.
         assert bool((stored[i][valid[i]] <= exact + ROUNDING).all())
         assert bool((stored[i][valid[i]] >= exact * (1 - 2.0**-10) - ROUNDING).all())
 
 
 def test_a_row_that_is_not_full_is_exact(device: torch.device) -> None:
-    """Where a cell offers all that may be nearest, the distance is brute force's."""
+    """If a row holds all possibly nearest triangles, the distance is that of brute force."""
     posed = posed_on(device)
     points = band_points(posed, 0, 700)
     warp = posed.model.warp
@@ -117,7 +117,7 @@ def test_a_row_that_is_not_full_is_exact(device: torch.device) -> None:
 
 
 def test_large_cells_and_long_rows(device: torch.device) -> None:
-    """25 mm cells find more triangles than a pool holds; 64 candidates take two rounds of a packet."""
+    """25 mm cells find more triangles than a pool can hold; 64 candidates need two passes of a packet."""
     posed = posed_on(device, MANY)
     points = band_points(posed, 1, 600)
     truth = nearest_brute_force(points, posed.array("vertices")[1], posed.model.rig.faces)
@@ -139,7 +139,7 @@ def test_points_outside_the_band_have_no_triangle(device: torch.device) -> None:
 
 @pytest.mark.parametrize("kind", ["a point", "a line", "a sliver"])
 def test_degenerate_triangles(device: torch.device, kind: str) -> None:
-    """Without area a triangle is the longest of its edges, or a point: as brute force has it."""
+    """A triangle without area is treated as its longest edge or a point, as in brute force."""
     model = model_of(device, DEFAULT)
     posed = run(model, [random_state(model.head, 13)])
     heads, vertices, faces = posed.heads, posed.array("vertices"), model.rig.faces

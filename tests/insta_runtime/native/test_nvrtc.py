@@ -109,9 +109,7 @@ def test_a_compile_error_of_nvrtc_is_one_line(nvrtc: Nvrtc) -> None:
     )
 
 
-def test_gpu_code_is_cached_with_its_resources(
-    nvrtc: Nvrtc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gpu_code_is_cached_with_its_resources(nvrtc: Nvrtc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TELEPRESENCE_KERNEL_CACHE", str(tmp_path))
     compiler = NvrtcCompiler(nvrtc, (8, 0))
     made = build(SMALL, compiler)

@@ -1,4 +1,4 @@
-"""The canonical occupancy grid in device code, against its torch twin."""
+"""Occupancy grid kernels against the torch reference."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from insta_runtime.types import Camera, HeadState
 from tests.support.small_person import SMALL, camera, neutral_shape, open_head, pose
 
 SEED = 5
-FP16 = 0.03  # opacity: weights in fp16 change a log density of a few by a hundredth
+FP16 = 0.03  # opacity; fp16 weights change a log density by about a hundredth
 FLOAT32 = 1e-5
 
 
@@ -44,7 +44,7 @@ def kernels(device: torch.device) -> Kernels:
 
 
 def space_of(kernels: Kernels, grid: OccupancyGrid) -> Struct:
-    """The grid's own counts, and poison where kernels publish."""
+    """The grid's state as a struct, with invalid values in the fields that kernels write."""
     space = occupancy_struct(kernels, grid, grid.state())
     space.tensor("occupied").fill_(77)
     space.tensor("dense").fill_(0x55555555)
@@ -52,11 +52,11 @@ def space_of(kernels: Kernels, grid: OccupancyGrid) -> Struct:
 
 
 def unpacked(words: torch.Tensor, count: int) -> torch.Tensor:
-    """(count,) bool from 32 bits a word, the lowest first."""
+    """(count,) bool from words of 32 bits, lowest bit first."""
     return (words[:, None] >> torch.arange(32, device=words.device) & 1).bool().view(-1)[:count]
 
 
-def test_publishing_is_the_twins(kernels: Kernels, model: AvatarModel) -> None:
+def test_occupied_cells_are_those_of_the_torch_reference(kernels: Kernels, model: AvatarModel) -> None:
     grid = model.occupancy
     grid.value.copy_(torch.rand(len(grid.value)) * 0.06)
     grid.value[:3] = torch.tensor([grid.config.threshold, float("nan"), 1.0])
@@ -72,13 +72,13 @@ def test_publishing_is_the_twins(kernels: Kernels, model: AvatarModel) -> None:
 
 
 def depth_of(model: AvatarModel, state: HeadState, view: Camera) -> torch.Tensor:
-    """(H, W) of the posed mesh, a little nearer than it is: some of the head is hidden then."""
+    """Depth (H, W) of the posed mesh, slightly too near, so that part of the head is hidden."""
     depth = rasterise(camera_vertices(model.pose(state).vertices, state), model.rig.faces, view).depth
     return (depth - 0.02).contiguous()
 
 
 def carve(kernels: Kernels, model: AvatarModel, state: HeadState, view: Camera, alpha: torch.Tensor) -> None:
-    """Run `carve_cells` on the second of two poses, whose vertices and maps are the twin's."""
+    """Run `carve_cells` on the second of two poses, whose vertices and maps are those of the torch reference."""
     heads, posed = PosedHeads(kernels, model, 2), model.pose(state)
     heads.states[1] = torch.as_tensor(pack_state(model, state, view))
     for name, truth in (("vertices", posed.vertices), ("maps", posed.triangle_maps.reshape(-1, 9))):
@@ -101,7 +101,7 @@ def carve(kernels: Kernels, model: AvatarModel, state: HeadState, view: Camera, 
 
 
 @pytest.mark.parametrize("view", [camera(48), camera(160), camera(96).cropped(40.0, 20.0, 48, 70)])
-def test_carving_is_the_twins(kernels: Kernels, model: AvatarModel, view: Camera) -> None:
+def test_carving_is_that_of_the_torch_reference(kernels: Kernels, model: AvatarModel, view: Camera) -> None:
     grid, state = model.occupancy, pose(open_head(), jaw=0.6, yaw=0.4)
     alpha = (torch.rand(view.height, view.width) ** 20 * 255).byte().to(kernels.device)
     alpha[: view.height // 3] = 0
@@ -113,14 +113,14 @@ def test_carving_is_the_twins(kernels: Kernels, model: AvatarModel, view: Camera
     for _ in range(2):
         carve(kernels, model, state, view, alpha)
     assert 0.05 < inside.mean() < 0.95 * seen.mean()
-    # Rounding moves a cell whose centre lies on a pixel's border to the next pixel.
+    # Cells whose centre projects to the border of a pixel may fall into the next pixel by rounding.
     assert (grid.view_count != 2 * seen).float().mean() < 2e-3
     assert (grid.matte_count != 2 * inside).float().mean() < 5e-3
 
 
 @pytest.mark.parametrize("z", [float("nan"), -0.6, 0.0])
-def test_a_head_that_is_not_before_the_camera_is_not_counted(kernels: Kernels, model: AvatarModel, z: float) -> None:
-    """At zero the head is around the camera, and what of it lies before it counts, whatever its size there."""
+def test_a_head_behind_the_camera_is_not_counted(kernels: Kernels, model: AvatarModel, z: float) -> None:
+    """At z = 0 the head surrounds the camera, and its cells in front of the camera are counted."""
     view = camera(48)
     heads = PosedHeads(kernels, model, 1)
     state = pose(open_head())
@@ -141,7 +141,7 @@ def test_a_head_that_is_not_before_the_camera_is_not_counted(kernels: Kernels, m
 
 
 def pcg(x: np.ndarray | int) -> np.ndarray:
-    """The hash of random.cuh."""
+    """The hash function of random.cuh, in Python."""
     x = np.asarray(x, dtype=np.uint32)
     with np.errstate(over="ignore"):
         state = x * np.uint32(747796405) + np.uint32(2891336453)
@@ -150,7 +150,7 @@ def pcg(x: np.ndarray | int) -> np.ndarray:
 
 
 def drawn(grid: OccupancyGrid, step: int, updates: int, codes: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What `update_occupancy` draws: cells (N,), points (N, 3) of the unit cube, rows of codes (N,)."""
+    """Random draws of `update_occupancy`: cells (N,), points (N, 3) in the unit cube, rows of codes (N,)."""
     count = len(grid.cells)
     number = min(updates, count)
     index = np.arange(number, dtype=np.int64)
@@ -193,15 +193,17 @@ def update(kernels: Kernels, model: AvatarModel, codes: torch.Tensor, step: int,
 
 
 @pytest.mark.parametrize("updates", [1, 777, 1 << 20])
-def test_updates_are_the_twins_at_the_points_drawn(kernels: Kernels, model: AvatarModel, updates: int) -> None:
+def test_updates_are_those_of_the_torch_reference_at_the_drawn_points(
+    kernels: Kernels, model: AvatarModel, updates: int
+) -> None:
     grid = model.occupancy
-    with torch.no_grad():  # so that densities differ from place to place
+    with torch.no_grad():  # so that densities vary
         for parameter in model.field.grid.parameters():
             parameter.uniform_(-2.0, 2.0)
     grid.value.uniform_(0.0, 0.3)
     before = grid.value.clone()
     codes = torch.randn(5, CODE_WIDTH + 3).to(kernels.device)
-    codes[4] = float("nan")  # there are but four
+    codes[4] = float("nan")  # a fifth row, which must not be read
     update(kernels, model, codes, step=9, known=4, updates=updates)
     cells, points, rows = drawn(grid, 9, updates, 4)
     assert len(cells.unique()) == min(updates, len(grid.cells)), "no cell is drawn twice"
@@ -232,7 +234,7 @@ def test_each_step_draws_other_points(kernels: Kernels, model: AvatarModel) -> N
     assert not torch.equal(values[0], values[2])
 
 
-def test_without_codes_nothing_is_asked(kernels: Kernels, model: AvatarModel) -> None:
+def test_without_codes_nothing_changes(kernels: Kernels, model: AvatarModel) -> None:
     before = model.occupancy.value.clone()
     update(kernels, model, torch.full((1, CODE_WIDTH), float("nan"), device=kernels.device), 0, known=0, updates=100)
     assert torch.equal(model.occupancy.value, before)

@@ -1,4 +1,4 @@
-"""The original's method as a whole: pictures and steps by kernels against the twins, with all its switches at once."""
+"""The settings of the INSTA paper, all together: frames and training steps by kernels against the torch reference."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from tests.support.small_person import SMALL, camera, neutral_shape, open_head, 
 
 CPU = torch.device("cpu")
 STATE, VIEW = pose(open_head(), jaw=0.4, smile=0.5, yaw=0.2), camera(48)
-# dB, as in test_render.py, but for seams: above an edge the triangles that share it take a sample to different places.
+# dB, as in test_render.py, but lower because of seams between triangles, whose maps differ above an edge.
 ALIKE = {"cpu": 36.0, "cuda": 33.0}
 
 
 @cache
 def small_paper() -> AvatarConfig:
-    """The preset with the sizes of `SMALL`: cells, rays, pictures; its field has few levels, and all of its layers."""
+    """The preset with the sizes of `SMALL` for cells, rays and images; fewer field levels, but all layers."""
     paper = load_config("insta_paper", device="cpu").avatar
     small = SMALL.radiance
     return replace(
@@ -76,7 +76,7 @@ def pictures() -> list[Observation]:
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_pictures_are_those_of_the_twin(device: torch.device, fused: bool) -> None:
+def test_frames_are_those_of_the_torch_reference(device: torch.device, fused: bool) -> None:
     model = model_on(device)
     with torch.no_grad():
         table = model.field.grid.table
@@ -87,7 +87,7 @@ def test_pictures_are_those_of_the_twin(device: torch.device, fused: bool) -> No
     assert psnr(ours, truth) > ALIKE[device.type]
 
 
-def test_it_learns_as_the_twin_does(device: torch.device, pictures: list[Observation]) -> None:
+def test_it_learns_as_the_torch_trainer_does(device: torch.device, pictures: list[Observation]) -> None:
     trainers = NativeTrainer(model_on(device), kernels_on(device)), TorchTrainer(model_on(CPU))
     losses = []
     for trainer in trainers:
@@ -99,16 +99,16 @@ def test_it_learns_as_the_twin_does(device: torch.device, pictures: list[Observa
     assert np.isfinite(ours).all()
     space, grid = trainers[0]._occupancy, trainers[0].model.occupancy
     assert grid.view_count.max() >= 3
-    assert torch.equal(space.tensor("occupied").bool(), grid.occupied), "whatever silhouettes say"
-    if device.type == "cuda":  # it tells the loss of some steps ago, now and then
+    assert torch.equal(space.tensor("occupied").bool(), grid.occupied), "silhouettes are ignored"
+    if device.type == "cuda":  # reports the loss of an earlier step, at intervals
         assert ours[-1] < 2.0 * twins[12:].mean()
         return
     assert ours[7:10].mean() < 0.9 * ours[:2].mean()
     assert ours[:10].mean() == pytest.approx(twins[:10].mean(), rel=0.2)
-    assert ours[12:].mean() == pytest.approx(twins[12:].mean(), rel=0.4), "the mouth now counts forty times"
+    assert ours[12:].mean() == pytest.approx(twins[12:].mean(), rel=0.4), "mouth pixels now have forty times the weight"
 
 
-def test_the_lips_numbers_are_units_of_the_mouth_or_the_first_components() -> None:
+def test_the_lip_code_has_the_mouth_units_or_the_first_components() -> None:
     assert len(LIPS_UNITS) == LIPS_WIDTH
     names = open_head().expression_names
     expression = np.zeros(len(names), np.float32)

@@ -1,4 +1,4 @@
-"""Pictures as bytes, and fading weights: kernels against numpy."""
+"""Kernels for pixel formats and crossfading against numpy."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from insta_runtime.native.kernels import Kernels
 from insta_runtime.types import Bytes, Float32, RenderedFrame
 
 WIDTH, HEIGHT = 38, 22
-ROUNDING = 1  # of 255: products in another order may fall on the other side of a half
+ROUNDING = 1  # of 255; rounding may go the other way at one half
 
 
 def pictures() -> tuple[Float32, Float32]:
-    """A random premultiplied picture, slightly out of range, and a background."""
+    """A random premultiplied image, slightly out of range, and a background."""
     random = np.random.default_rng()
     alpha = random.uniform(-0.05, 1.05, (HEIGHT, WIDTH, 1))
     rgb = alpha * random.uniform(0.0, 1.02, (HEIGHT, WIDTH, 3))
@@ -50,7 +50,7 @@ def assert_close(ours: torch.Tensor, truth: Bytes) -> None:
     assert (difference > 0).mean() < 0.01
 
 
-def test_bytes_over_nothing_and_over_a_background(device: torch.device) -> None:
+def test_bytes_without_and_with_a_background(device: torch.device) -> None:
     kernels = Kernels(device, {})
     rgba, background = pictures()
     count = WIDTH * HEIGHT
@@ -86,7 +86,7 @@ def test_grey_has_no_chroma_and_white_and_black_are_the_ends_of_the_range(device
     assert (out[2] == 128).all()
 
 
-def test_a_fade_moves_evenly_and_arrives_exactly(device: torch.device) -> None:
+def test_a_crossfade_is_linear_and_ends_exactly_at_the_target(device: torch.device) -> None:
     kernels = Kernels(device, {})
     start, target = torch.randn(1000, device=device), torch.randn(1000, device=device)
     shown = start.clone()

@@ -1,4 +1,4 @@
-"""Posed vertices in device code, against `HeadRig`."""
+"""Kernel for posed vertices against `HeadRig`."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ def test_vertices_are_those_of_the_rig(device: torch.device, flame: bool, seed: 
         torch.testing.assert_close(posed.array("vertices")[frame], twin.vertices, **VERTICES)
 
 
-def test_no_turn_at_all(device: torch.device) -> None:
-    """Rodrigues' formula at zero."""
+def test_zero_rotations(device: torch.device) -> None:
+    """Rodrigues' formula at angle zero."""
     model = model_of(device, flame=True)
     posed = run(model, [HeadState.neutral(len(model.head.expression_names))])
     torch.testing.assert_close(posed.array("vertices")[0], posed.twins()[0].vertices, **VERTICES)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e30])
-def test_what_is_no_number_counts_as_zero(device: torch.device, bad: float) -> None:
-    """In the row itself, and in the state that the row is made from: one bad number never poisons a picture."""
+def test_nan_and_infinity_count_as_zero(device: torch.device, bad: float) -> None:
+    """In the packed row and in the head state, so that one bad number cannot spoil a frame."""
     model = model_of(device)
     good = random_state(model.head, 3)
     expression, jaw = good.expression.copy(), good.jaw_pose.copy()
@@ -59,7 +59,7 @@ def test_what_is_no_number_counts_as_zero(device: torch.device, bad: float) -> N
     torch.testing.assert_close(posed.array("vertices")[0], posed.twins()[0].vertices, **VERTICES)
 
 
-def test_a_row_holds_what_layout_cuh_says(device: torch.device) -> None:
+def test_a_packed_row_has_the_layout_of_layout_cuh(device: torch.device) -> None:
     model = model_of(device)
     state, view = random_state(model.head, 4), camera(48)
     apart = np.arange(PARTS * MOTION, dtype=np.float32).reshape(PARTS, MOTION)
@@ -75,7 +75,7 @@ def test_a_row_holds_what_layout_cuh_says(device: torch.device) -> None:
         state.translation,
         [view.fx, view.fy, view.cx, view.cy],
         apart.ravel(),
-        np.eye(3).ravel(),  # before anything was seen, any view will do
+        np.eye(3).ravel(),  # the identity before any view was seen
         model.code(state),
     ]
     assert len(parts[-1]) == CODE_WIDTH

@@ -1,4 +1,4 @@
-"""Kernels of registration against their twins: what pictures pull at heads, one step of the motions, placed heads."""
+"""Pose refinement kernels against the torch reference: gradients and steps of motions, corrected poses."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from insta_runtime.render.pose_refinement import (
     COLUMNS,
     MOTIONS,
     PoseRefinement,
-    apart,
     count_features,
-    moved,
+    move_head,
+    part_motions,
     pose_features,
 )
 from insta_runtime.types import HeadState
@@ -50,12 +50,14 @@ def _random_state(generator: np.random.Generator) -> HeadState:
     )
 
 
-def test_samples_pull_at_the_heads_of_their_frames(device: torch.device, generator: np.random.Generator) -> None:
+def test_gradients_of_samples_reach_the_heads_of_their_frames(
+    device: torch.device, generator: np.random.Generator
+) -> None:
     kernels, frames, each, a_ray = _kernels(device), 3, 32, 5
     count = frames * each
     field = RadianceField(FIELD, torch.Generator().manual_seed(1)).to(device)
     grid: HashGrid = field.grid
-    with torch.no_grad():  # far from its small beginning, so that slopes count
+    with torch.no_grad():  # large values, so that gradients are significant
         grid.table.copy_(torch.from_numpy(generator.normal(0.0, 0.5, grid.table.shape)).to(grid.table).half().float())
     packed = PackedField(kernels, FIELD)
     packed.load(flatten(field.state_dict(), FIELD))
@@ -66,9 +68,9 @@ def test_samples_pull_at_the_heads_of_their_frames(device: torch.device, generat
     steps = count * a_ray
     kept = generator.random(steps) < 0.7
     slot = np.full(steps, -1, dtype=np.int32)
-    slot[kept] = generator.permutation(kept.sum())  # samples lie in any order
+    slot[kept] = generator.permutation(kept.sum())  # samples have any order
     ray = np.repeat(np.arange(count, dtype=np.int32), a_ray)
-    ray[7] = -1  # a place that is left over
+    ray[7] = -1  # an entry that belongs to no ray
     total = int(kept.sum())
     position, step_t = floats(steps, 3, low=0.05, high=0.95), floats(steps, low=0.3, high=0.9)
     origin, direction = floats(count, 4), torch.nn.functional.normalize(floats(count, 3), dim=1)
@@ -78,7 +80,7 @@ def test_samples_pull_at_the_heads_of_their_frames(device: torch.device, generat
         return torch.zeros(shape, dtype=torch.int32, device=device)
 
     masks = floats(steps, PARTS, low=0.0, high=0.6)
-    masks[: steps // 2] = 0.0  # most are of the head alone
+    masks[: steps // 2] = 0.0  # most samples belong to the head alone
     rays = kernels.struct(
         "Rays", origin=origin, direction=direction, offset=floats(count), frame=ints(count), count=count
     )
@@ -104,10 +106,12 @@ def test_samples_pull_at_the_heads_of_their_frames(device: torch.device, generat
         stored = gradient.permute(1, 0, 2).contiguous().half()
     else:
         stored = gradient.permute(1, 2, 0).contiguous()
-    pulls = torch.zeros(frames, MOTIONS, device=device)
-    kernels.launch("pose_gradients", rays, samples, packed.weights, stored.flatten(), SIDE, frames, pulls, items=steps)
+    gradients = torch.zeros(frames, MOTIONS, device=device)
+    kernels.launch(
+        "pose_gradients", rays, samples, packed.weights, stored.flatten(), SIDE, frames, gradients, items=steps
+    )
 
-    wanted = torch.zeros_like(pulls)
+    expected = torch.zeros_like(gradients)
     for frame in range(frames):
         own = np.flatnonzero((slot >= 0) & (ray >= 0) & (ray // each == frame))
         of, at = torch.from_numpy(ray[own]).to(device).long(), torch.from_numpy(slot[own]).to(device).long()
@@ -116,10 +120,10 @@ def test_samples_pull_at_the_heads_of_their_frames(device: torch.device, generat
         features = grid(position[at] + motion_shift(motion, points, masks[at]) / SIDE).view(len(own), -1)
         (features * gradient[at].reshape(len(own), -1)).sum().backward()  # type: ignore[no-untyped-call]
         assert motion.grad is not None
-        wanted[frame] = motion.grad
-    scale = float(wanted.abs().max())
+        expected[frame] = motion.grad
+    scale = float(expected.abs().max())
     assert scale > 1.0
-    torch.testing.assert_close(pulls, wanted, rtol=0.0, atol=1e-4 * scale)
+    torch.testing.assert_close(gradients, expected, rtol=0.0, atol=1e-4 * scale)
 
 
 def test_motions_take_the_same_step(device: torch.device, generator: np.random.Generator) -> None:
@@ -131,54 +135,54 @@ def test_motions_take_the_same_step(device: torch.device, generator: np.random.G
     predicted = torch.from_numpy(generator.normal(0.0, 1e-3, (slots, MOTIONS)).astype(np.float32))
     for twin, motion in zip(twins, start, strict=True):
         twin.now = motion.clone()
-    motions, expected = start.to(device), predicted.to(device)
+    motions, predictions = start.to(device), predicted.to(device)
     moments, ages = torch.zeros(slots, 2, MOTIONS, device=device), torch.zeros(slots, MOTIONS, device=device)
     rate, fades = 3e-4, 0.02
     control = torch.tensor([0.0, 0.0, 1.0, 1.0, 0.0, 0.5, rate, 0.0], device=device)
-    for drawn in ([0, 2], [2, 2], [1, 0]):  # one twice at once
-        pulls = torch.from_numpy(generator.normal(0.0, 1.0, (2, MOTIONS)).astype(np.float32))
-        for slot, pull in zip(drawn, pulls, strict=True):
-            twins[slot].step(pull, rate, predicted[slot], fades)
+    for drawn in ([0, 2], [2, 2], [1, 0]):  # including one slot drawn twice
+        gradients = torch.from_numpy(generator.normal(0.0, 1.0, (2, MOTIONS)).astype(np.float32))
+        for slot, gradient in zip(drawn, gradients, strict=True):
+            twins[slot].step(gradient, rate, predicted[slot], fades)
         order = torch.tensor(drawn, dtype=torch.int32, device=device)
-        arguments = order, pulls.to(device) * LOSS_SCALE, control, expected, fades, motions, moments, ages
+        arguments = order, gradients.to(device) * LOSS_SCALE, control, predictions, fades, motions, moments, ages
         kernels.launch("pose_adam_step", 2, *arguments, items=MOTIONS)
-    wanted = torch.stack([twin.now for twin in twins])
-    torch.testing.assert_close(motions.cpu(), wanted, rtol=0.0, atol=2e-8)
-    assert torch.equal(motions[3].cpu(), start[3]), "a picture that was not drawn stays"
+    expected = torch.stack([twin.now for twin in twins])
+    torch.testing.assert_close(motions.cpu(), expected, rtol=0.0, atol=2e-8)
+    assert torch.equal(motions[3].cpu(), start[3]), "a frame that was not drawn keeps its motion"
 
     control[5] = float("nan")
     before = motions.clone()
     kernels.launch("pose_adam_step", 2, *arguments, items=MOTIONS)
-    assert torch.equal(motions, before), "a loss that is no number moves nothing"
+    assert torch.equal(motions, before), "with a NaN loss no motion changes"
 
 
-def test_heads_are_placed_as_their_twins_are(device: torch.device, generator: np.random.Generator) -> None:
+def test_corrected_poses_are_those_of_the_torch_reference(device: torch.device, generator: np.random.Generator) -> None:
     kernels, slots, size = _kernels(device), 3, EXPRESSIONS + 30 + PARTS * MOTION + 16
     states = [_random_state(generator) for _ in range(slots)]
     motions = generator.normal(0.0, 5e-3, (slots, MOTIONS)).astype(np.float32)
     tracked = np.stack([np.r_[rotation_matrix(s.rotation).ravel(), s.translation] for s in states]).astype(np.float32)
     rows, posed = torch.full((slots, size), 7.0, device=device), torch.full((2, size), 7.0, device=device)
-    pulls = torch.ones(2, MOTIONS, device=device)
+    gradients = torch.ones(2, MOTIONS, device=device)
     drawn = torch.tensor([2, 0], dtype=torch.int32, device=device)
     inputs = torch.from_numpy(tracked).to(device), torch.from_numpy(motions).to(device)
-    kernels.launch("apply_pose_corrections", EXPRESSIONS, size, 2, drawn, *inputs, rows, posed, pulls, items=2)
+    kernels.launch("apply_pose_corrections", EXPRESSIONS, size, 2, drawn, *inputs, rows, posed, gradients, items=2)
     column = EXPRESSIONS + 14
     for place, slot in enumerate((2, 0)):
-        twin = moved(states[slot], motions[slot])
-        wanted = np.r_[rotation_matrix(twin.rotation).ravel(), twin.translation].astype(np.float32)
+        twin = move_head(states[slot], motions[slot])
+        expected = np.r_[rotation_matrix(twin.rotation).ravel(), twin.translation].astype(np.float32)
         for row in (rows[slot], posed[place]):
-            np.testing.assert_allclose(row[column : column + 12].cpu().numpy(), wanted, atol=1e-6)
+            np.testing.assert_allclose(row[column : column + 12].cpu().numpy(), expected, atol=1e-6)
             assert (row[:column] == 7.0).all()
             parts = row[column + 16 : column + 16 + PARTS * MOTION].cpu().numpy()
-            np.testing.assert_allclose(parts.reshape(PARTS, MOTION), apart(motions[slot]), atol=1e-7)
+            np.testing.assert_allclose(parts.reshape(PARTS, MOTION), part_motions(motions[slot]), atol=1e-7)
             assert (row[column + 12 : column + 16] == 7.0).all()
             assert (row[column + 16 + PARTS * MOTION :] == 7.0).all()
     assert (rows[1] == 7.0).all()
-    assert not pulls.any()
+    assert not gradients.any()
 
 
-def test_what_repeats_is_predicted_for_states_never_learned_from(generator: np.random.Generator) -> None:
-    """An error of pose that follows the expression is found, and undone for another state."""
+def test_a_systematic_error_is_predicted_for_states_not_in_training(generator: np.random.Generator) -> None:
+    """A pose error that depends on the expression is learned, and corrected for other states."""
     states = [_random_state(generator) for _ in range(300)]
     cause = np.array([0.004, -0.002, 0.0, 0.003, 0.0, 0.001] * (1 + PARTS), dtype=np.float32)
     cause[MOTION:] *= -0.5
@@ -192,29 +196,31 @@ def test_what_repeats_is_predicted_for_states_never_learned_from(generator: np.r
     assert np.abs(guessed - motions[250:]).max() < 0.15 * np.abs(motions).max()
     learned = PoseRefinement(table.numpy())
     for state, motion in zip(states[250:255], guessed, strict=False):
-        (shown, parts), wanted = learned.refine(state), moved(state, motion)
-        np.testing.assert_allclose(parts, apart(motion), atol=1e-6)
-        np.testing.assert_allclose(shown.rotation, wanted.rotation, atol=1e-5)
-        np.testing.assert_allclose(shown.translation, wanted.translation, atol=1e-6)
+        (shown, parts), expected = learned.refine(state), move_head(state, motion)
+        np.testing.assert_allclose(parts, part_motions(motion), atol=1e-6)
+        np.testing.assert_allclose(shown.rotation, expected.rotation, atol=1e-5)
+        np.testing.assert_allclose(shown.translation, expected.translation, atol=1e-6)
     shown, parts = PoseRefinement.identity(EXPRESSIONS).refine(states[0])
     assert np.array_equal(shown.rotation, states[0].rotation)
     assert not parts.any()
 
 
-def test_what_does_not_repeat_is_not_guessed(generator: np.random.Generator) -> None:
-    """Where one part's motions are noise its penalty is strong, while another part's cause is still found."""
+def test_noise_is_not_predicted(generator: np.random.Generator) -> None:
+    """A part whose motions are noise gets a strong penalty, while the motion of another part is still predicted."""
     states = [_random_state(generator) for _ in range(120)]
     features = torch.from_numpy(np.stack([pose_features(s) for s in states]))
     motions = torch.from_numpy(generator.normal(0.0, 1e-3, (120, MOTIONS)).astype(np.float32))
     motions[:, :MOTION] = (features[:, 1:2] - features[:, 1:2].mean()) * 2e-3
     table = fit_table(features, motions, torch.full((120,), 9.0), torch.arange(120), 0.01)
-    guessed = predict_motions(table, torch.from_numpy(np.stack([pose_features(_random_state(generator)) for _ in range(50)])))
+    guessed = predict_motions(
+        table, torch.from_numpy(np.stack([pose_features(_random_state(generator)) for _ in range(50)]))
+    )
     spread = guessed.std(dim=0)
     assert float(spread[:MOTION].min()) > 0.7 * float(motions[:, 0].std())
     assert float(spread[MOTION:].max()) < 0.3e-3
 
 
-def test_tables_of_before_move_all_of_the_head(generator: np.random.Generator) -> None:
+def test_tables_of_an_older_format_move_the_whole_head(generator: np.random.Generator) -> None:
     old = generator.normal(0.0, 1e-3, (count_features(EXPRESSIONS), 4 + MOTION)).astype(np.float32)
     old[:, 1], old[:, 2], old[:, 3] = 1.0, -9.0, 9.0
     state = _random_state(generator)
@@ -223,7 +229,7 @@ def test_tables_of_before_move_all_of_the_head(generator: np.random.Generator) -
     np.testing.assert_allclose(parts, 0.0, atol=1e-9)
 
 
-def test_nothing_is_guessed_beyond_what_was_learned_from(generator: np.random.Generator) -> None:
+def test_predictions_do_not_extrapolate_beyond_the_training_states(generator: np.random.Generator) -> None:
     states = [_random_state(generator) for _ in range(60)]
     features = torch.from_numpy(np.stack([pose_features(s) for s in states]))
     motions = features[:, 1:2] * torch.full((1, MOTIONS), 1e-3)

@@ -1,4 +1,4 @@
-"""Pictures of the avatar by kernels: against the torch renderer, fused against unfused, and as bytes."""
+"""Native renderer: against the torch renderer, fused against unfused kernels, and pixel formats."""
 
 from __future__ import annotations
 
@@ -25,15 +25,14 @@ from insta_runtime.types import Camera, Float32, HeadState
 from tests.support.small_person import SMALL, camera, neutral_shape, open_head, performance, photograph, pose
 
 STATE, VIEW = pose(open_head(), jaw=0.4, yaw=0.2), camera(48)
-# dB.  Samples at the borders of cells and triangles differ, which counts most where all samples of a ray do; a GPU's
-# weights are fp16.
+# dB.  Samples at the borders of cells and triangles differ, most visibly in opaque avatars; GPU weights are fp16.
 ALIKE = {"cpu": 38.0, "cuda": 36.0}
 SOLID = {"cpu": 45.0, "cuda": 38.0}
 
 
 @cache
 def painted_model(device: torch.device, seed: int = 0, opaque: bool = True) -> AvatarModel:
-    """A model with random colours: nothing shines through it if it is ``opaque``, else all is haze."""
+    """A model with random colours, either ``opaque`` or translucent everywhere."""
     model = AvatarModel(open_head(), neutral_shape(open_head()), SMALL, device, seed)
     with torch.no_grad():
         table = model.field.grid.table
@@ -66,7 +65,7 @@ def psnr(ours: Float32, truth: Float32) -> float:
 
 @pytest.mark.parametrize("opaque", [True, False])
 @pytest.mark.parametrize("fused", [True, False])
-def test_pictures_are_those_of_the_twin(device: torch.device, fused: bool, opaque: bool) -> None:
+def test_frames_are_those_of_the_torch_reference(device: torch.device, fused: bool, opaque: bool) -> None:
     model = painted_model(device, opaque=opaque)
     native, twin = renderer(model, fused=fused), Renderer(model)
     for state, view in ((STATE, VIEW), (pose(open_head(), smile=1.0, yaw=-0.45), camera(33))):
@@ -79,14 +78,14 @@ def test_pictures_are_those_of_the_twin(device: torch.device, fused: bool, opaqu
 
 
 @pytest.mark.parametrize("opaque", [True, False])
-def test_one_pass_draws_what_the_chain_draws(device: torch.device, opaque: bool) -> None:
+def test_the_fused_kernels_render_what_the_chain_renders(device: torch.device, opaque: bool) -> None:
     model = painted_model(device, opaque=opaque)
     fused, chain = renderer(model).render(STATE, VIEW).rgba, renderer(model, fused=False).render(STATE, VIEW).rgba
-    # Beside rounding, all that one pass leaves out lies behind EARLY_STOP.
+    # Besides rounding, the fused kernels only omit samples behind EARLY_STOP.
     assert np.abs(fused - chain).max() < 2.0 * EARLY_STOP + (1e-5 if device.type == "cpu" else 4e-3)
 
 
-def test_views_that_nobody_had_are_pulled_in_as_by_the_twin(device: torch.device) -> None:
+def test_unseen_views_are_clamped_as_in_the_torch_renderer(device: torch.device) -> None:
     model = copy.copy(painted_model(device))
     model.code = copy.copy(model.code)
     state, view = pose(open_head(), smile=1.0, yaw=0.6), camera(33)
@@ -95,12 +94,12 @@ def test_views_that_nobody_had_are_pulled_in_as_by_the_twin(device: torch.device
     for fused in (True, False):
         ours, truth = renderer(model, fused=fused).render(state, view), Renderer(model).render(state, view)
         worst = np.sort(np.abs(ours.rgba - truth.rgba).max(axis=-1).ravel())
-        assert worst[-20] < 0.1, "but for a few pixels whose only sample lies at the border of a cell"
+        assert worst[-20] < 0.1, "except for a few pixels whose only sample lies at the border of a cell"
         assert np.abs(ours.rgba - free)[..., :3].mean() > 1e-3
         np.testing.assert_allclose(ours.rgba[..., 3], free[..., 3], atol=1e-3)
 
 
-def test_a_still_head_gives_a_still_picture(device: torch.device) -> None:
+def test_a_still_head_gives_identical_frames(device: torch.device) -> None:
     model = painted_model(device)
     first, second = renderer(model), renderer(model)
     picture = first.render(STATE, VIEW).rgba
@@ -110,7 +109,7 @@ def test_a_still_head_gives_a_still_picture(device: torch.device) -> None:
     np.testing.assert_array_equal(picture, second.render(STATE, VIEW).rgba)
 
 
-def test_a_head_out_of_sight_gives_an_empty_picture(device: torch.device) -> None:
+def test_a_head_out_of_view_gives_an_empty_frame(device: torch.device) -> None:
     native = renderer(painted_model(device))
     native.render(STATE, camera(32))
     assert not native.render(STATE, camera(32).cropped(5000.0, 0.0, 32, 32)).rgba.any()
@@ -119,7 +118,7 @@ def test_a_head_out_of_sight_gives_an_empty_picture(device: torch.device) -> Non
 
 
 @pytest.mark.parametrize("name", ["expression", "rotation", "translation", "jaw_pose"])
-def test_a_state_that_is_no_number_still_gives_a_picture(device: torch.device, name: str) -> None:
+def test_a_nan_state_still_gives_a_finite_frame(device: torch.device, name: str) -> None:
     native = renderer(painted_model(device))
     broken = copy.deepcopy(STATE)
     getattr(broken, name)[:] = np.nan
@@ -127,8 +126,10 @@ def test_a_state_that_is_no_number_still_gives_a_picture(device: torch.device, n
     assert native.render(STATE, camera(32)).rgba.any()
 
 
-@pytest.mark.parametrize(("fused", "room"), [(True, 8), (False, 9)])  # the chain's is for steps, not for samples
-def test_when_memory_is_short_no_hole_opens(device: torch.device, fused: bool, room: int) -> None:
+@pytest.mark.parametrize(
+    ("fused", "room"), [(True, 8), (False, 9)]
+)  # in the chain the capacity is for steps, not for samples
+def test_at_the_capacity_limit_no_holes_appear(device: torch.device, fused: bool, room: int) -> None:
     model = painted_model(device)
     full = renderer(model, fused=fused).render(STATE, VIEW).rgba
     skimped = renderer(model, fused=fused, capacity=VIEW.width * VIEW.height * room)
@@ -140,7 +141,7 @@ def test_when_memory_is_short_no_hole_opens(device: torch.device, fused: bool, r
     assert (short[..., 3] <= full[..., 3] + 0.01).all()
 
 
-def test_only_far_samples_are_missing_where_a_ray_has_too_many(device: torch.device) -> None:
+def test_a_ray_with_too_many_samples_loses_only_the_farthest(device: torch.device) -> None:
     config = replace(SMALL, sampling=replace(SMALL.sampling, max_samples=6))
     model = copy.copy(painted_model(device, opaque=False))
     model.config = config
@@ -155,7 +156,7 @@ def over(rgba: Float32, background: Float32) -> Float32:
     return np.asarray(rgba[..., :3] + (1.0 - rgba[..., 3:]) * background, np.float32).clip(0.0, 1.0)
 
 
-def test_frames_come_as_bytes_over_their_background(device: torch.device) -> None:
+def test_frames_are_bytes_over_their_background(device: torch.device) -> None:
     native = renderer(painted_model(device))
     rgba = native.render(STATE, VIEW).rgba
     grey = np.full(3, 0.25, np.float32)
@@ -177,7 +178,7 @@ def test_frames_come_as_bytes_over_their_background(device: torch.device) -> Non
     np.testing.assert_array_equal(both[0].reshape(2, -1), both[1].reshape(-1, 2).T)
 
 
-def test_frames_of_the_ring_do_not_disturb_each_other(device: torch.device) -> None:
+def test_frames_of_the_ring_are_independent(device: torch.device) -> None:
     native = renderer(painted_model(device))
     states = [pose(open_head(), yaw=0.1 * i) for i in range(RING)]
     truth = [native.frame(state, VIEW, "rgba").wait().copy() for state in states]
@@ -187,7 +188,7 @@ def test_frames_of_the_ring_do_not_disturb_each_other(device: torch.device) -> N
     assert native.counters().pictures == 2 * RING
 
 
-def test_what_cannot_be_a_picture_is_refused(device: torch.device) -> None:
+def test_impossible_formats_and_sizes_are_refused(device: torch.device) -> None:
     native = renderer(painted_model(device))
     with pytest.raises(ValueError, match="even"):
         native.frame(STATE, Camera(30.0, 30.0, 15.0, 15.0, 31, 30), "i420")
@@ -197,7 +198,7 @@ def test_what_cannot_be_a_picture_is_refused(device: torch.device) -> None:
         native.frame(STATE, VIEW, "rgb", np.zeros((5, 5, 3), np.float32))
 
 
-def test_a_snapshot_is_shown_at_once_by_render_and_fades_in_by_frame(device: torch.device) -> None:
+def test_render_uses_a_snapshot_at_once_and_frame_fades_to_it(device: torch.device) -> None:
     first, second = painted_model(device), painted_model(device, seed=1)
     now = [100.0]
     native, fresh = renderer(first, clock=lambda: now[0]), renderer(second)
@@ -208,7 +209,7 @@ def test_a_snapshot_is_shown_at_once_by_render_and_fades_in_by_frame(device: tor
     before = native.frame(STATE, VIEW, "rgba").wait().copy()
     native.load(take_snapshot(second))
     pictures = []
-    for _ in range(5):  # at any rate: five pictures in the time of a fade
+    for _ in range(5):  # five frames within the time of a fade
         assert native.fading
         now[0] += 0.201 * FADE_S
         pictures.append(native.frame(STATE, VIEW, "rgba").wait().copy().astype(float))
@@ -221,13 +222,13 @@ def test_a_snapshot_is_shown_at_once_by_render_and_fades_in_by_frame(device: tor
 
 
 def test_poses_and_codes_fade_with_the_weights(device: torch.device) -> None:
-    """A snapshot with another registration: the head glides there, it does not jump."""
+    """With another pose refinement in the snapshot, the head moves gradually."""
     now = [0.0]
     model = painted_model(device)
     native = renderer(model, clock=lambda: now[0])
     before = native.frame(STATE, VIEW, "rgba").wait().astype(float)
     snapshot = take_snapshot(model)
-    snapshot["pose_refinement"][0, 2:5] = torch.tensor([1.0, 1.0, 0.02])  # two centimetres aside, whatever the state
+    snapshot["pose_refinement"][0, 2:5] = torch.tensor([1.0, 1.0, 0.02])  # two centimetres aside, for every state
     native.load(snapshot)
     seen = [before]
     for _ in range(4):
@@ -250,7 +251,7 @@ def test_a_snapshot_of_another_configuration_is_refused(device: torch.device) ->
         np.testing.assert_array_equal(native.render(STATE, VIEW).rgba, before)
 
 
-def test_learning_does_not_disturb_what_is_shown(device: torch.device) -> None:
+def test_training_does_not_change_rendered_frames(device: torch.device) -> None:
     model = AvatarModel(open_head(), neutral_shape(open_head()), SMALL, device)
     native = renderer(model)
     before = native.render(STATE, VIEW).rgba
@@ -286,7 +287,7 @@ def test_nothing_is_allocated_once_a_size_is_known(device: torch.device) -> None
     assert {n: t.data_ptr() for n, t in vars(native._canvas(VIEW)).items() if isinstance(t, torch.Tensor)} == kept
 
 
-def test_where_nobody_looked_the_mesh_lies_under_the_field(device: torch.device) -> None:
+def test_the_coloured_mesh_is_composited_under_the_field(device: torch.device) -> None:
     model = copy.copy(painted_model(device, opaque=False))
     plain = renderer(model).render(STATE, VIEW).rgba
     model.underlay = torch.zeros_like(model.underlay)
@@ -297,8 +298,10 @@ def test_where_nobody_looked_the_mesh_lies_under_the_field(device: torch.device)
     added = ours - plain
     assert (added > -1e-3).all()
     assert added[plain[..., 3] == 0.0].max() > 0.5
-    assert (added[..., 3] < 0.8 * (1.0 - plain[..., 3]) + 1e-3).all(), "it is seen as far as light passes the field"
-    # It travels with the weights.
+    assert (added[..., 3] < 0.8 * (1.0 - plain[..., 3]) + 1e-3).all(), (
+        "the mesh is weighted by the transmittance of the field"
+    )
+    # It is part of a snapshot.
     late = renderer(painted_model(device, opaque=False))
     late.load(take_snapshot(model))
     np.testing.assert_array_equal(late.render(STATE, VIEW).rgba, renderer(model).render(STATE, VIEW).rgba)

@@ -1,4 +1,4 @@
-"""Drawing of a training step, against the rays and targets of the torch twins for the same pixels.
+"""Sampling kernels of a training step, against rays and targets of the torch reference for the same pixels.
 
 Draws are hashes: the same seed and step give the same frames, pixels and noise on every run; host and GPU may differ in
 the last bits of the Gaussian noise and of a ray, through logf, cosf and fused multiply-adds.
@@ -24,8 +24,8 @@ from insta_runtime.render.rays import farthest_around, pixel_rays, slant
 from insta_runtime.types import Camera, HeadState
 from tests.support.small_person import SMALL, neutral_shape, open_head, paint, performance, photograph
 
-ROUNDING = 2e-6  # of metres and unit vectors: a few roundings in float32, in another order than the twin's
-SIZE = 101  # pixels: tiles of two, the last of which are cut
+ROUNDING = 2e-6  # of metres and unit vectors; float32 rounding in another order
+SIZE = 101  # pixels; tiles of two pixels, the last ones cut
 FRAMES = 3
 EACH = 4000
 MOUTH_WEIGHT = 4.0
@@ -35,7 +35,7 @@ POISON = -77
 
 @dataclass
 class Scene:
-    """Posed heads and pictures, and what `sample_rays` reads of them, all on one device."""
+    """Posed heads and images, as inputs of `sample_rays`, on one device."""
 
     kernels: Kernels
     model: AvatarModel
@@ -99,7 +99,7 @@ def head_of(kernels: Kernels, model: AvatarModel) -> Struct:
 
 
 def poses_of(kernels: Kernels, model: AvatarModel, vertices: torch.Tensor, replay: DeviceReplay) -> Struct:
-    """Only what drawing reads: states, triangles, and a band that is the whole cube."""
+    """A PoseBuffers struct with the fields that sampling reads: states, triangles, and a band of the whole cube."""
     a, b, c = vertices[:, model.warp.canonical.faces].unbind(2)
     ab, ac = b - a, c - a
     products = torch.stack([(x * y).sum(-1) for x, y in ((ab, ab), (ab, ac), (ac, ac))], -1)
@@ -123,7 +123,7 @@ def poses_of(kernels: Kernels, model: AvatarModel, vertices: torch.Tensor, repla
 
 @dataclass
 class Drawn:
-    """What `sample_rays` wrote."""
+    """Outputs of `sample_rays`."""
 
     origin: torch.Tensor
     direction: torch.Tensor
@@ -135,13 +135,13 @@ class Drawn:
     background: torch.Tensor
 
     def pixels(self, scene: Scene, frame: int) -> torch.Tensor:
-        """Flat pixels that the rays of a frame go through, found by projecting them."""
+        """Flat pixel indices of a frame's rays, computed by projection."""
         state, camera = scene.replay.states[frame], scene.view
         start = len(scene.states[0].expression) + 14
         turn = state[start : start + 9].view(3, 3)
         x, y, z = (self.direction[frame * EACH : (frame + 1) * EACH, :3] @ turn.T).unbind(-1)
         u, v = x / z * camera.fx + camera.cx - 0.5, y / z * camera.fy + camera.cy - 0.5
-        assert ((u - u.round()).abs() < 1e-3).all(), "through the centres of pixels"
+        assert ((u - u.round()).abs() < 1e-3).all(), "rays go through pixel centres"
         return (v.round() * camera.width + u.round()).long()
 
 
@@ -198,7 +198,7 @@ def draw(
     return out
 
 
-def test_rays_and_targets_are_the_twins_for_the_same_pixels(scene: Scene) -> None:
+def test_rays_and_targets_are_those_of_the_torch_reference_for_the_same_pixels(scene: Scene) -> None:
     out = draw(scene)
     box = scene.model.warp.box
     for frame, state in enumerate(scene.states):
@@ -217,7 +217,7 @@ def test_rays_and_targets_are_the_twins_for_the_same_pixels(scene: Scene) -> Non
         torch.testing.assert_close(out.origin[part][hits, 3], near[hits], atol=4 * ROUNDING, rtol=0)
         torch.testing.assert_close(seen[hits], far[hits], atol=4 * ROUNDING, rtol=0)
 
-        truth = scene.replay.picture(frame).reshape(-1, 4)[pixels].float() / 255.0
+        truth = scene.replay.image(frame).reshape(-1, 4)[pixels].float() / 255.0
         torch.testing.assert_close(out.rgba[part], truth, atol=1e-7, rtol=0)
         face, mouth = scene.face[frame].view(-1)[pixels], scene.mouth[frame].view(-1)[pixels]
         decided = ((face - 0.5).abs() > 1e-3) & ((mouth - 0.3).abs() > 1e-3)
@@ -231,7 +231,7 @@ def test_rays_and_targets_are_the_twins_for_the_same_pixels(scene: Scene) -> Non
 
 
 @pytest.mark.parametrize("part", [0, 1])
-def test_pixels_come_from_the_tiles_of_the_head_and_around_it(scene: Scene, part: int) -> None:
+def test_pixels_are_drawn_from_tiles_on_the_head_and_around_it(scene: Scene, part: int) -> None:
     out = draw(scene, parts=(1.0 - part, float(part)))
     across = -(-SIZE // 2)
     for frame in range(FRAMES):
@@ -241,18 +241,18 @@ def test_pixels_come_from_the_tiles_of_the_head_and_around_it(scene: Scene, part
         first, count = sum(sizes[:part]), sizes[part]
         worth = scene.replay._chunks[0][1][frame, first : first + count].tolist()
         assert set(tiles) <= set(worth)
-        assert len(tiles) > 0.9 * len(worth), "all of them come up"
-        assert len(pixels.unique()) > 0.6 * min(EACH, 4 * count), "and all of their pixels do"
+        assert len(tiles) > 0.9 * len(worth), "nearly all tiles are drawn"
+        assert len(pixels.unique()) > 0.6 * min(EACH, 4 * count), "and most of their pixels"
 
 
-def test_other_pixels_come_from_anywhere(scene: Scene) -> None:
+def test_the_remaining_pixels_are_drawn_from_the_whole_image(scene: Scene) -> None:
     everywhere = draw(scene, parts=(0.0, 0.0)).pixels(scene, 0)
     assert len(everywhere.unique()) > 0.1 * SIZE * SIZE
     rows = np.histogram((everywhere // SIZE).cpu(), bins=4, range=(0, SIZE))[0]
     assert rows.min() > EACH / 8, "EACH / 4 on average"
 
 
-def test_draws_follow_seed_and_step_alone_and_spread_over_the_unit_interval(scene: Scene) -> None:
+def test_draws_depend_only_on_seed_and_step_and_are_uniform(scene: Scene) -> None:
     first, same, later, other = draw(scene), draw(scene), draw(scene, step=6), draw(scene, seed=4)
     for name in vars(first):
         assert torch.equal(getattr(first, name), getattr(same, name)), name
@@ -266,7 +266,7 @@ def test_draws_follow_seed_and_step_alone_and_spread_over_the_unit_interval(scen
     assert abs(float(torch.corrcoef(first.background.T)[0, 1])) < 0.1
 
 
-def test_rays_that_are_not_wanted_miss_and_ask_for_nothing(scene: Scene) -> None:
+def test_unused_rays_miss_and_have_zero_targets(scene: Scene) -> None:
     out, full = draw(scene, wanted=EACH // 8), draw(scene)
     wanted = torch.arange(FRAMES * EACH, device=out.offset.device) % EACH < EACH // 8
     assert (out.direction[~wanted, 3] < out.origin[~wanted, 3]).all()
@@ -283,10 +283,10 @@ def test_a_state_that_is_not_finite_gives_rays_that_miss(scene: Scene) -> None:
     broken = slice(EACH, 2 * EACH)
     assert (out.direction[broken, 3] < out.origin[broken, 3]).all()
     assert not out.rgba[broken].any()
-    assert (out.direction[:EACH, 3] > out.origin[:EACH, 3]).any(), "the others are as they were"
+    assert (out.direction[:EACH, 3] > out.origin[:EACH, 3]).any(), "rays of the other frames are unaffected"
 
 
-def test_the_mouth_has_its_weight_from_a_step_on(scene: Scene) -> None:
+def test_mouth_pixels_have_their_weight_from_the_configured_step(scene: Scene) -> None:
     assert set(draw(scene, step=4, mouth_from=5).weight.unique().tolist()) == {1.0}
     assert set(draw(scene, step=5, mouth_from=5).weight.unique().tolist()) == {1.0, MOUTH_WEIGHT}
 
@@ -320,7 +320,7 @@ def begin(scene: Scene, step: int, memories: int, frames: int = 4, in_place: boo
     return slots, pose, posed, codes
 
 
-def test_frames_come_round_to_every_memory_and_one_is_always_new(scene: Scene) -> None:
+def test_every_slot_is_drawn_in_each_round_and_one_frame_is_always_new(scene: Scene) -> None:
     count, deck = 60, scene.replay._deck
     deck.copy_(torch.arange(len(deck)).flip(0))  # not in the order of slots
     order = deck.tolist()
@@ -334,10 +334,10 @@ def test_frames_come_round_to_every_memory_and_one_is_always_new(scene: Scene) -
     assert [begin(scene, step, count)[0].tolist() for step in range(40)] == draws
     assert [begin(scene, step, count, seed=4)[0].tolist() for step in range(40)] != draws
     scene.replay._newest[0] = order[0]
-    assert begin(scene, 9, 1)[0].tolist() == [order[0]] * 4, "one memory is all four frames"
+    assert begin(scene, 9, 1)[0].tolist() == [order[0]] * 4, "all four frames show the only stored image"
 
 
-def test_a_frame_takes_its_state_and_a_code_with_a_little_noise(scene: Scene) -> None:
+def test_a_frame_has_its_state_and_a_code_with_noise(scene: Scene) -> None:
     codes = []
     for step in range(50):
         slots, pose, posed, code = begin(scene, step, FRAMES)
@@ -351,7 +351,7 @@ def test_a_frame_takes_its_state_and_a_code_with_a_little_noise(scene: Scene) ->
     assert 2.5 < noise.abs().max() < 6.0
 
 
-def test_in_place_poses_lie_at_the_slots_of_their_memories(scene: Scene) -> None:
+def test_in_place_poses_are_numbered_by_slot(scene: Scene) -> None:
     slots, pose, posed, code = begin(scene, 7, FRAMES, in_place=True)
     assert torch.equal(slots, pose)
     assert posed.isnan().all(), "not written"

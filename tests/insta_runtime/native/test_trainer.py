@@ -63,30 +63,30 @@ def judge(trainer: NativeTrainer | TorchTrainer, pictures: list[Observation]) ->
     return score(renderer.render, pictures, 48)
 
 
-def test_without_pictures_there_is_nothing_to_do(device: torch.device) -> None:
+def test_without_observations_a_step_does_nothing(device: torch.device) -> None:
     trainer = native(device)
     assert trainer.step() is None
     assert trainer.steps == 0
 
 
-def test_it_learns_as_well_as_the_twin(device: torch.device, pictures: list[Observation]) -> None:
-    """40 steps; the last two of eight pictures are not learned from."""
+def test_it_learns_as_well_as_the_torch_trainer(device: torch.device, pictures: list[Observation]) -> None:
+    """40 steps; the last two of eight frames are held back."""
     torch.manual_seed(0)
     twin, _ = learned(TorchTrainer(model_on(CPU)), pictures[:6], 40)
     trainer, reports = learned(native(device), pictures[:6], 40)
     before, after, wanted = (judge(t, pictures[6:]) for t in (native(device), trainer, twin))
     assert after.head_psnr_db > before.head_psnr_db + 3.0
-    assert after.head_psnr_db > wanted.head_psnr_db - 0.5, "of the same number of steps"
+    assert after.head_psnr_db > wanted.head_psnr_db - 0.5, "after the same number of steps"
     assert after.psnr_db > wanted.psnr_db - 1.0
     assert [report.step for report in reports] == list(range(1, 41))
     assert all(report.rays == SMALL.learn.rays for report in reports)
     losses = [report.loss for report in reports]
     assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:5])
-    assert 0 < reports[-1].samples < reports[0].samples, "space empties"
+    assert 0 < reports[-1].samples < reports[0].samples, "cells become empty"
 
 
-def test_the_first_loss_is_the_twins(pictures: list[Observation]) -> None:
-    """Means over the rays of many different draws of the same untrained field."""
+def test_the_first_loss_is_that_of_the_torch_trainer(pictures: list[Observation]) -> None:
+    """Means over many different draws of rays, with the same untrained field."""
     config = replace(SMALL, learn=replace(SMALL.learn, learning_rate=1e-6, rays=4096))
     mine = [r.loss for r in learned(native(CPU, config), pictures, 3)[1]]
     twins = [r.loss for r in learned(TorchTrainer(model_on(CPU, config)), pictures, 3)[1]]
@@ -103,12 +103,12 @@ def test_a_snapshot_is_a_copy_of_the_average(device: torch.device, pictures: lis
     for _ in range(2):
         trainer.step()
     later = trainer.snapshot()
-    assert all(torch.equal(kept[name], snapshot[name]) for name in kept), "which later steps leave alone"
+    assert all(torch.equal(kept[name], snapshot[name]) for name in kept), "later steps do not change it"
     assert not torch.equal(later["grid.table"], snapshot["grid.table"])
-    assert 2 <= snapshot["occupancy.view_count"].max() <= len(pictures), "silhouettes were shown"
+    assert 2 <= snapshot["occupancy.view_count"].max() <= len(pictures), "silhouettes were used for carving"
 
 
-def test_a_step_whose_loss_is_not_finite_is_left_out(pictures: list[Observation]) -> None:
+def test_a_step_with_a_non_finite_loss_is_skipped(pictures: list[Observation]) -> None:
     trainer = native(CPU, replace(SMALL, learn=replace(SMALL.learn, mask_weight=float("inf"))))
     before = trainer.snapshot()
     _, reports = learned(trainer, pictures, 3)
@@ -118,7 +118,7 @@ def test_a_step_whose_loss_is_not_finite_is_left_out(pictures: list[Observation]
     for name in before:
         if not name.startswith("occupancy"):
             assert torch.equal(before[name], after[name])
-    assert not trainer._gradients.any(), "nor is anything of them left for the next step"
+    assert not trainer._gradients.any(), "no gradients are left for the next step"
 
 
 def no_matte(o: Observation) -> Observation:
@@ -146,7 +146,7 @@ def not_a_number(o: Observation) -> Observation:
 
 
 @pytest.mark.parametrize("odd", [no_matte, head_out_of_sight, all_matte, wide_picture, behind_the_camera, not_a_number])
-def test_an_odd_picture_does_no_harm(pictures: list[Observation], odd) -> None:
+def test_an_unusual_observation_does_not_break_training(pictures: list[Observation], odd) -> None:
     trainer, alone = learned(native(CPU), [odd(pictures[0])], 3)
     assert all(np.isfinite(report.loss) for report in alone)
     for picture in (pictures[1], odd(pictures[2])):
@@ -156,7 +156,9 @@ def test_an_odd_picture_does_no_harm(pictures: list[Observation], odd) -> None:
     assert all(bool(tensor.isfinite().all()) for tensor in trainer.snapshot().values())
 
 
-def test_a_smaller_budget_draws_fewer_rays_and_learns_on(device: torch.device, pictures: list[Observation]) -> None:
+def test_a_smaller_ray_share_draws_fewer_rays_and_training_continues(
+    device: torch.device, pictures: list[Observation]
+) -> None:
     trainer, full = learned(native(device), pictures, 12)
     assert isinstance(trainer, NativeTrainer)
     trainer.set_ray_share(0.25)
@@ -165,7 +167,7 @@ def test_a_smaller_budget_draws_fewer_rays_and_learns_on(device: torch.device, p
     last = reports[-1]
     assert last is not None
     assert last.samples < 0.4 * full[-1].samples
-    assert last.loss == pytest.approx(full[-1].loss, rel=1.0), "a mean over what is drawn"
+    assert last.loss == pytest.approx(full[-1].loss, rel=1.0), "a mean over the drawn rays"
     trainer.set_ray_share(0.0)
     report = trainer.step()
     assert report is not None
@@ -177,12 +179,11 @@ def test_a_smaller_budget_draws_fewer_rays_and_learns_on(device: torch.device, p
 
 
 def test_the_same_seed_draws_the_same(device: torch.device, pictures: list[Observation]) -> None:
-    """Weights drift apart as sums are rounded in another order, and with them the band, where rays begin and end.
-    What is drawn does not."""
+    """Weights differ by rounding of sums, and with them the band, where rays begin and end; the draws do not."""
     runs = [learned(native(device), pictures, 3)[0] for _ in range(2)]
     first, second = (run._batch for run in runs if isinstance(run, NativeTrainer))
     if device.type == "cuda":
-        torch.cuda.synchronize()  # steps may still be under way
+        torch.cuda.synchronize()  # steps may still be running
     rays = []
     for batch in (first, second):
         tensors = batch.rays.tensors
@@ -200,7 +201,7 @@ def test_the_same_seed_draws_the_same(device: torch.device, pictures: list[Obser
         assert torch.equal(one[hit], two[hit])
 
 
-def test_one_picture_is_learned_from_too_and_a_flame_head(device: torch.device) -> None:
+def test_it_trains_on_a_single_frame_and_with_a_flame_head(device: torch.device) -> None:
     head = flame_head()
     trainer, reports = learned(native(device, head=head), photograph(head, performance(head, 1), 48, paint(head)), 4)
     assert all(np.isfinite(report.loss) and report.samples > 100 for report in reports)
@@ -216,7 +217,9 @@ def test_the_learning_rate_warms_up_then_falls_with_steps_or_with_given_progress
         table, networks, first, second, decay, _, poses = trainer._control_values()
         assert [table, networks] == pytest.approx([group["lr"] for group in twin._optimiser.param_groups])
         assert networks == pytest.approx(SMALL.learn.network_rate * table)
-        assert (first, second) == pytest.approx((1.0 - BETA1, (1.0 - BETA2) ** 0.5)), "its own first update"
+        assert (first, second) == pytest.approx((1.0 - BETA1, (1.0 - BETA2) ** 0.5)), (
+            "bias corrections of the first update"
+        )
         part = progress if progress is not None else min(1.0, steps / 100)
         full = trainer.model.config.pose_refinement.rate * config.learn.final_rate**part
         assert poses == pytest.approx(full * min(1.0, max(0.0, (steps - 100) / 100)))
@@ -224,7 +227,7 @@ def test_the_learning_rate_warms_up_then_falls_with_steps_or_with_given_progress
         assert (poses, decay) == (rates.poses, rates.averaging_decay)
 
 
-def test_a_kept_pose_follows_the_occupancy(pictures: list[Observation]) -> None:
+def test_a_cached_pose_follows_the_occupancy(pictures: list[Observation]) -> None:
     """On a CPU a band is recomputed when cells have become empty, and the whole pose when cells were filled."""
     trainer, _ = learned(native(CPU), pictures, 4)
     assert isinstance(trainer, NativeTrainer)

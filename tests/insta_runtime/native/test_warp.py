@@ -1,4 +1,4 @@
-"""The warp of points and directions in device code, against `PosedHead.to_canonical` on the true nearest triangle."""
+"""Inverse warp of points and directions by kernels, against `PosedHead.inverse_warp` on the true nearest triangle."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from insta_runtime.warp.nearest import nearest_brute_force
 from insta_runtime.warp.warp import MOTION, PARTS, code_fade
 from tests.support.posed_person import DEFAULT, Posed, band_points, model_of, random_state, run
 
-DISPLACED = 2e-5  # metres, of 95 % of the points: rounding; the finest cells of the field are 1 mm
+DISPLACED = 2e-5  # metres, for 95 % of the points; the finest cells of the field are 1 mm
 TURNED = 1e-4  # of a unit vector
-EDGES = 0.97  # share of points that must agree; the others ride with another triangle, or lie on a sharp edge
+EDGES = 0.97  # share of points that must agree; the others belong to another triangle or lie on a sharp edge
 
 
 def carry(posed: Posed, frame: int, points: torch.Tensor, directions: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -29,7 +29,7 @@ HOLDING = replace(DEFAULT, warp=WarpConfig(loosens=0.0))
 
 
 @pytest.mark.parametrize("seed", [21, 22])
-def test_points_go_where_the_true_nearest_triangle_takes_them(device: torch.device, seed: int) -> None:
+def test_points_are_warped_with_the_true_nearest_triangle(device: torch.device, seed: int) -> None:
     model = model_of(device, HOLDING)
     posed = run(model, [random_state(model.head, seed)])
     points = band_points(posed, 0, 700)
@@ -66,7 +66,7 @@ SWITCHES = {
 
 
 @pytest.mark.parametrize("switch", SWITCHES)
-def test_every_blend_and_scale_is_the_twins(device: torch.device, switch: str) -> None:
+def test_every_blend_and_scale_is_that_of_the_torch_reference(device: torch.device, switch: str) -> None:
     model = model_of(device, SWITCHES[switch])
     posed = run(model, [random_state(model.head, 24)])
     points = band_points(posed, 0, 3000)
@@ -75,7 +75,7 @@ def test_every_blend_and_scale_is_the_twins(device: torch.device, switch: str) -
     twin = posed.twins()[0]
     truth = nearest_brute_force(points, twin.vertices, model.rig.faces)
     expected = twin.inverse_warp(points, directions, truth)
-    # Above an edge or a corner all triangles that share it are nearest, and each takes a point elsewhere.
+    # Above an edge or corner several triangles are equally near, and their maps differ.
     inside = truth.barycentrics.amin(dim=-1) > 1e-3
     assert inside.sum() > 500
     assert float(((position - expected.position).norm(dim=-1) < DISPLACED)[inside].float().mean()) > EDGES
@@ -86,7 +86,7 @@ def test_every_blend_and_scale_is_the_twins(device: torch.device, switch: str) -
         assert not masks[:, 1].any()
 
 
-def test_mouth_and_eyes_move_apart_as_the_twins_do(device: torch.device) -> None:
+def test_motions_of_mouth_and_eyes_are_those_of_the_torch_reference(device: torch.device) -> None:
     model = model_of(device, DEFAULT)
     posed = run(model, [random_state(model.head, 25)])
     points = band_points(posed, 0, 3000)
@@ -104,7 +104,7 @@ def test_mouth_and_eyes_move_apart_as_the_twins_do(device: torch.device) -> None
     agree = (before - still).norm(dim=-1) < DISPLACED
     assert float(agree.float().mean()) > 0.8
     off = ((after - before) - (moved - still))[agree].norm(dim=-1)
-    assert float((off < 5e-6).float().mean()) > 0.999  # of two triangles as near as each other either may be taken
+    assert float((off < 5e-6).float().mean()) > 0.999  # of two equally near triangles either may be chosen
     assert torch.equal(masks, unchanged)
     for part in range(PARTS):
         assert float((after - before)[masks[:, part] > 0.5].norm(dim=-1).amax()) > 1e-3
@@ -113,7 +113,7 @@ def test_mouth_and_eyes_move_apart_as_the_twins_do(device: torch.device) -> None
     assert torch.equal(after[alone], before[alone])
 
 
-def test_unmarked_points_stay(device: torch.device) -> None:
+def test_points_outside_the_band_are_not_warped(device: torch.device) -> None:
     model = model_of(device, DEFAULT)
     posed = run(model, [random_state(model.head, 23)])
     points = model.warp.box.origin - torch.rand((5, 3), device=device)
