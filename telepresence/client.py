@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from insta_runtime.types import HeadState
-from telepresence.drivers.message import FIELDS, VERSION, Basis, Parameters, encode
+from telepresence.drivers.parameter_message import FIELDS, VERSION, Basis, ParameterMessage, encode
 
 
 class ParameterClient:
@@ -54,9 +54,9 @@ class ParameterClient:
         self._socket.setsockopt(zmq.SNDHWM, 4)
         self._socket.setsockopt(zmq.IMMEDIATE, 1)
         if keys is not None:
-            from telepresence.drivers.curve import join
+            from telepresence.drivers.curve import configure_client
 
-            join(self._socket, *keys)
+            configure_client(self._socket, *keys)
         self._socket.connect(address)
 
     def wait(self, timeout_s: float) -> bool:
@@ -80,7 +80,7 @@ class ParameterClient:
         if unknown := values.keys() - set(FIELDS):
             raise ValueError(f"a head state has no field {', '.join(sorted(unknown))}")
         stamp = time.monotonic_ns() if t_capture_ns is None else t_capture_ns
-        parameters = Parameters(
+        parameters = ParameterMessage(
             v=VERSION,
             seq=self._seq,
             t_capture_ns=stamp,

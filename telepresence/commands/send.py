@@ -37,11 +37,11 @@ def send(*, take: Path, zmq: str, loop: bool) -> None:
     from insta_runtime.head import fingerprint, load_head
     from insta_runtime.tracked import read_take
     from telepresence.client import ParameterClient
-    from telepresence.drivers.take_driver import play, schedule
+    from telepresence.drivers.take_driver import play_take, take_schedule
     from telepresence.drivers.zeromq import check_address
 
     recorded = read_take(take)
-    frames = len(schedule(recorded))
+    frames = len(take_schedule(recorded))
     if not frames:
         raise UserError(f"{take} has no frame with a tracked face: track another video")
     check_address(zmq, allow_remote=True)
@@ -56,7 +56,7 @@ def send(*, take: Path, zmq: str, loop: bool) -> None:
             raise UserError(f"no daemon answers at {zmq}: start 'telepresence run' first, or pass its address as --zmq")
         task = progress.add_task(f"sending to {zmq}", total=frames)
         while True:
-            for state in play(recorded):
+            for state in play_take(recorded):
                 client.send(state, t_capture_ns=state.t_capture_ns)
                 progress.advance(task)
             progress.update(task, completed=frames)

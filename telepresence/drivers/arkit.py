@@ -1,7 +1,7 @@
-"""A face as other programs tell of it, in ARKit's words, and the head state that it makes of ours.
+"""Faces received from other programs, described by ARKit's units, and their conversion to head states.
 
-What Live Link Face, VMC and OpenSeeFace send is brought here first: weights by ARKit's names, the head's turn, where
-the eyes look.  Neutral and range are the sender's own; `transfer` makes them the avatar's.
+Messages of Live Link Face, VMC and OpenSeeFace are first converted to an `ArkitFace`: weights by ARKit name, head
+rotation, and gaze.  Neutral and range of the weights are the sender's; `expression_transfer` maps them to the avatar.
 """
 
 from __future__ import annotations
@@ -12,34 +12,35 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from insta_runtime.geometry import axis_angle
+from insta_runtime.geometry import axis_angle, eye_pose
 from insta_runtime.types import Float32, Float64, HeadState
 
 if TYPE_CHECKING:
     from insta_runtime.head import HeadModel
 
 GAZE_RAD: Final = 0.61
-"""How far an eye turns at a weight of one of ARKit's eyeLook units: measured on what Live Link Face sends of both."""
+"""Rotation of an eye, in radians, at an eyeLook weight of 1; measured on packets of Live Link Face."""
 JAW_RAD: Final = 0.35
-"""How far FLAME's jaw is open where ARKit's jawOpen is one."""
+"""Opening of FLAME's jaw joint, in radians, at a jawOpen weight of 1."""
 GAZE_LIMIT: Final = 0.75
-"""No eye is taken to turn further (radians)."""
+"""Largest yaw or pitch of an eye, in radians; larger values are clamped."""
 AHEAD: Final = np.diag([1.0, -1.0, -1.0])
-"""Head to camera of a face that looks into the camera."""
+"""Rotation from head to camera space of a face that looks into the camera."""
 PLACE: Final = np.array([0.0, 0.0, 0.6])
-"""Where a head is (metres, in the camera's axes) whose sender does not say."""
+"""Head position of senders that state none, in metres in camera axes."""
 
 
 @dataclass(frozen=True)
-class Face:
-    """What one packet says of a face.
+class ArkitFace:
+    """A face received in one packet.
 
     Attributes:
         weights: ARKit's units by name (`HeadModel.expression_names` of the open head), in [0, 1].
-        turn: (3, 3) rotation from a face that looks into the camera, in head axes; None: not said.
-        place: (3,) metres from wherever the sender counts, in camera axes; None: not said.
-        gaze: (2, 2) rad, yaw to the subject's left and pitch up of the left, right eye; None: as the eyeLook units say.
-        sent_s: the sender's clock (seconds); None: not said.
+        turn: (3, 3) head rotation, in head axes, relative to a face that looks into the camera; None: not stated.
+        place: (3,) head position in camera axes, in metres, relative to the sender's origin; None: not stated.
+        gaze: (2, 2) yaw (to the subject's left) and pitch (up) of the left and right eye, in radians; None: given by
+            the eyeLook units.
+        sent_s: time on the sender's clock, in seconds; None: not stated.
     """
 
     weights: Mapping[str, float] = field(default_factory=dict)
@@ -49,16 +50,16 @@ class Face:
     sent_s: float | None = None
 
 
-def head_state(face: Face, head: HeadModel) -> HeadState:
-    """The state of ``head`` that shows ``face``, before a camera in the middle of the picture.
+def face_to_head_state(face: ArkitFace, head: HeadModel) -> HeadState:
+    """Convert ``face`` to a head state of ``head``, by default before the centre of the camera.
 
-    The open head has ARKit's units.  FLAME's expressions have no names: jaw, lids, gaze and head move, the rest stays
-    neutral.
+    The open head has ARKit's units.  FLAME's expression components have no names: only jaw, eyelids, gaze and head
+    move, and the other parts remain neutral.
     """
     weights = {name: min(max(weight, 0.0), 1.0) for name, weight in face.weights.items()}
     state = HeadState.neutral(len(head.expression_names))
     parts: dict[str, Float32] = state.arrays()
-    gaze = face.gaze if face.gaze is not None else gaze_of(weights)
+    gaze = face.gaze if face.gaze is not None else gaze_from_units(weights)
     parts["eye_pose"] = eye_pose(gaze.clip(-GAZE_LIMIT, GAZE_LIMIT))
     if head.basis == "arkit52":
         values = [weights.get(name, 0.0) for name in head.expression_names]
@@ -76,8 +77,8 @@ def head_state(face: Face, head: HeadModel) -> HeadState:
     return HeadState(**parts, t_capture_ns=0)
 
 
-def gaze_of(weights: Mapping[str, float]) -> Float64:
-    """(2, 2) yaw and pitch of both eyes that the eyeLook units speak of."""
+def gaze_from_units(weights: Mapping[str, float]) -> Float64:
+    """Yaw and pitch (2, 2) of both eyes, in radians, from the eyeLook units."""
 
     def look(one: str, other: str) -> float:
         return GAZE_RAD * (weights.get(f"eyeLook{one}", 0.0) - weights.get(f"eyeLook{other}", 0.0))
@@ -90,8 +91,8 @@ def gaze_of(weights: Mapping[str, float]) -> Float64:
     )
 
 
-def looks(gaze: Float64) -> dict[str, float]:
-    """The eyeLook units of a (2, 2) gaze: what a sender that only knows where the eyes look does not say."""
+def units_from_gaze(gaze: Float64) -> dict[str, float]:
+    """EyeLook units of a gaze (2, 2) in radians, for senders that state the gaze but not these units."""
     weights: dict[str, float] = {}
     for side, (yaw, pitch), outward in zip(("Left", "Right"), gaze, (1.0, -1.0), strict=True):
         for name, angle in (("Out", outward * yaw), ("In", -outward * yaw), ("Up", pitch), ("Down", -pitch)):
@@ -99,20 +100,10 @@ def looks(gaze: Float64) -> dict[str, float]:
     return weights
 
 
-def eye_pose(gaze: Float64) -> Float32:
-    """(2, 2) yaw and pitch to (2, 3) axis-angle, the shortest turn from straight ahead (Listing's law)."""
-    yaw, pitch = gaze[:, 0], gaze[:, 1]
-    look = np.stack([np.cos(pitch) * np.sin(yaw), np.sin(pitch), np.cos(pitch) * np.cos(yaw)], axis=1)
-    axis = np.stack([-look[:, 1], look[:, 0], np.zeros(len(look))], axis=1)
-    sine = np.linalg.norm(axis, axis=1, keepdims=True)
-    angle = np.arctan2(sine[:, 0], look[:, 2])[:, None]
-    return np.asarray(axis * (angle / np.maximum(sine, 1e-9)), dtype=np.float32)
+def head_rotation(yaw: float, pitch: float, roll: float) -> Float64:
+    """Head rotation (3, 3), in head axes, from three angles in radians.
 
-
-def turned(yaw: float, pitch: float, roll: float) -> Float64:
-    """(3, 3) turn of a head by angles in radians, in head axes.
-
-    Yaw is to the subject's left, pitch up, roll lifts the subject's left side: ``Rz(roll) Ry(yaw) Rx(-pitch)``.
+    Yaw is to the subject's left, pitch is up, roll raises the subject's left side: ``Rz(roll) Ry(yaw) Rx(-pitch)``.
     """
     cy, sy, cp, sp, cr, sr = np.cos(yaw), np.sin(yaw), np.cos(-pitch), np.sin(-pitch), np.cos(roll), np.sin(roll)
     about_x = np.array([[1.0, 0.0, 0.0], [0.0, cp, -sp], [0.0, sp, cp]])
@@ -121,8 +112,8 @@ def turned(yaw: float, pitch: float, roll: float) -> Float64:
     return np.asarray(about_z @ about_y @ about_x, dtype=np.float64)
 
 
-def matrix_of(x: float, y: float, z: float, w: float) -> Float64 | None:
-    """(3, 3) rotation of a quaternion, brought to unit length; None if it has hardly any."""
+def quaternion_matrix(x: float, y: float, z: float, w: float) -> Float64 | None:
+    """Rotation matrix (3, 3) of a quaternion, normalised first; None if its length is not plausible."""
     quaternion = np.array([x, y, z, w], dtype=np.float64)
     length = float(np.linalg.norm(quaternion))
     if not 0.1 < length < 10.0:

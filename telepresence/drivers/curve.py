@@ -1,7 +1,8 @@
-"""Keys for ZeroMQ's CURVE: who may move the face from another machine, and who may listen.
+"""Key files for ZeroMQ's CURVE security: encryption, and authentication of daemons and clients.
 
-A folder holds them, as files that `zmq.auth` writes: ``daemon.key`` and ``daemon.key_secret`` are the daemon's own,
-``clients/*.key`` are those of everybody who may come, ``publisher.key`` is that of the daemon that is subscribed to.
+One folder holds the files, in the format of `zmq.auth`: ``daemon.key`` and ``daemon.key_secret`` are the daemon's key
+pair, ``clients/*.key`` the public keys of the clients that may connect, and ``publisher.key`` the public key of the
+daemon whose published states are received.
 """
 
 from __future__ import annotations
@@ -19,64 +20,66 @@ if TYPE_CHECKING:
 log = logging.getLogger("telepresence")
 
 
-class Keys:
-    """The keys in ``folder``, which is made, with the daemon's and a first client's, where there is none.
+class CurveKeys:
+    """CURVE keys of a daemon, read from ``folder``; missing keys of daemon and first client are generated.
 
-    UserError if it cannot be read or written, or does not hold what it should.
+    Raises UserError if the folder cannot be read or written, or if a key is invalid.
     """
 
     def __init__(self, folder: Path) -> None:
         import zmq
 
         if not zmq.has("curve"):
-            raise UserError("this ZeroMQ has no CURVE: install pyzmq's wheel, or do without --set drivers.keys")
+            raise UserError("this ZeroMQ was built without CURVE: install pyzmq's wheel, or unset drivers.keys")
         self.folder = folder
         try:
             if not (folder / "daemon.key_secret").exists():
                 _make(folder)
         except OSError as error:
-            raise UserError(f"cannot make keys in {folder}: {error.strerror}") from None
-        self.public, self.secret = load(folder / "daemon.key_secret")
+            raise UserError(
+                f"cannot write keys to {folder}: {error.strerror}; choose another folder with drivers.keys"
+            ) from None
+        self.public, self.secret = load_key(folder / "daemon.key_secret")
 
-    def serve(self, socket: zmq.Socket[bytes]) -> None:
-        """Let only those in who have one of the clients' keys; its context needs `authenticate`."""
+    def configure_server(self, socket: zmq.Socket[bytes]) -> None:
+        """Configure ``socket`` as a CURVE server; `start_authenticator` restricts it to clients with known keys."""
         socket.setsockopt(_zmq().CURVE_SERVER, 1)
         socket.setsockopt(_zmq().CURVE_SECRETKEY, self.secret)
         socket.setsockopt(_zmq().CURVE_PUBLICKEY, self.public)
 
-    def authenticate(self, context: zmq.Context[zmq.Socket[bytes]]) -> ThreadAuthenticator:
-        """Watch over the doors of ``context`` until it is stopped."""
+    def start_authenticator(self, context: zmq.Context[zmq.Socket[bytes]]) -> ThreadAuthenticator:
+        """Start the thread that checks the keys of clients that connect to sockets of ``context``."""
         from zmq.auth.thread import ThreadAuthenticator
 
         clients = self.folder / "clients"
         if not clients.is_dir():
-            raise UserError(f"there is no folder {clients}: put the public keys (*.key) there of those who may come")
+            raise UserError(f"the folder {clients} is missing: create it with the public keys (*.key) of the clients")
         watch = ThreadAuthenticator(context)
         watch.start()
         watch.configure_curve(domain="*", location=clients)
         return watch
 
-    def subscribe(self, socket: zmq.Socket[bytes]) -> None:
-        """Talk to the publisher whose key is here, and to nobody else."""
-        join(socket, self.folder / "publisher.key", self.folder / "daemon.key_secret")
+    def configure_subscriber(self, socket: zmq.Socket[bytes]) -> None:
+        """Configure ``socket`` to connect only to the publisher whose key is in ``publisher.key``."""
+        configure_client(socket, self.folder / "publisher.key", self.folder / "daemon.key_secret")
 
 
-def join(socket: zmq.Socket[bytes], server: Path, own: Path) -> None:
-    """Let ``socket`` talk to whoever has the secret to the public key in ``server``, as who has the one in ``own``."""
-    socket.setsockopt(_zmq().CURVE_SERVERKEY, load(server, secret=False)[0])
-    public, secret = load(own)
+def configure_client(socket: zmq.Socket[bytes], server: Path, own: Path) -> None:
+    """Configure ``socket`` as a CURVE client, with the server's public key file and the client's key pair ``own``."""
+    socket.setsockopt(_zmq().CURVE_SERVERKEY, load_key(server, secret=False)[0])
+    public, secret = load_key(own)
     socket.setsockopt(_zmq().CURVE_PUBLICKEY, public)
     socket.setsockopt(_zmq().CURVE_SECRETKEY, secret)
 
 
-def load(path: Path, *, secret: bool = True) -> tuple[bytes, bytes]:
-    """Public and secret key of a file; the latter is empty where ``secret`` is not asked for.  UserError."""
+def load_key(path: Path, *, secret: bool = True) -> tuple[bytes, bytes]:
+    """Read a key file: public and secret key, the latter empty if ``secret`` is False.  Raises UserError if invalid."""
     from zmq.auth import load_certificate
 
     try:
         public, hidden = load_certificate(path)
     except (OSError, ValueError):
-        raise UserError(f"{path} is not a key of ZeroMQ's CURVE: see docs/protocols-zeromq.md") from None
+        raise UserError(f"{path} is not a CURVE key file of ZeroMQ: see docs/protocols-zeromq.md") from None
     from zmq.utils import z85
 
     for key in (public, hidden or b"") if secret else (public,):
@@ -85,7 +88,9 @@ def load(path: Path, *, secret: bool = True) -> tuple[bytes, bytes]:
         except (ValueError, KeyError, IndexError):
             sound = False
         if not sound:
-            raise UserError(f"{path} does not hold {'a secret' if secret else 'a public'} key of 40 characters")
+            raise UserError(
+                f"{path} contains no {'secret' if secret else 'public'} key of 40 characters: generate it again"
+            )
     return public, hidden or b""
 
 
@@ -98,7 +103,7 @@ def _make(folder: Path) -> None:
     for place, name in ((folder, "daemon"), (clients, "client")):
         create_certificates(place, name)
         (place / f"{name}.key_secret").chmod(0o600)
-    log.info("keys made in %s: give clients/client.key_secret and daemon.key to who shall move the face", folder)
+    log.info("CURVE keys created in %s: copy clients/client.key_secret and daemon.key to the client", folder)
 
 
 def _zmq() -> Any:

@@ -1,8 +1,8 @@
-"""Live Link Face: what Epic's app for phones sends of ARKit's face over UDP, usually to port 11111.
+"""Parser of Live Link Face packets: ARKit's units sent by Epic's phone app over UDP, usually to port 11111.
 
-The layout, all numbers big-endian (docs/protocols-drivers.md): version 6 as a byte, device and subject each as a length
-and as many bytes, the time as frame, part of a frame and rate, a count of 61, and 61 floats.  While no face is seen the
-packet ends before the count.
+The layout, all numbers big-endian (docs/protocols-drivers.md): version 6 as a byte; device and subject, each as a
+length and as many bytes; the time as frame, fraction of a frame and rate; a count of 61; and 61 floats.  While no face
+is found, the packet ends before the count.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import struct
 from typing import Final
 
 from insta_runtime.errors import UserError
-from telepresence.drivers.arkit import Face, turned
+from telepresence.drivers.arkit import ArkitFace, head_rotation
 
 NAME: Final = "livelink"
 PORT: Final = 11111
 VERSION: Final = 6
 MAX_NAME: Final = 256
-"""Bytes of a device's or subject's name at most."""
+"""Maximum length of a device's or subject's name, in bytes."""
 
 CURVES: Final = (
     *("eyeBlinkLeft", "eyeLookDownLeft", "eyeLookInLeft", "eyeLookOutLeft", "eyeLookUpLeft", "eyeSquintLeft"),
@@ -31,51 +31,53 @@ CURVES: Final = (
     *("browDownRight", "browInnerUp", "browOuterUpLeft", "browOuterUpRight", "cheekPuff", "cheekSquintLeft"),
     *("cheekSquintRight", "noseSneerLeft", "noseSneerRight", "tongueOut"),
 )
-"""ARKit's 52 units in the order in which they come; three angles of the head and three of each eye follow."""
+"""ARKit's 52 units in the order of the packet; three angles of the head and of each eye follow."""
 FLOATS: Final = len(CURVES) + 9
 
 _TIME: Final = struct.Struct("!ifii")
 _VALUES: Final = struct.Struct(f"!{FLOATS}f")
 
 
-class LiveLink:
-    """Reads packets; a bridge keeps one for as long as it listens."""
+class LiveLinkReader:
+    """Parses Live Link Face packets; it keeps no state between packets."""
 
-    def read(self, packet: bytes) -> Face | None:
-        """The face of ``packet``, or None if the phone sees none.
+    def read(self, packet: bytes) -> ArkitFace | None:
+        """Parse ``packet``; None if the phone finds no face.
 
         Raises:
-            UserError: it is not such a packet.
+            UserError: the packet is not valid.
         """
         if not packet or packet[0] != VERSION:
-            raise UserError(f"malformed packet: Live Link Face's version {VERSION} is expected")
+            raise UserError(f"malformed packet: expected version {VERSION} of Live Link Face")
         device_end = _skip_name(packet, 1)
         end = _skip_name(packet, device_end)
         if len(packet) - end < _TIME.size:
-            raise UserError(f"malformed packet: {len(packet)} bytes, it ends in its time")
+            raise UserError(f"malformed packet: {len(packet)} bytes, truncated in its time")
         frame, part, rate, base = _TIME.unpack_from(packet, end)
         end += _TIME.size
         if len(packet) == end or packet[end] == 0:
             return None
         if packet[end] != FLOATS or len(packet) - end - 1 != _VALUES.size:
-            raise UserError(f"malformed packet: {packet[end]} values in {len(packet) - end - 1} bytes, not {FLOATS}")
+            raise UserError(
+                f"malformed packet: {packet[end]} values in {len(packet) - end - 1} bytes, expected {FLOATS} values"
+            )
         values = _VALUES.unpack_from(packet, end + 1)
         if not all(map(math.isfinite, values)):
             raise UserError("malformed packet: a value is not finite")
         yaw, pitch, roll = (min(max(angle, -math.pi), math.pi) for angle in values[52:55])
         known = 0 < rate <= 1000 and 0 < base <= 1001 and math.isfinite(part)
-        return Face(
+        return ArkitFace(
             weights=dict(zip(CURVES, values[:52], strict=True)),
-            turn=turned(yaw, pitch, roll),
+            turn=head_rotation(yaw, pitch, roll),
             sent_s=(frame + part) * base / rate if known else None,
         )
 
 
 def _skip_name(packet: bytes, start: int) -> int:
-    """Where the text that begins with its length at ``start`` ends."""
+    """Offset after the length-prefixed text at ``start``."""
     if len(packet) - start < 4:
-        raise UserError(f"malformed packet: {len(packet)} bytes, it ends in its names")
+        raise UserError(f"malformed packet: {len(packet)} bytes, truncated in its names")
     length = int.from_bytes(packet[start : start + 4], "big")
     if length > MAX_NAME or start + 4 + length > len(packet):
-        raise UserError(f"malformed packet: a name of {length} bytes, at most {MAX_NAME} are allowed")
+        raise UserError(f"malformed packet: a name of {length} bytes, expected at most {MAX_NAME}")
     return start + 4 + length

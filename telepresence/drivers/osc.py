@@ -1,4 +1,4 @@
-"""Open Sound Control 1.0: messages and bundles, read from bytes that anybody may have sent."""
+"""Parser of Open Sound Control 1.0 (OSC) packets: messages and bundles, from untrusted bytes."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from insta_runtime.errors import UserError
 Value = float | int | str | bytes | bool | None
 
 DEPTH: Final = 4
-"""Bundles within bundles at most."""
+"""Maximum nesting depth of bundles."""
 MESSAGES: Final = 1024
-"""Messages of one packet at most."""
+"""Maximum number of messages in a packet."""
 
 _FIXED: Final = {"i": (">i", 4), "f": (">f", 4), "h": (">q", 8), "d": (">d", 8), "t": (">Q", 8), "r": (">I", 4)}
 _CONSTANT: Final[dict[str, bool | float | None]] = {"T": True, "F": False, "N": None, "I": float("inf")}
 
 
 @dataclass(frozen=True)
-class Message:
-    """An address and its arguments."""
+class OscMessage:
+    """An OSC message: address and arguments."""
 
     address: str
     values: tuple[Value, ...]
 
 
-def messages(packet: bytes) -> list[Message]:
-    """Every message of ``packet``, those of bundles in their order; time tags are left out: they take effect at once.
+def parse_packet(packet: bytes) -> list[OscMessage]:
+    """Parse all messages of ``packet``, those of bundles in their order; time tags are ignored.
 
     Raises:
-        UserError: it is not OSC, nested too deeply, or holds too many messages.
+        UserError: the packet is not OSC, nested too deeply, or has too many messages.
     """
     try:
         found = []
@@ -42,15 +42,15 @@ def messages(packet: bytes) -> list[Message]:
                 raise UserError(f"malformed packet: more than {MESSAGES} OSC messages")
         return found
     except (struct.error, UnicodeDecodeError, IndexError):
-        raise UserError("malformed packet: not OSC, or cut short") from None
+        raise UserError("malformed packet: not OSC, or truncated") from None
 
 
-def _elements(packet: memoryview, depth: int) -> Iterator[Message]:
+def _elements(packet: memoryview, depth: int) -> Iterator[OscMessage]:
     if bytes(packet[:8]) != b"#bundle\0":
         yield _message(packet)
         return
     if depth == 0:
-        raise UserError("malformed packet: OSC bundles too deep within each other")
+        raise UserError(f"malformed packet: OSC bundles nested deeper than {DEPTH}")
     start = 16
     if len(packet) < start:
         raise IndexError
@@ -63,15 +63,15 @@ def _elements(packet: memoryview, depth: int) -> Iterator[Message]:
         start += size
 
 
-def _message(packet: memoryview) -> Message:
+def _message(packet: memoryview) -> OscMessage:
     address, start = _text(packet, 0)
     if not address.startswith("/"):
         raise UserError("malformed packet: no OSC address")
     if start >= len(packet):
-        return Message(address, ())
+        return OscMessage(address, ())
     tags, start = _text(packet, start)
     if not tags.startswith(","):
-        raise UserError("malformed packet: an OSC message without types")
+        raise UserError("malformed packet: an OSC message without type tags")
     values: list[Value] = []
     for tag in tags[1:]:
         if tag in _FIXED:
@@ -90,12 +90,12 @@ def _message(packet: memoryview) -> Message:
         elif tag in _CONSTANT:
             values.append(_CONSTANT[tag])
         else:
-            raise UserError("malformed packet: an OSC type that is not known")
-    return Message(address, tuple(values))
+            raise UserError(f"malformed packet: unknown OSC type tag {tag!r}")
+    return OscMessage(address, tuple(values))
 
 
 def _text(packet: memoryview, start: int) -> tuple[str, int]:
-    """The text at ``start``, and where what follows it begins: texts end with zeros, at a multiple of four bytes."""
+    """Text at ``start`` and the offset after it: zero-terminated and padded to a multiple of four bytes."""
     end = start
     while packet[end]:
         end += 1

@@ -1,8 +1,7 @@
-"""What moves the face from outside: one newest state, and the counts of what became of everything that came."""
+"""Base class of the receivers of head states: newest state, message counts, and rate limit."""
 
 from __future__ import annotations
 
-import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,26 +10,29 @@ from statistics import median
 from typing import Any, Final
 
 from insta_runtime.types import HeadState
+from telepresence.runtime.clock import now_ns
 from telepresence.runtime.policy import POLICIES
 from telepresence.runtime.rate_limiter import RateLimiter
 from telepresence.runtime.worker import Worker
 
-Transfer = Callable[[HeadState, str | None], HeadState]
+StateTransfer = Callable[[HeadState, str | None], HeadState]
+"""Function that maps a received state and its subject's fingerprint (None: unknown) to the state to display."""
 
 RATE: Final = 250.0
-"""Messages a second that an inlet reads: twice the fastest tracker; what comes beyond that is dropped unread ..."""
+"""Maximum number of messages read per second: twice the rate of the fastest tracker; others are dropped unread."""
 BURST_S: Final = 0.4
-"""... but those of so many seconds may come at once."""
+"""Length of a burst of messages at `RATE` that is read at once, in seconds."""
 FLOOR_NS: Final = 500_000_000
-"""While the sender that drives has spoken within this time, no other is heeded."""
+"""Time since its newest message, in ns, during which a sender excludes all other senders."""
 JOIN_S: Final = 5.0
+"""Maximum time, in seconds, to wait for the receiving thread to stop."""
 
 
 @dataclass(frozen=True)
-class Driven:
-    """A state that a message asked for, and when it arrived (``now_ns`` clock).
+class DrivenState:
+    """Head state from a received message, with its arrival time (monotonic ns).
 
-    ``transferred`` says that it was somebody else's, and now is before the camera that the avatar was learned with.
+    ``transferred``: the state is of another subject and was mapped to the avatar's subject and camera.
     """
 
     state: HeadState
@@ -39,67 +41,67 @@ class Driven:
     transferred: bool = False
 
 
-class Inlet:
-    """A source of head states with a thread of its own.  Subclasses fill `_round`, which calls `_show` and `_drop`.
+class StateReceiver:
+    """Receives head states on its own thread.  Subclasses implement `_round`, which calls `_accept` and `_reject`.
 
-    ``accepted`` hears of every state that is taken, ``refused`` of messages that are wrong, with one line that says why
-    (of a flood of them, now and then); ``transfer`` makes the state to show from what was sent and the person whose it
-    is.  All three are called on the inlet's thread.
+    ``on_accepted`` is called after every accepted state; ``on_refused`` is called with a one-line reason for malformed
+    messages, at a limited rate; ``transfer`` maps a received state to the state to display.  All three are called on
+    the receiver's thread.
 
     Attributes:
-        name: what it is called in `/status` and by ``--drive``.
-        address: where it listens, once `start` has returned.
-        worker: the thread; an error in it that is no message's fault is treated by the policy ``inlet``.
-        counts: messages by what became of them: ``taken``, ``malformed``, ``late`` (a newer one had come before it),
-            ``stale`` (old when it came), ``busy`` (of another sender than the one that drives), ``flood``; and of
-            packets, ``empty`` (no face) and ``foreign`` (from elsewhere than is allowed).
+        name: name of the driver in `/status` and for ``--drive``.
+        address: address of the socket, once `start` has returned.
+        worker: the thread; an unexpected exception in it is handled by the policy ``receiver``.
+        counts: number of messages by result: ``taken``, ``malformed``, ``late`` (a newer one arrived before), ``stale``
+            (delayed), ``busy`` (from another sender than the current one), ``flood`` (rate limit); and of packets:
+            ``empty`` (no face) and ``foreign`` (from an address that is not allowed).
     """
 
     def __init__(
         self,
         name: str,
         *,
-        refused: Callable[[str], None],
-        accepted: Callable[[], None] = lambda: None,
-        transfer: Transfer = lambda state, _person: state,
+        on_refused: Callable[[str], None],
+        on_accepted: Callable[[], None] = lambda: None,
+        transfer: StateTransfer = lambda state, _person: state,
         rate: float = RATE,
     ) -> None:
-        """``rate``: messages a second that are read; what comes beyond that is dropped unread."""
+        """``rate``: maximum number of messages read per second; others are dropped unread."""
         self.name, self.address = name, ""
         self.counts: Counter[str] = Counter()
-        self._refused, self._accepted, self._transfer = refused, accepted, transfer
-        self._newest: Driven | None = None
+        self._on_refused, self._on_accepted, self._transfer = on_refused, on_accepted, transfer
+        self._newest: DrivenState | None = None
         self._arrivals: deque[int] = deque(maxlen=16)
         self._limiter, self._complaints = RateLimiter(rate, rate * BURST_S), RateLimiter(5.0, 50.0)
-        self.worker = Worker(name, self._round, policy=POLICIES["inlet"])
+        self.worker = Worker(name, self._round, role="receive", policy=POLICIES["receiver"])
 
     def start(self) -> None:
-        """Begin to receive.  UserError if that cannot be."""
+        """Start receiving.  Raises UserError if that fails."""
         self.worker.start()
 
     def stop(self) -> None:
-        """Release what `start` took and wait for the thread; may be called twice."""
-        if self.worker.join(JOIN_S):  # what is in use still must not be closed
+        """Stop the thread and release its socket; can be called twice."""
+        if self.worker.join(JOIN_S):  # a socket that is still in use must not be closed
             self._close()
 
-    def newest(self) -> Driven | None:
-        """The state after the newest message that was taken, or None before the first."""
+    def newest(self) -> DrivenState | None:
+        """State after the newest accepted message; None before the first."""
         return self._newest
 
     def age(self, now_ns: int) -> float | None:
-        """Seconds since the newest message that was taken, or None before the first."""
+        """Seconds since the newest accepted message; None before the first."""
         newest = self._newest
         return None if newest is None else (now_ns - newest.arrived_ns) / 1e9
 
     def interval(self) -> float | None:
-        """Seconds between messages of late, the median of some; None while there are too few."""
+        """Median interval of recent messages, in seconds; None if there are too few."""
         arrivals = list(self._arrivals)
         if len(arrivals) < 4:
             return None
         return median(later - earlier for earlier, later in pairwise(arrivals)) / 1e9
 
     def report(self, now_ns: int) -> dict[str, Any]:
-        """What `/status` says of it."""
+        """Status of the receiver, for `/status`."""
         age, interval = self.age(now_ns), self.interval()
         live = age is not None and interval is not None and age < 2.0
         return {
@@ -110,11 +112,11 @@ class Inlet:
         }
 
     def _round(self) -> None:
-        """Wait for what comes next, a moment at most, and deal with it."""
+        """Wait briefly for the next message and process it."""
         raise NotImplementedError
 
     def _close(self) -> None:
-        """Release what `start` took, if it did."""
+        """Release what `start` allocated; called after the thread has stopped."""
 
     def _may_read(self, arrived_ns: int) -> bool:
         if self._limiter.acquire(1e-9 * arrived_ns):
@@ -122,21 +124,16 @@ class Inlet:
         self.counts["flood"] += 1
         return False
 
-    def _drop(self, kind: str, text: str | None = None) -> None:
-        """Leave a message out; ``text`` says what is wrong with one that is."""
+    def _reject(self, kind: str, text: str | None = None) -> None:
+        """Drop a message and count it as ``kind``; ``text`` is the reason why it is malformed."""
         self.counts[kind] += 1
         if text is not None and self._complaints.acquire(1e-9 * now_ns()):
-            self._refused(text)
+            self._on_refused(text)
 
-    def _show(self, state: HeadState, seq: int, arrived_ns: int, person: str | None, *, placed: bool = True) -> None:
-        """``state`` is the newest.  ``placed``: the sender says where the head is, too."""
+    def _accept(self, state: HeadState, seq: int, arrived_ns: int, person: str | None, *, placed: bool = True) -> None:
+        """Make ``state`` the newest one.  ``placed``: the sender also states the position of the head."""
         shown = self._transfer(state, person)
         self.counts["taken"] += 1
         self._arrivals.append(arrived_ns)
-        self._newest = Driven(shown, seq, arrived_ns, transferred=shown is not state and placed)
-        self._accepted()
-
-
-def now_ns() -> int:
-    """The clock of arrivals and capture times."""
-    return time.monotonic_ns()
+        self._newest = DrivenState(shown, seq, arrived_ns, transferred=shown is not state and placed)
+        self._on_accepted()

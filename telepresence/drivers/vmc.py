@@ -1,9 +1,8 @@
-"""Virtual Motion Capture protocol: faces and bones as OSC over UDP, usually to port 39539.
+"""Parser of the Virtual Motion Capture protocol (VMC): faces and bones as OSC over UDP, usually to port 39539.
 
-VSeeFace, Warudo, Waidayo and many other programs send it.  Of its messages these move a face
-(docs/protocols-drivers.md): blend shapes, which take effect with ``/VMC/Ext/Blend/Apply``, the bones between hips and
-eyes, and whether the sender tracks anybody.  A packet is one frame; senders that spread a frame over packets are
-served, too.
+It is sent by VSeeFace, Warudo, Waidayo and many other programs.  These messages move a face
+(docs/protocols-drivers.md): blend shapes, which take effect with ``/VMC/Ext/Blend/Apply``; the bones from hips to eyes;
+and the tracking status.  A packet usually holds one frame; frames that are split over packets are supported.
 """
 
 from __future__ import annotations
@@ -16,19 +15,20 @@ from insta_runtime.errors import UserError
 from insta_runtime.geometry import axis_angle
 from insta_runtime.types import Float64
 from telepresence.drivers import osc
-from telepresence.drivers.arkit import Face, matrix_of
+from telepresence.drivers.arkit import ArkitFace, quaternion_matrix
 from telepresence.drivers.livelink import CURVES
 
 NAME: Final = "vmc"
 PORT: Final = 39539
 RATE: Final = 10_000.0
-"""Packets a second that are read: senders that put one message into each send a hundred for a frame."""
+"""Maximum number of packets read per second: senders with one message per packet send a hundred per frame."""
 SHAPES: Final = 256
-"""Names of blend shapes that are remembered at most: a model has some, a flood has any number."""
+"""Maximum number of blend shape names that are stored."""
 
 BONES: Final = ("hips", "spine", "chest", "upperchest", "neck", "head")
-"""Each turns the next one; together they turn the head."""
+"""Bones whose rotations are chained to the rotation of the head."""
 EYES: Final = ("lefteye", "righteye")
+"""Bones of the eyes."""
 
 PRESETS: Final[dict[str, dict[str, float]]] = {
     "blink": {"eyeBlinkLeft": 1.0, "eyeBlinkRight": 1.0},
@@ -47,7 +47,7 @@ PRESETS: Final[dict[str, dict[str, float]]] = {
     "fun": {"mouthSmileLeft": 0.4, "mouthSmileRight": 0.4},
     "surprised": {"browInnerUp": 0.6, "eyeWideLeft": 0.6, "eyeWideRight": 0.6, "jawOpen": 0.2},
 }
-"""What VRM's preset expressions are in ARKit's units, where a sender has nothing better."""
+"""VRM's preset expressions in ARKit's units, used if the sender has no ARKit blend shapes."""
 _SAME: Final = {
     "aa": "a",
     "ih": "i",
@@ -61,25 +61,25 @@ _SAME: Final = {
 _ARKIT: Final = {name.lower(): name for name in CURVES}
 
 
-class Vmc:
-    """Reads packets; a bridge keeps one for as long as it listens, as packets build on each other."""
+class VmcReader:
+    """Parses VMC packets; one instance per sender, because packets build on each other."""
 
     def __init__(self) -> None:
-        self._pending: dict[str, float] = {}  # blend shapes that wait for Apply, by lower-case name
+        self._pending: dict[str, float] = {}  # blend shapes until the next Apply, by lower-case name
         self._shapes: dict[str, float] = {}
         self._bones: dict[str, Float64] = {}
         self._tracks = True
-        self._turned = False  # a bone was, since a face was made of them
+        self._turned = False  # a bone was received since the last face
 
-    def read(self, packet: bytes) -> Face | None:
-        """The face after ``packet``; None if it says nothing of one, or that nobody is tracked.
+    def read(self, packet: bytes) -> ArkitFace | None:
+        """Parse ``packet`` and return the face after it; None if it does not change, or no face is tracked.
 
         Raises:
-            UserError: it is not OSC, or one of the messages that count has other arguments than it should have.
+            UserError: the packet is not OSC, or a message has the wrong arguments.
         """
         sent_s: float | None = None
         bundled, moves, ends = packet.startswith(b"#"), False, False
-        for message in osc.messages(packet):
+        for message in osc.parse_packet(packet):
             address, values = message.address, message.values
             if address == "/VMC/Ext/Blend/Val":
                 (name,), (weight,) = _arguments(message, 1, 1)
@@ -95,12 +95,12 @@ class Vmc:
                 sent_s, ends = _arguments(message, 0, 1)[1][0], True
             elif address == "/VMC/Ext/OK" and values and all(isinstance(value, int) for value in values):
                 self._tracks, ends = values[0] == 1 and (len(values) < 4 or values[3] == 1), True
-        # Bones that come one a packet wait for a message that comes once a frame.
+        # Bones sent one per packet take effect with a message that is sent once per frame.
         moves = moves or (self._turned and (bundled or ends))
         if not moves or not self._tracks:
             return None
         self._turned = False
-        return Face(self._weights(), self._head(), gaze=self._gaze(), sent_s=sent_s)
+        return ArkitFace(self._weights(), self._head(), gaze=self._gaze(), sent_s=sent_s)
 
     def _note(self, name: str, weight: float) -> None:
         key = _SAME.get(name.lower(), name.lower())
@@ -113,17 +113,17 @@ class Vmc:
         bone = name.lower()
         if bone not in BONES and bone not in EYES:
             return False
-        # Unity's x points to the avatar's right, ours to its left: mirrored, an axis keeps x and turns y and z around.
+        # Unity's x axis points to the avatar's right and ours to its left: the reflection negates y and z.
         x, y, z, w = quaternion
-        matrix = matrix_of(x, -y, -z, w)
+        matrix = quaternion_matrix(x, -y, -z, w)
         if matrix is None:
-            raise UserError(f"malformed packet: bone {bone} is turned by what is no rotation")
+            raise UserError(f"malformed packet: the quaternion of bone {bone} is not a rotation")
         self._bones[bone] = matrix
         return True
 
     def _weights(self) -> dict[str, float]:
         known = {_ARKIT[name]: weight for name, weight in self._shapes.items() if name in _ARKIT}
-        if known:  # the presets say the same more coarsely
+        if known:  # presets are coarser descriptions of the same face
             return known
         weights: dict[str, float] = {}
         for name, weight in self._shapes.items():
@@ -143,18 +143,24 @@ class Vmc:
     def _gaze(self) -> Float64 | None:
         if not all(name in self._bones for name in EYES):
             return None
-        looks = np.stack([self._bones[name][:, 2] for name in EYES])  # where the z axis went
-        gaze = np.stack([np.arctan2(looks[:, 0], looks[:, 2]), np.arcsin(looks[:, 1].clip(-1.0, 1.0))], axis=1)
+        axes = np.stack([self._bones[name][:, 2] for name in EYES])  # rotated z axes
+        gaze = np.stack(
+            [
+                np.arctan2(axes[:, 0], axes[:, 2]),
+                np.arcsin(axes[:, 1].clip(-1.0, 1.0)),
+            ],
+            axis=1,
+        )
         still = max(float(np.linalg.norm(axis_angle(self._bones[name]))) for name in EYES) < 1e-6
-        # A model whose eyes are moved by shapes has bones that rest.
+        # A model whose eyes are moved by blend shapes has eye bones at rest.
         return None if still else gaze
 
 
-def _arguments(message: osc.Message, texts: int, numbers: int) -> tuple[list[str], list[float]]:
-    """The first arguments of ``message``: so many texts, then so many numbers; a sender may append others."""
+def _arguments(message: osc.OscMessage, texts: int, numbers: int) -> tuple[list[str], list[float]]:
+    """First arguments of ``message``: ``texts`` strings, then ``numbers`` numbers; further arguments are ignored."""
     found = message.values[:texts], message.values[texts : texts + numbers]
     words = [value for value in found[0] if isinstance(value, str)]
     figures = [float(value) for value in found[1] if isinstance(value, float | int) and abs(value) < 1e9]
     if len(words) < texts or len(figures) < numbers:
-        raise UserError(f"malformed packet: {message.address} needs {texts} texts and {numbers} finite numbers")
+        raise UserError(f"malformed packet: {message.address} requires {texts} strings and {numbers} finite numbers")
     return words, figures

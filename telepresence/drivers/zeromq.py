@@ -1,4 +1,4 @@
-"""Parameters that arrive over ZeroMQ: a bound PULL socket or a connected SUB socket, and the newest state."""
+"""Receiver of parameter messages over ZeroMQ: a bound PULL socket or a connected SUB socket."""
 
 from __future__ import annotations
 
@@ -10,27 +10,29 @@ from typing import TYPE_CHECKING, Any, Final
 
 from insta_runtime.errors import UserError
 from insta_runtime.types import Float32, HeadState
-from telepresence.drivers import message
-from telepresence.drivers.ordering import Ordering
-from telepresence.drivers.receiver import FLOOR_NS, Inlet, Transfer, now_ns
+from telepresence.drivers import parameter_message
+from telepresence.drivers.message_ordering import MessageOrdering
+from telepresence.drivers.receiver import FLOOR_NS, StateReceiver, StateTransfer
+from telepresence.runtime.clock import now_ns
 
 if TYPE_CHECKING:
     import zmq
 
-    from telepresence.drivers.curve import Keys
+    from telepresence.drivers.curve import CurveKeys
 
 WIRE_LIMIT: Final = 1 << 20
-"""ZeroMQ itself disconnects a peer that sends more bytes than this in one frame."""
+"""Maximum size of a ZeroMQ frame in bytes; ZeroMQ disconnects a client that sends a larger one."""
 QUEUE: Final = 64
-"""Messages that wait at most, for each peer: half a second of them."""
+"""Maximum number of queued messages per client: half a second of them."""
 POLL_MS: Final = 100
+"""Maximum time, in ms, to wait for a message before checking for a request to stop."""
 
 
-class ZeroMqDriver(Inlet):
-    """Keeps the newest state that valid messages add up to.
+class ZeroMqDriver(StateReceiver):
+    """Receiver that merges valid parameter messages into the newest head state.
 
-    What no message has given yet, or what one has taken back, is as in the state that `follow` was told last, before
-    that neutral.  Of several senders (field ``sender``) the first keeps the floor until it falls silent.
+    Fields that no message has given, or that were reset, are those of the base state: neutral, or set by `set_base`.
+    While one sender (field ``sender``) sends, messages of other senders are dropped.
     """
 
     def __init__(
@@ -40,17 +42,20 @@ class ZeroMqDriver(Inlet):
         basis: str,
         head_sha256: str,
         expressions: int,
-        refused: Callable[[str], None],
-        accepted: Callable[[], None] = lambda: None,
-        transfer: Transfer = lambda state, _person: state,
-        keys: Keys | None = None,
+        on_refused: Callable[[str], None],
+        on_accepted: Callable[[], None] = lambda: None,
+        transfer: StateTransfer = lambda state, _person: state,
+        keys: CurveKeys | None = None,
         subscribe: bool = False,
     ) -> None:
-        """Listens at ``address`` (PULL), or to the publisher there (``subscribe``: SUB); with ``keys``, encrypted.
+        """Prepare to receive at ``address`` (PULL) or from the publisher there (``subscribe``: SUB).
 
-        UserError if it is no address, or one that other machines can reach without keys.
+        With ``keys`` the connection is encrypted and authenticated.  Raises UserError if the address is invalid, or
+        reachable from other machines without keys.
         """
-        super().__init__("subscription" if subscribe else "zmq", refused=refused, accepted=accepted, transfer=transfer)
+        super().__init__(
+            "subscription" if subscribe else "zmq", on_refused=on_refused, on_accepted=on_accepted, transfer=transfer
+        )
         check_address(address, allow_remote=keys is not None)
         self.address = address
         self._basis, self._head, self._expressions = basis, head_sha256, expressions
@@ -58,25 +63,20 @@ class ZeroMqDriver(Inlet):
         self._base = HeadState.neutral(expressions)
         self._given: dict[str, Float32] = {}
         self._sender: str | None = None
-        self._ordering = Ordering()
+        self._ordering = MessageOrdering()
         self._socket: zmq.Socket[bytes] | None = None
         self._release = contextlib.ExitStack()
 
     @property
     def received(self) -> int:
-        """Messages that moved the face."""
+        """Number of messages that moved the face."""
         return self.counts["taken"]
 
-    @property
-    def malformed(self) -> int:
-        """Messages that were wrong."""
-        return self.counts["malformed"]
-
     def start(self) -> None:
-        """Bind or connect, and listen.  UserError if that cannot be."""
+        """Bind or connect the socket and start receiving.  Raises UserError if that fails."""
         import zmq
 
-        context = zmq.Context.instance() if self._keys is None else self._guarded()
+        context = zmq.Context.instance() if self._keys is None else self._authenticated_context()
         socket = context.socket(zmq.SUB if self._subscribe else zmq.PULL)
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.MAXMSGSIZE, WIRE_LIMIT)
@@ -84,12 +84,12 @@ class ZeroMqDriver(Inlet):
         try:
             if self._subscribe:
                 if self._keys is not None:
-                    self._keys.subscribe(socket)
+                    self._keys.configure_subscriber(socket)
                 socket.setsockopt(zmq.SUBSCRIBE, b"")
                 socket.connect(self.address)
             else:
                 if self._keys is not None:
-                    self._keys.serve(socket)
+                    self._keys.configure_server(socket)
                 socket.bind(self.address)
                 self.address = socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
         except (zmq.ZMQError, UserError) as error:
@@ -99,24 +99,24 @@ class ZeroMqDriver(Inlet):
                 raise
             option = "--set drivers.subscribe" if self._subscribe else "--zmq"
             raise UserError(
-                f"cannot listen for parameters at {self.address}: {error}; choose another with {option}"
+                f"cannot receive parameters at {self.address}: {error}; choose another with {option}"
             ) from None
         self._socket = socket
         super().start()
 
-    def follow(self, state: HeadState) -> None:
-        """Let fields that no message gives be as in ``state``: the tracker's, say."""
+    def set_base(self, state: HeadState) -> None:
+        """Set the base state, whose fields apply where no message gives any; usually the tracked state."""
         self._base = state
 
-    def _guarded(self) -> zmq.Context[Any]:
-        """A context of its own, at whose door the keys are asked for: there is one such door a context."""
+    def _authenticated_context(self) -> zmq.Context[Any]:
+        """Separate ZeroMQ context that checks the keys of clients: there is one authenticator per context."""
         import zmq
 
         context: zmq.Context[Any] = zmq.Context()
         self._release.callback(context.term)
         if not self._subscribe and self._keys is not None:
             try:
-                self._release.callback(self._keys.authenticate(context).stop)
+                self._release.callback(self._keys.start_authenticator(context).stop)
             except UserError:
                 self._release.close()
                 raise
@@ -125,37 +125,37 @@ class ZeroMqDriver(Inlet):
     def _round(self) -> None:
         import zmq
 
-        assert self._socket is not None, "it was started"
+        assert self._socket is not None, "start() was not called"
         if self._socket.poll(POLL_MS):
-            self._take(self._socket.recv_multipart(zmq.NOBLOCK))
+            self._handle(self._socket.recv_multipart(zmq.NOBLOCK))
 
     def _close(self) -> None:
         if self._socket is not None:
             self._socket.close()
         self._release.close()
 
-    def _take(self, frames: list[bytes]) -> None:
+    def _handle(self, frames: list[bytes]) -> None:
         arrived = now_ns()
         if not self._may_read(arrived):
             return
         try:
             if len(frames) != 1:
-                raise UserError(f"malformed message: {len(frames)} frames, one is expected")
-            parameters = message.decode(frames[0])
-            found = message.changes(parameters, self._expressions, self._basis, self._head)
+                raise UserError(f"malformed message: {len(frames)} frames, expected one")
+            parameters = parameter_message.decode(frames[0])
+            found = parameter_message.validated_fields(parameters, self._expressions, self._basis, self._head)
         except UserError as error:
-            self._drop("malformed", str(error))
+            self._reject("malformed", str(error))
             return
         newest = self.newest()
         if parameters.sender != self._sender:
             if newest is not None and arrived - newest.arrived_ns < FLOOR_NS:
-                self._drop("busy")
+                self._reject("busy")
                 return
-            self._sender, self._ordering = parameters.sender, Ordering()
+            self._sender, self._ordering = parameters.sender, MessageOrdering()
             self._given.clear()
-        verdict = self._ordering.judge(parameters.seq, parameters.t_capture_ns, arrived)
+        verdict = self._ordering.classify(parameters.seq, parameters.t_capture_ns, arrived)
         if verdict != "taken":
-            self._drop(verdict)
+            self._reject(verdict)
             return
         for name, value in found.items():
             if value is None:
@@ -163,23 +163,23 @@ class ZeroMqDriver(Inlet):
             else:
                 self._given[name] = value
         captured = self._ordering.captured_ns(parameters.t_capture_ns, arrived)
-        state = message.merged(self._base, self._given).at(captured)
+        state = parameter_message.with_fields(self._base, self._given).at(captured)
         placed = bool({"rotation", "translation"} & self._given.keys())
-        self._show(state, parameters.seq, arrived, parameters.person, placed=placed)
+        self._accept(state, parameters.seq, arrived, parameters.person, placed=placed)
 
 
 def check_address(address: str, allow_remote: bool) -> None:
-    """UserError unless ``address`` is ipc or TCP on the loopback interface, or ``allow_remote`` was given."""
+    """Check that ``address`` is ipc, or TCP on the loopback interface unless ``allow_remote``.  Raises UserError."""
     if re.fullmatch(r"ipc://.+", address):
         return
     tcp = re.fullmatch(r"tcp://(?:\[([0-9a-fA-F:]+)\]|([^/:\[\]]+)):(\d{1,5}|\*)", address)
     if tcp is None:
-        raise UserError(f"{address!r} is not a ZeroMQ address; write tcp://127.0.0.1:5577 or ipc:///path")
+        raise UserError(f"{address!r} is not a ZeroMQ address: write tcp://127.0.0.1:5577 or ipc:///path")
     if allow_remote or not _remote(tcp[1] or tcp[2]):
         return
     raise UserError(
-        f"{address} would let other machines move the face or watch it: take a loopback address such as"
-        " tcp://127.0.0.1:5577, or give keys (--set drivers.keys=DIR)"
+        f"{address} is reachable from other machines: use a loopback address such as"
+        " tcp://127.0.0.1:5577, or give CURVE keys (--set drivers.keys=DIR)"
     )
 
 

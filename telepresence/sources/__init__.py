@@ -1,25 +1,32 @@
-"""Where pictures come from: ``synthetic``, ``webcam[:DEVICE]``, ``file:PATH``, ``tracked:DIR``, ``browser``."""
+"""Sources of camera frames: ``synthetic``, ``webcam[:DEVICE]``, ``file:PATH``, ``tracked:DIR``, ``browser``."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from insta_runtime.errors import UserError
-from telepresence.runtime.audio import Ear
+from telepresence.runtime.audio import AudioListener
 from telepresence.runtime.frames import CameraFrame
 from telepresence.runtime.mailbox import Mailbox
-from telepresence.sources.source import Identity, Informed, Source
+from telepresence.sources.source import GroundTruthSource, Source, SourceIdentity
 
-__all__ = ["SPECS", "Identity", "Informed", "Source", "open_source"]
+__all__ = ["SPECS", "GroundTruthSource", "Source", "SourceIdentity", "open_source"]
 
 SPECS = "synthetic, webcam, webcam:DEVICE, file:PATH, tracked:DIR or browser"
+"""Specifications that `open_source` accepts, for error messages."""
 
 
-def open_source(spec: str, *, browser: Mailbox[CameraFrame] | None = None, hear: Ear | None = None) -> Source:
-    """The source that ``spec`` names.
+def open_source(
+    spec: str, *, browser: Mailbox[CameraFrame] | None = None, on_audio: AudioListener | None = None
+) -> Source:
+    """Open the source of camera frames that ``spec`` names; only its module is imported.
 
-    ``browser`` is the mailbox that the ``browser`` source reads; ``hear`` is told the sound of a source that has any.
-    Only the chosen source is imported.  Raises UserError if there is no such source, or if it cannot be opened.
+    Args:
+        spec: one of `SPECS`.
+        browser: mailbox with the frames of a browser's camera, for the source ``browser``.
+        on_audio: called with the audio of sources that have any.
+
+    Raises UserError if the source does not exist or cannot be opened.
     """
     kind, _, argument = spec.partition(":")
     if kind == "synthetic" and not argument:
@@ -31,15 +38,15 @@ def open_source(spec: str, *, browser: Mailbox[CameraFrame] | None = None, hear:
 
         return WebcamSource(argument or None)
     if kind == "file" and argument:
-        from telepresence.sources.video import VideoSource
+        from telepresence.sources.video_file import VideoSource
 
-        return VideoSource(Path(argument).expanduser(), hear)
+        return VideoSource(Path(argument).expanduser(), on_audio)
     if kind == "tracked" and argument:
-        from telepresence.sources.tracked import TrackedSource
+        from telepresence.sources.tracked_folder import TrackedSource
 
         return TrackedSource(Path(argument).expanduser())
     if kind == "browser" and not argument and browser is not None:
-        from telepresence.sources.browser import MailboxSource
+        from telepresence.sources.browser import BrowserSource
 
-        return MailboxSource(browser)
-    raise UserError(f"no source is called {spec!r}; use {SPECS}")
+        return BrowserSource(browser)
+    raise UserError(f"unknown source {spec!r}: use {SPECS}")

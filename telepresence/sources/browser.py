@@ -1,4 +1,4 @@
-"""The camera of a browser: pictures that come in over the network and wait in a mailbox."""
+"""The source ``browser``: frames of a browser's camera, received over the network."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from telepresence.runtime.frames import CameraFrame
 from telepresence.runtime.mailbox import Mailbox
 
 
-class MailboxSource:
-    """A source that hands out what somebody else puts into ``mailbox`` (which it does not own)."""
+class BrowserSource:
+    """Source that reads the frames from ``mailbox``, which the WebRTC receiver fills and owns."""
 
     def __init__(self, mailbox: Mailbox[CameraFrame], *, name: str = "browser", fps: float = 30.0) -> None:
         self.name = name
@@ -15,7 +15,8 @@ class MailboxSource:
         self._mailbox = mailbox
 
     def read(self, timeout: float) -> CameraFrame | None:
+        """Newest frame that was not read yet; None after ``timeout`` seconds."""
         return self._mailbox.get(timeout)
 
     def close(self) -> None:
-        """Nothing to release: the mailbox belongs to whoever fills it."""
+        """There is nothing to release: the mailbox is owned by the WebRTC receiver."""

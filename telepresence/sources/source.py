@@ -1,4 +1,4 @@
-"""What every source of pictures can do."""
+"""Interfaces of a source of camera frames."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from telepresence.runtime.frames import CameraFrame
 
 
 @dataclass(frozen=True)
-class Identity:
-    """Who is before a camera: identity code ``shape`` (S,) of the head model whose file hash is ``head_sha256``.
+class SourceIdentity:
+    """Identity of the subject that a source shows: identity code ``shape`` (S,) for the head model ``head_sha256``.
 
-    ``calibration`` is what tracking learned of person and camera, as JSON; None of exact states.
+    ``calibration`` is the subject's calibration as JSON; None if the head states are exact.
     """
 
     head_sha256: str
@@ -22,25 +22,30 @@ class Identity:
 
 
 class Source(Protocol):
-    """A live camera, real or not.
+    """A camera, or a recording that is played like one.
 
-    ``name`` is what a person calls it, ``fps`` its nominal rate.  ``read`` returns the newest picture that
-    this reader has not had yet, or None after ``timeout`` seconds; pictures that nobody read in time are
-    dropped, never queued.  Time stamps are `time.monotonic_ns` and grow.  A source that ends for good (camera
-    unplugged) raises UserError from ``read``.  ``close`` may be called twice.
+    ``name`` is its display name, ``fps`` its nominal frame rate.  Frames that are not read in time are dropped and
+    never queued.  Capture times are on the clock `time.monotonic_ns` and increase.  A source that ends (camera
+    unplugged) raises UserError from `read`.  `close` can be called twice.
     """
 
     name: str
     fps: float
 
-    def read(self, timeout: float) -> CameraFrame | None: ...
+    def read(self, timeout: float) -> CameraFrame | None:
+        """Newest frame that was not read yet; None after ``timeout`` seconds."""
+        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Release the device or file."""
+        ...
 
 
 @runtime_checkable
-class Informed(Protocol):
-    """A source that knows who is before it; its pictures carry their `Truth`, so that nobody needs to track them."""
+class GroundTruthSource(Protocol):
+    """A source with a known subject; its frames carry their `GroundTruth` and need no tracking."""
 
     @property
-    def identity(self) -> Identity: ...
+    def identity(self) -> SourceIdentity:
+        """Identity of the subject."""
+        ...

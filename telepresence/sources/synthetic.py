@@ -1,4 +1,4 @@
-"""The synthetic actor as a camera, and as a recorded clip; each picture knows its own truth."""
+"""The synthetic actor as a live camera, and as a clip; every frame carries its ground truth."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import numpy as np
 
 from insta_runtime.types import Bytes
 from telepresence.actor.performance import PERIOD, Performance
-from telepresence.runtime.frames import CameraFrame, Truth
-from telepresence.sources.source import Identity
+from telepresence.runtime.frames import CameraFrame, GroundTruth
+from telepresence.sources.source import SourceIdentity
 
 if TYPE_CHECKING:
     from telepresence.actor.actor import Actor
 
 
 class SyntheticSource:
-    """The actor, live, at ``size`` x ``size`` pixels.
+    """Live camera before the synthetic actor, at ``size`` x ``size`` pixels.
 
-    Pictures are drawn at ``drawn`` pixels and enlarged, and kept (100 MB): the performance repeats after
-    `performance.PERIOD` seconds.  To leave the processor to others, new pictures come at half the rate; the
-    second round fills the gaps, and from then on the actor costs next to nothing.
+    Frames are rendered at ``drawn`` pixels, enlarged, and cached (100 MB): the performance repeats after
+    `performance.PERIOD` seconds.  During the first period only every second frame is rendered, to leave processor time
+    to other stages; the second period renders the others, and afterwards all frames come from the cache.
     """
 
     def __init__(self, size: int = 512, *, drawn: int = 256, fps: float = 12.5, seed: int = 0) -> None:
@@ -35,7 +35,7 @@ class SyntheticSource:
         self._drawn = drawn
         self._actor = Actor(seed)
         self._performance = Performance(self._actor.head.expression_names, seed)
-        self._round = round(PERIOD * fps)  # pictures until the performance repeats
+        self._round = round(PERIOD * fps)  # number of frames until the performance repeats
         self._kept: dict[int, tuple[Bytes, Bytes, Bytes]] = {}
         self._start = time.monotonic()
         self._last = -1
@@ -43,14 +43,16 @@ class SyntheticSource:
 
     @property
     def actor(self) -> Actor:
-        """Who is before the camera."""
+        """The actor that is rendered."""
         return self._actor
 
     @property
-    def identity(self) -> Identity:
-        return Identity(self._actor.head.sha256, self._actor.shape)
+    def identity(self) -> SourceIdentity:
+        """Identity of the actor."""
+        return SourceIdentity(self._actor.head.sha256, self._actor.shape)
 
     def read(self, timeout: float) -> CameraFrame | None:
+        """Next frame when it is due; None after ``timeout`` seconds."""
         now = time.monotonic()
         number = math.floor((now - self._start) * self.fps)
         if number <= self._last:
@@ -71,10 +73,10 @@ class SyntheticSource:
         state = state.at(int((self._start + number / self.fps) * 1e9))
         camera = self._actor.camera(self._size)
         rgb, alpha, body = self._picture(number % self._round)
-        return CameraFrame(number, state.t_capture_ns, rgb, Truth(state, alpha, camera, body))
+        return CameraFrame(number, state.t_capture_ns, rgb, GroundTruth(state, alpha, camera, body))
 
     def _picture(self, number: int) -> tuple[Bytes, Bytes, Bytes]:
-        """Picture, alpha and body of one moment of the performance, enlarged to the size asked for."""
+        """Image, alpha and body matte of frame ``number`` of the performance, enlarged to the output size."""
         if number not in self._kept:
             state = self._performance(number * PERIOD / self._round)
             self._kept[number] = self._actor.layers(state, self._actor.camera(self._drawn))
@@ -83,15 +85,16 @@ class SyntheticSource:
         return _enlarge(rgb, self._size), alpha, body
 
     def close(self) -> None:
+        """Drop the cached frames."""
         self._kept.clear()
 
 
-def actor_take(
+def actor_clip(
     frames: int, fps: float = 12.5, size: int = 512, seed: int = 0, actor: Actor | None = None
 ) -> Iterator[CameraFrame]:
-    """A clip of the actor: ``frames`` exact pictures of ``size`` x ``size`` with their truth, not paced.
+    """Clip of the actor: ``frames`` frames of ``size`` x ``size`` px with their ground truth, generated without delay.
 
-    Time stamps count from 0.  ``actor`` saves building the person again.
+    Capture times start at 0.  ``actor``: an existing actor, which saves building one.
     """
     from telepresence.actor.actor import Actor
 
@@ -101,11 +104,11 @@ def actor_take(
     for number in range(frames):
         state = performance(number / fps)
         rgb, alpha, body = person.layers(state, camera)
-        yield CameraFrame(number, state.t_capture_ns, rgb, Truth(state, alpha, camera, body))
+        yield CameraFrame(number, state.t_capture_ns, rgb, GroundTruth(state, alpha, camera, body))
 
 
 def _enlarge(picture: Bytes, size: int) -> Bytes:
-    """(H, W, C) uint8 to (size, size, C), smoothly."""
+    """Resize (H, W, C) uint8 to (size, size, C), bicubic."""
     import torch
     from torch.nn import functional
 

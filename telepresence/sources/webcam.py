@@ -1,4 +1,4 @@
-"""A camera on this machine, through FFmpeg's capture devices (V4L2, AVFoundation, DirectShow)."""
+"""A local camera, through FFmpeg's capture devices (V4L2, AVFoundation, DirectShow)."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from telepresence.runtime.mailbox import Mailbox
 if TYPE_CHECKING:
     from av.container import InputContainer
 
-_WISHES: tuple[dict[str, str], ...] = (
+_CAPTURE_OPTIONS: tuple[dict[str, str], ...] = (
     {"video_size": "640x480", "framerate": "30", "input_format": "mjpeg"},
     {"video_size": "640x480", "framerate": "30"},
     {},
 )
-"""What to ask of the camera, the best first: compressed pictures need no more than USB 2 offers."""
+"""Capture options to try, the best first: compressed frames fit into the bandwidth of USB 2."""
 
-_OTHERWISE = "plug one in, or use --source file:VIDEO or --source synthetic"
+_ALTERNATIVE = "plug one in, or use --source file:VIDEO or --source synthetic"
 
 
 def capture_format() -> str:
-    """FFmpeg's name for cameras on this system."""
+    """Name of FFmpeg's input format for cameras on this system."""
     return {"darwin": "avfoundation", "win32": "dshow"}.get(sys.platform, "v4l2")
 
 
 def default_webcam() -> str | None:
-    """The device name of the first camera of this machine, None if there is none."""
+    """Device name of the first camera of this machine; None if there is none."""
     import av
 
     try:
@@ -45,7 +45,7 @@ def default_webcam() -> str | None:
 
 
 def _address(device: str) -> str:
-    """What FFmpeg opens for a device as a person names it (``0``, ``/dev/video0``, a camera's name)."""
+    """FFmpeg's address of a device given as number, path or name (``0``, ``/dev/video0``, a camera's name)."""
     if sys.platform == "win32" and not device.startswith("video="):
         return f"video={device}"
     if sys.platform.startswith("linux") and device.isdigit():
@@ -54,20 +54,20 @@ def _address(device: str) -> str:
 
 
 class WebcamSource:
-    """A webcam.
+    """A local webcam.
 
-    A thread of its own takes every picture from the driver as it comes, so that the driver never hands out
-    an old one; readers get the newest.
+    A separate thread reads every frame as the driver delivers it, so that frames never wait in the driver's queue;
+    `read` returns the newest one.
     """
 
     def __init__(self, device: str | None = None, *, capture: str | None = None) -> None:
-        """Open ``device`` (the first camera if None) through FFmpeg's ``capture`` device (this system's if None).
+        """Open ``device`` (None: the first camera) through FFmpeg's input format ``capture`` (None: this system's).
 
-        Raises UserError when there is no such camera, when it is taken, or when this user may not use it.
+        Raises UserError if there is no such camera, it is in use, or this user has no permission to use it.
         """
         address = _address(device) if device else default_webcam()
         if address is None:
-            raise UserError(f"no webcam found; {_OTHERWISE}")
+            raise UserError(f"no webcam found: {_ALTERNATIVE}")
         self._address = address
         self._container = _open(address, capture or capture_format())
         stream = self._container.streams.video[0]
@@ -88,18 +88,20 @@ class WebcamSource:
                 rgb = frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
                 self._mailbox.put(CameraFrame(frame_id, time.monotonic_ns(), rgb))
         except (av.error.FFmpegError, EOFError):
-            pass  # unplugged; the reader is told below
+            pass  # unplugged; read() raises the error
         finally:
             self._mailbox.close()
             self._container.close()
 
     def read(self, timeout: float) -> CameraFrame | None:
+        """Newest frame that was not read yet; None after ``timeout`` seconds.  UserError once the camera has ended."""
         frame = self._mailbox.get(timeout)
         if frame is None and self._mailbox.closed and not self._stopping.is_set():
-            raise UserError(f"webcam {self._address} stopped sending pictures; plug it in again")
+            raise UserError(f"webcam {self._address} stopped sending frames: plug it in again")
         return frame
 
     def close(self) -> None:
+        """Stop the capture thread and release the camera."""
         self._stopping.set()
         self._thread.join(timeout=2.0)
 
@@ -108,13 +110,13 @@ def _open(address: str, capture: str) -> InputContainer:
     import av
 
     refusal: Exception | None = None
-    for wish in _WISHES:
+    for options in _CAPTURE_OPTIONS:
         try:
-            container = av.open(address, format=capture, options={**wish, "fflags": "nobuffer"})
+            container = av.open(address, format=capture, options={**options, "fflags": "nobuffer"})
         except (av.error.FFmpegError, OSError, ValueError) as error:
             refusal = error
             if isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EBUSY):
-                break  # asking for another format will not help
+                break  # other options would fail alike
             continue
         if container.streams.video:
             return container
@@ -123,11 +125,12 @@ def _open(address: str, capture: str) -> InputContainer:
 
 
 def _explain(address: str, error: Exception | None) -> str:
+    """One-line error message for a camera that could not be opened."""
     number = error.errno if isinstance(error, OSError) else None
     if number in (errno.EACCES, errno.EPERM):
-        return f"webcam {address}: no permission; allow this user to use cameras (on Linux: usermod -aG video USER)"
+        return f"webcam {address}: no permission: allow this user to use cameras (on Linux: usermod -aG video USER)"
     if number == errno.EBUSY:
-        return f"webcam {address} is in use by another program; close that program, or name another webcam"
+        return f"webcam {address} is in use by another program: close that program, or name another webcam"
     if number == errno.ENOENT:
-        return f"webcam {address}: no such device; {_OTHERWISE}"
-    return f"webcam {address} cannot be opened as a camera; {_OTHERWISE}"
+        return f"webcam {address}: no such device: {_ALTERNATIVE}"
+    return f"webcam {address} cannot be opened as a camera: {_ALTERNATIVE}"

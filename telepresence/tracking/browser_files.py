@@ -1,8 +1,7 @@
-"""The files with which a browser tracks faces itself: MediaPipe's package for browsers, and the landmarker's model.
+"""Files with which a browser tracks faces: MediaPipe's package for browsers, and the face landmarker's model.
 
-The package comes from the npm registry once, as `models` has it, and is read where it lies; no file of it is ever
-unpacked.  Version 0.10.35 is the last line that keeps what it sees and measures to itself: from 1.0 on the package
-reports to its vendor.
+The package is downloaded once from the npm registry by `model_files` and read from the archive; nothing is unpacked.
+Version 0.10.35 is used because versions from 1.0 on report usage to the vendor.
 """
 
 from __future__ import annotations
@@ -14,24 +13,25 @@ from typing import Final
 
 from insta_runtime.errors import UserError
 
-from .models import landmarker_path, vision_path
+from .model_files import landmarker_path, vision_path
 
 PACKED: Final = {
     "vision.js": "package/vision_bundle.mjs",
     "loader.js": "package/wasm/vision_wasm_module_internal.js",
     "vision.wasm": "package/wasm/vision_wasm_module_internal.wasm",
 }
+"""Served names and their paths in the npm package."""
 MODEL: Final = "model.task"
+"""Served name of the face landmarker's model."""
 
 _lock = threading.Lock()
 _read: dict[str, bytes] = {}
 
 
 def vision_file(name: str, models: Path | None = None) -> bytes:
-    """``vision.js``, ``loader.js``, ``vision.wasm`` or ``model.task``.
+    """Content of ``vision.js``, ``loader.js``, ``vision.wasm`` or ``model.task``; missing files are downloaded first.
 
-    What is not there is downloaded first, which takes a while.  UserError where it is not to be had, KeyError for any
-    other name.
+    Raises UserError if a file is not available, and KeyError for any other name.
     """
     if name == MODEL:
         return landmarker_path(models).read_bytes()
@@ -44,7 +44,7 @@ def vision_file(name: str, models: Path | None = None) -> bytes:
                 with tarfile.open(path) as package:
                     _read.update({file: _member(package, PACKED[file]) for file in PACKED})
             except (OSError, tarfile.TarError, KeyError) as error:
-                raise UserError(f"{path} cannot be read ({error}): delete it, a good one is fetched") from None
+                raise UserError(f"{path} cannot be read ({error}): delete it, and it is downloaded again") from None
         return _read[name]
 
 

@@ -1,8 +1,8 @@
-"""Per-person calibration: who is before the camera, found once from a second or two of pictures.
+"""Calibration of a subject: identity code and landmark offsets, estimated from a second or two of frames.
 
-Joint Gauss-Newton over a few varied keyframes: one identity code for all, a pose and face units for each, which are
-eliminated by their Schur complement.  Landmarks determine an identity only weakly, so it is held close to the mean;
-what the landmarks of this person have of their own goes into a displacement of each landmark.
+Joint Gauss-Newton over a few varied keyframes: one identity code shared by all, and a pose and face units of each
+keyframe, which are eliminated by their Schur complement.  Landmarks determine an identity only weakly, so the code is
+kept close to the mean by its prior; the remaining deviation of the landmarks is stored as an offset of each landmark.
 """
 
 from __future__ import annotations
@@ -19,30 +19,37 @@ from insta_runtime.errors import UserError
 from insta_runtime.head import HeadModel
 from insta_runtime.types import Float32, Float64
 
-from .basis import JAW_WEIGHT, LandmarkBasis, landmark_basis
-from .fit import POSE, HeadFit, HeadFitter, NormalEquations, Pinhole
+from .head_fit import POSE, HeadFit, HeadFitter, NormalEquations, Pinhole
+from .landmark_basis import JAW_WEIGHT, LandmarkBasis, landmark_basis
 from .landmarks import LANDMARKS, FaceLandmarks
 
-FOCAL = 1.2  # x the longest side of the picture: focal length is practically unobservable from a face
+FOCAL = 1.2
+"""Assumed focal length, in longest sides of the frame; landmarks of a face hardly determine it."""
 KEYFRAMES = 20
-IDENTITY_WEIGHT = 50.0 / 4  # a keyframe, for each component (unit variance)
+"""Maximum number of frames from which a subject is calibrated."""
+IDENTITY_WEIGHT = 50.0 / 4
+"""Weight of the standard normal prior of each identity component, per keyframe."""
 IDENTITY_ROUNDS = 6
-OFFSET_SD = 0.002  # m
+"""Gauss-Newton iterations for the identity code."""
+OFFSET_SD = 0.002
+"""Standard deviation of the prior of landmark offsets, in metres."""
 OFFSET_ROUNDS = 3
+"""Iterations that estimate the landmark offsets."""
 FORMAT_VERSION = 1
+"""Version of the JSON representation of a calibration."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What is constant about one person before one camera.
+    """Constants of one subject before one camera.
 
     Attributes:
-        width, height: of the pictures it belongs to, px.
-        focal: px; the principal point is the middle of the picture.
-        shape: (S,) float32 identity code of the head model whose file hash is ``head_sha256``.
-        offsets: (L, 3) float32 m, displacement of each fitted landmark on the head.
-        gaze: (2, 2) float32 rad, yaw and pitch that the left, right eye shows when the person looks at the camera.
-        error: usual error of a fit, px of a picture whose longest side is 512.
+        width, height: size of the camera's frames, px.
+        focal: focal length in px; the principal point is the centre of the frame.
+        shape: (S,) float32 identity code for the head model whose file hash is ``head_sha256``.
+        offsets: (L, 3) float32, offset of each fitted landmark on the head in metres.
+        gaze: (2, 2) float32, yaw and pitch in radians that the left and right eye show during a glance at the camera.
+        error: typical error of a fit, in px of an image whose longest side is 512.
     """
 
     width: int
@@ -56,19 +63,20 @@ class Calibration:
 
     @property
     def camera(self) -> Pinhole:
+        """Pinhole camera of the frames."""
         return Pinhole.of_picture(self.width, self.height, self.focal)
 
     def fitter(self, head: HeadModel) -> HeadFitter:
-        """The fitter for this person.  Raises UserError if the calibration belongs to another head model."""
+        """Head fitter for this subject.  Raises UserError if the calibration belongs to another head model."""
         if head.sha256 != self.head_sha256 or len(self.shape) != len(head.shape_dirs):
-            raise UserError(f"the calibration belongs to another head model than {head.name}: calibrate again")
+            raise UserError(f"the calibration belongs to another head model than {head.name}: recalibrate the subject")
         basis = landmark_basis(head)
         if self.offsets.shape != basis.base.shape:
-            raise UserError(f"the calibration does not fit the landmarks of {head.name}: calibrate again")
+            raise UserError(f"the calibration does not match the landmarks of {head.name}: recalibrate the subject")
         return HeadFitter(basis.with_identity(self.shape, self.offsets.astype(np.float64)), self.camera)
 
     def to_json(self) -> str:
-        """As one line of JSON."""
+        """Serialise the calibration to one line of JSON."""
         return json.dumps(
             {
                 "version": FORMAT_VERSION,
@@ -84,7 +92,7 @@ class Calibration:
 
     @staticmethod
     def from_json(text: str) -> Calibration:
-        """The calibration that ``to_json`` wrote.  Raises UserError if it is anything else."""
+        """Parse a calibration written by `to_json`.  Raises UserError if the text is not a valid calibration."""
         try:
             values = json.loads(text)
             if values["version"] != FORMAT_VERSION:
@@ -109,7 +117,7 @@ class Calibration:
             return Calibration(width, height, focal, shape, offsets, gaze, error, str(values["head_sha256"])[:64])
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             reason = (str(error).splitlines() or ["?"])[0][:80]
-            raise UserError(f"the stored calibration is damaged ({reason}): calibrate again") from None
+            raise UserError(f"the stored calibration is damaged ({reason}): recalibrate the subject") from None
 
 
 def calibrate(
@@ -120,10 +128,16 @@ def calibrate(
     focal: float | None = None,
     known: Float32 | None = None,
 ) -> Calibration:
-    """Calibrate from the faces found in pictures of ``width`` x ``height`` px.  Gaze is left at zero.
+    """Calibrate a subject from faces found in frames of ``width`` x ``height`` px.  The gaze bias is set to zero.
 
-    The more the face moves and the more of it is seen, the better; one picture is enough to get something.
-    ``known`` (S,) is the identity code of a person who is known already, from another camera; it is kept.
+    Accuracy grows with the variety of poses in ``faces``; one face is enough for a rough calibration.
+
+    Args:
+        head: the head model, with a landmark embedding.
+        faces: at least one face.
+        width, height: size of the frames, px.
+        focal: focal length in px; None: estimated from the size.
+        known: (S,) identity code if it is already known from another camera; it is kept.
     """
     assert faces
     basis = landmark_basis(head)
@@ -156,7 +170,7 @@ def calibrate(
 
 
 def keyframes(faces: Sequence[FaceLandmarks], basis: LandmarkBasis, count: int = KEYFRAMES) -> list[int]:
-    """Up to ``count`` indices of faces that differ most: farthest-point sampling of the centred, scaled landmarks."""
+    """Indices of up to ``count`` faces that differ most (farthest-point sampling of centred and scaled landmarks)."""
     points = np.stack([face.points[basis.indices, :2] for face in faces]).astype(np.float64)
     points -= points.mean(1, keepdims=True)
     points /= np.sqrt((points**2).mean((1, 2), keepdims=True))
@@ -170,14 +184,14 @@ def keyframes(faces: Sequence[FaceLandmarks], basis: LandmarkBasis, count: int =
 
 
 def _refit(fitter: HeadFitter, fit: HeadFit, face: FaceLandmarks) -> HeadFit:
-    """Two more iterations from where the keyframe stands; keyframes have no past, so nothing holds its units."""
+    """Run two more iterations from ``fit``, without temporal weights: keyframes have no previous frame."""
     return fitter.fit(face, fit, interval=np.inf)
 
 
 def _identity_step(
     fitter: HeadFitter, fits: Sequence[HeadFit], faces: Sequence[FaceLandmarks], shape: Float64
 ) -> Float64:
-    """The Gauss-Newton step of the identity code (S,) after elimination of every keyframe's own variables."""
+    """Gauss-Newton step of the identity code (S,), with the variables of each keyframe eliminated."""
     weight = IDENTITY_WEIGHT * len(faces)
     matrix = weight * np.eye(len(shape))
     vector = -weight * shape
@@ -186,10 +200,10 @@ def _identity_step(
         residual, trust, own = fitter.residuals(fit, face)
         shared = _by_shape(fitter, fit, own)
         both = NormalEquations.of(residual, trust, np.concatenate([own, shared], axis=2))
-        both.pull(POSE, priors.weight, priors.mean(face.scores) - fit.units)
+        both.add_prior(POSE, priors.weight, priors.mean(face.scores) - fit.units)
         mine = own.shape[2]
         if fitter.basis.has_jaw:
-            both.pull(mine - 3, JAW_WEIGHT, np.zeros(3))
+            both.add_prior(mine - 3, JAW_WEIGHT, np.zeros(3))
         at_bound = np.zeros(mine, bool)
         at_bound[POSE : POSE + len(fit.units)] = (fit.units <= priors.low) | (fit.units >= priors.high)
         free = np.flatnonzero(~at_bound)
@@ -202,7 +216,7 @@ def _identity_step(
 
 
 def _by_shape(fitter: HeadFitter, fit: HeadFit, own: Float64) -> Float64:
-    """(2, L, S): how the projections move with the identity code, from the gradients in ``own``'s translation."""
+    """Derivative (2, L, S) of the projections by the identity code; ``own`` is their Jacobian by pose and units."""
     in_head = own[:, :, 3:6] @ fit.rotation  # (2, L, 3)
     return np.einsum("alk,kls->als", in_head, fitter.basis.by_shape(fit.jaw))
 
@@ -210,13 +224,14 @@ def _by_shape(fitter: HeadFitter, fit: HeadFit, own: Float64) -> Float64:
 def _offset_step(
     fitter: HeadFitter, fits: Sequence[HeadFit], faces: Sequence[FaceLandmarks], offsets: Float64
 ) -> Float64:
-    """(L, 3): each landmark's own least-squares displacement given the poses, held near zero by a Gaussian."""
+    """Least-squares step (L, 3) of the landmark offsets for fixed poses, with a Gaussian prior at zero."""
     matrix = np.tile(np.eye(3) / OFFSET_SD**2, (len(offsets), 1, 1))
     vector = -offsets / OFFSET_SD**2
     for fit, face in zip(fits, faces, strict=True):
         residual, trust, own = fitter.residuals(fit, face)
         in_head = own[:, :, 3:6] @ fit.rotation
-        trust = trust / fitter.basis.weights  # what is important to the pose is not for that surer of its place
+        # The importance of a landmark for the pose says nothing about the certainty of its position.
+        trust = trust / fitter.basis.weights
         matrix += np.einsum("l,alk,alm->lkm", trust, in_head, in_head)
         vector += np.einsum("l,alk,al->lk", trust, in_head, residual)
     return np.linalg.solve(matrix, vector[..., None])[..., 0].astype(np.float64)

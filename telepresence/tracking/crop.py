@@ -1,4 +1,4 @@
-"""The square window of the picture that is learned from: chosen once, then fixed."""
+"""Square crop of the camera frame that is tracked and learned from; chosen once per calibration."""
 
 from __future__ import annotations
 
@@ -10,20 +10,24 @@ import numpy as np
 
 from insta_runtime.types import Bytes, Camera
 
-from .fit import Pinhole
+from .head_fit import Pinhole
 from .landmarks import FaceLandmarks
 
 CropPolicy = Literal["auto", "head", "center"]
 
-LARGE_FACE = 1 / 4  # part of the centred square that a face must fill for `auto` to take that square
-HEAD_SCALE = 2.2  # side of the square around a head, in sizes of the face's landmark box
-HEAD_MARGIN = 0.8  # what must be around the landmarks wherever the face moved to, in face sizes, both sides together
-HEAD_RISE = 0.12  # how far the middle of a head lies above the middle of its landmarks, in face sizes
+LARGE_FACE = 1 / 4
+"""Face size, as a fraction of the centred square, from which the policy ``auto`` takes that square."""
+HEAD_SCALE = 2.2
+"""Side of the crop around a head, in face sizes."""
+HEAD_MARGIN = 0.8
+"""Minimum margin around all positions of the landmarks, both sides together, in face sizes."""
+HEAD_RISE = 0.12
+"""Distance of the centre of the head above the centre of its landmarks, in face sizes."""
 
 
 @dataclass(frozen=True)
 class Crop:
-    """A square window of a picture: ``left, top, side`` in its whole pixels, shown as ``size`` x ``size`` pixels."""
+    """Square window of the frame: ``left``, ``top``, ``side`` in whole pixels, resized to ``size`` x ``size`` px."""
 
     left: int
     top: int
@@ -32,10 +36,11 @@ class Crop:
 
     @property
     def window(self) -> tuple[float, float, float]:
+        """Left, top and side of the window in pixels of the frame."""
         return float(self.left), float(self.top), float(self.side)
 
     def camera(self, camera: Pinhole) -> Camera:
-        """The camera of the cropped picture."""
+        """Camera of the cropped and resized image, for the camera of the frame."""
         scale = self.size / self.side
         focal = camera.focal * scale
         return Camera(
@@ -43,7 +48,7 @@ class Crop:
         )
 
     def apply(self, rgb: Bytes) -> Bytes:
-        """The window of ``rgb`` (H, W, 3) uint8 as (size, size, 3); beyond the picture its edge is repeated."""
+        """Cut the window from ``rgb`` (H, W, 3) uint8 as (size, size, 3); beyond the frame its edge is repeated."""
         import cv2
 
         height, width = rgb.shape[:2]
@@ -62,10 +67,10 @@ class Crop:
 
 
 def choose_crop(policy: CropPolicy, faces: Sequence[FaceLandmarks], width: int, height: int, size: int) -> Crop:
-    """The crop for a performance in which ``faces`` were seen in pictures of ``width`` x ``height``.
+    """Choose the crop for frames of ``width`` x ``height`` px in which ``faces`` were found.
 
-    ``center``: the largest centred square.  ``head``: a square around the head, inside the picture if it fits.
-    ``auto``: the centred square where the face is in it and at least a quarter of its side, else around the head.
+    ``center``: the largest centred square.  ``head``: a square around the head, inside the frame if possible.
+    ``auto``: the centred square if it contains the face at a quarter of its side or more, else as ``head``.
     """
     side = min(width, height)
     middle = Crop((width - side) // 2, (height - side) // 2, side, size)
@@ -73,7 +78,7 @@ def choose_crop(policy: CropPolicy, faces: Sequence[FaceLandmarks], width: int, 
         return middle
     boxes = np.array([face.box for face in faces])
     face_size = float(np.median([face.face_size for face in faces]))
-    # Nearly all of the time: a single wild detection must not decide.
+    # Percentiles, so that a single wrong detection does not decide.
     left, top = np.percentile(boxes[:, :2], 2, axis=0)
     right, bottom = np.percentile(boxes[:, 2:], 98, axis=0)
     inside = left >= middle.left and right <= middle.left + side and top >= middle.top and bottom <= middle.top + side

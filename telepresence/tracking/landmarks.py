@@ -1,7 +1,7 @@
-"""Face landmarks and blendshape scores from MediaPipe, for large and small faces, with recovery after a loss.
+"""Face landmarks and blendshape scores from MediaPipe, for large and small faces.
 
-MediaPipe's own detector misses faces below about 12 % of the picture.  So a small face is followed in a square
-crop around where it was last, and looked for in overlapping square tiles when it is lost.
+MediaPipe's face detector misses faces smaller than about 12 % of the frame.  So a small face is tracked in a square
+window around its last position, and searched for in overlapping square tiles when it is lost.
 """
 
 from __future__ import annotations
@@ -15,14 +15,20 @@ import numpy as np
 from insta_runtime.types import Bytes, Float32
 from telepresence.runtime.frames import Landmarks
 
-from .models import import_mediapipe, landmarker_path, quietly
+from .model_files import import_mediapipe, landmarker_path, silence_native_stderr
 
 LANDMARKS = 478
-SMALL_FACE = 0.15  # part of the longest side below which a face is followed in a crop
-CROP_SCALE = 2.8  # side of that crop, in face sizes
-TILE_SCALES = (1.0, 2 / 3, 1 / 2)  # tile sides, in shortest sides of the picture; stride is half a tile
-LIVE_TILES = 4  # tiles looked at in one picture, live; the search goes on in the next one
-TILE_INTERVAL = 5  # pictures between two searches through all tiles, in a recording
+"""Number of landmarks of MediaPipe's face mesh, including the irises."""
+SMALL_FACE = 0.15
+"""Face size, as a fraction of the frame's longest side, below which a face is tracked in a window."""
+WINDOW_SCALE = 2.8
+"""Side of that window, in face sizes."""
+TILE_SCALES = (1.0, 2 / 3, 1 / 2)
+"""Sides of the search tiles, as fractions of the frame's shortest side; tiles overlap by half."""
+LIVE_TILES = 4
+"""Number of tiles searched in one live frame; the search continues in the next frame."""
+TILE_INTERVAL = 5
+"""Number of frames between two searches through all tiles in a recording."""
 
 
 BLENDSHAPES = (
@@ -36,14 +42,14 @@ BLENDSHAPES = (
     *("mouthSmileLeft", "mouthSmileRight", "mouthStretchLeft", "mouthStretchRight", "mouthUpperUpLeft"),
     *("mouthUpperUpRight", "noseSneerLeft", "noseSneerRight"),
 )
-"""MediaPipe's 52 scores, in its order."""
+"""Names of MediaPipe's 52 blendshape scores, in its order."""
 
 
 @dataclass(frozen=True)
 class FaceLandmarks:
-    """One face in one picture.
+    """Landmarks and blendshape scores of one face in one frame.
 
-    points: (478, 3) float32; x, y in pixels of the whole picture, z (towards the camera negative) at the same scale.
+    points: (478, 3) float32; x and y in pixels of the whole frame, z (negative towards the camera) at the same scale.
     scores: blendshape scores in [0, 1] by ARKit name.
     """
 
@@ -51,29 +57,29 @@ class FaceLandmarks:
     scores: dict[str, float]
 
     @staticmethod
-    def found(landmarks: Landmarks, width: int, height: int) -> FaceLandmarks:
-        """What somebody else found in a picture, as if it had ``width`` x ``height`` pixels."""
+    def from_normalised(landmarks: Landmarks, width: int, height: int) -> FaceLandmarks:
+        """Convert normalised landmarks received from a browser to the pixels of a ``width`` x ``height`` frame."""
         points = landmarks.points * np.array([width, height, width], np.float32)
         return FaceLandmarks(points, dict(zip(BLENDSHAPES, landmarks.scores.tolist(), strict=True)))
 
     @property
     def box(self) -> tuple[float, float, float, float]:
-        """Left, top, right, bottom of the landmarks in pixels."""
+        """Bounding box of the landmarks in pixels: left, top, right, bottom."""
         low, high = self.points[:, :2].min(0), self.points[:, :2].max(0)
         return float(low[0]), float(low[1]), float(high[0]), float(high[1])
 
     @property
     def face_size(self) -> float:
-        """The longer side of the box in pixels."""
+        """Longer side of the bounding box in pixels."""
         left, top, right, bottom = self.box
         return max(right - left, bottom - top)
 
 
 class FaceLandmarker:
-    """MediaPipe Face Landmarker for a sequence of pictures of one person.
+    """MediaPipe Face Landmarker for a sequence of frames of one subject; call `close` at the end.
 
-    ``live`` follows the face from picture to picture (MediaPipe's VIDEO mode: faster, lags 0.3-0.5 frame); else every
-    picture is looked at afresh (IMAGE mode: for data to learn from, to be smoothed afterwards).  Close it when done.
+    With ``live`` the face is tracked from frame to frame (MediaPipe's VIDEO mode: faster, lags 0.3 to 0.5 frames).
+    Otherwise each frame is processed independently (IMAGE mode: for training data, smoothed afterwards).
     """
 
     def __init__(self, models: Path | None = None, *, live: bool) -> None:
@@ -88,11 +94,11 @@ class FaceLandmarker:
                 )
             )
 
-        self._clock_ms = 0  # VIDEO mode wants time stamps that grow; only their order matters
+        self._clock_ms = 0  # time stamps for VIDEO mode, which only requires that they grow
         self._last: FaceLandmarks | None = None
         self._live = live
-        self._misses = 0  # pictures in a row without a face
-        with quietly():
+        self._misses = 0  # number of frames in a row without a face
+        with silence_native_stderr():
             self._still = landmarker(vision.RunningMode.IMAGE)
             self._video = landmarker(vision.RunningMode.VIDEO) if live else None
             blank = np.zeros((64, 64, 3), np.uint8)
@@ -100,13 +106,14 @@ class FaceLandmarker:
             self._run(blank, 0, 0, follow=live)
 
     def detect(self, rgb: Bytes) -> FaceLandmarks | None:
-        """The face in ``rgb`` (H, W, 3) uint8, or None."""
+        """Landmarks of the face in ``rgb`` (H, W, 3) uint8; None if no face is found."""
         face = self._follow_small(rgb) or self._whole(rgb) or self._search(rgb)
         self._last = face
         self._misses = 0 if face is not None else self._misses + 1
         return face
 
     def close(self) -> None:
+        """Release MediaPipe's tasks."""
         for landmarker in (self._still, self._video):
             if landmarker is not None:
                 landmarker.close()
@@ -122,7 +129,7 @@ class FaceLandmarker:
         if last is None or last.face_size >= SMALL_FACE * max(rgb.shape[:2]):
             return None
         left, top, right, bottom = last.box
-        side = CROP_SCALE * last.face_size
+        side = WINDOW_SCALE * last.face_size
         return self._in_window(rgb, (left + right - side) / 2, (top + bottom - side) / 2, side)
 
     def _whole(self, rgb: Bytes) -> FaceLandmarks | None:
@@ -138,7 +145,7 @@ class FaceLandmarker:
         for left, top, side in tiles:
             found = self._in_window(rgb, left, top, side)
             if found is not None:
-                # The tile may cut the face: look again with the face in the middle.
+                # The tile may cut the face: detect again in a window centred on it.
                 self._last = found
                 return self._follow_small(rgb) or found
         return None
@@ -171,7 +178,7 @@ class FaceLandmarker:
 
 
 def _tiles(height: int, width: int) -> list[tuple[float, float, float]]:
-    """(left, top, side) of overlapping squares that cover the picture, large ones first, from the middle outwards."""
+    """Overlapping squares (left, top, side) that cover the frame, large ones first, from the centre outwards."""
     tiles = []
     for scale in TILE_SCALES:
         side = scale * min(height, width)
@@ -180,7 +187,7 @@ def _tiles(height: int, width: int) -> list[tuple[float, float, float]]:
 
 
 def _starts(length: int, side: float) -> list[float]:
-    """Where tiles of ``side`` begin so that they cover ``length`` with half a tile between them; the middle first."""
+    """Offsets of tiles of ``side`` that cover ``length`` with an overlap of one half, sorted from the middle."""
     steps = max(0, int(np.ceil((length - side) / (side / 2) - 1e-6)))
     starts = np.linspace(0, length - side, steps + 1)
     return sorted(starts.tolist(), key=lambda start: abs(start + side / 2 - length / 2))

@@ -1,9 +1,9 @@
-"""The mattes: which pixels belong to the person, and which of these to the head that is learned.
+"""Mattes of a camera frame: the pixels of the subject, and those of the head that is learned.
 
-The body's matte is MediaPipe's selfie segmenter on a window around the face, and beyond that window on the whole crop.
-Alpha is the product of the person's matte and a ramp over the neck: a height field of the rest mesh, drawn with the
-posed mesh, that fades from under the chin to the collar.  So a torso that does not move with the head is left out, at
-the same place of the body in every picture; it is learned as a layer of its own.
+The body matte is computed by MediaPipe's selfie segmenter, on a window around the face, and beyond that window on the
+whole crop.  Alpha is the body matte multiplied by the neck ramp: a height field on the rest mesh, rendered with the
+posed mesh, that fades from below the chin to the collar.  So a torso that does not move with the head is excluded, at
+the same place of the body in every frame; it is learned as a separate layer.
 """
 
 from __future__ import annotations
@@ -24,23 +24,36 @@ from insta_runtime.types import Bytes, Camera, Float32, HeadState
 
 from .crop import Crop
 from .landmarks import FaceLandmarks
-from .models import import_mediapipe, quietly, segmenter_path
+from .model_files import import_mediapipe, segmenter_path, silence_native_stderr
 
-WINDOW = 2.6  # side of the window that is segmented, in face sizes
-WINDOW_SIZE = 256  # px that the segmenter looks at
-RAMP_SIZE = 96  # px of the height field
-CHIN = 152  # landmark
-RAMP_TOP, RAMP_BOTTOM = 0.025, 0.055  # m below the chin: alpha 1 and 0
-TILT = 0.35  # m that the ramp rises for each metre behind the chin: collars stand higher at the nape
-BELOW = (0.0, 0.03)  # m above the chin: where hair beside the face turns into what lies beside the neck
-LATERAL = (0.010, 0.035)  # m beside the mesh, below the chin: alpha 1 and 0
-UPPER = 0.06  # m above the chin: higher triangles cannot hide the neck
-SEAM = 0.04  # part of the window's side over which the face's matte turns into that of the whole crop
-BODY_S = 0.2  # live, a body that reaches beyond the window is cut out so often
+WINDOW = 2.6
+"""Side of the window around the face that is segmented, in face sizes."""
+WINDOW_SIZE = 256
+"""Resolution at which a window is segmented, in px."""
+RAMP_SIZE = 96
+"""Resolution at which the neck ramp is rendered, in px."""
+CHIN = 152
+"""Landmark at the tip of the chin."""
+RAMP_TOP = 0.025
+"""Distance below the chin, in metres, up to which alpha is 1."""
+RAMP_BOTTOM = 0.055
+"""Distance below the chin, in metres, from which alpha is 0."""
+TILT = 0.35
+"""Rise of the neck ramp per metre behind the chin: collars are higher at the nape."""
+BELOW = (0.0, 0.03)
+"""Heights above the chin, in metres, between which hair beside the face changes to clothes beside the neck."""
+LATERAL = (0.010, 0.035)
+"""Distances beside the mesh, in metres, between which alpha falls from 1 to 0 below the chin."""
+UPPER = 0.06
+"""Height above the chin, in metres; triangles above it cannot occlude the neck and are not rendered."""
+SEAM = 0.04
+"""Width of the transition from the face window's matte to that of the crop, as a fraction of the window's side."""
+BODY_S = 0.2
+"""Minimum interval, in seconds, between two live body mattes that need a second segmentation."""
 
 
-class Matter:
-    """Mattes the pictures of one person.  Close it when done."""
+class PersonMatting:
+    """Computes the mattes of one subject; call `close` at the end."""
 
     def __init__(self, head: HeadModel, shape: Float32, models: Path | None = None, *, live: bool) -> None:
         self._mediapipe = mediapipe = import_mediapipe()
@@ -52,7 +65,7 @@ class Matter:
             output_confidence_masks=True,
             output_category_mask=False,
         )
-        with quietly():
+        with silence_native_stderr():
             self._segmenter = vision.ImageSegmenter.create_from_options(options)
             self._segment(np.zeros((WINDOW_SIZE, WINDOW_SIZE, 3), np.uint8))
         self.ramp = NeckRamp(head, shape)
@@ -62,46 +75,54 @@ class Matter:
     def mattes(
         self, rgb: Bytes, face: FaceLandmarks, crop: Crop, camera: Camera, state: HeadState
     ) -> tuple[Bytes, Bytes | None]:
-        """Two mattes of the crop, (size, size) uint8: alpha (person x neck ramp), and the whole body.
+        """Two mattes of the crop, (size, size) uint8: alpha (body matte times neck ramp), and the body matte.
 
-        The body is None in live pictures where it would cost a second look and one was taken less than `BODY_S` ago.
-        ``rgb`` is the whole picture, ``face`` in its pixels; ``camera`` and ``state`` are those of the crop.
+        The body matte is None for live frames in which it would need a second segmentation less than `BODY_S` after the
+        last one.
+
+        Args:
+            rgb: (H, W, 3) uint8, the whole frame.
+            face: landmarks of the subject, in its pixels.
+            crop: window of the frame.
+            camera: camera of the crop.
+            state: head state in this frame.
         """
         import cv2
 
         window = _Window.around(face, rgb)
-        person = window.to_crop(self._person(rgb, face, window), crop)
-        low = self.ramp.draw(state, camera.scaled(RAMP_SIZE, RAMP_SIZE))
+        body = window.to_crop(self._segment_subject(rgb, face, window), crop)
+        low = self.ramp.render(state, camera.scaled(RAMP_SIZE, RAMP_SIZE))
         ramp = cv2.resize(low, (crop.size, crop.size), interpolation=cv2.INTER_LINEAR)
-        alpha = (person * ramp * 255.0 + 0.5).astype(np.uint8)
-        everything = _Window.of(crop, rgb)
-        if window.holds(everything):
-            return alpha, (person * 255.0 + 0.5).astype(np.uint8)
+        alpha = (body * ramp * 255.0 + 0.5).astype(np.uint8)
+        whole_crop = _Window.of(crop, rgb)
+        if window.contains(whole_crop):
+            return alpha, (body * 255.0 + 0.5).astype(np.uint8)
         now = state.t_capture_ns
         if self._body_ns is not None and 0 <= now - self._body_ns < self._between_ns:
             return alpha, None
         self._body_ns = now
-        far = everything.to_crop(self._person(rgb, face, everything), crop)
-        near = window.to_crop(window.inner(), crop)
-        return alpha, ((far + near * (person - far)) * 255.0 + 0.5).astype(np.uint8)
+        far = whole_crop.to_crop(self._segment_subject(rgb, face, whole_crop), crop)
+        near = window.to_crop(window.blend_weights(), crop)
+        return alpha, ((far + near * (body - far)) * 255.0 + 0.5).astype(np.uint8)
 
     def person(self, rgb: Bytes, face: FaceLandmarks, crop: Crop) -> Float32:
-        """(size, size) float32 in [0, 1]: the person's matte of the crop alone, without the neck ramp."""
+        """Body matte of the crop without the neck ramp, (size, size) float32 in [0, 1]."""
         window = _Window.around(face, rgb)
-        return window.to_crop(self._person(rgb, face, window), crop)
+        return window.to_crop(self._segment_subject(rgb, face, window), crop)
 
     def close(self) -> None:
+        """Release the segmenter."""
         self._segmenter.close()
 
     def _segment(self, window: NDArray[Any]) -> Float32:
-        """(WINDOW_SIZE, WINDOW_SIZE, 3) uint8 to the person's probability, same size."""
+        """Probability of the subject, (WINDOW_SIZE, WINDOW_SIZE), in a uint8 image of that size."""
         mediapipe = self._mediapipe
         image = mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=np.ascontiguousarray(window))
-        mask = self._segmenter.segment(image).confidence_masks[0].numpy_view()  # (H, W, 1), gone with the image
+        mask = self._segmenter.segment(image).confidence_masks[0].numpy_view()  # (H, W, 1), memory of the image
         return np.array(mask, dtype=np.float32).reshape(WINDOW_SIZE, WINDOW_SIZE)
 
-    def _person(self, rgb: Bytes, face: FaceLandmarks, window: _Window) -> Float32:
-        """(WINDOW_SIZE, WINDOW_SIZE) float32 in [0, 1]: the component of the segmenter's matte that holds the face."""
+    def _segment_subject(self, rgb: Bytes, face: FaceLandmarks, window: _Window) -> Float32:
+        """Connected component of the segmenter's matte that contains the face, (WINDOW_SIZE, WINDOW_SIZE) float32."""
         import cv2
 
         matte = self._segment(window.cut(rgb))
@@ -114,7 +135,7 @@ class Matter:
 
 @dataclass(frozen=True)
 class _Window:
-    """A square of the picture that the segmenter looks at: its upper left corner and side in whole pixels."""
+    """Square window of the frame that is segmented: upper left corner and side in whole pixels."""
 
     x: int
     y: int
@@ -122,7 +143,7 @@ class _Window:
 
     @staticmethod
     def around(face: FaceLandmarks, rgb: Bytes) -> _Window:
-        """`WINDOW` times the face, inside the picture."""
+        """Window of `WINDOW` face sizes around ``face``, inside the frame."""
         height, width = rgb.shape[:2]
         left, top, right, bottom = face.box
         side = min(WINDOW * face.face_size, width, height)
@@ -132,14 +153,14 @@ class _Window:
 
     @staticmethod
     def of(crop: Crop, rgb: Bytes) -> _Window:
-        """The crop, as far as it is inside the picture."""
+        """Window of the crop, moved and shrunk to lie inside the frame."""
         height, width = rgb.shape[:2]
         side = min(crop.side, width, height)
         x = int(np.clip(crop.left, 0, width - side))
         return _Window(x, int(np.clip(crop.top, 0, height - side)), side)
 
-    def holds(self, other: _Window) -> bool:
-        """Whether all of ``other`` lies in this window, but for a hair's breadth."""
+    def contains(self, other: _Window) -> bool:
+        """Whether ``other`` lies in this window, with a tolerance of 1 % of its side."""
         slack = round(0.01 * self.side)
         return (
             self.x <= other.x + slack
@@ -149,20 +170,20 @@ class _Window:
         )
 
     def cut(self, rgb: Bytes) -> Bytes:
-        """The window at the segmenter's resolution: (WINDOW_SIZE, WINDOW_SIZE, 3) uint8."""
+        """Window of ``rgb`` at the segmenter's resolution, (WINDOW_SIZE, WINDOW_SIZE, 3) uint8."""
         import cv2
 
         part = rgb[self.y : self.y + self.side, self.x : self.x + self.side]
         return cv2.resize(part, (WINDOW_SIZE, WINDOW_SIZE), interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
 
-    def inner(self) -> Float32:
-        """(WINDOW_SIZE, WINDOW_SIZE) float32: 1 inside, fading to 0 at the window's edge over `SEAM`."""
+    def blend_weights(self) -> Float32:
+        """Weights (WINDOW_SIZE, WINDOW_SIZE) float32: 1 inside, fading to 0 at the window's edge over `SEAM`."""
         edge = (np.arange(WINDOW_SIZE, dtype=np.float32) + 0.5) / WINDOW_SIZE
         depth = np.minimum(edge, 1.0 - edge)
         return _fade(-np.minimum(depth[:, None], depth[None, :]), -SEAM, 0.0)
 
     def to_crop(self, matte: Float32, crop: Crop) -> Float32:
-        """``matte`` of this window as the crop's pixels see it, (size, size); 0 beyond the window."""
+        """Resample a matte of this window to the pixels of the crop, (size, size) float32; 0 beyond the window."""
         import cv2
 
         # From pixels of the window to pixels of the crop; both have their centres at +0.5.
@@ -176,7 +197,7 @@ class _Window:
 
 
 class NeckRamp:
-    """Where below the chin of one person the head that is learned ends."""
+    """Neck ramp of one subject: a soft lower limit, below the chin, of the head that is learned."""
 
     def __init__(self, head: HeadModel, shape: Float32) -> None:
         self._rig = HeadRig(head)
@@ -188,8 +209,8 @@ class NeckRamp:
         low = above[head.faces].min(1) < UPPER
         self._faces = torch.from_numpy(head.faces[low & (head.face_group == 0)])
 
-    def draw(self, state: HeadState, camera: Camera) -> Float32:
-        """(H, W) float32 in [0, 1]: 1 on the head, fading to 0 at the collar."""
+    def render(self, state: HeadState, camera: Camera) -> Float32:
+        """Render the neck ramp, (H, W) float32 in [0, 1]: 1 on the head, fading to 0 at the collar."""
         import cv2
 
         vertices = self._rig.pose(self._shape, state).vertices
@@ -204,7 +225,7 @@ class NeckRamp:
             (~covered).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
         )
         pixel_size = float(state.translation[2]) / camera.fx  # m
-        # Beyond the mesh a pixel takes the height of the nearest pixel on it, and goes on along the head's up axis.
+        # Beyond the mesh, a pixel's height is extrapolated from the nearest pixel on it along the head's up axis.
         rows, columns = np.indices(covered.shape, dtype=np.float32)
         along_up = (columns * float(turn[0, 1]) + rows * float(turn[1, 1])) * pixel_size
         of_label = np.zeros(int(nearest.max()) + 1, np.float32)
@@ -212,7 +233,7 @@ class NeckRamp:
         height = of_label[nearest] + along_up
         metres = distance * pixel_size
         down = _fade(-height, RAMP_TOP, RAMP_BOTTOM)
-        # Beside the neck lie shoulders and collars; beside the cheeks hair, which stays.
+        # Below the chin, pixels beside the neck are shoulders and collars; above it they are hair, which is kept.
         beside = _fade(metres, *LATERAL)
         below = _fade(height, *BELOW)
         ramp = down * (1.0 - below * (1.0 - beside))
@@ -220,7 +241,7 @@ class NeckRamp:
 
 
 def _landmark(head: HeadModel, vertices: Float32, landmark: int) -> tuple[float, float, float]:
-    """Where ``landmark`` lies on ``vertices`` (V, 3)."""
+    """Position of ``landmark`` on ``vertices`` (V, 3), in metres."""
     assert head.embedding is not None
     corners = vertices[head.faces[head.embedding.face[landmark]]]
     x, y, z = (float(value) for value in head.embedding.bary[landmark] @ corners)
@@ -228,5 +249,5 @@ def _landmark(head: HeadModel, vertices: Float32, landmark: int) -> tuple[float,
 
 
 def _fade(value: NDArray[np.float32], one: float, zero: float) -> NDArray[np.float32]:
-    """1 up to ``one``, 0 from ``zero`` on, smooth between."""
+    """Smooth ramp: 1 up to ``one``, 0 from ``zero`` on."""
     return smoothstep(value, zero, one).astype(np.float32)

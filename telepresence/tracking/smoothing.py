@@ -1,4 +1,4 @@
-"""Smoothing of recorded landmarks: a Gaussian over time, symmetric, so that nothing lags."""
+"""Smoothing of recorded landmarks over time by a symmetric Gaussian, which causes no lag."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from insta_runtime.types import Float32
 
 from .landmarks import FaceLandmarks
 
-SIGMA = 1 / 30  # s
-REACH = 3  # sigmas: the kernel's half width
+SIGMA = 1 / 30
+"""Standard deviation of the Gaussian, in seconds."""
+REACH = 3
+"""Half-width of the kernel, in standard deviations."""
 
 
 def smooth(faces: Sequence[FaceLandmarks | None], fps: float) -> list[FaceLandmarks | None]:
-    """The same faces with landmarks and scores smoothed over time, within each run without a loss."""
+    """Smooth the landmarks and scores of recorded faces over time; runs between losses (None) are smoothed apart."""
     result: list[FaceLandmarks | None] = []
     for _, group in groupby(faces, key=lambda face: face is not None):
         run = list(group)
@@ -26,7 +28,10 @@ def smooth(faces: Sequence[FaceLandmarks | None], fps: float) -> list[FaceLandma
 
 
 def smooth_run(values: Float32, sigma: float) -> Float32:
-    """(N, ...) smoothed along the first axis by ``sigma`` frames; at the ends the kernel is cut and normalised anew."""
+    """Smooth ``values`` (N, ...) along the first axis, with a standard deviation of ``sigma`` frames.
+
+    At both ends the kernel is truncated and renormalised.
+    """
     reach = int(np.ceil(REACH * sigma))
     kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
     total = np.zeros(values.shape, np.float64)

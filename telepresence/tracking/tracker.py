@@ -1,7 +1,8 @@
-"""The live tracker: pictures in, observations out.
+"""Live face tracking: camera frames in, observations (crop, matte, head state, camera) out.
 
-It looks for a face, watches it for a second or two to learn who it is (`calibrate`), then fits every picture.
-`TruthTracker` has the same interface for a source that knows its own states.
+`FaceTracker` searches for a face, calibrates the subject for a second or two (`calibrate`), and then fits the head
+model to every frame.  `GroundTruthTracker` (ground_truth_tracker.py) has the same interface for sources that supply
+exact head states.
 """
 
 from __future__ import annotations
@@ -15,73 +16,95 @@ from typing import Literal, Protocol
 import numpy as np
 
 from insta_runtime.head import HeadModel
-from insta_runtime.types import Bytes, Float32, Float64, HeadState, Observation
-from telepresence.runtime.frames import CameraFrame, Glimpse, Pose, TrackedFrame
+from insta_runtime.types import Float32, Float64, Observation
+from telepresence.runtime.frames import CameraFrame, ProvisionalObservation, TrackedFrame, TrackedState
 
 from .calibration import Calibration, calibrate
 from .crop import Crop, CropPolicy, choose_crop
-from .fit import HeadFit
-from .follower import HeadFollower
+from .head_fit import HeadFit
+from .head_tracker import HeadTracker
+from .landmark_residual import KnownSubject, LandmarkResidual, calibration_residual
 from .landmarks import FaceLandmarker, FaceLandmarks
-from .matting import Matter
-from .proportions import Known, LandmarkProportions, calibration_misfit, shape_misfit
-from .state import StateBuilder, trackable, with_gaze
+from .matting import PersonMatting
+from .state_builder import StateBuilder, calibrate_gaze, with_landmark_embedding
 
 log = logging.getLogger(__name__)
 
 TrackerState = Literal["searching", "calibrating", "tracking", "lost"]
 
 CALIBRATION_SECONDS = 1.5
-CALIBRATION_FRAMES = 12  # at least
-LEAST_FACE = 8.0  # px that landmarks from elsewhere must span
-SAME_ASPECT = 0.02  # by which two pictures of the same camera may differ in width / height
+"""Minimum duration of the frames from which a subject is calibrated, in seconds."""
+CALIBRATION_FRAMES = 12
+"""Minimum number of frames with a face from which a subject is calibrated."""
+MIN_FACE_PX = 8.0
+"""Minimum side, in pixels, of the bounding box of landmarks received from a browser; smaller faces are ignored."""
+ASPECT_TOLERANCE = 0.02
+"""Relative difference in aspect ratio up to which two frame sizes are taken to be of the same camera."""
 
 
-def unheard(_pose: Pose) -> None:
-    """Nobody waits for the pose."""
+def ignore_pose(_pose: TrackedState) -> None:
+    """Default ``on_pose`` callback of `Tracker.track`: does nothing."""
 
 
 class Tracker(Protocol):
-    """What the daemon knows of a tracker.  ``track`` never raises for a picture, whatever is in it.
+    """Interface of a tracker: turns camera frames into tracked frames, for one subject at a time.
 
-    ``trusts``: whether whoever is seen is taken for the person that is tracked; while False, nothing is learned of
-    their proportions and texture.  `recalibrate` forgets the person; somebody who is ``known`` is who is tracked next.
-    `misfit_of` says how the person tracked lies beside somebody known, as `TrackedFrame.misfit` does; None where that
-    cannot be said.
+    Attributes:
+        may_adapt: whether the tracker may learn texture and landmark offsets from the current frames.  Set to False
+            while it is uncertain that the face belongs to the tracked subject.
     """
 
-    trusts: bool
+    may_adapt: bool
 
     @property
-    def state(self) -> TrackerState: ...
+    def state(self) -> TrackerState:
+        """State of the tracker: searching for a face, calibrating, tracking, or the face is lost."""
+        ...
 
     @property
-    def calibration(self) -> Calibration | None: ...
+    def calibration(self) -> Calibration | None:
+        """Calibration of the tracked subject; None before calibration, or if head states are exact."""
+        ...
 
     @property
-    def shape(self) -> Float32 | None: ...
+    def shape(self) -> Float32 | None:
+        """Identity code (S,) of the tracked subject; None before calibration."""
+        ...
 
-    def track(self, frame: CameraFrame, told: Callable[[Pose], None] = unheard) -> TrackedFrame: ...
+    def track(self, frame: CameraFrame, on_pose: Callable[[TrackedState], None] = ignore_pose) -> TrackedFrame:
+        """Track one camera frame; no content of a frame raises an exception.
 
-    def recalibrate(self, known: Known | None = None) -> None: ...
+        ``on_pose`` is called with the head state before the matte is computed.
+        """
+        ...
 
-    def misfit_of(self, known: Known) -> Float32 | None: ...
+    def recalibrate(self, known: KnownSubject | None = None) -> None:
+        """Drop the current subject, and calibrate anew or continue with the subject ``known``."""
+        ...
 
-    def close(self) -> None: ...
+    def residual_of(self, known: KnownSubject) -> Float32 | None:
+        """Residual (N, 2) in mm between the tracked subject and ``known``; None if they cannot be compared."""
+        ...
+
+    def close(self) -> None:
+        """Release the resources of the tracker."""
+        ...
 
 
 class FaceTracker:
-    """Tracks one person, live, on one CPU core.  Use it from one thread; close it when done.
+    """Live tracker of one subject, based on MediaPipe; needs one CPU core.
+
+    All methods must be called from one thread; call `close` at the end.
 
     Args:
-        head: the head model; without a landmark embedding it gets one first (once, then cached: half a minute).
-        size: side of the square pictures that come out, px.
-        crop: how their window is chosen: ``auto``, ``head`` or ``center``.
-        focal: focal length of the camera in px, if it is known.
-        models: folder of MediaPipe's model files, if they are not to be downloaded.
-        calibration: of an earlier call by the same person before the same camera.
+        head: the head model; a landmark embedding is computed for it if it has none (about a minute, then cached).
+        size: side of the square crop, px.
+        crop: policy by which the crop is chosen: ``auto``, ``head`` or ``center``.
+        focal: focal length of the camera in px; None: estimated from the frame size.
+        models: folder with MediaPipe's model files; None: they are taken from the cache or downloaded.
+        calibration: stored calibration of the same subject before the same camera.
 
-    Raises UserError if the model files or mediapipe are not to be had.
+    Raises UserError if the model files or the mediapipe package are not available.
     """
 
     def __init__(
@@ -94,150 +117,164 @@ class FaceTracker:
         models: Path | None = None,
         calibration: Calibration | None = None,
     ) -> None:
-        self.head = trackable(head, models)
+        self.head = with_landmark_embedding(head, models)
         self._size, self._policy, self._focal, self._models = size, crop, focal, models
-        self.trusts = True
+        self.may_adapt = True
         self._landmarker = FaceLandmarker(models, live=True)
-        self._person: _Person | None = None
-        self._first: _Person | None = None  # as they look at first sight, until they are known
+        self._subject: _CalibratedSubject | None = None
+        self._provisional: _CalibratedSubject | None = None  # calibrated from one frame; used until _subject is set
         self._stored = calibration
-        self._known_shape: Float32 | None = None  # of somebody who has no calibration
-        self._seen: list[tuple[int, FaceLandmarks]] = []
-        self._shape = (0, 0)  # height, width of the pictures so far
+        self._known_shape: Float32 | None = None  # identity code of a known subject without calibration
+        self._seen: list[tuple[int, FaceLandmarks]] = []  # capture times and faces collected for calibration
+        self._shape = (0, 0)  # height and width of the frames so far
         self._lost = False
 
     @property
     def state(self) -> TrackerState:
-        """What it is doing: ``searching`` for a face, ``calibrating``, ``tracking``, or the face is ``lost``."""
-        if self._person is None:
+        """State of the tracker: ``searching`` for a face, ``calibrating``, ``tracking``, or the face is ``lost``."""
+        if self._subject is None:
             return "calibrating" if self._seen else "searching"
         return "lost" if self._lost else "tracking"
 
     @property
     def calibration(self) -> Calibration | None:
-        return self._person.follower.calibration if self._person is not None else None
+        """Calibration of the tracked subject, including landmark offsets learned since; None before calibration."""
+        return self._subject.head_tracker.calibration if self._subject is not None else None
 
     @property
     def shape(self) -> Float32 | None:
-        """(S,) the identity code of the person, None until calibrated."""
-        return self._person.shape if self._person is not None else None
+        """Identity code (S,) of the tracked subject; None before calibration."""
+        return self._subject.shape if self._subject is not None else None
 
-    def track(self, frame: CameraFrame, told: Callable[[Pose], None] = unheard) -> TrackedFrame:
-        """Track one picture; ``observation`` is None while searching, calibrating or lost.
+    def track(self, frame: CameraFrame, on_pose: Callable[[TrackedState], None] = ignore_pose) -> TrackedFrame:
+        """Track one camera frame; its ``observation`` is None while searching, calibrating or lost.
 
-        ``told`` hears the pose of a person who is known as soon as there is one: the matte takes as long again.
-        While calibrating there is a ``glimpse``.  Where the picture is withheld its landmarks are tracked alone, if
-        it is of the camera that is known: then there is a ``pose``, and nothing to learn from.
+        ``on_pose`` is called with the head state of a calibrated subject as soon as it is fitted; computing the matte
+        takes about as long again.  While calibrating, the result has a ``provisional`` observation.  Of a frame with
+        landmarks only, the head state alone is tracked, provided that its aspect ratio is that of the known camera.
         """
-        if frame.withheld:
-            return self._track_withheld(frame, told)
-        frame = self._as_before(frame)
+        if frame.landmarks_only:
+            return self._track_landmarks(frame, on_pose)
+        frame = self._at_known_size(frame)
         face = self._landmarker.detect(frame.rgb)
-        if self._person is None:
-            self._get_to_know(frame, face)
-        if self._person is None:
-            return self._at_first_sight(frame, face)
-        tracked = self._person.track(frame, face, self.trusts, told)
+        if self._subject is None:
+            self._add_calibration_sample(frame, face)
+        if self._subject is None:
+            return self._track_provisionally(frame, face)
+        tracked = self._subject.track(frame, face, self.may_adapt, on_pose)
         self._lost = tracked.observation is None
         return tracked
 
-    def _as_before(self, frame: CameraFrame) -> CameraFrame:
-        """``frame`` at the size of the pictures so far, if it is smaller: a network may be short of room.
+    def _at_known_size(self, frame: CameraFrame) -> CameraFrame:
+        """``frame`` enlarged to the size of the earlier frames, if it is smaller: WebRTC lowers the resolution.
 
-        Pictures that are larger, or of another aspect, begin anew: it is another camera, or it was turned.
+        A larger frame, or one with another aspect ratio, comes from another camera: tracking is recalibrated.
         """
         import cv2
 
         (height, width), (known_height, known_width) = frame.rgb.shape[:2], self._shape
         if (height, width) == self._shape:
             return frame
-        if height <= known_height and width <= known_width and self._alike(height, width):
+        if height <= known_height and width <= known_width and self._has_known_aspect(height, width):
             rgb = cv2.resize(frame.rgb, (known_width, known_height), interpolation=cv2.INTER_LINEAR)
             return replace(frame, rgb=rgb.astype(np.uint8, copy=False))
         self._shape = (height, width)
-        self.recalibrate(Known(self.shape, self.calibration) if self.shape is not None else None)
+        self.recalibrate(KnownSubject(self.shape, self.calibration) if self.shape is not None else None)
         return frame
 
-    def _alike(self, height: int, width: int) -> bool:
-        """Whether pictures of that size can be of the camera that is known."""
-        return abs(width / height * self._shape[0] / self._shape[1] - 1.0) <= SAME_ASPECT
+    def _has_known_aspect(self, height: int, width: int) -> bool:
+        """Whether frames of this size have the aspect ratio of the earlier frames."""
+        return abs(width / height * self._shape[0] / self._shape[1] - 1.0) <= ASPECT_TOLERANCE
 
-    def _track_withheld(self, frame: CameraFrame, told: Callable[[Pose], None]) -> TrackedFrame:
+    def _track_landmarks(self, frame: CameraFrame, on_pose: Callable[[TrackedState], None]) -> TrackedFrame:
+        """Track a frame of which only the landmarks were received."""
         height, width = frame.rgb.shape[:2]
         if self._shape == (0, 0):
             self._shape = (height, width)
-        if not self._alike(height, width):
-            return self._withheld(frame)
+        if not self._has_known_aspect(height, width):
+            return self._landmark_frame(frame)
         face = None
         if frame.landmarks is not None:
-            face = FaceLandmarks.found(frame.landmarks, self._shape[1], self._shape[0])
+            face = FaceLandmarks.from_normalised(frame.landmarks, self._shape[1], self._shape[0])
             left, top, right, bottom = face.box
-            if min(right - left, bottom - top) < LEAST_FACE:
+            if min(right - left, bottom - top) < MIN_FACE_PX:
                 face = None
-        pose, misfit = None, None
+        pose, residual = None, None
         try:
-            if self._person is None:
-                self._get_to_know(frame, face)
-            if self._person is not None:
-                pose, misfit = self._person.follow(frame.t_capture_ns, face)
+            if self._subject is None:
+                self._add_calibration_sample(frame, face)
+            if self._subject is not None:
+                pose, residual = self._subject.track_landmarks(frame.t_capture_ns, face)
                 self._lost = pose is None
         except (ArithmeticError, np.linalg.LinAlgError):
-            log.warning("landmarks that are no face were left out")
+            log.warning("ignored landmarks from the browser to which no head can be fitted")
         if pose is not None:
-            told(pose)
-        return self._withheld(frame, misfit, pose)
+            on_pose(pose)
+        return self._landmark_frame(frame, residual, pose)
 
-    def _withheld(self, frame: CameraFrame, misfit: Float32 | None = None, pose: Pose | None = None) -> TrackedFrame:
+    def _landmark_frame(
+        self, frame: CameraFrame, residual: Float32 | None = None, pose: TrackedState | None = None
+    ) -> TrackedFrame:
         black = np.zeros((self._size, self._size, 3), np.uint8)
-        return TrackedFrame(frame.frame_id, frame.t_capture_ns, black, None, misfit, withheld=True, blind=pose)
+        return TrackedFrame(
+            frame.frame_id, frame.t_capture_ns, black, None, residual, landmarks_only=True, landmark_state=pose
+        )
 
-    def recalibrate(self, known: Known | None = None) -> None:
-        """Forget the person: the next second or two are for getting to know whoever is there.
+    def recalibrate(self, known: KnownSubject | None = None) -> None:
+        """Drop the current subject and calibrate from the next frames.
 
-        A person who is ``known``, with a calibration of this camera, is tracked at once.
+        A ``known`` subject whose calibration belongs to this camera is tracked from the next frame on.
         """
-        if self._person is not None:
-            self._person.close()
+        if self._subject is not None:
+            self._subject.close()
             self._stored = None
-        self._forget_first()
+        self._close_provisional()
         if known is not None:
             self._stored, self._known_shape = known.calibration, known.shape
-        self._person = None
+        self._subject = None
         self._seen.clear()
         self._lost = False
 
-    def misfit_of(self, known: Known) -> Float32 | None:
+    def residual_of(self, known: KnownSubject) -> Float32 | None:
+        """Residual (N, 2) in mm between the calibrations of the tracked subject and of ``known``.
+
+        None if one of them has no calibration, or if they belong to different head models.
+        """
         mine, theirs = self.calibration, known.calibration
         if mine is None or theirs is None or theirs.head_sha256 != mine.head_sha256:
             return None
-        return calibration_misfit(self.head, theirs, mine)
+        return calibration_residual(self.head, theirs, mine)
 
     def close(self) -> None:
-        if self._person is not None:
-            self._person.close()
-        self._forget_first()
+        """Release MediaPipe's tasks."""
+        if self._subject is not None:
+            self._subject.close()
+        self._close_provisional()
         self._landmarker.close()
 
-    def _at_first_sight(self, frame: CameraFrame, face: FaceLandmarks | None) -> TrackedFrame:
-        """While nobody is known: the face as the head of whom the first picture suggests."""
+    def _track_provisionally(self, frame: CameraFrame, face: FaceLandmarks | None) -> TrackedFrame:
+        """Track a frame before calibration is finished, with a calibration from the first frame that shows a face."""
         height, width = self._shape
-        if self._first is None and face is not None:
+        if self._provisional is None and face is not None:
             crop = choose_crop(self._policy, [face], width, height, self._size)
             guess = calibrate(self.head, [face], width, height, self._focal)
-            self._first = _Person(self.head, guess, crop, face.face_size, self._models, None)
-        if self._first is None:
+            self._provisional = _CalibratedSubject(self.head, guess, crop, face.face_size, self._models, None)
+        if self._provisional is None:
             crop = choose_crop("center", [], width, height, self._size)
             return TrackedFrame(frame.frame_id, frame.t_capture_ns, crop.apply(frame.rgb), None)
-        seen = self._first.track(frame, face, True, unheard)
-        glimpse = Glimpse(seen.observation, self._first.shape) if seen.observation is not None else None
-        return TrackedFrame(frame.frame_id, frame.t_capture_ns, seen.crop_rgb, None, glimpse=glimpse)
+        seen = self._provisional.track(frame, face, True, ignore_pose)
+        provisional = (
+            ProvisionalObservation(seen.observation, self._provisional.shape) if seen.observation is not None else None
+        )
+        return TrackedFrame(frame.frame_id, frame.t_capture_ns, seen.crop_rgb, None, provisional=provisional)
 
-    def _forget_first(self) -> None:
-        if self._first is not None:
-            self._first.close()
-            self._first = None
+    def _close_provisional(self) -> None:
+        if self._provisional is not None:
+            self._provisional.close()
+            self._provisional = None
 
-    def _get_to_know(self, frame: CameraFrame, face: FaceLandmarks | None) -> None:
+    def _add_calibration_sample(self, frame: CameraFrame, face: FaceLandmarks | None) -> None:
+        """Add a face to the calibration samples; once there are enough, or a stored calibration fits, set _subject."""
         if face is None:
             return
         height, width = self._shape
@@ -251,7 +288,7 @@ class FaceTracker:
         elif len(faces) >= CALIBRATION_FRAMES and frame.t_capture_ns - self._seen[0][0] >= CALIBRATION_SECONDS * 1e9:
             known = stored.shape if stored is not None else self._known_shape
             calibration = calibrate(self.head, faces, width, height, self._focal, known)
-            calibration = with_gaze(self.head, calibration, faces)
+            calibration = calibrate_gaze(self.head, calibration, faces)
             if known is not None:
                 before = stored.offsets if stored is not None else 0.0
                 shift = (calibration.offsets - before).astype(np.float64)
@@ -259,13 +296,13 @@ class FaceTracker:
             return
         crop = choose_crop(self._policy, faces, width, height, self._size)
         size = float(np.median([face.face_size for face in faces]))
-        self._person = _Person(self.head, calibration, crop, size, self._models, shift)
-        self._forget_first()
+        self._subject = _CalibratedSubject(self.head, calibration, crop, size, self._models, shift)
+        self._close_provisional()
         self._seen.clear()
 
 
-class _Person:
-    """A calibrated person being followed."""
+class _CalibratedSubject:
+    """A calibrated subject: its crop, matting, head tracker and head-state builder."""
 
     def __init__(
         self,
@@ -276,121 +313,50 @@ class _Person:
         models: Path | None,
         shift: Float64 | None,
     ) -> None:
-        """``shift`` (L, 3) m: how far the landmarks of ``calibration`` lie from where the person's are known to."""
+        """``shift`` (L, 3), in metres: landmark offsets of ``calibration`` minus those stored for the known subject."""
         self.shape = calibration.shape
         self.crop = crop
-        self._matter = Matter(head, calibration.shape, models, live=True)
-        self.follower = HeadFollower(head, calibration, self._matter, face_size)
-        self._states = StateBuilder(head, calibration, self.follower.basis)
-        self._proportions = LandmarkProportions(self.follower.basis, shift)
-        self._camera = crop.camera(self.follower.camera)
+        self._matting = PersonMatting(head, calibration.shape, models, live=True)
+        self.head_tracker = HeadTracker(head, calibration, self._matting, face_size)
+        self._states = StateBuilder(head, calibration, self.head_tracker.basis)
+        self._landmark_residual = LandmarkResidual(self.head_tracker.basis, shift)
+        self._camera = crop.camera(self.head_tracker.camera)
         self._before_ns = 0
 
     def track(
-        self, frame: CameraFrame, face: FaceLandmarks | None, trusts: bool, told: Callable[[Pose], None]
+        self, frame: CameraFrame, face: FaceLandmarks | None, may_adapt: bool, on_pose: Callable[[TrackedState], None]
     ) -> TrackedFrame:
+        """Track one camera frame in which the landmarker found ``face``."""
         interval = (frame.t_capture_ns - self._before_ns) / 1e9
-        fit, good = self.follower.follow(frame.rgb, face, interval)
+        fit, good = self.head_tracker.update(frame.rgb, face, interval)
         self._before_ns = frame.t_capture_ns
         state = None
         if good and fit is not None and face is not None:
             state = self._states.build(fit, face, frame.t_capture_ns)
-            told(Pose(state, self._camera))
-        if trusts:
-            self.follower.learn()
+            on_pose(TrackedState(state, self._camera))
+        if may_adapt:
+            self.head_tracker.learn()
         crop_rgb = self.crop.apply(frame.rgb)
         observation = None
         if state is not None and face is not None:
-            alpha, body = self._matter.mattes(frame.rgb, face, self.crop, self._camera, state)
+            alpha, body = self._matting.mattes(frame.rgb, face, self.crop, self._camera, state)
             observation = Observation(frame.frame_id, crop_rgb, alpha, self._camera, state, body)
-        return TrackedFrame(frame.frame_id, frame.t_capture_ns, crop_rgb, observation, self._misfit(fit))
+        return TrackedFrame(frame.frame_id, frame.t_capture_ns, crop_rgb, observation, self._residual(fit))
 
-    def follow(self, t_capture_ns: int, face: FaceLandmarks | None) -> tuple[Pose | None, Float32 | None]:
-        """The pose of a face whose picture is withheld, if it is to be believed, and its misfit."""
-        fit, good = self.follower.follow(None, face, (t_capture_ns - self._before_ns) / 1e9)
+    def track_landmarks(
+        self, t_capture_ns: int, face: FaceLandmarks | None
+    ) -> tuple[TrackedState | None, Float32 | None]:
+        """Head state and residual from landmarks alone; the state is None if the fit is rejected."""
+        fit, good = self.head_tracker.update(None, face, (t_capture_ns - self._before_ns) / 1e9)
         self._before_ns = t_capture_ns
         pose = None
         if good and fit is not None and face is not None:
-            pose = Pose(self._states.build(fit, face, t_capture_ns), self._camera)
-        return pose, self._misfit(fit)
+            pose = TrackedState(self._states.build(fit, face, t_capture_ns), self._camera)
+        return pose, self._residual(fit)
 
-    def _misfit(self, fit: HeadFit | None) -> Float32 | None:
-        return self._proportions.misfit(fit, self.follower.camera) if fit is not None else None
-
-    def close(self) -> None:
-        self._matter.close()
-
-
-class TruthTracker:
-    """Passes on what the source knows (`CameraFrame.truth`): states and mattes, no model files, no MediaPipe.
-
-    Whoever is seen first, after a start or `recalibrate`, is the person tracked, as with `FaceTracker`: ``shape`` and
-    ``calibration`` are theirs.
-    """
-
-    def __init__(
-        self, head: HeadModel, shape: Float32, *, size: int = 512, calibration: Calibration | None = None
-    ) -> None:
-        self.head = head
-        self._shape = shape
-        self._size = size
-        self._calibration = calibration
-        self.trusts = True
-        self._own = shape  # of whoever is before the source, where its pictures do not say
-        self._given = False  # `recalibrate` said who is to be tracked
-        self._compared: tuple[Float32, Float32] | None = None  # who was seen last, and their misfit
-        self._state: TrackerState = "searching"
-
-    @property
-    def state(self) -> TrackerState:
-        return self._state
-
-    @property
-    def calibration(self) -> Calibration | None:
-        """As the source tells it; None of exact states."""
-        return self._calibration
-
-    @property
-    def shape(self) -> Float32:
-        return self._shape
-
-    def track(self, frame: CameraFrame, told: Callable[[Pose], None] = unheard) -> TrackedFrame:
-        """The whole picture at the size asked for, with the source's own state and matte."""
-        size = (self._size, self._size)
-        rgb = _resized(frame.rgb, size)
-        truth = frame.truth
-        if truth is None:
-            self._state = "searching" if self._state == "searching" else "lost"
-            return TrackedFrame(frame.frame_id, frame.t_capture_ns, rgb, None)
-        seen = truth.shape if truth.shape is not None else self._own
-        if self._state == "searching" and not self._given and seen is not self._shape:
-            self._shape, self._calibration = seen, None
-        if self._compared is None or self._compared[0] is not seen or self._state == "searching":
-            self._compared = seen, shape_misfit(self.head, self._shape, seen)
-        self._state = "tracking"
-        alpha = _resized(truth.alpha, size)
-        body = _resized(truth.body, size) if truth.body is not None else None
-        state: HeadState = truth.state.at(frame.t_capture_ns)
-        observation = Observation(frame.frame_id, rgb, alpha, truth.camera.scaled(*size), state, body)
-        told(Pose(state, observation.camera))
-        return TrackedFrame(frame.frame_id, frame.t_capture_ns, rgb, observation, self._compared[1])
-
-    def recalibrate(self, known: Known | None = None) -> None:
-        self._state = "searching"
-        self._given = known is not None
-        if known is not None:
-            self._shape, self._calibration = known.shape, known.calibration
-
-    def misfit_of(self, known: Known) -> Float32 | None:
-        return shape_misfit(self.head, known.shape, self._shape) if len(known.shape) == len(self._shape) else None
+    def _residual(self, fit: HeadFit | None) -> Float32 | None:
+        return self._landmark_residual.residual(fit, self.head_tracker.camera) if fit is not None else None
 
     def close(self) -> None:
-        self._state = "searching"
-
-
-def _resized(picture: Bytes, size: tuple[int, int]) -> Bytes:
-    from PIL import Image
-
-    if picture.shape[:2] == size:
-        return picture
-    return np.array(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
+        """Release the segmenter."""
+        self._matting.close()

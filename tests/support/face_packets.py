@@ -1,4 +1,4 @@
-"""Packets as the programs of other people send them, built byte by byte."""
+"""Packets of Live Link Face, VMC and OpenSeeFace, built byte by byte."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LIVELINK = (
     *("RightEyeRoll",),
 )
 
-# The order in which facetracker.py writes what it makes of a face.
+# The order in which facetracker.py writes the features of a face.
 OPENSEEFACE = (
     *("eye_l", "eye_r", "eyebrow_steepness_l", "eyebrow_updown_l", "eyebrow_quirk_l"),
     *("eyebrow_steepness_r", "eyebrow_updown_r", "eyebrow_quirk_r", "mouth_corner_updown_l"),
@@ -41,7 +41,7 @@ def livelink(
     subject: bytes = b"iPhone",
     face: bool = True,
 ) -> bytes:
-    """A packet of Live Link Face at 60 frames a second; ``values`` by Unreal's names."""
+    """Packet of Live Link Face at 60 frames per second; ``values`` by Unreal's names."""
     head = b"\x06" + struct.pack("!i", len(device)) + device + struct.pack("!i", len(subject)) + subject
     head += struct.pack("!ifii", frame, 0.25, 60, 1)
     if not face:
@@ -51,7 +51,7 @@ def livelink(
 
 
 def osc(address: str, *values: str | float | int) -> bytes:
-    """An OSC message."""
+    """Encode an OSC message."""
 
     def text(words: str) -> bytes:
         raw = words.encode() + b"\0"
@@ -69,7 +69,7 @@ def osc(address: str, *values: str | float | int) -> bytes:
 
 
 def bundle(*elements: bytes) -> bytes:
-    """An OSC bundle that takes effect at once."""
+    """Encode an OSC bundle with the time tag "immediately"."""
     return b"#bundle\0" + struct.pack(">Q", 1) + b"".join(struct.pack(">i", len(e)) + e for e in elements)
 
 
@@ -80,7 +80,7 @@ def vmc(
     time: float = 1.0,
     status: Sequence[int] = (1,),
 ) -> bytes:
-    """One frame of VMC: ``bones`` are quaternions x, y, z, w in Unity's axes."""
+    """Packet with one frame of VMC; ``bones`` are quaternions x, y, z, w in Unity's axes."""
     elements = [osc("/VMC/Ext/OK", *status), osc("/VMC/Ext/T", float(time))]
     for name, quaternion in (bones or {}).items():
         elements.append(osc("/VMC/Ext/Bone/Pos", name, 0.0, 1.5, 0.0, *map(float, quaternion)))
@@ -99,12 +99,12 @@ def openseeface(
     looks: tuple[Sequence[float], Sequence[float]] = ((0.0, 0.0, 1.0), (0.0, 0.0, 1.0)),
     features: Mapping[str, float] | None = None,
 ) -> bytes:
-    """A record of OpenSeeFace, as its facetracker.py packs it.
+    """Record of OpenSeeFace with the layout of its facetracker.py.
 
-    ``rotation`` is head to camera by our conventions, ``looks`` where the right, then the left eye looks (subject's
-    left, up, out of the face), ``open_eyes`` right, then left.
+    ``rotation`` is head to camera by our conventions, ``looks`` the gaze directions of the right, then the left eye
+    (subject's left, up, out of the face), ``open_eyes`` right, then left.
     """
-    # Its landmarks have rows first, its model's x is to the subject's right, and it sees the head behind the camera.
+    # Landmarks have rows first, the model's x is to the subject's right, and the fitted head is behind the camera.
     swap, mirror = np.array([[0.0, -1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]), np.diag([-1.0, 1.0, 1.0])
     record = struct.pack("<diff2fBf", at, face, 640.0, 360.0, *open_eyes, int(fitted), 20.0)
     record += struct.pack("<4f", *_their_quaternion(swap @ rotation @ mirror))
@@ -119,7 +119,7 @@ def openseeface(
 
 
 def _their_quaternion(m: Float64) -> Float64:
-    """x, y, z, w with the signs that its tracker gives them: those of the transposed matrix."""
+    """Quaternion x, y, z, w of the transposed matrix, as the tracker sends it."""
     products = np.array(
         [
             [1 + m[0, 0] - m[1, 1] - m[2, 2], m[0, 1] + m[1, 0], m[2, 0] + m[0, 2], m[1, 2] - m[2, 1]],

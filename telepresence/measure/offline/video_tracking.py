@@ -52,13 +52,13 @@ def track_video(
     """
     if video == "synthetic":
         return _track_actor(out, config.run.size)
-    from telepresence.sources.video_file import video_frames
+    from telepresence.sources.video_file import VideoFrames
     from telepresence.tracking.recording_tracker import track_recording
     from telepresence.tracking.state_builder import with_landmark_embedding
 
     path = Path(video)
     size, policy = config.run.size, _crop_policy(config.run.crop)
-    reader = video_frames(path)
+    reader = VideoFrames(path)
     with TrackedFolderWriter(out) as writer, FrameProgress() as progress:
         model = load_head(head)
         if model.embedding is None:
@@ -66,7 +66,7 @@ def track_video(
         faces = _detect_faces(path, progress.count("detecting faces", reader, reader.count), models)
 
         def read_again() -> Iterator[CameraFrame]:
-            return progress.count("fitting the head", video_frames(path), len(faces))
+            return progress.count("fitting the head", VideoFrames(path), len(faces))
 
         recording = track_recording(model, faces, read_again, reader.width, reader.height, reader.fps, focal, models)
         calibration = recording.calibration
@@ -74,7 +74,7 @@ def track_video(
             face for face, valid in zip(recording.faces, recording.valid, strict=True) if valid and face is not None
         ]
         crop = choose_crop(policy, tracked, reader.width, reader.height, size)
-        frames = progress.count("matting", video_frames(path), len(faces))
+        frames = progress.count("matting", VideoFrames(path), len(faces))
         _write_crops(writer, frames, recording, model, crop, size, models)
         figures = recording.figures()
         camera = crop.camera(calibration.camera)

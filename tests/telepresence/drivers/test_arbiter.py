@@ -1,10 +1,10 @@
-"""Who drives."""
+"""Selection of the driver by mode, message ages and tracked states."""
 
 from __future__ import annotations
 
 import pytest
 
-from telepresence.drivers.arbiter import FRESH_S, ORDER, SEEN_S, Drive, Driver, choose
+from telepresence.drivers.arbiter import FRESH_S, ORDER, SEEN_S, DriverId, DriverMode, choose_driver
 
 
 @pytest.mark.parametrize(
@@ -27,5 +27,7 @@ from telepresence.drivers.arbiter import FRESH_S, ORDER, SEEN_S, Drive, Driver, 
         ("take", {"zmq": 0.0, "take": 0.0}, 0.0, "take"),
     ],
 )
-def test_choose(drive: Drive, ages: dict[Driver, float | None], seen_s: float | None, driver: str) -> None:
-    assert choose(drive, ages, seen_s) == driver
+def test_the_driver_is_chosen_by_mode_and_age(
+    drive: DriverMode, ages: dict[DriverId, float | None], seen_s: float | None, driver: str
+) -> None:
+    assert choose_driver(drive, ages, seen_s) == driver

@@ -1,28 +1,29 @@
-"""The sound of a video file: with its pictures, over and over; none, damaged and hostile ones."""
+"""Audio of a video file: in step with its frames, in a loop; absent, damaged and malicious audio."""
 
 from __future__ import annotations
 
-import time
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
+import pytest
 
-from telepresence.runtime.audio import RATE, SoundChunk
+from telepresence.runtime.audio import RATE, AudioChunk
 from telepresence.runtime.frames import CameraFrame
 from telepresence.sources import open_source
-from telepresence.sources.audio import FileSound
+from telepresence.sources.file_audio import FileAudio
+from tests.support.fake_time import FakeTime
 
 FPS = 25
 SECONDS = 1.6
 HERTZ = 32_000
 
 
-def write_beeping(
+def write_video_with_beeps(
     path: Path, seconds: float = 1.6, sound: bool = True, late_s: float = 0.0, codec: str = "aac"
 ) -> Path:
-    """A clip that is white for 80 ms from 0.4 s and from 1.2 s on, with a beep as long as that."""
+    """A clip that is white for 80 ms from 0.4 s and from 1.2 s on, with a beep at the same times."""
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=FPS, options={"crf": "20"})
         video.width = video.height = 64
@@ -52,7 +53,7 @@ def write_beeping(
 
 
 def onsets(times: list[float], lit: list[bool], gap: float = 0.3) -> list[float]:
-    """When something begins that had not been there for ``gap`` seconds."""
+    """Times at which ``lit`` becomes true after at least ``gap`` seconds."""
     found: list[float] = []
     last = -1e9
     for at, is_lit in zip(times, lit, strict=True):
@@ -63,45 +64,50 @@ def onsets(times: list[float], lit: list[bool], gap: float = 0.3) -> list[float]
     return found
 
 
-def play(path: Path, seconds: float) -> tuple[list[CameraFrame], list[SoundChunk]]:
-    heard: list[SoundChunk] = []
-    source = open_source(f"file:{path}", hear=heard.append)
+def play(path: Path, seconds: float, monkeypatch: pytest.MonkeyPatch) -> tuple[list[CameraFrame], list[AudioChunk]]:
+    """Frames and audio of a file that is played for ``seconds`` of a fake clock."""
+    clock = FakeTime()
+    monkeypatch.setattr("telepresence.sources.video_file.time", clock)
+    chunks: list[AudioChunk] = []
+    source = open_source(f"file:{path}", on_audio=chunks.append)
     frames = []
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    end = clock.monotonic() + seconds
+    while clock.monotonic() < end:
         frame = source.read(0.2)
         if frame is not None:
             frames.append(frame)
     source.close()
     source.close()
-    return frames, heard
+    return frames, chunks
 
 
-def test_a_beep_has_the_capture_time_of_its_flash_round_after_round(tmp_path: Path) -> None:
-    frames, heard = play(write_beeping(tmp_path / "clip.mp4", late_s=0.4), 2.4)
+def test_a_beep_has_the_capture_time_of_its_flash_in_every_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames, chunks = play(write_video_with_beeps(tmp_path / "clip.mp4", late_s=0.4), 2.4, monkeypatch)
     seen = onsets([f.t_capture_ns * 1e-9 for f in frames], [f.rgb.mean() > 120 for f in frames])
-    samples = np.concatenate([chunk.samples for chunk in heard])
+    samples = np.concatenate([chunk.samples for chunk in chunks])
     assert samples.shape[1] == 2
-    times = np.concatenate([c.t_capture_ns * 1e-9 + np.arange(len(c.samples)) / RATE for c in heard])
+    times = np.concatenate([c.t_capture_ns * 1e-9 + np.arange(len(c.samples)) / RATE for c in chunks])
     loud = np.abs(samples[:, 0].astype(int)) > 4000
     listened = onsets(times[loud].tolist(), [True] * int(loud.sum()))
     assert len(seen) >= 3
     for flash in seen:
         assert min(abs(flash - beep) for beep in listened) < 1.0 / FPS
-    gaps = np.diff([c.t_capture_ns for c in heard]) * 1e-9
+    gaps = np.diff([c.t_capture_ns for c in chunks]) * 1e-9
     assert gaps.max() < 0.1  # also from one round to the next
-    # Told before the picture is due, not far ahead.
-    assert heard[-1].t_capture_ns - frames[-1].t_capture_ns < 0.35e9
+    # Audio is passed on before the frame is due, but not far ahead.
+    assert chunks[-1].t_capture_ns - frames[-1].t_capture_ns < 0.35e9
 
 
-def test_a_film_without_sound_is_silent(tmp_path: Path) -> None:
-    frames, heard = play(write_beeping(tmp_path / "silent.mp4", sound=False), 0.3)
+def test_a_video_without_audio_is_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames, chunks = play(write_video_with_beeps(tmp_path / "silent.mp4", sound=False), 0.3, monkeypatch)
     assert frames
-    assert heard == []
+    assert chunks == []
 
 
-def test_sound_that_breaks_off_or_is_none_ends_there(tmp_path: Path) -> None:
-    whole = write_beeping(tmp_path / "whole.mkv", codec="pcm_s16le").read_bytes()
+def test_truncated_or_damaged_audio_ends_where_it_is_cut(tmp_path: Path) -> None:
+    whole = write_video_with_beeps(tmp_path / "whole.mkv", codec="pcm_s16le").read_bytes()
     rng = np.random.default_rng(0)
     for number in range(12):
         torn = bytearray(whole[: rng.integers(1, len(whole))])
@@ -109,9 +115,9 @@ def test_sound_that_breaks_off_or_is_none_ends_there(tmp_path: Path) -> None:
             torn[rng.integers(0, len(torn))] = rng.integers(0, 256)
         path = tmp_path / f"{number}.mkv"
         path.write_bytes(torn)
-        track = FileSound(path, {"protocol_whitelist": "file"})
-        for at, samples in track.until(1e9):
+        track = FileAudio(path, {"protocol_whitelist": "file"})
+        for at, samples in track.read_until(1e9):
             assert np.isfinite(at)
             assert samples.shape[1] == 2
         track.close()
-        assert list(track.until(1e9)) == []
+        assert list(track.read_until(1e9)) == []

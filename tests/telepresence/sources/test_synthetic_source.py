@@ -1,4 +1,4 @@
-"""The actor as a source: truth in every frame, pace, and nothing imported that it does not need."""
+"""The actor as a source: ground truth in every frame, pace, and few imports."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pytest
 
 from telepresence.actor.actor import Actor
 from telepresence.actor.performance import PERIOD
-from telepresence.sources.synthetic import SyntheticSource, actor_take
+from telepresence.sources.synthetic import SyntheticSource, actor_clip
+from tests.support.fake_time import FakeTime
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +20,7 @@ def source():
     return SyntheticSource(96, drawn=64, fps=12.5)
 
 
-def test_live_frames_carry_their_truth_and_keep_the_clock(source):
+def test_live_frames_carry_their_ground_truth_and_increasing_times(source):
     frames = []
     while len(frames) < 4:
         frame = source.read(2.0)
@@ -36,15 +37,18 @@ def test_live_frames_carry_their_truth_and_keep_the_clock(source):
     assert np.all(np.diff([f.t_capture_ns for f in frames]) > 0)
 
 
-def test_a_picture_that_is_not_due_is_waited_for_no_longer_than_asked(source):
-    assert source.read(2.0) is not None
-    begin = time.monotonic()
+def test_read_waits_no_longer_than_its_timeout(source, monkeypatch):
+    clock = FakeTime(time.monotonic())
+    monkeypatch.setattr("telepresence.sources.synthetic.time", clock)
+    for _ in range(2):  # the second frame is returned exactly when it is due
+        assert source.read(2.0) is not None
+    begin = clock.monotonic()
     for _ in range(3):
-        source.read(0.0)
-    assert time.monotonic() - begin < 1.0
+        assert source.read(0.01) is None
+    assert clock.monotonic() - begin == pytest.approx(0.03, abs=1e-6)
 
 
-def test_the_performance_comes_round_again(source):
+def test_the_performance_repeats_after_its_period(source):
     again = round(PERIOD * source.fps)
     first, second = source._frame(3), source._frame(3 + again)
     np.testing.assert_array_equal(first.rgb, second.rgb)
@@ -52,8 +56,8 @@ def test_the_performance_comes_round_again(source):
     assert second.t_capture_ns - first.t_capture_ns == pytest.approx(PERIOD * 1e9, abs=1e3)
 
 
-def test_a_take_is_exact_and_not_paced(source):
-    frames = list(actor_take(3, fps=25.0, size=64, actor=source.actor))
+def test_a_clip_is_exact_and_not_paced(source):
+    frames = list(actor_clip(3, fps=25.0, size=64, actor=source.actor))
     assert [f.t_capture_ns for f in frames] == [0, 40_000_000, 80_000_000]
     for frame in frames:
         rgb, alpha = source.actor.render(frame.truth.state, frame.truth.camera)
@@ -70,18 +74,18 @@ class Block:
 sys.meta_path.insert(0, Block())
 import hashlib
 from telepresence.sources import open_source
-from telepresence.sources.synthetic import actor_take
+from telepresence.sources.synthetic import actor_clip
 source = open_source("synthetic")
 assert source.read(5.0) is not None
-frame = next(actor_take(1, size=64, actor=source.actor))
+frame = next(actor_clip(1, size=64, actor=source.actor))
 print(hashlib.sha256(frame.rgb.tobytes() + frame.truth.alpha.tobytes()).hexdigest())
 """
 
 
-def test_the_synthetic_path_needs_no_camera_and_no_tracker_and_repeats_in_another_process(source):
+def test_the_synthetic_source_needs_no_media_libraries_and_is_reproducible(source):
     import hashlib
 
     done = subprocess.run([sys.executable, "-c", BLOCKED], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    frame = next(actor_take(1, size=64, actor=source.actor))
+    frame = next(actor_clip(1, size=64, actor=source.actor))
     assert done.stdout.split() == [hashlib.sha256(frame.rgb.tobytes() + frame.truth.alpha.tobytes()).hexdigest()]

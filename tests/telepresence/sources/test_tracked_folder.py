@@ -1,4 +1,4 @@
-"""A tracked folder as a camera: in a loop, at its own rate, with what was tracked in it."""
+"""A tracked folder as a camera: in a loop, at its own rate, with its tracked states."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from telepresence.runtime.frames import CameraFrame, GroundTruth
 from telepresence.sources import GroundTruthSource, open_source
 from telepresence.sources.playback_clock import PlaybackClock
 from telepresence.sources.tracked_folder import TrackedSource
+from tests.support.fake_time import FakeTime
 
 SIZE, COUNT, FPS = 32, 4, 40.0
 BODY = np.full((SIZE, SIZE), 200, np.uint8)
@@ -43,11 +44,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shape = np.linspace(-1.0, 1.0, len(head.shape_dirs), dtype=np.float32)
     write_ground_truth_folder(_frames(), path, head=head, shape=shape, fps=FPS, size=SIZE, source="test")
     take = read_take(path)
-    write_take(path / "take.npz", replace(take, valid=np.arange(COUNT) != 2))  # there, the face was lost
+    write_take(path / "take.npz", replace(take, valid=np.arange(COUNT) != 2))  # no face in frame 2
     return path
 
 
-def test_pictures_come_round_again_and_time_goes_on(folder: Path) -> None:
+def test_frames_repeat_in_a_loop_with_increasing_times(folder: Path) -> None:
     source = open_source(f"tracked:{folder}")
     assert (source.name, source.fps) == ("tracked", FPS)
     began = time.monotonic_ns()
@@ -55,7 +56,7 @@ def test_pictures_come_round_again_and_time_goes_on(folder: Path) -> None:
     source.close()
     numbers = [frame.frame_id for frame in frames]
     times = [frame.t_capture_ns for frame in frames]
-    assert numbers == sorted(set(numbers)), "each picture once"
+    assert numbers == sorted(set(numbers)), "each frame once"
     assert numbers[-1] >= 3 * COUNT - 1
     assert times == sorted(set(times))
     assert began <= times[0]
@@ -75,7 +76,7 @@ def test_pictures_come_round_again_and_time_goes_on(folder: Path) -> None:
         assert (frame.truth.body == BODY).all()
 
 
-def test_the_daemon_needs_no_tracker_for_it(folder: Path) -> None:
+def test_its_frames_need_no_face_tracking(folder: Path) -> None:
     source, head = TrackedSource(folder), load_head()
     assert isinstance(source, GroundTruthSource)
     tracker = make_tracker(head, source.identity, None, "center", 2 * SIZE, None)
@@ -88,16 +89,18 @@ def test_the_daemon_needs_no_tracker_for_it(folder: Path) -> None:
     assert tracker.state == "lost"
 
 
-def test_a_part_of_it_can_be_played(folder: Path) -> None:
+def test_only_its_first_frames_can_be_played(folder: Path) -> None:
     source = TrackedSource(folder, 3)
     assert source.seconds == 3 / FPS
     assert (source.frame(4, 0).rgb == source.frame(1, 0).rgb).all()
 
 
-def test_who_is_late_loses_pictures_but_no_pace() -> None:
+def test_a_late_reader_skips_frames_and_keeps_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = FakeTime()
+    monkeypatch.setattr("telepresence.sources.playback_clock.time", clock)
     pace = PlaybackClock(50.0)
     first = pace.wait(1.0)
-    time.sleep(0.1)
+    clock.sleep(0.1)
     later = pace.wait(1.0)
     assert first is not None
     assert later is not None
@@ -108,7 +111,7 @@ def test_who_is_late_loses_pictures_but_no_pace() -> None:
     assert slow.wait(0.01) is None
 
 
-def test_a_damaged_picture_is_one_line(folder: Path, tmp_path: Path) -> None:
+def test_a_damaged_frame_gives_a_one_line_error(folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     (copy / "frames" / "000001.jpg").write_bytes(b"no picture")

@@ -1,4 +1,4 @@
-"""A person whose landmarks are known exactly, and a head in FLAME's layout that can be tracked."""
+"""Fixtures: subjects whose landmarks are known exactly, and a head model in FLAME's layout."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 
 from insta_runtime.geometry import rotation_matrix
 from insta_runtime.head import HeadModel, LandmarkEmbedding, load_head
-from telepresence.tracking.basis import LandmarkBasis, landmark_basis
-from telepresence.tracking.fit import HeadFit, HeadFitter, Pinhole
+from telepresence.tracking.head_fit import HeadFit, HeadFitter, Pinhole
+from telepresence.tracking.landmark_basis import LandmarkBasis, landmark_basis
 from telepresence.tracking.landmarks import LANDMARKS, FaceLandmarks
 
 SIZE = 512
@@ -18,8 +18,8 @@ CAMERA = Pinhole.of_picture(SIZE, SIZE, 1.2 * SIZE)
 
 
 @dataclass(frozen=True)
-class Sitter:
-    """A head model as a person before a camera: makes poses and the landmarks that a detector would find."""
+class Subject:
+    """A synthetic subject before a camera: generates poses and the landmarks that a detector would find."""
 
     head: HeadModel
     basis: LandmarkBasis
@@ -30,7 +30,7 @@ class Sitter:
         return HeadFitter(self.basis, self.camera)
 
     def pose(self, rng: np.random.Generator, turn: float = 0.35) -> HeadFit:
-        """A random head pose and face."""
+        """Random head pose and expression."""
         units = np.clip(rng.normal(0.1, 0.25, self.basis.units), self.basis.priors.low, self.basis.priors.high)
         jaw = np.array([rng.uniform(0, 0.3), 0.0, 0.0]) if self.basis.has_jaw else np.zeros(3)
         matrix = rotation_matrix(rng.uniform(-turn, turn, 3)) @ np.diag([1.0, -1.0, -1.0])
@@ -38,7 +38,7 @@ class Sitter:
         return HeadFit(matrix, place, units, jaw, np.zeros((len(self.basis.indices), 2)), 0.0)
 
     def face(self, pose: HeadFit, rng: np.random.Generator, noise: float, score_noise: float = 0.1) -> FaceLandmarks:
-        """What a detector with ``noise`` px would report: landmarks, and scores around the true units."""
+        """Landmarks of a detector with ``noise`` px of noise, and scores near the true units."""
         seen = self.basis.points(pose.units, pose.jaw) @ pose.rotation.T + pose.translation
         pixels = self.fitter.project(pose)
         points = np.zeros((LANDMARKS, 3), np.float32)
@@ -55,7 +55,7 @@ class Sitter:
 
 
 def angle_between(a: np.ndarray, b: np.ndarray) -> float:
-    """Degrees between two rotations."""
+    """Angle between two rotations, in degrees."""
     return float(np.rad2deg(np.arccos(np.clip((np.trace(a.T @ b) - 1) / 2, -1, 1))))
 
 
@@ -66,7 +66,7 @@ def open_head() -> HeadModel:
 
 @pytest.fixture(scope="session")
 def flame_head(open_head: HeadModel) -> HeadModel:
-    """A head with FLAME's parameters (statistical expressions, a jaw joint, correctives) on the open head's mesh."""
+    """A head model with FLAME's parameters (PCA expressions, jaw joint, correctives) on the open head's mesh."""
     rng = np.random.default_rng(3)
     vertices = len(open_head.template)
     moves = open_head.expression_dirs[[not name.startswith("jaw") for name in open_head.expression_names]]
@@ -86,7 +86,7 @@ def flame_head(open_head: HeadModel) -> HeadModel:
 
 
 def _with_jaw(head: HeadModel) -> np.ndarray:
-    """Skin weights in which what jawOpen moves follows the jaw joint."""
+    """Skinning weights of the jaw joint, proportional to the displacement by jawOpen."""
     opening = np.linalg.norm(head.expression_dirs[head.expression_names.index("jawOpen")], axis=1)
     jaw = (opening / opening.max())[:, None]
     turned = np.zeros((len(jaw), 5))
@@ -95,14 +95,14 @@ def _with_jaw(head: HeadModel) -> np.ndarray:
 
 
 @pytest.fixture(scope="session", params=["open", "flame"])
-def sitter(request: pytest.FixtureRequest, open_head: HeadModel, flame_head: HeadModel) -> Sitter:
+def subject(request: pytest.FixtureRequest, open_head: HeadModel, flame_head: HeadModel) -> Subject:
     head = open_head if request.param == "open" else flame_head
     assert isinstance(head.embedding, LandmarkEmbedding)
     rng = np.random.default_rng(1)
-    return Sitter(head, landmark_basis(head).with_identity(rng.normal(0.0, 0.3, len(head.shape_dirs))))
+    return Subject(head, landmark_basis(head).with_identity(rng.normal(0.0, 0.3, len(head.shape_dirs))))
 
 
 @pytest.fixture(scope="session")
-def open_sitter(open_head: HeadModel) -> Sitter:
+def open_subject(open_head: HeadModel) -> Subject:
     rng = np.random.default_rng(1)
-    return Sitter(open_head, landmark_basis(open_head).with_identity(rng.normal(0.0, 0.3, len(open_head.shape_dirs))))
+    return Subject(open_head, landmark_basis(open_head).with_identity(rng.normal(0.0, 0.3, len(open_head.shape_dirs))))

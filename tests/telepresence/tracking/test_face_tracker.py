@@ -21,7 +21,7 @@ from insta_runtime.types import Camera, HeadState
 from telepresence.config import Config
 from telepresence.measure.offline.video_tracking import track_video
 from telepresence.runtime.frames import CameraFrame, GroundTruth, Landmarks
-from telepresence.sources.video_file import video_frames
+from telepresence.sources.video_file import VideoFrames
 from telepresence.tracking.calibration import calibrate
 from telepresence.tracking.clay_renders import render_clay
 from telepresence.tracking.ground_truth_tracker import GroundTruthTracker
@@ -35,7 +35,7 @@ from telepresence.tracking.tracker import FaceTracker
 @pytest.fixture(scope="module")
 def pictures(shared):
     """Frames of the first two seconds of a clip."""
-    reader = video_frames(shared / "clips" / "d18.mp4")
+    reader = VideoFrames(shared / "clips" / "d18.mp4")
     frames = [next(reader) for _ in range(60)]
     reader.close()
     return frames
@@ -181,7 +181,7 @@ def test_the_command_writes_a_folder_without_log_lines(shared, models, tmp_path)
     import av
 
     clip = tmp_path / "short.mp4"
-    reader = video_frames(shared / "clips" / "d18.mp4")
+    reader = VideoFrames(shared / "clips" / "d18.mp4")
     with av.open(str(clip), "w") as output:
         stream = output.add_stream("mpeg4", rate=30)
         stream.width = stream.height = 480
@@ -195,7 +195,7 @@ def test_the_command_writes_a_folder_without_log_lines(shared, models, tmp_path)
     report, out = tmp_path / "figures.json", tmp_path / "tracked"
     command = [sys.executable, "-m", "telepresence", "track", str(clip), "--out", str(out), "--json", str(report)]
     command += ["--models", str(models), "--size", "128", "--crop", "head"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert "W0000" not in done.stderr

@@ -99,7 +99,7 @@ def test_load_frame_gives_vertices_in_camera_space(folder, open_head):
     rest = rig.pose(take.shape, state).vertices.numpy()
     assert np.abs(vertices - (rest @ rotation_matrix(state.rotation).T + state.translation)).max() < 1e-6
     assert vertices[:, 2].min() > 0.3
-    with pytest.raises(UserError, match="no picture"):
+    with pytest.raises(UserError, match="no frame 5"):
         load_frame(folder, COUNT, rig)
     with pytest.raises(UserError, match="another head"):
         load_frame(folder, 0, HeadRig(replace(open_head, sha256="0" * 64)))

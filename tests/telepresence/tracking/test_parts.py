@@ -1,4 +1,4 @@
-"""Gaze, health, smoothing, crop: the small parts of tracking."""
+"""Gaze estimation, tracking health, smoothing and crop."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from insta_runtime.geometry import rotation_matrix
-from insta_runtime.types import HeadState
+from insta_runtime.geometry import eye_pose, rotation_matrix
 from telepresence.tracking.crop import Crop, choose_crop
-from telepresence.tracking.fit import Pinhole
-from telepresence.tracking.gaze import CORNERS, IRISES, RADIUS, Gaze, eye_pose
-from telepresence.tracking.health import ERROR_RATIO, Health, relaxed
+from telepresence.tracking.gaze import CORNERS, IRISES, RADIUS, Gaze
+from telepresence.tracking.head_fit import Pinhole
+from telepresence.tracking.health import ERROR_RATIO, TrackingHealth
 from telepresence.tracking.landmarks import LANDMARKS, FaceLandmarks
 from telepresence.tracking.smoothing import smooth, smooth_run
 
@@ -30,66 +29,56 @@ def face_at(x: float, y: float, size: float) -> FaceLandmarks:
 
 
 @pytest.mark.parametrize(("yaw", "pitch"), [(0.0, 0.0), (0.3, 0.1), (-0.2, -0.25)])
-def test_gaze_comes_back_from_the_irises_it_makes(open_sitter, yaw, pitch):
-    pose = open_sitter.pose(np.random.default_rng(3), turn=0.2)
-    gaze = Gaze.of_head(open_sitter.head, np.zeros(len(open_sitter.head.shape_dirs)), np.zeros((2, 2)))
+def test_gaze_comes_back_from_the_irises_it_makes(open_subject, yaw, pitch):
+    pose = open_subject.pose(np.random.default_rng(3), turn=0.2)
+    gaze = Gaze.of_head(open_subject.head, np.zeros(len(open_subject.head.shape_dirs)), np.zeros((2, 2)))
     turns = eye_pose(np.array([[yaw, pitch]] * 2))
-    face = open_sitter.face(pose, np.random.default_rng(0), noise=0.0)
+    face = open_subject.face(pose, np.random.default_rng(0), noise=0.0)
     for eye in range(2):
         look = rotation_matrix(turns[eye]) @ np.array([0.0, 0.0, RADIUS])
         iris = pose.rotation @ (gaze.eyes[eye] + look) + pose.translation
         face.points[IRISES[eye], :2] = 614.4 * iris[:2] / iris[2] + 256
     face.scores.update(eyeBlinkLeft=0.0, eyeBlinkRight=0.0)
-    found = gaze.angles(pose, face, CAMERA, open_sitter.basis.indices)
+    found = gaze.angles(pose, face, CAMERA, open_subject.basis.indices)
     assert np.abs(found - [[yaw, pitch]] * 2).max() < 0.01
 
     # A fit that misses the whole eye by some pixels does not turn it; a closed eye keeps its gaze.
     residual = pose.residual.copy()
-    residual[np.isin(open_sitter.basis.indices, CORNERS[0])] = [4.0, -2.0]
+    residual[np.isin(open_subject.basis.indices, CORNERS[0])] = [4.0, -2.0]
     face.points[IRISES[0], :2] += [4.0, -2.0]
     face.points[IRISES[1], :2] += 30.0
     face.scores["eyeBlinkRight"] = 0.9
-    again = gaze.angles(replace(pose, residual=residual), face, CAMERA, open_sitter.basis.indices)
+    again = gaze.angles(replace(pose, residual=residual), face, CAMERA, open_subject.basis.indices)
     assert np.abs(again - found).max() < 0.01
 
 
 # Health
 
 
-def test_a_bad_fit_is_a_loss_and_three_good_ones_end_it(open_sitter):
-    good = replace(open_sitter.pose(np.random.default_rng(1), turn=0.1), error=1.0)
+def test_a_bad_fit_is_a_loss_and_three_good_ones_end_it(open_subject):
+    good = replace(open_subject.pose(np.random.default_rng(1), turn=0.1), error=1.0)
     bad = replace(good, error=8.0)
-    health = Health(CAMERA, usual_error=1.0)
-    assert [health.judge(fit) for fit in (good, bad, None, good, good, good, good)] == [
+    health = TrackingHealth(CAMERA, usual_error=1.0)
+    assert [health.update(fit) for fit in (good, bad, None, good, good, good, good)] == [
         *(True, False, False, False, False, True, True)
     ]
 
 
-def test_the_error_is_judged_against_the_usual_one(open_sitter):
-    pose = open_sitter.pose(np.random.default_rng(1), turn=0.1)
-    assert not Health(CAMERA, 2.0).judge(replace(pose, error=2.0 * ERROR_RATIO + 0.5))
-    assert Health(CAMERA, 4.0).judge(replace(pose, error=2.0 * ERROR_RATIO + 0.5))
+def test_the_error_is_judged_against_the_usual_one(open_subject):
+    pose = open_subject.pose(np.random.default_rng(1), turn=0.1)
+    assert not TrackingHealth(CAMERA, 2.0).update(replace(pose, error=2.0 * ERROR_RATIO + 0.5))
+    assert TrackingHealth(CAMERA, 4.0).update(replace(pose, error=2.0 * ERROR_RATIO + 0.5))
 
 
 @pytest.mark.parametrize("turn", [[0, 0.6, 0], [0.5, 0, 0.3]])
-def test_a_jump_is_a_loss(open_sitter, turn):
-    pose = replace(open_sitter.pose(np.random.default_rng(1), turn=0.1), error=1.0)
-    health = Health(CAMERA, 1.0)
-    assert health.judge(pose)
-    assert not health.judge(replace(pose, rotation=rotation_matrix(np.array(turn)) @ pose.rotation))
-    health = Health(CAMERA, 1.0)
-    assert health.judge(pose)
-    assert not health.judge(replace(pose, translation=1.3 * pose.translation))
-
-
-def test_a_lost_face_holds_then_relaxes():
-    state = replace(HeadState.neutral(52), expression=np.full(52, 0.8, np.float32))
-    assert relaxed(state, 0.1).expression == pytest.approx(state.expression)
-    half = relaxed(state, 0.4).expression
-    assert (half > 0.1).all()
-    assert (half < 0.7).all()
-    assert np.abs(relaxed(state, 5.0).expression).max() == 0.0
-    assert np.array_equal(relaxed(state, 5.0).translation, state.translation)
+def test_a_jump_is_a_loss(open_subject, turn):
+    pose = replace(open_subject.pose(np.random.default_rng(1), turn=0.1), error=1.0)
+    health = TrackingHealth(CAMERA, 1.0)
+    assert health.update(pose)
+    assert not health.update(replace(pose, rotation=rotation_matrix(np.array(turn)) @ pose.rotation))
+    health = TrackingHealth(CAMERA, 1.0)
+    assert health.update(pose)
+    assert not health.update(replace(pose, translation=1.3 * pose.translation))
 
 
 # Smoothing

@@ -1,0 +1,147 @@
+"""Parameter messages over ZeroMQ: fields, limits, and conversion to the fields of a head state.
+
+The wire format is documented in docs/protocols-zeromq.md.  Received bytes are untrusted until `decode` has returned;
+invalid messages raise a UserError of one line.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Final, Literal
+
+import msgspec
+import numpy as np
+from msgspec import UNSET, UnsetType
+
+from insta_runtime.errors import UserError
+from insta_runtime.types import Float32, HeadState
+
+VERSION: Final = 2
+"""Version of the messages that are sent."""
+VERSIONS: Final = (1, 2)
+"""Versions of the messages that are accepted."""
+MAX_BYTES: Final = 16 * 1024
+"""Maximum size of a message in bytes; a complete one with 100 expression weights has about 1.1 kB."""
+
+Basis = Literal["arkit52", "flame"]
+Vector = tuple[float, float, float]
+PersonId = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")]
+HeadId = Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{16}|[0-9a-f]{64})$")]
+SenderId = Annotated[str, msgspec.Meta(pattern="^[0-9A-Za-z._-]{1,32}$")]
+Natural = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Weights = Annotated[list[float], msgspec.Meta(min_length=1, max_length=512)]
+
+FLAME_WEIGHT: Final = 8.0
+"""Bound to which FLAME weights are clamped, in standard deviations."""
+JOINT_ANGLE: Final = math.pi / 2
+"""Bound to which the components of jaw, neck and eye rotations are clamped, in radians."""
+HEAD_ANGLE: Final = 2 * math.pi
+"""Largest component of the head rotation, in radians; a message with a larger one is refused."""
+NEAREST_M: Final = 0.05
+"""Smallest depth of the head, in metres; a message with a smaller one is refused."""
+FARTHEST_M: Final = 20.0
+"""Largest coordinate of the head, in metres; a message with a larger one is refused."""
+
+
+class ParameterMessage(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, frozen=True, kw_only=True):
+    """One parameter message; units and frames of reference are those of `HeadState`.
+
+    A field that is absent keeps its last value; None resets it to the base state.
+    """
+
+    v: int
+    seq: Natural
+    t_capture_ns: Natural
+    head: HeadId
+    basis: Basis
+    expression: Weights | UnsetType | None = UNSET
+    jaw_pose: Vector | UnsetType | None = UNSET
+    neck_pose: Vector | UnsetType | None = UNSET
+    eye_pose: tuple[Vector, Vector] | UnsetType | None = UNSET
+    eyelids: tuple[float, float] | UnsetType | None = UNSET
+    rotation: Vector | UnsetType | None = UNSET
+    translation: Vector | UnsetType | None = UNSET
+    person: PersonId | None = None
+    sender: SenderId | None = None
+
+
+FIELDS: Final = ("expression", "jaw_pose", "neck_pose", "eye_pose", "eyelids", "rotation", "translation")
+"""Names of the fields that move a face."""
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(ParameterMessage)
+
+
+def encode(parameters: ParameterMessage) -> bytes:
+    """Encode a message as a msgpack map."""
+    return _encoder.encode(parameters)
+
+
+def decode(payload: bytes) -> ParameterMessage:
+    """Decode a message from the bytes of one ZeroMQ frame.
+
+    Raises:
+        UserError: the message is too long, not msgpack, of another version, or has a field of the wrong name, type or
+            length.
+    """
+    if len(payload) > MAX_BYTES:
+        raise UserError(f"malformed message: {len(payload)} bytes, expected at most {MAX_BYTES}")
+    try:
+        parameters = _decoder.decode(payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"malformed message: {error}") from None
+    if parameters.v not in VERSIONS:
+        raise UserError(f"message of version {parameters.v}, expected version {VERSION}")
+    return parameters
+
+
+def validated_fields(
+    parameters: ParameterMessage, expressions: int, basis: str, head_sha256: str
+) -> dict[str, Float32 | None]:
+    """Validated fields of a message: arrays, or None for a field that is reset; out-of-range values are clamped.
+
+    Raises:
+        UserError: the message is for another head model or basis, has another number of weights than ``expressions``,
+            a number that is not finite, or a head position that is not before the camera.
+    """
+    if parameters.basis != basis or not head_sha256.startswith(parameters.head):
+        raise UserError(
+            f"message for head {parameters.head[:16]} ({parameters.basis}), "
+            f"this daemon shows head {head_sha256[:16]} ({basis})"
+        )
+    given = {name: getattr(parameters, name) for name in FIELDS}
+    # Version 1 had no way to reset a field, so None is the same as absent.
+    absent = (UNSET, None) if parameters.v == 1 else (UNSET,)
+    found = {name: value for name, value in given.items() if all(value is not nothing for nothing in absent)}
+    moved = {name: _array(name, value) for name, value in found.items() if value is not None}
+    if "expression" in moved:
+        if moved["expression"].size != expressions:
+            raise UserError(f"expression has {moved['expression'].size} weights, this head has {expressions}")
+        low, high = (0.0, 1.0) if basis == "arkit52" else (-FLAME_WEIGHT, FLAME_WEIGHT)
+        moved["expression"] = moved["expression"].clip(low, high)
+    for name in {"jaw_pose", "neck_pose", "eye_pose"} & moved.keys():
+        moved[name] = moved[name].clip(-JOINT_ANGLE, JOINT_ANGLE)
+    if "eyelids" in moved:
+        moved["eyelids"] = moved["eyelids"].clip(0.0, 1.0)
+    if "rotation" in moved and np.abs(moved["rotation"]).max() > HEAD_ANGLE:
+        raise UserError("rotation is not an axis-angle vector in radians: a component exceeds 2 pi")
+    if "translation" in moved:
+        x, y, z = moved["translation"]
+        if not NEAREST_M <= z <= FARTHEST_M or max(abs(x), abs(y)) > FARTHEST_M:
+            raise UserError("translation puts the head out of view: it is in metres, with z forward of the camera")
+    return dict.fromkeys(found.keys() - moved.keys()) | moved
+
+
+def with_fields(state: HeadState, given: Mapping[str, Float32]) -> HeadState:
+    """Return ``state`` with the given fields replaced."""
+    return HeadState(**(state.arrays() | dict(given)), t_capture_ns=state.t_capture_ns)
+
+
+def _array(name: str, value: object) -> Float32:
+    # Checked in float32 and not only in float64: 1e300 becomes infinity.
+    with np.errstate(over="ignore"):
+        array = np.asarray(value, dtype=np.float32)
+    if not np.isfinite(array).all():
+        raise UserError(f"{name} holds a number that is not finite")
+    return array

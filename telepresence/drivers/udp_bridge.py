@@ -1,0 +1,177 @@
+"""UDP bridges: receive faces from other programs' trackers and convert them to head states."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, Protocol
+
+from insta_runtime.errors import UserError
+from telepresence.drivers import livelink, openseeface, vmc
+from telepresence.drivers.arkit import ArkitFace, face_to_head_state
+from telepresence.drivers.receiver import FLOOR_NS, RATE, StateReceiver, StateTransfer
+from telepresence.runtime.clock import now_ns
+
+if TYPE_CHECKING:
+    from insta_runtime.head import HeadModel
+
+LARGEST: Final = 65_535
+"""Maximum size of a UDP packet, in bytes."""
+WAIT_S: Final = 0.1
+"""Maximum time, in seconds, to wait for a packet before checking for a request to stop."""
+BACK_S: Final = 5.0
+"""Step back of a sender's clock, in seconds, above which the sender restarted; below, the packet is late."""
+
+
+class PacketReader(Protocol):
+    """Parser of the packets of one protocol."""
+
+    def read(self, packet: bytes) -> ArkitFace | None:
+        """Parse ``packet``; None if it has no face.  Raises UserError if it is malformed."""
+        ...
+
+
+BRIDGES: Final[dict[str, tuple[Callable[[], PacketReader], int, float]]] = {
+    livelink.NAME: (livelink.LiveLinkReader, livelink.PORT, RATE),
+    vmc.NAME: (vmc.VmcReader, vmc.PORT, vmc.RATE),
+    openseeface.NAME: (openseeface.OpenSeeFaceReader, openseeface.PORT, RATE),
+}
+"""Parser, default port, and maximum number of packets per second of each protocol."""
+
+
+class UdpBridge(StateReceiver):
+    """Receiver of one of the protocols in `BRIDGES`.
+
+    The subject is unknown: states are passed to ``transfer`` as those of a stranger named like the protocol, whose
+    neutral face is mapped to the avatar's.  While one machine sends, packets of other machines are dropped.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        where: str,
+        head: HeadModel,
+        *,
+        on_refused: Callable[[str], None],
+        on_accepted: Callable[[], None] = lambda: None,
+        transfer: StateTransfer = lambda state, _person: state,
+        only_from: str = "",
+    ) -> None:
+        """Prepare to receive at ``where`` (see `parse_endpoint`).
+
+        ``only_from``: address of the only machine whose packets are accepted; empty: any machine.  Raises UserError if
+        ``where`` is invalid, or reachable from other machines without ``only_from``.
+        """
+        make, port, rate = BRIDGES[name]
+        super().__init__(name, on_refused=on_refused, on_accepted=on_accepted, transfer=transfer, rate=rate)
+        check_endpoint(name, where, only_from)
+        self.host, self.port = parse_endpoint(where, port)
+        self.address = f"udp://{self.host}:{self.port}"
+        self._only_from = str(_address(only_from)) if only_from else ""
+        self._head, self._make = head, make
+        self._reader = make()
+        self._sender: str | None = None
+        self._sent_s: float | None = None
+        self._socket: socket.socket | None = None
+
+    def start(self) -> None:
+        """Bind the socket and start receiving.  Raises UserError if the address is not available."""
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        self._socket = listening = socket.socket(family, socket.SOCK_DGRAM)
+        try:
+            listening.bind((self.host, self.port))
+        except OSError as error:
+            listening.close()
+            raise UserError(
+                f"cannot receive {self.name} at {self.host}:{self.port}: {error.strerror};"
+                f" choose another address with --set drivers.{self.name}=HOST:PORT"
+            ) from None
+        self.port = listening.getsockname()[1]
+        self.address = f"udp://{self.host}:{self.port}"
+        listening.settimeout(WAIT_S)
+        super().start()
+
+    def _round(self) -> None:
+        assert self._socket is not None, "start() was not called"
+        try:
+            packet, sender = self._socket.recvfrom(LARGEST)
+        except TimeoutError:
+            return
+        except OSError:  # an ICMP error of an earlier packet; ignored
+            self.worker.stop.wait(WAIT_S)
+            return
+        self._handle(packet, str(sender[0]))
+
+    def _close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+
+    def _handle(self, packet: bytes, sender: str) -> None:
+        arrived = now_ns()
+        if self._only_from and sender != self._only_from:
+            self._reject("foreign")
+            return
+        if not self._may_read(arrived):
+            return
+        if sender != self._sender:
+            newest = self.newest()
+            if newest is not None and arrived - newest.arrived_ns < FLOOR_NS:
+                self._reject("busy")
+                return
+            self._sender, self._reader, self._sent_s = sender, self._make(), None
+        try:
+            face = self._reader.read(packet)
+        except UserError as error:
+            self._reject("malformed", str(error))
+            return
+        if face is None:
+            self._reject("empty")
+            return
+        if face.sent_s is not None:
+            if self._sent_s is not None and 0.0 < self._sent_s - face.sent_s < BACK_S:
+                self._reject("late")
+                return
+            self._sent_s = face.sent_s
+        self._accept(face_to_head_state(face, self._head).at(arrived), self.counts["taken"], arrived, self.name)
+
+
+def check_endpoint(name: str, where: str, only_from: str) -> None:
+    """Check the endpoint of the bridge ``name``.  Raises UserError if it is open to all machines, or invalid."""
+    if only_from:
+        _address(only_from)
+    if not where:
+        return
+    host, _ = parse_endpoint(where, BRIDGES[name][1])
+    if not ipaddress.ip_address(host).is_loopback and not only_from:
+        raise UserError(
+            f"drivers.{name}={where} is reachable from other machines: name the one whose packets are accepted with"
+            " --set drivers.only_from=ADDRESS, or use 127.0.0.1"
+        )
+
+
+def parse_endpoint(where: str, port: int) -> tuple[str, int]:
+    """Parse ``on``, ``PORT``, ``HOST`` or ``HOST:PORT`` to host and port; defaults are 127.0.0.1 and ``port``.
+
+    Hosts are IP addresses or ``localhost``.  Raises UserError if the text is none of these.
+    """
+    if where == "on":
+        return "127.0.0.1", port
+    if re.fullmatch(r"\d{1,5}", where):
+        host, number = "127.0.0.1", where
+    else:
+        found = re.fullmatch(r"(?:\[([0-9a-fA-F:]+)\]|([0-9.]+|localhost))(?::(\d{1,5}))?", where)
+        if found is None:
+            raise UserError(f"{where!r} is not an endpoint: write on, PORT or HOST:PORT, such as 127.0.0.1:{port}")
+        host, number = found[1] or found[2], found[3] or str(port)
+    if int(number) > 65_535:
+        raise UserError(f"{where!r} has an invalid port: use 1 to 65535")
+    return str(_address("127.0.0.1" if host == "localhost" else host)), int(number)
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        raise UserError(f"{text!r} is not an IP address: write one such as 192.168.1.20") from None

@@ -1,0 +1,82 @@
+"""Conversion of a head fit to a head state: units to expression and eyelids, irises to gaze."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from insta_runtime.geometry import axis_angle, eye_pose
+from insta_runtime.head import HeadModel
+from insta_runtime.types import Float64, HeadState
+
+from .calibration import Calibration
+from .gaze import Gaze
+from .head_fit import HeadFit
+from .landmark_basis import LandmarkBasis
+from .landmark_embedding import embedding_for
+from .landmarks import FaceLandmarks
+from .model_files import landmarker_path
+
+MAX_GAZE_BIAS = np.array([0.1, 0.2])
+"""Largest gaze bias (yaw, pitch) that calibration removes, in radians; a larger one is a real glance elsewhere."""
+
+
+class StateBuilder:
+    """Builds the head states of one subject from head fits and face landmarks."""
+
+    def __init__(self, head: HeadModel, calibration: Calibration, basis: LandmarkBasis) -> None:
+        self._units = len(head.expression_names)
+        self._eyelids = head.basis == "flame"
+        self._camera = calibration.camera
+        self._indices = basis.indices
+        self._gaze = Gaze.of_head(head, calibration.shape, calibration.gaze)
+
+    def gaze(self, fit: HeadFit, face: FaceLandmarks) -> Float64:
+        """Gaze (2, 2) in radians: yaw and pitch of the left and right eye."""
+        return self._gaze.angles(fit, face, self._camera, self._indices)
+
+    def build(self, fit: HeadFit, face: FaceLandmarks, t_capture_ns: int) -> HeadState:
+        """Head state of a fitted frame that was captured at ``t_capture_ns``."""
+        expression = np.zeros(self._units, np.float32)
+        eyelids = np.zeros(2, np.float32)
+        units = fit.units.astype(np.float32)
+        if self._eyelids:
+            units, eyelids = units[:-2], units[-2:]
+        expression[: len(units)] = units
+        return HeadState(
+            expression=expression,
+            jaw_pose=fit.jaw.astype(np.float32),
+            eye_pose=eye_pose(self.gaze(fit, face)),
+            eyelids=eyelids,
+            rotation=axis_angle(fit.rotation).astype(np.float32),
+            translation=fit.translation.astype(np.float32),
+            t_capture_ns=t_capture_ns,
+        )
+
+
+def calibrate_gaze(head: HeadModel, calibration: Calibration, faces: Sequence[FaceLandmarks]) -> Calibration:
+    """Return ``calibration`` with the gaze bias set to the median gaze in ``faces``.
+
+    The median gaze is assumed to be a glance at the camera.
+    """
+    fitter = calibration.fitter(head)
+    states = StateBuilder(head, calibration, fitter.basis)
+    step = max(1, len(faces) // 60)
+    angles = [states.gaze(fitter.fit(face, None), face) for face in faces[::step]]
+    usual = np.clip(np.median(angles, axis=0), -MAX_GAZE_BIAS, MAX_GAZE_BIAS)
+    return replace(calibration, gaze=usual.astype(np.float32))
+
+
+def with_landmark_embedding(
+    head: HeadModel, models: Path | None, progress: Callable[[float], None] | None = None
+) -> HeadModel:
+    """Return ``head`` with a landmark embedding, which is computed if missing (a minute or two, then cached).
+
+    ``progress`` is called with the completed fraction, in [0, 1].
+    """
+    if head.embedding is not None:
+        return head
+    return replace(head, embedding=embedding_for(head, landmarker_path(models), progress))

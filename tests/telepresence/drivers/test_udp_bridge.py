@@ -1,0 +1,164 @@
+"""UDP bridges with packets through real sockets."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from itertools import count
+
+import numpy as np
+import pytest
+
+from insta_runtime.errors import UserError
+from insta_runtime.geometry import rotation_matrix
+from insta_runtime.head import HeadModel, load_head
+from telepresence.drivers.expression_transfer import ExpressionStats, LiveTransfer
+from telepresence.drivers.udp_bridge import BRIDGES, UdpBridge, check_endpoint, parse_endpoint
+from tests.support import face_packets as packets
+
+AHEAD = np.diag([1.0, -1.0, -1.0])
+PACKETS = {
+    "livelink": lambda frame: packets.livelink({"JawOpen": 0.5}, frame=frame),
+    "vmc": lambda frame: packets.vmc({"jawOpen": 0.5}, time=frame / 60),
+    "openseeface": lambda frame: packets.openseeface(AHEAD, at=1.7e9 + frame / 60, features={"mouth_open": 0.5}),
+}
+
+
+@pytest.fixture(scope="module")
+def head() -> HeadModel:
+    return load_head()
+
+
+@pytest.fixture
+def sender() -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sending:
+        yield sending
+
+
+@pytest.fixture
+def bridges(head: HeadModel) -> Iterator[Callable[..., UdpBridge]]:
+    opened: list[UdpBridge] = []
+
+    def make(name: str, **options: object) -> UdpBridge:
+        bridge = UdpBridge(name, "127.0.0.1:0", head, **({"on_refused": lambda _text: None} | options))  # type: ignore[arg-type]
+        bridge.start()
+        opened.append(bridge)
+        return bridge
+
+    yield make
+    for bridge in opened:
+        bridge.stop()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("name", BRIDGES)
+def test_packets_move_the_face_and_malformed_or_late_ones_do_not(
+    name: str, bridges: Callable[..., UdpBridge], sender: socket.socket, head: HeadModel
+) -> None:
+    refusals: list[str] = []
+    bridge = bridges(name, on_refused=refusals.append)
+    there = ("127.0.0.1", bridge.port)
+    sender.sendto(PACKETS[name](1000), there)
+    sender.sendto(b"not a packet", there)
+    sender.sendto(PACKETS[name](940), there)
+    sender.sendto(PACKETS[name](1001), there)
+    until(lambda: bridge.counts.total() == 4)
+    assert bridge.counts == {"taken": 2, "malformed": 1, "late": 1}
+    assert len(refusals) == 1
+    newest = bridge.newest()
+    assert newest is not None
+    assert newest.state.expression[head.expression_names.index("jawOpen")] == pytest.approx(0.5)
+    assert newest.state.t_capture_ns == newest.arrived_ns
+    report = bridge.report(newest.arrived_ns)
+    assert report["address"] == f"udp://127.0.0.1:{bridge.port}"
+    assert report["age_s"] == 0.0
+
+
+def test_the_neutral_face_of_a_phone_is_mapped_to_the_avatars(
+    bridges: Callable[..., UdpBridge], sender: socket.socket, head: HeadModel
+) -> None:
+    """The first face that a phone sends is mapped to the avatar's neutral face, in the pose in which it was learned."""
+    place = np.array([0.0, 0.0, 0.55], np.float32)
+    target = ExpressionStats.unknown(head, place)
+    live, times = LiveTransfer(head, lambda: ("0" * 16, target)), count(0, 40_000_000)
+    bridge = bridges("livelink", transfer=lambda state, person: live(state, person, next(times)))
+    there = ("127.0.0.1", bridge.port)
+    relaxed = {"JawOpen": 0.08, "MouthSmileLeft": 0.2, "HeadYaw": 0.3, "HeadPitch": -0.1, "EyeLookUpLeft": 0.2}
+    sender.sendto(packets.livelink(relaxed, frame=1), there)
+    until(lambda: bridge.counts["taken"] == 1)
+    first = bridge.newest()
+    assert first is not None
+    assert first.transferred
+    np.testing.assert_allclose(first.state.expression, 0.0, atol=1e-6)
+    np.testing.assert_allclose(rotation_matrix(first.state.rotation), AHEAD, atol=1e-5)
+    np.testing.assert_allclose(first.state.eye_pose, 0.0, atol=1e-6)
+    np.testing.assert_allclose(first.state.translation, place, atol=1e-6)
+    sender.sendto(packets.livelink(relaxed | {"JawOpen": 0.58, "HeadYaw": 0.5}, frame=2), there)
+    until(lambda: bridge.counts["taken"] == 2)
+    second = bridge.newest()
+    assert second is not None
+    assert second.state.expression[head.expression_names.index("jawOpen")] == pytest.approx(0.5, abs=0.02)
+    assert 0.05 < rotation_matrix(second.state.rotation)[0, 2] < 0.25  # to the left, by at most 0.2
+
+
+def test_a_phone_without_a_face_is_counted_and_moves_nothing(
+    bridges: Callable[..., UdpBridge], sender: socket.socket
+) -> None:
+    bridge = bridges("livelink")
+    sender.sendto(packets.livelink(face=False), ("127.0.0.1", bridge.port))
+    until(lambda: bridge.counts["empty"] == 1)
+    assert bridge.newest() is None
+
+
+def test_only_packets_of_the_allowed_machine_are_accepted(bridges: Callable[..., UdpBridge]) -> None:
+    bridge = bridges("livelink", only_from="127.0.0.2")
+    for place in ("127.0.0.1", "127.0.0.2"):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sending:
+            sending.bind((place, 0))
+            sending.sendto(packets.livelink(), ("127.0.0.1", bridge.port))
+    until(lambda: bridge.counts.total() == 2)
+    assert bridge.counts == {"foreign": 1, "taken": 1}
+
+
+def test_a_port_in_use_gives_a_one_line_error(bridges: Callable[..., UdpBridge], head: HeadModel) -> None:
+    bridge = bridges("vmc")
+    second = UdpBridge("vmc", str(bridge.port), head, on_refused=pytest.fail)
+    with pytest.raises(UserError, match=r"drivers\.vmc"):
+        second.start()
+    second.stop()
+
+
+@pytest.mark.parametrize(
+    ("where", "endpoint"),
+    [
+        ("on", ("127.0.0.1", 39539)),
+        ("4000", ("127.0.0.1", 4000)),
+        ("0.0.0.0", ("0.0.0.0", 39539)),
+        ("localhost:1", ("127.0.0.1", 1)),
+        ("[::1]:5", ("::1", 5)),
+    ],
+)
+def test_endpoints(where: str, endpoint: tuple[str, int]) -> None:
+    assert parse_endpoint(where, 39539) == endpoint
+
+
+@pytest.mark.parametrize("where", ["", "off", "example.org:1", "1.2.3:4", "127.0.0.1:99999", "127.0.0.1:", "[::1"])
+def test_an_invalid_endpoint_is_refused(where: str) -> None:
+    with pytest.raises(UserError):
+        parse_endpoint(where, 39539)
+
+
+def test_other_machines_are_accepted_only_if_one_is_named() -> None:
+    with pytest.raises(UserError, match=r"drivers\.only_from"):
+        check_endpoint("livelink", "0.0.0.0", "")
+    check_endpoint("livelink", "0.0.0.0:11111", "192.168.1.20")
+    check_endpoint("livelink", "", "")
+    with pytest.raises(UserError, match="not an IP address"):
+        check_endpoint("livelink", "on", "my-phone")
