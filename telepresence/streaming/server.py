@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from insta_runtime.errors import UserError
 from telepresence.runtime.frames import OutputFrame
+from telepresence.runtime.ownership import enter_role
 from telepresence.runtime.policy import JUMP_S, POLICIES, Condition, Health
 from telepresence.streaming.audio.audio_hub import AudioHub
 from telepresence.streaming.daemon_interface import DaemonInterface
@@ -149,6 +150,7 @@ class MediaServer:
             raise UserError(f"cannot listen on {host} port {port}: {reason}; choose another with --port") from error
 
     def _run(self, listener: socket.socket, ready: Future[None]) -> None:
+        enter_role("network")
         try:
             asyncio.run(self._serve(listener, ready))
         except BaseException as error:

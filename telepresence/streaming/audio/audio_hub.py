@@ -11,6 +11,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final
 
 from telepresence.runtime.audio import RATE, AudioBus, AudioChunk, Samples
+from telepresence.runtime.ownership import any_thread, enter_role, owned_by
 from telepresence.runtime.policy import one_line
 from telepresence.streaming.audio.lipsync import BLOCK, BLOCK_S, DelayLine, RollingWindow
 
@@ -63,6 +64,7 @@ class OpusEncoder:
 AudioPacketCallback = Callable[["av.Packet[Any]"], None]
 
 
+@owned_by("sound")
 class AudioHub:
     """Encodes the audio of an `AudioBus`, delayed as much as the video, and passes the packets to all subscribers.
 
@@ -83,11 +85,13 @@ class AudioHub:
         self._latency_read = self._began = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="sound", daemon=True)
 
+    @any_thread
     def start(self) -> None:
         """Start the audio thread."""
         self._bus.subscribe(self._on_audio)
         self._thread.start()
 
+    @any_thread
     def stop(self) -> None:
         """End the audio thread; may be called twice, and without a start."""
         self._bus.unsubscribe(self._on_audio)
@@ -97,12 +101,14 @@ class AudioHub:
         if self._thread.ident is not None:
             self._thread.join(5.0)
 
+    @any_thread
     def subscribe(self, callback: AudioPacketCallback) -> None:
         """Call ``callback`` with every Opus packet from now on."""
         with self._lock:
             self._callbacks = (*self._callbacks, callback)
         self._wanted.set()
 
+    @any_thread
     def unsubscribe(self, callback: AudioPacketCallback) -> None:
         """Stop calling ``callback``."""
         with self._lock:
@@ -115,6 +121,7 @@ class AudioHub:
         self._arrived.set()
 
     def _run(self) -> None:
+        enter_role("sound")
         encoder: OpusEncoder | None = None
         due, pts = 0.0, -BLOCK
         playing = False

@@ -125,7 +125,7 @@ class AccessPolicy:
             return _token_needed("wrong token")
         if not self._has_cookie(request.cookie):
             return _token_needed("no token")
-        # A browser sends the cookie whichever page caused the request; Origin tells whether it was the daemon's own.
+        # A browser sends the cookie for requests of any page; Origin shows whether it is the daemon's own page.
         if request.method not in SAFE_METHODS and not self.is_own_page(request):
             return Refusal(
                 403,

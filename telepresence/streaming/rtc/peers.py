@@ -15,6 +15,7 @@ from aiortc import MediaStreamTrack, RTCPeerConnection, RTCSessionDescription
 
 from insta_runtime.errors import UserError
 from telepresence.runtime.memory import release_heap, release_memory
+from telepresence.runtime.ownership import any_thread, owned_by
 from telepresence.streaming.audio.microphone import MicrophoneDecoder
 from telepresence.streaming.daemon_interface import DaemonInterface
 from telepresence.streaming.rtc import aiortc_hooks
@@ -91,6 +92,7 @@ class Peer:
         return self.silent_s >= SILENCE_S
 
 
+@owned_by("network")
 class Peers:
     """All WebRTC sessions: answers SDP offers and closes sessions; used on the event loop of the network thread."""
 
@@ -103,6 +105,7 @@ class Peers:
         self._closed_at: float | None = None  # time of the last close, until its memory was returned to the system
 
     @property
+    @any_thread
     def viewers(self) -> int:
         """Number of connected viewers; any thread."""
         return sum(peer.is_viewer and peer.connected for peer in tuple(self._peers.values()))

@@ -180,7 +180,7 @@ class WhipClient:
                 async with http.delete(url, headers=self._authorization(url), timeout=timeout):
                     pass
             except (aiohttp.ClientError, TimeoutError, ValueError):
-                log.debug("the WHIP server could not be told that the session has ended")
+                log.debug("the WHIP server could not be informed of the end of the session")
 
         try:
             if session.url is not None:

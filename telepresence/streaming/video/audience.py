@@ -12,6 +12,7 @@ from statistics import median
 from typing import Final
 
 from telepresence.runtime.loop_queue import LoopQueue
+from telepresence.runtime.ownership import any_thread, owned_by
 from telepresence.streaming.video.bandwidth import FLOOR, START, BandwidthEstimate, ResendDecision, RetransmitBudget
 from telepresence.streaming.video.encoder import Codec
 from telepresence.streaming.video.encoder_hub import (
@@ -36,6 +37,7 @@ WEAK: Final = 0.5
 """Part of the other viewers' median bitrate below which a viewer has to leave their tier."""
 
 
+@owned_by("network")
 class ViewerStream:
     """Video of one viewer: its track, bandwidth estimate and tier; receives its RTCP feedback on the event loop.
 
@@ -99,6 +101,7 @@ class _Capacity:
     known: bool
 
 
+@owned_by("network")
 class Audience:
     """Passes packets of the `EncoderHub` to all viewers, and assigns them to tiers; used on the event loop.
 
@@ -132,6 +135,7 @@ class Audience:
             viewer.rendition = None
             self._close_unused()
 
+    @any_thread
     def renditions(self) -> Mapping[str, RenditionStats]:
         """Viewers and target bitrate of each rendition in use, by codec and tier; any thread."""
         viewers = Counter(viewer.rendition for viewer in tuple(self._viewers))

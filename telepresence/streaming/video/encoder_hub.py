@@ -14,6 +14,7 @@ import numpy as np
 from insta_runtime.errors import UserError
 from insta_runtime.types import Bytes
 from telepresence.runtime.frames import OutputFrame
+from telepresence.runtime.ownership import any_thread, enter_role, owned_by
 from telepresence.runtime.policy import POLICIES, Condition, Health, one_line
 from telepresence.streaming.video.encoder import (
     CLOCK_RATE,
@@ -88,6 +89,7 @@ class _RenditionState:
     credit: float = field(default=1.0)  # in frames: one is sent for each whole one
 
 
+@owned_by("encode")
 class EncoderHub:
     """Encodes the newest frame at the declared frame rate, once for each rendition that has subscribers.
 
@@ -117,11 +119,13 @@ class EncoderHub:
         self._error: str | None = None
         self._thread = self._new_thread()
 
+    @any_thread
     def start(self) -> None:
         """Start the encode thread."""
         self._heartbeat = time.monotonic()
         self._thread.start()
 
+    @any_thread
     def stop(self) -> None:
         """End the encode thread; may be called twice, and without a start."""
         self._slot.close()
@@ -129,15 +133,18 @@ class EncoderHub:
             self._thread.join(5.0)
 
     @property
+    @any_thread
     def alive(self) -> bool:
         """Whether the encode thread runs."""
         return self._thread.is_alive()
 
     @property
+    @any_thread
     def watched(self) -> bool:
         """Whether there is any subscriber."""
         return bool(self._renditions or self._raw_callbacks)
 
+    @any_thread
     def supervise(self, now: float) -> None:
         """Replace a thread that hangs by a new one with new encoders.  ``now``: monotonic seconds."""
         if self._thread.ident is None or self._slot.closed or now - self._heartbeat <= ENCODE.silent_s:
@@ -147,6 +154,7 @@ class EncoderHub:
         self._thread = self._new_thread()
         self._thread.start()
 
+    @any_thread
     def health(self, now: float) -> Health:
         """Health of the stage ``encode``.  ``now``: monotonic seconds."""
         condition = Condition.RESTARTING if self._failures else Condition.RUNNING
@@ -154,10 +162,12 @@ class EncoderHub:
             condition = Condition.STOPPED
         return Health(condition, max(0.0, now - self._heartbeat), self._restarts, self._error)
 
+    @any_thread
     def push_frame(self, frame: OutputFrame) -> None:
         """Replace the frame that is encoded next; any thread, never waits for the encoder."""
         self._slot.put(frame)
 
+    @any_thread
     def subscribe(self, rendition: Rendition, callback: EncodedFrameCallback) -> None:
         """Call ``callback`` with every packet of ``rendition`` from now on, and request a keyframe."""
         with self._lock:
@@ -165,6 +175,7 @@ class EncoderHub:
             state.callbacks = (*state.callbacks, callback)
         self.request_keyframe(rendition, JOIN_GAP_S)
 
+    @any_thread
     def unsubscribe(self, rendition: Rendition, callback: EncodedFrameCallback) -> None:
         """Stop calling ``callback``; the last one of a rendition ends its encode."""
         with self._lock:
@@ -173,12 +184,14 @@ class EncoderHub:
                 if not state.callbacks:
                     del self._renditions[rendition]
 
+    @any_thread
     def set_rate(self, rendition: Rendition, bitrate: float) -> None:
         """Set the target of ``rendition`` to ``bitrate`` bit/s, at most the tier's ceiling, from the next frame on."""
         with self._lock:
             if (state := self._renditions.get(rendition)) is not None:
                 state.rate = round(min(bitrate, rendition.tier.ceiling))
 
+    @any_thread
     def request_keyframe(self, rendition: Rendition, gap_s: float = LOSS_GAP_S) -> None:
         """Encode the next frame that comes ``gap_s`` seconds after the last keyframe as a keyframe; requests merge."""
         with self._lock:
@@ -186,16 +199,19 @@ class EncoderHub:
                 gap = state.keyframe_gap
                 state.keyframe_gap = gap_s if gap is None else min(gap_s, gap)
 
+    @any_thread
     def subscribe_raw(self, callback: RawFrameCallback) -> None:
         """Call ``callback`` with every frame, not encoded, from now on."""
         with self._lock:
             self._raw_callbacks.append(callback)
 
+    @any_thread
     def unsubscribe_raw(self, callback: RawFrameCallback) -> None:
         """Stop calling ``callback`` with frames."""
         with self._lock:
             self._raw_callbacks = [other for other in self._raw_callbacks if other != callback]
 
+    @any_thread
     def stats(self) -> StreamStats:
         """Statistics of the last two seconds, without `StreamStats.renditions`, which the `Audience` knows."""
         return replace(self._meter.read(time.monotonic()), encoder="nvenc" if self._nvenc else "x264")
@@ -204,6 +220,7 @@ class EncoderHub:
         return threading.Thread(target=self._run, name="encode", daemon=True)
 
     def _run(self) -> None:
+        enter_role("encode")
         encoders: _Encoders | None = None
         while (paced := self._slot.next()) is not None:
             try:

@@ -159,7 +159,6 @@ async def listen_for_tone(pc: RTCPeerConnection) -> None:
         assert asyncio.get_running_loop().time() < end, f"pitch {pitch(samples):.0f} Hz, level {samples.std():.0f}"
 
 
-@pytest.mark.timeout(90)
 @pytest.mark.parametrize("path", ["/call", "/whip"])
 def test_viewers_hear_the_microphone_of_the_camera_session(studio: Any, path: str) -> None:
     async def scenario() -> None:
@@ -192,7 +191,6 @@ def test_viewers_hear_the_microphone_of_the_camera_session(studio: Any, path: st
     studio.until(lambda: studio.server._audio._callbacks == ())
 
 
-@pytest.mark.timeout(60)
 def test_audio_of_a_microphone_is_also_sent_without_the_hooks(studio: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
         object.__setattr__(studio.server._peers._stream, "shared", False)
@@ -204,7 +202,6 @@ def test_audio_of_a_microphone_is_also_sent_without_the_hooks(studio: Any, monke
     asyncio.run(scenario())
 
 
-@pytest.mark.timeout(60)
 def test_a_viewer_cannot_send_audio(studio: Any) -> None:
     async def scenario() -> None:
         pc = RTCPeerConnection(RTCConfiguration(iceServers=[]))
@@ -223,7 +220,6 @@ def test_a_viewer_cannot_send_audio(studio: Any) -> None:
     asyncio.run(scenario())
 
 
-@pytest.mark.timeout(60)
 def test_audio_of_a_source_is_sent_to_viewers_whose_offer_has_audio(studio: Any) -> None:
     async def scenario() -> None:
         silent = RTCPeerConnection(RTCConfiguration(iceServers=[]))

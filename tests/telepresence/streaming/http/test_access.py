@@ -24,8 +24,8 @@ def access(token: str = TOKEN, host: str = "127.0.0.1", offers: int = 100_000, *
     return AccessPolicy(AccessSettings(token=token, offers=offers, **more), host, 8080)
 
 
-def status(rules: AccessPolicy, asked: ClientRequest) -> int:
-    refusal = rules.check(asked)
+def status(rules: AccessPolicy, request: ClientRequest) -> int:
+    refusal = rules.check(request)
     return 200 if refusal is None else refusal.status
 
 
@@ -53,27 +53,27 @@ def test_host_names_of_a_local_daemon(host: str, known: bool) -> None:
 
 def test_host_names_of_a_daemon_on_a_network() -> None:
     rules = access(host="0.0.0.0", names="Avatar.example.org cam")
-    asked = replace(LOCAL, authorization=BEARER)
+    request = replace(LOCAL, authorization=BEARER)
     for host in ("avatar.example.org:8080", "CAM", "192.0.2.7:8080", "[2001:db8::7]", "127.0.0.1"):
-        assert status(rules, replace(asked, host=host)) == 200
+        assert status(rules, replace(request, host=host)) == 200
     for host in ("evil.example", "avatar.example.org.evil.example", ""):
-        assert status(rules, replace(asked, host=host)) == 403
+        assert status(rules, replace(request, host=host)) == 403
 
 
 @pytest.mark.parametrize("origin", ["http://evil.example", "null", "", "http://127.0.0.1:1", "https://127.0.0.1:8080"])
 def test_foreign_origins_are_refused_with_and_without_the_token(origin: str) -> None:
-    for asked in (LOCAL, replace(LOCAL, authorization=BEARER), replace(LOCAL, method="OPTIONS")):
-        assert status(access(), replace(asked, origin=origin)) == 403
+    for request in (LOCAL, replace(LOCAL, authorization=BEARER), replace(LOCAL, method="OPTIONS")):
+        assert status(access(), replace(request, origin=origin)) == 403
     assert status(access(""), replace(LOCAL, origin=origin)) == 403
 
 
 def test_pages_of_allowed_origins_need_the_token_too() -> None:
     rules = access(origins="https://show.example http://localhost:3000")
-    asked = replace(LOCAL, origin="https://show.example")
-    assert status(rules, asked) == 401
-    assert status(rules, replace(asked, authorization=BEARER)) == 200
-    assert status(rules, replace(asked, method="OPTIONS")) == 200
-    assert status(rules, replace(asked, origin="https://show.example.evil.example")) == 403
+    request = replace(LOCAL, origin="https://show.example")
+    assert status(rules, request) == 401
+    assert status(rules, replace(request, authorization=BEARER)) == 200
+    assert status(rules, replace(request, method="OPTIONS")) == 200
+    assert status(rules, replace(request, origin="https://show.example.evil.example")) == 403
 
 
 def test_without_a_token_this_machine_is_trusted() -> None:
@@ -99,10 +99,10 @@ def test_without_a_token_this_machine_is_trusted() -> None:
     ],
 )
 def test_the_token_as_a_bearer(authorization: str | None, wanted: int) -> None:
-    asked = replace(LOCAL, authorization=authorization)
+    request = replace(LOCAL, authorization=authorization)
     for method in ("GET", "POST", "PUT", "DELETE", "PATCH", "HEAD"):
-        assert status(access(), replace(asked, method=method)) == wanted
-    refusal = access().check(asked)
+        assert status(access(), replace(request, method=method)) == wanted
+    refusal = access().check(request)
     assert refusal is None or refusal.headers["WWW-Authenticate"].startswith("Bearer")
 
 
@@ -134,23 +134,25 @@ def test_the_token_in_the_url_of_the_page_is_exchanged_for_a_cookie() -> None:
 
 def test_the_cookie_is_accepted_from_the_own_page_only() -> None:
     rules = access()
-    asked = replace(LOCAL, cookie=f"other=1; {cookie(rules).split(';')[0]}")
-    assert status(rules, asked) == 200
+    request = replace(LOCAL, cookie=f"other=1; {cookie(rules).split(';')[0]}")
+    assert status(rules, request) == 200
     for method in ("POST", "PUT", "DELETE"):
-        assert status(rules, replace(asked, method=method)) == 403
-        assert status(rules, replace(asked, method=method, origin=OWN)) == 200
-    assert status(access("another-token-altogether"), asked) == 401
-    assert status(rules, replace(asked, cookie=f"telepresence-8080={TOKEN}")) == 401
-    assert status(rules, replace(asked, cookie="telepresence-8080=")) == 401
+        assert status(rules, replace(request, method=method)) == 403
+        assert status(rules, replace(request, method=method, origin=OWN)) == 200
+    assert status(access("another-token-altogether"), request) == 401
+    assert status(rules, replace(request, cookie=f"telepresence-8080={TOKEN}")) == 401
+    assert status(rules, replace(request, cookie="telepresence-8080=")) == 401
 
 
 def test_behind_a_tls_proxy_the_page_counts_as_own_page() -> None:
     rules = access(names="avatar.example.org")
     shown = cookie(rules).split(";")[0]
-    asked = replace(LOCAL, method="POST", host="avatar.example.org", cookie=shown, origin="https://avatar.example.org")
-    assert status(rules, asked) == 200
-    assert status(rules, replace(asked, origin="https://other.example.org")) == 403
-    assert status(rules, replace(asked, host="127.0.0.1:8080", origin="https://127.0.0.1:8080")) == 403
+    request = replace(
+        LOCAL, method="POST", host="avatar.example.org", cookie=shown, origin="https://avatar.example.org"
+    )
+    assert status(rules, request) == 200
+    assert status(rules, replace(request, origin="https://other.example.org")) == 403
+    assert status(rules, replace(request, host="127.0.0.1:8080", origin="https://127.0.0.1:8080")) == 403
 
 
 def test_the_health_check_needs_no_token() -> None:
@@ -168,17 +170,17 @@ class Clock:
 def test_the_rate_limit_applies_to_each_address() -> None:
     clock = Clock()
     rules = AccessPolicy(AccessSettings(offers=60), "127.0.0.1", 8080, clock)
-    asked = replace(LOCAL, method="POST", address="192.0.2.1")
-    answers = [status(rules, asked) for _ in range(20)]
+    request = replace(LOCAL, method="POST", address="192.0.2.1")
+    answers = [status(rules, request) for _ in range(20)]
     assert answers == [200] * 15 + [429] * 5
-    refusal = rules.check(asked)
+    refusal = rules.check(request)
     assert refusal is not None
     assert 1 <= int(refusal.headers["Retry-After"]) <= 2
-    assert status(rules, replace(asked, address="192.0.2.2")) == 200
-    assert status(rules, replace(asked, method="GET")) == 200
-    assert status(rules, replace(asked, method="DELETE")) == 200
+    assert status(rules, replace(request, address="192.0.2.2")) == 200
+    assert status(rules, replace(request, method="GET")) == 200
+    assert status(rules, replace(request, method="DELETE")) == 200
     clock.now = 1.01
-    assert [status(rules, asked) for _ in range(2)] == [200, 429]
+    assert [status(rules, request) for _ in range(2)] == [200, 429]
 
 
 def test_after_many_wrong_tokens_the_right_one_is_refused_too() -> None:
@@ -228,17 +230,17 @@ pieces = st.lists(tokens | anything, max_size=4).map("".join)
         headers | pieces,
     )
 )
-def test_only_the_token_gives_access(asked: ClientRequest) -> None:
+def test_only_the_token_gives_access(request: ClientRequest) -> None:
     """Every request gets an answer, and only requests with the token are allowed."""
     rules = access()
-    refusal = rules.check(asked)
-    rules.login_cookie(asked)
+    refusal = rules.check(request)
+    rules.login_cookie(request)
     if refusal is not None:
         assert refusal.status in (401, 403, 429)
         assert "\n" not in refusal.message + refusal.reason + "".join(refusal.headers.values())
         assert TOKEN not in refusal.message
-    elif asked.method != "OPTIONS" and asked.path != "/healthz":
-        assert TOKEN in (asked.authorization or "") or (asked.path == "/" and TOKEN in asked.query)
+    elif request.method != "OPTIONS" and request.path != "/healthz":
+        assert TOKEN in (request.authorization or "") or (request.path == "/" and TOKEN in request.query)
 
 
 @pytest.mark.parametrize(

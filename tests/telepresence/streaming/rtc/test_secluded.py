@@ -19,7 +19,6 @@ ip link set lan up && ip link set other up && ip route add default via 10.77.0.2
 APART = ("unshare", "--net", "sh", "-c", NETWORK)
 
 
-@pytest.mark.timeout(90)
 def test_a_call_without_internet_contacts_no_other_machine(root: Path) -> None:
     if shutil.which("chromium") is None or not shutil.which("unshare") or not shutil.which("ip"):
         pytest.skip("needs chromium, unshare and ip")
@@ -30,7 +29,7 @@ def test_a_call_without_internet_contacts_no_other_machine(root: Path) -> None:
         [*APART, sys.executable, str(script)],
         capture_output=True,
         text=True,
-        timeout=80,
+        timeout=600,
         env={**os.environ, "PYTHONPATH": str(root)},
     )
     assert done.returncode == 0, done.stderr

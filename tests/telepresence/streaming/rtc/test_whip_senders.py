@@ -153,7 +153,6 @@ def test_firefox_is_answered_in_h264_where_it_can(studio: Any, formats: str, cho
     assert re.findall(r"^a=rtpmap:(.*?)\r?$", answer, re.MULTILINE)[0] == chosen
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("profile", ["42e01f", "42001f"])
 def test_obs_publishes_video_and_audio(studio: Any, profile: str) -> None:
     async def scenario() -> None:

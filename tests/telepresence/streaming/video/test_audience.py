@@ -358,7 +358,6 @@ def test_a_link_that_fails_does_not_disturb_other_viewers(monkeypatch: pytest.Mo
     run(scenario)
 
 
-@pytest.mark.timeout(60)
 def test_a_browser_continues_after_a_stall(chromium: Browser, studio_type: Callable[..., Any]) -> None:
     with studio_type(link="rate=3000:4/0:1/3000,queue=100") as studio:
         page = chromium.new_page()
@@ -372,7 +371,6 @@ def test_a_browser_continues_after_a_stall(chromium: Browser, studio_type: Calla
         page.close()
 
 
-@pytest.mark.timeout(90)
 def test_a_browser_on_a_narrow_link_moves_to_a_lower_tier(chromium: Browser, studio_type: Callable[..., Any]) -> None:
     with studio_type(adapt=True, link="rate=90,delay=10") as studio:
         page = chromium.new_page()

@@ -1,4 +1,4 @@
-"""What waits for an event loop that stands still, or for a decoder that is slow, is bounded."""
+"""The queue of received frames that wait for the decoder is bounded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from aiortc import RTCConfiguration, RTCPeerConnection, RTCRtpCodecParameters
 from aiortc.codecs import get_decoder
 from aiortc.jitterbuffer import JitterFrame
 
-from telepresence.runtime.loop_queue import LoopQueue
 from telepresence.streaming.rtc import aiortc_hooks
 from telepresence.streaming.rtc.aiortc_hooks import DECODER_QUEUE, MAX_UNDECODED
 from telepresence.streaming.video.encoder import Converter, H264Encoder, Vp8Encoder
@@ -23,55 +22,12 @@ H264 = RTCRtpCodecParameters(mimeType="video/H264", clockRate=90_000, payloadTyp
 VP8 = RTCRtpCodecParameters(mimeType="video/VP8", clockRate=90_000, payloadType=97)
 
 
-def test_values_arrive_in_order_from_any_thread() -> None:
-    async def scenario() -> list[int]:
-        taken: list[int] = []
-        handover = LoopQueue(taken.append, limit=1000)
-
-        def put() -> None:
-            for number in range(500):
-                handover.put(number)
-
-        await asyncio.to_thread(put)
-        await asyncio.sleep(0.05)
-        return taken
-
-    assert asyncio.run(scenario()) == list(range(500))
-
-
-@pytest.mark.parametrize("limit", [1, 4])
-def test_a_blocked_loop_gets_the_newest_values_and_a_report_of_the_loss(limit: int) -> None:
-    async def scenario() -> list[Any]:
-        told: list[Any] = []
-        handover = LoopQueue(told.append, limit, lambda: told.append("lost"))
-
-        def put() -> None:
-            for number in range(1, 51):
-                handover.put(number)
-
-        thread = threading.Thread(target=put)
-        thread.start()
-        thread.join()  # blocks the loop
-        assert len(handover._waiting) <= limit
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        handover.put(51)
-        await asyncio.sleep(0.05)
-        return told
-
-    told = asyncio.run(scenario())
-    assert told[0] == "lost"
-    assert told.count("lost") == 1
-    assert told[-2:] == [50, 51]
-    assert len(told) <= limit + 2
-
-
 def frames(codec: RTCRtpCodecParameters, count: int, keyframes: tuple[int, ...]) -> list[JitterFrame]:
     encoder = H264Encoder(64, 30, 300_000) if codec is H264 else Vp8Encoder(64, 30, 300_000)
     made = []
     for number in range(count):
-        picture = Converter().convert(np.full((64, 64, 3), 5 * number % 256, np.uint8), 64)
-        made.append(JitterFrame(bytes(encoder.encode(picture, 3000 * number, number in keyframes)), 3000 * number))
+        frame = Converter().convert(np.full((64, 64, 3), 5 * number % 256, np.uint8), 64)
+        made.append(JitterFrame(bytes(encoder.encode(frame, 3000 * number, number in keyframes)), 3000 * number))
     return made
 
 
@@ -86,17 +42,17 @@ def test_a_slow_decoder_drops_frames_up_to_the_next_keyframe(codec: RTCRtpCodecP
         assert isinstance(found, queue.Queue)
         return found, getattr(receiver, aiortc_hooks.DECODER_ERROR)
 
-    waiting, asked = asyncio.run(receiver_queue())
+    waiting, keyframe_requested = asyncio.run(receiver_queue())
     while not waiting.empty():
         waiting.get_nowait()
     sent = frames(codec, 60, (0, 50))
     for frame in sent[:MAX_UNDECODED]:
         waiting.put((codec, frame))
-    assert not asked.is_set()
-    for frame in sent[MAX_UNDECODED:50]:  # nobody decodes
+    assert not keyframe_requested.is_set()
+    for frame in sent[MAX_UNDECODED:50]:  # the decoder takes none
         waiting.put((codec, frame))
         assert waiting.qsize() <= MAX_UNDECODED
-    assert asked.is_set()
+    assert keyframe_requested.is_set()
     assert waiting.empty()
     for frame in sent[50:]:
         waiting.put((codec, frame))
@@ -108,18 +64,18 @@ def test_a_slow_decoder_drops_frames_up_to_the_next_keyframe(codec: RTCRtpCodecP
 
 
 def test_a_keyframe_is_requested_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[float] = []
-    waiting = aiortc_hooks._BoundedDecoderQueue(lambda: asked.append(now[0]))
+    requests: list[float] = []
+    waiting = aiortc_hooks._BoundedDecoderQueue(lambda: requests.append(now[0]))
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     later = frames(VP8, 2, (0,))[1]
     for _ in range(MAX_UNDECODED + 1):
         waiting.put((VP8, later))
-    assert asked == [0.0]
+    assert requests == [0.0]
     for _ in range(30):
         now[0] += 0.1
         waiting.put((VP8, later))
-    assert len(asked) == 3
+    assert len(requests) == 3
     assert waiting.empty()
     waiting.put(None)
     assert waiting.get_nowait() is None
