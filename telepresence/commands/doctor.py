@@ -31,7 +31,7 @@ def command(
 
 
 def doctor(*, models: Path | None = None, quiet: bool = False) -> dict[str, Any]:
-    """Check this machine, print the findings, and return them as ``{"version", "findings": [{topic, found, ok, advice}]}``.
+    """Check this machine, print the findings, and return ``{"version", "findings": [{topic, found, ok, advice}]}``.
 
     ``models`` is a folder that is searched for MediaPipe's model files before the user's cache.  ``quiet`` prints
     nothing.  A broken driver or library is a finding and raises nothing.

@@ -81,7 +81,8 @@ def test_the_wheel_carries_what_the_program_reads(wheel: Path) -> None:
         "insta_runtime/py.typed",
         "insta_runtime/data/open_head.npz",
         "insta_runtime/cuda/README.md",
-        "telepresence/report/page.html",
+        "telepresence/measure/report/page.html",
+        "telepresence/measure/report/chart.svg",
     } <= names
     assert any(name.startswith("telepresence/streaming/") and name.endswith(".html") for name in names)
     assert not [name for name in names if name.startswith(("tests/", "tools/", "configs/", "cuda/"))]
@@ -116,10 +117,10 @@ def test_the_wheel_serves_the_synthetic_actor_to_a_browser(
     daemon = start_daemon("--source", "synthetic", program=(str(installed),), cwd=tmp_path, env=_outside())
     page = chromium.new_page()
     page.goto(daemon.address)
-    page.wait_for_function(PICTURES, timeout=60_000)
+    page.wait_for_function(PICTURES, timeout=120_000)
     width, height, before = page.evaluate(PICTURES)
     assert (width, height) == (512, 512)
-    page.wait_for_function(f"() => ({PICTURES})()?.[2] > {before + 10}", timeout=30_000)
+    page.wait_for_function(f"() => ({PICTURES})()?.[2] > {before + 10}", timeout=120_000)
     page.close()
     assert daemon.stop() == 0, daemon.output()
     assert "Traceback" not in daemon.output()

@@ -1,4 +1,4 @@
-"""What is measured: a saved avatar and the tracked folder that moves it and that it goes on learning from."""
+"""Avatar that a benchmark measures, with the tracked folder that moves it and that it is trained on."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from insta_runtime.types import Camera, HeadState, Observation
 
 REPLAY_FRAMES = 1000
-"""Pictures that learning draws from while it is measured, as after a few minutes of a call."""
+"""Number of frames in the replay buffer while training is measured, as after a few minutes of a call."""
 
 
 @dataclass(frozen=True)
 class BenchmarkAvatar:
-    """An avatar, the states of a moving take, and the camera at the size of the pictures."""
+    """A saved avatar, the tracked folder that moves it, its head states, and the camera of the rendered frames."""
 
     avatar: Avatar
     folder: TrackedFolder
@@ -35,14 +35,16 @@ class BenchmarkAvatar:
 
     @property
     def model(self) -> AvatarModel:
+        """The avatar's model."""
         return self.avatar.model
 
     @property
     def device(self) -> torch.device:
+        """Device of the avatar's model."""
         return self.avatar.model.device
 
     def observations(self, count: int = REPLAY_FRAMES) -> Iterator[Observation]:
-        """The tracked pictures, ``count`` of them, from the beginning again if the take is shorter."""
+        """Yield ``count`` tracked frames, starting again from the first if the take is shorter."""
         frames = self.folder.frames
         read = {}
         for number in range(count):
@@ -52,7 +54,7 @@ class BenchmarkAvatar:
             yield read[index]
 
     def untouched_model(self) -> AvatarModel:
-        """The model with a field and an occupancy of its own: what learns here leaves the subject as it is."""
+        """Copy of the model with its own field and occupancy grid, so that training leaves this avatar unchanged."""
         model = copy.copy(self.model)
         model.field = copy.deepcopy(self.model.field)
         model.occupancy = copy.deepcopy(self.model.occupancy, {id(model.warp): model.warp})
@@ -60,9 +62,9 @@ class BenchmarkAvatar:
 
 
 def fill_replay(trainer: Trainer, subject: BenchmarkAvatar, count: int) -> int:
-    """Let a trainer take in ``count`` pictures, or as many as it has room for; how many it holds then."""
+    """Add up to ``count`` frames to a trainer's replay buffer, until it is full; returns how many it holds then."""
     held = 0
-    synchronise(subject.device)  # pictures are taken in on this thread's stream, steps run on the trainer's
+    synchronise(subject.device)  # frames are added on the stream of this thread, steps run on the stream of the trainer
     for observation in subject.observations(count):
         trainer.add(observation)
         trainer.take_in()
@@ -74,19 +76,19 @@ def fill_replay(trainer: Trainer, subject: BenchmarkAvatar, count: int) -> int:
 
 
 def open_benchmark_avatar(avatar: Path, tracked: Path, size: int, device: str) -> BenchmarkAvatar:
-    """Load ``avatar`` onto ``device`` (``cpu``, ``cuda``) with pictures of ``size`` x ``size`` pixels to be drawn.
+    """Load an avatar and its tracked folder onto ``device`` (``cpu``, ``cuda``), to render ``size`` x ``size`` pixels.
 
-    Raises UserError for an odd ``size``, and for an avatar and a folder that cannot be used together.
+    Raises UserError for an odd ``size``, for files that cannot be read, and if the head models differ.
     """
     from insta_runtime.avatar import Avatar
     from insta_runtime.head import load_head
     from insta_runtime.tracked import TrackedFolder
 
     if size % 2:
-        raise UserError(f"pictures of {size} x {size} pixels cannot be made into video frames: give an even --size")
+        raise UserError(f"video frames need an even number of pixels, not {size}: pass an even --size")
     folder = TrackedFolder.open(tracked)
     loaded = Avatar.load(avatar, load_head(folder.head_file), device)
     states = [folder.take.states[int(i)] for i in folder.frames]
     if len(states) < 2:
-        raise UserError(f"{tracked} has {len(states)} pictures of a face: give a take in which one moves")
+        raise UserError(f"{tracked} has {len(states)} frames with a face: give a folder with at least two")
     return BenchmarkAvatar(loaded, folder, states, folder.take.camera.scaled(size, size))

@@ -1,26 +1,30 @@
-"""The rates that no kernel exceeds, measured: memory, matrix units, the way to the host, the start of a kernel."""
+"""Highest rates of a device, measured: memory copies, matrix units, copies to the host, kernel starts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from telepresence.measure.bench.timing import batch_ms
 
 if TYPE_CHECKING:
     import torch
 
-COPY_BYTES = 1 << 30  # far more than a cache
-CACHED_BYTES = 1 << 23  # read and written again and again: stays in the L2 cache of any GPU of interest
-SIDE = 8192  # of the matrices
-NODES = 200  # of a graph of kernels that do next to nothing
+COPY_BYTES: Final = 1 << 30
+"""Bytes of the buffers whose copy measures memory bandwidth; much larger than any cache."""
+CACHED_BYTES: Final = 1 << 23
+"""Bytes of the buffers whose copy measures cache bandwidth; they fit into the L2 cache of a data centre GPU."""
+SIDE: Final = 8192
+"""Side of the square matrices whose product measures the matrix units."""
+NODES: Final = 200
+"""Number of kernels in the CUDA graph that measures the start of a kernel."""
 
 
 def ceilings(device: torch.device, seconds: float) -> dict[str, float]:
-    """Rates of ``device``; bytes count once as read and once as written.
+    """Highest rates of ``device``, each measured for about ``seconds``; bytes of a copy count as read and as written.
 
     Keys: ``copy_gb_per_s``; on a GPU also ``cached_copy_gb_per_s``, ``fp16_tflops``, ``to_host_gb_per_s`` (one I420
-    picture of 512 x 512 into pinned memory) and ``kernel_us`` (one after the other in a graph).
+    frame of 512 x 512 into pinned memory) and ``kernel_us`` (consecutive kernels in a CUDA graph).
     """
     import torch
 
@@ -31,7 +35,7 @@ def ceilings(device: torch.device, seconds: float) -> dict[str, float]:
         return {"copy_gb_per_s": 2 * source.nbytes / ms / 1e6}
 
     def in_graph_ms(work: Callable[[], object]) -> float:
-        """Of one ``work`` among `NODES` in a graph: no time of the host's is in it."""
+        """Milliseconds of one ``work`` among `NODES` in a CUDA graph, without time on the host."""
         work()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
@@ -47,13 +51,13 @@ def ceilings(device: torch.device, seconds: float) -> dict[str, float]:
     pairs = [tuple(torch.randn((SIDE, SIDE), device=device).half() for _ in range(2)) for _ in range(2)]
     product = torch.empty((SIDE, SIDE), dtype=torch.float16, device=device)
     product_ms = batch_ms(lambda pair: torch.mm(*pair, out=product), pairs, device, seconds)
-    picture = torch.randint(255, (512 * 768,), dtype=torch.uint8, device=device)
-    pinned = torch.empty_like(picture, device="cpu", pin_memory=True)
-    to_host_ms = batch_ms(lambda _: pinned.copy_(picture, non_blocking=True), [None] * 8, device, seconds)
+    frame = torch.randint(255, (512 * 768,), dtype=torch.uint8, device=device)
+    pinned = torch.empty_like(frame, device="cpu", pin_memory=True)
+    to_host_ms = batch_ms(lambda _: pinned.copy_(frame, non_blocking=True), [None] * 8, device, seconds)
     return {
         "copy_gb_per_s": 2 * COPY_BYTES / copy_ms / 1e6,
         "cached_copy_gb_per_s": 2 * CACHED_BYTES / in_graph_ms(lambda: torch.add(cached, 1.0, out=target)) / 1e6,
         "fp16_tflops": 2 * SIDE**3 / product_ms / 1e9,
-        "to_host_gb_per_s": picture.nbytes / to_host_ms / 1e6,
+        "to_host_gb_per_s": frame.nbytes / to_host_ms / 1e6,
         "kernel_us": 1000.0 * in_graph_ms(lambda: small.add_(1.0)),
     }

@@ -1,6 +1,7 @@
-"""What must be measured in a process of its own: a cold start, and the host build on two threads.
+"""Measurements that need a process of their own: the cold start, and the host backend on two threads.
 
-As a program (``python -m telepresence.measure.bench.child_process``) it is that process; its last line on stdout is the answer.
+Run as a program (``python -m telepresence.measure.bench.child_process``), this module measures and prints JSON as the
+last line of its standard output.
 """
 
 from __future__ import annotations
@@ -12,19 +13,24 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from insta_runtime.errors import UserError
 
-HOST_SIZE, HOST_THREADS = 128, 2
-TIMEOUT_S = 300
+HOST_SIZE: Final = 128
+"""Side in pixels of the frames that are measured on the processor alone."""
+HOST_THREADS: Final = 2
+"""Number of threads of the measurement on the processor alone."""
+TIMEOUT_S: Final = 300
+"""Seconds after which a measuring process is stopped."""
 
 
 def first_frame_s(avatar: Path, tracked: Path, size: int, device: str, backend: str, *, cold: bool) -> dict[str, Any]:
-    """Start a process that draws one picture: ``seconds`` from its start until the picture is there, and ``backend``.
+    """Time from the start of a new process until its first rendered frame, in seconds.
 
-    Of the seconds, ``imports``, ``avatar``, ``kernels`` and ``picture`` are those parts; ``compiled`` modules were not
-    in the cache.  ``cold``: with an empty cache of kernels, else with the present one.  UserError if it fails.
+    ``cold`` starts it with an empty kernel cache, else it uses the present one.  Keys: ``seconds``; its parts
+    ``imports``, ``avatar``, ``kernels`` and ``picture`` (the frame); ``compiled``, the number of modules that were not
+    in the cache; ``backend``.  UserError if the process fails.
     """
     with tempfile.TemporaryDirectory(prefix="telepresence-") as empty:
         began = time.perf_counter()
@@ -34,16 +40,17 @@ def first_frame_s(avatar: Path, tracked: Path, size: int, device: str, backend: 
 
 
 def host_figures(avatar: Path, tracked: Path, backend: str) -> dict[str, Any]:
-    """Milliseconds of a picture of 128 x 128 and of a training step on two threads of the CPU; ``backend``'s, torch's.
+    """Milliseconds of a 128 x 128 frame and of a training step on two threads of the processor.
 
-    Keys ``backend``, ``frame_ms``, ``step_ms``, ``torch_frame_ms``, ``torch_step_ms``.  UserError if it fails.
+    Keys: ``backend``, ``frame_ms``, ``step_ms``, and for the torch reference ``torch_frame_ms`` and ``torch_step_ms``.
+    UserError if the process fails.
     """
     two = {"OMP_NUM_THREADS": str(HOST_THREADS), "CUDA_VISIBLE_DEVICES": ""}
     return _child(["host", str(avatar), str(tracked), str(HOST_SIZE), "cpu", backend], two)
 
 
 def _child(arguments: list[str], environment: dict[str, str]) -> dict[str, Any]:
-    """The answer of this module in a new process."""
+    """Run this module in a new process and return the JSON that it prints.  UserError if it fails."""
     command = [sys.executable, "-m", "telepresence.measure.bench.child_process", *arguments]
     root = str(Path(__file__).resolve().parents[3])
     paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -57,12 +64,12 @@ def _child(arguments: list[str], environment: dict[str, str]) -> dict[str, Any]:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise UserError(f"{arguments[0]}: no answer within {TIMEOUT_S} s") from None
+        raise UserError(f"the measurement {arguments[0]} did not end within {TIMEOUT_S} s") from None
     try:
         answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
         last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise UserError(f"{arguments[0]}: {last}") from None
+        raise UserError(f"the measurement {arguments[0]} failed: {last}") from None
     return answer
 
 
@@ -128,7 +135,7 @@ def _main(what: str, avatar: str, tracked: str, size: str, device: str, backend:
     answer = measure(Path(avatar), Path(tracked), int(size), device, backend)
     sys.stdout.write(json.dumps(answer) + "\n")
     sys.stdout.flush()
-    os._exit(0)  # the answer is what is timed: leave without tearing everything down
+    os._exit(0)  # skip the clean-up, which would count as start time
 
 
 if __name__ == "__main__":

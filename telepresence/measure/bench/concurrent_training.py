@@ -1,4 +1,4 @@
-"""Display at a steady rate while training goes on beside it, as in a call: two threads, two streams of the device."""
+"""Rendering at a constant frame rate while training runs beside it, as in a call: two threads, two CUDA streams."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from telepresence.measure.bench.frame import make_draw
 from telepresence.measure.bench.timing import cycled, synchronise
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from insta_runtime.learn.trainer import Trainer
     from insta_runtime.types import Camera, HeadState
 
-PUBLISH_S = 1.0
-"""Learning hands its weights to the display so often, as in a call."""
+PUBLISH_INTERVAL_S: Final = 1.0
+"""Seconds between two publications of the weights by the training, as in a call."""
 
 
 @dataclass
 class DisplayTimings:
-    """Pictures drawn at a steady rate: milliseconds of each, and how many began after their time."""
+    """Milliseconds of each frame rendered at a constant rate, and the number of frames that started late."""
 
     ms: list[float] = field(default_factory=list)
     late: int = 0
@@ -33,7 +33,7 @@ class DisplayTimings:
 
 @dataclass
 class TrainingTotals:
-    """Training for some time."""
+    """Steps, rays, samples and seconds of a training."""
 
     steps: int = 0
     rays: int = 0
@@ -49,19 +49,23 @@ class TrainingTotals:
         return self.samples / self.seconds
 
 
-def show(
+def draw_at_rate(
     draw: Callable[[HeadState], object],
     states: Sequence[HeadState],
     fps: float,
     seconds: float,
     refresh: Callable[[], object] = lambda: None,
-    watch: Callable[[DisplayTimings], object] | None = None,
+    on_frame: Callable[[DisplayTimings], object] | None = None,
 ) -> DisplayTimings:
-    """Draw ``states`` at ``fps`` for ``seconds``, or as fast as it goes if that is slower.
+    """Render frames at ``fps`` for ``seconds``, or at the highest rate possible if that is lower.
 
-    ``draw`` returns when the picture is in host memory: its time is a picture's.  ``refresh`` takes over new weights
-    while nobody waits, as the daemon does after a picture; what it takes too long makes the next picture late.
-    ``watch`` sees the record after each picture.
+    Args:
+        draw: renders a head state and returns when the frame is in host memory; its time is the frame's.
+        states: head states to render, forwards and backwards in turn.
+        fps: frames per second.
+        seconds: duration.
+        refresh: called after each frame to load new weights, as in the daemon; a slow one delays the next frame.
+        on_frame: called with the timings so far after each frame.
     """
     shown = DisplayTimings()
     began = due = time.perf_counter()
@@ -79,43 +83,43 @@ def show(
         shown.ms.append(1000.0 * (time.perf_counter() - start))
         refresh()
         due += 1.0 / fps
-        if watch is not None:
-            watch(shown)
+        if on_frame is not None:
+            on_frame(shown)
     return shown
 
 
-def learn(
+def train_until(
     trainer: Trainer, stop: Callable[[], bool], device: torch.device, publish: Callable[[], object]
 ) -> TrainingTotals:
-    """Train on the current stream until ``stop()``, publishing now and then."""
-    learned = TrainingTotals()
+    """Train on the current stream until ``stop()`` is true, calling ``publish`` every `PUBLISH_INTERVAL_S`."""
+    totals = TrainingTotals()
     began = published = time.perf_counter()
     while not stop():
         report = trainer.step()
         if report is not None:
-            learned.steps += 1
-            learned.rays += report.rays
-            learned.samples += report.samples
-        if time.perf_counter() - published >= PUBLISH_S:
+            totals.steps += 1
+            totals.rays += report.rays
+            totals.samples += report.samples
+        if time.perf_counter() - published >= PUBLISH_INTERVAL_S:
             publish()
             published = time.perf_counter()
     synchronise(device)
-    learned.seconds = time.perf_counter() - began
-    return learned
+    totals.seconds = time.perf_counter() - began
+    return totals
 
 
 def train_alone(trainer: Trainer, seconds: float, device: torch.device) -> TrainingTotals:
-    """Train for ``seconds`` with nothing beside it."""
+    """Train for ``seconds`` without rendering beside it."""
     end = time.perf_counter() + seconds
     with _stream(device, low=True):
-        return learn(trainer, lambda: time.perf_counter() >= end, device, trainer.snapshot)
+        return train_until(trainer, lambda: time.perf_counter() >= end, device, trainer.snapshot)
 
 
 @contextmanager
-def learning(trainer: Trainer, device: torch.device, publish: Callable[[], object]) -> Iterator[TrainingTotals]:
-    """Training in a thread and on a stream of its own; what is yielded is filled in at the end.
+def training_thread(trainer: Trainer, device: torch.device, publish: Callable[[], object]) -> Iterator[TrainingTotals]:
+    """Context manager that trains in a separate thread and CUDA stream while the block runs.
 
-    What goes wrong in the thread is raised at the end.
+    The totals that it yields are filled in when the block ends; an error of the thread is raised then.
     """
     done = threading.Event()
     record, errors = TrainingTotals(), list[BaseException]()
@@ -123,7 +127,7 @@ def learning(trainer: Trainer, device: torch.device, publish: Callable[[], objec
     def body() -> None:
         try:
             with _stream(device, low=True):
-                record.__dict__.update(learn(trainer, done.is_set, device, publish).__dict__)
+                record.__dict__.update(train_until(trainer, done.is_set, device, publish).__dict__)
         except BaseException as error:
             errors.append(error)
 
@@ -146,9 +150,9 @@ def draw_while_training(
     fps: float,
     seconds: float,
     device: torch.device,
-    watch: Callable[[DisplayTimings], object] | None = None,
+    on_frame: Callable[[DisplayTimings], object] | None = None,
 ) -> tuple[DisplayTimings, TrainingTotals]:
-    """Both at once, the weights going from one to the other as in a call."""
+    """Render at ``fps`` while training, for ``seconds``; the renderer loads each publication, as in a call."""
     from insta_runtime.learn.weight_exchange import WeightExchange
 
     exchange = WeightExchange()
@@ -161,8 +165,8 @@ def draw_while_training(
     with _stream(device, low=False):
         draw = make_draw(renderer, camera)
         draw(states[0])
-        with learning(trainer, device, lambda: exchange.publish(trainer.snapshot())) as beside:
-            shown = show(draw, states, fps, seconds, refresh, watch)
+        with training_thread(trainer, device, lambda: exchange.publish(trainer.snapshot())) as beside:
+            shown = draw_at_rate(draw, states, fps, seconds, refresh, on_frame)
     return shown, beside
 
 

@@ -1,14 +1,14 @@
-"""A hash grid with a network behind it, alone: our kernels, the torch twin and tiny-cuda-nn on the same points.
+"""Throughput of a hash grid with its network: native kernels, torch reference and tiny-cuda-nn on the same points.
 
-The shape is the one that tiny-cuda-nn's own figures are quoted for: 16 levels of 2 features, base 16, growth 1.447,
-tables of 2^19 entries, two hidden layers of 64 with ReLU, 16 outputs.  Gradients go to the weights alone.
+The shape is the one for which tiny-cuda-nn quotes its figures: 16 levels of 2 features, base 16, growth 1.447,
+tables of 2^19 entries, two hidden layers of 64 with ReLU, 16 outputs.  Gradients are computed for the weights only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from telepresence.measure.bench.timing import batch_ms
 
@@ -19,12 +19,19 @@ if TYPE_CHECKING:
 
 LEVELS, FEATURES, BASE, GROWTH, LOG2_ENTRIES, HIDDEN, OUTPUTS = 16, 2, 16, 1.447, 19, 64, 16
 GPU_POINTS, CPU_POINTS = 1 << 20, 1 << 14
-SETS = 4  # of points, drawn afresh; they take turns
+POINT_SETS: Final = 4
+"""Number of sets of random points, used in turn so that caches do not hold the last one."""
 
 
 @dataclass(frozen=True)
 class FieldImplementation:
-    """``infer`` points, or ``train``: forward, and backward to the weights, of a given gradient of the outputs."""
+    """One implementation of the hash grid with its network.
+
+    Attributes:
+        infer: computes the outputs of points (N, 3).
+        train: computes outputs, and the gradients of the weights from the given gradient of the outputs.
+        dtype: dtype of the gradient of the outputs.
+    """
 
     infer: Callable[[torch.Tensor], object]
     train: Callable[[torch.Tensor, torch.Tensor], object]
@@ -32,29 +39,29 @@ class FieldImplementation:
 
 
 def point_count(device: torch.device) -> int:
-    """How many points a measurement takes."""
+    """Number of points of one measurement on ``device``."""
     return GPU_POINTS if device.type == "cuda" else CPU_POINTS
 
 
-def field_gpts(contestant: FieldImplementation, device: torch.device, seconds: float) -> dict[str, float]:
-    """10^9 points a second, ``inference`` and ``training``, over fresh uniformly random points in the unit cube."""
+def field_gpts(implementation: FieldImplementation, device: torch.device, seconds: float) -> dict[str, float]:
+    """Throughput in 10^9 points a second, ``inference`` and ``training``, of random points in the unit cube."""
     import torch
 
     count = point_count(device)
     sets = [
         (
             torch.rand((count, 3), device=device),
-            torch.randn((count, OUTPUTS), device=device).to(contestant.dtype) / count,
+            torch.randn((count, OUTPUTS), device=device).to(implementation.dtype) / count,
         )
-        for _ in range(SETS)
+        for _ in range(POINT_SETS)
     ]
-    inference = batch_ms(lambda pair: contestant.infer(pair[0]), sets, device, seconds)
-    training = batch_ms(lambda pair: contestant.train(*pair), sets, device, seconds)
+    inference = batch_ms(lambda pair: implementation.infer(pair[0]), sets, device, seconds)
+    training = batch_ms(lambda pair: implementation.train(*pair), sets, device, seconds)
     return {"inference": count / inference / 1e6, "training": count / training / 1e6}
 
 
 def native_fields(device: torch.device) -> dict[str, FieldImplementation]:
-    """Our kernels: in one pass over the points, and on a GPU also level by level first."""
+    """Native kernels: ``native`` in one pass over the points; on a GPU also ``native_by_levels``, level by level."""
     import torch
 
     from insta_runtime.native.field import table_size
@@ -72,7 +79,7 @@ def native_fields(device: torch.device) -> dict[str, FieldImplementation]:
 
 
 def torch_field(device: torch.device) -> FieldImplementation:
-    """The torch twins, composed."""
+    """The torch reference: hash grid and linear layers."""
     import torch
     from torch import nn
 
@@ -97,7 +104,7 @@ def _config() -> FieldConfig:
 
 
 def tcnn_field() -> FieldImplementation:
-    """tiny-cuda-nn with its fastest settings.  ImportError or OSError where it is not installed for this GPU."""
+    """tiny-cuda-nn with its fastest settings.  ImportError or OSError if it is not installed for this GPU."""
     import tinycudann as tcnn
     import torch
 
@@ -125,7 +132,7 @@ def tcnn_field() -> FieldImplementation:
 def _module(network: torch.nn.Module, dtype: torch.dtype) -> FieldImplementation:
     import torch
 
-    # On a GPU autograd runs in a thread of its own, and cuBLAS does not begin where a thread has no context yet.
+    # On a GPU autograd runs in a separate thread, and cuBLAS fails in a thread without a CUDA context.
     first = next(network.parameters())
     torch.ones(1, device=first.device, requires_grad=True).square().sum().backward()
 

@@ -1,4 +1,4 @@
-"""One picture of an avatar: from a head state to I420 in host memory, and what its rays meet on the way."""
+"""One rendered frame: from a head state to I420 in host memory, and the number of rays and samples it takes."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     from insta_runtime.types import Bytes, Camera, HeadState
 
 WHITE = np.ones(3, dtype=np.float32)
+"""Background of all measured frames, RGB in [0, 1]."""
 _LUMA = np.array([65.481, 128.553, 24.966], dtype=np.float32) / 255.0
 _BLUE = np.array([-37.797, -74.203, 112.0], dtype=np.float32) / 255.0
 _RED = np.array([112.0, -93.786, -18.214], dtype=np.float32) / 255.0
 
 
 def make_draw(renderer: AnyRenderer, camera: Camera) -> Callable[[HeadState], Bytes]:
-    """``draw(state)``: the whole frame over white as I420, (3/2 * H, W) uint8 in host memory, when it is there."""
+    """Function that renders a head state over white and returns I420 in host memory, (3/2 * H, W) uint8."""
     from insta_runtime.render.renderer import Renderer
 
     if isinstance(renderer, Renderer):
@@ -32,7 +33,7 @@ def make_draw(renderer: AnyRenderer, camera: Camera) -> Callable[[HeadState], By
 
 
 def i420(rgb: Bytes) -> Bytes:
-    """(H, W, 3) uint8 of even sides as I420 (BT.601, studio range), planes stacked: (3/2 * H, W) uint8."""
+    """Convert RGB (H, W, 3) uint8 with even sides to I420 (BT.601, studio range), stacked to (3/2 * H, W) uint8."""
     height, width, _ = rgb.shape
     picture = rgb.astype(np.float32)
     small = picture.reshape(height // 2, 2, width // 2, 2, 3).mean(axis=(1, 3))
@@ -41,10 +42,12 @@ def i420(rgb: Bytes) -> Bytes:
 
 
 def scene(model: AvatarModel, states: Sequence[HeadState], camera: Camera) -> dict[str, float]:
-    """How much there is to compute in a picture, by the torch reference; medians over ``states``.
+    """Amount of computation in a frame, by the torch reference; medians over ``states``.
 
-    ``samples_a_ray``: of a ray that meets anything. ``rays_hit``: part of all rays. ``samples``: of a picture.
-    ``occupied``: part of the canonical cells that may hold something which does.  ``band``: part of the posed grid.
+    Keys: ``rays``, their number; ``rays_hit``, the fraction that has samples; ``samples`` in the frame;
+    ``samples_a_ray``, of a ray with samples; ``candidate_cells``, canonical cells that may be occupied, and
+    ``occupied``, the fraction that is; ``posed_cells`` of the posed grid, and ``band``, the
+    fraction of them near the head.
     """
     import torch
 
@@ -70,7 +73,7 @@ def scene(model: AvatarModel, states: Sequence[HeadState], camera: Camera) -> di
 
 
 def samples_per_pixel(model: AvatarModel, state: HeadState, camera: Camera) -> torch.Tensor:
-    """Samples of each pixel's ray, (H * W,) int64."""
+    """Number of samples of each pixel's ray, (H * W,) int64."""
     import torch
 
     from insta_runtime.geometry import camera_vertices

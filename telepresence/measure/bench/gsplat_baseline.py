@@ -1,8 +1,8 @@
-"""For the record: how long gsplat's rasteriser takes for as many Gaussians as head avatars have, at the same size."""
+"""Time of gsplat's rasteriser for as many Gaussians as other head avatars have, at the same size, for comparison."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from telepresence.measure.bench.timing import batch_ms
 
@@ -12,13 +12,14 @@ if TYPE_CHECKING:
     from insta_runtime.render.model import AvatarModel
     from insta_runtime.types import Camera, HeadState
 
-GAUSSIANS = (14_000, 51_000, 200_000)
+GAUSSIANS: Final = (14_000, 51_000, 200_000)
+"""Numbers of Gaussians that are rasterised."""
 
 
 def gsplat_ms(model: AvatarModel, states: list[HeadState], camera: Camera, seconds: float) -> dict[str, float]:
-    """Median milliseconds of rasterising alone, no deformation, by number of Gaussians.
+    """Median milliseconds of rasterisation, without deformation, by number of Gaussians.
 
-    They lie on the posed head mesh, as large as their share of its surface.  ImportError without gsplat.
+    The Gaussians lie on the posed head mesh, each as large as its share of the surface.  ImportError without gsplat.
     """
     import torch
     from gsplat import rasterization
@@ -39,7 +40,7 @@ def gsplat_ms(model: AvatarModel, states: list[HeadState], camera: Camera, secon
 
 
 def _cloud(model: AvatarModel, state: HeadState, count: int) -> tuple[torch.Tensor, ...]:
-    """Means, quaternions, scales, opacities and colours of Gaussians all over the mesh, in camera space."""
+    """Means, quaternions, scales, opacities and colours of random Gaussians on the posed mesh, in camera space."""
     import torch
 
     from insta_runtime.geometry import camera_vertices

@@ -1,9 +1,9 @@
-"""The nearest triangle of the posed head, alone: queries a second at the points where rays take samples."""
+"""Throughput of nearest-triangle queries to the posed head, at the points where rays take samples."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from telepresence.measure.bench.timing import batch_ms, cycled
 
@@ -15,20 +15,22 @@ if TYPE_CHECKING:
     from insta_runtime.types import Camera, HeadState
 
 GPU_POINTS, CPU_POINTS = 1 << 20, 1 << 15
-SETS = 4  # of points, in as many poses; they take turns
+POINT_SETS: Final = 4
+"""Number of sets of points, each of another pose, used in turn so that caches do not hold the last one."""
 
 Points = Callable[["AvatarModel", "HeadState", "Camera", int], "torch.Tensor"]
+"""Function that chooses a number of points (N, 3), in metres, near the head in one state."""
 
 
 def point_count(device: torch.device) -> int:
-    """How many points a query takes."""
+    """Number of points of one measurement on ``device``."""
     return GPU_POINTS if device.type == "cuda" else CPU_POINTS
 
 
 def ray_sample_points(model: AvatarModel, state: HeadState, camera: Camera, count: int) -> torch.Tensor:
-    """(count, 3) points, metres, at the steps of the picture's rays that lie in marked cells, in the rays' order.
+    """Sample points of a frame's rays that lie in marked cells, (count, 3) in metres, in the order of the rays.
 
-    The rays begin at a random pixel; a picture that has too few points is gone through again.
+    The first ray is that of a random pixel; a frame with too few points is used more than once.
     """
     import torch
 
@@ -58,7 +60,7 @@ def ray_sample_points(model: AvatarModel, state: HeadState, camera: Camera, coun
 
 
 def random_points(model: AvatarModel, state: HeadState, camera: Camera, count: int) -> torch.Tensor:
-    """(count, 3) points, metres, anywhere in the marked cells, in no order: the hardest case for caches."""
+    """Random points in the marked cells, (count, 3) in metres, in random order: the worst case for caches."""
     import torch
 
     del camera
@@ -73,13 +75,13 @@ def random_points(model: AvatarModel, state: HeadState, camera: Camera, count: i
 def torch_gqps(
     model: AvatarModel, states: list[HeadState], camera: Camera, seconds: float, points: Points = ray_sample_points
 ) -> float:
-    """10^9 queries a second of `CandidateGrid.query`."""
+    """Throughput of the torch reference (`CandidateGrid.query`) in 10^9 queries a second."""
     import torch
 
     count = point_count(model.device)
     sets = []
     with torch.no_grad():
-        for state in cycled(states, SETS):
+        for state in cycled(states, POINT_SETS):
             head = model.pose(state)
             cells = model.occupancy.posed(head).nonzero()[:, 0]
             grid = model.warp.candidate_grid(head.soup, cells, model.warp.resolution, model.warp.neutral_grid)
@@ -95,7 +97,7 @@ def native_gqps(
     seconds: float,
     points: Points = ray_sample_points,
 ) -> float:
-    """10^9 queries a second of the kernel ``nearest_query``."""
+    """Throughput of the kernel ``nearest_query`` in 10^9 queries a second."""
     import torch
 
     from insta_runtime.native.occupancy import occupancy_struct
@@ -105,8 +107,8 @@ def native_gqps(
     space = occupancy_struct(kernels, model.occupancy, model.occupancy.state())
     words = -(-(model.config.occupancy.resolution**3) // 32)
     kernels.launch("threshold_occupancy", space, model.config.occupancy.threshold, items=words)
-    chosen = list(cycled(states, SETS))
-    heads = PosedHeads(kernels, model, SETS)
+    chosen = list(cycled(states, POINT_SETS))
+    heads = PosedHeads(kernels, model, POINT_SETS)
     for number, state in enumerate(chosen):
         heads.states[number] = torch.from_numpy(pack_state(model, state, camera)).to(device)
     heads.run(space)

@@ -1,4 +1,4 @@
-"""Where the time of a picture or a step goes, stage by stage."""
+"""Time of each stage of a frame or a training step."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ Stages = dict[str, float]
 
 
 class StageTimer:
-    """Times stages that may run several times a round, each to the end of the device's work; profilers see them."""
+    """Times named stages, which may run several times a round, until the device has finished each.
+
+    On a GPU each stage is also an NVTX range for profilers.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -33,7 +36,7 @@ class StageTimer:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """One stage of the current round, as an NVTX range."""
+        """Context manager that times one stage of the current round."""
         import torch
 
         on_gpu = self._device.type == "cuda"
@@ -48,27 +51,27 @@ class StageTimer:
             torch.cuda.nvtx.range_pop()
 
     def end_round(self) -> None:
-        """What was timed since the last call is one round."""
+        """End the current round and start the next one."""
         self._rounds.append(dict(self._round))
         self._round.clear()
 
     def medians(self, warm: int = 1) -> Stages:
-        """The median of each stage, without the first ``warm`` rounds if there are more."""
+        """Median milliseconds of each stage, without the first ``warm`` rounds if there are more."""
         rounds = self._rounds[warm:] or self._rounds
         return {name: median([each.get(name, 0.0) for each in rounds]) for name in rounds[-1]}
 
 
 def torch_frame_stages(model: AvatarModel, states: Sequence[HeadState], camera: Camera, count: int) -> Stages:
-    """The stages of `Renderer.render` on ``count`` pictures of the take, then the picture's way to I420."""
-    clock = StageTimer(model.device)
+    """Stages of the torch reference (`Renderer.render`) and of the conversion to I420, medians of ``count`` frames."""
+    timer = StageTimer(model.device)
     for state in cycled(states, count):
-        draw_in_stages(model, state, camera, clock)
-        clock.end_round()
-    return clock.medians()
+        draw_in_stages(model, state, camera, timer)
+        timer.end_round()
+    return timer.medians()
 
 
-def draw_in_stages(model: AvatarModel, state: HeadState, camera: Camera, clock: StageTimer) -> None:
-    """One picture by the torch reference, each stage timed."""
+def draw_in_stages(model: AvatarModel, state: HeadState, camera: Camera, timer: StageTimer) -> None:
+    """Render one frame with the torch reference and time each stage."""
     import torch
 
     from insta_runtime.geometry import camera_vertices
@@ -79,43 +82,43 @@ def draw_in_stages(model: AvatarModel, state: HeadState, camera: Camera, clock: 
     from insta_runtime.types import RenderedFrame
 
     with torch.no_grad():
-        with clock.stage("pose"):
+        with timer.stage("pose"):
             head = model.pose(state)
             code = model.code_of(state)
-        with clock.stage("raster"):
+        with timer.stage("raster"):
             depth = farthest_around(
                 rasterise(camera_vertices(head.vertices, state), model.rig.faces, camera).depth
             ).view(-1)
-        with clock.stage("band"):
+        with timer.stage("band"):
             cells = model.occupancy.posed(head)
-        with clock.stage("candidates"):
+        with timer.stage("candidates"):
             head.prepare(cells)
         parts = []
         for chunk in torch.arange(camera.width * camera.height, device=model.device).split(RAYS_AT_ONCE):
-            with clock.stage("march and warp"):
+            with timer.stage("march and warp"):
                 rays = pixel_rays(state, camera, chunk, depth[chunk], model.config.sampling.behind)
                 samples = model.march(rays, head)
-            with clock.stage("field"):
+            with timer.stage("field"):
                 codes = model.condition(code.expand(len(samples.ray), -1), samples.masks)
                 density, colour = model.field(samples.position, samples.direction, codes)
-            with clock.stage("composite"):
+            with timer.stage("composite"):
                 step = model.config.sampling.step
                 seen = composite(density, colour, samples.distance, samples.ray, len(chunk), step)
                 parts.append(torch.cat([seen.colour, seen.opacity[:, None]], dim=-1))
-        with clock.stage("picture"):
+        with timer.stage("picture"):
             rgba = torch.cat(parts).view(camera.height, camera.width, 4).clamp(0.0, 1.0).cpu().numpy()
             i420(RenderedFrame(0, 0, rgba).over(WHITE))
 
 
 class TimedKernels(Kernels):
-    """Kernels of the host that keep a record of each launch: ``ms`` by the name of its module, summed."""
+    """Kernels of the host backend that time each launch: ``ms`` is the total by name of the kernel's module."""
 
     def __init__(self, kernels: Kernels) -> None:
         super().__init__(kernels.device, kernels.constants, kernels.sources)
         self.ms: dict[str, float] = defaultdict(float)
 
     def bind(self, name: str, *arguments: Any, items: int) -> BoundLaunch:
-        """As `Kernels.bind`; what it returns times itself."""
+        """As `Kernels.bind`, with a call that times itself."""
         call, module = super().bind(name, *arguments, items=items), self.sources.kernels[name].module
 
         def timed() -> None:
@@ -129,38 +132,38 @@ class TimedKernels(Kernels):
 def host_stages(
     model: AvatarModel, kernels: Kernels, states: Sequence[HeadState], camera: Camera, rounds: int
 ) -> Stages:
-    """Milliseconds of the CPU in each of ``rounds`` pictures, by module of ``cuda/``."""
+    """Milliseconds of one frame of the host backend by module of ``cuda/``, mean over ``rounds`` frames."""
     from insta_runtime.native.renderer import NativeRenderer
 
-    clock = TimedKernels(kernels)
-    draw = make_draw(NativeRenderer(model, clock), camera)
+    timed = TimedKernels(kernels)
+    draw = make_draw(NativeRenderer(model, timed), camera)
     draw(states[0])
-    clock.ms.clear()
+    timed.ms.clear()
     for state in cycled(states, rounds):
         draw(state)
-    return {name: ms / rounds for name, ms in clock.ms.items()}
+    return {name: ms / rounds for name, ms in timed.ms.items()}
 
 
 def host_step_stages(subject: BenchmarkAvatar, kernels: Kernels, rounds: int) -> Stages:
-    """Milliseconds of the CPU in each of ``rounds`` training steps, by module of ``cuda/``."""
+    """Milliseconds of one training step of the host backend by module of ``cuda/``, mean over ``rounds`` steps."""
     from insta_runtime.native.trainer import NativeTrainer
 
-    clock = TimedKernels(kernels)
-    trainer = NativeTrainer(subject.untouched_model(), clock)
+    timed = TimedKernels(kernels)
+    trainer = NativeTrainer(subject.untouched_model(), timed)
     fill_replay(trainer, subject, 16)
     for _ in range(rounds):
         trainer.step()
-    clock.ms.clear()
+    timed.ms.clear()
     for _ in range(rounds):
         trainer.step()
-    return {name: ms / rounds for name, ms in clock.ms.items()}
+    return {name: ms / rounds for name, ms in timed.ms.items()}
 
 
 def device_stages(work: Callable[[], object], kernels: Kernels, rounds: int) -> Stages:
-    """Milliseconds of the GPU in each round of ``work``, by module of ``cuda/``; what torch itself runs is `torch`.
+    """Milliseconds of the GPU in one call of ``work`` by module of ``cuda/``, mean over ``rounds`` calls.
 
-    From the driver's own record of kernels, so that graphs are seen as they are replayed.  Empty where the driver keeps
-    none.
+    Kernels of torch count as ``torch``, memory copies as ``copies``.  Read from the driver's record of kernels, which
+    includes those of replayed CUDA graphs; empty where the driver keeps no record.
     """
     import torch
     from torch.profiler import ProfilerActivity, profile
@@ -173,7 +176,7 @@ def device_stages(work: Callable[[], object], kernels: Kernels, rounds: int) -> 
         torch.cuda.synchronize(kernels.device)
     stages: dict[str, float] = defaultdict(float)
     for event in recorded.key_averages():
-        if event.device_type.name != "CUDA":  # the host's calls, to which the same time is ascribed again
+        if event.device_type.name != "CUDA":  # calls on the host, which are listed with the same time again
             continue
         microseconds = float(event.self_device_time_total)
         signature = kernels.sources.kernels.get(event.key)

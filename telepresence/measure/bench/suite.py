@@ -167,7 +167,7 @@ def _train(run: BenchmarkRun) -> None:
     _release(run)
 
 
-def _measure_training(run: Bench, trainer: Trainer) -> None:
+def _measure_training(run: BenchmarkRun, trainer: Trainer) -> None:
     from telepresence.measure.bench.benchmark_avatar import REPLAY_FRAMES, fill_replay
     from telepresence.measure.bench.concurrent_training import draw_while_training, train_alone
     from telepresence.measure.machine import memory_use_gb

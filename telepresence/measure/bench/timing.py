@@ -1,4 +1,4 @@
-"""Time and memory: a host clock around finished work, medians, and what the operating system and the driver say."""
+"""Timing of work on CPU and GPU, and statistics of measurements."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
-Spread = dict[str, float]
-"""``median``, ``p95`` and ``p99`` of many measurements."""
+Percentiles = dict[str, float]
+"""``median``, ``p95`` and ``p99`` of a series of measurements."""
 
 
-def percentiles(values: Sequence[float]) -> Spread:
-    """Median and the two percentiles that a viewer feels, of at least one value."""
+def percentiles(values: Sequence[float]) -> Percentiles:
+    """Median, 95th and 99th percentile of at least one value."""
     median, p95, p99 = np.percentile(np.asarray(values, dtype=np.float64), (50.0, 95.0, 99.0))
     return {"median": float(median), "p95": float(p95), "p99": float(p99)}
 
 
 def median(values: Sequence[float]) -> float:
-    """The median of at least one value."""
+    """Median of at least one value."""
     return float(np.median(np.asarray(values, dtype=np.float64)))
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until everything that was asked of ``device`` is done."""
+    """Wait until all work queued on ``device`` has finished; a CPU queues none."""
     if device.type == "cuda":
         import torch
 
@@ -37,7 +37,7 @@ def synchronise(device: torch.device) -> None:
 
 
 def timed_ms(work: Callable[[T], object], inputs: Iterable[T], device: torch.device, warm: int = 3) -> list[float]:
-    """Milliseconds of ``work(input)``, each until the device has finished; the first ``warm`` are left out."""
+    """Milliseconds of each ``work(input)`` until the device has finished, without the first ``warm`` ones."""
     times = []
     for number, value in enumerate(inputs):
         synchronise(device)
@@ -50,10 +50,10 @@ def timed_ms(work: Callable[[T], object], inputs: Iterable[T], device: torch.dev
 
 
 def batch_ms(work: Callable[[T], object], inputs: Sequence[T], device: torch.device, seconds: float = 1.0) -> float:
-    """Median milliseconds of ``work(input)``, for work that may be shorter than the way to the device and back.
+    """Median milliseconds of ``work(input)``, also of work shorter than a round trip to the device.
 
-    The inputs take turns, so that no cache holds the last ones.  On a GPU the device's own events stand around as many
-    calls as there are inputs; on a CPU each call is timed.
+    The inputs are used in turn, so that caches do not hold the last one.  On a GPU, CUDA events time one call for each
+    input together; on a CPU each call is timed.  Takes about ``seconds``.
     """
     import torch
 
@@ -80,13 +80,13 @@ def batch_ms(work: Callable[[T], object], inputs: Sequence[T], device: torch.dev
 
 
 def cycled(values: Sequence[T], count: int) -> Iterator[T]:
-    """``count`` values, there and back again: a take that goes on without a jump."""
+    """Yield ``count`` values, forwards and backwards in turn, so that successive ones are always neighbours."""
     path = [*range(len(values)), *range(len(values) - 2, 0, -1)]
     return (values[path[i % len(path)]] for i in range(count))
 
 
 def rounded(value: object, digits: int = 4) -> object:
-    """Numbers anywhere in nested dicts and lists to ``digits`` significant ones, for a file; not finite is null."""
+    """Round floats in nested dicts and lists to ``digits`` significant digits; NaN and infinities become None."""
     if isinstance(value, dict):
         return {key: rounded(inner, digits) for key, inner in value.items()}
     if isinstance(value, list | tuple):

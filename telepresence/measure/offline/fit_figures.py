@@ -1,4 +1,4 @@
-"""File of figures that `telepresence fit` writes beside an avatar, and what `telepresence evaluate` reads back from it."""
+"""File of figures that `telepresence fit` writes beside an avatar, and that `telepresence evaluate` reads."""
 
 from __future__ import annotations
 

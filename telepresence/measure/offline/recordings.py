@@ -174,7 +174,7 @@ def _synthetic(size: int, holdout: float) -> Recording:
 
 
 def _render_actor(actor: Actor, views: Sequence[tuple[int, HeadState, Float64]], side: int) -> list[Observation]:
-    """Render the actor at ``side`` pixels in parallel threads; each view is frame id, state, rotation (3, 3) of the room."""
+    """Render the actor at ``side`` pixels in parallel; a view is frame id, state, and rotation (3, 3) of the room."""
     from concurrent.futures import ThreadPoolExecutor
 
     import torch
@@ -194,7 +194,7 @@ def _render_actor(actor: Actor, views: Sequence[tuple[int, HeadState, Float64]],
 
 
 def unseen_turns(learned: Sequence[HeadState], moments: Sequence[HeadState]) -> dict[str, list[Float64]]:
-    """Rotations (3, 3) in camera space that turn the states ``moments`` out of the learned views, by kind in `UNSEEN`."""
+    """Rotations (3, 3) in camera space that turn each state of ``moments`` out of the learned views, by kind."""
     outermost = max(abs(yaw(state)) for state in learned)
     both_sides = [
         yaw_turn((outermost + math.radians(20.0)) * (1 if n % 2 else -1) - yaw(state))

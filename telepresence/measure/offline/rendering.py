@@ -124,13 +124,13 @@ def map_to_avatar(states: list[HeadState], avatar: Avatar) -> list[HeadState]:
         source.observe(state)
     # Avatars saved by early versions hold no learned states.
     unknown = ExpressionStats.unknown(head, _portrait(avatar)[1][0].translation)
-    target = ExpressionStats.of(learned, head) if len(learned) else unknown
-    transfer = ExpressionTransfer(ExpressionStats.of(source, head), target, head)
+    target = ExpressionStats.of_states(learned, head) if len(learned) else unknown
+    transfer = ExpressionTransfer(ExpressionStats.of_states(source, head), target, head)
     return [transfer(state) for state in states]
 
 
 def _orbited(states: list[HeadState], yaw: float, pitch: float, fps: float) -> list[HeadState]:
-    """States as seen from a camera that moves by ``yaw`` and ``pitch`` radians around the head, in a figure of eight."""
+    """States seen from a camera that moves by ``yaw`` and ``pitch`` radians around the head, in a figure of eight."""
     orbited = []
     for number, state in enumerate(states):
         phase = 2.0 * math.pi * number / (ORBIT_PERIOD_S * fps)

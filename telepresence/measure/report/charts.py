@@ -5,67 +5,74 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+from typing import Any, Final
+
+from markupsafe import Markup
+
+from telepresence.measure.report.templates import render_template
 
 WIDTH, HEIGHT = 760, 260
 LEFT, RIGHT, TOP, BOTTOM = 44, 84, 14, 34
-LABEL_GAP = 15  # pixels between the labels of two lines
+LABEL_GAP: Final = 15
+"""Minimum distance in pixels between the labels of two curves."""
+MANY_POINTS: Final = 40
+"""Number of points from which on a curve has smaller dots."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A curve: its name, which is also its CSS class, and its points; a point without a value is left out."""
+    """One curve of a chart: its name, which is also its CSS class, and its points; a value may be missing."""
 
     name: str
     points: Sequence[tuple[float, float | None]]
 
     @property
     def known(self) -> list[tuple[float, float]]:
+        """Points that have a finite value."""
         return [(x, y) for x, y in self.points if y is not None and math.isfinite(y)]
 
 
-def chart(lines: Sequence[Curve], x_title: str, unit: str, *, logarithmic: bool = False) -> str:
-    """Curves over a common axis; each point tells its value when it is pointed at.  Nothing without any point."""
-    drawn = [line for line in lines if line.known]
+def chart(curves: Sequence[Curve], x_title: str, unit: str, *, logarithmic: bool = False) -> Markup:
+    """Chart of several curves over a common axis, as SVG; the tooltip of each point shows its value.
+
+    ``logarithmic`` is for the horizontal axis.  Empty if no curve has a point.
+    """
+    drawn = [curve for curve in curves if curve.known]
     if not drawn:
-        return ""
-    xs = [x for line in drawn for x, _ in line.known]
-    ys = [y for line in drawn for _, y in line.known]
+        return Markup()
+    xs = [x for curve in drawn for x, _ in curve.known]
+    ys = [y for curve in drawn for _, y in curve.known]
     if logarithmic:
         xs = [x for x in xs if x > 0.0] or [1.0]
-    across, up = _Axis(min(xs), max(xs), LEFT, WIDTH - RIGHT, logarithmic), _nice_axis(min(ys), max(ys))
-    parts = [
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(x_title, quote=True)}">'
+    across, up = _Axis(min(xs), max(xs), LEFT, WIDTH - RIGHT, logarithmic), _round_axis(min(ys), max(ys))
+    return render_template(
+        "chart.svg",
+        width=WIDTH,
+        height=HEIGHT,
+        left=LEFT,
+        right=WIDTH - RIGHT,
+        top=TOP,
+        bottom=HEIGHT - BOTTOM,
+        x_title=x_title,
+        unit=unit,
+        rows=[(value, up(value)) for value in up.ticks()],
+        columns=[(value, across(value)) for value in across.ticks()],
+        curves=[_placed(curve, across, up) for curve in drawn],
+        labels=[(curve.name, curve.known[-1][1], y) for curve, y in _labels(drawn, up)],
+    )
+
+
+def _placed(curve: Curve, across: _Axis, up: _Axis) -> dict[str, Any]:
+    """A curve with the places of its points in the chart, for the template."""
+    places = [
+        {"x": across(x), "y": up(y), "at": x, "value": y} for x, y in curve.known if x > 0.0 or not across.logarithmic
     ]
-    for value in up.ticks():
-        y = up(value)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="tick" x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
-    for value in across.ticks():
-        x = across(value)
-        parts.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{value:g}</text>')
-    parts.append(f'<text class="title" x="{WIDTH - RIGHT}" y="{HEIGHT - 3}" text-anchor="end">{escape(x_title)}</text>')
-    parts.append(f'<text class="title" x="4" y="{TOP - 3}">{escape(unit)}</text>')
-    for line in drawn:
-        places = [(across(x), up(y), x, y) for x, y in line.known if x > 0.0 or not logarithmic]
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y, _, _ in places)
-        parts.append(f'<g class="line {escape(line.name, quote=True)}"><polyline points="{path}"/>')
-        parts += [
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{2.6 if len(places) < 40 else 1.6}">'
-            f"<title>{escape(line.name)} {value:.2f} {escape(unit)} at {at:g}</title></circle>"
-            for x, y, at, value in places
-        ]
-        parts.append("</g>")
-    for line, y in _labels(drawn, up):
-        x, value = WIDTH - RIGHT + 8, line.known[-1][1]
-        parts.append(f'<text class="label {escape(line.name, quote=True)}" x="{x}" y="{y + 4:.1f}">')
-        parts.append(f"{escape(line.name)} {value:.1f}</text>")
-    return "".join([*parts, "</svg>"])
+    return {"name": curve.name, "places": places, "radius": 2.6 if len(places) < MANY_POINTS else 1.6}
 
 
 @dataclass(frozen=True)
 class _Axis:
-    """Values to pixels."""
+    """One axis of a chart: converts values to pixels."""
 
     low: float
     high: float
@@ -85,28 +92,28 @@ class _Axis:
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             every = [step * 10.0**decade for decade in decades for step in (1, 2, 5)]
             return [value for value in every if self.low <= value <= self.high] or [self.low]
-        step = _nice_step(self.high - self.low)
+        step = _round_step(self.high - self.low)
         first = math.ceil(self.low / step - 1e-9)
         return [number * step for number in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
 
-def _nice_step(span: float) -> float:
-    """A step of 1, 2 or 5 times a power of ten that divides ``span`` into about five."""
+def _round_step(span: float) -> float:
+    """Step between ticks, 1, 2 or 5 times a power of ten, that divides ``span`` into about five."""
     raw = max(span, 1e-9) / 5.0
     power = 10.0 ** math.floor(math.log10(raw))
     return next(step * power for step in (1, 2, 5, 10) if step * power >= raw * 0.999)
 
 
-def _nice_axis(low: float, high: float) -> _Axis:
-    """The vertical axis, from tick to tick."""
-    step = _nice_step(max(high - low, 1.0))
+def _round_axis(low: float, high: float) -> _Axis:
+    """Vertical axis that starts and ends at a tick."""
+    step = _round_step(max(high - low, 1.0))
     return _Axis(math.floor(low / step) * step, math.ceil(high / step) * step, HEIGHT - BOTTOM, TOP)
 
 
-def _labels(lines: Sequence[Curve], up: _Axis) -> list[tuple[Curve, float]]:
-    """Where the lines' names stand: beside their ends, one below the other."""
+def _labels(curves: Sequence[Curve], up: _Axis) -> list[tuple[Curve, float]]:
+    """Vertical positions of the curves' labels, beside their ends and without overlap."""
     placed: list[tuple[Curve, float]] = []
-    for line in sorted(lines, key=lambda line: -line.known[-1][1]):
-        y = up(line.known[-1][1])
-        placed.append((line, max(y, placed[-1][1] + LABEL_GAP) if placed else y))
+    for curve in sorted(curves, key=lambda curve: -curve.known[-1][1]):
+        y = up(curve.known[-1][1])
+        placed.append((curve, max(y, placed[-1][1] + LABEL_GAP) if placed else y))
     return placed

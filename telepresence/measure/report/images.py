@@ -1,4 +1,4 @@
-"""Pictures of a report, as data URIs: pictures, error maps, outlines of regions, and a film."""
+"""Images of a report as data URIs: frames, error maps, outlines of regions, and a film."""
 
 from __future__ import annotations
 
@@ -17,22 +17,25 @@ from insta_runtime.types import Bytes
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-JPEG_QUALITY = 92
-FILM_QUALITY = 80
+JPEG_QUALITY: Final = 92
+"""JPEG quality of the frames that are shown large."""
+FILM_QUALITY: Final = 80
+"""WebP quality of the film."""
 
 HEAT: Final = ("#000004", "#1f1147", "#51127c", "#832681", "#b73779", "#e75263", "#fc8961", "#fec488", "#fcfdbf")
-"""Colours of errors from 0 to 1, evenly apart: dark to light, so that they can be read without colour, too."""
+"""Evenly spaced colours of errors from 0 to 1, from dark to light, so that they can be read without colour vision."""
 OUTLINES: Final = {"head": "#2f7dff", "mouth": "#e0245e", "eyes": "#12a150"}
+"""Colours of the outlined regions."""
 
 
 def to_bytes(picture: torch.Tensor) -> Bytes:
-    """A picture (H, W, 3) in [0, 1] as uint8."""
+    """Convert an image (H, W, 3) in [0, 1] to uint8."""
     rgb: Bytes = (picture.clamp(0.0, 1.0) * 255.0 + 0.5).to(torch.uint8).cpu().numpy()
     return rgb
 
 
 def heat(error: torch.Tensor) -> Bytes:
-    """A map (H, W) in [0, 1] in the colours of `HEAT`, (H, W, 3) uint8."""
+    """Convert an error map (H, W) in [0, 1] to the colours of `HEAT`, (H, W, 3) uint8."""
     anchors = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in HEAT], dtype=np.float64)
     table = np.stack([np.interp(np.linspace(0, len(HEAT) - 1, 256), range(len(HEAT)), anchors[:, i]) for i in range(3)])
     index: NDArray[np.uint8] = (error.clamp(0.0, 1.0) * 255.0 + 0.5).to(torch.uint8).cpu().numpy()
@@ -41,7 +44,7 @@ def heat(error: torch.Tensor) -> Bytes:
 
 
 def shrunk(picture: torch.Tensor, side: int) -> torch.Tensor:
-    """A picture (H, W, C) at a longest side of ``side`` pixels at most, by area averaging."""
+    """Downsample an image (H, W, C) by area averaging to a longest side of at most ``side`` pixels."""
     height, width = picture.shape[:2]
     scale = min(1.0, side / max(height, width))
     size = max(1, round(height * scale)), max(1, round(width * scale))
@@ -50,12 +53,12 @@ def shrunk(picture: torch.Tensor, side: int) -> torch.Tensor:
 
 
 def jpeg(rgb: Bytes) -> str:
-    """(H, W, 3) uint8 as the source of an ``<img>``."""
+    """Encode an image (H, W, 3) uint8 as a JPEG data URI."""
     return _uri(_image(rgb), "JPEG", quality=JPEG_QUALITY, subsampling=0)
 
 
 def outlines(compared: FrameComparison) -> str:
-    """The regions of a picture, as a transparent picture of their outlines."""
+    """Encode the outlines of a frame's regions as a transparent PNG data URI."""
     from PIL import Image, ImageDraw
 
     height, width = compared.truth.shape[:2]
@@ -70,7 +73,7 @@ def outlines(compared: FrameComparison) -> str:
 
 
 def film(frames: Sequence[Bytes], fps: float) -> str:
-    """Pictures (H, W, 3) uint8, played over and over."""
+    """Encode frames (H, W, 3) uint8 as a WebP animation that repeats, as a data URI."""
     first, *others = [_image(frame) for frame in frames]
     duration = max(1, round(1000.0 / fps))
     return _uri(
@@ -79,7 +82,7 @@ def film(frames: Sequence[Bytes], fps: float) -> str:
 
 
 def _edge(region: torch.Tensor, line: int) -> Bytes:
-    """255 on the pixels of a region (H, W) at most ``line`` from its border."""
+    """Mask that is 255 on the pixels of a region (H, W) that are at most ``line`` pixels from its border."""
     outside = (~region).float()[None, None]
     near = torch.nn.functional.max_pool2d(outside, 2 * line + 1, stride=1, padding=line)[0, 0] > 0.5
     edge: Bytes = ((near & region).to(torch.uint8) * 255).cpu().numpy()

@@ -77,7 +77,7 @@ def test_a_call_without_network_is_measured(folder: Path, tmp_path: Path) -> Non
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr

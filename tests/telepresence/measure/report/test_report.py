@@ -1,4 +1,4 @@
-"""The page for people: whole, by itself, with nothing in it that a clip's name could make of it."""
+"""HTML report: complete without other files, and text from recordings never becomes markup."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def page(
 
 
 class Tags(HTMLParser):
-    """Every tag with its attributes, and those that were never closed."""
+    """Parser that collects every tag with its attributes, and the tags that were never closed."""
 
     VOID = ("meta", "img", "input", "br")
 
@@ -105,8 +105,16 @@ def test_the_page_needs_nothing_else(page: Path) -> None:
 def test_names_are_text_and_never_markup(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert "<b>me</b>" not in text
-    assert "&lt;b&gt;me&lt;/b&gt; &amp; &#x27;you&#x27;" in text
+    assert "&lt;b&gt;me&lt;/b&gt; &amp; &#39;you&#39;" in text
     assert "not measured: &lt;i&gt;" in text
+
+
+def test_names_of_curves_and_axes_are_text_and_never_markup() -> None:
+    hostile = '<script>"&'
+    text = chart([Curve(hostile, [(0.0, 1.0), (1.0, 2.0)])], hostile, hostile)
+    assert "<script>" not in text
+    assert "&lt;script&gt;&#34;&amp;" in text
+    assert not Tags(text).open
 
 
 def test_it_shows_a_spread_and_the_worst(page: Path, figures: dict[str, Any]) -> None:
@@ -116,7 +124,7 @@ def test_it_shows_a_spread_and_the_worst(page: Path, figures: dict[str, Any]) ->
     others = [each for each in figures["each"] if each["frame"] not in shown[:6]]
     assert shown[6] == min(others, key=lambda each: each["head_psnr_db"])["frame"]
     assert len(set(shown)) == len(shown)
-    assert "26.50" in text, "views that nobody saw"
+    assert "26.50" in text, "views outside the learned ones"
 
 
 def test_the_film_has_every_picture(page: Path) -> None:
@@ -141,7 +149,7 @@ def test_a_person_can_look_through_it(page: Path, chromium: Browser) -> None:
     view.keyboard.press("ArrowRight")
     view.keyboard.press(" ")
     before = large.get_attribute("src")
-    view.wait_for_function("before => document.getElementById('large').src !== before", arg=before, timeout=10_000)
+    view.wait_for_function("before => document.getElementById('large').src !== before", arg=before, timeout=120_000)
     view.keyboard.press("Escape")
     assert view.evaluate("() => document.getElementById('look').open") is False
     view.uncheck("#outline")
