@@ -1,4 +1,4 @@
-"""Residuals of a face against calibrated proportions, by which subjects are told apart.
+"""Residuals of a face against calibrated proportions, by which subjects are distinguished.
 
 After the head fit, the landmarks of another person deviate from those of the calibrated subject in a systematic way.
 The half of the landmarks that expressions move least is compared.  The affine part of the deviation is removed, because
