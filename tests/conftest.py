@@ -21,7 +21,10 @@ from tests.support import running_daemon
 from tests.support.running_daemon import ROOT, RunningDaemon
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, BrowserContext, Page
+
+BROWSER_WAIT_MS = 120_000
+"""Milliseconds that a page waits for an element or a navigation before the test fails."""
 
 CHROMIUM_FLAGS = (
     "--no-sandbox",  # containers run as root
@@ -119,9 +122,27 @@ def launch_chromium() -> Iterator[Callable[..., Browser]]:
                 executable_path=program, headless=True, args=[*CHROMIUM_FLAGS, *flags], **options
             )
             stack.callback(browser.close)
-            return browser
+            return patient(browser)
 
         yield launch
+
+
+def patient(browser: Browser) -> Browser:
+    """``browser`` with pages that wait `BROWSER_WAIT_MS` for elements and navigation: a busy machine fails no test."""
+    new_context, new_page = browser.new_context, browser.new_page
+
+    def patient_context(**options: Any) -> BrowserContext:
+        context = new_context(**options)
+        context.set_default_timeout(BROWSER_WAIT_MS)
+        return context
+
+    def patient_page(**options: Any) -> Page:
+        page = new_page(**options)
+        page.set_default_timeout(BROWSER_WAIT_MS)
+        return page
+
+    browser.new_context, browser.new_page = patient_context, patient_page  # type: ignore[method-assign]
+    return browser
 
 
 @pytest.fixture

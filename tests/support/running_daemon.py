@@ -18,6 +18,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 """Root of the checkout."""
+PATIENCE_S = 240.0
+"""Seconds to wait for a status, unless a test says otherwise: far more than a busy machine needs."""
 START_S = 180.0
 """Seconds to wait until the daemon serves."""
 STOP_S = 60.0
@@ -38,11 +40,11 @@ class RunningDaemon:
 
     def status(self) -> dict[str, Any]:
         """JSON object of `GET /status`."""
-        with urllib.request.urlopen(f"{self.address}/status", timeout=30) as answer:
+        with urllib.request.urlopen(f"{self.address}/status", timeout=120) as answer:
             found: dict[str, Any] = json.load(answer)
         return found
 
-    def wait_until(self, condition: Callable[[dict[str, Any]], bool], seconds: float) -> dict[str, Any]:
+    def wait_until(self, condition: Callable[[dict[str, Any]], bool], seconds: float = PATIENCE_S) -> dict[str, Any]:
         """The first status that fulfils ``condition``; fails after ``seconds``, with the output of the process."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -84,7 +86,7 @@ def wait_for_address(daemon: RunningDaemon) -> None:
         if found:
             daemon.address = found.group()
             try:
-                urllib.request.urlopen(f"{daemon.address}/healthz", timeout=10).close()
+                urllib.request.urlopen(f"{daemon.address}/healthz", timeout=120).close()
             except OSError:
                 pass
             else:

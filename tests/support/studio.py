@@ -113,7 +113,7 @@ class Studio:
             time.sleep(1 / 30)
 
     @staticmethod
-    def until(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
+    def until(condition: Callable[[], Any], seconds: float = 120.0) -> Any:
         """Wait until ``condition`` returns a true value, and return it; AssertionError after ``seconds``."""
         end = time.monotonic() + seconds
         while not (value := condition()):

@@ -20,7 +20,7 @@ def test_five_deaths_leave_an_avatar_each(root: Path, tmp_path: Path) -> None:
         "--json",
         str(tmp_path / "f.json"),
     ]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "f.json").read_text())
     assert (figures["kills"], figures["lost"], figures["older"]) == (5, 0, 0)

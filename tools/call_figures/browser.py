@@ -23,6 +23,9 @@ FLAGS: Final = (
 PROGRAMS: Final = ("chromium", "chromium-browser", "google-chrome")
 """Names under which Chromium is installed, in order of preference."""
 
+WAIT_MS: Final = 120_000
+"""Milliseconds that a page waits for an element or a navigation."""
+
 WATCH: Final = Path(__file__).with_name("watch.js")
 """Script that is added to every observed page and defines ``callFigures``."""
 
@@ -62,6 +65,7 @@ def fake_camera_flags(video: Path) -> tuple[str, ...]:
 def observed(browser: Browser) -> Page:
     """Open an empty page in which ``callFigures`` (`WATCH`) is defined before any script of a page runs."""
     page = browser.new_context(bypass_csp=True).new_page()
+    page.set_default_timeout(WAIT_MS)
     page.add_init_script(path=WATCH)
     return page
 

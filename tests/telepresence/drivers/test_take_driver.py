@@ -79,7 +79,7 @@ def test_send_plays_a_take_into_the_daemon(tmp_path: Path) -> None:
     )
     driver.start()
     send(take=tmp_path / "take.npz", zmq=driver.address, loop=False)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while (newest := driver.newest()) is None or newest.state.expression[0] < (FRAMES - 1.5) / FRAMES:
         assert time.monotonic() < deadline
         time.sleep(0.005)

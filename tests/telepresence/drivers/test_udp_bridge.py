@@ -52,7 +52,7 @@ def bridges(head: HeadModel) -> Iterator[Callable[..., UdpBridge]]:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)

@@ -29,7 +29,7 @@ GOOD: dict[str, Any] = {"v": 1, "seq": 0, "t_capture_ns": 1, "head": HEAD, "basi
 
 
 def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -67,7 +67,7 @@ def test_a_state_arrives_and_absent_fields_keep_their_value(driver: ZeroMqDriver
         translation=np.array([0.01, -0.02, 0.5], np.float32),
     )
     with ParameterClient(driver.address, HEAD, "arkit52") as client:
-        assert client.wait(10)
+        assert client.wait(120)
         sent = time.monotonic_ns()
         assert client.send(state, t_capture_ns=sent)
         eventually(lambda: driver.received == 1)
@@ -146,7 +146,7 @@ def test_fields_that_are_reset_or_absent_are_those_of_the_base_state(driver: Zer
     tracked.translation[2] = 0.9
     driver.set_base(tracked)
     with ParameterClient(driver.address, HEAD, "arkit52") as client:
-        assert client.wait(10)
+        assert client.wait(120)
         client.send(eyelids=[0.5, 0.5], jaw_pose=[0.1, 0.0, 0.0])
         eventually(lambda: driver.received == 1)
         client.send(jaw_pose=None)
@@ -206,8 +206,8 @@ def test_the_current_sender_excludes_others_until_it_is_silent(
         ParameterClient(driver.address, HEAD, "arkit52") as first,
         ParameterClient(driver.address, HEAD, "arkit52") as other,
     ):
-        assert first.wait(10)
-        assert other.wait(10)
+        assert first.wait(120)
+        assert other.wait(120)
         first.send(eyelids=[0.1, 0.1])
         eventually(lambda: driver.received == 1)
         other.send(jaw_pose=[0.3, 0.0, 0.0])
@@ -243,14 +243,14 @@ def test_a_flood_is_dropped_unread_and_reception_recovers(driver: ZeroMqDriver, 
 
 def test_a_short_hash_identifies_the_head(driver: ZeroMqDriver) -> None:
     with ParameterClient(driver.address, HEAD[:16], "arkit52") as client:
-        assert client.wait(10)
+        assert client.wait(120)
         client.send(eyelids=[0.1, 0.1])
         eventually(lambda: driver.received == 1)
 
 
 def test_capture_times_of_another_clock_are_replaced(driver: ZeroMqDriver) -> None:
     with ParameterClient(driver.address, HEAD, "arkit52") as client:
-        assert client.wait(10)
+        assert client.wait(120)
         client.send(eyelids=[0.1, 0.1], t_capture_ns=2**62)
         eventually(lambda: driver.received == 1)
     newest = driver.newest()
@@ -273,7 +273,7 @@ def test_ipc_addresses_and_addresses_in_use(tmp_path: Path) -> None:
     first = make(f"ipc://{tmp_path}/face")
     first.start()
     with ParameterClient(first.address, HEAD, "arkit52") as client:
-        assert client.wait(10)
+        assert client.wait(120)
         client.send(eyelids=[0.0, 0.0])
         eventually(lambda: first.received == 1)
     first.stop()

@@ -1,4 +1,4 @@
-"""Loops that keep a rate, by a clock that stands still but for them."""
+"""Loops of a fixed rate, with a fake clock that only their waiting moves."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from telepresence.runtime.clock import LoopTimer
 
 
 class Time(threading.Event):
-    """A clock, and an event whose waiting is all that moves it."""
+    """Fake clock, and an event whose ``wait`` moves it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Time:
 
 
 def rounds(pace: LoopTimer, clock: Time, works: list[float]) -> list[float]:
-    """When each round began, in seconds, if they took as long as ``works`` says."""
+    """Second at which each round began, if the rounds take ``works`` seconds."""
     began = []
     for seconds in works:
         assert pace.wait(clock)
@@ -44,19 +44,19 @@ def test_rounds_are_even_and_a_late_one_is_not_made_up_for(clock: Time) -> None:
     assert rounds(LoopTimer(10.0), clock, [0.01, 0.05, 0.25, 0.01, 0.0]) == [0.1, 0.2, 0.3, 0.55, 0.65]
 
 
-def test_what_comes_late_lets_the_next_come_early_but_no_more_than_that(clock: Time) -> None:
+def test_after_a_late_round_the_next_ones_may_come_early_by_one_period(clock: Time) -> None:
     pace = LoopTimer(10.0, early=1.0)
-    # The third comes a period after its time: the fourth may come at once, and then they are even again.
+    # The third round is late by more than a period: the fourth may begin at once, then they are even again.
     assert rounds(pace, clock, [0.0, 0.5, 0.0, 0.0, 0.0]) == [0.1, 0.2, 0.7, 0.7, 0.8]
 
 
-def test_a_round_that_came_to_nothing_costs_nothing(clock: Time) -> None:
+def test_a_skipped_round_does_not_delay_the_next(clock: Time) -> None:
     pace = LoopTimer(10.0)
     assert rounds(pace, clock, [0.0]) == [0.1]
     pace.skip()
     assert rounds(pace, clock, [0.0, 0.0]) == [0.1, 0.2]
 
 
-def test_it_ends_when_told_to(clock: Time) -> None:
+def test_the_loop_ends_when_the_event_is_set(clock: Time) -> None:
     clock.set()
     assert not LoopTimer(10.0).wait(clock)

@@ -1,4 +1,4 @@
-"""The log as JSON: one object a line, whatever is said."""
+"""Logging as text and as JSON, one object per line."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def test_each_line_is_an_object_with_stage_event_and_fields() -> None:
         raise ValueError("broken")
     except ValueError:
         log.exception("it failed", extra={"stage": "render"})
-    log.debug("nobody wants to know")
-    logging.getLogger("somebody.else").info("nor this")
+    log.debug("too detailed")
+    logging.getLogger("another.library").info("not a warning")
     settle()
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert len(lines) == 2
@@ -57,7 +57,7 @@ def test_each_line_is_an_object_with_stage_event_and_fields() -> None:
     assert "ValueError: broken" in second["fields"]["traceback"]
 
 
-def test_for_people_it_is_a_line_of_words() -> None:
+def test_the_text_log_has_one_line_for_each_message() -> None:
     stream = io.StringIO()
     configure(as_json=False, stream=stream)
     logging.getLogger("telepresence").info("waiting -> calibrating", extra={"event": "state"})
@@ -65,7 +65,7 @@ def test_for_people_it_is_a_line_of_words() -> None:
     assert stream.getvalue().endswith(" waiting -> calibrating\n")
 
 
-def test_a_terminal_that_takes_nothing_holds_nobody_up() -> None:
+def test_a_terminal_that_blocks_delays_no_thread() -> None:
     reader, writer = os.pipe()
     stream = os.fdopen(writer, "w")
     configure(as_json=False, stream=stream)
@@ -78,9 +78,9 @@ def test_a_terminal_that_takes_nothing_holds_nobody_up() -> None:
         done.set()
 
     threading.Thread(target=say_much, daemon=True).start()
-    assert done.wait(30.0)
+    assert done.wait(120.0)
     read = threading.Thread(target=lambda: b"".join(iter(lambda: os.read(reader, 1 << 16), b"")), daemon=True)
-    read.start()  # somebody takes it again
+    read.start()  # the terminal reads again
     settle()
     log.info("the last word")
     settle()

@@ -1,4 +1,4 @@
-"""Memory that is given back."""
+"""Memory that is returned to the system."""
 
 from __future__ import annotations
 

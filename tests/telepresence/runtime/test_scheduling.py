@@ -19,7 +19,7 @@ def settle(size: RenderSize, us_per_pixel: float, budget_ms: float, rounds: int 
 
 
 @given(st.floats(0.01, 200.0), st.sampled_from(SIZES), st.floats(10.0, 200.0))
-def test_it_settles_on_one_side_that_holds_the_budget(cost: float, side: int, budget_ms: float) -> None:
+def test_the_render_size_settles_on_one_side_within_the_budget(cost: float, side: int, budget_ms: float) -> None:
     last = settle(RenderSize(side), cost, budget_ms)[-20:]
     assert len({size.side for size in last}) == 1
     final = last[-1].side
@@ -30,7 +30,7 @@ def test_it_settles_on_one_side_that_holds_the_budget(cost: float, side: int, bu
         assert cost * SIZES[index + 1] ** 2 / 1000.0 > 0.79 * budget_ms
 
 
-def test_one_slow_picture_costs_at_most_one_step() -> None:
+def test_one_slow_frame_reduces_the_size_by_one_step() -> None:
     settled = RenderSize(128, 80.0)
     assert SIZES.index(settled.after(400.0, 100.0).side) == SIZES.index(128) - 1
 
@@ -48,7 +48,7 @@ def test_training_takes_its_share() -> None:
 
 
 @given(st.floats(MIN_RAY_SHARE, 1.0), st.floats(0.0, 10.0))
-def test_learning_makes_room_for_the_display_and_takes_it_back(part: float, load: float) -> None:
+def test_training_uses_fewer_rays_while_rendering_is_slow(part: float, load: float) -> None:
     after = ray_part(part, load)
     assert MIN_RAY_SHARE <= after <= 1.0
     assert after <= part if load > 0.5 else after >= part
@@ -57,7 +57,7 @@ def test_learning_makes_room_for_the_display_and_takes_it_back(part: float, load
     assert after == (MIN_RAY_SHARE if load > 0.5 else 1.0)
 
 
-def test_tracking_and_drawing_take_turns_where_processors_are_few() -> None:
+def test_tracking_and_rendering_take_turns_on_few_cores() -> None:
     assert take_turns(2, "cpu")
     assert not take_turns(16, "cpu")
-    assert not take_turns(2, "cuda"), "there the card draws"
+    assert not take_turns(2, "cuda"), "the GPU renders"

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
+
+import pytest
 
 from telepresence.call.metrics import StatusCollector
 from telepresence.runtime.mailbox import Mailbox
 from telepresence.runtime.telemetry import MAX_ERRORS, WINDOW_S, DurationWindow, ErrorLog, RateCounter, Telemetry
+
+
+@pytest.fixture(autouse=True)
+def _clock_that_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every event happen at the same time, however busy the machine is."""
+    now = time.monotonic()
+    monkeypatch.setattr("telepresence.runtime.telemetry.time.monotonic", lambda: now)
 
 
 def test_a_rate_follows_the_events_and_falls_to_zero_when_they_stop() -> None:
@@ -19,7 +29,7 @@ def test_a_rate_follows_the_events_and_falls_to_zero_when_they_stop() -> None:
     assert rate.total == 301
 
 
-def test_errors_are_counted_once_a_text_and_bounded() -> None:
+def test_errors_are_counted_by_text_and_bounded() -> None:
     errors = ErrorLog()
     assert errors.record("zmq", "bad\nmessage") == 1
     assert errors.record("zmq", "bad message") == 2
@@ -40,7 +50,7 @@ def test_a_rate_of_events_that_count_for_many() -> None:
     assert rate.total == 31_000
 
 
-def test_times_of_a_stage_are_told_by_rank() -> None:
+def test_durations_of_a_stage_are_given_as_percentiles() -> None:
     times = DurationWindow()
     assert times.read_ms() is None
     for ms in range(1, 101):
@@ -48,7 +58,7 @@ def test_times_of_a_stage_are_told_by_rank() -> None:
     assert times.read_ms() == {"p50": 51.0, "p95": 96.0, "p99": 100.0, "max": 100.0}
 
 
-def test_tracking_health_is_the_part_that_showed_a_face() -> None:
+def test_tracking_health_is_the_fraction_of_frames_with_a_face() -> None:
     telemetry = Telemetry()
     assert telemetry.tracking_health() is None
     for index in range(8):
@@ -60,7 +70,7 @@ def test_tracking_health_is_the_part_that_showed_a_face() -> None:
     assert 0.4 < health < 0.6
 
 
-def test_the_status_in_numbers() -> None:
+def test_the_status_as_metrics() -> None:
     telemetry = Telemetry()
     stages = {"track": {"state": "running", "silent_s": 0.1, "restarts": 2, "error": "x", "ms": None}}
     status: dict[str, Any] = {"state": "live", "psnr_db": None, "fps": 29.5, "drops": {"camera": 3}}

@@ -144,14 +144,14 @@ async def listen(pc: RTCPeerConnection, seconds: float = 0.5) -> np.ndarray:
     track = next(r.track for r in pc.getReceivers() if r.track.kind == "audio")
     blocks: list[np.ndarray] = []
     while sum(map(len, blocks)) < seconds * RATE:
-        frame = await asyncio.wait_for(track.recv(), 20)
+        frame = await asyncio.wait_for(track.recv(), 120)
         blocks.append(frame.to_ndarray().reshape(-1, 2).mean(1))
     return np.concatenate(blocks)
 
 
 async def listen_for_tone(pc: RTCPeerConnection) -> None:
     """Wait until ``pc`` receives half a second of the tone; on a busy machine there are gaps at first."""
-    end = asyncio.get_running_loop().time() + 20.0
+    end = asyncio.get_running_loop().time() + 120.0
     while True:
         samples = await listen(pc)
         if pitch(samples) == pytest.approx(HERTZ, rel=0.02) and samples.std() > 3000:
@@ -167,7 +167,7 @@ def test_viewers_hear_the_microphone_of_the_camera_session(studio: Any, path: st
         for viewer in viewers:
             await listen_for_tone(viewer)
         assert studio.audio.active == "microphone"
-        for _ in range(100):
+        for _ in range(6000):
             if studio.audio.delay_s is not None:
                 break
             await asyncio.sleep(0.02)

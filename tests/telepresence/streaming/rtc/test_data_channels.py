@@ -155,7 +155,7 @@ def test_requests_are_answered_and_malformed_messages_close_the_channel(studio: 
             landmarks.send(packet(1))  # from a peer that sends no camera
             for _ in range(MAX_MALFORMED - 1):
                 landmarks.send(b"nonsense")
-            for _ in range(200):
+            for _ in range(6000):
                 if landmarks.readyState == "closed":
                     break
                 await asyncio.sleep(0.05)

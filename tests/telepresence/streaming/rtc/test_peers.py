@@ -138,7 +138,7 @@ def test_a_silent_peer_loses_its_session(studio: Any, path: str) -> None:
         transport = pc.getTransceivers()[0].sender.transport.transport
         for protocol in transport._connection._protocols:
             protocol.transport.close()
-        await asyncio.wait_for(asyncio.to_thread(studio.until, lambda: studio.server._peers._peers == {}), 20)
+        await asyncio.wait_for(asyncio.to_thread(studio.until, lambda: studio.server._peers._peers == {}), 120)
         await asyncio.wait([asyncio.ensure_future(pc.close())], timeout=1.0)
 
     asyncio.run(scenario())

@@ -223,7 +223,7 @@ def test_publishing_survives_mutilated_answers(
     server = FakeWhipServer(201, SDP, b"")
     server.body = lambda: "\r\n".join([*mutilated(good, rng), ""]).encode()
     with publishing(studio_type, f"{server.url}/whip") as studio:
-        studio.until(lambda: len(server.requests) > 100, 40.0)
+        studio.until(lambda: len(server.requests) > 100)
         assert health(studio).condition is Condition.RESTARTING
         assert not studio.server.watched
         server.body = lambda: "\r\n".join([*good, ""]).encode()

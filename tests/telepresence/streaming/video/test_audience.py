@@ -376,7 +376,7 @@ def test_a_browser_on_a_narrow_link_moves_to_a_lower_tier(chromium: Browser, stu
         page = chromium.new_page()
         page.goto(studio.server.address)
         size = "document.getElementById('avatar').videoWidth"
-        studio.until(lambda: page.evaluate(size) in (256, 384), 40.0)
+        studio.until(lambda: page.evaluate(size) in (256, 384))
         (name,) = studio.server.stream_stats().renditions
         assert name in ("H264 256@15", "H264 384@20")
         before = page.evaluate("window.__stats.frames")
