@@ -24,6 +24,7 @@ from telepresence.learning.guidance import Guidance
 from telepresence.learning.likeness import SIDE, HeldBackSet, LikenessMeter, LikenessScore
 from telepresence.learning.saving import AvatarWriter, SavePoint, load_training_state
 from telepresence.learning.snapshot_gate import SnapshotGate, TrainingEvent
+from telepresence.runtime.ownership import any_thread, called_by, owned_by
 from telepresence.runtime.scheduling import ray_part
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ MIN_NEW_TORSO_FRAMES: Final = 40
 """Number of observations before a new torso layer replaces the one of an earlier call (the clothes may differ)."""
 
 
+@owned_by("train")
 class Learner:
     """Trains one avatar from the observations of a call and measures its likeness on held-back frames.
 
@@ -138,6 +140,7 @@ class Learner:
             partial(AppearanceProbe, avatar.model, self.backend), self.loaded, self.trainer.on_stream
         )
         self.halted = halted if halted is not None else threading.Event()
+        self._reset_filter = threading.Event()
         self._unverified = False  # the newest face may be another subject's
         self.appearance_changes: deque[AppearanceChange] = deque(maxlen=8)
         self._mesh_builder = ColouredMesh(avatar.model.rig, avatar.model.shape)
@@ -157,23 +160,30 @@ class Learner:
         self._seconds = avatar.seconds
 
     @property
+    @any_thread
     def score(self) -> LikenessScore | None:
         """Likeness of the published snapshot on held-back frames; None before it is measured."""
         return self._snapshot_gate.score
 
     @property
+    @any_thread
     def learns(self) -> bool:
         """Whether observations are used for training; False if frozen for the whole call or halted by the user."""
         return not (self.freeze or self.halted.is_set())
 
     @property
+    @any_thread
     def snapshot_gate(self) -> SnapshotGate:
         """Decides which snapshots are published, and counts its decisions."""
         return self._snapshot_gate
 
+    @called_by("track")
     def add_observation(self, observation: Observation, now: float) -> None:
         """Pass in a tracked frame of the subject; used for training at most every `ACCEPTED_INTERVAL_S` seconds."""
         self._unverified = False
+        if self._reset_filter.is_set():
+            self._reset_filter.clear()
+            self.frame_filter.reset_baseline()
         self._set_torso_input(observation)
         if now < self._next_check or self._is_behind(now):
             self.frame_filter.update_motion(observation)
@@ -199,6 +209,7 @@ class Learner:
             if self._archive is not None:
                 self._archive.add(observation)
 
+    @called_by("track")
     def add_unverified(self, observation: Observation) -> None:
         """Pass in a frame of a face that may be another subject's; training pauses until `add_observation`.
 
@@ -208,6 +219,7 @@ class Learner:
         self._appearance.set_unverified(observation)
 
     @property
+    @any_thread
     def worse_db(self) -> float | None:
         """PSNR (dB) by which unverified frames are rendered worse than the subject's usual ones; None if unknown."""
         return self._appearance.worse_db
@@ -231,6 +243,7 @@ class Learner:
         self._replay_earlier_call()
         return self._snapshot_gate.run_once(self.mesh, done) or report is not None or busy
 
+    @called_by("render")
     def set_display_load(self, load: float) -> None:
         """Reduce the rays of a training step on a GPU; ``load``: share of the frame time that rendering takes."""
         if self.backend.kind == "cuda":
@@ -243,6 +256,7 @@ class Learner:
         if self._writer.due(now) and good.steps != self._writer.steps:
             self._writer.start(self._save_point(good))
 
+    @any_thread
     def save(self) -> bool:
         """Save the newest sound training state and wait for the disk; False if nothing was learned since the last.
 
@@ -263,11 +277,13 @@ class Learner:
         return [self._snapshot_gate.events.popleft() for _ in range(len(self._snapshot_gate.events))]
 
     @property
+    @any_thread
     def saved_steps(self) -> int:
         """Number of training steps of the newest avatar on the disk."""
         return self._writer.steps
 
     @property
+    @any_thread
     def save_error(self) -> str | None:
         """Error message of the last attempt to save the avatar; None if it succeeded."""
         return self._writer.error
@@ -276,7 +292,7 @@ class Learner:
         """Begin a new replay epoch after a change of light, glasses or hair: older frames lose weight."""
         self._held_back.drop_older()
         self.trainer.replay.start_epoch()
-        self.frame_filter.reset_baseline()
+        self._reset_filter.set()  # the filter belongs to the tracking thread
 
     def _check_appearance(self, now: float) -> None:
         """Compare the newest frame with the avatar's rendering, if one is due, and report a change."""

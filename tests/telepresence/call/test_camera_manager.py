@@ -132,7 +132,7 @@ def seen_by(learner: Learner, chair: Chair) -> set[int | None]:
     return {chair.who[number] for number in numbers if number in chair.who}
 
 
-def test_each_learns_from_their_own_pictures_and_goes_on_where_they_were(tmp_path: Path) -> None:
+def test_each_subject_learns_from_its_own_frames_and_goes_on_after_coming_back(tmp_path: Path) -> None:
     rng = np.random.default_rng(5)
     call = Call(tmp_path, [rng.normal(0.0, 0.9, 60).astype(np.float32) for _ in range(2)])
     first = call.sit(0, 3.0)
@@ -161,7 +161,7 @@ def test_each_learns_from_their_own_pictures_and_goes_on_where_they_were(tmp_pat
         assert seen_by(learner, call.chair) == {who}
 
 
-def test_learning_pauses_and_the_face_is_calibrated_anew_when_that_is_asked_for(tmp_path: Path) -> None:
+def test_learning_pauses_and_the_face_is_calibrated_again_on_command(tmp_path: Path) -> None:
     shape = np.random.default_rng(5).normal(0.0, 0.9, 60).astype(np.float32)
     call = Call(tmp_path, [shape])
     learner = call.sit(0, 3.0)
@@ -185,7 +185,7 @@ def test_learning_pauses_and_the_face_is_calibrated_anew_when_that_is_asked_for(
         call.cameras.check_landmarks_only()  # this is no camera of a browser
 
 
-def test_a_call_that_was_started_to_learn_nothing_does_not_begin_to(tmp_path: Path) -> None:
+def test_a_call_started_without_learning_cannot_begin_to_learn(tmp_path: Path) -> None:
     call = Call(tmp_path, [np.zeros(60, np.float32)], "run.freeze=true")
     with pytest.raises(UserError, match="without --freeze"):
         call.cameras.pause_learning(False)

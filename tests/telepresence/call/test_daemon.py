@@ -1,4 +1,4 @@
-"""The whole daemon in this process, on the synthetic actor, with a field small enough to learn at once."""
+"""The whole daemon in this process, on the synthetic actor, with a field small enough to learn fast."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def launch(config: Config) -> Iterator[Callable[..., Daemon]]:
     running: list[Daemon] = []
 
     def start(options: CallOptions, configuration: Config = config) -> Daemon:
-        daemon = Watched(configuration, options)
+        daemon = RecordingDaemon(configuration, options)
         running.append(daemon)
         daemon.start()
         return daemon
@@ -53,22 +53,22 @@ def launch(config: Config) -> Iterator[Callable[..., Daemon]]:
     }
 
 
-class Watched(Daemon):
+class RecordingDaemon(Daemon):
     """The daemon, with a record of its output frames."""
 
     def __init__(self, config: Config, options: CallOptions) -> None:
         super().__init__(config, options)
-        self.pictures: list[OutputFrame] = []
+        self.output: list[OutputFrame] = []
         push_frame = self._sinks.push_frame
 
         def note(frame: OutputFrame) -> None:
-            self.pictures.append(frame)
+            self.output.append(frame)
             push_frame(frame)
 
         self._sinks.push_frame = note
 
 
-def test_a_call_from_the_first_card_to_a_saved_avatar(launch: Callable[..., Watched], tmp_path: Path) -> None:
+def test_a_call_from_the_first_card_to_a_saved_avatar(launch: Callable[..., RecordingDaemon], tmp_path: Path) -> None:
     daemon = launch(CallOptions("synthetic", tmp_path / "avatar"))
     states = [SessionState(daemon.status()["state"])]
 
@@ -91,9 +91,9 @@ def test_a_call_from_the_first_card_to_a_saved_avatar(launch: Callable[..., Watc
     drive(daemon, status["zmq"], head.sha256)
 
     daemon.stop()
-    assert daemon.pictures
-    assert all(picture.rgb.mean() > 10 for picture in daemon.pictures), "a black picture was shown"
-    assert all(picture.rgb.shape == (128, 128, 3) for picture in daemon.pictures)
+    assert daemon.output
+    assert all(frame.rgb.mean() > 10 for frame in daemon.output), "a black frame was displayed"
+    assert all(frame.rgb.shape == (128, 128, 3) for frame in daemon.output)
     steps = Avatar.load(tmp_path / "avatar", head, "cpu").steps
     assert steps >= status["steps"]
 
@@ -102,13 +102,13 @@ def test_a_call_from_the_first_card_to_a_saved_avatar(launch: Callable[..., Watc
     )
     wait_for_status(again, lambda status: status["avatar_fps"] > 0)
     assert again.status()["steps"] == steps
-    assert any(picture.is_avatar for picture in again.pictures)
+    assert any(frame.is_avatar for frame in again.output)
 
 
 def drive(daemon: Daemon, address: str, sha256: str) -> None:
     """A ZeroMQ client drives the face while it sends, a malformed message is reported, and the tracker takes over."""
     with ParameterClient(address, sha256, "arkit52") as client:
-        assert client.wait(10)
+        assert client.wait(120)
 
         def speak(status: dict[str, Any]) -> bool:
             client.send(expression=np.full(52, 0.1, np.float32))
@@ -125,20 +125,20 @@ def drive(daemon: Daemon, address: str, sha256: str) -> None:
     wait_for_status(daemon, lambda status: status["driver"] == "tracker")
 
 
-def test_the_server_answers_and_names_the_camera_that_is_missing(launch: Callable[..., Watched], models: Path) -> None:
+def test_the_server_answers_while_a_camera_is_missing(launch: Callable[..., RecordingDaemon], models: Path) -> None:
     daemon = launch(CallOptions("browser", models=models))
     assert daemon.address is not None
-    with urllib.request.urlopen(f"{daemon.address}healthz", timeout=10) as answer:
+    with urllib.request.urlopen(f"{daemon.address}healthz", timeout=600) as answer:
         assert answer.status == 200
-    with urllib.request.urlopen(f"{daemon.address}status", timeout=10) as answer:
+    with urllib.request.urlopen(f"{daemon.address}status", timeout=600) as answer:
         status = json.load(answer)
     assert status["state"] == "waiting"
-    with urllib.request.urlopen(f"{daemon.address}metrics", timeout=10) as answer:
+    with urllib.request.urlopen(f"{daemon.address}metrics", timeout=600) as answer:
         assert b"telepresence_stage_seconds" in answer.read()
 
 
-def test_a_picture_without_a_face_is_waited_on_and_named(
-    launch: Callable[..., Watched], models: Path, monkeypatch: pytest.MonkeyPatch
+def test_frames_without_a_face_are_reported(
+    launch: Callable[..., RecordingDaemon], models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("telepresence.call.session_controller.NO_FACE_S", 0.5)
     daemon = launch(CallOptions("browser", models=models))
@@ -151,11 +151,11 @@ def test_a_picture_without_a_face_is_waited_on_and_named(
     status = wait_for_status(daemon, look)
     assert status["state"] == "waiting"
     assert status["errors"] == ["face: no face was found in the frames of browser so far"]
-    assert all(picture.rgb.mean() > 10 for picture in daemon.pictures)
+    assert all(frame.rgb.mean() > 10 for frame in daemon.output)
 
 
-def test_a_lent_camera_that_cannot_be_tracked_is_refused_and_the_call_goes_on(
-    launch: Callable[..., Watched], tmp_path: Path
+def test_a_browser_camera_that_cannot_be_tracked_is_refused_and_the_call_goes_on(
+    launch: Callable[..., RecordingDaemon], tmp_path: Path
 ) -> None:
     daemon = launch(CallOptions("synthetic", tmp_path / "avatar", models=tmp_path / "nothing here"))
     daemon._cameras.set_browser_camera(True)
@@ -166,8 +166,8 @@ def test_a_lent_camera_that_cannot_be_tracked_is_refused_and_the_call_goes_on(
     wait_for_status(daemon, lambda status: not status["errors"])
 
 
-def test_a_lent_camera_is_a_new_person_and_the_actor_comes_back(
-    launch: Callable[..., Watched], shared: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_browser_camera_gets_a_new_avatar_and_the_actor_comes_back(
+    launch: Callable[..., RecordingDaemon], shared: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import av
 
@@ -192,7 +192,9 @@ def test_a_lent_camera_is_a_new_person_and_the_actor_comes_back(
     assert Avatar.load(Path(guest), load_head(), "cpu").calibration is not None
 
 
-def test_the_actor_through_the_real_tracker(launch: Callable[..., Watched], models: Path, tmp_path: Path) -> None:
+def test_the_actor_through_the_real_tracker(
+    launch: Callable[..., RecordingDaemon], models: Path, tmp_path: Path
+) -> None:
     daemon = launch(CallOptions("synthetic", tmp_path / "avatar", models=models, track=True))
     wait_for_status(daemon, lambda status: status["state"] in ("learning", "live") and status["steps"] > 0)
     assert daemon._cameras.current is not None
@@ -200,7 +202,7 @@ def test_the_actor_through_the_real_tracker(launch: Callable[..., Watched], mode
 
 
 def test_a_stage_that_keeps_failing_ends_the_call_with_the_avatar_saved(
-    launch: Callable[..., Watched], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    launch: Callable[..., RecordingDaemon], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(POLICIES, "render", replace(POLICIES["render"], pauses=(0.01, 0.01, 0.01)))
     daemon = launch(CallOptions("synthetic", tmp_path / "avatar"))
@@ -218,7 +220,7 @@ def test_a_stage_that_keeps_failing_ends_the_call_with_the_avatar_saved(
     assert Avatar.load(tmp_path / "avatar", load_head(), "cpu").steps > 0
 
 
-def test_a_file_that_is_no_avatar_is_refused(launch: Callable[..., Watched], tmp_path: Path) -> None:
+def test_a_file_that_is_no_avatar_is_refused(launch: Callable[..., RecordingDaemon], tmp_path: Path) -> None:
     (tmp_path / "avatar").write_text("hello")
     with pytest.raises(UserError, match="no avatar"):
         launch(CallOptions("synthetic", tmp_path / "avatar"))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,34 +13,15 @@ from telepresence.call.daemon import Daemon
 from telepresence.config import load_config
 from telepresence.drivers import parameter_message
 from tests.support import face_packets as packets
-from tests.support.small_avatar import SMALL_AVATAR
-
-PATIENCE_S = 90.0
+from tests.support.small_call import IN_PROCESS_CALL, PATIENCE_S, wait_for_status
 
 
-def eventually(daemon: Daemon, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-    """The first status that fulfils ``condition``."""
-    end = time.monotonic() + PATIENCE_S
-    while not condition(status := daemon.status()):
-        assert daemon.failure is None
-        assert time.monotonic() < end, status
-        time.sleep(0.05)
-    return status
-
-
-def test_a_phone_moves_the_face_while_it_speaks_and_tracked_states_are_published(tmp_path: Path) -> None:
-    settings = (
-        *SMALL_AVATAR,
-        "stream.port=0",
-        "stream.size=128",
-        "run.zmq=tcp://127.0.0.1:*",
-        "drivers.livelink=0",
-        "drivers.publish=tcp://127.0.0.1:*",
-    )
+def test_a_phone_drives_the_face_while_it_sends_and_tracked_states_are_published(tmp_path: Path) -> None:
+    settings = (*IN_PROCESS_CALL, "drivers.livelink=0", "drivers.publish=tcp://127.0.0.1:*")
     daemon = Daemon(load_config("cpu", settings, "cpu"), CallOptions("synthetic", tmp_path / "avatar"))
     try:
         daemon.start()
-        status = eventually(daemon, lambda status: status["driver"] == "tracker" and status["tracked_fps"] > 0)
+        status = wait_for_status(daemon, lambda status: status["driver"] == "tracker" and status["tracked_fps"] > 0)
         listener: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
         listener.setsockopt(zmq.SUBSCRIBE, b"")
         listener.connect(status["driving"]["publisher"]["address"])
@@ -63,12 +42,12 @@ def test_a_phone_moves_the_face_while_it_speaks_and_tracked_states_are_published
                 phone.sendto(packets.livelink({"JawOpen": 0.4}, frame=frame), (host, int(port)))
                 return bool(status["driver"] == "livelink")
 
-            status = eventually(daemon, speak)
+            status = wait_for_status(daemon, speak)
             phone.sendto(b"nonsense", (host, int(port)))
-        status = eventually(daemon, lambda status: bool(status["errors"]))
+        status = wait_for_status(daemon, lambda status: bool(status["errors"]))
         assert status["errors"][0].startswith("livelink: malformed packet")
         assert status["driving"]["livelink"]["counts"]["taken"] > 0
-        eventually(daemon, lambda status: status["driver"] == "tracker")
+        wait_for_status(daemon, lambda status: status["driver"] == "tracker")
     finally:
         daemon.stop()
         daemon.stop()

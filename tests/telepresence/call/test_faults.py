@@ -1,4 +1,4 @@
-"""Faults at the real seams of a running call: each is met as docs/supervision.md says, and is seen in `/status`."""
+"""Faults of the parts of a running call: each is handled as docs/supervision.md says, and is seen in `/status`."""
 
 from __future__ import annotations
 
@@ -21,10 +21,8 @@ from telepresence.call.daemon import Daemon
 from telepresence.client import ParameterClient
 from telepresence.config import Config, load_config
 from telepresence.drivers.expression_transfer import LiveTransfer
-from telepresence.runtime.clock import CaptureClock
 from telepresence.runtime.frames import CameraFrame, TrackedFrame, TrackedState
-from telepresence.runtime.policy import JUMP_S, OLD_S, POLICIES, Condition, Fallback, Policy
-from telepresence.runtime.supervision import Supervisor
+from telepresence.runtime.policy import POLICIES
 from telepresence.sources.synthetic import SyntheticSource
 from telepresence.streaming import MediaServer
 from telepresence.tracking.ground_truth_tracker import GroundTruthTracker
@@ -39,7 +37,7 @@ def config() -> Config:
 
 
 class Camera:
-    """The actor before a camera that does what ``fault`` says, if it says anything; opened again it is the same one."""
+    """Camera before the synthetic actor; ``fault`` changes its frames or raises an error."""
 
     name, fps = "camera", 12.5
 
@@ -62,7 +60,7 @@ def actor() -> SyntheticSource:
 
 @pytest.fixture
 def camera(actor: SyntheticSource, monkeypatch: pytest.MonkeyPatch) -> Camera:
-    """What ``--source`` opens."""
+    """The camera that ``--source`` opens."""
     camera = Camera(actor)
     monkeypatch.setattr("telepresence.call.camera_manager.open_source", lambda *_, **__: camera)
     return camera
@@ -75,7 +73,7 @@ def start(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Callable[[], Daemon]]:
-    """A call with the actor that has begun to learn, with short pauses between attempts."""
+    """Start a call that has begun to learn, with short pauses before restarts."""
     for stage in ("capture", "track", "render", "train"):
         monkeypatch.setitem(POLICIES, stage, replace(POLICIES[stage], pauses=SOON))
     monkeypatch.setitem(POLICIES, "camera", replace(POLICIES["camera"], pauses=(0.05,), silent_s=0.5))
@@ -95,7 +93,7 @@ def start(
 
 
 class Fault:
-    """Lets a method raise ``error``, while there is one."""
+    """Makes a method raise ``error`` while it is set."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, owner: type, method: str) -> None:
         self.error: Exception | None = None
@@ -117,7 +115,7 @@ def test_a_call_survives_camera_tracker_and_training(
     camera_session = daemon._cameras.current
     assert camera_session is not None
 
-    # The camera is unplugged, and plugged in again.
+    # The camera is unplugged and plugged in again.
     def unplugged(_: object) -> None:
         raise UserError("webcam: it was unplugged")
 
@@ -131,15 +129,15 @@ def test_a_call_survives_camera_tracker_and_training(
     assert status["stages"]["camera"]["restarts"] > 0
     assert status["stages"]["camera"]["error"] == "webcam: it was unplugged"
 
-    # It goes on without pictures: it is opened anew.
+    # The camera sends no frames: it is opened again.
     before = status["stages"]["camera"]["restarts"]
     camera.fault = lambda _: None
     status = wait_for_status(daemon, lambda status: status["stages"]["camera"]["restarts"] > before)
-    assert "no picture" in status["stages"]["camera"]["error"]
+    assert "no frame" in status["stages"]["camera"]["error"]
     camera.fault = None
     wait_for_status(daemon, lambda status: status["stages"]["camera"]["state"] == "running")
 
-    # The tracker raises: another one takes its place.
+    # The tracker raises an error: a new one takes over.
     broken = camera_session.tracker
     tracker.error = ValueError("no such landmark")
     wait_for_status(daemon, lambda status: status["stages"]["track"]["restarts"] > 0)
@@ -148,7 +146,7 @@ def test_a_call_survives_camera_tracker_and_training(
     assert status["stages"]["track"]["error"] == "ValueError: no such landmark"
     assert camera_session.tracker is not broken
 
-    # Training raises again and again: the avatar is shown as it is, and learned on when it can be.
+    # Training raises errors: the avatar is displayed as it is, and learning goes on after that.
     assert camera_session.learner is not None
     training = Fault(monkeypatch, type(camera_session.learner.trainer), "step")
     training.error = ValueError("not a number")
@@ -183,18 +181,18 @@ def test_a_lost_gpu_ends_the_call_with_the_avatar_of_the_last_save(
     assert Avatar.load(tmp_path / "avatar", load_head(), "cpu").steps > 0
 
 
-def test_drawing_that_hangs_ends_the_call_with_the_avatar_saved(
+def test_rendering_that_hangs_ends_the_call_with_the_avatar_saved(
     start: Callable[[], Daemon], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("telepresence.runtime.supervision.JOIN_S", 0.2)
     daemon = start()
     free = threading.Event()
 
     def hang(*_: object) -> None:
         free.wait(PATIENCE_S)
 
-    drawing = daemon._supervisor._workers["render"]
-    drawing.policy = replace(drawing.policy, silent_s=0.5)
+    render = daemon._supervisor._workers["render"]
+    render.policy = replace(render.policy, silent_s=0.5)
+    monkeypatch.setattr(render, "join", lambda _timeout: False)  # the other threads may take their time to end
     monkeypatch.setattr(daemon._display, "render", hang)
     assert daemon.stopping.wait(PATIENCE_S)
     assert daemon.failure is not None
@@ -217,7 +215,7 @@ def test_an_avatar_that_cannot_be_saved_goes_on_and_ends_in_an_error(
     while not (tmp_path / "avatar").exists():
         assert time.monotonic() < end
         time.sleep(0.02)
-    for attempt in range(100):  # a save may be under way
+    for attempt in range(100):  # a save may be in progress
         with suppress(OSError):
             (tmp_path / "avatar").rename(tmp_path / f"gone {attempt}")
             (tmp_path / "avatar").write_text("something else is here")
@@ -229,11 +227,11 @@ def test_an_avatar_that_cannot_be_saved_goes_on_and_ends_in_an_error(
     assert "cannot" in daemon.failure or "no avatar" in daemon.failure
 
 
-def test_learning_rests_while_nothing_is_new_and_drawing_while_nobody_looks(
+def test_learning_rests_without_new_observations_and_rendering_without_viewers(
     start: Callable[[], Daemon], camera: Camera, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("telepresence.call.stages.UNSEEN_S", 600.0)
-    for name in ("NEWS_S", "FLAT_S"):
+    for name in ("NOVELTY_TIMEOUT_S", "PLATEAU_S"):
         monkeypatch.setattr(f"telepresence.learning.budget.{name}", 0.5)
     daemon = start()
     still: list[CameraFrame] = []
@@ -246,7 +244,7 @@ def test_learning_rests_while_nothing_is_new_and_drawing_while_nobody_looks(
 
     camera.fault = stand_still
     status = wait_for_status(daemon, lambda status: status["training"]["state"] == "resting")
-    assert status["training"]["why"] == "nothing new is to be learned"
+    assert status["training"]["why"] == "there is nothing new to learn"
     camera.fault = None
     steps = status["steps"]
     wait_for_status(daemon, lambda status: status["steps"] > steps + 1)
@@ -260,7 +258,7 @@ def test_learning_rests_while_nothing_is_new_and_drawing_while_nobody_looks(
     wait_for_status(daemon, lambda _: daemon.telemetry.shown.total > shown + 2)
 
 
-def test_a_bug_in_an_inlet_is_told_once_and_the_inlet_comes_back(
+def test_a_bug_in_a_receiver_is_logged_once_and_the_receiver_goes_on(
     start: Callable[[], Daemon], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(POLICIES, "receiver", replace(POLICIES["receiver"], pauses=SOON))
@@ -309,7 +307,7 @@ def test_a_call_goes_on_without_training_that_hangs(
     assert "no round was finished" in status["training"]["why"]
     shown = daemon.telemetry.shown.total
     wait_for_status(daemon, lambda _: daemon.telemetry.shown.total > shown)
-    daemon.stop()  # and does not wait for what never comes
+    daemon.stop()  # does not wait for the thread that hangs
     assert any("training hangs" in line for line in daemon.telemetry.errors.lines())
     free.set()
 
@@ -338,55 +336,7 @@ def test_a_call_without_network_or_supervision_ends_with_the_avatar_saved(
     free.set()
 
 
-# ---- the parts, without a call
-
-
-def test_what_hangs_is_left_behind_or_ends_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    quick = Policy(SOON, Fallback.STOP, 0.05, Fallback.STOP)
-    monkeypatch.setitem(POLICIES, "render", quick)
-    monkeypatch.setitem(POLICIES, "train", replace(quick, hung=Fallback.WITHOUT))
-    notes: list[str] = []
-    ends: list[str] = []
-    stages = Supervisor(lambda stage, _: notes.append(stage), lambda _: None, ends.append)
-    free = threading.Event()
-    for stage in ("train", "render"):
-        stages.begin(stage, lambda: bool(free.wait(PATIENCE_S)))  # type: ignore[arg-type,return-value]
-    time.sleep(0.1)
-    stages.watch(time.monotonic())
-    assert sorted(notes) == ["render", "train"]
-    assert [end.split(":")[0] for end in ends] == ["stage render hangs"]
-    assert {health.condition for health in stages.health(time.monotonic()).values()} == {Condition.HUNG}
-    stages.watch(time.monotonic())
-    assert len(notes) == 2  # once is enough
-    free.set()
-    assert stages.stop() == frozenset()
-
-
-def test_after_the_machine_slept_no_stage_is_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(POLICIES, "track", Policy(SOON, Fallback.STOP, 2.0, Fallback.STOP))
-    stages = Supervisor(pytest.fail, lambda _: None, pytest.fail)
-    free = threading.Event()
-    stages.begin("track", lambda: bool(free.wait(PATIENCE_S)))  # type: ignore[arg-type,return-value]
-    now = time.monotonic()
-    stages.watch(now)
-    stages.watch(now + 10.0 * JUMP_S)
-    stages.watch(now + 10.0 * JUMP_S + 1.0)
-    stages.watch(now)  # and a clock that goes back is survived
-    free.set()
-    assert stages.stop() == frozenset()
-
-
-def test_capture_times_grow_whatever_the_camera_says() -> None:
-    clock, second = CaptureClock(), 1_000_000_000
-    told = [9.5, 9.6, 3.0, 3.1, 99.0, 9.95]
-    came = [9.6, 9.7, 9.8, 9.9, 10.0, 10.1]
-    stamps = [clock.stamp(int(t * second), int(now * second)) / second for t, now in zip(told, came, strict=True)]
-    assert stamps == [9.5, 9.6, 9.8, 9.9, 10.0, 10.1]
-    assert clock.wrong == 4
-    assert clock.stamp(int(11 * second), int((11.0 + OLD_S + 0.1) * second)) == int((11.0 + OLD_S + 0.1) * second)
-
-
-def test_a_camera_whose_clock_goes_back_is_tracked_on(start: Callable[[], Daemon], camera: Camera) -> None:
+def test_a_camera_whose_clock_goes_back_is_still_tracked(start: Callable[[], Daemon], camera: Camera) -> None:
     daemon = start()
     seen: list[TrackedFrame] = []
     hour = 3600 * 10**9
@@ -406,44 +356,29 @@ def test_a_camera_whose_clock_goes_back_is_tracked_on(start: Callable[[], Daemon
     assert daemon.status()["state"] in ("learning", "live")
 
 
-def test_the_documentation_says_what_the_table_says(root: Path) -> None:
-    words = {Fallback.STOP: "the call ends", Fallback.WITHOUT: "the call goes on without it"}
-    again = {"camera": "opened anew", "encode": "another thread takes over", "publish": "connected anew"}
-    page = (root / "docs" / "supervision.md").read_text(encoding="utf-8")
-    rows = {}
-    for line in page.splitlines():
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if line.startswith("| `") and len(cells) == 5:
-            rows[cells[0].strip("`")] = cells[1:]
-    assert rows.keys() == POLICIES.keys()
-    for stage, policy in POLICIES.items():
-        assert rows[stage] == [
-            ", ".join(f"{pause:g}" for pause in policy.pauses),
-            words.get(policy.failed, "again, always"),
-            f"{policy.silent_s:g}",
-            words.get(policy.hung) or again[stage],
-        ]
-
-
-def test_slow_stages_get_the_newest_and_nothing_waits_in_line(
+def test_slow_stages_get_the_newest_value_and_no_queue_builds_up(
     start: Callable[[], Daemon], camera: Camera, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("telepresence.call.stages.READ_S", 5.0)  # longer than tracking a frame takes on any machine
     daemon = start()
     camera_session = daemon._cameras.current
     assert camera_session is not None
     assert isinstance(daemon._sinks.server, MediaServer)
     daemon._sinks.server._hub.subscribe_pictures(lambda _: None)
-    missed = 4  # states that come while a picture is in work
-    captured: list[int] = []  # capture times, as they come out of each stage
+    missed = 4  # states that arrive while a frame is rendered
+    captured: list[int] = []  # capture times at the output of each stage
     tracked: list[int] = []
-    behind: dict[str, list[int]] = {"track": [], "render": []}  # how many newer ones there were than the one begun
+    behind: dict[str, list[int]] = {
+        "track": [],
+        "render": [],
+    }  # number of newer values than the one that the stage begins with
 
     def capture(frame: CameraFrame | None) -> CameraFrame | None:
         captured.extend([frame.t_capture_ns] if frame is not None else [])
         return frame
 
     def begin(stage: str, t_capture_ns: int, there: list[int]) -> bool:
-        if t_capture_ns not in there:  # of before, or of a face that is gone
+        if t_capture_ns not in there:  # from before, or of a face that is gone
             return False
         behind[stage].append(len(there) - 1 - there.index(t_capture_ns))
         return True
@@ -452,7 +387,7 @@ def test_slow_stages_get_the_newest_and_nothing_waits_in_line(
 
     def slowly_track(frame: CameraFrame, told: Callable[[TrackedState], None]) -> TrackedFrame:
         begin("track", frame.t_capture_ns, captured)
-        daemon.stopping.wait(0.1)  # three pictures of the camera
+        daemon.stopping.wait(0.1)  # three frames of the camera
         made = track(frame, told)
         tracked.append(frame.t_capture_ns)
         return made
@@ -468,5 +403,5 @@ def test_slow_stages_get_the_newest_and_nothing_waits_in_line(
     monkeypatch.setattr(camera_session.tracker, "track", slowly_track)
     monkeypatch.setattr(daemon._display, "render", slowly_draw)
     wait_for_status(daemon, lambda _: len(behind["track"]) > 6 and len(behind["render"]) > 2)
-    assert max(behind["track"]) == 0, "a picture is taken from the camera when the tracker waits for one"
-    assert max(behind["render"]) < missed  # of a line, one would begin with what was missed
+    assert max(behind["track"]) == 0, "a frame is read from the camera when the tracker waits for one"
+    assert max(behind["render"]) < missed  # a queue would begin with the missed ones

@@ -1,4 +1,4 @@
-"""A call with a preview window, and what becomes of it when the window is killed."""
+"""A call goes on after its preview window was killed."""
 
 from __future__ import annotations
 
@@ -13,30 +13,29 @@ import pytest
 
 
 def window_of(pid: int) -> int | None:
-    """The process of the preview window of the daemon ``pid``."""
+    """Process id of the preview window of the daemon ``pid``."""
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
         if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
             return int(child)
     return None
 
 
-@pytest.mark.timeout(180)
 @pytest.mark.skipif("sys.platform != 'linux'")
 def test_a_call_outlives_its_preview(start_daemon: Callable[..., Any], tmp_path: Path) -> None:
     pytest.importorskip("pygame")
     env = os.environ | {"SDL_VIDEODRIVER": "dummy", "OMP_NUM_THREADS": "1"}
     small = ("--size=128", "--device=cpu", "--set=avatar.learn.size=64", f"--zmq=ipc://{tmp_path}/zmq")
     daemon = start_daemon("--source=synthetic", "--preview", f"--avatar={tmp_path / 'avatar'}", *small, env=env)
-    daemon.wait_until(lambda status: status["state"] in ("learning", "live"), 90)
+    daemon.wait_until(lambda status: status["state"] in ("learning", "live"))
     window = window_of(daemon.process.pid)
     assert window is not None
     os.kill(window, signal.SIGKILL)
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120
     while "the preview window is closed; the call continues" not in daemon.output():
         assert time.monotonic() < end, daemon.output()
         time.sleep(0.1)
     steps = daemon.status()["steps"]
-    after = daemon.wait_until(lambda status: status["steps"] > steps and status["fps"] > 0, 60)
+    after = daemon.wait_until(lambda status: status["steps"] > steps and status["fps"] > 0)
     assert after["state"] in ("learning", "live")
     assert after["errors"] == []
     assert daemon.stop() == 0, daemon.output()

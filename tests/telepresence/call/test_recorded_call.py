@@ -1,4 +1,4 @@
-"""The running daemon records its call, and stands where a virtual camera was asked for that the machine lacks."""
+"""The running daemon records its call, and goes on without a virtual camera if the machine has none."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from insta_runtime.tracked import read_take
 from tests.support.small_call import SMALL_CALL, as_options
 
 
-@pytest.mark.timeout(300)
-def test_a_call_is_recorded_with_the_states_that_were_shown(start_daemon: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_call_is_recorded_with_the_states_that_were_rendered(
+    start_daemon: Callable[..., Any], tmp_path: Path
+) -> None:
     path = tmp_path / "call.mp4"
     daemon = start_daemon(
         "--source=synthetic",
@@ -28,8 +29,8 @@ def test_a_call_is_recorded_with_the_states_that_were_shown(start_daemon: Callab
         f"--record={path}",
         "--virtual-camera",
     )
-    daemon.wait_until(lambda status: status["mesh_psnr_db"] is not None, 120)
-    end = time.monotonic() + 90
+    daemon.wait_until(lambda status: status["mesh_psnr_db"] is not None)
+    end = time.monotonic() + 120
     while not (tmp_path / "call.npz").exists() or read_take(tmp_path / "call.npz").valid.sum() < 8:
         assert time.monotonic() < end, "no states are written"
         time.sleep(0.2)
@@ -60,7 +61,7 @@ def test_a_call_is_recorded_with_the_states_that_were_shown(start_daemon: Callab
     assert "virtual camera: there is none: " in log or "the avatar is the camera " in log
 
 
-def test_a_recording_is_never_written_over(tmp_path: Path) -> None:
+def test_a_recording_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "call.mp4").write_bytes(b"precious")
     command = [
         sys.executable,
@@ -72,7 +73,7 @@ def test_a_recording_is_never_written_over(tmp_path: Path) -> None:
         *as_options(SMALL_CALL),
         f"--record={tmp_path / 'call.mp4'}",
     ]
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert finished.returncode == 2
     assert "call.mp4 exists" in finished.stderr
     assert "Traceback" not in finished.stderr

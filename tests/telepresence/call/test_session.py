@@ -1,4 +1,4 @@
-"""The session's states as a function of facts and time."""
+"""State machine of a session: transitions by facts and time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GOOD = Facts(face=True, calibrated=True, gain_db=LIVE_GAIN_DB + 0.5)
 NOBODY = Facts(calibrated=True)
 
 
-def test_the_ladder_is_climbed_in_order() -> None:
+def test_the_states_follow_in_order() -> None:
     session = Session()
     states = []
     for now, facts in enumerate([Facts(), FACE, KNOWN, GOOD]):
@@ -60,7 +60,7 @@ def test_live_needs_a_margin_and_keeps_it_until_the_mesh_is_better() -> None:
     assert live.advance(Facts(face=True, calibrated=True, gain_db=-0.2), 2.0).state is SessionState.LEARNING
 
 
-def test_a_haze_that_beats_a_bald_mesh_is_not_yet_live() -> None:
+def test_an_avatar_below_the_least_psnr_is_not_live_even_if_it_beats_the_mesh() -> None:
     haze = replace(GOOD, likeness_db=LIVE_DB - 1.0)
     session = Session().advance(haze, 0.0)
     assert session.state is SessionState.LEARNING
@@ -70,7 +70,7 @@ def test_a_haze_that_beats_a_bald_mesh_is_not_yet_live() -> None:
     assert session.advance(dark, 2.0).state is SessionState.LIVE
 
 
-def test_parameters_from_elsewhere_need_no_face() -> None:
+def test_received_head_states_need_no_face() -> None:
     session = Session().advance(Facts(driven=True, calibrated=True), 0.0)
     assert session.state is SessionState.LEARNING
     assert session.advance(Facts(driven=True, calibrated=True), 100.0).state is SessionState.LEARNING

@@ -91,7 +91,7 @@ def test_without_a_pause_the_change_is_noticed_as_well(head: HeadModel, tmp_path
     assert seats.sit(other, 4.0).path == tmp_path / "me-2"
 
 
-def test_a_stored_avatar_is_not_shown_before_its_person_is_known(head: HeadModel, tmp_path: Path) -> None:
+def test_a_stored_avatar_is_not_displayed_before_the_identity_is_verified(head: HeadModel, tmp_path: Path) -> None:
     one, other = shape_of(head, 1), shape_of(head, 2)
     seats = Seats(head, tmp_path / "me", other, stored=one)
     assert seats.sit(other, 4.0).path == tmp_path / "me-2"
@@ -105,7 +105,7 @@ def test_a_stored_avatar_is_not_shown_before_its_person_is_known(head: HeadModel
     assert seats.shown == {tmp_path / "me"}
 
 
-def test_places_that_are_taken_are_left_alone(head: HeadModel, tmp_path: Path) -> None:
+def test_existing_folders_are_left_alone(head: HeadModel, tmp_path: Path) -> None:
     (tmp_path / "me-2").mkdir()
     one, other = shape_of(head, 1), shape_of(head, 2)
     seats = Seats(head, tmp_path / "me", one)
@@ -120,7 +120,7 @@ def test_an_answer_without_a_question_is_refused(head: HeadModel, tmp_path: Path
         seats.subjects.answer(True)
 
 
-def test_an_answer_settles_who_it_is(head: HeadModel, tmp_path: Path) -> None:
+def test_an_answer_decides_the_identity(head: HeadModel, tmp_path: Path) -> None:
     """The shape is about half way between two people: only an answer can decide."""
     one, other = shape_of(head, 1), shape_of(head, 2)
     for part in np.linspace(0.1, 1.0, 19):

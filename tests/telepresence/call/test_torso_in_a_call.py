@@ -1,4 +1,4 @@
-"""What a call does with the torso: learns it beside the head, shows it, saves it, and prefers new clothes to old."""
+"""Torso of a call: learned beside the head, displayed, saved, and replaced when the clothes have changed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def new_avatar() -> Avatar:
 
 
 def run_until_there_is_a_torso(learner: Learner, old: TorsoLayer | None = None) -> None:
-    """Offer the person's performance, as fast as the learner takes it."""
+    """Pass the performance to the learner until there is a torso."""
     for observation in performance():
         learner.add_observation(observation, observation.t_capture_ns / 1e9)
         end = time.monotonic() + 0.25
@@ -38,7 +38,7 @@ def run_until_there_is_a_torso(learner: Learner, old: TorsoLayer | None = None) 
             return
 
 
-def test_the_torso_is_learned_shown_and_saved(tmp_path: Path) -> None:
+def test_the_torso_is_learned_displayed_and_saved(tmp_path: Path) -> None:
     learner = Learner(new_avatar(), tmp_path / "me", freeze=False, backend="torch")
     assert learner.torso is None
     run_until_there_is_a_torso(learner)
@@ -64,7 +64,7 @@ def test_the_torso_is_learned_shown_and_saved(tmp_path: Path) -> None:
     assert np.abs(pictures["torso"][-2:].reshape(-1, 3).mean(0) - shirt).max() < 40
 
 
-def test_another_background_is_a_reason_for_another_picture(tmp_path: Path) -> None:
+def test_another_background_is_rendered_at_once(tmp_path: Path) -> None:
     learner = Learner(new_avatar(), tmp_path / "me", freeze=True, backend="torch")
     seen = observe(0, head_at(0), shoulders_of(head_at(0)))
     backgrounds = Backgrounds("calm")

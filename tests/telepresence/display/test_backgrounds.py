@@ -1,4 +1,4 @@
-"""What the head may be put over, who may choose what, and what is refused."""
+"""Backgrounds: what can be chosen by whom, and what is refused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STILL = MotionModel(np.zeros((INPUTS + 1, 4)), np.zeros(INPUTS), np.full(INPUTS,
 
 
 def torso(rows: int) -> TorsoLayer:
-    """Red in the lowest ``rows`` of 32, before a blue room."""
+    """Torso layer that is red in the lowest ``rows`` of 32, before a blue room."""
     rgba = torch.zeros(4, 32, 32)
     rgba[[0, 3], 32 - rows :] = 1.0
     room = torch.tensor([0.0, 0.0, 1.0])[:, None, None].expand(3, ROOM_SIDE, ROOM_SIDE).contiguous()
@@ -40,7 +40,7 @@ def shown(backgrounds: Backgrounds, layer: TorsoLayer | None) -> np.ndarray:
 @pytest.mark.parametrize(
     "text", ["torso", "calm", "room", "#a0b1c2", "torso+room", "torso+#a0b1c2", "torso+/a b+c.png"]
 )
-def test_words_say_what_they_mean_and_are_said_again(text: str) -> None:
+def test_a_background_is_parsed_and_written_the_same(text: str) -> None:
     background = Background.parse(text)
     assert str(background) == text
     assert background.torso == text.startswith("torso")
@@ -48,12 +48,12 @@ def test_words_say_what_they_mean_and_are_said_again(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "  ", "#12", "#12345g", "torso+", "torso+torso", "torso+#1"])
-def test_what_is_no_background_is_refused_by_the_configuration(text: str) -> None:
+def test_invalid_backgrounds_are_refused_by_the_configuration(text: str) -> None:
     with pytest.raises(UserError, match="there is no background"):
         load_config("cpu", [f"run.background={text}"], "cpu")
 
 
-def test_the_torso_is_shown_where_it_holds_and_the_calm_backdrop_otherwise() -> None:
+def test_the_torso_is_drawn_where_it_holds_and_the_backdrop_otherwise() -> None:
     backgrounds = Backgrounds("torso")
     calm = backdrop(SIDE)
     np.testing.assert_array_equal(shown(backgrounds, None), calm)
@@ -73,27 +73,27 @@ def test_room_colour_and_torso_go_together() -> None:
     assert backgrounds.compose(torso(8), STATE, CAMERA) is still  # what does not change is not uploaded again
 
 
-def test_a_picture_is_read_once_and_only_who_starts_the_daemon_names_files(tmp_path: Path) -> None:
+def test_an_image_file_is_read_once_and_only_the_command_line_names_files(tmp_path: Path) -> None:
     path = tmp_path / "beach.png"
     wide = np.zeros((20, 60, 3), np.uint8)
     wide[:, 20:40] = (0, 200, 100)
     Image.fromarray(wide).save(path)
     backgrounds = Backgrounds(f"torso+{path}")
     path.unlink()
-    assert str(backgrounds.chosen) == "torso+picture"  # viewers are told no paths
+    assert str(backgrounds.chosen) == "torso+picture"  # viewers do not get the path
     assert backgrounds.choices == ["calm", "room", "picture"]
     middle = shown(backgrounds, None)
     np.testing.assert_allclose(middle[10:20, 10:20], np.full((10, 10, 3), [0.0, 200 / 255, 100 / 255]), atol=0.02)
     backgrounds.choose("calm")
     backgrounds.choose("picture")
-    for wish in (str(path), "/etc/passwd", "torso+/etc/passwd", "picture+torso", "torso+x"):
+    for text in (str(path), "/etc/passwd", "torso+/etc/passwd", "picture+torso", "torso+x"):
         with pytest.raises(UserError, match="there is no background"):
-            backgrounds.choose(wish)
+            backgrounds.choose(text)
     with pytest.raises(UserError, match="there is no background"):
         Backgrounds("calm").choose("picture")
 
 
-def test_files_that_are_no_pictures_are_refused(tmp_path: Path) -> None:
+def test_files_that_are_no_images_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no background"):
         Backgrounds(str(tmp_path / "absent.png"))
     text = tmp_path / "text.png"

@@ -1,4 +1,4 @@
-"""Still cards and the backdrop."""
+"""Cards and the backdrop."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 from telepresence.display.cards import backdrop, card
 
 
-def test_a_card_is_a_picture_and_its_text_shows() -> None:
+def test_a_card_is_an_image_and_depends_on_its_text() -> None:
     one = card("Waiting for a face", "Look into the camera.", 512)
     two = card("Camera lost", "Plug it in again. " * 40, 512)
     assert one.shape == two.shape == (512, 512, 3)

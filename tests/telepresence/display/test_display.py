@@ -1,4 +1,4 @@
-"""What viewers see when the face goes away, and pictures of other sizes."""
+"""Output frames while a face is gone, cards, and resized images."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_easing_never_jumps_whatever_side_of_pi_the_rotation_is_on(a: float, b: 
         assert angle < 0.1
 
 
-def test_a_card_is_shown_once_and_again_when_its_words_change() -> None:
+def test_a_card_is_rendered_once_and_again_when_its_text_changes() -> None:
     display = Display(128, 50.0, Backgrounds("calm"))
     first = display.render(WAITING)
     assert first is not None
@@ -78,7 +78,7 @@ def test_a_card_is_shown_once_and_again_when_its_words_change() -> None:
     assert (other.rgb != first.rgb).any()
 
 
-def test_the_camera_shows_only_when_it_may() -> None:
+def test_the_camera_is_displayed_only_if_viewers_may_see_it() -> None:
     raw = np.full((64, 64, 3), 200, np.uint8)
     shown = Display(128, 50.0, Backgrounds("calm")).render(Scene(None, None, None, False, 0.0, raw, "", ""))
     assert shown is not None
@@ -91,7 +91,7 @@ def test_resized() -> None:
     assert resized(picture, 96).shape == (96, 96, 3)
 
 
-def test_before_there_is_an_avatar_the_coloured_mesh_is_shown() -> None:
+def test_the_coloured_mesh_is_rendered_before_there_is_an_avatar() -> None:
     from insta_runtime.head import HeadRig, load_head
     from insta_runtime.render.coloured_mesh import ColouredMesh
     from insta_runtime.types import Observation
