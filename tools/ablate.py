@@ -53,16 +53,16 @@ class Switch:
 SWITCHES = {
     "default": Switch("the default"),
     "paper": Switch("INSTA as published", preset="insta_paper"),
-    "poses-tracked": Switch("head poses as they were tracked", ("avatar.pose_refinement.rate=0.0",)),
-    "warp-triangle": Switch("the map of the nearest triangle alone", ("avatar.warp.blend=triangle",)),
+    "poses-tracked": Switch("no pose refinement", ("avatar.pose_refinement.rate=0.0",)),
+    "warp-triangle": Switch("warp of the nearest triangle alone", ("avatar.warp.blend=triangle",)),
     "warp-neighbours": Switch(
-        "maps averaged with the triangle's neighbours, as INSTA", ("avatar.warp.blend=neighbours",)
+        "warp averaged with the triangle's neighbours, as INSTA", ("avatar.warp.blend=neighbours",)
     ),
     "scale-area": Switch("offsets scale with areas, around the eyes, as INSTA", ("avatar.warp.scale=area",)),
     "scale-none": Switch("offsets do not scale", ("avatar.warp.scale=none",)),
-    "code-lips": Switch("expression code on the lips, switched hard, as INSTA", ("avatar.conditioning.code=lips",)),
-    "code-raw": Switch("codes not in units of the person's range", ("avatar.conditioning.standardise=false",)),
-    "code-free": Switch("codes that were never seen are not pulled in", ("avatar.conditioning.pull_in=false",)),
+    "code-lips": Switch("expression code on the lips only, not faded, as INSTA", ("avatar.conditioning.code=lips",)),
+    "code-raw": Switch("codes not standardised", ("avatar.conditioning.standardise=false",)),
+    "code-free": Switch("codes not projected to the range seen in training", ("avatar.conditioning.pull_in=false",)),
     "code-still": Switch("no noise on the codes", ("avatar.learn.code_jitter=0.0",)),
     "field-large": Switch(
         "hash grid of INSTA, 16 x 8 at 2^18",
@@ -73,14 +73,14 @@ SWITCHES = {
         ("avatar.radiance.density_layers=1", "avatar.radiance.colour_layers=2"),
     ),
     "direction-4": Switch("view directions to degree 3 of spherical harmonics", ("avatar.radiance.direction_bands=4",)),
-    "ray-through": Switch("rays go on behind the first surface", ("avatar.sampling.behind=0.3",)),
-    "no-inpainting": Switch("what nobody saw stays as the field has it", ("avatar.occupancy.inpaint=false",)),
+    "ray-through": Switch("rays continue behind the first surface", ("avatar.sampling.behind=0.3",)),
+    "no-inpainting": Switch("unseen parts not inpainted", ("avatar.occupancy.inpaint=false",)),
     "no-silhouettes": Switch("silhouettes empty no cells", ("avatar.occupancy.silhouettes=false",)),
-    "matte-binary": Switch("a matte that is solid or nothing", ("avatar.learn.binary_matte=true",)),
-    "no-mask-loss": Switch("no loss on opacity", ("avatar.learn.mask_weight=0.0",)),
-    "no-depth": Switch("no depth prior", ("avatar.learn.depth_weight=0.0",)),
-    "mouth-1": Switch("the mouth has the weight of any pixel", ("avatar.learn.mouth_weight=1.0",)),
-    "rays-anywhere": Switch("rays from all of the picture", ("avatar.learn.focus=0.0", "avatar.learn.margin=0.0")),
+    "matte-binary": Switch("binary matte", ("avatar.learn.binary_matte=true",)),
+    "no-mask-loss": Switch("no opacity loss", ("avatar.learn.mask_weight=0.0",)),
+    "no-depth": Switch("no depth loss", ("avatar.learn.depth_weight=0.0",)),
+    "mouth-1": Switch("no extra weight of mouth pixels", ("avatar.learn.mouth_weight=1.0",)),
+    "rays-anywhere": Switch("rays from the whole image", ("avatar.learn.focus=0.0", "avatar.learn.margin=0.0")),
 }
 
 PEER = {"d6": (22.3, 19.4), "d9": (28.0, 24.6), "d18": (29.1, 25.5)}
@@ -204,7 +204,7 @@ def _presets(records: list[Record]) -> str:
         longest = max(r["seconds"] for r in those)
         peer = PEER.get(clip)
         if peer:
-            rows.append([clip, "gsplat peer", "60", f"{peer[0]:.1f}", f"{peer[1]:.1f}", *[NONE] * 7])
+            rows.append([clip, "gsplat peer, other run", "60", f"{peer[0]:.1f}", f"{peer[1]:.1f}", *[NONE] * 7])
         for name in PRESETS:
             for r in those:
                 if (r["switch"], r["seconds"]) == (name, longest):
@@ -215,7 +215,7 @@ def _presets(records: list[Record]) -> str:
                          _db(r.get("steadiness")), _db(r.get("train_head_psnr_db")), after]
                     )  # fmt: skip
     titles = ["clip", "what", "s", "whole", "head", "mouth", "eyes", "SSIM", "FLIP", "steadiness"]
-    titles += ["head, learned from", "peer's whole after"]
+    titles += ["head, learned from", "peer's PSNR after"]
     return "### Paper preset and default\n\n" + _table(titles, rows) if rows else ""
 
 

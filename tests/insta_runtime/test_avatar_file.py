@@ -1,4 +1,4 @@
-"""The avatar's file: round trip, refusal of everything else, and no loss when writing fails."""
+"""Avatar files: round trip, refusal of invalid files, and no loss when writing fails."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def saved(avatar: Avatar, tmp_path: Path) -> Path:
 
 
 def refused(path: Path) -> str:
-    """The one line with which ``path`` is refused."""
+    """The one-line error with which loading ``path`` fails."""
     with pytest.raises(UserError) as caught:
         Avatar.load(path, open_head(), CPU)
     text = str(caught.value)
@@ -68,7 +68,7 @@ def refused(path: Path) -> str:
 
 
 def tamper(file: Path, change: Callable[[Header, Tensors], object], *, sealed: bool = True) -> None:
-    """Rewrite ``file`` with its header and tensors changed in place, by somebody who knows how to seal it."""
+    """Rewrite ``file`` with its header and tensors changed in place, and with a valid seal if ``sealed``."""
     with safe_open(file, "pt") as content:
         header: Header = json.loads(content.metadata()["header"])
         tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 (not a dict)
@@ -101,7 +101,7 @@ def test_the_range_of_expressions_is_stored(avatar: Avatar, saved: Path) -> None
         np.testing.assert_allclose(code(state), avatar.model.code(state), atol=1e-6)
 
 
-def test_an_avatar_without_a_range_shows_codes_as_they_are(saved: Path) -> None:
+def test_an_avatar_without_expression_statistics_uses_raw_codes(saved: Path) -> None:
     def older(header: Header, tensors: Tensors) -> None:
         del header["config"]["conditioning"]
         for name in [name for name in tensors if name.startswith("expression.")]:
@@ -158,7 +158,7 @@ def test_avatars_of_the_first_version_are_taken_over(avatar: Avatar, saved: Path
     loaded = Avatar.load(saved, open_head(), CPU)
     assert (loaded.steps, loaded.consent, loaded.sha256) == (340, False, None)
     loaded.save(saved)
-    assert read(saved).header["version"] == 2
+    assert read(saved).header["version"] == 3
 
 
 def test_consent_and_seal_are_kept(avatar: Avatar, saved: Path) -> None:
@@ -250,7 +250,7 @@ def nested(depth: int) -> list[Any]:
 
 
 TAMPERED: dict[str, Callable[[Header, Tensors], object]] = {
-    "another version": lambda h, t: h.update(version=3),
+    "another version": lambda h, t: h.update(version=4),
     "a version of many lines": lambda h, t: h.update(version="1\n2\n" * 99),
     "a sealed file of the first version": lambda h, t: h.update(version=1),
     "another person": lambda h, t: h.update(person="0" * 16),
@@ -331,7 +331,7 @@ OLDER: dict[str, tuple[Callable[[Tensors], object], str]] = {
         "density_net.0.weight has the shape [7, 5], not ",
     ),
     "a network fewer": (lambda t: t.pop("density_net.0.weight"), "its field has no density_net.0.weight"),
-    "a network more": (lambda t: t.update({"gaze_net.weight": torch.zeros(3)}), "gaze_net.weight has no place in its"),
+    "a network more": (lambda t: t.update({"gaze_net.weight": torch.zeros(3)}), "its field has no use for gaze_net"),
     "no masks": (lambda t: t.pop("occupancy.masks"), "it has no occupancy.masks"),
     "no identity": (lambda t: t.pop("shape"), "it has no shape"),
 }
@@ -343,15 +343,15 @@ def test_an_avatar_of_an_older_program_is_refused_with_what_to_do(
 ) -> None:
     tamper(saved, lambda _, tensors: change(tensors))
     text = refused(saved)
-    assert text.startswith(f"{saved} was not saved as this version of the program saves avatars ({why}")
-    assert text.endswith(": open it with the version that saved it, or begin a new avatar in another folder")
+    assert text.startswith(f"{saved} was saved by an incompatible version of the program ({why}")
+    assert text.endswith(": open it with the version that saved it, or start a new avatar in another folder")
     assert "damaged" not in text
     tamper(saved, lambda header, _: header.update(version=1), sealed=False)
-    assert f"damaged or no avatar: {why}" in refused(saved), "without a seal nobody can tell"
+    assert f"damaged or not an avatar file: {why}" in refused(saved), "without a seal damage cannot be excluded"
 
 
-def test_cells_of_a_machine_that_rounds_otherwise(avatar: Avatar, saved: Path) -> None:
-    """The file says which cells there are: nobody else's rounding decides again."""
+def test_cells_are_loaded_as_stored_whatever_the_rounding_of_this_machine(avatar: Avatar, saved: Path) -> None:
+    """Candidate cells come from the file and are not computed again."""
     own = avatar.model.occupancy
     kept = torch.ones(len(own.cells), dtype=torch.bool).index_fill(0, torch.tensor([0, 7, 100]), False)
 

@@ -57,10 +57,10 @@ def test_tables_compare_presets_with_each_other_and_switches_with_the_default() 
         figures("synthetic", "default", 30.0, unseen_yaw30_psnr_db=27.25),
     ]
     text = ablate.tables(records)
-    assert "| d18 | gsplat peer | 60 | 29.1 | 25.5 |" in text
+    assert "| d18 | gsplat peer, other run | 60 | 29.1 | 25.5 |" in text
     assert "| d18 | default | 15 | 0.50 | 25.00 |" in text
     assert "| 10 s |" in text, "when it was as good as the peer"
-    assert "| no depth prior | +0.00 | -0.50 |" in text
+    assert "| no depth loss | +0.00 | -0.50 |" in text
     assert "27.25" in text
     assert "a card" in text
     assert "mouth" in text
@@ -87,7 +87,7 @@ def test_an_interrupted_study_is_continued(
     write_ground_truth_folder(frames, tracked, head=head, shape=neutral_shape(head), fps=10.0, size=48, source="test")
     switches = {
         "default": ablate.Switch("the default", SMALL),
-        "no-depth": ablate.Switch("no depth prior", (*SMALL, "avatar.learn.depth_weight=0.0")),
+        "no-depth": ablate.Switch("no depth loss", (*SMALL, "avatar.learn.depth_weight=0.0")),
         "broken": ablate.Switch("a setting that does not exist", ("avatar.nothing=1",)),
     }
     monkeypatch.setattr(ablate, "SWITCHES", {"default": switches["default"]})

@@ -153,5 +153,5 @@ def test_codes_of_flame_have_a_range_too() -> None:
 def test_an_unknown_range_is_the_identity() -> None:
     codes = torch.rand(5, CODE_WIDTH).numpy() * 3.0
     unknown = CodeRange.unbounded()
-    np.testing.assert_array_equal(unknown.pull_in(codes), codes)
+    np.testing.assert_array_equal(unknown.project(codes), codes)
     np.testing.assert_allclose(unknown.standardise(codes), codes, rtol=1e-6)

@@ -1,4 +1,4 @@
-"""An avatar that is loaded paints what it knew, and learning goes on without forgetting it."""
+"""Generative replay: a loaded avatar renders frames of its stored states, and training does not forget them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.support.small_person import (
 
 HEAD = open_head()
 KNOWN = performance(HEAD, 24)  # states of the first call
-COUNT = 12  # a quarter of what the replay has room for
+COUNT = 12  # a quarter of the replay budget
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def pictures() -> list[Observation]:
 
 @pytest.fixture(scope="module")
 def now() -> list[Observation]:
-    """Those of the second call, in which the face does nothing and the light is another."""
+    """Frames of the second call, in which the face is neutral and the light is dimmer."""
     dimmed = 0.8 * paint(HEAD)
     return photograph(HEAD, [pose(HEAD, yaw=0.005 * i) for i in range(4)], 48, dimmed)
 
@@ -67,7 +67,12 @@ def resumed(saved: Path, backend: str) -> tuple[Avatar, Backend, Trainer, Genera
     chosen = choose_backend(backend, avatar.model)
     trainer = make_trainer(avatar.model, chosen)
     trainer.steps = avatar.steps
-    return avatar, chosen, trainer, GenerativeReplay(avatar.model, avatar.camera, partial(make_renderer, backend=chosen), COUNT)
+    return (
+        avatar,
+        chosen,
+        trainer,
+        GenerativeReplay(avatar.model, avatar.camera, partial(make_renderer, backend=chosen), COUNT),
+    )
 
 
 def psnr(avatar: Avatar, backend: Backend, trainer: Trainer, pictures: list[Observation]) -> float:
@@ -76,8 +81,10 @@ def psnr(avatar: Avatar, backend: Backend, trainer: Trainer, pictures: list[Obse
     return score_psnr(renderer.render, pictures, 48)[1]
 
 
-def test_what_was_known_is_not_forgotten(saved: Path, pictures: list[Observation], now: list[Observation]) -> None:
-    """PSNR of the first call's pictures after a second one, in which the face did nothing."""
+def test_known_expressions_are_not_forgotten(
+    saved: Path, pictures: list[Observation], now: list[Observation]
+) -> None:
+    """PSNR of the first call's frames after a second call with a neutral face, with and without generative replay."""
     lost = {}
     for remembers in (False, True):
         avatar, backend, trainer, recall = resumed(saved, "host")
@@ -96,8 +103,8 @@ def test_what_was_known_is_not_forgotten(saved: Path, pictures: list[Observation
 
 
 @pytest.mark.parametrize("backend", ["host", "torch"])
-def test_recalled_pictures_are_no_evidence(saved: Path, now: list[Observation], backend: str) -> None:
-    """They teach colours and opacity; silhouettes and motions are only learned from real ones."""
+def test_recalled_frames_leave_silhouettes_and_poses(saved: Path, now: list[Observation], backend: str) -> None:
+    """They train colours and opacity; silhouettes and pose refinement are only learned from real frames."""
     _, _, trainer, recall = resumed(saved, backend)
     trainer.add(now[0])
     trainer.step()
@@ -116,7 +123,7 @@ def test_recalled_pictures_are_no_evidence(saved: Path, now: list[Observation], 
         return torch.stack([m.motion.now for m in trainer.replay.frames if m.recalled])
 
     before = motions()
-    trainer.steps = 500  # motions are learned from now on
+    trainer.steps = 500  # pose refinement starts before this step
     for _ in range(8):
         trainer.step()
     assert torch.equal(trainer.model.occupancy.view_count, seen)
@@ -124,7 +131,7 @@ def test_recalled_pictures_are_no_evidence(saved: Path, now: list[Observation], 
     assert len(before) == given
 
 
-def test_a_recalled_picture_is_the_avatar_as_it_was_loaded(saved: Path, now: list[Observation]) -> None:
+def test_a_recalled_frame_shows_the_avatar_as_it_was_loaded(saved: Path, now: list[Observation]) -> None:
     avatar, backend, trainer, recall = resumed(saved, "host")
     shown = make_renderer(avatar.model, backend)
     given: list[Observation] = []
@@ -138,7 +145,7 @@ def test_a_recalled_picture_is_the_avatar_as_it_was_loaded(saved: Path, now: lis
     for picture in now:
         trainer.add(picture)
     while recall.add_next(Replay()):
-        for _ in range(3):  # what is learned meanwhile changes nothing
+        for _ in range(3):  # further training changes nothing
             trainer.step()
     assert len(given) == COUNT
     for picture in given:
@@ -150,7 +157,7 @@ def test_a_recalled_picture_is_the_avatar_as_it_was_loaded(saved: Path, now: lis
         np.testing.assert_allclose(colour, rgba[..., :3], atol=0.006)
 
 
-def test_states_are_chosen_by_turns_of_cells() -> None:
+def test_states_are_chosen_in_turn_from_all_cells() -> None:
     model = small_model()
     for i in range(300):
         model.code.observe(pose(HEAD, yaw=0.01 * (i % 3)))

@@ -1,4 +1,4 @@
-"""Heads that were tracked wrongly are moved to where their pictures show them, by kernels and by the twin."""
+"""Pose refinement: tracked head poses with an error are corrected by training, on both trainers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from insta_runtime.native.constants import avatar_constants
 from insta_runtime.native.kernels import Kernels
 from insta_runtime.native.trainer import NativeTrainer
 from insta_runtime.render.model import AvatarModel
-from insta_runtime.render.pose_refinement import moved
+from insta_runtime.render.pose_refinement import move_head
 from insta_runtime.render.renderer import load_snapshot, take_snapshot
 from insta_runtime.types import Observation
 from insta_runtime.warp.warp import MOTION, TURN_RADIUS
@@ -34,28 +34,28 @@ CONFIG = replace(
 
 @pytest.fixture(scope="module")
 def mistracked() -> tuple[list[Observation], np.ndarray]:
-    """Pictures whose tracked heads are beside the true ones, by as much as the face smiles; and by how much."""
+    """Frames whose tracked head positions have an error proportional to the smile; and the errors."""
     head = open_head()
     states = performance(head, PICTURES)
     smile = np.array([s.expression[head.expression_names.index("mouthSmileLeft")] for s in states])
     error = np.zeros((PICTURES, 6), np.float32)
     error[:, 0], error[:, 1] = 0.04 * (smile - smile.mean()), -0.03 * (smile - smile.mean())
     pictures = photograph(head, states, 48, paint(head))
-    wrong = [replace(p, state=moved(p.state, -e)) for p, e in zip(pictures, error, strict=True)]
+    wrong = [replace(p, state=move_head(p.state, -e)) for p, e in zip(pictures, error, strict=True)]
     return wrong, error
 
 
 def displacement(motions: np.ndarray) -> np.ndarray:
-    """(N, 2): how far along x and y motions take the face, 8 cm before the origin, metres."""
+    """Displacement (N, 2) in metres along x and y of the face, 8 cm before the origin, by motions (N, MOTIONS)."""
     return np.asarray(motions[:, :2] + 0.08 / TURN_RADIUS * np.stack([motions[:, 4], -motions[:, 3]], axis=1))
 
 
 def agreement(found: np.ndarray, wanted: np.ndarray) -> float:
-    """Correlation of where motions take the face."""
+    """Correlation of the displacements of the face by two sets of motions."""
     return float(np.corrcoef(displacement(found).ravel(), displacement(wanted).ravel())[0, 1])
 
 
-def test_kernels_find_where_heads_are(device: torch.device, mistracked: tuple[list[Observation], np.ndarray]) -> None:
+def test_kernels_find_true_positions(device: torch.device, mistracked: tuple[list[Observation], np.ndarray]) -> None:
     pictures, error = mistracked
     model = AvatarModel(open_head(), neutral_shape(open_head()), CONFIG, device, 0)
     trainer = NativeTrainer(model, Kernels(device, avatar_constants(CONFIG)))
@@ -70,10 +70,10 @@ def test_kernels_find_where_heads_are(device: torch.device, mistracked: tuple[li
     assert np.square(left).mean() < 0.5 * np.square(error[:, :2]).mean()
 
 
-def test_what_was_found_is_shown_and_saved(
+def test_learned_corrections_are_rendered_and_saved(
     mistracked: tuple[list[Observation], np.ndarray], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """The twin learns it, too; a snapshot carries it, and so does a file."""
+    """The torch trainer learns them, too; snapshots and files contain them."""
     pictures, error = mistracked
     head = open_head()
     avatar = Avatar.create(head, neutral_shape(head), pictures[0].camera, CONFIG, CPU)
@@ -99,8 +99,8 @@ def test_what_was_found_is_shown_and_saved(
     assert float(np.corrcoef(((after - before)[:, :2] * ahead).ravel(), error[:, :2].ravel())[0, 1]) > 0.6
 
 
-def test_registrations_of_before_are_loaded() -> None:
-    """Mouth and eyes had no motions of their own: they move with the head."""
+def test_tables_without_columns_for_mouth_and_eyes_are_loaded() -> None:
+    """In old tables mouth and eyes have no motions of their own: they follow the head."""
     model = AvatarModel(open_head(), neutral_shape(open_head()), CONFIG, CPU, 0)
     snapshot = take_snapshot(model)
     old = snapshot["pose_refinement"][:, : 4 + MOTION].clone()
@@ -111,7 +111,7 @@ def test_registrations_of_before_are_loaded() -> None:
         assert torch.equal(part, wanted)
 
 
-def test_a_damaged_registration_is_refused(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_damaged_pose_refinement_is_refused(tmp_path_factory: pytest.TempPathFactory) -> None:
     head = open_head()
     avatar = Avatar.create(head, neutral_shape(head), camera(48), CONFIG, CPU)
     path = tmp_path_factory.mktemp("damaged")
