@@ -69,9 +69,10 @@ def check_value(entry: Setting, value: Any, where: str = "") -> Any:
     if type(value) is not entry.type or (entry.choices and value not in entry.choices):
         raise wrong
     if entry.type in (int, float):
+        number: Any = value
         low = -math.inf if entry.ge is None else entry.ge
         high = math.inf if entry.le is None else entry.le
-        if not low <= value <= high or value in (-math.inf, math.inf):
+        if not low <= number <= high or number in (-math.inf, math.inf):
             raise wrong
     return value
 
