@@ -91,6 +91,12 @@ def gaze_from_units(weights: Mapping[str, float]) -> Float64:
     )
 
 
+def gaze_from_directions(directions: Float64) -> Float64:
+    """Yaw and pitch (2, 2) of two gaze directions (2, 3) of unit length in head axes, in radians."""
+    yaw = np.arctan2(directions[:, 0], directions[:, 2])
+    return np.stack([yaw, np.arcsin(directions[:, 1].clip(-1.0, 1.0))], axis=1)
+
+
 def units_from_gaze(gaze: Float64) -> dict[str, float]:
     """EyeLook units of a gaze (2, 2) in radians, for senders that state the gaze but not these units."""
     weights: dict[str, float] = {}

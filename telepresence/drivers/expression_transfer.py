@@ -166,40 +166,40 @@ class LiveTransfer:
 
     def __init__(self, head: HeadModel, target: Callable[[], tuple[str, ExpressionStats] | None]) -> None:
         self._head, self._target = head, target
-        self._person: str | None = None
+        self._fingerprint: str | None = None
         self._seen = StateReservoir(len(head.expression_names))
-        self._usual: ExpressionStats | None = None
+        self._current: ExpressionStats | None = None
         self._newest: ExpressionStats | None = None
         self._sampled_ns = self._updated_ns = self._faded_ns = 0
 
-    def __call__(self, state: HeadState, person: str | None, now_ns: int | None = None) -> HeadState:
-        """Map ``state`` of the subject with fingerprint ``person`` to the avatar; ``now_ns`` is for tests.
+    def __call__(self, state: HeadState, fingerprint: str | None, now_ns: int | None = None) -> HeadState:
+        """Map ``state`` of the subject with fingerprint ``fingerprint`` to the avatar; ``now_ns`` is for tests.
 
         States of the avatar's own subject, and of an unknown subject (None), are returned unchanged.
         """
-        target = self._target() if person is not None else None
-        if target is None or target[0] == person:
+        target = self._target() if fingerprint is not None else None
+        if target is None or target[0] == fingerprint:
             return state
-        if person != self._person:
-            self._person, self._usual, self._newest = person, None, None
+        if fingerprint != self._fingerprint:
+            self._fingerprint, self._current, self._newest = fingerprint, None, None
             self._seen = StateReservoir(len(self._head.expression_names))
         now = time.monotonic_ns() if now_ns is None else now_ns
         newest = self._update(state, now)
         part = 1.0 - math.exp(-max(0, now - self._faded_ns) / (1e9 * EASE_S))
-        self._usual = newest if self._usual is None else self._usual.moved_towards(newest, part)
+        self._current = newest if self._current is None else self._current.moved_towards(newest, part)
         self._faded_ns = now
-        return ExpressionTransfer(self._usual, target[1], self._head)(state)
+        return ExpressionTransfer(self._current, target[1], self._head)(state)
 
-    def preload(self, person: str, states: Iterable[HeadState]) -> None:
-        """Set the statistics of the subject ``person`` from ``states``, before the first one is mapped."""
-        self._person, self._usual, self._newest = person, None, None
+    def preload(self, fingerprint: str, states: Iterable[HeadState]) -> None:
+        """Set the statistics of the subject ``fingerprint`` from ``states``, before the first one is mapped."""
+        self._fingerprint, self._current, self._newest = fingerprint, None, None
         self._seen = StateReservoir(len(self._head.expression_names))
         for state in states:
             self._seen.observe(state)
 
     def reset(self) -> None:
         """Discard the statistics of the source; they are learned again from the next state on."""
-        self._person = None
+        self._fingerprint = None
 
     def _update(self, state: HeadState, now: int) -> ExpressionStats:
         """Add ``state`` to the statistics of the source, if due, and return the newest statistics."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from insta_runtime.errors import UserError
 from insta_runtime.types import Float64
-from telepresence.drivers.arkit import ArkitFace, quaternion_matrix, units_from_gaze
+from telepresence.drivers.arkit import ArkitFace, gaze_from_directions, quaternion_matrix, units_from_gaze
 
 NAME: Final = "openseeface"
 PORT: Final = 11573
@@ -27,7 +27,7 @@ FACES: Final = 40
 """Maximum number of faces in a packet; the tracker sends at most 39."""
 
 _HEAD: Final = struct.Struct("<diff2fBf4f3f3f")
-_REST: Final = POINTS + 2 * POINTS  # confidences and points in the picture, which are not needed
+_REST: Final = POINTS + 2 * POINTS  # confidences and points in the image, not used
 RECORD: Final = _HEAD.size + 4 * (_REST + 3 * (POINTS + 2) + len(FEATURES))
 
 UNIT_M: Final = 0.16
@@ -82,10 +82,10 @@ class OpenSeeFaceReader:
 
 def _gaze(points: Float64) -> Float64:
     """Gaze (2, 2) of the left and right eye, in radians: direction from the eyeball's centre to the pupil."""
-    look = np.stack([points[67] - points[69], points[66] - points[68]]) * [-1.0, -1.0, -1.0]
-    length = np.linalg.norm(look, axis=1, keepdims=True)
-    look = np.where(length > 1e-6, look / np.maximum(length, 1e-6), [0.0, 0.0, 1.0])
-    return np.stack([np.arctan2(look[:, 0], look[:, 2]), np.arcsin(look[:, 1].clip(-1.0, 1.0))], axis=1)
+    direction = np.stack([points[67] - points[69], points[66] - points[68]]) * [-1.0, -1.0, -1.0]
+    length = np.linalg.norm(direction, axis=1, keepdims=True)
+    direction = np.where(length > 1e-6, direction / np.maximum(length, 1e-6), [0.0, 0.0, 1.0])
+    return gaze_from_directions(direction)
 
 
 def _weights(features: dict[str, float], right_open: float, left_open: float) -> dict[str, float]:

@@ -63,7 +63,7 @@ class StateReceiver:
         *,
         on_refused: Callable[[str], None],
         on_accepted: Callable[[], None] = lambda: None,
-        transfer: StateTransfer = lambda state, _person: state,
+        transfer: StateTransfer = lambda state, _fingerprint: state,
         rate: float = RATE,
     ) -> None:
         """``rate``: maximum number of messages read per second; others are dropped unread."""
@@ -130,9 +130,11 @@ class StateReceiver:
         if text is not None and self._complaints.acquire(1e-9 * now_ns()):
             self._on_refused(text)
 
-    def _accept(self, state: HeadState, seq: int, arrived_ns: int, person: str | None, *, placed: bool = True) -> None:
+    def _accept(
+        self, state: HeadState, seq: int, arrived_ns: int, fingerprint: str | None, *, placed: bool = True
+    ) -> None:
         """Make ``state`` the newest one.  ``placed``: the sender also states the position of the head."""
-        shown = self._transfer(state, person)
+        shown = self._transfer(state, fingerprint)
         self.counts["taken"] += 1
         self._arrivals.append(arrived_ns)
         self._newest = DrivenState(shown, seq, arrived_ns, transferred=shown is not state and placed)

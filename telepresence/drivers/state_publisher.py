@@ -71,8 +71,8 @@ class StatePublisher:
         self.address = socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
         self._socket = socket
 
-    def send(self, state: HeadState, person: str | None) -> None:
-        """Send ``state`` of the subject with fingerprint ``person`` (None: unknown)."""
+    def send(self, state: HeadState, fingerprint: str | None) -> None:
+        """Send ``state`` of the subject with ``fingerprint`` (None: unknown)."""
         import zmq
 
         parameters = parameter_message.ParameterMessage(
@@ -81,7 +81,7 @@ class StatePublisher:
             t_capture_ns=max(0, state.t_capture_ns),
             head=self._head.sha256,
             basis=self._head.basis,
-            person=person,
+            person=fingerprint,
             sender=self._sender,
             **{name: array.tolist() for name, array in state.arrays().items()},
         )

@@ -78,19 +78,19 @@ def play_take(take: Take, stop: threading.Event | None = None) -> Iterator[HeadS
 class TakeDriver(StateReceiver):
     """Driver that plays ``take`` in a loop between `start` and `stop`.
 
-    ``person`` is the fingerprint of its subject.  At least one state of the take must be valid.
+    ``fingerprint`` is the fingerprint of its subject.  At least one state of the take must be valid.
     """
 
     def __init__(
         self,
         take: Take,
-        person: str,
+        fingerprint: str,
         *,
         on_accepted: Callable[[], None] = lambda: None,
-        transfer: StateTransfer = lambda state, _person: state,
+        transfer: StateTransfer = lambda state, _fingerprint: state,
     ) -> None:
         super().__init__("take", on_refused=lambda _text: None, on_accepted=on_accepted, transfer=transfer)
-        self._take, self._person = take, person
+        self._take, self._fingerprint = take, fingerprint
         self._playback: TakePlayback | None = None
         self._last: HeadState | None = None  # state displayed last
         self._end: HeadState | None = None  # last state of the previous round
@@ -105,4 +105,4 @@ class TakeDriver(StateReceiver):
         if self._end is not None and seam < 1.0:
             state = blend_states(self._end, state, smoothstep(seam)).at(state.t_capture_ns)
         self._last = state
-        self._accept(state, self.counts["taken"], now_ns(), self._person)
+        self._accept(state, self.counts["taken"], now_ns(), self._fingerprint)

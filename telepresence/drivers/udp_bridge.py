@@ -44,8 +44,8 @@ BRIDGES: Final[dict[str, tuple[Callable[[], PacketReader], int, float]]] = {
 class UdpBridge(StateReceiver):
     """Receiver of one of the protocols in `BRIDGES`.
 
-    The subject is unknown: states are passed to ``transfer`` as those of a stranger named like the protocol, whose
-    neutral face is mapped to the avatar's.  While one machine sends, packets of other machines are dropped.
+    The subject is unknown: states are passed to ``transfer`` as those of another subject, with the protocol's name as
+    fingerprint, whose neutral face is mapped to the avatar's.  While one machine sends, packets of others are dropped.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class UdpBridge(StateReceiver):
         *,
         on_refused: Callable[[str], None],
         on_accepted: Callable[[], None] = lambda: None,
-        transfer: StateTransfer = lambda state, _person: state,
+        transfer: StateTransfer = lambda state, _fingerprint: state,
         only_from: str = "",
     ) -> None:
         """Prepare to receive at ``where`` (see `parse_endpoint`).

@@ -15,7 +15,7 @@ from insta_runtime.errors import UserError
 from insta_runtime.geometry import axis_angle
 from insta_runtime.types import Float64
 from telepresence.drivers import osc
-from telepresence.drivers.arkit import ArkitFace, quaternion_matrix
+from telepresence.drivers.arkit import ArkitFace, gaze_from_directions, quaternion_matrix
 from telepresence.drivers.livelink import CURVES
 
 NAME: Final = "vmc"
@@ -144,13 +144,7 @@ class VmcReader:
         if not all(name in self._bones for name in EYES):
             return None
         axes = np.stack([self._bones[name][:, 2] for name in EYES])  # rotated z axes
-        gaze = np.stack(
-            [
-                np.arctan2(axes[:, 0], axes[:, 2]),
-                np.arcsin(axes[:, 1].clip(-1.0, 1.0)),
-            ],
-            axis=1,
-        )
+        gaze = gaze_from_directions(axes)
         still = max(float(np.linalg.norm(axis_angle(self._bones[name]))) for name in EYES) < 1e-6
         # A model whose eyes are moved by blend shapes has eye bones at rest.
         return None if still else gaze

@@ -44,7 +44,7 @@ class ZeroMqDriver(StateReceiver):
         expressions: int,
         on_refused: Callable[[str], None],
         on_accepted: Callable[[], None] = lambda: None,
-        transfer: StateTransfer = lambda state, _person: state,
+        transfer: StateTransfer = lambda state, _fingerprint: state,
         keys: CurveKeys | None = None,
         subscribe: bool = False,
     ) -> None:

@@ -72,10 +72,10 @@ class SyntheticSource:
         state = self._performance((number % self._round) * PERIOD / self._round)
         state = state.at(int((self._start + number / self.fps) * 1e9))
         camera = self._actor.camera(self._size)
-        rgb, alpha, body = self._picture(number % self._round)
+        rgb, alpha, body = self._image(number % self._round)
         return CameraFrame(number, state.t_capture_ns, rgb, GroundTruth(state, alpha, camera, body))
 
-    def _picture(self, number: int) -> tuple[Bytes, Bytes, Bytes]:
+    def _image(self, number: int) -> tuple[Bytes, Bytes, Bytes]:
         """Image, alpha and body matte of frame ``number`` of the performance, enlarged to the output size."""
         if number not in self._kept:
             state = self._performance(number * PERIOD / self._round)
@@ -98,22 +98,22 @@ def actor_clip(
     """
     from telepresence.actor.actor import Actor
 
-    person = actor or Actor(seed)
-    performance = Performance(person.head.expression_names, seed)
-    camera = person.camera(size)
+    rendered_actor = actor or Actor(seed)
+    performance = Performance(rendered_actor.head.expression_names, seed)
+    camera = rendered_actor.camera(size)
     for number in range(frames):
         state = performance(number / fps)
-        rgb, alpha, body = person.layers(state, camera)
+        rgb, alpha, body = rendered_actor.layers(state, camera)
         yield CameraFrame(number, state.t_capture_ns, rgb, GroundTruth(state, alpha, camera, body))
 
 
-def _enlarge(picture: Bytes, size: int) -> Bytes:
+def _enlarge(image: Bytes, size: int) -> Bytes:
     """Resize (H, W, C) uint8 to (size, size, C), bicubic."""
     import torch
     from torch.nn import functional
 
-    if picture.shape[0] == size:
-        return picture
-    channels_first = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None]
+    if image.shape[0] == size:
+        return image
+    channels_first = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
     large = functional.interpolate(channels_first, (size, size), mode="bicubic", align_corners=False, antialias=True)
     return np.ascontiguousarray(large[0].permute(1, 2, 0).numpy())

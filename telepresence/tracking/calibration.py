@@ -64,7 +64,7 @@ class Calibration:
     @property
     def camera(self) -> Pinhole:
         """Pinhole camera of the frames."""
-        return Pinhole.of_picture(self.width, self.height, self.focal)
+        return Pinhole.of_frame(self.width, self.height, self.focal)
 
     def fitter(self, head: HeadModel) -> HeadFitter:
         """Head fitter for this subject.  Raises UserError if the calibration belongs to another head model."""
@@ -142,7 +142,7 @@ def calibrate(
     assert faces
     basis = landmark_basis(head)
     focal = focal if focal is not None else FOCAL * max(width, height)
-    camera = Pinhole.of_picture(width, height, focal)
+    camera = Pinhole.of_frame(width, height, focal)
     chosen = [faces[index] for index in keyframes(faces, basis)]
     shape = np.zeros(len(head.shape_dirs)) if known is None else known.astype(np.float64)
     fitter = HeadFitter(basis.with_identity(shape), camera)

@@ -50,7 +50,7 @@ class Pinhole:
     scale: float
 
     @staticmethod
-    def of_picture(width: int, height: int, focal: float) -> Pinhole:
+    def of_frame(width: int, height: int, focal: float) -> Pinhole:
         """Camera whose principal point is the centre of a ``width`` x ``height`` frame."""
         return Pinhole(focal, width / 2, height / 2, max(width, height) / 512)
 

@@ -122,7 +122,7 @@ class HeadTracker:
         fitter, texture, face, fit = self._fitter, self._texture, sample.face, sample.fit
         if texture.needs_keyframe(fit):
             landmark_fit = self._calibrated.fit(face, None)
-            matte = self._matting.person(sample.rgb, face, sample.window)
+            matte = self._matting.body_matte(sample.rgb, face, sample.window)
             information = fitter.pose_information(landmark_fit, face)
             texture.add_keyframe(sample.patch, sample.window, matte, face, fit, landmark_fit, information)
         if sample.matched and self._offsets.learn(fitter, fit, face):

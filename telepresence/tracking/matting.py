@@ -105,7 +105,7 @@ class PersonMatting:
         near = window.to_crop(window.blend_weights(), crop)
         return alpha, ((far + near * (body - far)) * 255.0 + 0.5).astype(np.uint8)
 
-    def person(self, rgb: Bytes, face: FaceLandmarks, crop: Crop) -> Float32:
+    def body_matte(self, rgb: Bytes, face: FaceLandmarks, crop: Crop) -> Float32:
         """Body matte of the crop without the neck ramp, (size, size) float32 in [0, 1]."""
         window = _Window.around(face, rgb)
         return window.to_crop(self._segment_subject(rgb, face, window), crop)

@@ -85,7 +85,7 @@ print(hashlib.sha256(frame.rgb.tobytes() + frame.truth.alpha.tobytes()).hexdiges
 def test_the_synthetic_source_needs_no_media_libraries_and_is_reproducible(source):
     import hashlib
 
-    done = subprocess.run([sys.executable, "-c", BLOCKED], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", BLOCKED], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     frame = next(actor_clip(1, size=64, actor=source.actor))
     assert done.stdout.split() == [hashlib.sha256(frame.rgb.tobytes() + frame.truth.alpha.tobytes()).hexdigest()]

@@ -14,7 +14,7 @@ from telepresence.tracking.landmark_basis import LandmarkBasis, landmark_basis
 from telepresence.tracking.landmarks import LANDMARKS, FaceLandmarks
 
 SIZE = 512
-CAMERA = Pinhole.of_picture(SIZE, SIZE, 1.2 * SIZE)
+CAMERA = Pinhole.of_frame(SIZE, SIZE, 1.2 * SIZE)
 
 
 @dataclass(frozen=True)

@@ -162,7 +162,7 @@ def test_renders_of_the_head_are_tracked(open_head, models):
     yaws = [-0.4, -0.2, 0.0, 0.2, 0.4]
     shape = np.zeros(len(open_head.shape_dirs), np.float32)
     vertices = rig.pose(shape, HeadState.neutral(52)).vertices.numpy()
-    fitter = HeadFitter(landmark_basis(open_head), Pinhole.of_picture(size, size, 576.0))
+    fitter = HeadFitter(landmark_basis(open_head), Pinhole.of_frame(size, size, 576.0))
     found = []
     with FaceLandmarker(models, live=False) as landmarker:
         for yaw in yaws:
@@ -195,7 +195,7 @@ def test_the_command_writes_a_folder_without_log_lines(shared, models, tmp_path)
     report, out = tmp_path / "figures.json", tmp_path / "tracked"
     command = [sys.executable, "-m", "telepresence", "track", str(clip), "--out", str(out), "--json", str(report)]
     command += ["--models", str(models), "--size", "128", "--crop", "head"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert "W0000" not in done.stderr

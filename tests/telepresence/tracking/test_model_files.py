@@ -68,7 +68,7 @@ def test_missing_system_libraries_are_named(tmp_path):
         "from telepresence.tracking.model_files import import_mediapipe\n"
         "try:\n    import_mediapipe()\nexcept UserError as error:\n    print(error)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=True)
     assert "libegl1 libgles2 libgl1 libglib2.0-0 libxcb1" in done.stdout
     assert done.stdout.count("\n") == 1
 
@@ -79,5 +79,5 @@ def test_importing_tracking_loads_no_mediapipe():
         "import telepresence.tracking.tracker, telepresence.measure.offline.video_tracking\n"
         "print([name for name in ('mediapipe', 'cv2', 'av') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=True)
     assert done.stdout.strip() == "[]"

@@ -15,7 +15,7 @@ from telepresence.tracking.health import ERROR_RATIO, TrackingHealth
 from telepresence.tracking.landmarks import LANDMARKS, FaceLandmarks
 from telepresence.tracking.smoothing import smooth, smooth_run
 
-CAMERA = Pinhole.of_picture(512, 512, 614.4)
+CAMERA = Pinhole.of_frame(512, 512, 614.4)
 
 
 def face_at(x: float, y: float, size: float) -> FaceLandmarks:
@@ -130,7 +130,7 @@ def test_the_crop_camera_sees_what_the_crop_shows(window):
     crop = Crop(*window, 128)
     rgb = np.zeros((64, 64, 3), np.uint8)
     rgb[40:43, 44:47] = 255  # centre at (45.5, 41.5)
-    camera = crop.camera(Pinhole.of_picture(64, 64, 80.0))
+    camera = crop.camera(Pinhole.of_frame(64, 64, 80.0))
     x, y = (45.5 - 32) / 80.0, (41.5 - 32) / 80.0
     shown = crop.apply(rgb)[..., 0].astype(float)
     rows, columns = np.indices(shown.shape) + 0.5
