@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from typing import Final, Literal
 
 DriverMode = Literal["auto", "tracker", "zmq", "subscription", "livelink", "vmc", "openseeface", "take"]
+"""Value of ``--drive``: automatic selection, or the only driver that may move the face."""
 DriverId = Literal["tracker", "zmq", "subscription", "livelink", "vmc", "openseeface", "take", "idle"]
+"""Name of a driver, or ``idle`` if no driver moves the face."""
 
 ORDER: Final[tuple[DriverId, ...]] = ("zmq", "subscription", "livelink", "vmc", "openseeface", "take")
 """Priority of the drivers in ``auto``: programs that send messages first, recorded takes last."""

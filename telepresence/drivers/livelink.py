@@ -15,8 +15,11 @@ from insta_runtime.errors import UserError
 from telepresence.drivers.arkit import ArkitFace, head_rotation
 
 NAME: Final = "livelink"
+"""Name of this driver."""
 PORT: Final = 11111
+"""Default UDP port."""
 VERSION: Final = 6
+"""Version of the packet layout."""
 MAX_NAME: Final = 256
 """Maximum length of a device's or subject's name, in bytes."""
 
@@ -33,6 +36,7 @@ CURVES: Final = (
 )
 """ARKit's 52 units in the order of the packet; three angles of the head and of each eye follow."""
 FLOATS: Final = len(CURVES) + 9
+"""Number of values in a packet."""
 
 _TIME: Final = struct.Struct("!ifii")
 _VALUES: Final = struct.Struct(f"!{FLOATS}f")

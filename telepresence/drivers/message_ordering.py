@@ -6,6 +6,7 @@ from collections import deque
 from typing import Final, Literal
 
 MessageFate = Literal["taken", "late", "stale"]
+"""Result of the classification of a message."""
 
 STALE_S: Final = 0.5
 """Delay, in seconds beyond the sender's smallest one, above which a message is stale."""

@@ -16,19 +16,24 @@ from insta_runtime.types import Float64
 from telepresence.drivers.arkit import ArkitFace, gaze_from_directions, quaternion_matrix, units_from_gaze
 
 NAME: Final = "openseeface"
+"""Name of this driver."""
 PORT: Final = 11573
+"""Default UDP port."""
 POINTS: Final = 68
+"""Number of landmarks in a record, without the eyes."""
 FEATURES: Final = (
     *("eye_l", "eye_r", "eyebrow_steepness_l", "eyebrow_updown_l", "eyebrow_quirk_l"),
     *("eyebrow_steepness_r", "eyebrow_updown_r", "eyebrow_quirk_r", "mouth_corner_updown_l", "mouth_corner_inout_l"),
     *("mouth_corner_updown_r", "mouth_corner_inout_r", "mouth_open", "mouth_wide"),
 )
+"""Names of the features in a record, in its order."""
 FACES: Final = 40
 """Maximum number of faces in a packet; the tracker sends at most 39."""
 
 _HEAD: Final = struct.Struct("<diff2fBf4f3f3f")
 _REST: Final = POINTS + 2 * POINTS  # confidences and points in the image, not used
 RECORD: Final = _HEAD.size + 4 * (_REST + 3 * (POINTS + 2) + len(FEATURES))
+"""Size of a record, in bytes."""
 
 UNIT_M: Final = 0.16
 """Length of one unit of its face model in metres: half the width of its jaw is 0.455 units."""

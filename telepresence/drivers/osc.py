@@ -10,6 +10,7 @@ from typing import Final
 from insta_runtime.errors import UserError
 
 Value = float | int | str | bytes | bool | None
+"""Argument of an OSC message."""
 
 DEPTH: Final = 4
 """Maximum nesting depth of bundles."""

@@ -25,12 +25,19 @@ MAX_BYTES: Final = 16 * 1024
 """Maximum size of a message in bytes; a complete one with 100 expression weights has about 1.1 kB."""
 
 Basis = Literal["arkit52", "flame"]
+"""Expression basis of a head model."""
 Vector = tuple[float, float, float]
+"""Three floats on the wire."""
 PersonId = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")]
+"""Fingerprint of a subject's identity code: 16 hexadecimal digits."""
 HeadId = Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{16}|[0-9a-f]{64})$")]
+"""SHA-256 of a head model: 64 hexadecimal digits, or the first 16."""
 SenderId = Annotated[str, msgspec.Meta(pattern="^[0-9A-Za-z._-]{1,32}$")]
+"""Identifier of a sending program."""
 Natural = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+"""Non-negative 64-bit integer."""
 Weights = Annotated[list[float], msgspec.Meta(min_length=1, max_length=512)]
+"""Expression weights on the wire."""
 
 FLAME_WEIGHT: Final = 8.0
 """Bound to which FLAME weights are clamped, in standard deviations."""

@@ -19,7 +19,9 @@ from telepresence.drivers.arkit import ArkitFace, gaze_from_directions, quaterni
 from telepresence.drivers.livelink import CURVES
 
 NAME: Final = "vmc"
+"""Name of this driver."""
 PORT: Final = 39539
+"""Default UDP port."""
 RATE: Final = 10_000.0
 """Maximum number of packets read per second: senders with one message per packet send a hundred per frame."""
 SHAPES: Final = 256

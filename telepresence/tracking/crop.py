@@ -14,6 +14,7 @@ from .head_fit import Pinhole
 from .landmarks import FaceLandmarks
 
 CropPolicy = Literal["auto", "head", "center"]
+"""Policy by which `choose_crop` selects the crop."""
 
 LARGE_FACE = 1 / 4
 """Face size, as a fraction of the centred square, from which the policy ``auto`` takes that square."""

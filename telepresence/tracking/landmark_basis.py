@@ -34,6 +34,7 @@ JAW_JOINT = 2
 """Index of the jaw among the joints of the FLAME head model."""
 
 Indices = NDArray[np.int64]
+"""Integer array of landmark numbers."""
 
 
 @dataclass(frozen=True)

@@ -52,12 +52,16 @@ MAX_SD = 0.004
 
 # Landmark numbers of MediaPipe's face mesh.  The inner lips are distinguished only while the mouth is open.
 INNER_LIPS = (78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308, 324, 318, 402, 317, 14, 87, 178, 88, 95)
+"""Landmarks of the inner lips."""
 OUTER_LIPS = (61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291, 375, 321, 405, 314, 17, 84, 181, 91, 146)
+"""Landmarks of the outer lips."""
 LIDS = (263, 249, 390, 373, 374, 380, 381, 382, 362, 398, 384, 385, 386, 387, 388, 466,
         33, 7, 163, 144, 145, 153, 154, 155, 133, 173, 157, 158, 159, 160, 161, 246)  # fmt: skip
+"""Landmarks of the eyelids."""
 CHIN = (148, 152, 176, 377, 400)  # on the contour, but the only landmarks that move with the jaw
 OVAL = (10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377, 152, 148, 176,
         149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109)  # fmt: skip
+"""Landmarks of the face contour, which slide along the silhouette."""
 LID_WEIGHT = 8.0
 """Weight factor of the eyelid landmarks, which are few compared with those of the cheeks."""
 LIP_WEIGHT = 3.0

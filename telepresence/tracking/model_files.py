@@ -45,24 +45,29 @@ LANDMARKER = ModelFile(
     "64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff",
     VENDOR + "face_landmarker/face_landmarker/float16/1/face_landmarker.task",
 )
+"""MediaPipe's face landmarker."""
 SEGMENTER = ModelFile(
     "selfie_segmenter.tflite",
     "191ac9529ae506ee0beefa6b2c945a172dab9d07d1e802a290a4e4038226658b",
     VENDOR + "image_segmenter/selfie_segmenter/float16/1/selfie_segmenter.tflite",
 )
+"""MediaPipe's selfie segmenter."""
 SEGMENTER_SQUARE = ModelFile(
     "selfie_segmentation.tflite",
     "9ee168ec7c8f2a16c56fe8e1cfbc514974cbbb7e434051b455635f1bd1462f5c",
 )
+"""MediaPipe's selfie segmenter under its older name, for square images."""
 SEGMENTER_LANDSCAPE = ModelFile(
     "selfie_segmentation_landscape.tflite",
     "a77d03f4659b9f6b6c1f5106947bf40e99d7655094b6527f214ea7d451106edd",
 )
+"""MediaPipe's smaller selfie segmenter, for landscape images."""
 VISION = ModelFile(
     "mediapipe-tasks-vision-0.10.35.tgz",
     "84597a25e13d123b5f4cbe768bb72e97a2c28c7a465f0ace287d8cbe5246bff0",
     "https://registry.npmjs.org/@mediapipe/tasks-vision/-/tasks-vision-0.10.35.tgz",
 )
+"""MediaPipe's npm package for browsers."""
 
 
 def model_cache() -> Path:

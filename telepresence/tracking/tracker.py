@@ -31,6 +31,7 @@ from .state_builder import StateBuilder, calibrate_gaze, with_landmark_embedding
 log = logging.getLogger(__name__)
 
 TrackerState = Literal["searching", "calibrating", "tracking", "lost"]
+"""State of a tracker, as reported in `/status`."""
 
 CALIBRATION_SECONDS = 1.5
 """Minimum duration of the frames from which a subject is calibrated, in seconds."""
