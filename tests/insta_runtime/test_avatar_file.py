@@ -115,7 +115,7 @@ def test_an_avatar_without_expression_statistics_uses_raw_codes(saved: Path) -> 
     np.testing.assert_array_equal(code.learned(code.raw(state)), code.raw(state))
 
 
-def test_saving_again_keeps_the_file_before_and_nothing_else(avatar: Avatar, saved: Path) -> None:
+def test_saving_again_keeps_the_previous_file_and_nothing_else(avatar: Avatar, saved: Path) -> None:
     first = saved.read_bytes()
     avatar.save(saved)
     assert saved.read_bytes() == first
@@ -127,7 +127,7 @@ def test_saving_again_keeps_the_file_before_and_nothing_else(avatar: Avatar, sav
     assert sorted(path.name for path in saved.parent.iterdir()) == ["avatar.previous.safetensors", FILE_NAME]
 
 
-def test_a_damaged_file_gives_way_to_the_one_before(
+def test_the_previous_file_replaces_a_damaged_one(
     avatar: Avatar, saved: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     avatar.save(saved)
@@ -142,14 +142,14 @@ def test_a_damaged_file_gives_way_to_the_one_before(
     saved.write_bytes(b"damaged")
     before = previous(saved).read_bytes()
     loaded.save(saved)
-    assert previous(saved).read_bytes() == before, "what is damaged is not kept in place of what is whole"
+    assert previous(saved).read_bytes() == before, "a damaged file does not replace an intact one"
     assert not Avatar.load(saved, open_head(), CPU).spoilt
     previous(saved).write_bytes(b"damaged")
     saved.write_bytes(b"damaged")
     assert str(saved) in refused(saved)
 
 
-def test_avatars_of_the_first_version_are_taken_over(avatar: Avatar, saved: Path) -> None:
+def test_avatars_of_the_first_version_are_loaded(avatar: Avatar, saved: Path) -> None:
     def older(header: Header, tensors: Tensors) -> None:
         header["version"] = 1
         del header["person"], header["consent"]
@@ -170,7 +170,7 @@ def test_consent_and_seal_are_kept(avatar: Avatar, saved: Path) -> None:
     assert (again.consent, again.sha256) == (True, loaded.sha256)
 
 
-def test_no_bit_may_change(saved: Path) -> None:
+def test_a_changed_bit_is_detected(saved: Path) -> None:
     """Wherever one flips, or the file ends early, it is refused; or it says the same in other words."""
     data = saved.read_bytes()
     truth = read(saved)
@@ -193,7 +193,7 @@ def test_no_bit_may_change(saved: Path) -> None:
     flipped_or_cut()
 
 
-def test_what_was_learned_last_is_saved(avatar: Avatar, saved: Path) -> None:
+def test_the_newest_snapshot_is_saved(avatar: Avatar, saved: Path) -> None:
     other = Avatar.load(saved, open_head(), CPU)
     snapshot = {name: t.clone() for name, t in Renderer(other.model).model.field.state_dict().items()}
     snapshot["grid.table"].fill_(0.125)
@@ -217,7 +217,7 @@ def test_what_was_learned_last_is_saved(avatar: Avatar, saved: Path) -> None:
     ],
     ids=["empty", "text", "random", "huge header", "no tensors", "no table"],
 )
-def test_a_file_that_is_no_avatar_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_an_avatar_is_refused(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / FILE_NAME
     file.write_bytes(content)
     assert str(file) in refused(file)

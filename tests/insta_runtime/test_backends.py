@@ -40,7 +40,7 @@ def test_torch_needs_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_backend("torch", small_model()).kernels is None
 
 
-def test_auto_falls_back_where_kernels_cannot_be_compiled_and_an_order_does_not(
+def test_auto_falls_back_if_kernels_cannot_be_compiled_and_a_named_backend_does_not(
     monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     monkeypatch.setenv("PATH", "")
@@ -54,21 +54,19 @@ def test_auto_falls_back_where_kernels_cannot_be_compiled_and_an_order_does_not(
 
 
 @pytest.mark.parametrize(("name", "says"), [("cuda", "run.device=cuda"), ("tcnn", "run.device=cuda"), ("tpu", "auto")])
-def test_what_cannot_be_had_is_refused_with_what_to_do(name: str, says: str) -> None:
+def test_unavailable_backends_are_refused_with_what_to_do(name: str, says: str) -> None:
     with pytest.raises(UserError, match=says):
         choose_backend(name, small_model())
 
 
-def test_the_configuration_offers_every_back_end() -> None:
+def test_the_configuration_offers_every_backend() -> None:
     (setting,) = (s for s in settings() if s.key == "run.backend")
     assert set(setting.choices) == set(NAMES)
     assert setting.default == "auto"
 
 
 @pytest.mark.parametrize("name", ["host", "torch"])
-def test_a_back_end_learns_draws_and_is_saved_for_the_other(
-    name: str, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_a_backend_trains_renders_and_saves_for_the_other(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     head = open_head()
     avatar = Avatar.create(head, neutral_shape(head), camera(48), replace(SMALL), CPU)
     backend = choose_backend(name, avatar.model)

@@ -1,4 +1,4 @@
-"""FLIP: what is known of it in closed form, and values of its authors' own program."""
+"""FLIP: values known in closed form, and values of the authors' program."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def with_a_hole(picture: torch.Tensor) -> torch.Tensor:
     return holed
 
 
-def test_equal_pictures_differ_nowhere() -> None:
+def test_equal_images_have_no_difference() -> None:
     assert flip_map(waves(0), waves(0)).abs().max() == 0.0
 
 
@@ -50,7 +50,7 @@ def test_it_is_symmetric_and_at_most_one() -> None:
         assert there.max() <= 1.0
 
 
-def test_nothing_differs_more_than_green_and_blue() -> None:
+def test_green_and_blue_have_the_largest_difference() -> None:
     assert flip_map(flat(0, 1, 0), flat(0, 0, 1)).min() == pytest.approx(1.0, abs=1e-5)
 
 
@@ -66,11 +66,11 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_it_agrees_with_its_authors(name: str) -> None:
+def test_it_agrees_with_the_authors_program(name: str) -> None:
     truth, picture, expected = PUBLISHED[name]
     assert float(flip_map(picture, truth, 67.0206).mean()) == pytest.approx(expected, abs=5e-5)
 
 
-def test_grain_counts_less_from_farther_away() -> None:
+def test_noise_counts_less_at_a_larger_viewing_distance() -> None:
     near, far = (float(flip_map(noisy(waves(1)), waves(1), degrees).mean()) for degrees in (20.0, 67.0))
     assert far < 0.8 * near

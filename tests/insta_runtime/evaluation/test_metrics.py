@@ -23,7 +23,7 @@ def test_psnr_of_a_constant_error() -> None:
     assert math.isnan(psnr(truth * math.nan, truth))
 
 
-def test_psnr_over_a_mask_sees_only_the_mask() -> None:
+def test_psnr_over_a_mask_uses_only_its_pixels() -> None:
     truth, mask = torch.zeros((8, 8, 3)), torch.zeros((8, 8), dtype=torch.bool)
     assert math.isnan(psnr(truth, truth, mask))
     mask[:2] = True
@@ -36,7 +36,7 @@ def test_ssim_of_equal_opposite_and_unrelated_pictures() -> None:
     picture = noise(0)
     assert float(ssim_map(picture, picture).mean()) == pytest.approx(1.0, abs=1e-5)
     assert float(ssim_map(picture, 1.0 - picture).mean()) < -0.8
-    assert abs(ssim(picture, noise(1))) < 0.15
+    assert abs(float(ssim_map(picture, noise(1)).mean())) < 0.15
 
 
 def test_ssim_of_flat_pictures_is_its_luminance_term() -> None:
@@ -68,7 +68,7 @@ def test_pictures_are_compared_over_white() -> None:
     torch.testing.assert_close(over_white(torch.ones(1, 1, 4)), torch.ones(1, 1, 3))
 
 
-def test_the_head_region_is_the_matte_grown_by_a_hundredth_of_the_side() -> None:
+def test_the_head_region_is_the_matte_dilated_by_one_percent_of_the_side() -> None:
     alpha = np.zeros((200, 200), np.uint8)
     alpha[100, 100], alpha[20, 20] = 255, 127
     mask = head_mask(alpha)

@@ -1,4 +1,4 @@
-"""The evaluation protocol."""
+"""Evaluation protocol."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.small_person import camera, neutral_shape, open_head, paint, 
     ("count", "holdout", "train", "held"),
     [(100, 0.125, 88, 12), (8, 0.125, 7, 1), (8, 0.0, 8, 0), (3, 1.0, 1, 2), (1, 0.5, 1, 0), (0, 0.5, 0, 0)],
 )
-def test_the_last_part_is_held_back_and_something_is_left_to_learn_from(
+def test_the_last_part_is_held_out_and_some_frames_are_left_for_training(
     count: int, holdout: float, train: int, held: int
 ) -> None:
     first, last = split(count, holdout)
@@ -35,7 +35,7 @@ def observations() -> list[Observation]:
     return photograph(open_head(), performance(open_head(), 3), 48, paint(open_head()))
 
 
-def test_the_truth_scores_best_and_is_asked_for_at_the_given_size(observations: list[Observation]) -> None:
+def test_the_truth_scores_best_and_is_rendered_at_the_given_size(observations: list[Observation]) -> None:
     cameras = []
 
     def perfect(state: HeadState, view: Camera) -> RenderedFrame:
@@ -60,7 +60,7 @@ def nothing(state: HeadState, view: Camera) -> RenderedFrame:
 
 
 def perfect_for(observations: list[Observation], noise: float = 0.0) -> Callable[[HeadState, Camera], RenderedFrame]:
-    """Renders the truth itself, with noise that is new in every picture."""
+    """Renders the truth with new noise in every frame."""
     random = np.random.default_rng(0)
 
     def render(state: HeadState, view: Camera) -> RenderedFrame:
@@ -76,7 +76,7 @@ def face() -> FaceRegions:
     return FaceRegions(HeadRig(open_head()), neutral_shape(open_head()))
 
 
-def test_figures_are_taken_of_each_region(observations: list[Observation]) -> None:
+def test_metrics_are_computed_for_each_region(observations: list[Observation]) -> None:
     def one_eyed(state: HeadState, view: Camera) -> RenderedFrame:
         frame = perfect_for(observations)(state, view)
         left, top, right, bottom = (round(edge) for edge in face().boxes(state, view)["eyes"][0])
@@ -97,7 +97,7 @@ def test_figures_are_taken_of_each_region(observations: list[Observation]) -> No
     assert scores.frame_ids == [0, 1, 2]
 
 
-def test_the_maps_over_all_of_a_picture_are_the_metrics_of_it(observations: list[Observation]) -> None:
+def test_metrics_of_the_whole_frame_are_means_of_the_maps(observations: list[Observation]) -> None:
     seen = perfect_for(observations, noise=0.1)
     scores = score(seen, observations[:1], 48)
     (compared,) = compare(perfect_for(observations, noise=0.1), observations[:1], 48)
@@ -106,10 +106,10 @@ def test_the_maps_over_all_of_a_picture_are_the_metrics_of_it(observations: list
     assert scores.head_psnr_db == pytest.approx(
         psnr(compared.picture, compared.truth, compared.regions["head"]), abs=1e-3
     )
-    assert math.isnan(scores.means["eyes"]["psnr_db"]), "nobody said where the eyes are"
+    assert math.isnan(scores.means["eyes"]["psnr_db"]), "no face regions were given"
 
 
-def test_the_quick_figures_are_the_same(observations: list[Observation]) -> None:
+def test_score_psnr_agrees_with_score(observations: list[Observation]) -> None:
     scores = score(perfect_for(observations, noise=0.1), observations, 48)
     whole, head = score_psnr(perfect_for(observations, noise=0.1), observations, 48)
     assert (whole, head) == pytest.approx((scores.psnr_db, scores.head_psnr_db), abs=1e-4)
@@ -125,7 +125,7 @@ def film(states: list[HeadState], noise: float) -> list[Observation]:
     ]
 
 
-def test_a_still_head_is_asked_to_stay_still() -> None:
+def test_steadiness_measures_changes_of_a_still_head() -> None:
     still = film([pose(open_head()) for _ in range(4)], noise=0.04)
     frozen = perfect_for([replace(o, rgb=still[0].rgb) for o in still])
     assert score(frozen, still, 48, face()).steadiness.ratio == 0.0
@@ -136,20 +136,20 @@ def test_a_still_head_is_asked_to_stay_still() -> None:
     assert restless.footage == pytest.approx(0.04 * 2 / math.sqrt(math.pi), rel=0.3)
 
 
-def test_only_successive_pictures_of_a_still_head_count() -> None:
+def test_only_successive_frames_of_a_still_head_count() -> None:
     head = open_head()
     states = [pose(head), pose(head), pose(head, jaw=0.5), pose(head, jaw=0.5), pose(head, jaw=0.5)]
     moving = film(states, noise=0.04)
     render = perfect_for(moving)
     assert score(render, moving, 48, face()).steadiness.pairs == 3
     assert score(render, [moving[0], moving[1], moving[4]], 48, face()).steadiness.pairs == 1
-    assert score(render, moving, 48).steadiness.pairs == 0, "without a face nobody knows what is still"
+    assert score(render, moving, 48).steadiness.pairs == 0, "without face regions there are no static segments"
     every_other = score(render, moving[::2], 48, face()).steadiness
     assert every_other.pairs == 0
     assert math.isnan(every_other.ratio)
 
 
-def test_lpips_is_asked_if_it_is_there(observations: list[Observation]) -> None:
+def test_lpips_is_computed_if_available(observations: list[Observation]) -> None:
     def distance(picture: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
         return (picture - truth).abs().max()
 
@@ -157,13 +157,15 @@ def test_lpips_is_asked_if_it_is_there(observations: list[Observation]) -> None:
     assert 0.3 < scores.means["whole"]["lpips"] <= 1.0
 
 
-def test_an_empty_rendering_is_worse_in_the_head_than_in_the_whole(observations: list[Observation]) -> None:
+def test_an_empty_rendering_is_worse_in_the_head_region_than_in_the_whole_frame(
+    observations: list[Observation],
+) -> None:
     scores = score(nothing, observations, 48)
     assert scores.head_psnr_db < scores.psnr_db - 3.0
     assert math.isnan(score(nothing, [], 48).psnr_db)
 
 
-def test_pictures_without_a_head_count_in_the_whole_alone(observations: list[Observation]) -> None:
+def test_frames_without_a_head_count_only_for_the_whole_frame(observations: list[Observation]) -> None:
     first = observations[0]
     blank = Observation(9, first.rgb, np.zeros_like(first.alpha), first.camera, first.state)
 

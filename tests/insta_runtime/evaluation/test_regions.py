@@ -21,7 +21,7 @@ def regions_of(head: HeadModel) -> FaceRegions:
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_mouth_and_eyes_are_where_they_are_in_a_face(name: str) -> None:
+def test_mouth_and_eyes_have_plausible_positions(name: str) -> None:
     head = HEADS[name]()
     boxes = regions_of(head).boxes(pose(head), VIEW)
     ((left, top, right, bottom),) = boxes["mouth"]
@@ -52,7 +52,7 @@ def test_the_mouth_opens_downwards(name: str) -> None:
     assert wide[3] > closed[3] + 10
 
 
-def test_they_end_where_the_picture_ends() -> None:
+def test_boxes_are_clipped_to_the_image() -> None:
     regions, state = regions_of(open_head()), pose(open_head())
     aside = replace(state, translation=np.array([-0.2, 0.02, 0.6], np.float32))
     (mouth,) = regions.boxes(aside, VIEW)["mouth"]

@@ -69,7 +69,7 @@ def test_encoding_is_that_of_the_paper(layout: dict[str, int], features: int) ->
     np.testing.assert_allclose(make_grid(config)(points.float()).detach().numpy(), np.stack(expected), atol=2e-3)
 
 
-def test_points_outside_the_cube_are_taken_to_its_face() -> None:
+def test_points_outside_the_cube_are_clamped_to_it() -> None:
     grid = make_grid(MIXED)
     outside, face = torch.tensor([[-3.0, 0.5, 2.0]]), torch.tensor([[0.0, 0.5, 1.0]])
     assert torch.equal(grid(outside), grid(face))

@@ -43,7 +43,7 @@ def test_gradients_of_codes_and_directions_agree_with_finite_differences() -> No
     assert torch.autograd.gradcheck(lambda d, c: field(points, d, c), (directions, codes))
 
 
-def test_colour_and_density_are_in_range_and_start_as_a_thin_haze() -> None:
+def test_colour_and_density_are_in_range_and_the_initial_density_is_low() -> None:
     field = make_field(FieldConfig(levels=4, log2_entries=10, base=4, finest=32, hidden=16))
     points, directions, codes = inputs(500)
     density, colour = field(points, directions, 0.0 * codes)

@@ -33,7 +33,7 @@ def learned(count: int = 200, config: ConditioningConfig | None = None) -> Expre
     return code
 
 
-def test_a_state_comes_back_from_its_row() -> None:
+def test_a_state_is_restored_from_its_row() -> None:
     reservoir = StateReservoir(100)
     rng = np.random.default_rng(1)
     state = HeadState(**{n: rng.random(a.shape).astype(np.float32) for n, a in HeadState.neutral(100).arrays().items()})
@@ -43,7 +43,7 @@ def test_a_state_comes_back_from_its_row() -> None:
     np.testing.assert_array_equal(reservoir.column("eyelids")[0], state.eyelids)
 
 
-def test_the_sample_is_fair_bounded_and_repeats() -> None:
+def test_the_sample_is_uniform_bounded_and_reproducible() -> None:
     def sample() -> Float32:
         reservoir = StateReservoir(1)
         for i in range(4 * CAPACITY):
@@ -58,13 +58,13 @@ def test_the_sample_is_fair_bounded_and_repeats() -> None:
     np.testing.assert_array_equal(kept, sample())
 
 
-def test_numbers_that_are_none_leave_no_trace() -> None:
+def test_numbers_that_are_not_finite_are_stored_as_zero() -> None:
     reservoir = StateReservoir(2)
     reservoir.observe(HeadState(np.array([np.nan, 1e30], np.float32)))
     assert not reservoir.column("expression").any()
 
 
-def test_codes_are_told_in_units_of_the_persons_own_range() -> None:
+def test_codes_are_standardised_by_the_subjects_own_range() -> None:
     code = learned()
     codes = np.array([code(state) for state in talk(200)])
     lively = [0, 6, 16, 17]  # jaw, smile, lids
@@ -73,33 +73,33 @@ def test_codes_are_told_in_units_of_the_persons_own_range() -> None:
     assert codes[:, 1].std() < 0.5 * STANDARD_SPREAD, "noise is not made as large as an expression"
 
 
-def test_nothing_is_changed_before_anything_is_seen() -> None:
+def test_codes_are_unchanged_before_any_frame() -> None:
     code = ExpressionCode(open_head())
     state = pose(open_head(), jaw=1.0, smile=0.7, blink=1.0)
     np.testing.assert_allclose(code(state), code.raw(state), atol=1e-6)
 
 
-def test_a_code_that_was_learned_is_not_pulled_anywhere() -> None:
+def test_a_code_seen_in_training_is_unchanged() -> None:
     code = learned()
     for state in talk(200):
         np.testing.assert_allclose(code(state), code.learned(code.raw(state)), atol=1e-5)
 
 
-def test_a_code_that_was_never_seen_is_pulled_in() -> None:
+def test_an_unseen_code_is_projected_into_the_range() -> None:
     code = learned()
     seen = np.array([code.raw(state) for state in talk(200)])
     far = pose(open_head(), jaw=1.0)
     pulled = code.range.project(code.raw(far))
-    assert pulled[0] < 1.4 * seen[:, 0].max(), "the jaw never opened so far"
-    # A mouth that opens without smiling is as foreign: it is pulled towards the smile.
+    assert pulled[0] < 1.4 * seen[:, 0].max(), "the jaw never opened so far in training"
+    # An open mouth without a smile is unseen, too: it is projected towards the smile.
     opened = code.raw(pose(open_head(), jaw=0.4))
     assert (code.range.project(opened) - opened)[6:8].sum() > 0.03
-    # And the whole is nearer to what was seen, in units of the range.
+    # The code as a whole is nearer to those seen, in units of the range.
     distance = [np.linalg.norm((c - seen) / code.range.spread, axis=1).min() for c in (code.raw(far), pulled)]
     assert distance[1] < 0.7 * distance[0]
 
 
-def test_pulling_in_never_makes_small_steps_large() -> None:
+def test_projection_never_makes_small_steps_large() -> None:
     code = learned()
     rng = np.random.default_rng(3)
     for _ in range(50):
@@ -109,7 +109,7 @@ def test_pulling_in_never_makes_small_steps_large() -> None:
         assert moved <= np.linalg.norm((a - b) / code.range.spread) * 1.001
 
 
-def test_a_few_pictures_pull_nothing_in_and_hardly_stretch_anything() -> None:
+def test_with_few_frames_codes_are_not_projected_and_hardly_scaled() -> None:
     code = ExpressionCode(open_head())
     state = pose(open_head(), jaw=0.2)
     code.observe(state)
@@ -126,12 +126,12 @@ def test_the_range_settles_in_a_long_call() -> None:
         assert not code.observe(replace(state, expression=np.ones(52, np.float32)))
     np.testing.assert_array_equal(code.range.mean, before.mean)
     np.testing.assert_array_equal(code.range.spread, before.spread)
-    assert (code.range.high > before.high).any(), "what is new may be shown"
+    assert (code.range.high > before.high).any(), "new expressions extend the range"
 
 
 @pytest.mark.parametrize("standardise", [True, False])
 @pytest.mark.parametrize("pull_in", [True, False])
-def test_each_is_a_switch(standardise: bool, pull_in: bool) -> None:
+def test_standardisation_and_projection_can_be_turned_off(standardise: bool, pull_in: bool) -> None:
     code = learned(200, ConditioningConfig(standardise=standardise, pull_in=pull_in))
     state = pose(open_head(), jaw=1.0)
     expected = code.raw(state)
@@ -150,7 +150,7 @@ def test_codes_of_flame_have_a_range_too() -> None:
     assert np.abs(code(far)).max() < np.abs(code.learned(code.raw(far))).max()
 
 
-def test_an_unknown_range_is_the_identity() -> None:
+def test_an_unbounded_range_is_the_identity() -> None:
     codes = torch.rand(5, CODE_WIDTH).numpy() * 3.0
     unknown = CodeRange.unbounded()
     np.testing.assert_array_equal(unknown.project(codes), codes)

@@ -1,4 +1,4 @@
-"""The range of views that were learned, and how another one is brought to its border."""
+"""View range: views inside it are unchanged, others are clamped to its border."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.small_person import open_head, pose
 
 
 def eye(state: HeadState) -> Float64:
-    """The direction (3,) in which the head sees the camera."""
+    """Direction (3,) of the camera in head space."""
     place = -rotation_matrix(state.rotation).T @ state.translation
     return np.asarray(place / np.linalg.norm(place))
 
@@ -38,14 +38,14 @@ def test_angles_are_those_of_the_camera_around_the_head() -> None:
     assert abs(turns[1] - turns[0]) == pytest.approx(0.3, abs=1e-3)
 
 
-def test_views_that_were_had_stay() -> None:
+def test_views_seen_in_training_are_unchanged() -> None:
     code = learned()
     for yaw in (-0.2, -0.05, 0.2):
         np.testing.assert_array_equal(code.turn(pose(open_head(), yaw=yaw)), np.eye(3))
 
 
 @pytest.mark.parametrize("yaw", [0.5, -0.9, 2.5])
-def test_another_view_is_brought_to_the_nearest_one(yaw: float) -> None:
+def test_another_view_is_clamped_to_the_nearest_one(yaw: float) -> None:
     code, state = learned(), pose(open_head(), yaw=yaw)
     turn = code.turn(state)
     np.testing.assert_allclose(turn @ turn.T, np.eye(3), atol=1e-5)
@@ -55,7 +55,7 @@ def test_another_view_is_brought_to_the_nearest_one(yaw: float) -> None:
     assert abs(angles[0]) < 0.2 + SLACK + 0.05
 
 
-def test_before_enough_was_seen_and_without_the_switch_every_view_stays() -> None:
+def test_views_are_unchanged_before_enough_frames_and_with_the_setting_off() -> None:
     far = pose(open_head(), yaw=1.0)
     np.testing.assert_array_equal(learned(count=PULLED_FROM - 1).turn(far), np.eye(3))
     np.testing.assert_array_equal(learned(ConditioningConfig(pull_views=False)).turn(far), np.eye(3))

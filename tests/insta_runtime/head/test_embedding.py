@@ -1,4 +1,4 @@
-"""Where the landmarks lie: the baked embedding, and MediaPipe's own opinion of a render."""
+"""Landmark embedding: stored positions, and MediaPipe's detection in a rendered face."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_fields(head):
     assert np.median(embedding.sd[carried]) < 0.004
 
 
-def test_known_landmarks_lie_where_they_should(head, points):
+def test_known_landmarks_have_the_right_positions(head, points):
     tip = head.template[head.vertex_group() == SKIN]
     assert np.linalg.norm(points[1] - tip[tip[:, 2].argmax()]) < 0.006, "tip of the nose"
     assert points[13, 1] > points[14, 1], "the upper lip is above the lower"
@@ -87,7 +87,7 @@ def test_nearest_in_triangle_agrees_with_sampling():
         assert np.linalg.norm(bary @ corners - point) > best - 0.05
 
 
-def test_geometric_median_ignores_strays():
+def test_the_geometric_median_ignores_outliers():
     rng = np.random.default_rng(2)
     cloud = np.concatenate([rng.normal(0.0, 1e-3, (40, 3)), np.full((8, 3), 0.05)])
     assert np.linalg.norm(geometric_median(cloud, np.ones(48))) < 1e-3
@@ -121,7 +121,7 @@ def test_mirrored_landmarks(shared: Path, head, points):
     assert away.max() < 1e-3
 
 
-def test_mediapipe_sees_the_render_where_the_embedding_says(shared: Path, head):
+def test_mediapipe_detects_landmarks_where_the_embedding_has_them(shared: Path, head):
     mp = pytest.importorskip("mediapipe")
     vision = mp.tasks.vision
     options = vision.FaceLandmarkerOptions(

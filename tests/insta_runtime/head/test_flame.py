@@ -1,4 +1,4 @@
-"""Files from outside: FLAME's layout as pickle and npz, and files that are no head or mean harm."""
+"""FLAME files as pickle and npz, and invalid or malicious files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_pickle_and_npz_give_the_same_head(arrays, head, tmp_path):
     other = load_head(write_npz(tmp_path / "flame.npz", arrays))
     for field in ("template", "shape_dirs", "expression_dirs", "pose_dirs", "joints", "skin_weights", "faces"):
         assert np.array_equal(getattr(head, field), getattr(other, field)), field
-    assert head.sha256 != other.sha256, "a hash is of the file"
+    assert head.sha256 != other.sha256, "the hash is that of the file"
 
 
 def test_layout(arrays, head):
@@ -54,7 +54,7 @@ def test_layout(arrays, head):
     assert np.allclose(head.joints + head.joint_shape_dirs[11], arrays["J_regressor"] @ moved, atol=1e-6)
 
 
-def test_parts_and_regions_are_found_without_being_told(head):
+def test_parts_and_regions_are_derived_from_the_mesh(head):
     original = load_head()
     counts = [(head.face_group == group).sum() for group in (SKIN, EYE_LEFT, EYE_RIGHT)]
     assert sum(counts) == 9976
@@ -158,7 +158,7 @@ def _object_npz(path: Path) -> Path:
         pytest.param(lambda p: _object_npz(p / "objects.npz"), id="npz of objects"),
     ],
 )
-def test_what_is_not_a_head_gets_one_line(make, tmp_path):
+def test_invalid_head_files_give_a_one_line_error(make, tmp_path):
     path = make(tmp_path)
     with pytest.raises(UserError) as refusal:
         load_head(path)
@@ -187,7 +187,7 @@ def test_a_damaged_head_is_refused(key, spoil, arrays, tmp_path):
         load_head(path)
 
 
-def test_no_foreign_package_is_asked_for(pickled):
+def test_no_other_package_is_imported(pickled):
     before = set(sys.modules)
     read_pickle(pickled)
     assert not {name for name in set(sys.modules) - before if name.startswith(("scipy", "chumpy"))}

@@ -1,4 +1,4 @@
-"""The open head as it is shipped: counts, symmetry, what the units do."""
+"""The open head in the package: sizes, symmetry, effect of its expression units."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_every_vertex_is_used_and_skinned(head):
     assert head.skin_weights.min() >= 0.0
 
 
-def test_faces_look_outwards(head):
+def test_faces_point_outwards(head):
     for group in (EYE_LEFT, EYE_RIGHT, TEETH_UPPER, TONGUE, SKIN):
         a, b, c = (head.template[head.faces[head.face_group == group][:, k]].astype(float) for k in range(3))
         assert (a * np.cross(b, c)).sum() > 0.0, "signed volume"
@@ -159,7 +159,7 @@ def test_regions(head):
     assert covered[group == SKIN].min() > 0.5
 
 
-def test_licence_travels_with_the_data(head):
+def test_the_licence_is_stored_with_the_data(head):
     assert "CC0" in head.licence
     text = OPEN_HEAD.with_name("LICENSE-open-head.md").read_text()
     assert "CC0" in text

@@ -1,4 +1,4 @@
-"""The rig: identities of skinning, gradients, and what each parameter moves."""
+"""Head rig: identities of skinning, gradients, and the effect of each parameter."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_pose_agrees_with_vertices(head):
     assert (other - batch[0]).abs().max() > 1e-3
 
 
-def test_a_batch_is_its_members(head):
+def test_a_batch_equals_its_members_one_by_one(head):
     rig = HeadRig(head, dtype=torch.float64)
     shape, *rest = parameters(head, 5, batch=3)
     together = rig.vertices(shape, *rest)
@@ -103,7 +103,7 @@ def test_an_eye_turns_rigidly_about_its_joint(head):
     assert np.abs((before - after)[head.skin_weights[:, 3] == 0.0]).max() < 1e-9
 
 
-def test_neck_carries_jaw_and_eyes(head):
+def test_the_neck_moves_jaw_and_eyes(head):
     rig = HeadRig(head, dtype=torch.float64)
     state = HeadState.neutral(len(head.expression_names))
     nod = replace(state, neck_pose=np.array([0.3, 0.0, 0.0], np.float32))

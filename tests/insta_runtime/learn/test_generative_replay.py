@@ -81,9 +81,7 @@ def psnr(avatar: Avatar, backend: Backend, trainer: Trainer, pictures: list[Obse
     return score_psnr(renderer.render, pictures, 48)[1]
 
 
-def test_known_expressions_are_not_forgotten(
-    saved: Path, pictures: list[Observation], now: list[Observation]
-) -> None:
+def test_known_expressions_are_not_forgotten(saved: Path, pictures: list[Observation], now: list[Observation]) -> None:
     """PSNR of the first call's frames after a second call with a neutral face, with and without generative replay."""
     lost = {}
     for remembers in (False, True):

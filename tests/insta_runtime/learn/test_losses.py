@@ -30,11 +30,11 @@ def test_huber_is_quadratic_then_linear() -> None:
     torch.testing.assert_close(around.grad, torch.ones(2))
 
 
-def test_the_truth_costs_nothing() -> None:
+def test_the_loss_of_the_truth_is_zero() -> None:
     assert float(ray_loss(*truth(), CONFIG)) == 0.0
 
 
-def test_an_empty_ray_before_nothing_costs_nothing() -> None:
+def test_the_loss_of_an_empty_ray_over_background_is_zero() -> None:
     rays = 3
     seen = Composite(torch.zeros((rays, 3)), torch.zeros(rays), torch.zeros(rays), torch.zeros(0))
     mouth = torch.zeros(rays, dtype=torch.bool)
@@ -52,13 +52,13 @@ def test_colour_is_compared_over_the_background() -> None:
     assert float(ray_loss(half, alike, CONFIG)) == pytest.approx(0.2 * 0.25)
 
 
-def test_a_pixel_of_the_mouth_counts_more() -> None:
+def test_mouth_pixels_have_a_larger_weight() -> None:
     seen, targets = truth(1)
     off = replace(seen, colour=seen.colour + 0.3)
     assert float(ray_loss(off, replace(targets, mouth=torch.tensor([True])), CONFIG)) == pytest.approx(4 * 0.25)
 
 
-def test_depth_pulls_beyond_its_slack_and_only_where_there_is_a_prior() -> None:
+def test_the_depth_loss_acts_beyond_its_slack_and_only_where_there_is_a_prior() -> None:
     seen, targets = truth(1)
     assert float(ray_loss(replace(seen, distance=seen.distance + CONFIG.depth_slack - 1e-4), targets, CONFIG)) == 0.0
     off = replace(seen, distance=seen.distance - CONFIG.depth_slack - 0.02)

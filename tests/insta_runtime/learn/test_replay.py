@@ -58,7 +58,7 @@ def test_the_budget_is_in_mebibytes(model: AvatarModel) -> None:
     assert len(replay) == 31  # 2 MiB for each posed head, and a little for its picture
 
 
-def test_draws_come_round_to_every_picture_and_always_hold_a_new_one(model: AvatarModel) -> None:
+def test_draws_include_every_frame_in_turn_and_always_a_new_one(model: AvatarModel) -> None:
     replay = filled(model, 60, 100)
     draws = [[frame.frame_id for frame in replay.draw(4)] for _ in range(30)]
     assert all(draw[0] >= 60 - RECENT for draw in draws)
@@ -68,7 +68,7 @@ def test_draws_come_round_to_every_picture_and_always_hold_a_new_one(model: Avat
     assert others[:60] != list(range(60))
 
 
-def test_draws_follow_the_seed(model: AvatarModel) -> None:
+def test_draws_are_determined_by_the_seed(model: AvatarModel) -> None:
     first, same, other = (
         [m.frame_id for _ in range(5) for m in filled(model, 30, 100, seed).draw(3)] for seed in (1, 1, 2)
     )
@@ -76,11 +76,11 @@ def test_draws_follow_the_seed(model: AvatarModel) -> None:
     assert first != other
 
 
-def test_fewer_pictures_than_wanted_are_all_there_is(model: AvatarModel) -> None:
+def test_a_draw_from_fewer_frames_than_requested_has_all_of_them(model: AvatarModel) -> None:
     assert len(filled(model, 1, 100).draw(4)) == 1
 
 
-def test_offers_from_many_threads_arrive_and_an_idle_learner_holds_only_the_newest(model: AvatarModel) -> None:
+def test_offers_from_many_threads_arrive_and_without_training_only_the_newest_are_queued(model: AvatarModel) -> None:
     replay = Replay(model, 8, 64, 0)
     threads = [threading.Thread(target=replay.add, args=(picture(i),)) for i in range(10)]
     for thread in threads:
@@ -108,7 +108,7 @@ def test_scaling_averages_premultiplied_areas() -> None:
     assert not small[0, 1].any()
 
 
-def test_pictures_are_never_enlarged_and_keep_their_shape() -> None:
+def test_images_are_never_enlarged_and_keep_their_aspect_ratio() -> None:
     wide = Observation(
         0, np.zeros((20, 40, 3), np.uint8), np.zeros((20, 40), np.uint8), Camera(50, 50, 20, 10, 40, 20), STATE
     )
@@ -116,7 +116,7 @@ def test_pictures_are_never_enlarged_and_keep_their_shape() -> None:
     assert wide.premultiplied(16)[0].shape == (8, 16, 4)
 
 
-def test_a_memory_knows_skin_mouth_and_the_pixels_worth_drawing() -> None:
+def test_a_replay_frame_has_skin_mouth_and_head_pixels() -> None:
     head, model = open_head(), small_model()
     replay = Replay(model, 48, 64, 0)
     replay.add(photograph(head, performance(head, 2)[1:], 48, paint(head))[0])
@@ -131,7 +131,7 @@ def test_a_memory_knows_skin_mouth_and_the_pixels_worth_drawing() -> None:
     drawn[frame.pixels] = True
     assert drawn[alpha].all()
     assert drawn.float().mean() < 0.5
-    assert model.occupancy.view_count.any(), "its silhouette was shown to the occupancy"
+    assert model.occupancy.view_count.any(), "its silhouette was added to the occupancy grid"
     seen = model.occupancy.view_count.clone()
     frame.posed()
     assert torch.equal(seen, model.occupancy.view_count), "once"

@@ -22,7 +22,7 @@ def model_with(**changes: AvatarConfig) -> AvatarModel:
     return AvatarModel(open_head(), neutral_shape(open_head()), replace(SMALL, **changes), CPU)
 
 
-def test_a_binary_matte_is_solid_or_nothing() -> None:
+def test_a_binary_matte_is_opaque_or_transparent() -> None:
     alpha = np.array([[0, 100], [128, 255]], np.uint8)
     observation = Observation(0, np.full((2, 2, 3), 200, np.uint8), alpha, camera(2), STATE)
     soft, _ = observation.premultiplied(2)
@@ -46,7 +46,7 @@ def test_regions_of_rays_are_those_of_the_head(depth_on: str, mouth_on: str) -> 
 
 
 @pytest.mark.parametrize("silhouettes", [True, False])
-def test_silhouettes_empty_cells_only_if_they_are_asked(silhouettes: bool) -> None:
+def test_silhouettes_empty_cells_only_if_configured(silhouettes: bool) -> None:
     model = model_with(occupancy=replace(SMALL.occupancy, silhouettes=silhouettes))
     before = model.occupancy.occupied.sum()
     nothing, nowhere = torch.zeros((48, 48)), torch.full((48, 48), torch.inf)

@@ -1,4 +1,4 @@
-"""A training goes on where it stopped: from a copy in memory, from a file, on any back end."""
+"""Training resumes from a training state: from a copy in memory and from a file, on every backend."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def steps(trainer: Trainer, count: int, pictures: list[Observation] | None = Non
     return [report.loss for report in reports if report is not None]
 
 
-def test_saved_and_read_again_it_goes_on_as_if_nothing_had_been(
+def test_training_resumed_from_a_file_equals_uninterrupted_training(
     backend: str, pictures: list[Observation], tmp_path: Path
 ) -> None:
     """So many steps at once; and half of them, a file, and the other half."""
@@ -97,7 +97,7 @@ def test_saved_and_read_again_it_goes_on_as_if_nothing_had_been(
         assert apart[0] < 0.5 * apart[1], "of weights without moments"
 
 
-def test_stepping_back_gives_the_same_weights_bit_for_bit(backend: str, pictures: list[Observation]) -> None:
+def test_resuming_from_memory_gives_bit_identical_weights(backend: str, pictures: list[Observation]) -> None:
     trainer = trainer_of(create(backend), backend)
     steps(trainer, 12 if backend == "host" else 4, pictures)
     state = trainer.state()
@@ -117,7 +117,7 @@ def test_stepping_back_gives_the_same_weights_bit_for_bit(backend: str, pictures
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e5])
-def test_what_is_not_sound_is_found(pictures: list[Observation], value: float) -> None:
+def test_invalid_numbers_are_detected(pictures: list[Observation], value: float) -> None:
     trainer = trainer_of(create("torch"), "torch")
     steps(trainer, 1, pictures)
     state = trainer.state()
@@ -142,7 +142,7 @@ def test_the_pace_multiplies_the_rate(backend: str, pictures: list[Observation])
     assert moved[1] == pytest.approx(0.1 * moved[0], rel=0.01)
 
 
-def test_a_training_of_another_avatar_is_refused(pictures: list[Observation], tmp_path: Path) -> None:
+def test_the_training_state_of_another_avatar_is_refused(pictures: list[Observation], tmp_path: Path) -> None:
     avatar = create("torch")
     trainer = trainer_of(avatar, "torch")
     steps(trainer, 1, pictures)

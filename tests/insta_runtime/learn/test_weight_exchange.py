@@ -10,7 +10,7 @@ import torch
 from insta_runtime.learn.weight_exchange import WeightExchange
 
 
-def test_the_newest_wins_and_is_taken_once() -> None:
+def test_the_newest_snapshot_is_taken_once() -> None:
     exchange = WeightExchange()
     assert exchange.take() is None
     for i in range(3):
@@ -22,7 +22,7 @@ def test_the_newest_wins_and_is_taken_once() -> None:
     assert exchange.published == 3
 
 
-def test_across_threads_snapshots_arrive_whole_in_order_and_the_last_is_not_lost() -> None:
+def test_across_threads_snapshots_arrive_complete_in_order_and_the_last_is_not_lost() -> None:
     exchange, count = WeightExchange(), 2000
     done = threading.Event()
 
@@ -49,7 +49,7 @@ def test_across_threads_snapshots_arrive_whole_in_order_and_the_last_is_not_lost
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-def test_a_snapshot_that_a_stream_still_writes_is_not_handed_over_and_nobody_waits() -> None:
+def test_an_incomplete_snapshot_is_not_taken_and_neither_side_waits() -> None:
     learning, showing, exchange = torch.cuda.Stream(), torch.cuda.Stream(), WeightExchange()
     pause = 200_000_000  # cycles, a tenth of a second at least
     with torch.cuda.stream(learning):
@@ -71,7 +71,7 @@ def test_a_snapshot_that_a_stream_still_writes_is_not_handed_over_and_nobody_wai
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-def test_memory_that_the_display_still_reads_is_not_used_anew() -> None:
+def test_memory_that_the_display_still_reads_is_not_reused() -> None:
     learning, showing, exchange = torch.cuda.Stream(), torch.cuda.Stream(), WeightExchange()
     with torch.cuda.stream(learning):
         exchange.publish({"w": torch.ones(1 << 20, device="cuda")})

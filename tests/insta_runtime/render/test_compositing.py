@@ -19,7 +19,7 @@ def packed(seed: int, counts: list[int]) -> tuple[torch.Tensor, ...]:
     return density, colour, distance, ray
 
 
-def test_a_homogeneous_medium_lets_exponentially_little_through() -> None:
+def test_transmittance_of_a_homogeneous_medium_is_exponential() -> None:
     n, sigma, step = 400, 25.0, 0.0005
     distance = step * (torch.arange(n, dtype=torch.float64) + 0.5)
     density, colour = torch.full((n,), sigma).double(), torch.tensor([0.2, 0.5, 1.0]).double().expand(n, 3)
@@ -48,7 +48,7 @@ def test_packed_rays_agree_with_a_loop() -> None:
         torch.testing.assert_close(seen.distance[r], torch.tensor(depth).double())
 
 
-def test_what_is_opaque_hides_what_lies_behind() -> None:
+def test_opaque_samples_hide_those_behind() -> None:
     density, colour = torch.tensor([0.0, 1e6, 1e6]), torch.eye(3)
     seen = composite(density, colour, torch.tensor([0.1, 0.2, 0.3]), torch.zeros(3, dtype=torch.int64), 1, 0.004)
     torch.testing.assert_close(seen.colour, torch.tensor([[0.0, 1.0, 0.0]]))
@@ -65,7 +65,7 @@ def test_rays_without_samples_are_empty() -> None:
 
 
 def test_a_long_batch_stays_exact_in_float32() -> None:
-    """Running sums are kept apart by ray: the last of many rays is as exact as the first."""
+    """Running sums are separate for each ray: the last of many rays is as exact as the first."""
     density, colour, distance, ray = packed(1, [20])
     many = 5000
     rays = torch.arange(many).repeat_interleave(20)

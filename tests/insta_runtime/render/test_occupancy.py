@@ -1,4 +1,4 @@
-"""The canonical occupancy grid: where it starts, what silhouettes and densities do to it."""
+"""Canonical occupancy grid: initial cells, space carving by silhouettes, updates by density."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def test_at_first_everything_near_the_skin_is_occupied(model: AvatarModel) -> No
     assert grid.contains(model.warp.canonical.vertices).float().mean() > 0.95
     corner = grid.warp.box.origin + 1e-3
     assert not grid.contains(torch.stack([corner, corner - 1.0, corner + 9.0])).any()
-    assert 0.02 < len(grid.cells) / grid.config.resolution**3 < 0.3, "a shell, not the whole box"
+    assert 0.02 < len(grid.cells) / grid.config.resolution**3 < 0.3, "a layer, not the whole box"
 
 
-def test_an_empty_matte_carves_everything_after_enough_pictures(model: AvatarModel) -> None:
+def test_an_empty_matte_empties_all_cells_after_enough_frames(model: AvatarModel) -> None:
     look(model, torch.zeros((48, 48)), HULL_VOTES - 1)
     assert model.occupancy.occupied.all()
     look(model, torch.zeros((48, 48)), 1)
@@ -59,12 +59,12 @@ def test_an_empty_matte_carves_everything_after_enough_pictures(model: AvatarMod
     assert torch.equal(model.occupancy.occupied, ~shown)
 
 
-def test_a_full_matte_carves_nothing(model: AvatarModel) -> None:
+def test_a_full_matte_empties_nothing(model: AvatarModel) -> None:
     look(model, torch.ones((48, 48)), 5)
     assert model.occupancy.occupied.all()
 
 
-def test_carving_keeps_what_lies_in_the_silhouette(model: AvatarModel) -> None:
+def test_carving_keeps_cells_inside_the_silhouette(model: AvatarModel) -> None:
     alpha = torch.zeros((48, 48))
     alpha[:, :24] = 1.0
     look(model, alpha)
@@ -78,8 +78,8 @@ def test_carving_keeps_what_lies_in_the_silhouette(model: AvatarModel) -> None:
 
 
 @pytest.mark.parametrize(("pictures", "kept"), [(4, True), (12, False)])
-def test_a_matte_may_fail_now_and_then(model: AvatarModel, pictures: int, kept: bool) -> None:
-    """One matte has the head, the others lost it: in one of four pictures it is believed, in one of twelve not."""
+def test_mattes_may_fail_in_some_frames(model: AvatarModel, pictures: int, kept: bool) -> None:
+    """One matte contains the head, the others do not: one of four frames suffices, one of twelve does not."""
     look(model, torch.ones((48, 48)), 1)
     look(model, torch.zeros((48, 48)), pictures - 1)
     shown = model.occupancy.view_count == pictures
@@ -87,7 +87,7 @@ def test_a_matte_may_fail_now_and_then(model: AvatarModel, pictures: int, kept: 
     assert (model.occupancy.occupied[shown] == kept).all()
 
 
-def test_a_mouth_that_some_expression_opens_stays_occupied(model: AvatarModel) -> None:
+def test_a_mouth_that_any_expression_opens_stays_occupied(model: AvatarModel) -> None:
     class Open:
         """Dense where the code of the open jaw arrives."""
 
@@ -105,7 +105,7 @@ def test_a_mouth_that_some_expression_opens_stays_occupied(model: AvatarModel) -
     assert not grid.occupied[mouth == 0].any()
 
 
-def test_what_no_picture_shows_is_kept(model: AvatarModel) -> None:
+def test_cells_that_no_frame_shows_are_kept(model: AvatarModel) -> None:
     state = pose(open_head())
     aside = camera(48).cropped(1000.0, 0.0, 48, 48)
     for _ in range(2 * HULL_VOTES):
@@ -113,7 +113,7 @@ def test_what_no_picture_shows_is_kept(model: AvatarModel) -> None:
     assert model.occupancy.occupied.all()
 
 
-def test_what_lies_behind_the_head_is_not_shown(model: AvatarModel) -> None:
+def test_cells_behind_the_head_are_not_rendered(model: AvatarModel) -> None:
     grid, state = model.occupancy, pose(open_head())
     depth = rasterise(camera_vertices(model.pose(state).vertices, state), model.rig.faces, VIEW).depth
     grid.carve(model.pose(state), state, VIEW, torch.ones((48, 48)), depth, 0.02)
@@ -125,7 +125,7 @@ def test_what_lies_behind_the_head_is_not_shown(model: AvatarModel) -> None:
     behind = (z > back - 0.1) & ((x - 0.5).abs() < 0.1) & ((y - 0.65).abs() < 0.1)
     assert behind.sum() > 20
     assert not grid.view_count[behind].any()
-    # To be drawn are the cells that were shown; if none was, all.
+    # Rendered are the cells that frames showed; all cells if there were no frames.
     drawn = small_model().occupancy
     drawn.load(drawable_state(grid.state()))
     assert torch.equal(drawn.occupied, grid.view_count > 0)
@@ -133,7 +133,7 @@ def test_what_lies_behind_the_head_is_not_shown(model: AvatarModel) -> None:
     assert drawn.occupied.all()
 
 
-def test_what_no_light_comes_to_is_not_shown_in_the_end(model: AvatarModel) -> None:
+def test_cells_hidden_for_long_are_not_rendered(model: AvatarModel) -> None:
     class Solid:
         """Dense everywhere."""
 
@@ -145,7 +145,9 @@ def test_what_no_light_comes_to_is_not_shown_in_the_end(model: AvatarModel) -> N
     front = grid.cells > half
     at = torch.stack([grid.cells % n, grid.cells // n % n, grid.cells // (n * n)], dim=-1)[front]
     samples = torch.cat([(at + 0.5) / n, torch.rand(50, 3)])
-    optical_depth = torch.cat([torch.full((int(front.sum()),), 3.0), torch.full((50,), 4.0)])  # e^-3 is in sight, e^-4 is not
+    optical_depth = torch.cat(
+        [torch.full((int(front.sum()),), 3.0), torch.full((50,), 4.0)]
+    )  # e^-3 is in sight, e^-4 is not
     generator = torch.Generator().manual_seed(0)
     drawn = small_model().occupancy
     for _ in range(300):
@@ -153,11 +155,11 @@ def test_what_no_light_comes_to_is_not_shown_in_the_end(model: AvatarModel) -> N
         grid.mark_visible(samples, optical_depth)
     drawn.load(drawable_state(grid.state()))
     assert torch.equal(drawn.occupied, front)
-    assert grid.occupied.all(), "what is not shown is still learned"
+    assert grid.occupied.all(), "cells that are not rendered are still trained"
 
 
-def test_the_shell_is_nowhere_thinner_than_it_should_be(model: AvatarModel) -> None:
-    """Where the borders of cells run along the skin, a thin shell would have cracks."""
+def test_the_layer_of_candidate_cells_has_no_thin_places(model: AvatarModel) -> None:
+    """Where cell borders run along the skin, a thin layer would have gaps."""
     canonical, grid = model.warp.canonical, model.occupancy
     corners = canonical.vertices[canonical.faces]
     normal = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
@@ -178,7 +180,7 @@ def test_update_keeps_dense_cells_and_drops_empty_ones(model: AvatarModel) -> No
     assert not grid.contains(centres(grid)[x > 0.5 + margin]).any()
 
 
-def test_old_density_fades_but_is_not_forgotten_at_once(model: AvatarModel) -> None:
+def test_old_density_decays_slowly(model: AvatarModel) -> None:
     grid, generator = model.occupancy, torch.Generator().manual_seed(0)
     grid.value.fill_(0.5)
     left = grid.warp.box.normalise(centres(grid))[:, 0] > 0.6

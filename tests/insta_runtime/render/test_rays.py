@@ -50,7 +50,7 @@ def test_slant_turns_depth_into_distance() -> None:
     assert float(lengths[0]) == pytest.approx(corner, rel=1e-6)
 
 
-def test_rays_and_rasteriser_see_the_same_surface() -> None:
+def test_rays_and_rasteriser_agree_on_the_surface() -> None:
     head, state, view = open_head(), pose(open_head(), jaw=0.4, yaw=-0.3), camera(40)
     mesh = HeadRig(head).pose(neutral_shape(head), state)
     raster = rasterise(camera_vertices(mesh.vertices, state), mesh.faces, view)
@@ -74,7 +74,7 @@ def test_rotation_is_by_the_angle_about_the_axis(angle: float) -> None:
     )
 
 
-def test_beside_the_outline_of_the_mesh_rays_may_pass() -> None:
+def test_rays_beside_the_outline_of_the_mesh_do_not_end() -> None:
     depth = torch.full((9, 11), 0.6)
     depth[:, 7:] = torch.inf
     depth[4, 2] = 0.7

@@ -1,4 +1,4 @@
-"""Pictures of the avatar and of the coloured mesh."""
+"""Torch renderer and coloured mesh."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.support.small_person import (
 STATE, VIEW = pose(open_head(), jaw=0.4, yaw=0.2), camera(32)
 
 
-def test_the_same_snapshot_gives_the_same_picture_bit_for_bit() -> None:
+def test_the_same_snapshot_gives_bit_identical_frames() -> None:
     model = small_model()
     first, second = Renderer(model), Renderer(small_model(seed=9))
     second.load(take_snapshot(model))
@@ -44,7 +44,7 @@ def test_the_same_snapshot_gives_the_same_picture_bit_for_bit() -> None:
     np.testing.assert_array_equal(picture.rgba, second.render(STATE, VIEW).rgba)
 
 
-def test_learning_does_not_disturb_what_is_shown_until_a_snapshot_is_loaded() -> None:
+def test_training_does_not_change_rendering_until_a_snapshot_is_loaded() -> None:
     head, model = open_head(), small_model()
     renderer = Renderer(model)
     before = renderer.render(STATE, VIEW).rgba
@@ -73,13 +73,13 @@ def test_a_snapshot_of_another_configuration_is_refused() -> None:
         load_snapshot(model, snapshot)
 
 
-def test_a_head_out_of_sight_gives_an_empty_picture() -> None:
+def test_a_head_outside_the_view_gives_an_empty_frame() -> None:
     aside = VIEW.cropped(5000.0, 0.0, 32, 32)
     assert not Renderer(small_model()).render(STATE, aside).rgba.any()
 
 
 @pytest.mark.parametrize("head", [open_head(), flame_head()], ids=["open", "flame"])
-def test_the_coloured_mesh_takes_the_colour_of_the_pictures(head: HeadModel) -> None:
+def test_the_coloured_mesh_has_the_colours_of_the_frames(head: HeadModel) -> None:
     rig = HeadRig(head)
     colour = torch.tensor([0.8, 0.4, 0.2])
     mesh = ColouredMesh(rig, neutral_shape(head))
@@ -93,7 +93,7 @@ def test_the_coloured_mesh_takes_the_colour_of_the_pictures(head: HeadModel) -> 
     assert not rgba[0, 0].any()
 
 
-def test_the_coloured_mesh_paints_what_was_never_seen_like_its_neighbours() -> None:
+def test_unseen_parts_of_the_coloured_mesh_have_their_neighbours_colours() -> None:
     head = open_head()
     mesh = ColouredMesh(HeadRig(head), neutral_shape(head))
     mesh.observe(photograph(head, [pose(head)], 96, torch.full((len(head.template), 3), 0.5))[0])
@@ -118,7 +118,7 @@ def test_over_composites_premultiplied_colour() -> None:
     assert frame.over(room)[1].tolist() == [[0, 0, 0], [0, 0, 255]]
 
 
-def test_a_snapshot_fades_into_pictures_and_is_rendered_at_once() -> None:
+def test_picture_crossfades_to_a_snapshot_and_render_shows_it_at_once() -> None:
     now, model = [0.0], small_model()
     renderer, state, view = Renderer(model, lambda: now[0]), STATE, camera(24)
     white = np.ones(3, np.float32)

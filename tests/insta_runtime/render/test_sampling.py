@@ -1,4 +1,4 @@
-"""Marching rays through the posed band."""
+"""Ray marching through the posed cells."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_every_pixel_of_the_head_is_sampled_and_rays_end_behind_the_mesh(
     samples = sample(model, rays)
     surface = depth * slant(VIEW, PIXELS)
     covered = torch.zeros(len(PIXELS), dtype=torch.bool)
-    # A sample within two steps of the surface: else the skin could not be drawn.
+    # A sample within two steps of the surface is needed to render the skin.
     covered[samples.ray[(samples.distance - surface[samples.ray]).abs() < 2 * SMALL.sampling.step]] = True
     assert covered[depth.isfinite()].all()
     assert (samples.distance < surface[samples.ray] + SMALL.sampling.behind).all()
@@ -82,7 +82,7 @@ def test_beyond_the_limit_the_farthest_samples_are_dropped(model: AvatarModel, r
     assert torch.equal(few.position, all_of_them.position[rank < 5])
 
 
-def test_a_still_head_is_sampled_alike_and_training_jitters(model: AvatarModel, rays: Rays) -> None:
+def test_a_still_head_is_sampled_identically_and_training_jitters(model: AvatarModel, rays: Rays) -> None:
     still, again = sample(model, rays), sample(model, rays)
     assert torch.equal(still.position, again.position)
     first, same, other = sample(model, rays, 1), sample(model, rays, 1), sample(model, rays, 2)
@@ -95,8 +95,8 @@ def test_a_still_head_is_sampled_alike_and_training_jitters(model: AvatarModel, 
 
 
 @pytest.mark.parametrize("nearer", [0.001, 0.003, 0.0055])
-def test_samples_come_and_go_with_a_head_that_moves_to_and_fro(model: AvatarModel, nearer: float) -> None:
-    """Or else the grain of the steps would slide over a face whose distance the tracker is not sure of."""
+def test_samples_move_with_a_head_that_changes_its_distance(model: AvatarModel, nearer: float) -> None:
+    """Otherwise noise in the tracked distance would shift the sampling pattern over the face."""
     middle = PIXELS.view(40, 40)[18:22, 18:22].reshape(-1)
     far = torch.full(middle.shape, 0.6)
     there = march(
@@ -121,7 +121,7 @@ def test_rays_that_miss_and_an_empty_avatar_give_no_samples(model: AvatarModel, 
         assert samples.masks.shape == (0, 2)
 
 
-def test_joined_bundles_number_their_rays_through(model: AvatarModel, rays: Rays) -> None:
+def test_joined_bundles_renumber_their_rays(model: AvatarModel, rays: Rays) -> None:
     samples = sample(model, rays)
     joined = RaySamples.join([samples, samples], len(rays))
     assert torch.equal(joined.ray, torch.cat([samples.ray, samples.ray + len(rays)]))

@@ -1,4 +1,4 @@
-"""A picture moves as its head does and no more: neither the tracker's tremble nor its doubt about distance flickers."""
+"""Rendered frames are steady: tracking noise in pose and distance causes no flicker."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.small_person import CPU, SMALL, camera, open_head, paint, per
 
 STATE, VIEW = pose(open_head(), jaw=0.1, yaw=0.1), camera(64)
 NOISE = 2.0 / 255.0
-"""What a webcam's pixels waver by, about."""
+"""Typical frame-to-frame noise of a webcam's pixels."""
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def renderer() -> NativeRenderer:
 
 
 def change(renderer: NativeRenderer, state: HeadState) -> Float32:
-    """How much each pixel that is solid in both pictures differs from that of STATE."""
+    """Difference of each pixel that is opaque in both frames from the frame of STATE."""
     before, after = (renderer.render(s, VIEW).rgba for s in (STATE, state))
     solid = (before[..., 3] > 0.95) & (after[..., 3] > 0.95)
     assert solid.sum() > 300
@@ -49,18 +49,18 @@ def moved(x: float = 0.0, z: float = 0.0) -> HeadState:
     return replace(STATE, translation=STATE.translation + np.array([x, 0.0, z], np.float32))
 
 
-def test_the_same_state_gives_the_same_picture(renderer: NativeRenderer) -> None:
+def test_the_same_state_gives_the_same_frame(renderer: NativeRenderer) -> None:
     assert not change(renderer, STATE).any()
     renderer.render(moved(x=0.05), VIEW)
     assert not change(renderer, replace(STATE, t_capture_ns=99)).any()
 
 
-def test_a_tracker_that_trembles_shows_less_than_footage_does(renderer: NativeRenderer) -> None:
+def test_tracking_noise_changes_frames_less_than_camera_noise(renderer: NativeRenderer) -> None:
     pixel = STATE.translation[2] / VIEW.fx
     assert change(renderer, moved(x=0.1 * pixel)).mean() < NOISE
 
 
 @pytest.mark.parametrize("nearer", [0.0015, 0.003])
-def test_a_head_whose_distance_is_not_sure_does_not_flicker(renderer: NativeRenderer, nearer: float) -> None:
-    """Up to half a step: were the samples not anchored in the head, each pixel would now be asked elsewhere."""
+def test_noise_in_the_distance_of_the_head_does_not_flicker(renderer: NativeRenderer, nearer: float) -> None:
+    """Up to half a step: samples are anchored in head space, so they stay in place."""
     assert change(renderer, moved(z=-nearer)).mean() < 0.5 * NOISE

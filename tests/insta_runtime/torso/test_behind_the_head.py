@@ -1,4 +1,4 @@
-"""Pictures over a background that is painted anew for each of them, by every renderer."""
+"""Rendering over a background that is rendered for each frame, with every renderer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.small_person import SMALL, camera, neutral_shape, open_head, 
     ("backend", "device"),
     [("torch", "cpu"), ("host", "cpu"), pytest.param("cuda", "cuda", marks=pytest.mark.gpu)],
 )
-def test_a_painted_background_is_behind_the_head_each_time(backend: str, device: str) -> None:
+def test_a_rendered_background_is_behind_the_head_in_each_frame(backend: str, device: str) -> None:
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     head = open_head()

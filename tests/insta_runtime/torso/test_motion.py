@@ -1,4 +1,4 @@
-"""Similarities, the slow pose, and what the torso does for a head that it knows or does not know."""
+"""Similarity transforms, the slow pose, and prediction of the torso's motion inside and outside the training range."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_similarities_form_a_group(one: Similarity, other: Similarity) -> None:
     np.testing.assert_allclose(one.after(one.inverse()).vector(), np.zeros(4), atol=1e-9)
 
 
-def test_a_pose_in_the_picture_is_what_the_camera_sees() -> None:
+def test_the_pose_in_the_image_agrees_with_the_camera() -> None:
     state = replace(HeadState.neutral(52), translation=np.array([0.05, -0.1, 0.5], np.float32))
     x, y, size, *turn = picture_pose(state, CAMERA)
     assert math.isclose((x + 1.0) * 256.0, 600.0 * 0.05 / 0.5 + 256.0, rel_tol=1e-6)
@@ -35,7 +35,7 @@ def test_a_pose_in_the_picture_is_what_the_camera_sees() -> None:
     np.testing.assert_allclose(picture_pose(state, CAMERA.scaled(128, 128)), [x, y, size, *turn])
 
 
-def test_a_head_is_seated_where_a_pose_says() -> None:
+def test_a_head_is_placed_at_a_pose_in_the_image() -> None:
     state = replace(HeadState.neutral(52), translation=np.array([0.3, 0.2, 1.5], np.float32))
     pose = np.array([0.1, -0.2, 1.3, 0.0, 0.0, 0.0])
     there = seated(pose, state, CAMERA)
@@ -43,7 +43,7 @@ def test_a_head_is_seated_where_a_pose_says() -> None:
     np.testing.assert_array_equal(there.rotation, state.rotation)
 
 
-def test_the_slow_pose_follows_within_seconds_and_starts_anew_when_time_goes_back() -> None:
+def test_the_slow_pose_follows_within_seconds_and_restarts_when_time_goes_back() -> None:
     slow, still, moved = SlowPose(), np.zeros(POSE), np.ones(POSE)
     slow.inputs(still, 0)
     for number in range(1, 101):
@@ -66,7 +66,7 @@ def learned(count: int = 150) -> tuple[MotionFit, np.ndarray]:
     return fit, inputs
 
 
-def test_motion_is_predicted_from_what_moved_with_it() -> None:
+def test_motion_is_predicted_from_correlated_inputs() -> None:
     fit, inputs = learned()
     model = fit.solve()
     wrong = [model.predict(row).x - (0.5 * row[0] + 0.1 * row[POSE]) for row in inputs]
@@ -74,7 +74,7 @@ def test_motion_is_predicted_from_what_moved_with_it() -> None:
     assert max(abs(model.predict(row).y) for row in inputs) < 0.005
 
 
-def test_shoulders_that_do_not_follow_stay_where_they_are() -> None:
+def test_shoulders_that_do_not_follow_the_head_are_predicted_still() -> None:
     random = np.random.default_rng(1)
     fit = MotionFit()
     rows = 0.05 * random.normal(size=(60, INPUTS))
@@ -84,7 +84,7 @@ def test_shoulders_that_do_not_follow_stay_where_they_are() -> None:
     assert moves.std() < 0.006  # noise is not taken for a law
 
 
-def test_a_head_that_appears_elsewhere_takes_the_torso_along() -> None:
+def test_outside_the_training_range_the_torso_follows_the_head() -> None:
     model = learned()[0].solve()
     known = model.middle
     far = known.copy()

@@ -1,4 +1,4 @@
-"""The torso that is learned: where it is, what it looks like, that nothing of the head stays in it, and its file."""
+"""Learned torso layer: position, appearance, no remains of the head in it, and storage."""
 
 from __future__ import annotations
 
@@ -51,9 +51,7 @@ def psnr(error: Float32) -> float:
     return float(-10.0 * np.log10(np.square(error).mean()))
 
 
-def test_head_over_torso_over_the_wall_is_the_picture_that_nobody_learned_from(
-    recording: list[Observation], layer: TorsoLayer
-) -> None:
+def test_head_over_torso_over_room_reproduces_a_held_out_frame(recording: list[Observation], layer: TorsoLayer) -> None:
     wall = torch.full((SIDE, SIDE, 3), WALL)
     assert layer.is_visible
     every = inputs_of(recording)
@@ -66,7 +64,7 @@ def test_head_over_torso_over_the_wall_is_the_picture_that_nobody_learned_from(
         assert psnr(whole - rgb) > psnr(alpha * rgb + (1.0 - alpha) * still - rgb) + 3.0
 
 
-def test_under_the_head_the_neck_goes_on_and_nothing_of_the_head_is_left(layer: TorsoLayer) -> None:
+def test_the_neck_is_completed_under_the_head_without_remains_of_it(layer: TorsoLayer) -> None:
     ghost = layer.rgba[1] - layer.rgba[0]  # the head alone is green
     assert float(ghost.max()) < 0.2 * float(HAIR[1] - HAIR[0])
     middle = SIDE // 2
@@ -78,13 +76,13 @@ def test_under_the_head_the_neck_goes_on_and_nothing_of_the_head_is_left(layer: 
     assert float(rows[3, : SIDE // 4].max()) < 0.05  # but no pole up to the crown
 
 
-def test_the_room_is_kept_without_the_person(layer: TorsoLayer) -> None:
+def test_the_room_image_does_not_contain_the_subject(layer: TorsoLayer) -> None:
     room = layer.room_picture(64).numpy()
     assert room.shape == (64, 64, 3)
     assert np.abs(room - WALL).max() < 0.05
 
 
-def test_a_hand_before_the_shoulder_does_not_stay(recording: list[Observation], layer: TorsoLayer) -> None:
+def test_a_hand_in_front_of_the_shoulder_is_not_learned(recording: list[Observation], layer: TorsoLayer) -> None:
     learner = TorsoLearner(SIDE, CPU)
     for number, (observation, inputs) in enumerate(zip(recording[:60], inputs_of(recording), strict=False)):
         if number % 6 == 5:
@@ -108,7 +106,7 @@ def test_a_crop_without_shoulders_has_no_torso(recording: list[Observation]) -> 
     assert not layer.is_visible
 
 
-def test_without_mattes_of_the_body_nothing_is_learned(recording: list[Observation]) -> None:
+def test_without_body_mattes_no_torso_is_learned(recording: list[Observation]) -> None:
     first = recording[0]
     bare = Observation(0, first.rgb, first.alpha, CAMERA, first.state)
     assert learn_torso([bare], 64, CPU) is None
@@ -121,7 +119,7 @@ shifts = st.builds(Similarity, st.floats(-0.06, 0.06), st.floats(-0.06, 0.06), s
 
 @settings(max_examples=12, deadline=None)
 @given(shifts)
-def test_registration_finds_a_motion_to_a_part_of_a_pixel(shift: Similarity) -> None:
+def test_registration_has_subpixel_accuracy(shift: Similarity) -> None:
     def torso(motion: Similarity) -> tuple[torch.Tensor, torch.Tensor]:
         seen = observe(0, head_at(0), motion)
         rgb, alpha, body = (torch.from_numpy(p).float() / 255.0 for p in (seen.rgb, seen.alpha, seen.body))
@@ -136,8 +134,8 @@ def test_registration_finds_a_motion_to_a_part_of_a_pixel(shift: Similarity) -> 
     assert np.abs(away).max() < 0.6
 
 
-def test_a_person_who_takes_another_seat_is_found_again() -> None:
-    """Too far for registration alone; the layer stays as sharp as it was."""
+def test_a_torso_is_found_again_after_a_change_of_seat() -> None:
+    """The motion is too large for registration alone; the layer stays as sharp as before."""
     learner, slow = TorsoLearner(SIDE, CPU), SlowPose()
     aside = Similarity(0.45, 0.0)
     for number in range(40):
@@ -149,7 +147,7 @@ def test_a_person_who_takes_another_seat_is_found_again() -> None:
         assert abs(moved.x - (shoulders_of(head).x + (0.45 if number >= 20 else 0.0))) < 0.03
 
 
-def test_shoulders_follow_the_slow_head_as_they_did(recording: list[Observation], layer: TorsoLayer) -> None:
+def test_shoulders_follow_the_slow_head_motion_as_in_training(recording: list[Observation], layer: TorsoLayer) -> None:
     first = shoulders_of(head_at(0))  # the reference is how the torso was in the first picture
     spot = np.array([0.0, 0.8, 1.0])
     for number, inputs in enumerate(inputs_of(recording)):
@@ -158,7 +156,7 @@ def test_shoulders_follow_the_slow_head_as_they_did(recording: list[Observation]
             assert np.abs(layer.motion.predict(inputs).matrix() @ spot - wanted).max() * SIDE / 2.0 < 1.5
 
 
-def test_the_layer_goes_through_its_avatars_file(layer: TorsoLayer, tmp_path: Path) -> None:
+def test_the_layer_is_saved_and_loaded_with_its_avatar(layer: TorsoLayer, tmp_path: Path) -> None:
     head = open_head()
     avatar = Avatar.create(head, neutral_shape(head), CAMERA, SMALL, CPU)
     avatar.save(tmp_path / "bare")
@@ -172,7 +170,7 @@ def test_the_layer_goes_through_its_avatars_file(layer: TorsoLayer, tmp_path: Pa
     assert torch.equal(again.room, layer.room)
 
 
-def test_a_layer_goes_on_a_little_beyond_its_pictures_then_fades() -> None:
+def test_a_layer_extends_a_little_beyond_its_edge_then_fades() -> None:
     still = MotionModel(np.zeros((INPUTS + 1, 4)), np.zeros(INPUTS), np.zeros(INPUTS))
     layer = TorsoLayer(torch.ones(4, 64, 64), torch.zeros(3, ROOM_SIDE, ROOM_SIDE), still)
     inputs, nothing = np.zeros(INPUTS), torch.zeros(100, 100, 3)

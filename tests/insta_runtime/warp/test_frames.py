@@ -56,7 +56,7 @@ def test_maps_undo_rotation_and_scale() -> None:
 
 
 @pytest.mark.parametrize(("scale", "expected"), [(0.01, 2.0), (100.0, 0.5)])
-def test_a_squashed_or_blown_up_triangle_does_not_blow_up_its_surroundings(scale: float, expected: float) -> None:
+def test_the_scale_of_a_squashed_or_enlarged_triangle_is_bounded(scale: float, expected: float) -> None:
     linear = CanonicalMaps(TETRAHEDRON, FACES).triangle_maps(scale * TETRAHEDRON)
     torch.testing.assert_close(torch.linalg.det(linear), torch.full((4,), expected**3))
 

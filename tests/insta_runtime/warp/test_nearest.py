@@ -93,7 +93,7 @@ def band(model: AvatarModel, head: PosedHead) -> torch.Tensor:
 
 
 def test_candidates_find_the_nearest_triangle(model: AvatarModel, head: PosedHead, band: torch.Tensor) -> None:
-    """A cell offers few of the triangles around it, so some samples ride with a neighbour of their nearest triangle.
+    """A cell lists only a few of the triangles around it, so some samples follow a neighbour of their nearest triangle.
 
     What counts is where they end up in canonical space: well within the finest cells of the field (1 mm).  Inside the
     mouth and behind the lids, where layers lie a millimetre apart, the distance alone may err by nearly that much.
@@ -118,7 +118,7 @@ def test_candidates_find_the_nearest_triangle(model: AvatarModel, head: PosedHea
     assert float(displaced[near_mouth_and_eyes].quantile(0.95)) < 0.15e-3
 
 
-def test_taking_over_candidates_where_nothing_moved_changes_nothing() -> None:
+def test_candidates_reused_where_nothing_moved_are_the_same() -> None:
     model = small_model()
     warp, faces = model.warp, model.warp.canonical.faces
     soup = model.pose(pose(open_head(), jaw=0.6, smile=0.7)).soup
@@ -136,7 +136,7 @@ def test_taking_over_candidates_where_nothing_moved_changes_nothing() -> None:
     assert torch.equal(again.candidates, warp.candidate_grid(rest, wanted, warp.resolution).candidates)
 
 
-def test_a_grid_that_offers_every_triangle_is_exact() -> None:
+def test_a_grid_that_lists_every_triangle_is_exact() -> None:
     generator = torch.Generator().manual_seed(3)
     corners = torch.rand((6, 1, 3), generator=generator) + 0.05 * torch.randn((6, 3, 3), generator=generator)
     vertices, faces = corners.view(-1, 3), torch.arange(18).view(6, 3)
@@ -159,7 +159,7 @@ def test_leaves_hold_every_triangle_once() -> None:
     assert float(size.median()) < 0.03  # compact: the head is 0.3 m tall
 
 
-def test_within_misses_no_point_and_rules_most_of_space_out() -> None:
+def test_within_includes_every_near_point_and_excludes_most_of_space() -> None:
     head = small_model().rig.canonical(small_model().shape, 0.0)
     soup, reach = TriangleSoup(head.vertices, head.faces), 0.02
     middle, side = head.vertices.mean(dim=0), 0.6

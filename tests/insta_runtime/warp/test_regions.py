@@ -1,4 +1,4 @@
-"""Regions and neighbours of triangles, and the warp of the original that is made of them."""
+"""Regions and neighbours of triangles, and the warp of INSTA that uses them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def points_around(head: PosedHead, count: int = 500) -> tuple[torch.Tensor, torc
     return points, directions, nearest_brute_force(points, head.vertices, head.warp.canonical.faces)
 
 
-def test_triangles_beyond_each_edge() -> None:
+def test_neighbours_across_each_edge() -> None:
     assert edge_neighbours(STRIP).tolist() == [[0, 1, 0], [0, 1, 2], [1, 2, 2]]
 
 
@@ -44,7 +44,7 @@ def test_most_triangles_of_the_head_have_three_neighbours_that_share_two_corners
     assert (shared[other] == 2).all()
 
 
-def test_a_corner_decides_and_lips_override_eyes_and_face() -> None:
+def test_one_corner_decides_the_region_and_lips_override_eyes_and_face() -> None:
     none, first, all_of = torch.zeros(5), torch.tensor([1.0, 0, 0, 0, 0]), torch.ones(5)
     assert triangle_regions(STRIP, none, none, none).tolist() == [OTHER] * 3
     assert triangle_regions(STRIP, all_of, none, first).tolist() == [LIPS, FACE, FACE]
@@ -53,7 +53,7 @@ def test_a_corner_decides_and_lips_override_eyes_and_face() -> None:
 
 @pytest.mark.parametrize("blend", ["neighbours", "triangle"])
 @pytest.mark.parametrize("scale", ["length", "area", "none"])
-def test_the_canonical_head_stays_where_it_is_and_a_moved_one_comes_back(blend: str, scale: str) -> None:
+def test_the_canonical_head_is_not_warped_and_a_moved_one_is_warped_back(blend: str, scale: str) -> None:
     warp = model_with(blend=blend, scale=scale).warp
     turn = torch.from_numpy(rotation_matrix(torch.tensor([0.3, -0.5, 0.2]).numpy())).float()
     for rotation, shift in ((torch.eye(3), 0.0), (turn, 0.01)):
@@ -64,20 +64,21 @@ def test_the_canonical_head_stays_where_it_is_and_a_moved_one_comes_back(blend: 
         torch.testing.assert_close(carried.direction, directions @ rotation, atol=2e-4, rtol=0)
 
 
-def test_on_the_face_neighbours_count_and_elsewhere_the_nearest_triangle_alone() -> None:
+def test_neighbours_are_blended_on_the_face_only() -> None:
     one, several = model_with(blend="triangle", scale="none").warp, model_with(blend="neighbours", scale="none").warp
     vertices = AvatarModel.pose(model_with(), pose(open_head(), jaw=0.6, smile=0.8)).vertices
     first, second = one.pose(vertices), several.pose(vertices)
     points, directions, nearest = points_around(first)
-    apart = (first.inverse_warp(points, directions, nearest).position - second.inverse_warp(points, directions, nearest).position).norm(
-        dim=-1
-    )
+    apart = (
+        first.inverse_warp(points, directions, nearest).position
+        - second.inverse_warp(points, directions, nearest).position
+    ).norm(dim=-1)
     face = several.regions[nearest.triangle] == FACE
     assert apart[~face].max() < 1e-6
     assert apart[face].max() > 1e-4
 
 
-def test_areas_scale_around_the_eyes_alone() -> None:
+def test_the_area_ratio_scales_only_around_the_eyes() -> None:
     warp = model_with(scale="area").warp
     maps = warp.maps.triangle_maps(1.1 * warp.canonical.vertices)
     size = torch.linalg.det(maps).pow(1.0 / 3.0)

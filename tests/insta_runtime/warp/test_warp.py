@@ -1,4 +1,4 @@
-"""Posed <-> canonical."""
+"""Forward and inverse warp between posed and canonical space."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def model() -> AvatarModel:
 
 @pytest.fixture(scope="module")
 def holding() -> AvatarModel:
-    """The same with a surface that takes along all that is above it."""
+    """The same model without detachment: samples follow the surface at any height."""
     return small_model(config=replace(SMALL, warp=WarpConfig(cell=0.01, loosens=0.0)))
 
 
 def carried_back(head: PosedHead, points: torch.Tensor) -> CanonicalSamples:
-    """``points``, seen along z, to canonical space."""
+    """Inverse warp of ``points`` with view directions along z."""
     cells = torch.zeros(head.warp.resolution**3, dtype=torch.bool)
     cells[head.warp.box.cell_of(points, head.warp.resolution)] = True
     head.prepare(cells)
@@ -54,8 +54,8 @@ def test_the_canonical_pose_is_not_warped(holding: AvatarModel) -> None:
     torch.testing.assert_close(samples.direction, torch.tensor([0.0, 0, 1]).expand_as(points), atol=1e-4, rtol=0)
 
 
-def test_a_part_that_moves_rigidly_is_carried_back_exactly() -> None:
-    """Two plates: one stays, the other turns and moves; what is above it goes with it."""
+def test_a_part_that_moves_rigidly_is_warped_back_exactly() -> None:
+    """Two plates: one is fixed, the other rotates and moves with the points above it."""
     plate = torch.cartesian_prod(torch.arange(4.0), torch.arange(4.0)) * 0.01
     low = torch.cat([plate, torch.zeros((16, 1))], dim=1)
     corner = torch.tensor([4 * i + j for i in range(3) for j in range(3)])
@@ -104,7 +104,7 @@ def test_close_points_stay_close_across_edges(model: AvatarModel) -> None:
     assert float(turn.quantile(0.95)) < 0.02
 
 
-def test_above_a_fold_space_has_no_seam() -> None:
+def test_the_warp_is_continuous_above_a_fold() -> None:
     """Two triangles that lie flat in the pose and meet at a right angle in canonical space."""
     faces = torch.tensor([[0, 1, 2], [1, 0, 3]])
     posed = torch.tensor([[0.0, 0, 0], [0, 0.06, 0], [-0.06, 0.03, 0], [0.06, 0.03, 0]])
@@ -118,8 +118,8 @@ def test_above_a_fold_space_has_no_seam() -> None:
     assert 0.005 < float((left - edge).norm()) < 0.011, "halfway round the fold, at about its height"
 
 
-def test_what_is_far_above_the_skin_follows_the_head_alone(model: AvatarModel) -> None:
-    """Raised brows do not take a fringe along, skin goes with them, and nothing tears in between."""
+def test_points_far_above_the_skin_follow_only_the_head(model: AvatarModel) -> None:
+    """Raised brows move the skin but not a fringe above it, and the warp between is continuous."""
     head = open_head()
     neutral, brows = pose(head), pose(head).expression.copy()
     brows[[head.expression_names.index(f"brow{name}") for name in ("InnerUp", "OuterUpLeft", "OuterUpRight")]] = 1.0
@@ -144,28 +144,30 @@ def test_what_is_far_above_the_skin_follows_the_head_alone(model: AvatarModel) -
     assert float(steps.max()) < 3.0 * 0.001
 
 
-def test_carry_scales_with_the_mesh(model: AvatarModel) -> None:
+def test_the_forward_warp_scales_with_the_mesh(model: AvatarModel) -> None:
     warp, shift = model.warp, torch.tensor([0.01, -0.02, 0.03])
     head = warp.pose(1.3 * warp.canonical.vertices + shift)
     triangle, _, points = surface_points(warp.canonical.vertices, warp.canonical.faces, 300)
     points = points + 0.01 * warp.maps.frames[triangle][:, :, 2]
-    torch.testing.assert_close(head.forward_warp(points[:, None], triangle)[:, 0], 1.3 * points + shift, atol=2e-5, rtol=0)
+    torch.testing.assert_close(
+        head.forward_warp(points[:, None], triangle)[:, 0], 1.3 * points + shift, atol=2e-5, rtol=0
+    )
 
 
-def test_carry_undoes_to_canonical_near_the_surface(model: AvatarModel) -> None:
+def test_the_forward_warp_inverts_the_inverse_warp_near_the_surface(model: AvatarModel) -> None:
     warp, head = model.warp, model.pose(pose(open_head(), jaw=0.5))
     faces = warp.canonical.faces
     triangle, _, points = surface_points(warp.canonical.vertices, faces, 800)
     points = points + 0.001 * warp.maps.frames[triangle][:, :, 2]
     there = head.forward_warp(points[:, None], triangle)[:, 0]
     back = carried_back(head, there).position
-    # `carry` moves with one triangle, the way back blends its neighbours: about a tenth of a cell of the occupancy.
+    # The forward warp uses one triangle, the inverse warp blends its neighbours: about a tenth of an occupancy cell.
     error = (back - points).norm(dim=-1)
     assert float(error.median()) < 2e-4
     assert float(error.quantile(0.9)) < 1e-3
 
 
-def test_carry_moves_corners_with_their_mesh(model: AvatarModel) -> None:
+def test_the_forward_warp_moves_corners_with_their_mesh(model: AvatarModel) -> None:
     head = model.pose(pose(open_head(), jaw=0.7, smile=0.4))
     triangle = torch.arange(len(model.warp.canonical.faces))
     corner = model.warp.canonical.faces[:, 0]
@@ -184,7 +186,7 @@ def test_directions_stay_unit_and_codes_fade_with_distance(model: AvatarModel) -
     torch.testing.assert_close(code_fade(torch.tensor([0.0, 0.01, 0.02, 1.0])), torch.tensor([1.0, 0.5, 0.0, 0.0]))
 
 
-def test_the_box_holds_the_head_and_numbers_its_cells(model: AvatarModel) -> None:
+def test_the_box_contains_the_head_and_its_cells_are_numbered(model: AvatarModel) -> None:
     box = model.warp.box
     unit = box.normalise(model.warp.canonical.vertices)
     assert unit.min() > 0
