@@ -262,7 +262,7 @@ def _origin(records: list[Record]) -> str:
 
     days = sorted({r["time"][:10] for r in records})
     span = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
-    where = f"{values('machine')} ({values('backend')} back end)"
+    where = f"{values('machine')} ({values('backend')} backend)"
     return f"Measured {span} on {where}, at {values('size')} px, commit {values('commit')}.\n"
 
 

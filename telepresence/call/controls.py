@@ -89,7 +89,7 @@ class CallControls(DaemonInterface):
         self.audio.muted = on
 
     def recalibrate(self) -> None:
-        """Calibrate again whoever moves the face: the subject, or the person who drives from outside.
+        """Calibrate the active driver again: the tracker of the subject, or the person who drives from outside.
 
         UserError if there is no calibrated subject.
         """

@@ -10,7 +10,7 @@ import sys
 def release_memory() -> None:
     """Collect garbage, and return the heap's free memory to the system.
 
-    Takes about 50 ms in which no other Python thread runs: call it while nobody watches.
+    Takes about 50 ms in which no other Python thread runs: call it while there is no viewer.
     """
     gc.collect()  # sessions leave cycles of objects, which are otherwise collected late
     release_heap()

@@ -254,7 +254,7 @@ TAMPERED: dict[str, Callable[[Header, Tensors], object]] = {
     "a version of many lines": lambda h, t: h.update(version="1\n2\n" * 99),
     "a sealed file of the first version": lambda h, t: h.update(version=1),
     "another person": lambda h, t: h.update(person="0" * 16),
-    "nobody": lambda h, t: h.pop("person"),
+    "no person": lambda h, t: h.pop("person"),
     "no version": lambda h, t: h.pop("version"),
     "a head of many lines": lambda h, t: h.update(head={"sha256": "0", "name": "a\nb" * 999}),
     "no head": lambda h, t: h.update(head=None),

@@ -164,7 +164,7 @@ class _StudioDaemon(DaemonInterface):
 
     def answer_identity(self, same: bool) -> None:
         if not self._studio.status.get("subject", {}).get("asked"):
-            raise UserError("nobody asks who this is")
+            raise UserError("the identity is not in question")
         self._studio.answers.append(same)
         self._studio.status["subject"] = {"asked": False}
 

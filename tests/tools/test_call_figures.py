@@ -275,7 +275,7 @@ def test_goals_say_what_is_met() -> None:
     assert spread([4.0, 1.0, 3.0, 2.0]) == {"p50": 2.5, "p95": 3.9, "max": 4.0, "count": 4}
 
 
-def test_processor_time_of_other_programs_is_told_from_our_own() -> None:
+def test_processor_time_of_other_programs_is_separated_from_our_own() -> None:
     burn = "import time\nend = time.process_time() + 0.4\nwhile time.process_time() < end: pass"
     quiet = BackgroundLoad()
     before = quiet.own_s()

@@ -78,7 +78,7 @@ def test_the_same_seed_learns_the_same(pictures: list[Observation]) -> None:
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_the_field_is_told_the_expression(pictures: list[Observation]) -> None:
+def test_the_field_receives_the_expression(pictures: list[Observation]) -> None:
     (told, _), (untold, _) = learned(pictures, 1), learned(pictures, 1)
     for frame in untold.replay.frames:
         frame.code = torch.zeros_like(frame.code)

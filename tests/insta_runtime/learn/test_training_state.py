@@ -20,7 +20,7 @@ from insta_runtime.learn.training_state import TrainingState
 from insta_runtime.types import Observation
 from tests.support.small_person import SMALL, camera, neutral_shape, open_head, paint, performance, photograph
 
-# What codes are told in units of changes with every picture; here each run is to be told the same.
+# The units of the codes change with every observation; here they must be the same in each run.
 CONFIG = replace(
     SMALL,
     conditioning=ConditioningConfig(standardise=False, pull_in=False, pull_views=False),

@@ -97,5 +97,5 @@ def test_outside_the_training_range_the_torso_follows_the_head() -> None:
     assert np.abs(there.matrix() @ spot - away).max() < 2.0 * 2.5 * 0.1
     assert math.log(2.0) - 2.5 * 0.1 < there.scale < math.log(2.0)
     beyond = known.copy()
-    beyond[3:POSE] += 3.0  # turned as nobody can
+    beyond[3:POSE] += 3.0  # turned farther than a head can turn
     assert np.abs(model.predict(beyond).vector() - here.vector()).max() < 0.1

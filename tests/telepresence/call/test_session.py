@@ -21,7 +21,7 @@ from telepresence.call.session import (
 FACE = Facts(face=True)
 KNOWN = Facts(face=True, calibrated=True)
 GOOD = Facts(face=True, calibrated=True, gain_db=LIVE_GAIN_DB + 0.5)
-NOBODY = Facts(calibrated=True)
+NO_FACE = Facts(calibrated=True)
 
 
 def test_the_states_follow_in_order() -> None:
@@ -43,11 +43,11 @@ def test_without_a_face_it_waits_for_ever() -> None:
 
 def test_a_face_that_leaves_is_lost_then_idle_and_resumes_where_it_was() -> None:
     live = Session().advance(GOOD, 0.0)
-    assert live.advance(NOBODY, LOST_AFTER_S * 0.9).state is SessionState.LIVE
-    lost = live.advance(NOBODY, LOST_AFTER_S)
+    assert live.advance(NO_FACE, LOST_AFTER_S * 0.9).state is SessionState.LIVE
+    lost = live.advance(NO_FACE, LOST_AFTER_S)
     assert lost.state is SessionState.LOST
     assert lost.advance(KNOWN, 5.0).state is SessionState.LIVE
-    idle = lost.advance(NOBODY, IDLE_AFTER_S)
+    idle = lost.advance(NO_FACE, IDLE_AFTER_S)
     assert idle.state is SessionState.IDLE
     assert idle.advance(KNOWN, 100.0).state is SessionState.LIVE
 

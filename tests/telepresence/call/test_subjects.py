@@ -44,7 +44,7 @@ class Seats:
         self._state = HeadState.neutral(len(head.expression_names))
 
     def sit(self, shape: Float32 | None, seconds: float) -> Subject:
-        """A person of this shape, or nobody, is there; `shown` and `learned` are the avatars displayed and learned."""
+        """A person of this shape, or an empty chair, is there; `shown` and `learned` are the avatars displayed and learned."""
         self.shown, self.learned = set(), set()
         picture = np.zeros((8, 8, 3), np.uint8)
         for _ in range(round(seconds * FPS)):
@@ -154,7 +154,7 @@ def clip(path: Path, start: int, number: int) -> Iterator[np.ndarray]:
                 yield np.ascontiguousarray(frame.to_ndarray(format="rgb24")[:480, :480])
 
 
-def test_people_before_a_camera_are_told_apart(head: HeadModel, shared: Path, models: Path, tmp_path: Path) -> None:
+def test_people_before_a_camera_are_distinguished(head: HeadModel, shared: Path, models: Path, tmp_path: Path) -> None:
     """Real frames and the real tracker: a person leaves and comes back; later another person comes."""
     subjects = SubjectRegistry(tmp_path / "me", stored=False)
     tracker = FaceTracker(head, models=models, size=64)

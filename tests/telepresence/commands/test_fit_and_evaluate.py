@@ -103,7 +103,7 @@ def test_a_tracked_folder_needs_no_camera_no_codec_no_network(folder: Path, tmp_
     assert "2 of 6, frames 4 to 5" in again["protocol"]["split"]
     assert [picture["frame"] for picture in again["each"]] == [4, 5]
     assert fmean(picture["eyes_psnr_db"] for picture in again["each"]) == pytest.approx(again["eyes_psnr_db"], abs=1e-3)
-    assert again["curve"][-1]["psnr_db"] == figures["psnr_db"], "the curve of fit is told again"
+    assert again["curve"][-1]["psnr_db"] == figures["psnr_db"], "the curve of fit is repeated"
     assert again["lpips"] is None
     assert "not measured" in again["protocol"]["lpips"]
     page = (tmp_path / "report.html").read_text()
@@ -112,7 +112,7 @@ def test_a_tracked_folder_needs_no_camera_no_codec_no_network(folder: Path, tmp_
     assert [path.name for path in pictures] == [f"{i:06d}.png" for i in range(COUNT)]
     shown = np.asarray(Image.open(pictures[0]))
     assert shown.shape == (32, 32, 3)
-    assert shown.min() < 200, "somebody is in the picture"
+    assert shown.min() < 200, "the image shows a head"
 
 
 def _calibration() -> Calibration:
@@ -145,7 +145,7 @@ def test_a_damaged_calibration_is_one_line(
     assert "calibration" in capsys.readouterr().err.strip().splitlines()[-1]
 
 
-def test_the_actor_is_also_seen_from_where_nobody_looked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_actor_is_also_measured_from_views_that_were_not_learned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(recordings, "ACTOR_FRAMES", 4)
     figures_file = tmp_path / "fit.json"
     arguments = ["fit", "synthetic", "--out", str(tmp_path / "avatar"), "--seconds", "0", "--size", "32"]

@@ -1,4 +1,4 @@
-"""What `render` makes of takes: somebody else's are mapped on the avatar's person; the camera may swing around."""
+"""`render` with takes: those of another person are mapped to the avatar's person; the camera may orbit."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def recorded(states: list[HeadState], shape: Float32, path: Path) -> Path:
     return path
 
 
-def test_somebody_elses_states_come_to_where_the_avatar_was_learned() -> None:
+def test_states_of_another_person_are_moved_to_where_the_avatar_was_learned() -> None:
     avatar = learned([pose(open_head(), jaw=0.4 * max(0.0, math.sin(i)), yaw=0.2) for i in range(80)])
     other = [
         replace(pose(open_head(), jaw=0.1 + 0.8 * max(0.0, math.sin(i)), yaw=-0.4), translation=np.float32([0.2, 0, 1]))

@@ -19,20 +19,20 @@ from insta_runtime.errors import UserError
 from insta_runtime.types import Camera, HeadState, Observation
 from telepresence.call.sinks import FrameSinks
 from telepresence.measure.rehearsal.rehearsal_sink import RehearsalSink
-from telepresence.outputs import PreviewWindow, PreviewCommand, window
-from telepresence.outputs.shared_ring import SLOTS, SharedRing
+from telepresence.outputs import PreviewCommand, PreviewWindow, window
 from telepresence.outputs.preview_image import CAPACITY, GAIN, MAX_SIDE, ImageDifference, PreviewImage, PreviewView
+from telepresence.outputs.shared_ring import SLOTS, SharedRing
 from telepresence.outputs.window import FIGURES_BYTES, PreviewReceiver, RingNames
-from telepresence.runtime.frames import RenderInputs, OutputFrame, TrackedFrame
+from telepresence.runtime.frames import OutputFrame, RenderInputs, TrackedFrame
 from telepresence.streaming import StreamSettings
 
 CAMERA = Camera(100.0, 100.0, 32.0, 32.0, 64, 64)
 
 
-def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+def until(condition: Callable[[], object], seconds: float = 120.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it never came to pass"
+        assert time.monotonic() < end, "the condition was not met in time"
         time.sleep(0.001)
 
 
@@ -61,7 +61,7 @@ def no_screen(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- the ring
 
 
-def test_ring_hands_over_the_newest_record() -> None:
+def test_the_ring_passes_the_newest_message() -> None:
     writer = SharedRing(100)
     reader = SharedRing(100, writer.name)
     try:
@@ -82,7 +82,7 @@ def test_ring_hands_over_the_newest_record() -> None:
         writer.close()
 
 
-def test_a_reader_never_sees_half_a_record() -> None:
+def test_a_reader_never_gets_an_incomplete_message() -> None:
     ring = SharedRing(1 << 16)
     going = True
 
@@ -111,14 +111,18 @@ def test_a_reader_never_sees_half_a_record() -> None:
         ring.close()
 
 
-# ---- what goes through it
+# ---- images
 
 
-def test_a_shot_arrives_as_it_was() -> None:
+def test_an_image_is_decoded_unchanged() -> None:
     rng = np.random.default_rng(0)
     rgb = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
     matte = rng.integers(0, 256, (48, 64), dtype=np.uint8)
-    for shot in (PreviewImage(123, rgb, matte, True), PreviewImage(-5, rgb[:, ::-1]), PreviewImage(0, rgb[::2], matte[::2])):
+    for shot in (
+        PreviewImage(123, rgb, matte, True),
+        PreviewImage(-5, rgb[:, ::-1]),
+        PreviewImage(0, rgb[::2], matte[::2]),
+    ):
         ring = SharedRing(CAPACITY)
         try:
             ring.write(*shot.parts())
@@ -135,7 +139,7 @@ def test_a_shot_arrives_as_it_was() -> None:
             np.testing.assert_array_equal(got.matte, shot.matte)
 
 
-def test_a_shot_that_is_too_large_is_thinned() -> None:
+def test_an_image_that_is_too_large_is_subsampled() -> None:
     tall = PreviewImage(1, np.full((2 * MAX_SIDE, 100, 3), 7, np.uint8), np.full((2 * MAX_SIDE, 100), 9, np.uint8))
     parts = tall.parts()
     assert sum(len(part) if isinstance(part, bytes) else part.size for part in parts) <= CAPACITY
@@ -146,13 +150,13 @@ def test_a_shot_that_is_too_large_is_thinned() -> None:
     assert (got.matte == 9).all()
 
 
-def test_the_difference_is_that_of_the_head_alone() -> None:
+def test_the_difference_is_measured_on_the_head_only() -> None:
     shown = PreviewImage(1, plain(100, 110, 120), drawn=True)
     matte = np.zeros((64, 64), np.uint8)
     matte[:32] = 255
     other = plain(100, 110, 120)
     other[:32] = (105, 110, 100)
-    other[32:] = 255  # the room behind
+    other[32:] = 255  # background
     difference = ImageDifference.of(shown, PreviewImage(1, other, matte))
     np.testing.assert_allclose(difference.rgb[:32].reshape(-1, 3).mean(0), np.array([5, 0, 20]) * GAIN, atol=GAIN)
     assert not difference.rgb[32:].any()
@@ -162,21 +166,21 @@ def test_the_difference_is_that_of_the_head_alone() -> None:
     assert whole.psnr_db < difference.psnr_db
 
 
-def test_the_difference_of_pictures_of_different_sizes() -> None:
+def test_images_of_different_sizes_can_be_compared() -> None:
     camera = PreviewImage(1, plain(100, 110, 120, side=32), np.full((32, 32), 255, np.uint8))
     difference = ImageDifference.of(PreviewImage(1, plain(100, 110, 120)), camera)
     assert difference.rgb.shape == (64, 64, 3)
     assert difference.psnr_db > 70.0
 
 
-def test_nobody_there_makes_no_difference() -> None:
+def test_an_empty_matte_gives_no_difference() -> None:
     matte = np.zeros((64, 64), np.uint8)
     difference = ImageDifference.of(PreviewImage(1, plain(1, 2, 3)), PreviewImage(1, plain(200, 200, 200), matte))
     assert not difference.rgb.any()
     assert np.isfinite(difference.psnr_db)
 
 
-# ---- the window's side
+# ---- the window's process
 
 
 @pytest.fixture
@@ -191,123 +195,131 @@ def names(rings: tuple[SharedRing, ...]) -> RingNames:
     return RingNames(*(ring.name for ring in rings))
 
 
-def test_pictures_of_the_same_moment_are_paired(rings: tuple[SharedRing, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_of_the_same_capture_time_are_paired(
+    rings: tuple[SharedRing, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     shown, camera, figures = rings
-    feed = PreviewReceiver(names(rings))
+    receiver = PreviewReceiver(names(rings))
     try:
-        assert not feed.refresh()
+        assert not receiver.refresh()
         for t in (10, 20, 30):
             camera.write(*PreviewImage(t, plain(t, 0, 0)).parts())
-            assert feed.refresh()
+            assert receiver.refresh()
         shown.write(*PreviewImage(20, plain(0, 20, 0), drawn=True).parts())
-        assert feed.refresh()
-        assert feed.pair is not None
-        assert (feed.pair[0].rgb[0, 0].tolist(), feed.pair[1].rgb[0, 0].tolist()) == ([0, 20, 0], [20, 0, 0])
-        assert feed.camera is not None
-        assert feed.camera.t_capture_ns == 30
+        assert receiver.refresh()
+        assert receiver.pair is not None
+        assert (receiver.pair[0].rgb[0, 0].tolist(), receiver.pair[1].rgb[0, 0].tolist()) == ([0, 20, 0], [20, 0, 0])
+        assert receiver.camera is not None
+        assert receiver.camera.t_capture_ns == 30
         shown.write(*PreviewImage(30, plain(9, 9, 9)).parts())  # a card has no partner
         figures.write(json.dumps({"state": "live"}).encode())
-        assert feed.refresh()
-        assert feed.pair[0].t_capture_ns == 20
-        assert feed.figures == {"state": "live"}
-        assert not feed.refresh()
+        assert receiver.refresh()
+        assert receiver.pair[0].t_capture_ns == 20
+        assert receiver.figures == {"state": "live"}
+        assert not receiver.refresh()
         now[0] += 0.9 * window.STALE_S
         camera.write(*PreviewImage(40, plain(40, 0, 0)).parts())
-        shown.write(*PreviewImage(39, plain(0, 40, 0), drawn=True).parts())  # somebody else drives
-        assert feed.refresh()
-        assert feed.pair is not None
+        shown.write(*PreviewImage(39, plain(0, 40, 0), drawn=True).parts())  # another driver
+        assert receiver.refresh()
+        assert receiver.pair is not None
         now[0] += 0.2 * window.STALE_S
-        assert feed.pair is None
-        assert feed.camera is not None
+        assert receiver.pair is None
+        assert receiver.camera is not None
     finally:
-        feed.close()
+        receiver.close()
 
 
-def test_the_window_tells_rate_and_latency(rings: tuple[SharedRing, ...]) -> None:
-    feed = PreviewReceiver(names(rings))
+def test_the_window_measures_rate_and_latency(rings: tuple[SharedRing, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.monotonic_ns()
+    monkeypatch.setattr(time, "monotonic_ns", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now / 1e9)
+    receiver = PreviewReceiver(names(rings))
     try:
-        assert (feed.fps, feed.latency_ms) == (0.0, None)
+        assert (receiver.fps, receiver.latency_ms) == (0.0, None)
         rings[0].write(*PreviewImage(time.monotonic_ns(), plain(1, 1, 1)).parts())
-        feed.refresh()
-        assert (feed.fps, feed.latency_ms) == (0.0, None)  # a card
+        receiver.refresh()
+        assert (receiver.fps, receiver.latency_ms) == (0.0, None)  # a card
         for _ in range(4):
             rings[0].write(*PreviewImage(time.monotonic_ns() - 40_000_000, plain(1, 1, 1), drawn=True).parts())
-            feed.refresh()
-        assert feed.fps == 4 / window.RATE_S
-        assert feed.latency_ms is not None
-        assert 40.0 <= feed.latency_ms < 5000.0
+            receiver.refresh()
+        assert receiver.fps == 4 / window.RATE_S
+        assert receiver.latency_ms == pytest.approx(40.0)
     finally:
-        feed.close()
+        receiver.close()
 
 
-def draw(face: window.PreviewPainter, feed: PreviewReceiver, size: tuple[int, int]) -> Any:
+def draw(painter: window.PreviewPainter, receiver: PreviewReceiver, size: tuple[int, int]) -> Any:
     import pygame
 
     pygame.display.init()
     pygame.font.init()
     screen = pygame.Surface(size)
-    face.draw(screen, feed)
+    painter.draw(screen, receiver)
     return pygame.surfarray.array3d(screen).swapaxes(0, 1)
 
 
 @pytest.mark.usefixtures("no_screen")
-def test_every_view_at_every_size(rings: tuple[SharedRing, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_view_is_drawn_at_every_size(rings: tuple[SharedRing, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(window, "STALE_S", 60.0)
-    feed = PreviewReceiver(names(rings))
-    face = window.PreviewPainter()
+    receiver = PreviewReceiver(names(rings))
+    painter = window.PreviewPainter()
     red, green, apart = (200, 30, 60), (30, 200, 60), (255, 255, 0)
     try:
-        for view in PreviewView:  # with nothing to show yet
-            face.view = view
-            assert draw(face, feed, (640, 700)).any()
+        for view in PreviewView:  # before the first image
+            painter.view = view
+            assert draw(painter, receiver, (640, 700)).any()
         rings[1].write(*PreviewImage(5, plain(*green), np.full((64, 64), 255, np.uint8)).parts())
         rings[0].write(*PreviewImage(5, plain(*red), drawn=True).parts())
-        feed.refresh()
+        receiver.refresh()
 
         def at(pixels: Any, x: float, y: float) -> Any:
             return pixels[int(y * len(pixels)), int(x * pixels.shape[1])]
 
         for size in ((640, 700), (1600, 500), (2560, 1440), (120, 90)):
-            for view, colour in ((PreviewView.AVATAR, red), (PreviewView.CAMERA, green), (PreviewView.DIFFERENCE, apart)):
-                face.view = view
-                np.testing.assert_allclose(at(draw(face, feed, size), 0.5, 0.4), colour, atol=5)
-            face.view = PreviewView.BOTH
-            pixels = draw(face, feed, size)
+            for view, colour in (
+                (PreviewView.AVATAR, red),
+                (PreviewView.CAMERA, green),
+                (PreviewView.DIFFERENCE, apart),
+            ):
+                painter.view = view
+                np.testing.assert_allclose(at(draw(painter, receiver, size), 0.5, 0.4), colour, atol=5)
+            painter.view = PreviewView.BOTH
+            pixels = draw(painter, receiver, size)
             wide = size[0] > size[1]
             np.testing.assert_allclose(at(pixels, 0.3 if wide else 0.5, 0.4 if wide else 0.25), green, atol=5)
             np.testing.assert_allclose(at(pixels, 0.7 if wide else 0.5, 0.4 if wide else 0.7), red, atol=5)
     finally:
-        feed.close()
+        receiver.close()
 
 
 @pytest.mark.usefixtures("no_screen")
-def test_bar_and_keys_are_there_when_asked_for(rings: tuple[SharedRing, ...]) -> None:
-    feed = PreviewReceiver(names(rings))
-    face = window.PreviewPainter()
+def test_bar_and_key_list_can_be_switched_on(rings: tuple[SharedRing, ...]) -> None:
+    receiver = PreviewReceiver(names(rings))
+    painter = window.PreviewPainter()
     try:
         rings[0].write(*PreviewImage(5, plain(0, 0, 0), drawn=True).parts())
 
         def bright(**figures: Any) -> int:
             rings[2].write(json.dumps(figures).encode())
-            feed.refresh()
-            pixels = draw(face, feed, (800, 860))
+            receiver.refresh()
+            pixels = draw(painter, receiver, (800, 860))
             return int((pixels[-50:].astype(int).min(-1) > 180).sum())  # light letters
 
         few = bright(state="learning")
         more = bright(state="learning", psnr_db=24.13, muted=True, frozen=True, viewers=2, driver="zmq")
         assert few > 50
         assert more > few + 200
-        assert bright(state="live", notice="nobody is known yet") > few
-        face.bar = False
+        assert bright(state="live", notice="no face is known yet") > few
+        painter.bar = False
         assert bright(state="live") == 0
-        before = draw(face, feed, (800, 860))
-        face.keys = True
-        after = draw(face, feed, (800, 860))
+        before = draw(painter, receiver, (800, 860))
+        painter.keys = True
+        after = draw(painter, receiver, (800, 860))
         assert (after[:800].astype(int).min(-1) > 100).sum() > (before[:800].astype(int).min(-1) > 100).sum() + 500
     finally:
-        feed.close()
+        receiver.close()
 
 
 @pytest.mark.usefixtures("no_screen")
@@ -322,9 +334,9 @@ def test_keys_reach_the_daemon_and_change_the_view(
     views: list[PreviewView] = []
     real = window.PreviewPainter.draw
 
-    def then_press(face: window.PreviewPainter, screen: Any, feed: PreviewReceiver) -> None:
-        real(face, screen, feed)
-        views.append(face.view)
+    def then_press(painter: window.PreviewPainter, screen: Any, receiver: PreviewReceiver) -> None:
+        real(painter, screen, receiver)
+        views.append(painter.view)
         pygame.event.post(pygame.event.Event(pygame.KEYDOWN, key=ord(next(pressed))))
 
     monkeypatch.setattr(window.PreviewPainter, "draw", then_press)
@@ -337,41 +349,39 @@ def test_keys_reach_the_daemon_and_change_the_view(
     assert steps == [PreviewView.BOTH, PreviewView.DIFFERENCE, PreviewView.AVATAR, PreviewView.CAMERA, PreviewView.BOTH]
 
 
-# ---- the daemon's side
+# ---- the daemon's process
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.usefixtures("no_screen")
 def test_killing_the_window_leaves_the_call_running() -> None:
-    wishes: list[PreviewCommand] = []
-    preview = PreviewWindow(wishes.append)
+    commands: list[PreviewCommand] = []
+    preview = PreviewWindow(commands.append)
     streamed: list[OutputFrame] = []
-    outlets = FrameSinks(RehearsalSink(StreamSettings(), streamed.append), preview)
-    outlets.start()
+    sinks = FrameSinks(RehearsalSink(StreamSettings(), streamed.append), preview)
+    sinks.start()
     try:
         for t in range(30):
-            outlets.push_camera_frame(seen(t, 90, 90, 90))
-            outlets.push_frame(head(t, 90, 90, 90))
-            outlets.push_status(time.monotonic(), lambda: {"state": "live", "training": {"state": "frozen"}})
+            sinks.push_camera_frame(seen(t, 90, 90, 90))
+            sinks.push_frame(head(t, 90, 90, 90))
+            sinks.push_status(time.monotonic(), lambda: {"state": "live", "training": {"state": "frozen"}})
             time.sleep(0.01)
         assert preview.open
         assert preview._process is not None
         assert preview._process.pid is not None
         os.kill(preview._process.pid, signal.SIGKILL)
         until(lambda: not preview.open)
-        outlets.push_camera_frame(seen(99, 90, 90, 90))
-        outlets.push_frame(head(99, 90, 90, 90))
-        outlets.push_status(time.monotonic() + 9.0, lambda: pytest.fail("nobody shows figures any more"))
+        sinks.push_camera_frame(seen(99, 90, 90, 90))
+        sinks.push_frame(head(99, 90, 90, 90))
+        sinks.push_status(time.monotonic() + 9.0, lambda: pytest.fail("no window shows figures any more"))
         assert streamed[-1].t_capture_ns == 99
-        assert wishes == []
+        assert commands == []
     finally:
-        outlets.stop()
-        outlets.stop()
+        sinks.stop()
+        sinks.stop()
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.usefixtures("no_screen")
-def test_a_window_that_hangs_delays_nobody() -> None:
+def test_a_hanging_window_delays_no_thread() -> None:
     preview = PreviewWindow(lambda _: None)
     preview.start()
     try:
@@ -388,32 +398,38 @@ def test_a_window_that_hangs_delays_nobody() -> None:
             handed_over.set()
 
         threading.Thread(target=hand_over, daemon=True).start()
-        assert handed_over.wait(20.0)
+        assert handed_over.wait(120.0)
     finally:
         preview.stop()
     assert not preview.open
 
 
-@pytest.mark.timeout(60)
-def test_what_cannot_be_granted_is_said_in_the_window() -> None:
+def test_a_failed_command_is_shown_in_the_window() -> None:
     def refuse(_: PreviewCommand) -> None:
-        raise UserError("nobody is known yet")
+        raise UserError("no subject is known yet")
 
     preview = PreviewWindow(refuse)
     preview._rings = SharedRing(CAPACITY), SharedRing(CAPACITY), SharedRing(FIGURES_BYTES)
     ours, theirs = multiprocessing.Pipe()
-    preview._process = multiprocessing.current_process()  # something that runs
+    preview._process = multiprocessing.current_process()  # any running process
     listening = threading.Thread(target=preview._listen, args=(ours,), daemon=True)
     listening.start()
     try:
         theirs.send(("calibrate", ""))
         until(lambda: preview._notice[0])
-        preview.push_status({"state": "live", "psnr_db": 20.5, "sound": {"muted": True}, "training": {"state": "frozen"}})
+        preview.push_status(
+            {"state": "live", "psnr_db": 20.5, "sound": {"muted": True}, "training": {"state": "frozen"}}
+        )
         record = preview._rings[2].read(0)
         assert record is not None
-        told = json.loads(record.data)
-        assert told["notice"] == "nobody is known yet"
-        assert (told["state"], told["psnr_db"], told["muted"], told["frozen"]) == ("live", 20.5, True, True)
+        figures_sent = json.loads(record.data)
+        assert figures_sent["notice"] == "no subject is known yet"
+        assert (figures_sent["state"], figures_sent["psnr_db"], figures_sent["muted"], figures_sent["frozen"]) == (
+            "live",
+            20.5,
+            True,
+            True,
+        )
     finally:
         theirs.close()
         listening.join(5.0)
@@ -421,7 +437,6 @@ def test_what_cannot_be_granted_is_said_in_the_window() -> None:
         preview.stop()
 
 
-@pytest.mark.timeout(60)
 def test_without_a_screen_one_line_says_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setenv("SDL_VIDEODRIVER", "x11")
     monkeypatch.setenv("DISPLAY", ":987")

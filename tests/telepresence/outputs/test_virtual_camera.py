@@ -1,4 +1,4 @@
-"""The avatar as a camera of this machine: what its driver is given, and what is said where there is none."""
+"""Virtual camera: the frames its driver receives, and the messages when there is none."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def frame(value: int) -> OutputFrame:
 
 
 def wait(condition: Callable[[], Any]) -> None:
-    end = time.monotonic() + 20
+    end = time.monotonic() + 120
     while not condition():
-        assert time.monotonic() < end, "it never came to pass"
+        assert time.monotonic() < end, "the condition was not met in time"
         time.sleep(0.01)
 
 
-class Driver:
-    """What pyvirtualcam asks of a driver."""
+class FakeDriver:
+    """Camera driver with the interface that pyvirtualcam expects."""
 
     def __init__(self, *, width: int, height: int, fps: float, fourcc: int, device: str | None) -> None:
-        self.asked = width, height, fps, fourcc.to_bytes(4, "little")
+        self.opened_with = width, height, fps, fourcc.to_bytes(4, "little")
         self.sent: list[np.ndarray] = []
         self.closed = self.unplugged = self.wrong = False
         DRIVERS.append(self)
@@ -57,27 +57,27 @@ class Driver:
         return None
 
 
-DRIVERS: list[Driver] = []
+DRIVERS: list[FakeDriver] = []
 
 
 @pytest.fixture
 def driver() -> Iterator[None]:
     known = dict(pyvirtualcam.camera.BACKENDS)
     pyvirtualcam.camera.BACKENDS.clear()
-    pyvirtualcam.register_backend("test", Driver)
+    pyvirtualcam.register_backend("test", FakeDriver)
     yield
     pyvirtualcam.camera.BACKENDS.clear()
     pyvirtualcam.camera.BACKENDS.update(known)
 
 
 @pytest.mark.usefixtures("driver")
-def test_a_driver_gets_the_newest_picture_again_and_again(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_driver_receives_the_newest_frame_repeatedly(caplog: pytest.LogCaptureFixture) -> None:
     camera = VirtualCamera(SIDE, 50, pytest.fail)
     with caplog.at_level(logging.INFO):
         camera.start()
     assert "/dev/video9" in caplog.text
     driver = DRIVERS[-1]
-    assert driver.asked == (SIDE, SIDE, 50, b"raw ")  # RGB, in libyuv's words
+    assert driver.opened_with == (SIDE, SIDE, 50, b"raw ")  # RGB in libyuv
     assert camera.open
     camera.push_frame(frame(40))
     wait(lambda: len(driver.sent) > 3)
@@ -105,7 +105,7 @@ def test_a_camera_that_is_unplugged_ends_with_one_line() -> None:
 
 
 @pytest.mark.usefixtures("driver")
-def test_a_bug_ends_it_with_one_line_and_its_traceback_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_bug_ends_the_camera_with_one_line_and_its_traceback_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     lines: list[str] = []
     camera = VirtualCamera(SIDE, 50, lines.append)
     camera.start()
@@ -120,7 +120,7 @@ def test_a_bug_ends_it_with_one_line_and_its_traceback_in_the_log(caplog: pytest
 
 
 @pytest.mark.skipif(
-    any(Path("/sys/class/video4linux").glob("*")) or sys.platform != "linux", reason="there may be a virtual camera"
+    any(Path("/sys/class/video4linux").glob("*")) or sys.platform != "linux", reason="the machine has a video device"
 )
 def test_without_a_device_one_line_says_what_to_do() -> None:
     lines: list[str] = []

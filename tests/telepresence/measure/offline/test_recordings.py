@@ -1,4 +1,4 @@
-"""Views of the actor that nobody saw, and how figures are told."""
+"""Views of the actor that were not learned, and the format of figures."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ def test_no_publication_has_no_ratio() -> None:
     assert publish_change([]) == {"publish_change_ratio": None, "publish_change": None}
 
 
-def test_an_outlet_hands_on_at_the_declared_rate_whatever_comes() -> None:
+def test_a_sink_passes_frames_on_at_the_declared_rate() -> None:
     seen: list[OutputFrame] = []
     sink = RehearsalSink(StreamSettings(fps=50, size=64), seen.append)
     assert sink.watched
