@@ -1,4 +1,4 @@
-"""The actor as ground truth: exact matte, exact pose, the same picture from every camera."""
+"""Synthetic actor as ground truth: exact matte, exact pose, and the same person from every camera."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def state(actor):
 
 
 def facing(actor, **weights):
-    """A head that looks straight into the camera, with some units set."""
+    """Head state facing the camera, with some face units set."""
     state = Performance(actor.head.expression_names)(0.0)
     expression = np.zeros_like(state.expression)
     for name, weight in weights.items():
@@ -67,7 +67,7 @@ def region(actor, state, camera, mask):
 
 
 def iris_green(rgb):
-    """Where (H, W) a picture is greener than red: around the eyes nothing but the iris is."""
+    """Mask (H, W) of pixels that are greener than red: around the eyes, only the iris."""
     return np.clip(rgb[..., 1] - rgb[..., 0], 0.0, None)
 
 
@@ -89,12 +89,12 @@ def test_the_matte_is_the_silhouette_of_head_and_hair(actor, state):
     head = (height > NECK_RAMP[1] + 0.01).float()[None, None]
     inner = (-functional.max_pool2d(-head, 3, 1, 1))[0, 0].bool().numpy()
     assert (alpha[inner] == 255).mean() > 0.995
-    # Hair stands off the head by a few centimetres at most, and nothing else has alpha.
+    # Hair reaches a few centimetres beyond the head at most, and nothing else has alpha.
     reach = int(0.045 * camera.fx / 0.5)
     outer = functional.max_pool2d(raster.mask.float()[None, None], 2 * reach + 1, 1, reach)[0, 0].bool().numpy()
     assert (alpha[~outer] == 0).all()
     above = int(np.nonzero(raster.mask.any(1).numpy())[0].min())
-    assert 0 < above - np.nonzero((alpha > 128).any(1))[0].min() <= reach  # hair stands over the crown
+    assert 0 < above - np.nonzero((alpha > 128).any(1))[0].min() <= reach  # hair above the crown
 
 
 def test_the_neck_fades_and_clothes_have_no_alpha(actor):
@@ -105,7 +105,7 @@ def test_the_neck_fades_and_clothes_have_no_alpha(actor):
     assert ((column[last:] > 0) & (column[last:] < 255)).sum() > 3
     assert np.all(np.diff(column[last:]) <= 0)
     assert (alpha[-SIZE // 8 :] == 0).all()
-    assert rgb[-SIZE // 8 :].max() > 20  # the clothes are there all the same
+    assert rgb[-SIZE // 8 :].max() > 20  # the clothes are drawn
 
 
 @pytest.mark.parametrize("seconds", [1.2, 9.0, 16.8, 21.0])
@@ -128,7 +128,7 @@ def test_a_blink_closes_the_lids(actor):
     assert iris_green(after).sum() < 0.2 * iris_green(before).sum()
 
 
-def test_the_iris_goes_where_the_gaze_goes(actor):
+def test_the_iris_follows_the_gaze(actor):
     camera = actor.camera(256)
     straight = facing(actor, eyeWideLeft=0.5, eyeWideRight=0.5)
     rows, columns = region(actor, straight, camera, actor.head.vertex_group() == 1)
@@ -139,10 +139,10 @@ def test_the_iris_goes_where_the_gaze_goes(actor):
         green = iris_green(rgb)
         return (green.sum(0) @ np.arange(green.shape[1])) / green.sum()
 
-    assert iris(0.3) > iris(0.0) + 0.8 > iris(-0.3) + 1.6  # to the subject's left is to the right of the picture
+    assert iris(0.3) > iris(0.0) + 0.8 > iris(-0.3) + 1.6  # the subject's left is on the right of the image
 
 
-def test_a_window_of_the_picture_is_the_picture_of_the_window(actor, state):
+def test_a_cropped_camera_renders_the_crop_of_the_image(actor, state):
     camera = actor.camera(SIZE)
     whole, whole_alpha = actor.render(state, camera, background=False)
     part, part_alpha = actor.render(state, camera.cropped(40, 30, 70, 60), background=False)
@@ -151,7 +151,7 @@ def test_a_window_of_the_picture_is_the_picture_of_the_window(actor, state):
 
 
 def test_another_view_shows_the_same_person(actor):
-    """What two cameras both see of the skin has nearly the same colour: the light stays with the room."""
+    """Skin visible from two cameras has nearly the same colour: the light is fixed to the room."""
     camera = actor.camera(256)
     one = facing(actor)
     angle = np.radians(20.0)
@@ -173,7 +173,7 @@ def test_another_view_shows_the_same_person(actor):
     assert torch.corrcoef(pair)[0, 1] > 0.85
 
 
-def test_wide_pictures_and_far_heads_can_be_drawn(actor):
+def test_wide_images_and_distant_heads_can_be_rendered(actor):
     far = replace(facing(actor), translation=np.array([0.3, 0.1, 2.0], np.float32))
     rgb, alpha = actor.render(far, Camera(300, 300, 100, 60, 200, 120))
     assert rgb.shape == (120, 200, 3)

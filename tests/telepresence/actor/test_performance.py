@@ -1,4 +1,4 @@
-"""The performance: bounded, smooth, periodic, and the same every time."""
+"""Performance of the synthetic actor: bounded, smooth, periodic and deterministic."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_equal_seeds_give_equal_performances_and_others_do_not():
     assert not np.array_equal(first(7.3).rotation, other(7.3).rotation)
 
 
-def test_it_repeats_without_a_seam():
+def test_the_performance_repeats_smoothly():
     performance = Performance(NAMES)
     for t in (0.0, 1.7, 13.25):
         for name, value in performance(t).arrays().items():
@@ -63,7 +63,7 @@ def test_motion_is_smooth(states):
     assert np.abs(np.diff(unit(states, "jawOpen"))).max() < 0.55
 
 
-def test_it_speaks_blinks_smiles_and_glances(states):
+def test_the_performance_speaks_blinks_smiles_and_glances(states):
     jaw = unit(states, "jawOpen")
     assert ((jaw[1:-1] > jaw[:-2]) & (jaw[1:-1] > jaw[2:]) & (jaw[1:-1] > 0.1)).sum() > 20
     shut = unit(states, "eyeBlinkLeft") > 0.9

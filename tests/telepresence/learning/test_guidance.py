@@ -1,4 +1,4 @@
-"""What of a face has been seen, and what is asked for."""
+"""Guidance: which directions and expressions were seen, and the next prompt."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NAMES = tuple(load_head().expression_names)
 
 
 def turned(left: float, up: float) -> HeadState:
-    """A neutral face that looks so many degrees to its own left and up."""
+    """Neutral head state turned by ``left`` and ``up`` degrees, from the subject's point of view."""
     yaw = rotation_matrix(np.radians([0.0, left, 0.0]))
     pitch = rotation_matrix(np.radians([-up, 0.0, 0.0]))
     facing = np.diag([1.0, -1.0, -1.0])
@@ -37,7 +37,7 @@ def seen(guidance: Guidance, *states: HeadState) -> Guidance:
 
 
 @pytest.mark.parametrize(("left", "up"), [(0, 0), (20, 0), (-30, 0), (0, 15), (10, -12)])
-def test_where_a_head_looks_is_told_as_its_owner_means_it(left: float, up: float) -> None:
+def test_directions_are_from_the_subjects_point_of_view(left: float, up: float) -> None:
     found = np.degrees(direction(turned(left, up).rotation))
     np.testing.assert_allclose(found, (left, up), atol=1.0)
 
@@ -53,14 +53,14 @@ def test_where_a_head_looks_is_told_as_its_owner_means_it(left: float, up: float
         (-20, -14, "down right"),
     ],
 )
-def test_each_direction_fills_its_part_of_the_ring(left: float, up: float, name: str) -> None:
+def test_each_direction_fills_its_sector_of_the_ring(left: float, up: float, name: str) -> None:
     guidance = seen(Guidance.of(NAMES), *[turned(left, up)] * ENOUGH)
     assert [part for part, full in zip(DIRECTIONS, guidance.directions, strict=True) if full] == [name]
     assert all(guidance.expressions[word] for word in name.split())
     assert not guidance.expressions["ahead"]
 
 
-def test_expressions_are_noticed() -> None:
+def test_expressions_are_recognised() -> None:
     guidance = Guidance.of(NAMES)
     for states, key in (
         ([with_units(jawOpen=0.6)], "open"),
@@ -73,7 +73,7 @@ def test_expressions_are_noticed() -> None:
         assert guidance.expressions[key]
 
 
-def test_one_hint_at_a_time_until_all_is_seen() -> None:
+def test_one_hint_at_a_time_until_all_prompts_are_done() -> None:
     guidance = Guidance.of(NAMES)
     hints = [guidance.hint]
     everything = {
@@ -93,7 +93,7 @@ def test_one_hint_at_a_time_until_all_is_seen() -> None:
     assert hints == [*(wish.hint for wish in PROMPTS), None]
 
 
-def test_a_head_without_arkits_units_is_not_asked_for_what_it_cannot_tell() -> None:
+def test_a_head_model_without_arkit_units_gets_no_prompts_for_them() -> None:
     guidance = Guidance.of([f"component {i}" for i in range(100)])
     assert "smile" not in guidance.expressions
     state = HeadState(np.zeros(100, dtype=np.float32), jaw_pose=np.array([0.2, 0.0, 0.0], dtype=np.float32))

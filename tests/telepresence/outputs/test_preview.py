@@ -422,9 +422,9 @@ def test_a_failed_command_is_shown_in_the_window() -> None:
         )
         record = preview._rings[2].read(0)
         assert record is not None
-        figures_sent = json.loads(record.data)
-        assert figures_sent["notice"] == "no subject is known yet"
-        assert (figures_sent["state"], figures_sent["psnr_db"], figures_sent["muted"], figures_sent["frozen"]) == (
+        figures = json.loads(record.data)
+        assert figures["notice"] == "no subject is known yet"
+        assert (figures["state"], figures["psnr_db"], figures["muted"], figures["frozen"]) == (
             "live",
             20.5,
             True,
