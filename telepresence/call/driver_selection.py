@@ -13,7 +13,7 @@ from insta_runtime.types import Camera, Float32, HeadState
 from telepresence.drivers.arbiter import DriverId, DriverMode, choose_driver
 from telepresence.drivers.expression_transfer import ExpressionStats
 from telepresence.drivers.idle_motion import IdleMotion
-from telepresence.drivers.state_blend import blend_states, blend_cameras
+from telepresence.drivers.state_blend import blend_cameras, blend_states
 from telepresence.runtime.clock import LoopTimer, now_ns
 from telepresence.runtime.ownership import any_thread, called_by, owned_by
 
@@ -159,7 +159,9 @@ class DriverSelector:
 
     def _choose(self, now: int) -> DriverId:
         seen_s = (now - self._seen_ns) / 1e9 if self._seen_ns is not None else None
-        return choose_driver(self._mode, {name: receiver.age(now) for name, receiver in self._receivers.items()}, seen_s)
+        return choose_driver(
+            self._mode, {name: receiver.age(now) for name, receiver in self._receivers.items()}, seen_s
+        )
 
     def _blend_weight(self, now: int) -> float:
         """Weight in [0, 1] of the current driver against the start of the blend, at ``now`` (ns)."""

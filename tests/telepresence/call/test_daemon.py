@@ -21,9 +21,10 @@ from insta_runtime.errors import UserError
 from insta_runtime.head import load_head
 from telepresence.call.call_options import CallOptions
 from telepresence.call.daemon import Daemon
-from telepresence.call.session import SessionState
+from telepresence.call.session import AWAY, SessionState
 from telepresence.client import ParameterClient
 from telepresence.config import Config, load_config
+from telepresence.display.display import Display
 from telepresence.runtime.frames import CameraFrame, OutputFrame
 from telepresence.runtime.policy import POLICIES
 from tests.support.small_call import IN_PROCESS_CALL, PATIENCE_S, wait_for_status
@@ -73,8 +74,9 @@ def test_a_call_from_the_first_card_to_a_saved_avatar(launch: Callable[..., Reco
     states = [SessionState(daemon.status()["state"])]
 
     def learned(status: dict[str, Any]) -> bool:
-        if status["state"] != states[-1]:
-            states.append(SessionState(status["state"]))
+        state = SessionState(status["state"])
+        if state not in (states[-1], *AWAY):  # on a busy machine the face counts as lost while no frame is read
+            states.append(state)
         return status["steps"] >= 8 and status["psnr_db"] is not None
 
     status = wait_for_status(daemon, learned)
@@ -211,7 +213,7 @@ def test_a_stage_that_keeps_failing_ends_the_call_with_the_avatar_saved(
     def broken(*_: object) -> None:
         raise RuntimeError("out of order")
 
-    monkeypatch.setattr(daemon._display, "render", broken)
+    monkeypatch.setattr(Display, "render", broken)
     assert daemon.stopping.wait(PATIENCE_S)
     daemon.stop()
     assert daemon.failure is not None
@@ -225,5 +227,5 @@ def test_a_file_that_is_no_avatar_is_refused(launch: Callable[..., RecordingDaem
     with pytest.raises(UserError, match="no avatar"):
         launch(CallOptions("synthetic", tmp_path / "avatar"))
     (tmp_path / "avatar.safetensors").write_text("hello")
-    with pytest.raises(UserError, match="no avatar"):
+    with pytest.raises(UserError, match="not an avatar"):
         launch(CallOptions("synthetic", tmp_path / "avatar.safetensors"))

@@ -17,16 +17,18 @@ from insta_runtime.errors import UserError
 from insta_runtime.head import load_head
 from insta_runtime.types import HeadState
 from telepresence.call.call_options import CallOptions
+from telepresence.call.camera_manager import CameraManager
 from telepresence.call.daemon import Daemon
 from telepresence.client import ParameterClient
 from telepresence.config import Config, load_config
+from telepresence.display.display import Display
 from telepresence.drivers.expression_transfer import LiveTransfer
 from telepresence.runtime.frames import CameraFrame, TrackedFrame, TrackedState
 from telepresence.runtime.policy import POLICIES
 from telepresence.sources.synthetic import SyntheticSource
 from telepresence.streaming import MediaServer
 from telepresence.tracking.ground_truth_tracker import GroundTruthTracker
-from tests.support.small_call import IN_PROCESS_CALL, PATIENCE_S, wait_for_status
+from tests.support.small_call import IN_PROCESS_CALL, PATIENCE_S, wait_for_status, wait_until
 
 SOON = (0.01, 0.01, 0.01)
 
@@ -163,10 +165,7 @@ def test_a_lost_gpu_ends_the_call_with_the_avatar_of_the_last_save(
     start: Callable[[], Daemon], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     daemon = start()
-    end = time.monotonic() + PATIENCE_S
-    while not (tmp_path / "avatar").exists():
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    wait_until((tmp_path / "avatar").exists)
     camera_session = daemon._cameras.current
     assert camera_session is not None
     assert camera_session.learner is not None
@@ -193,7 +192,7 @@ def test_rendering_that_hangs_ends_the_call_with_the_avatar_saved(
     render = daemon._supervisor._workers["render"]
     render.policy = replace(render.policy, silent_s=0.5)
     monkeypatch.setattr(render, "join", lambda _timeout: False)  # the other threads may take their time to end
-    monkeypatch.setattr(daemon._display, "render", hang)
+    monkeypatch.setattr(Display, "render", hang)
     assert daemon.stopping.wait(PATIENCE_S)
     assert daemon.failure is not None
     assert "render hangs" in daemon.failure
@@ -211,10 +210,7 @@ def test_an_avatar_that_cannot_be_saved_goes_on_and_ends_in_an_error(
         start()
     (tmp_path / "avatar").unlink()
     daemon = start()
-    end = time.monotonic() + PATIENCE_S
-    while not (tmp_path / "avatar").exists():
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    wait_until((tmp_path / "avatar").exists)
     for attempt in range(100):  # a save may be in progress
         with suppress(OSError):
             (tmp_path / "avatar").rename(tmp_path / f"gone {attempt}")
@@ -254,7 +250,7 @@ def test_learning_rests_without_new_observations_and_rendering_without_viewers(
     end = tracked.total + 5
     wait_for_status(daemon, lambda _: tracked.total >= end)
     assert daemon.telemetry.shown.total == shown
-    daemon._sinks.server._hub.subscribe_pictures(lambda _: None)
+    daemon._sinks.server._hub.subscribe_raw(lambda _: None)
     wait_for_status(daemon, lambda _: daemon.telemetry.shown.total > shown + 2)
 
 
@@ -329,7 +325,7 @@ def test_a_call_without_network_or_supervision_ends_with_the_avatar_saved(
     free = threading.Event()
     watching = daemon._supervisor._workers["supervise"]
     watching.policy = replace(watching.policy, silent_s=0.5)
-    monkeypatch.setattr(daemon._cameras, "update", lambda *_: free.wait(PATIENCE_S))
+    monkeypatch.setattr(CameraManager, "update", lambda *_: free.wait(PATIENCE_S))
     daemon.wait()
     assert daemon.failure is not None
     assert "supervise hangs" in daemon.failure
@@ -364,7 +360,7 @@ def test_slow_stages_get_the_newest_value_and_no_queue_builds_up(
     camera_session = daemon._cameras.current
     assert camera_session is not None
     assert isinstance(daemon._sinks.server, MediaServer)
-    daemon._sinks.server._hub.subscribe_pictures(lambda _: None)
+    daemon._sinks.server._hub.subscribe_raw(lambda _: None)
     missed = 4  # states that arrive while a frame is rendered
     captured: list[int] = []  # capture times at the output of each stage
     tracked: list[int] = []
@@ -392,7 +388,7 @@ def test_slow_stages_get_the_newest_value_and_no_queue_builds_up(
         tracked.append(frame.t_capture_ns)
         return made
 
-    def slowly_draw(scene: Any) -> Any:
+    def slowly_draw(_display: Display, scene: Any) -> Any:
         if scene.state is not None and begin("render", scene.state.t_capture_ns, tracked):
             enough, end = len(tracked) + missed, time.monotonic() + PATIENCE_S
             while len(tracked) < enough and time.monotonic() < end and not daemon.stopping.is_set():
@@ -401,7 +397,7 @@ def test_slow_stages_get_the_newest_value_and_no_queue_builds_up(
 
     camera.fault = capture
     monkeypatch.setattr(camera_session.tracker, "track", slowly_track)
-    monkeypatch.setattr(daemon._display, "render", slowly_draw)
+    monkeypatch.setattr(Display, "render", slowly_draw)
     wait_for_status(daemon, lambda _: len(behind["track"]) > 6 and len(behind["render"]) > 2)
     assert max(behind["track"]) == 0, "a frame is read from the camera when the tracker waits for one"
     assert max(behind["render"]) < missed  # a queue would begin with the missed ones

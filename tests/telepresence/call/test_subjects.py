@@ -44,7 +44,7 @@ class Seats:
         self._state = HeadState.neutral(len(head.expression_names))
 
     def sit(self, shape: Float32 | None, seconds: float) -> Subject:
-        """A person of this shape, or an empty chair, is there; `shown` and `learned` are the avatars displayed and learned."""
+        """A person of this shape, or none, is before the camera; `shown` and `learned` get the avatars in use."""
         self.shown, self.learned = set(), set()
         picture = np.zeros((8, 8, 3), np.uint8)
         for _ in range(round(seconds * FPS)):
