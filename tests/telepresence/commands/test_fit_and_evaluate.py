@@ -145,7 +145,9 @@ def test_a_damaged_calibration_is_one_line(
     assert "calibration" in capsys.readouterr().err.strip().splitlines()[-1]
 
 
-def test_the_actor_is_also_measured_from_views_that_were_not_learned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_actor_is_also_measured_from_views_that_were_not_learned(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(recordings, "ACTOR_FRAMES", 4)
     figures_file = tmp_path / "fit.json"
     arguments = ["fit", "synthetic", "--out", str(tmp_path / "avatar"), "--seconds", "0", "--size", "32"]
