@@ -1,13 +1,13 @@
-"""A real-time telepresence daemon: tracks a face, learns its avatar while it talks, streams it."""
+"""Real-time telepresence daemon: tracks a face, learns an avatar of it during the call, and streams the avatar."""
 
 import os
 
-# Before numpy is imported: for matrices as small as the head fit's, OpenBLAS's threads only wait for each other,
-# and on a busy machine that takes six times the processor time.
+# Set before numpy is imported: for matrices as small as those of the head fit, OpenBLAS's threads mostly wait for each
+# other, which takes six times the processor time on a busy machine.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-# Before torch is imported: OpenMP's threads that wait between loops must not take the processor from the other threads
-# of the program; on a busy machine a step of learning takes up to ten times as long if they do.
+# Set before torch is imported: OpenMP threads that wait between loops must not occupy the processor, or a training step
+# takes up to ten times as long on a busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from insta_runtime import __version__ as __version__

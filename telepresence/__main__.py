@@ -1,4 +1,4 @@
-"""``python3 -m telepresence``: the command from a checkout, with the environment of ``make setup`` if need be."""
+"""``python3 -m telepresence``: run the command line from a checkout, in the environment of ``make setup`` if needed."""
 
 import os
 import sys
@@ -6,13 +6,13 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Run the command line; with an interpreter that lacks its packages, hand over to the checkout's own."""
+    """Run the command line; if packages are missing, run it again with the interpreter of the checkout's ``.venv``."""
     try:
         from telepresence.cli import main as command
     except ModuleNotFoundError as error:
         own = Path(__file__).resolve().parent.parent / ".venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
         if own.exists() and Path(sys.prefix) != own.parent.parent:
-            os.execv(own, [str(own), "-m", "telepresence", *sys.argv[1:]])  # noqa: S606 - no shell is wanted
+            os.execv(own, [str(own), "-m", "telepresence", *sys.argv[1:]])  # noqa: S606 - without a shell
         sys.exit(f"telepresence: {error.name} is not installed: run 'make setup', or see docs/install.md")
     command()
 

@@ -1,10 +1,10 @@
-"""A Python client that drives the face of a running daemon over ZeroMQ.
+"""Python client that drives the face of a running daemon over ZeroMQ.
 
 from telepresence.client import ParameterClient
 
 with ParameterClient("tcp://127.0.0.1:5577", head_sha256, "arkit52") as client:
-    client.send(expression=weights)          # (52,) in [0, 1]; all else keeps its value
-    client.send(expression=None)             # not known any more: as the tracker sees it
+    client.send(expression=weights)          # (52,) in [0, 1]; all other fields keep their values
+    client.send(expression=None)             # withdraw the field: the daemon uses the tracker's value again
     client.send(state)                       # or a whole HeadState
 """
 
@@ -24,13 +24,20 @@ from telepresence.drivers.parameter_message import FIELDS, VERSION, Basis, Param
 
 
 class ParameterClient:
-    """Sends head states to the daemon that binds ``address``.
+    """ZeroMQ client that sends head states to the daemon at ``address``.
 
-    ``head_sha256`` is the hash of the head model that the parameters belong to (or its first 16 digits), as
-    `/status` names it under ``head``; the daemon refuses those of another head.  ``person`` says whose face they are
-    (`insta_runtime.head.fingerprint`): the daemon maps somebody else's on the person whom it shows; None
-    lets it show them as they are.  ``keys`` is for a daemon with CURVE: the files of its public key and of this
-    client's secret one (UserError if they are none).  Sending never blocks: while nobody listens, messages are dropped.
+    Sending never blocks: messages are dropped while no daemon is connected, and counted in ``dropped``.  A context
+    manager that closes the socket.
+
+    Args:
+        address: ZeroMQ address of the daemon (``run.zmq``).
+        head_sha256: hash of the head model that the states belong to, or its first 16 digits, as ``head`` in `/status`;
+            the daemon refuses states of another head model.
+        basis: set of expressions, ``arkit52`` or ``flame``.
+        person: fingerprint of the person whose face the states describe (`insta_runtime.head.fingerprint`); the daemon
+            maps states of another person to the range of its subject.  None: states are used unchanged.
+        keys: for a daemon with CURVE encryption, the files of its public key and of this client's secret key; UserError
+            if they are not key files.
     """
 
     def __init__(
@@ -50,7 +57,7 @@ class ParameterClient:
         self._sender = secrets.token_hex(4)
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PUSH)
         self._socket.setsockopt(zmq.LINGER, 200)
-        # A queue of old expressions is worth nothing: keep a few and drop the rest.
+        # Old expressions are of no use to the daemon: queue only a few and drop the rest.
         self._socket.setsockopt(zmq.SNDHWM, 4)
         self._socket.setsockopt(zmq.IMMEDIATE, 1)
         if keys is not None:
@@ -60,7 +67,7 @@ class ParameterClient:
         self._socket.connect(address)
 
     def wait(self, timeout_s: float) -> bool:
-        """Whether a daemon was reached within ``timeout_s`` seconds."""
+        """Wait for a connection to a daemon; returns whether there is one within ``timeout_s`` seconds."""
         import zmq
 
         return bool(self._socket.poll(int(timeout_s * 1000), zmq.POLLOUT))
@@ -70,9 +77,9 @@ class ParameterClient:
     ) -> bool:
         """Send a whole state, or only the given fields of one (names and shapes as in `HeadState`).
 
-        A field that is None is taken back: the daemon shows again what its tracker sees.  ``t_capture_ns`` is the
-        monotonic time that the values belong to: now, unless given; the daemon drops what is older than what it has.
-        Returns False if nobody took the message.  ValueError for a field that a head state does not have.
+        A field that is None is withdrawn: the daemon uses the value of its tracker again.  ``t_capture_ns`` is the
+        monotonic time of the values in ns, by default now; the daemon drops values older than those it has.  Returns
+        False if no daemon is connected.  ValueError for a field that a head state does not have.
         """
         import zmq
 
@@ -102,7 +109,7 @@ class ParameterClient:
         return True
 
     def close(self) -> None:
-        """Close the socket, after at most 0.2 s for what is still on its way."""
+        """Close the socket; messages that are queued have 0.2 s to be sent."""
         self._socket.close()
 
     def __enter__(self) -> ParameterClient:

@@ -1,4 +1,4 @@
-"""The command line as a person meets it: help, versions, and one clear line for what they can mend."""
+"""Command line: help, version, and one line for each error that the user can fix."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_what_a_person_can_mend_is_one_line(
+def test_an_error_that_the_user_can_fix_is_one_line(
     arguments: list[str],
     words: list[str],
     capsys: pytest.CaptureFixture[str],
@@ -97,7 +97,7 @@ def test_json_that_cannot_be_written_is_one_line(tmp_path: Path, capsys: pytest.
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_doctor_survives_a_broken_machine(
+def test_doctor_reports_a_broken_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken = tmp_path / "nvidia-smi"
@@ -117,13 +117,13 @@ def test_doctor_survives_a_broken_machine(
     assert "To fix" in capsys.readouterr().out
 
 
-def test_doctor_asks_for_every_dependency(root: Path) -> None:
+def test_doctor_checks_every_dependency(root: Path) -> None:
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     declared = {requirement.split(">")[0].split("=")[0] for requirement in project["dependencies"]}
     assert declared == set(NEEDED)
 
 
-def test_an_unknown_command_leaves_with_2(root: Path) -> None:
+def test_an_unknown_command_exits_with_2(root: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "telepresence", "dance"], cwd=root, capture_output=True, text=True, check=False
     )
@@ -131,17 +131,17 @@ def test_an_unknown_command_leaves_with_2(root: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
-def heed_interrupts() -> None:
-    """A shell starts what runs in the background, as a CI job may, with interrupts ignored: undo that."""
+def handle_interrupts() -> None:
+    """Restore the default handling of SIGINT, which shells and CI jobs ignore in background processes."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def test_ctrl_c_leaves_with_130_and_no_traceback(root: Path, tmp_path: Path) -> None:
+def test_ctrl_c_exits_with_130_and_no_traceback(root: Path, tmp_path: Path) -> None:
     pipe = tmp_path / "config.toml"
     os.mkfifo(pipe)  # keeps the command waiting for its configuration
     command = [sys.executable, "-m", "telepresence", "evaluate", "a", "b", "--config", str(pipe)]
     with (
-        subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts) as process,
+        subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True, preexec_fn=handle_interrupts) as process,
         pipe.open("w"),  # returns once the command reads
     ):
         process.send_signal(signal.SIGINT)

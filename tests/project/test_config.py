@@ -1,4 +1,4 @@
-"""Presets, files, --set: what is taken, what is refused and how."""
+"""Configuration: presets, files and --set, and the errors for what is not admitted."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_a_wrong_file_is_refused_in_one_line(tmp_path: Path, content: str, words
     assert all(word in text for word in words), text
 
 
-def test_files_that_are_no_text_are_refused(tmp_path: Path) -> None:
+def test_files_that_are_not_text_are_refused(tmp_path: Path) -> None:
     binary = tmp_path / "picture.toml"
     binary.write_bytes(bytes(range(256)))
     for path in (binary, tmp_path, tmp_path / "absent.toml"):
@@ -110,7 +110,7 @@ def test_files_that_are_no_text_are_refused(tmp_path: Path) -> None:
 
 
 @given(st.text(max_size=40), st.text(max_size=40))
-def test_no_override_does_worse_than_a_user_error(key: str, value: str) -> None:
+def test_any_override_raises_at_most_a_user_error(key: str, value: str) -> None:
     for override in (f"{key}={value}", f"avatar.learn.rays={value}", f"run.show_camera={value}"):
         try:
             config = load_config("cpu", [override], device="cpu")

@@ -91,10 +91,11 @@ def draw_at_rate(
 def train_until(
     trainer: Trainer, stop: Callable[[], bool], device: torch.device, publish: Callable[[], object]
 ) -> TrainingTotals:
-    """Train on the current stream until ``stop()`` is true, calling ``publish`` every `PUBLISH_INTERVAL_S`."""
+    """Train on the current stream until ``stop()`` is true, at least one step; publish every `PUBLISH_INTERVAL_S`."""
     totals = TrainingTotals()
     began = published = time.perf_counter()
-    while not stop():
+    running = True
+    while running:
         report = trainer.step()
         if report is not None:
             totals.steps += 1
@@ -103,6 +104,7 @@ def train_until(
         if time.perf_counter() - published >= PUBLISH_INTERVAL_S:
             publish()
             published = time.perf_counter()
+        running = not stop()
     synchronise(device)
     totals.seconds = time.perf_counter() - began
     return totals

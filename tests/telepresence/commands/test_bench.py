@@ -1,4 +1,4 @@
-"""`telepresence bench` on a tiny avatar: what it needs, what it answers, and what it says to mistakes."""
+"""`telepresence bench` on a tiny avatar: required packages, figures, and error messages."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _frames() -> Iterator[CameraFrame]:
 
 @pytest.fixture(scope="module")
 def person(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """An avatar that has learned nothing, and its tracked folder."""
+    """An untrained avatar and its tracked folder."""
     place, head = tmp_path_factory.mktemp("person"), open_head()
     avatar, tracked = place / "avatar", place / "tracked"
     write_ground_truth_folder(
@@ -70,7 +70,7 @@ def _run(person: tuple[Path, Path], answer: Path, *arguments: str) -> dict[str, 
     return figures
 
 
-def test_the_answer_has_what_was_asked_for() -> None:
+def test_the_figures_have_the_required_keys() -> None:
     assert set(KEYS) == ASKED
 
 
@@ -134,7 +134,7 @@ def test_kernels_of_the_host(person: tuple[Path, Path], tmp_path: Path) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_what_a_person_can_mend_is_one_line(
+def test_an_error_that_the_user_can_fix_is_one_line(
     arguments: list[str], words: list[str], person: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     avatar, tracked = person
@@ -162,7 +162,7 @@ def test_percentiles_and_rounding() -> None:
     assert rounded({"a": [1.23456, float("nan")], "b": "text", "n": 3}) == {"a": [1.235, None], "b": "text", "n": 3}
 
 
-def test_a_take_goes_there_and_back() -> None:
+def test_a_take_is_played_forwards_and_backwards() -> None:
     assert list(cycled("abc", 7)) == list("abcbabc")
 
 
@@ -177,7 +177,7 @@ def test_i420_of_plain_colours() -> None:
         assert set(planes.ravel()[30:]) == {red}
 
 
-def test_what_is_measured_stays_as_it_was(person: tuple[Path, Path]) -> None:
+def test_a_benchmark_leaves_the_avatar_unchanged(person: tuple[Path, Path]) -> None:
     from insta_runtime.learn.torch_trainer import TorchTrainer
     from telepresence.measure.bench.benchmark_avatar import fill_replay, open_benchmark_avatar
 

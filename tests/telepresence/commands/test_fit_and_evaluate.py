@@ -1,4 +1,4 @@
-"""`fit`, `evaluate` and `render` on a tracked folder: what they need, what they answer, what they write."""
+"""`fit`, `evaluate` and `render` on a tracked folder: required packages, figures, and files that they write."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_a_tracked_folder_needs_no_camera_no_codec_no_network(folder: Path, tmp_
     assert figures["curve"][-1] == last
     assert json.loads((tmp_path / "avatar" / "fit.json").read_text()) == figures
     again = json.loads((tmp_path / "evaluate.json").read_text())
-    # The avatar that was saved is the one that was measured.
+    # The saved avatar is the one that was measured.
     assert again["psnr_db"] == pytest.approx(figures["psnr_db"], abs=1e-3)
     assert (again["pictures"], again["steps"]) == (2, figures["steps"])
     for name in BY_REGION:
@@ -126,7 +126,7 @@ def _with_calibration(folder: Path, text: object) -> None:
     meta.write_text(json.dumps({**json.loads(meta.read_text()), "calibration": text}))
 
 
-def test_the_calibration_of_the_recording_travels_with_the_avatar(folder: Path, tmp_path: Path) -> None:
+def test_the_calibration_of_the_recording_is_saved_in_the_avatar(folder: Path, tmp_path: Path) -> None:
     _with_calibration(folder, _calibration().to_json())
     avatar = tmp_path / "people" / "me.safetensors"  # a file serves as well as a folder
     arguments = ["fit", str(folder), "--out", str(avatar), "--seconds", "0", "--size", "32", *SMALL]
@@ -168,18 +168,18 @@ def test_the_actor_can_be_recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert folder.alpha(1).max() == 255
 
 
-def test_nothing_held_back_is_nothing_measured(folder: Path, tmp_path: Path) -> None:
+def test_without_held_back_frames_nothing_is_measured(folder: Path, tmp_path: Path) -> None:
     answer, page = tmp_path / "fit.json", tmp_path / "fit.html"
     arguments = ["fit", str(folder), "--out", str(tmp_path / "avatar"), "--seconds", "0", "--holdout", "0"]
     assert run_command([*arguments, "--json", str(answer), "--report", str(page), *SMALL]) == 0
     figures = json.loads(answer.read_text())
     assert figures["each"] == []
     assert figures["psnr_db"] is figures["eyes_flip"] is figures["steadiness"] is None
-    assert figures["size"] == SIZE, "pictures are never enlarged"
+    assert figures["size"] == SIZE, "frames are never enlarged"
     assert "measured on 0 frames" in page.read_text()
 
 
-def test_too_few_pictures_are_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_too_few_frames_are_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["fit", str(folder), "--out", str(tmp_path / "avatar"), "--holdout", "0.9", "--size", "32", *SMALL]
     assert run_command(arguments) == 2
     assert "too few" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`telepresence forget`: what this program wrote goes, all of it and nothing else."""
+"""`telepresence forget`: deletes all files that this program wrote, and nothing else."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from telepresence.learning.saving import training_file
 
 
 def write_avatar(path: Path, frames: bool = True) -> None:
-    """All that a call may leave at ``path``."""
+    """Write all files that a call may leave at ``path``."""
     file = path / "avatar.safetensors"
     for _ in range(2):
         files.write(file, {"version": 2}, {}, keep=True)
@@ -34,7 +34,7 @@ def write_avatar(path: Path, frames: bool = True) -> None:
         archive.write()
 
 
-def test_everything_of_an_avatar_goes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_files_of_an_avatar_are_deleted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     me = tmp_path / "me"
     write_avatar(me)
     assert run_command(["forget", str(me), "--yes"]) == 0
@@ -46,7 +46,7 @@ def test_everything_of_an_avatar_goes(tmp_path: Path, capsys: pytest.CaptureFixt
     assert run_command(["forget", str(me), "--yes"]) == 2
 
 
-def test_what_others_put_there_stays(tmp_path: Path) -> None:
+def test_files_of_others_are_kept(tmp_path: Path) -> None:
     me = tmp_path / "me"
     write_avatar(me)
     (me / "diary.txt").write_text("mine")
@@ -54,7 +54,7 @@ def test_what_others_put_there_stays(tmp_path: Path) -> None:
     assert [path.name for path in me.iterdir()] == ["diary.txt"]
 
 
-def test_without_a_yes_nothing_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_confirmation_nothing_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     me = tmp_path / "me"
     write_avatar(me)
     before = sorted(me.rglob("*"))
@@ -66,7 +66,7 @@ def test_without_a_yes_nothing_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("foreign", ["frames/holiday.jpg", "frames/0000/notes.txt", "frames/0000/frames/a.gif"])
-def test_pictures_of_others_among_ours_stop_it(
+def test_foreign_files_in_the_archive_are_refused(
     tmp_path: Path, foreign: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     me = tmp_path / "me"
@@ -78,7 +78,7 @@ def test_pictures_of_others_among_ours_stop_it(
     assert sorted(me.rglob("*")) == before
 
 
-def test_what_is_no_avatar_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_path_without_an_avatar_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "diary.txt").write_text("mine")
     (tmp_path / "other").mkdir()
@@ -97,7 +97,7 @@ def test_what_is_no_avatar_is_refused(tmp_path: Path, capsys: pytest.CaptureFixt
     assert (tmp_path / "me" / "avatar.safetensors").exists()
 
 
-def test_all_of_those_without_a_place(
+def test_all_avatars_of_the_data_folder_are_deleted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))

@@ -51,13 +51,13 @@ def test_states_of_another_person_are_moved_to_where_the_avatar_was_learned() ->
     np.testing.assert_allclose(shown[7].translation, [0.0, 0.02, 0.6], atol=1e-4)
 
 
-def test_an_avatar_that_knows_no_range_still_centres_the_head() -> None:
+def test_an_avatar_without_learned_states_still_centres_the_head() -> None:
     shown = map_to_avatar(performance(open_head(), 30), learned([]))
     assert np.mean([yaw(state) for state in shown]) == pytest.approx(0.0, abs=0.05)
     assert shown[0].translation[2] > 0.3
 
 
-def test_own_takes_stay_as_they_are_and_others_do_not_unless_asked(tmp_path: Path) -> None:
+def test_takes_of_the_subject_are_unchanged_and_others_only_with_raw(tmp_path: Path) -> None:
     states = [pose(open_head(), jaw=0.5 * (i % 2), yaw=0.3) for i in range(3)]
     learned([pose(open_head())] * 3).save(tmp_path / "me")
     other = neutral_shape(open_head()) + 1.0

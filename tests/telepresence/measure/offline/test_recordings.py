@@ -53,7 +53,7 @@ def scores(value: float) -> Scores:
     return Scores(means, [means], [7], Steadiness(0.02, 0.04, 3))
 
 
-def test_figures_are_flat_and_can_be_said_in_json() -> None:
+def test_figures_are_flat_and_valid_json() -> None:
     figures = without_nan(figures_of(scores(math.nan)))
     assert figures["psnr_db"] is None
     assert figures["eyes_flip"] is None
@@ -62,12 +62,12 @@ def test_figures_are_flat_and_can_be_said_in_json() -> None:
     assert without_nan({"a": [1.23456, math.inf, {"b": math.nan}]}) == {"a": [1.2346, None, {"b": None}]}
 
 
-def test_figures_that_are_not_there_are_printed_as_such(capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_figures_are_printed_as_missing(capsys: pytest.CaptureFixture[str]) -> None:
     figures = without_nan(figures_of(scores(math.nan))) | {"steadiness_pairs": 0, "protocol": {"lpips": "[no] weights"}}
     print_figures(figures)
     printed = capsys.readouterr().out
     assert "steadiness: none" in printed
-    assert "[no] weights" in printed, "what a file says is no markup"
+    assert "[no] weights" in printed, "text of a file is not interpreted as markup"
 
 
 def test_lpips_is_never_downloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -95,13 +95,13 @@ def test_the_figures_of_fit_lie_beside_the_avatar(tmp_path: Path) -> None:
         "\ud800",
     ],
 )
-def test_a_damaged_file_of_figures_is_as_good_as_none(tmp_path: Path, text: str) -> None:
+def test_a_damaged_file_of_figures_is_ignored(tmp_path: Path, text: str) -> None:
     (tmp_path / "fit.json").write_bytes(text.encode("utf-8", "surrogatepass"))
     assert load_training(tmp_path, 7) == {}
 
 
-def test_a_curve_of_strange_values_has_no_points_there(tmp_path: Path) -> None:
+def test_invalid_values_of_a_stored_curve_are_left_out(tmp_path: Path) -> None:
     point = '{"seconds": 1, "psnr_db": NaN, "head_psnr_db": "<script>"}'
     (tmp_path / "fit.json").write_text(f'{{"curve": [{point}], "backend": "cuda", "source": "me", "steps": 7}}')
-    assert load_training(tmp_path, 8) == {}, "it has learned on since"
+    assert load_training(tmp_path, 8) == {}, "it has been trained since"
     assert load_training(tmp_path, 7)["curve"] == [{"seconds": 1.0, "psnr_db": None, "head_psnr_db": None}]

@@ -1,10 +1,11 @@
-"""What is kept of a call while it goes on, and how publications show in the picture."""
+"""Record of a rehearsed call, and how visible publications are in the video."""
 
 from __future__ import annotations
 
 import itertools
 import math
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,7 +31,7 @@ BLACK = np.zeros((SIZE, SIZE, 3), np.uint8)
 
 
 def learner() -> Any:
-    """What a record touches of a learner: the exchange, and whom the weights belong to."""
+    """The parts of a learner that a record uses: weight exchange, avatar, steps and backend."""
     model = small_model()
     return SimpleNamespace(
         exchange=WeightExchange(),
@@ -66,7 +67,7 @@ def test_what_came_after_a_moment_was_not_learned_by_the_weights_of_that_moment(
     assert 2.0 < min(seconds) <= 2.3
     assert max(seconds) <= 4.0 + 1e-6
     gaps = [later - earlier for earlier, later in itertools.pairwise(seconds)]
-    assert min(gaps) > 0.15, "closer pictures look alike"
+    assert min(gaps) > 0.15, "closer frames look alike"
     assert record.observations_after(2.0, learner()) == []
     assert len(record.observations_until(1.5, person)) < len(record.observations_until(3.0, person))
 
@@ -90,7 +91,7 @@ def test_the_newest_weights_of_each_moment_are_kept(monkeypatch: pytest.MonkeyPa
     assert last is record.snapshots[-1]
 
 
-def test_a_publication_is_looked_at_until_it_has_faded_in(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_publication_is_recorded_until_its_crossfade_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     record, person = CallRecord(MeasurementPlan.of(4.0), FADE_S), learner()
@@ -121,7 +122,7 @@ def weights_apart(snapshot: Snapshot, by: float) -> Snapshot:
 
 
 @pytest.mark.parametrize(("apart", "visible"), [(0.0, False), (0.5, True)])
-def test_a_publication_shows_as_far_as_its_weights_are_others(apart: float, visible: bool) -> None:
+def test_a_publication_is_visible_if_its_weights_differ(apart: float, visible: bool) -> None:
     person = learner()
     before = take_snapshot(person.avatar.model)
     first, then = (
@@ -142,17 +143,25 @@ def test_no_publication_has_no_ratio() -> None:
     assert publish_change([]) == {"publish_change_ratio": None, "publish_change": None}
 
 
-def test_a_sink_passes_frames_on_at_the_declared_rate() -> None:
+def test_a_sink_takes_every_new_frame_and_repeats_the_last_one() -> None:
     seen: list[OutputFrame] = []
     sink = RehearsalSink(StreamSettings(fps=50, size=64), seen.append)
     assert sink.watched
     sink.start()
     for number in range(5):
         sink.push_frame(shown(number, 0.0))
-        time.sleep(0.05)
+        _wait_until(lambda taken=number + 1: sum(sink.fresh) >= taken)
+    _wait_until(lambda: len(sink.fresh) > sum(sink.fresh))
     sink.stop()
     sink.stop()
     assert len(seen) == 5
     assert 6 <= len(sink.times) == len(sink.fresh)
     assert sum(sink.fresh) >= 5
     assert list(sink.times) == sorted(sink.times)
+
+
+def _wait_until(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60.0
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)

@@ -1,4 +1,4 @@
-"""Figures from what a call left behind: intervals, trends, the first good moment."""
+"""Figures of a rehearsed call: intervals, trends, and the first moment with a good likeness."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from telepresence.measure.rehearsal.resources import trend
 
 
 def test_intervals_begin_when_the_call_has_settled() -> None:
-    times = [0.0, 3.0, 5.0, 5.1, 5.2, 5.4, 9.0]  # the last one when it was over
+    times = [0.0, 3.0, 5.0, 5.1, 5.2, 5.4, 9.0]  # the last one after the end of the call
     found = intervals(times, 0.0, 8.0)
     assert found is not None
     longest = found.pop("longest")
@@ -18,16 +18,16 @@ def test_intervals_begin_when_the_call_has_settled() -> None:
     assert intervals(times, 0.3, 8.0) is None
 
 
-def test_a_trend_has_a_slope_if_it_was_watched_long_enough() -> None:
+def test_a_trend_has_a_slope_if_it_was_sampled_long_enough() -> None:
     grows = trend([(second, 100.0 + second / 36.0) for second in range(0, 200, 2)])
     assert grows["slope_per_hour"] == pytest.approx(100.0)
     assert grows["end"] == grows["max"] == pytest.approx(105.5)
     settled = trend([(second, min(second, 50.0)) for second in range(0, 200, 2)])
-    assert settled["slope_per_hour"] == pytest.approx(0.0, abs=1e-6), "what was allocated at first does not count"
+    assert settled["slope_per_hour"] == pytest.approx(0.0, abs=1e-6), "growth in the first half does not count"
     assert trend([(0.0, 1.0), (10.0, 2.0)])["slope_per_hour"] is None
 
 
-def test_a_good_picture_is_one_that_was_shown() -> None:
+def test_a_good_likeness_counts_only_if_it_was_shown() -> None:
     points = [
         {"seconds": 1.0, "psnr_db": 23.0, "avatar_shown": False},
         {"seconds": 2.0, "psnr_db": 20.0, "avatar_shown": True},

@@ -117,7 +117,7 @@ def test_names_of_curves_and_axes_are_text_and_never_markup() -> None:
     assert not Tags(text).open
 
 
-def test_it_shows_a_spread_and_the_worst(page: Path, figures: dict[str, Any]) -> None:
+def test_it_shows_frames_of_the_whole_recording_and_the_worst(page: Path, figures: dict[str, Any]) -> None:
     text = page.read_text(encoding="utf-8")
     shown = [int(number) for number in re.findall(r"frame (\d+) &middot;", text)]
     assert shown[:6] == [0, 3, 5, 8, 10, 13]
@@ -127,7 +127,7 @@ def test_it_shows_a_spread_and_the_worst(page: Path, figures: dict[str, Any]) ->
     assert "26.50" in text, "views outside the learned ones"
 
 
-def test_the_film_has_every_picture(page: Path) -> None:
+def test_the_film_has_every_frame(page: Path) -> None:
     encoded = re.search(r'class="film" src="data:image/webp;base64,([^"]+)"', page.read_text(encoding="utf-8"))
     assert encoded
     with Image.open(io.BytesIO(b64decode(encoded[1]))) as film:
@@ -135,7 +135,7 @@ def test_the_film_has_every_picture(page: Path) -> None:
         assert film.n_frames == COUNT  # type: ignore[attr-defined]
 
 
-def test_a_person_can_look_through_it(page: Path, chromium: Browser) -> None:
+def test_frames_can_be_viewed_with_mouse_and_keyboard(page: Path, chromium: Browser) -> None:
     view = chromium.new_page()
     wrong: list[str] = []
     view.on("pageerror", lambda error: wrong.append(str(error)))
@@ -193,7 +193,7 @@ def test_errors_grow_lighter() -> None:
     assert (np.diff(light) > 0).all()
 
 
-def test_pictures_are_made_smaller_but_never_larger() -> None:
+def test_images_are_downsampled_but_never_enlarged() -> None:
     picture = torch.arange(32.0).view(4, 8, 1)
     assert shrunk(picture, 4).shape == (2, 4, 1)
     assert shrunk(picture, 4)[0, 0, 0] == picture[:2, :2].mean()
