@@ -70,8 +70,8 @@ CONFIGS = {
 }
 CODES = {"paper": "lips"}  # kind of expression code, where it is not the default
 POISON = -777.0
-# For GPU kernels the reference rounds alike (`round_alike`), so that the same neurons are active. What still differs: on
-# a CPU float32 sums in another order; on a GPU the same, rounded to fp16 (2^-11) between layers.
+# For GPU kernels the reference rounds alike (`round_alike`), so that the same neurons are active. What remains: on a
+# CPU float32 sums in another order; on a GPU the same, rounded to fp16 (2^-11) between layers.
 VALUES = {"cpu": {"rtol": 2e-5, "atol": 2e-5}, "cuda": {"rtol": 3e-3, "atol": 3e-3}}
 # Relative to the largest gradient of a tensor, as single terms cancel. On a GPU with fp16 between layers.
 GRADIENTS = {"cpu": 2e-5, "cuda": 1e-2}

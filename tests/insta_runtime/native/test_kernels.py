@@ -335,7 +335,7 @@ kernels = Kernels(torch.device("cpu"), {{"OFFSET": 0}}, Sources(Path({str(folder
 kernels.prepare()
 """
         running = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(3)]
-        assert [process.wait(timeout=60) for process in running] == [0, 0, 0]
+        assert [process.wait(timeout=600) for process in running] == [0, 0, 0]
         assert len(list(cache.iterdir())) == 2
 
 

@@ -46,7 +46,6 @@ def nvrtc() -> Nvrtc:
         pytest.skip(str(error))
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("module", read_sources().modules)
 def test_a_module_fits_every_gpu_architecture(module: str, nvrtc: Nvrtc) -> None:
     sources = read_sources()
