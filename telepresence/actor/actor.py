@@ -132,8 +132,8 @@ class Actor:
             fine = camera.scaled(camera.width * samples, camera.height * samples)
             turn = torch.eye(3) if room is None else torch.as_tensor(room, dtype=torch.float32)
             shaded = self._shade(state, fine, turn).permute(2, 0, 1)[None]
-            picture = functional.avg_pool2d(shaded, samples)[0]
-            colour, cover, alpha = picture[:3], picture[3:4], picture[4]
+            image = functional.avg_pool2d(shaded, samples)[0]
+            colour, cover, alpha = image[:3], image[3:4], image[4]
             if background:
                 size = (camera.height, camera.width)
                 behind = functional.interpolate(self._room[None], size, mode="bilinear", align_corners=False)[0]
@@ -176,7 +176,7 @@ class Actor:
         pixel = raster.mask.flatten().nonzero().squeeze(1)
         triangle = raster.triangle.flatten().index_select(0, pixel)
         material = self._material.index_select(0, drawn).index_select(0, triangle)
-        picture = torch.zeros(camera.height * camera.width, 5)
+        image = torch.zeros(camera.height * camera.width, 5)
         for number in range(_CLOTHES + 1):
             which = (material == number).nonzero().squeeze(1)
             if len(which) == 0:
@@ -188,8 +188,8 @@ class Actor:
             alpha = torch.full((len(which), 1), 0.0 if number == _CLOTHES else 1.0)
             if number == SKIN:
                 alpha = smoothstep(fragments.coordinates[:, 1:2], *NECK_RAMP)
-            picture.index_copy_(0, shown, torch.cat([screen, torch.ones(len(which), 1), alpha], 1))
-        return picture.view(camera.height, camera.width, 5)
+            image.index_copy_(0, shown, torch.cat([screen, torch.ones(len(which), 1), alpha], 1))
+        return image.view(camera.height, camera.width, 5)
 
     def _material_light(
         self, number: int, at: _Fragments, lighting: Lighting, state: HeadState, rotation: Tensor

@@ -1,4 +1,4 @@
-"""Surroundings of the synthetic actor: the mesh of the clothes and a blurred picture of a room."""
+"""Surroundings of the synthetic actor: the mesh of the clothes and a blurred image of a room."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def clothes(around: int = 72) -> tuple[Tensor, Tensor]:
 
 
 def paint_room(size: int = 512, seed: int = 3) -> Tensor:
-    """Blurred background picture of a living room: (3, size, size) screen colours in [0, 1]."""
+    """Blurred background image of a living room: (3, size, size) screen colours in [0, 1]."""
     generator = torch.Generator().manual_seed(seed)
     axis = (torch.arange(size) + 0.5) / size
     y, x = torch.meshgrid(axis, axis, indexing="ij")
@@ -92,12 +92,12 @@ def paint_room(size: int = 512, seed: int = 3) -> Tensor:
     return _blur(wall.permute(2, 0, 1).clamp(0.0, 1.0), size / 42.0)
 
 
-def _blur(picture: Tensor, sigma: float) -> Tensor:
+def _blur(image: Tensor, sigma: float) -> Tensor:
     """Blur an image (3, H, W) with a Gaussian of ``sigma`` pixels."""
     reach = int(3 * sigma)
     kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2)
     kernel = (kernel / kernel.sum()).expand(3, 1, 1, -1)
-    padded = functional.pad(picture[None], (reach, reach, 0, 0), mode="replicate")
+    padded = functional.pad(image[None], (reach, reach, 0, 0), mode="replicate")
     padded = functional.conv2d(padded, kernel, groups=3)
     padded = functional.pad(padded, (0, 0, reach, reach), mode="replicate")
     return functional.conv2d(padded, kernel.transpose(2, 3), groups=3)[0]

@@ -187,8 +187,8 @@ class AppearanceProbe:
     def measure(self, observation: Observation) -> AppearanceSample | None:
         """Compare a frame with the avatar's rendering; None if the head covers less than 1 % of it."""
         truth, camera = observation.premultiplied(SIDE)
-        picture = self._renderer.render(observation.state, camera).rgba
-        return compare(np.asarray(picture), truth.numpy(), self._eyes(observation.state, camera))
+        image = self._renderer.render(observation.state, camera).rgba
+        return compare(np.asarray(image), truth.numpy(), self._eyes(observation.state, camera))
 
     def _eyes(self, state: HeadState, camera: Camera) -> Float64:
         """(2, 2) px: positions of the left and the right eye in the frame."""
@@ -286,26 +286,26 @@ class AppearanceMonitor:
             self.worse_db = usual - median(each.lit_db for each in self._unverified)
 
 
-def compare(picture: Float32, truth: Float32, eyes: Float64) -> AppearanceSample | None:
+def compare(image: Float32, truth: Float32, eyes: Float64) -> AppearanceSample | None:
     """Compare two premultiplied images (H, W, 4) of one head state; ``eyes``: (2, 2) px.  None with too little head."""
-    head = np.maximum(picture[..., 3], truth[..., 3]) > 0.5
-    both = np.minimum(picture[..., 3], truth[..., 3]) > 0.9
+    head = np.maximum(image[..., 3], truth[..., 3]) > 0.5
+    both = np.minimum(image[..., 3], truth[..., 3]) > 0.9
     if both.sum() < 0.01 * both.size:
         return None
-    matched = match_light(picture, truth, both)
-    plain, lit = (_error(each, truth) for each in (picture, matched))
+    matched = match_light(image, truth, both)
+    plain, lit = (_error(each, truth) for each in (image, matched))
     regions = _region_masks(head.shape, eyes)
     eyes_db, top_db, rest_db = (_decibel(lit[head & regions[region]]) for region in ImageRegion)
     return AppearanceSample(_decibel(plain[head]), _decibel(lit[head]), eyes_db, top_db, rest_db)
 
 
-def match_light(picture: Float32, truth: Float32, where: Mask) -> Float32:
-    """Match the light of ``picture`` (H, W, 4) to ``truth``, by least squares of log colours in the mask ``where``.
+def match_light(image: Float32, truth: Float32, where: Mask) -> Float32:
+    """Match the light of ``image`` (H, W, 4) to ``truth``, by least squares of log colours in the mask ``where``.
 
     Fits a bounded gain for each channel and one gamma; the worst third of the pixels is left out.
     """
-    alpha = np.maximum(picture[..., 3:], 1e-3)
-    colour = np.clip(picture[..., :3] / alpha, DARK, BRIGHT)
+    alpha = np.maximum(image[..., 3:], 1e-3)
+    colour = np.clip(image[..., :3] / alpha, DARK, BRIGHT)
     wanted = np.clip(truth[where][:, :3] / truth[where][:, 3:], DARK, BRIGHT)
     source, target = np.log(colour[where]), np.log(wanted)
     use = np.ones(len(source), bool)
@@ -316,15 +316,15 @@ def match_light(picture: Float32, truth: Float32, where: Mask) -> Float32:
         gain = np.clip(mean_target - gamma * mean_source, *np.log(GAIN))
         left = np.abs(gain + gamma * source - target).sum(1)
         use = left <= np.quantile(left, 2 / 3)
-    matched = picture.copy()
+    matched = image.copy()
     matched[..., :3] *= np.exp(gain + (gamma - 1.0) * np.log(colour))
     matched[..., :3] = np.clip(matched[..., :3], 0.0, matched[..., 3:])
     return matched
 
 
-def _error(picture: Float32, truth: Float32) -> Float32:
+def _error(image: Float32, truth: Float32) -> Float32:
     """(H, W): squared error over white, mean over the channels."""
-    over = [each[..., :3] + 1.0 - each[..., 3:] for each in (picture, truth)]
+    over = [each[..., :3] + 1.0 - each[..., 3:] for each in (image, truth)]
     error: Float32 = np.square(over[0] - over[1]).mean(-1)
     return error
 

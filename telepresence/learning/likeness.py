@@ -74,11 +74,11 @@ class HeldBackFrame:
         alpha = (rgba[..., 3] * 255.0).to(torch.uint8).numpy()
         return HeldBackFrame(observation.state, camera, over_white(rgba), head_mask(alpha))
 
-    def psnr(self, picture: RenderedFrame) -> float:
+    def psnr(self, frame: RenderedFrame) -> float:
         """PSNR (dB) in the head region, over white, of a frame rendered with this state and camera."""
         from insta_runtime.evaluation.metrics import over_white, psnr
 
-        return psnr(over_white(picture.rgba), self.truth, self.mask)
+        return psnr(over_white(frame.rgba), self.truth, self.mask)
 
 
 @dataclass

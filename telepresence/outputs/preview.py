@@ -83,7 +83,7 @@ class PreviewWindow:
         return self._process is not None and self._process.is_alive()
 
     def push_frame(self, frame: OutputFrame) -> None:
-        """Show an output frame: the picture that viewers receive."""
+        """Show an output frame: the frame that viewers receive."""
         self._write(0, PreviewImage(frame.t_capture_ns, frame.rgb, drawn=frame.render_inputs is not None).parts())
 
     def push_camera_frame(self, tracked: TrackedFrame) -> None:

@@ -180,8 +180,8 @@ class _VideoFile:
         pts = round((frame.t_capture_ns - self._origin_ns) * 1e-9 * CLOCK_RATE)
         if pts <= self._last_pts:
             return None
-        picture = av.VideoFrame.from_ndarray(frame.rgb, format="rgb24")
-        self._last = picture.reformat(width=self._video.width, height=self._video.height, format="yuv420p")
+        converted = av.VideoFrame.from_ndarray(frame.rgb, format="rgb24")
+        self._last = converted.reformat(width=self._video.width, height=self._video.height, format="yuv420p")
         return self._write(pts)
 
     def repeat_frame(self) -> int:

@@ -30,9 +30,7 @@ class SharedRing:
 
     def __init__(self, capacity: int, name: str | None = None) -> None:
         """Create a ring for messages of at most ``capacity`` bytes, or open an existing one by its ``name``."""
-        slot = np.dtype(
-            [("sequence", "<u8"), ("size", "<u8"), ("data", "u1", (capacity,))]
-        )  # sequence 0: in work
+        slot = np.dtype([("sequence", "<u8"), ("size", "<u8"), ("data", "u1", (capacity,))])  # sequence 0: in work
         layout = np.dtype([("newest", "<u8"), ("slots", slot, (SLOTS,))])
         self._owner = name is None
         self._memory = SharedMemory(name, create=self._owner, size=layout.itemsize if self._owner else 0)

@@ -226,35 +226,35 @@ class PreviewPainter:
             half = pygame.Rect(0, 0, room.width // 2, room.height) if beside else room.move(0, 0)
             half.height = room.height if beside else room.height // 2
             other = half.move(half.width, 0) if beside else half.move(0, half.height)
-            self._camera(screen, half, receiver, unit)
-            self._avatar(screen, other, receiver, unit)
+            self._draw_camera(screen, half, receiver, unit)
+            self._draw_avatar(screen, other, receiver, unit)
         elif self.view is PreviewView.CAMERA:
-            self._camera(screen, room, receiver, unit)
+            self._draw_camera(screen, room, receiver, unit)
         elif self.view is PreviewView.DIFFERENCE:
-            self._difference(screen, room, receiver, unit)
+            self._draw_difference(screen, room, receiver, unit)
         else:
-            self._avatar(screen, room, receiver, unit)
+            self._draw_avatar(screen, room, receiver, unit)
         if self.bar:
-            self._figures(screen, pygame.Rect(0, height - unit, width, unit), receiver)
+            self._draw_figures(screen, pygame.Rect(0, height - unit, width, unit), receiver)
         if self.keys:
-            self._help(screen, room, unit)
+            self._draw_help(screen, room, unit)
 
-    def _avatar(self, screen: pygame.Surface, room: pygame.Rect, receiver: PreviewReceiver, unit: int) -> None:
+    def _draw_avatar(self, screen: pygame.Surface, room: pygame.Rect, receiver: PreviewReceiver, unit: int) -> None:
         tag = "avatar" if self.view is PreviewView.BOTH else ""
-        self._picture(screen, room, receiver.shown, tag, "waiting for the first frame", unit)
+        self._draw_image(screen, room, receiver.shown, tag, "waiting for the first frame", unit)
 
-    def _camera(self, screen: pygame.Surface, room: pygame.Rect, receiver: PreviewReceiver, unit: int) -> None:
-        self._picture(screen, room, receiver.camera, "camera", "no camera image", unit)
+    def _draw_camera(self, screen: pygame.Surface, room: pygame.Rect, receiver: PreviewReceiver, unit: int) -> None:
+        self._draw_image(screen, room, receiver.camera, "camera", "no camera image", unit)
 
-    def _difference(self, screen: pygame.Surface, room: pygame.Rect, receiver: PreviewReceiver, unit: int) -> None:
+    def _draw_difference(self, screen: pygame.Surface, room: pygame.Rect, receiver: PreviewReceiver, unit: int) -> None:
         image, tag = None, ""
         if (pair := receiver.pair) is not None:
             difference = ImageDifference.of(*pair)
             image = PreviewImage(0, difference.rgb)
             tag = f"difference x {GAIN}   {difference.psnr_db:.1f} dB"
-        self._picture(screen, room, image, tag, "nothing to compare: the camera does not drive the avatar", unit)
+        self._draw_image(screen, room, image, tag, "nothing to compare: the camera does not drive the avatar", unit)
 
-    def _picture(
+    def _draw_image(
         self, screen: pygame.Surface, room: pygame.Rect, image: PreviewImage | None, tag: str, otherwise: str, unit: int
     ) -> None:
         """Draw an image as large as possible, centred, with a tag in its corner; without an image, a text."""
@@ -267,18 +267,18 @@ class PreviewPainter:
         height, width = image.rgb.shape[:2]
         scale = min(room.width / width, room.height / height)
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        picture = pygame.image.frombuffer(image.rgb.tobytes(), (width, height), "RGB").convert(screen)
+        scaled = pygame.image.frombuffer(image.rgb.tobytes(), (width, height), "RGB").convert(screen)
         place = pygame.Rect((0, 0), size)
         place.center = room.center
-        screen.blit(pygame.transform.smoothscale(picture, size), place)
+        screen.blit(pygame.transform.smoothscale(scaled, size), place)
         if tag:
             words = self._text(tag, unit, INK)
             chip = words.get_rect().inflate(unit * 3 // 5, unit // 4)
             chip.topleft = (place.left + unit // 3, place.top + unit // 3)
-            self._plate(screen, chip, unit // 4, 190)
+            self._draw_plate(screen, chip, unit // 4, 190)
             screen.blit(words, words.get_rect(center=chip.center))
 
-    def _figures(self, screen: pygame.Surface, bar: pygame.Rect, receiver: PreviewReceiver) -> None:
+    def _draw_figures(self, screen: pygame.Surface, bar: pygame.Rect, receiver: PreviewReceiver) -> None:
         import pygame
 
         figures, unit = receiver.figures, bar.height
@@ -291,13 +291,13 @@ class PreviewPainter:
             return
         state = str(figures.get("state") or "starting")
         pygame.draw.circle(screen, STATES.get(state, FAINT), (bar.left + gap + unit // 8, middle), unit // 8)
-        left = self._write(screen, state, bar.left + gap + unit // 2, middle, unit, INK) + gap
+        left = self._draw_text(screen, state, bar.left + gap + unit // 2, middle, unit, INK) + gap
         latency, psnr = receiver.latency_ms, figures.get("psnr_db")
         known = [f"{receiver.fps:.0f} fps"]
         known += [f"{latency:.0f} ms"] if latency is not None else []
         known += [f"{psnr:.1f} dB"] if psnr is not None else []
         for text in known:
-            left = self._write(screen, text, left, middle, unit, FAINT) + gap
+            left = self._draw_text(screen, text, left, middle, unit, FAINT) + gap
         right = bar.right - gap // 2
         chips = [name for name in ("muted", "frozen") if figures.get(name)]
         chips += [_driver_text(figures.get("driver")), _viewers_text(figures.get("viewers"))]
@@ -311,7 +311,7 @@ class PreviewPainter:
             screen.blit(words, words.get_rect(center=chip.center))
             right = chip.left - gap // 3
 
-    def _help(self, screen: pygame.Surface, room: pygame.Rect, unit: int) -> None:
+    def _draw_help(self, screen: pygame.Surface, room: pygame.Rect, unit: int) -> None:
         import pygame
 
         lines = [(self._text(key, unit, INK), self._text(meaning, unit, FAINT)) for key, meaning in KEYS]
@@ -320,20 +320,20 @@ class PreviewPainter:
         step = round(lines[0][0].get_height() * 1.6)
         plate = pygame.Rect(0, 0, width + 2 * unit, step * len(lines) + unit)
         plate.center = room.center
-        self._plate(screen, plate, unit // 3, 225)
+        self._draw_plate(screen, plate, unit // 3, 225)
         for row, (key, meaning) in enumerate(lines):
             y = plate.top + unit // 2 + row * step + step // 2
             screen.blit(key, key.get_rect(midleft=(plate.left + unit, y)))
             screen.blit(meaning, meaning.get_rect(midleft=(plate.left + unit + column, y)))
 
-    def _plate(self, screen: pygame.Surface, place: pygame.Rect, radius: int, opacity: int) -> None:
+    def _draw_plate(self, screen: pygame.Surface, place: pygame.Rect, radius: int, opacity: int) -> None:
         import pygame
 
         plate = pygame.Surface(place.size, pygame.SRCALPHA)
         pygame.draw.rect(plate, (*BACKGROUND, opacity), plate.get_rect(), border_radius=radius)
         screen.blit(plate, place)
 
-    def _write(self, screen: pygame.Surface, text: str, left: int, middle: int, unit: int, ink: Any) -> int:
+    def _draw_text(self, screen: pygame.Surface, text: str, left: int, middle: int, unit: int, ink: Any) -> int:
         """Write ``text`` and return the position of its right end."""
         words = self._text(text, unit, ink)
         screen.blit(words, words.get_rect(midleft=(left, middle)))
