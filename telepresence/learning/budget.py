@@ -25,7 +25,7 @@ class LearningMode(StrEnum):
     WAITING = "waiting"  # there is no avatar yet
     LEARNING = "learning"
     RESTING = "resting"  # nothing new to learn; continues with the next novel frame
-    FROZEN = "frozen"  # paused by the user or by the run's options
+    FROZEN = "frozen"  # paused by the user, or for the whole call by --freeze
     FAILED = "failed"  # training cannot continue; the last weights are displayed
 
 
@@ -81,7 +81,7 @@ class LearningBudget:
         if not inputs.has_avatar:
             return LearningMode.WAITING, "no subject is known yet"
         if inputs.frozen:
-            return LearningMode.FROZEN, "training is paused by the user"
+            return LearningMode.FROZEN, "training is frozen"
         if inputs.absent:
             return LearningMode.RESTING, "no face is in view"
         stale = inputs.last_novel_at is None or now - inputs.last_novel_at > NOVELTY_TIMEOUT_S

@@ -206,6 +206,7 @@ class _UsualColours:
         return float(strange[visible].mean())
 
     def update(self, metrics: FrameMetrics, view: FaceProjection) -> None:
+        """Add the visible colours of an accepted frame to the running means."""
         visible = view.facing & view.inside
         if not self._count:
             self._mean, self._deviation = metrics.colours.copy(), np.zeros(len(visible), dtype=np.float32)

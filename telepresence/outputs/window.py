@@ -34,14 +34,19 @@ BAR_PX: Final = (30, 72)
 """Minimum and maximum height of the bar with figures, pixels."""
 
 BACKGROUND: Final = (13, 15, 18)
+"""Background colour of the window (red, green, blue)."""
 INK: Final = (233, 236, 239)
+"""Colour of important text."""
 FAINT: Final = (139, 147, 156)
+"""Colour of less important text."""
 CHIP: Final = (38, 43, 50)
+"""Background colour of the labels in the bar."""
 STATES: Final = {
     "live": (74, 201, 126),
     "learning": (236, 178, 74),
     "calibrating": (96, 165, 250),
 }
+"""Colour of the dot in the bar by session state; `FAINT` for other states."""
 
 KEYS: Final = (
     ("1 2 3 4", "avatar, camera, both, difference"),
@@ -53,6 +58,7 @@ KEYS: Final = (
     ("H", "show or hide this help"),
     ("Q", "end the call"),
 )
+"""Keys of the window and what they do, as shown by the key H."""
 
 
 class RingNames(NamedTuple):

@@ -448,7 +448,7 @@ def test_without_a_screen_one_line_says_so(monkeypatch: pytest.MonkeyPatch, capl
     preview.stop()
     assert len(caplog.records) == 1
     assert caplog.messages[0].startswith("no preview: ")
-    assert caplog.messages[0].endswith("the call goes on")
+    assert caplog.messages[0].endswith("the call continues")
 
 
 def test_without_pygame_one_line_says_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
