@@ -45,8 +45,8 @@ def as_tables(markdown: str) -> str:
         if entry is not None:
             if not inside:
                 lines += ["| name | meaning |", "|---|---|"]
-            cells = (f"`{unescape(entry[1])}`", _plain(entry[2]))
-            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+            meaning = _plain(entry[2]).replace("|", "\\|")  # a pipe inside backticks does not end the cell
+            lines.append(f"| `{unescape(entry[1])}` | {meaning} |")
         else:
             lines.append(line)
         inside = entry is not None

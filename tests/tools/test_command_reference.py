@@ -31,6 +31,6 @@ def test_only_the_page_of_commands_is_filled_and_it_must_have_the_marker() -> No
         command_reference.on_page_markdown("text", page=commands)
 
 
-def test_a_pipe_in_an_option_stays_in_its_cell() -> None:
-    table = command_reference.as_tables("* `--device auto|cpu`: Where to compute [x].\n")
-    assert table.splitlines()[2] == "| `--device auto\\|cpu` | Where to compute \\[x\\]. |"
+def test_pipes_stay_in_their_cells() -> None:
+    table = command_reference.as_tables("* `--device auto|cpu`: Where to compute [x]: a|b.\n")
+    assert table.splitlines()[2] == "| `--device auto|cpu` | Where to compute \\[x\\]: a\\|b. |"
