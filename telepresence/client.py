@@ -1,11 +1,13 @@
 """Python client that drives the face of a running daemon over ZeroMQ.
 
-    from telepresence.client import ParameterClient
+```python
+from telepresence.client import ParameterClient
 
-    with ParameterClient("tcp://127.0.0.1:5577", head_sha256, "arkit52") as client:
-        client.send(expression=weights)          # (52,) in [0, 1]; all other fields keep their values
-        client.send(expression=None)             # withdraw the field: the daemon uses the tracker's value again
-        client.send(state)                       # or a whole HeadState
+with ParameterClient("tcp://127.0.0.1:5577", head_sha256, "arkit52") as client:
+    client.send(expression=weights)          # (52,) in [0, 1]; all other fields keep their values
+    client.send(expression=None)             # withdraw the field: the daemon uses the tracker's value again
+    client.send(state)                       # or a whole HeadState
+```
 """
 
 from __future__ import annotations
