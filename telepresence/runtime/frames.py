@@ -77,9 +77,9 @@ class TrackedFrame:
     ``crop_rgb`` is the tracked crop; without a face it is the crop of the last face, and for a ``landmarks_only`` frame
     it is black.  ``observation`` is the crop with matte, head state and crop camera; None if no face is tracked.
     ``residual`` (N, 2), in mm, is the deviation of the face from the calibrated proportions
-    (`telepresence.tracking.landmark_residual`); it is also given for faces whose fit was rejected, and is None without a
-    face or while calibrating.  ``provisional`` is given only while calibrating.  ``landmark_state`` is the state tracked in
-    a ``landmarks_only`` frame, which can be displayed but not learned from.
+    (`telepresence.tracking.landmark_residual`); it is also given for faces whose fit was rejected, and is None
+    without a face or while calibrating.  ``provisional`` is given only while calibrating.  ``landmark_state`` is
+    the state tracked in a ``landmarks_only`` frame, which can be displayed but not learned from.
     """
 
     frame_id: int
