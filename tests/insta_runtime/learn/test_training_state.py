@@ -184,5 +184,5 @@ def test_the_training_state_of_another_avatar_is_refused(pictures: list[Observat
         ),
         "torch",
     )
-    with pytest.raises(ValueError, match="does not fit"):
+    with pytest.raises(ValueError, match="belongs to another avatar model"):
         other.resume(trainer.state())

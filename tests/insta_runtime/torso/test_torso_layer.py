@@ -110,7 +110,7 @@ def test_without_body_mattes_no_torso_is_learned(recording: list[Observation]) -
     first = recording[0]
     bare = Observation(0, first.rgb, first.alpha, CAMERA, first.state)
     assert learn_torso([bare], 64, CPU) is None
-    with pytest.raises(ValueError, match="no matte"):
+    with pytest.raises(ValueError, match="no body matte"):
         TorsoLearner(64, CPU).observe(bare, np.zeros(INPUTS))
 
 
