@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -21,19 +21,13 @@ from telepresence.call.sinks import FrameSinks
 from telepresence.measure.rehearsal.rehearsal_sink import RehearsalSink
 from telepresence.outputs import PreviewCommand, PreviewWindow, window
 from telepresence.outputs.preview_image import CAPACITY, GAIN, MAX_SIDE, ImageDifference, PreviewImage, PreviewView
-from telepresence.outputs.shared_ring import SLOTS, SharedRing
+from telepresence.outputs.shared_ring import SharedRing
 from telepresence.outputs.window import FIGURES_BYTES, PreviewReceiver, RingNames
 from telepresence.runtime.frames import OutputFrame, RenderInputs, TrackedFrame
 from telepresence.streaming import StreamSettings
+from tests.support.waiting import until
 
 CAMERA = Camera(100.0, 100.0, 32.0, 32.0, 64, 64)
-
-
-def until(condition: Callable[[], object], seconds: float = 120.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "the condition was not met in time"
-        time.sleep(0.001)
 
 
 def plain(*colour: int, side: int = 64) -> Any:
@@ -56,59 +50,6 @@ def seen(t_capture_ns: int, *colour: int, matte: int = 255) -> TrackedFrame:
 def no_screen(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pygame")
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
-
-
-# ---- the ring
-
-
-def test_the_ring_passes_the_newest_message() -> None:
-    writer = SharedRing(100)
-    reader = SharedRing(100, writer.name)
-    try:
-        assert reader.read(0) is None
-        records = [bytes([i] * (10 + i)) for i in range(2 * SLOTS)]
-        for record in records:
-            writer.write(record[:4], np.frombuffer(record[4:], np.uint8).reshape(1, -1))
-        got = reader.read(0)
-        assert got is not None
-        assert (got.sequence, got.data) == (len(records), records[-1])
-        assert reader.read(got.sequence) is None
-        with pytest.raises(ValueError, match="too many"):
-            writer.write(bytes(60), bytes(41))
-        assert reader.read(got.sequence) is None
-    finally:
-        reader.close()
-        writer.close()
-        writer.close()
-
-
-def test_a_reader_never_gets_an_incomplete_message() -> None:
-    ring = SharedRing(1 << 16)
-    going = True
-
-    def write() -> None:
-        value = 0
-        while going:
-            value = (value + 1) % 256
-            ring.write(bytes([value]) * (1 << 16))
-
-    writer = threading.Thread(target=write)
-    writer.start()
-    try:
-        sequences = {0}
-
-        def read() -> bool:
-            record = ring.read(max(sequences))
-            if record is not None:
-                sequences.add(record.sequence)
-                assert len(set(record.data)) == 1
-            return len(sequences) > 100
-
-        until(read)
-    finally:
-        going = False
-        writer.join()
-        ring.close()
 
 
 # ---- images
