@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from insta_runtime.render.renderer import Snapshot
 from insta_runtime.types import Bytes, Camera, Float32, Float64, HeadState, Observation
 from telepresence.actor.actor import Actor
 from telepresence.actor.performance import Performance
+from telepresence.learning import appearance
 from telepresence.learning.appearance import (
     LASTING_S,
     MIN_OUTLIERS,
@@ -28,6 +30,12 @@ from telepresence.learning.appearance import (
 from tests.support.small_person import SMALL, open_head, paint, performance, photograph, small_model
 
 SIDE = 96
+
+
+@pytest.fixture(autouse=True)
+def comparisons_take_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stop the clock with which comparisons are timed: on a busy machine they would become less frequent."""
+    monkeypatch.setattr(appearance, "time", SimpleNamespace(monotonic=lambda: 0.0))
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from insta_runtime import avatar_file as files
 from insta_runtime.avatar import Avatar
 from insta_runtime.errors import UserError
 from insta_runtime.types import Observation
-from telepresence.learning import snapshot_gate
+from telepresence.learning import saving, snapshot_gate
 from telepresence.learning.frame_archive import FrameArchive
 from telepresence.learning.learner import Learner
 from telepresence.learning.saving import load_training_state, training_file
@@ -43,6 +43,7 @@ def begin(pictures: list[Observation], monkeypatch: pytest.MonkeyPatch) -> Calla
     """Function that opens or creates the avatar at a path; every candidate is published at once."""
     monkeypatch.setattr(snapshot_gate, "EARLY_PUBLISH_S", 0.0)
     monkeypatch.setattr(snapshot_gate, "FIRST_STEPS", 1)
+    monkeypatch.setattr(saving, "SAVE_TIME_SHARE", 1.0)  # a slow disk would delay the next save
 
     def start(path: Path, autosave_s: float = 3600.0) -> Learner:
         if files.previous(path / "avatar.safetensors").exists() or (path / "avatar.safetensors").exists():

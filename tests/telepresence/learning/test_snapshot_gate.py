@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from insta_runtime.learn.weight_exchange import WeightExchange
 from insta_runtime.native.trainer import NativeTrainer
 from insta_runtime.render.coloured_mesh import ColouredMesh
 from insta_runtime.types import Observation
+from telepresence.learning import snapshot_gate
 from telepresence.learning.likeness import OLDER, RECENT, HeldBackFrame, HeldBackSet, LikenessMeter, state_features
 from telepresence.learning.snapshot_gate import (
     EARLY_STEPS,
@@ -35,6 +37,12 @@ from telepresence.learning.snapshot_gate import (
 from tests.support.small_person import SMALL, camera, neutral_shape, open_head, paint, performance, photograph, pose
 
 CONFIG = replace(SMALL, learn=replace(SMALL.learn, rays=256, size=32))
+
+
+@pytest.fixture(autouse=True)
+def measuring_takes_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stop the clock with which measurements are timed: on a busy machine fewer frames would be measured."""
+    monkeypatch.setattr(snapshot_gate, "time", SimpleNamespace(monotonic=lambda: 0.0))
 
 
 @pytest.fixture(scope="module")
