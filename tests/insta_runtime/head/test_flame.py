@@ -131,7 +131,7 @@ class Harm3(Harm):
 def test_a_pickle_that_would_run_code_is_refused(harm, protocol, tmp_path):
     path, target = tmp_path / "flame.pkl", tmp_path / "harm"
     path.write_bytes(pickle.dumps({"v_template": harm(target)}, protocol=protocol))
-    with pytest.raises(UserError, match="refers to .* not allowed") as refusal:
+    with pytest.raises(UserError, match=r"refers to .* not allowed") as refusal:
         load_head(path)
     assert "\n" not in str(refusal.value)
     assert not target.exists()
