@@ -1,4 +1,4 @@
-"""The built wheel in an environment of its own, outside the checkout: what a person gets from ``pip install``."""
+"""The built wheel, installed in an empty environment outside the checkout, as by ``pip install``."""
 
 from __future__ import annotations
 

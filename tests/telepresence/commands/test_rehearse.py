@@ -154,7 +154,7 @@ def test_what_cannot_be_played_is_one_line(tmp_path: Path, capsys: pytest.Captur
     assert run_command(["rehearse", str(folder / "take.npz"), "--offline"]) == 2
     assert "--offline needs" in capsys.readouterr().err
     assert run_command(["rehearse", str(folder / "take.npz")]) == 2
-    assert "not a video" in capsys.readouterr().err
+    assert "not a readable video" in capsys.readouterr().err
 
 
 def test_a_folder_says_with_which_head_it_was_tracked(folder: Path, tmp_path: Path) -> None:
