@@ -99,7 +99,7 @@ def test_motions_of_mouth_and_eyes_are_those_of_the_torch_reference(device: torc
     twin = posed.twins()[0]
     truth = nearest_brute_force(points, twin.vertices, model.rig.faces)
     still = twin.inverse_warp(points, directions, truth).position
-    twin.apart = motions
+    twin.part_motions = motions
     moved = twin.inverse_warp(points, directions, truth).position
     agree = (before - still).norm(dim=-1) < DISPLACED
     assert float(agree.float().mean()) > 0.8
