@@ -187,4 +187,4 @@ def test_a_benchmark_leaves_the_avatar_unchanged(person: tuple[Path, Path]) -> N
     assert fill_replay(trainer, subject, 5) == 5
     trainer.step()
     assert all(torch.equal(before[name], tensor) for name, tensor in subject.model.field.state_dict().items())
-    assert float(subject.model.occupancy.seen.sum()) == 0.0
+    assert float(subject.model.occupancy.view_count.sum()) == 0.0
