@@ -7,9 +7,12 @@ that the terminal has sent.  Therefore only a later signal counts as the impatie
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
+import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -74,6 +77,9 @@ class EndSignals:
     A signal that was ignored when the process started (SIGHUP under ``nohup``) stays ignored, except SIGINT inside
     `first_calls`: shells ignore it for commands in the background, which other programs end with it nevertheless.
 
+    Python calls handlers on the main thread only, once it is back from the library that it is in.  A thread of its own
+    therefore reads every signal as it arrives, so that a person who presses Ctrl-C twice does not wait.
+
     Attributes:
         before_exit: called before a repeated signal ends the process at once; it must be quick.
         raised: number of the signal for which an exception was raised; None before.
@@ -81,12 +87,21 @@ class EndSignals:
 
     def __init__(self) -> None:
         self.before_exit: Callable[[], None] = lambda: None
-        self._judge = SignalJudge()
         self.raised: int | None = None
+        self._judge = SignalJudge()
         self._on_first: Callable[[int], None] = self._raise_end
+        self._handled_first = False
+        self._arrivals: socket.socket | None = None
+        self._final_status: int | None = None
 
     def install(self) -> None:
         """Handle the signals from now on."""
+        if self._arrivals is None:
+            self._arrivals, write_end = socket.socketpair()
+            write_end.setblocking(False)
+            signal.set_wakeup_fd(write_end.detach(), warn_on_full_buffer=False)
+            threading.Thread(target=self._watch, args=(self._arrivals,), name="signals", daemon=True).start()
+            atexit.register(self._ignore)
         for number in SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._handle)
@@ -107,19 +122,24 @@ class EndSignals:
 
     def finish(self, status: int) -> None:
         """From now on a signal ends the process with ``status``: the command is done, Python is shutting down."""
-
-        def leave(_number: int, _frame: FrameType | None) -> None:
-            os._exit(status)
-
-        for number in SIGNALS:
-            if signal.getsignal(number) == self._handle:
-                signal.signal(number, leave)
+        self._final_status, self._handled_first = status, True
         for stream in (sys.stdout, sys.stderr):
             try:
                 stream.flush()
             except (OSError, ValueError):  # closed terminal: a second failure at exit would change the status
                 with suppress(OSError, ValueError):
                     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+    def _ignore(self) -> None:
+        """Ignore the signals: Python is about to restore their defaults, which would change the exit status."""
+        for number in SIGNALS:
+            if signal.getsignal(number) == self._handle:
+                signal.signal(number, signal.SIG_IGN)
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if not self._handled_first:
+            self._handled_first = True
+            self._on_first(number)
 
     def _raise_end(self, number: int) -> None:
         """What the first signal does outside `first_calls`: raise `EndedBySignal`, KeyboardInterrupt for SIGINT."""
@@ -128,13 +148,17 @@ class EndSignals:
             raise KeyboardInterrupt
         raise EndedBySignal(number)
 
-    def _handle(self, number: int, _frame: FrameType | None) -> None:
-        effect = self._judge.judge(number, time.monotonic())
-        if effect is SignalEffect.END:
-            self._on_first(number)
-        elif effect is SignalEffect.EXIT_AT_ONCE:
-            self.before_exit()
-            os._exit(exit_status(number))
+    def _watch(self, arrivals: socket.socket) -> None:
+        """Read the numbers of signals as they arrive, and end the process at once if one of them says so."""
+        while True:
+            for number in arrivals.recv(64):
+                if number not in SIGNALS or signal.getsignal(number) != self._handle:
+                    continue
+                if self._final_status is not None:
+                    os._exit(self._final_status)
+                if self._judge.judge(number, time.monotonic()) is SignalEffect.EXIT_AT_ONCE:
+                    self.before_exit()
+                    os._exit(exit_status(number))
 
 
 END_SIGNALS: Final = EndSignals()
