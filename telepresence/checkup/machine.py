@@ -15,6 +15,7 @@ from typing import Final
 from telepresence import __version__
 from telepresence.checkup.finding import Finding, writable
 from telepresence.runtime.hardware import processor_name
+from telepresence.runtime.scratch_folder import abandoned_folders
 
 NEEDED: Final = (
     "torch",
@@ -102,6 +103,13 @@ def folders() -> Iterator[Finding]:
         "" if free >= MIN_FREE_MB else "free some disk space, or choose another folder for avatars: run --avatar DIR"
     )
     yield Finding("avatars", f"{folder}, {free / 1000:.1f} GB free", ok=free >= MIN_FREE_MB, advice=advice)
+
+
+def unfinished_files() -> Iterator[Finding]:
+    """Temporary folders that killed commands have left and that the start of this one could not remove."""
+    found = [str(folder.path) for folder in abandoned_folders()]
+    advice = "they may show a face: telepresence forget --all, or delete them yourself" if found else ""
+    yield Finding("unfinished files", " ".join(found) or "none of killed commands", ok=not found, advice=advice)
 
 
 def preview() -> Iterator[Finding]:

@@ -15,9 +15,10 @@ from insta_runtime.types import Bytes, Float32, Take
 from telepresence.config import Config
 from telepresence.runtime.frames import CameraFrame
 from telepresence.tracking.crop import CropPolicy, choose_crop
-from telepresence.tracking.folder_writer import TrackedFolderWriter
+from telepresence.tracking.folder_writer import TrackedFolderWriter, TrackedMemoryWriter, TrackedWriter
 
 if TYPE_CHECKING:
+    from insta_runtime.tracked import TrackedFolder
     from telepresence.tracking.crop import Crop
     from telepresence.tracking.landmarks import FaceLandmarks
     from telepresence.tracking.recording_tracker import TrackedRecording
@@ -52,14 +53,27 @@ def track_video(
     """
     if video == "synthetic":
         return _track_actor(out, config.run.size)
+    with TrackedFolderWriter(out) as writer:
+        return _track_video(Path(video), writer, config, head, models, focal)
+
+
+def track_in_memory(video: Path, *, config: Config, head: Path | None, models: Path | None) -> TrackedFolder:
+    """Track the face in a video like `track_video`, into a tracked folder that is held in memory, not on disk."""
+    writer = TrackedMemoryWriter(video)
+    _track_video(video, writer, config, head, models, None)
+    return writer.folder
+
+
+def _track_video(
+    path: Path, writer: TrackedWriter, config: Config, head: Path | None, models: Path | None, focal: float | None
+) -> dict[str, Any]:
     from telepresence.sources.video_file import VideoFrames
     from telepresence.tracking.recording_tracker import track_recording
     from telepresence.tracking.state_builder import with_landmark_embedding
 
-    path = Path(video)
     size, policy = config.run.size, _crop_policy(config.run.crop)
     reader = VideoFrames(path)
-    with TrackedFolderWriter(out) as writer, FrameProgress() as progress:
+    with FrameProgress() as progress:
         model = load_head(head)
         if model.embedding is None:
             model = with_landmark_embedding(model, models, progress.fraction("embedding landmarks"))
@@ -144,7 +158,7 @@ def _detect_faces(path: Path, frames: Iterable[CameraFrame], models: Path | None
 
 
 def _write_crops(
-    writer: TrackedFolderWriter,
+    writer: TrackedWriter,
     frames: Iterable[CameraFrame],
     recording: TrackedRecording,
     model: HeadModel,
@@ -205,7 +219,7 @@ class FrameProgress:
 class _ImageCompressor:
     """Compresses and writes images in threads; at most `MAX_PENDING_IMAGES` of them wait."""
 
-    def __init__(self, writer: TrackedFolderWriter) -> None:
+    def __init__(self, writer: TrackedWriter) -> None:
         self._writer = writer
         self._pool = ThreadPoolExecutor(COMPRESSION_THREADS, thread_name_prefix="write")
         self._pending: list[Future[None]] = []
