@@ -26,6 +26,7 @@ from telepresence.config import Config
 from telepresence.display.backgrounds import Backgrounds
 from telepresence.display.orbit import pitch_turn, turned, yaw_turn
 from telepresence.drivers.expression_transfer import ExpressionStats, ExpressionTransfer
+from telepresence.runtime.media_paths import media_target
 
 ORBIT_PERIOD_S: Final = 4.0
 """Seconds of one swing of the moving camera, from the middle to both sides and back."""
@@ -165,7 +166,7 @@ def _write_video(path: Path, rendered: Iterator[Bytes], fps: float, size: int) -
         raise UserError(f"a video needs an even size, not {size}: try --size {size + 1}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with av.open(str(path), "w") as container:
+        with av.open(media_target(path, "w"), "w") as container:
             rate = Fraction(fps).limit_denominator(1001)
             stream = container.add_stream("libx264", rate=rate, options={"crf": "16"})
             assert isinstance(stream, VideoStream)
