@@ -1,7 +1,8 @@
 """Conversion of decoded video frames to sRGB: matrix, range, transfer function and primaries of every frame.
 
 SDR video with the primaries of BT.709 or BT.601 is shown as it is coded, as players do.  HDR (HLG and PQ of BT.2100)
-and wide primaries are converted by a table (`telepresence.sources.colour_table`).  The numbers are those of ITU-T H.273.
+and wide primaries are converted by a table (`telepresence.sources.colour_table`).  Numbers of matrices, transfer
+functions and primaries are those of ITU-T H.273.
 """
 
 from __future__ import annotations
@@ -114,14 +115,14 @@ class _TableLookup:
         self._graph: Graph = av.filter.Graph()
         self._frames = self._buffer(width, height)
         side = LEVEL**3
-        lookup, hald = self._graph.add("haldclut", "interp=tetrahedral"), self._buffer(side, side)
+        lookup, tables = self._graph.add("haldclut", "interp=tetrahedral"), self._buffer(side, side)
         self._sink = self._graph.add("buffersink")
         self._frames.link_to(lookup, 0, 0)
-        hald.link_to(lookup, 0, 1)
+        tables.link_to(lookup, 0, 1)
         lookup.link_to(self._sink)
         self._graph.configure()
-        hald.push(table)
-        hald.push(None)
+        tables.push(table)
+        tables.push(None)
         self._count = 0
 
     def _buffer(self, width: int, height: int) -> FilterContext:
@@ -130,11 +131,14 @@ class _TableLookup:
 
     def apply(self, coded: VideoFrame) -> Bytes:
         """Look up the colours of a frame in rgb48le; (H, W, 3) uint8."""
+        import av
+
         coded = _untagged(coded)
         coded.pts, coded.time_base = self._count, Fraction(1, 30)
         self._count += 1
         self._frames.push(coded)
         found = self._sink.pull()
+        assert isinstance(found, av.VideoFrame)
         return found.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from insta_runtime.types import Float64
 
 LEVEL: Final = 8
-"""Level of the Hald image that holds the table: LEVEL^2 values along each channel."""
+"""The table has LEVEL^2 values along each channel, and is a square image of LEVEL^3 pixels a side."""
 PQ: Final = 16
 """Transfer function of SMPTE ST 2084 in H.273."""
 HLG: Final = 18
@@ -45,7 +45,9 @@ _BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0
 
 @functools.lru_cache(8)
 def colour_table(transfer: int, primaries: int) -> NDArray[np.uint16]:
-    """Hald image (LEVEL^3, LEVEL^3, 3) of R'G'B' with this transfer function and primaries, in R'G'B' of sRGB.
+    """Image (LEVEL^3, LEVEL^3, 3) of all R'G'B' with these transfer function and primaries, converted to sRGB.
+
+    Its pixels are in the order of FFmpeg's filter ``haldclut``: red first, then green, then blue.
 
     HDR becomes sRGB; SDR keeps its transfer function, as it is shown as it is coded.  Colours outside sRGB keep their
     hue and lose saturation; highlights above the knee are compressed.

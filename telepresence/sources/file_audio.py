@@ -48,8 +48,8 @@ class FileAudio:
         try:
             index, self.problem = _choose(path, options)
             if index is not None:
-                self._container = av.open(media_target(path), container_options=options)
-                self._blocks = self._decode(self._container, index)
+                container = av.open(media_target(path), "r", container_options=options)
+                self._container, self._blocks = container, self._decode(container, index)
         except (av.error.FFmpegError, EOFError, OSError, ValueError):
             pass
 
@@ -89,10 +89,10 @@ def _choose(path: Path, options: dict[str, str]) -> tuple[int | None, str | None
     import av
 
     codecs = []
-    with av.open(media_target(path), container_options=options) as container:
+    with av.open(media_target(path), "r", container_options=options) as container:
         count = len(container.streams.audio)
     for number in range(count):
-        with av.open(media_target(path), container_options=options) as container:
+        with av.open(media_target(path), "r", container_options=options) as container:
             stream = container.streams.audio[number]
             context = stream.codec_context
             codecs.append(_codec_name(context))

@@ -38,7 +38,7 @@ def open_container(path: Path) -> InputContainer:
     if not path.is_file():
         raise UserError(f"{path}: no such file: give the path of a video")
     try:
-        return av.open(media_target(path), container_options=OPTIONS)
+        return av.open(media_target(path), "r", container_options=OPTIONS)
     except PermissionError:
         raise UserError(f"{path}: no permission to read this file: change its mode or copy it") from None
     except (av.error.FFmpegError, EOFError, OSError):
