@@ -88,30 +88,21 @@ def _choose(path: Path, options: dict[str, str]) -> tuple[int | None, str | None
     """Index of the first audio stream that can be decoded, or None and, if there is any audio, why it is silent."""
     import av
 
-    codecs = []
     with av.open(media_target(path), "r", container_options=options) as container:
         count = len(container.streams.audio)
     for number in range(count):
         with av.open(media_target(path), "r", container_options=options) as container:
             stream = container.streams.audio[number]
-            context = stream.codec_context
-            codecs.append(_codec_name(context))
-            if context is None:
+            if stream.codec_context is None:  # an unknown codec
                 continue
             for frame in _frames(container, stream.index, TRIED_PACKETS):
                 if list(_resampled(_resampler(BLOCK // 20), frame)):
                     return stream.index, None
-    if not codecs:
+    if not count:
         return None, None
-    return None, f"no audio of this file can be decoded ({', '.join(codecs)}): it is played without sound"
-
-
-def _codec_name(context: object) -> str:
-    """Name of a codec for messages: as FFmpeg knows it, or the tag in the file."""
-    for name in (getattr(context, "name", None), getattr(context, "codec_tag", None)):
-        if name and str(name).isprintable() and str(name) != "none":
-            return str(name)
-    return "unknown codec"
+    streams = "the audio stream" if count == 1 else f"none of the {count} audio streams"
+    verb = "cannot" if count == 1 else "can"
+    return None, f"{streams} of this file {verb} be decoded, so it has no sound: convert the audio to AAC"
 
 
 def _frames(container: InputContainer, index: int, most: int | None = None) -> Iterator[AudioFrame]:

@@ -50,9 +50,9 @@ def open_container(path: Path) -> InputContainer:
 def video_streams(path: Path) -> list[int]:
     """Indices of the video streams of a file, the one that a person means first.
 
-    Cover images and streams of unknown codecs are left out.  A stream of a few frames beside a longer one is a
-    thumbnail and comes last; then streams that the file marks as default come first, then longer ones, then larger
-    ones.  Raises UserError if there is none.
+    Cover images and streams of unknown codecs are left out.  A stream of few frames beside others is a
+    thumbnail or a preview and comes last, even if it is marked as default: programs that write MP4 mark the first one.
+    Then streams that are marked as default come first, then longer ones, then larger ones.  Raises UserError if there is none.
     """
     import av
 
@@ -110,7 +110,7 @@ def _ranked(streams: Sequence[VideoStream], spans: dict[int, tuple[int, float]])
     def rank(stream: VideoStream) -> tuple[bool, bool, bool, bool, int]:
         count, context = counts[stream.index], stream.codec_context
         return (
-            count < min(MIN_FRAMES, most),
+            count < min(MIN_FRAMES, most) or count < most / 4 or durations[stream.index] < longest / 2,
             not stream.disposition & Disposition.default,
             durations[stream.index] < _SIMILAR * longest,
             count < _SIMILAR * most,
