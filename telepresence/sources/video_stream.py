@@ -50,9 +50,9 @@ def open_container(path: Path) -> InputContainer:
 def video_streams(path: Path) -> list[int]:
     """Indices of the video streams of a file, the one that a person means first.
 
-    Cover images and streams of unknown codecs are left out.  A stream of few frames beside others is a
-    thumbnail or a preview and comes last, even if it is marked as default: programs that write MP4 mark the first one.
-    Then streams that are marked as default come first, then longer ones, then larger ones.  Raises UserError if there is none.
+    Cover images and streams of unknown codecs are left out.  A stream of few frames beside others is a thumbnail or a
+    preview and comes last, even if it is marked as default: programs that write MP4 mark the first one.  Then streams
+    that are marked as default come first, then longer ones, then larger ones.  Raises UserError if there is none.
     """
     import av
 

@@ -252,7 +252,14 @@ def test_a_bug_ends_the_recording_with_one_line_and_its_traceback_in_the_log(
 
 @pytest.mark.parametrize(
     "name",
-    ["2024-05-01T12:30:00.mp4", "pipe:1.mp4", "-x.mp4", "%d.mp4", "тест 脸 'a' \"b\".mp4", os.fsdecode(b"latin\xe9.mp4")],
+    [
+        "2024-05-01T12:30:00.mp4",
+        "pipe:1.mp4",
+        "-x.mp4",
+        "%d.mp4",
+        "тест 脸 'a' \"b\".mp4",
+        os.fsdecode(b"latin\xe9.mp4"),
+    ],
 )
 def test_a_relative_name_is_that_of_a_file(
     tmp_path: Path, bus: AudioBus, monkeypatch: pytest.MonkeyPatch, name: str

@@ -21,7 +21,9 @@ def halves(width=WIDTH, height=HEIGHT, level=200):
     return rgb
 
 
-def write(path, codec, pixels, *, size=(WIDTH, HEIGHT), times=range(12), level=lambda number: 200, options=None, **more):
+def write(
+    path, codec, pixels, *, size=(WIDTH, HEIGHT), times=range(12), level=lambda number: 200, options=None, **more
+):
     """A clip of `halves` at ``times``, in frames; ``more`` are attributes of the codec context."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=FPS, options=options or {})
@@ -32,8 +34,6 @@ def write(path, codec, pixels, *, size=(WIDTH, HEIGHT), times=range(12), level=l
             setattr(stream.codec_context, name, value)
         for number, at in enumerate(times):
             frame = av.VideoFrame.from_ndarray(halves(*size, level(number)), format="rgb24")
-            if "a" in pixels.removeprefix("yuv")[:1]:
-                frame = frame.reformat(format=pixels)
             frame.pts, frame.time_base = at, Fraction(1, FPS)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
