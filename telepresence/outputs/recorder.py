@@ -155,7 +155,7 @@ class _VideoFile:
         self._origin_ns = first.t_capture_ns
         # No moov box at the end of the file, and flushed to the disk after each fragment.
         flags = {"movflags": "frag_keyframe+empty_moov+default_base_moof", "flush_packets": "1"}
-        self._container: OutputContainer = av.open(media_target(path, "w"), "w", format="mp4", options=flags)
+        self._container: OutputContainer = av.open(media_target(path), "w", format="mp4", options=flags)
         video: Any = self._container.add_stream("libx264", rate=fps, options=QUALITY)
         video.height, video.width = (side - side % 2 for side in first.rgb.shape[:2])
         video.pix_fmt = "yuv420p"

@@ -166,7 +166,7 @@ def _write_video(path: Path, rendered: Iterator[Bytes], fps: float, size: int) -
         raise UserError(f"a video needs an even size, not {size}: try --size {size + 1}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with av.open(media_target(path, "w"), "w") as container:
+        with av.open(media_target(path), "w") as container:
             rate = Fraction(fps).limit_denominator(1001)
             stream = container.add_stream("libx264", rate=rate, options={"crf": "16"})
             assert isinstance(stream, VideoStream)
