@@ -91,7 +91,11 @@ class CameraManager:
         self._config, self._options, self._head, self._browser = config, options, head, browser
         self._telemetry, self._autosave, self._learners = telemetry, autosave, learners
         self._open_home_source = open_home_source or partial(
-            open_source, options.source, browser=browser, on_audio=audio.play_source
+            open_source,
+            options.source,
+            browser=browser,
+            on_audio=audio.play_source,
+            on_silence=audio.report_silence,
         )
         self._lent: Mailbox[bool] = Mailbox("browser camera lent")
         self._is_lent = self._refused = False

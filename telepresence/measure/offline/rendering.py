@@ -26,6 +26,7 @@ from telepresence.config import Config
 from telepresence.display.backgrounds import Backgrounds
 from telepresence.display.orbit import pitch_turn, turned, yaw_turn
 from telepresence.drivers.expression_transfer import ExpressionStats, ExpressionTransfer
+from telepresence.runtime.media_paths import media_target
 from telepresence.runtime.scratch_folder import ScratchFolder
 
 ORBIT_PERIOD_S: Final = 4.0
@@ -173,7 +174,7 @@ def _write_video(path: Path, rendered: Iterator[Bytes], fps: float, size: int) -
         path.parent.mkdir(parents=True, exist_ok=True)
         with ScratchFolder(path) as scratch:
             part = scratch.path / path.name
-            with av.open(str(part), "w") as container:
+            with av.open(media_target(part), "w") as container:
                 rate = Fraction(fps).limit_denominator(1001)
                 stream = container.add_stream("libx264", rate=rate, options={"crf": "16"})
                 assert isinstance(stream, VideoStream)

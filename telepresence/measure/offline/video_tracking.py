@@ -78,6 +78,7 @@ def _track_video(
         if model.embedding is None:
             model = with_landmark_embedding(model, models, progress.fraction("embedding landmarks"))
         faces = _detect_faces(path, progress.count("detecting faces", reader, reader.count), models)
+        reader.require_frames()
 
         def read_again() -> Iterator[CameraFrame]:
             return progress.count("fitting the head", VideoFrames(path), len(faces))

@@ -21,7 +21,7 @@ from insta_runtime.types import Camera, HeadState
 from telepresence.config import Config
 from telepresence.measure.offline.video_tracking import track_video
 from telepresence.runtime.frames import CameraFrame, GroundTruth, Landmarks
-from telepresence.sources.video_file import VideoFrames
+from telepresence.sources.video_file import VideoFrames, VideoSource
 from telepresence.tracking.calibration import calibrate
 from telepresence.tracking.clay_renders import render_clay
 from telepresence.tracking.ground_truth_tracker import GroundTruthTracker
@@ -30,6 +30,8 @@ from telepresence.tracking.landmark_basis import landmark_basis
 from telepresence.tracking.landmarks import BLENDSHAPES, FaceLandmarker
 from telepresence.tracking.recording_tracker import track_recording
 from telepresence.tracking.tracker import FaceTracker
+from tests.support.fake_time import FakeTime
+from tests.support.video_files import write_sizes
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +217,7 @@ def test_a_video_without_a_face_gives_a_one_line_error(models, tmp_path):
     with av.open(str(clip), "w") as output:
         stream = output.add_stream("mpeg4", rate=30)
         stream.width, stream.height = 96, 64
-        for _ in range(5):
+        for _ in range(12):
             picture = rng.integers(0, 255, (64, 96, 3), dtype=np.uint8)
             for packet in stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")):
                 output.mux(packet)
@@ -307,6 +309,45 @@ def test_a_calibrated_face_is_tracked_from_landmarks_alone(open_head, pictures, 
         assert seen.observation is not None, "tracking recovers with images"
     finally:
         stored.close()
+
+
+@pytest.fixture
+def two_sizes(pictures, tmp_path):
+    """A WebM file of 15 frames a second whose frames become narrower after two seconds."""
+    side = pictures[0].rgb.shape[1]
+    narrow = [frame.rgb[:, side // 8 : -side // 8] for frame in pictures[30:60]]
+    return write_sizes(tmp_path / "two.webm", [*[frame.rgb for frame in pictures[:30]], *narrow], fps=15)
+
+
+def test_a_recording_of_two_sizes_is_refused(two_sizes, models, tmp_path):
+    with pytest.raises(UserError, match="size changes from 480x480 to 360x480 pixels at frame 30"):
+        track_video(two_sizes, tmp_path / "out", config=Config(), head=None, models=models, focal=None)
+    assert not (tmp_path / "out").exists()
+
+
+def test_live_tracking_follows_a_camera_whose_size_changes(open_head, two_sizes, models, monkeypatch):
+    monkeypatch.setattr("telepresence.sources.video_file.time", FakeTime())
+    source = VideoSource(two_sizes)
+    tracker = FaceTracker(open_head, size=128, models=models)
+    try:
+        frames = [source.read(1.0) for _ in range(60)]
+        seen = [(frame, tracker.track(frame), tracker.state, tracker.shape) for frame in frames]
+    finally:
+        tracker.close()
+        source.close()
+    before = [each for each in seen if each[0].rgb.shape[1] == 480]
+    after = [each for each in seen if each[0].rgb.shape[1] == 360]
+    assert (len(before), len(after)) == (30, 30)
+    assert before[-1][2] == "tracking"
+    assert after[0][2] == "calibrating", "the camera and the crop are those of another picture"
+    assert after[0][1].observation is None
+    assert after[-1][2] == "tracking"
+    assert np.array_equal(after[-1][3], before[-1][3]), "the identity is kept"
+    first, last = before[-1][1].observation, after[-1][1].observation
+    assert last.camera.width == last.rgb.shape[1] == 128
+    assert np.abs(first.state.translation - last.state.translation).max() < 0.05
+    assert first.alpha[64, 64] > 250
+    assert last.alpha[64, 64] > 250
 
 
 def test_smaller_frames_belong_to_the_same_camera(open_head, pictures, calibration, models):
