@@ -123,7 +123,8 @@ class MediaServer:
     def stream_stats(self) -> StreamStats:
         """Statistics of the stream over the last two seconds; any thread."""
         renditions = self._audience.renditions() if self._audience is not None else {}
-        return replace(self._hub.stats(), renditions=renditions)
+        failed, failure = self._peers.failed if self._peers is not None else (0, None)
+        return replace(self._hub.stats(), renditions=renditions, failed=failed, failure=failure)
 
     def stop(self) -> None:
         """End every session and every thread; may be called twice, and after a failed start."""
@@ -173,6 +174,7 @@ class MediaServer:
         if not aiortc_hooks.missing_names():
             aiortc_hooks.offer_loopback()
             aiortc_hooks.offer_playout_delay()
+            aiortc_hooks.broaden_dtls()
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
         ice = IceServers(self._settings.ice)
         self._audience = audience = Audience(self._hub, self._settings.adapt)
