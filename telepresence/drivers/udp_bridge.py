@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from insta_runtime.errors import UserError
 from telepresence.drivers import livelink, openseeface, vmc
 from telepresence.drivers.arkit import ArkitFace, face_to_head_state
+from telepresence.drivers.message_ordering import TimestampOrdering
 from telepresence.drivers.receiver import FLOOR_NS, RATE, StateReceiver, StateTransfer
 from telepresence.runtime.clock import now_ns
 
@@ -21,12 +22,12 @@ LARGEST: Final = 65_535
 """Maximum size of a UDP packet, in bytes."""
 WAIT_S: Final = 0.1
 """Maximum time, in seconds, to wait for a packet before checking for a request to stop."""
-BACK_S: Final = 5.0
-"""Step back of a sender's clock, in seconds, above which the sender restarted; below, the packet is late."""
 
 
 class PacketReader(Protocol):
-    """Parser of the packets of one protocol."""
+    """Parser of the packets of one protocol; ``left_out``: why parts of the last packet were left out, a line each."""
+
+    left_out: list[str]
 
     def read(self, packet: bytes) -> ArkitFace | None:
         """Parse ``packet``; None if it has no face.  Raises UserError if it is malformed."""
@@ -73,7 +74,7 @@ class UdpBridge(StateReceiver):
         self._head, self._make = head, make
         self._reader = make()
         self._sender: str | None = None
-        self._sent_s: float | None = None
+        self._ordering = TimestampOrdering()
         self._socket: socket.socket | None = None
 
     def start(self) -> None:
@@ -120,20 +121,19 @@ class UdpBridge(StateReceiver):
             if newest is not None and arrived - newest.arrived_ns < FLOOR_NS:
                 self._reject("busy")
                 return
-            self._sender, self._reader, self._sent_s = sender, self._make(), None
+            self._sender, self._reader, self._ordering = sender, self._make(), TimestampOrdering()
         try:
             face = self._reader.read(packet)
         except UserError as error:
             self._reject("malformed", str(error))
             return
+        self._note_left_out(self._reader.left_out)
         if face is None:
             self._reject("empty")
             return
-        if face.sent_s is not None:
-            if self._sent_s is not None and 0.0 < self._sent_s - face.sent_s < BACK_S:
-                self._reject("late")
-                return
-            self._sent_s = face.sent_s
+        if face.sent_s is not None and self._ordering.classify(face.sent_s) == "late":
+            self._reject("late")
+            return
         self._accept(face_to_head_state(face, self._head).at(arrived), self.counts["taken"], arrived, self.name)
 
 

@@ -142,7 +142,9 @@ class ZeroMqDriver(StateReceiver):
             if len(frames) != 1:
                 raise UserError(f"malformed message: {len(frames)} frames, expected one")
             parameters = parameter_message.decode(frames[0])
-            found = parameter_message.validated_fields(parameters, self._expressions, self._basis, self._head)
+            found, left_out = parameter_message.validated_fields(
+                parameters, self._expressions, self._basis, self._head
+            )
         except UserError as error:
             self._reject("malformed", str(error))
             return
@@ -157,6 +159,7 @@ class ZeroMqDriver(StateReceiver):
         if verdict != "taken":
             self._reject(verdict)
             return
+        self._note_left_out(left_out)
         for name, value in found.items():
             if value is None:
                 self._given.pop(name, None)

@@ -325,7 +325,7 @@ def test_every_accepted_message_gives_a_valid_state(body: dict[str, Any]) -> Non
     except OverflowError:
         return
     try:
-        found = parameter_message.validated_fields(parameter_message.decode(payload), 52, "arkit52", HEAD)
+        found, _ = parameter_message.validated_fields(parameter_message.decode(payload), 52, "arkit52", HEAD)
         state = parameter_message.with_fields(
             neutral, {name: value for name, value in found.items() if value is not None}
         )
