@@ -114,9 +114,9 @@ class MessageOrdering:
 class TimestampOrdering:
     """Detects late packets of one sender by their time stamps alone, for protocols without sequence numbers.
 
-    A packet that is earlier than the newest one was overtaken on its way, and is late.  Where `RUN` packets in a row are
-    in order but earlier than the newest one, or one is earlier by more than `BACK_S`, the clock was set back: by a
-    restart, by a correction of the time, or because it wrapped around.  Equal time stamps are in order.
+    A packet that is earlier than the newest one was overtaken on its way, and is late.  Where `RUN` packets in a row
+    are in order but earlier than the newest one, or one is earlier by more than `BACK_S`, the clock was set back: by
+    a restart, by a correction of the time, or because it wrapped around.  Equal time stamps are in order.
     """
 
     def __init__(self) -> None:

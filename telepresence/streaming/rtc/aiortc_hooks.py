@@ -1,6 +1,6 @@
 """All uses of private names of aiortc and aioice, with a check that the installed versions still have them.
 
-Eight changes to aiortc, each made on one object, or once in the process for what an offer contains:
+Nine changes to aiortc, each made on one object, or once in the process for what an offer contains:
 
 - RTCP feedback on packets that were encoded elsewhere goes to a `FeedbackHandler`, which also limits retransmission;
 - a received frame is decoded when its last packet arrives, instead of when the next frame begins;
@@ -9,7 +9,8 @@ Eight changes to aiortc, each made on one object, or once in the process for wha
 - video packets ask the browser to show frames without delay (the RTP header extension ``playout-delay``);
 - the loopback address is offered as an ICE candidate;
 - DTLS also accepts peers with RSA certificates (GStreamer) or AES-256 alone;
-- the reason why a DTLS handshake fails is kept.
+- the reason why a DTLS handshake fails is kept;
+- TURN servers may have IPv6 addresses.
 
 `missing_names` reports names that are gone, before the first call.
 """
@@ -21,16 +22,17 @@ import inspect
 import logging
 import math
 import queue
+import re
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import aioice.ice
 import aiortc
+import aiortc.rtcicetransport
 from aiortc import (
     RTCCertificate,
     RTCDtlsTransport,
@@ -106,10 +108,13 @@ CURVES = frozenset({"secp256r1", "secp384r1", "secp521r1"})
 ALERTS = {
     40: "no cipher suite, curve or signature in common",
     47: "a parameter of the handshake is not supported",
-    48: "the certificate is not accepted",
-    70: "no version of DTLS in common",
 }
 """Meaning of the usual alerts that end a DTLS handshake (RFC 8446, section 6.2), by number."""
+TURN_URL = re.compile(
+    r"(?P<scheme>turns?):\[?(?P<host>(?<=\[)[0-9a-fA-F:.]+(?=\])|(?<!\[)[^?:\[\]]+)\]?"
+    r"(:(?P<port>\d+))?(\?transport=(?P<transport>.*))?"
+)
+"""URL of a TURN server; aiortc's own pattern has no brackets for IPv6 addresses."""
 
 
 def missing_names() -> list[str]:
@@ -142,6 +147,7 @@ def missing_names() -> list[str]:
     ):
         if not any(f"self.{name}{sign}" in _source(kind) for sign in (" = ", ": ")):
             lacking.append(f"{kind.__name__}.{name}")
+    lacking += [] if hasattr(aiortc.rtcicetransport, "TURN_REGEX") else ["aiortc.rtcicetransport.TURN_REGEX"]
     return lacking
 
 
@@ -382,19 +388,12 @@ def offer_loopback() -> None:
     vars(aioice.ice)["get_host_addresses"] = addresses
 
 
-@dataclass
-class _Handshake:
-    """What is known of one DTLS handshake: a fault of the peer's certificate, and the last alert."""
-
-    fault: str | None = None
-    alert: str | None = None
-
-
-_handshakes: WeakKeyDictionary[SSL.Connection, _Handshake] = WeakKeyDictionary()
+_dtls_faults: WeakKeyDictionary[SSL.Connection, str] = WeakKeyDictionary()
 
 
 def broaden_dtls() -> None:
     """Offer and accept the cipher suites in `CIPHERS` in every DTLS handshake of this process, and note its faults."""
+    vars(aiortc.rtcicetransport)["TURN_REGEX"] = TURN_URL
     original = RTCCertificate._create_ssl_context
     if getattr(original, "broadened", False):
         return
@@ -402,7 +401,7 @@ def broaden_dtls() -> None:
     def verify(connection: SSL.Connection, certificate: Any, _error: int, _depth: int, _ok: int) -> bool:
         key = certificate.to_cryptography().public_key()
         if isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name not in CURVES:
-            _handshakes.setdefault(connection, _Handshake()).fault = (
+            _dtls_faults[connection] = (
                 f"its certificate is on the curve {key.curve.name}, which TLS no longer allows: give it an ECDSA"
                 " certificate on P-256 (FFmpeg: the options cert_file and key_file)"
             )
@@ -412,7 +411,7 @@ def broaden_dtls() -> None:
         if where in (SSL.SSL_CB_READ_ALERT, SSL.SSL_CB_WRITE_ALERT) and code & 0xFF:
             by = "it ended the handshake" if where == SSL.SSL_CB_READ_ALERT else "the handshake was ended"
             meaning = ALERTS.get(code & 0xFF, "without a reason")
-            _handshakes.setdefault(connection, _Handshake()).alert = f"{by}: {meaning} (alert {code & 0xFF})"
+            _dtls_faults.setdefault(connection, f"{by}: {meaning} (alert {code & 0xFF})")
 
     def context(self: RTCCertificate, srtp_profiles: list[Any]) -> SSL.Context:
         made = original(self, srtp_profiles)
@@ -431,8 +430,7 @@ def connection_failure(pc: RTCPeerConnection) -> str:
     for dtls in transports:
         if dtls is None or (tls := dtls._ssl) is None or dtls.state not in ("failed", "connecting"):
             continue
-        handshake = _handshakes.get(tls, _Handshake())
-        if (reason := handshake.fault or handshake.alert) is not None:
+        if (reason := _dtls_faults.get(tls)) is not None:
             return f"DTLS: {reason}"
         if dtls.state == "connecting":
             return "DTLS: it does not answer the handshake"
