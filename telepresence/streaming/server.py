@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from insta_runtime.errors import UserError
-from telepresence.runtime.addresses import resolve, with_brackets, without_brackets
+from telepresence.runtime.addresses import parse_ip, resolve, with_brackets, without_brackets
 from telepresence.runtime.frames import OutputFrame
 from telepresence.runtime.ownership import enter_role
 from telepresence.runtime.policy import JUMP_S, POLICIES, Condition, Health
@@ -85,6 +85,7 @@ class MediaServer:
         s = self._settings
         scheme = "https" if s.access.tls_cert else "http"
         host = without_brackets(s.host)
+        host = str(parse_ip(host) or host)
         name = s.access.names.split()[0] if s.access.names else LOOPBACK_OF.get(host, host)
         return f"{scheme}://{with_brackets(name)}:{self._port}/"
 
