@@ -12,8 +12,8 @@ from http.cookies import CookieError, SimpleCookie
 from typing import Final
 from urllib.parse import parse_qs, urlsplit
 
-from telepresence.runtime.rate_limiter import RateLimiter
 from telepresence.runtime.addresses import client_network, is_ip_address, is_loopback, without_brackets
+from telepresence.runtime.rate_limiter import RateLimiter
 from telepresence.streaming.http.settings import AccessSettings
 
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})

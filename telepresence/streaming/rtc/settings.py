@@ -11,7 +11,6 @@ from insta_runtime.config import setting
 from insta_runtime.errors import UserError
 from telepresence.runtime.addresses import is_ip_address, is_loopback
 
-
 SERVER: Final = re.compile(
     r"(stun|turns?):(?:\[([0-9a-fA-F:.]+)\]|([\w.-]+))(?::(\d{1,5}))?(\?transport=(?:udp|tcp))?", re.ASCII
 )

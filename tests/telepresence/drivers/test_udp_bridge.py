@@ -149,7 +149,9 @@ def test_endpoints(where: str, endpoint: tuple[str, int]) -> None:
     assert parse_endpoint(where, 39539) == endpoint
 
 
-@pytest.mark.parametrize("where", ["", "off", "no-such-name.invalid:1", "1.2.3:4", "127.0.0.1:99999", "127.0.0.1:", "[::1"])
+@pytest.mark.parametrize(
+    "where", ["", "off", "no-such-name.invalid:1", "1.2.3:4", "127.0.0.1:99999", "127.0.0.1:", "[::1"]
+)
 def test_an_invalid_endpoint_is_refused(where: str) -> None:
     with pytest.raises(UserError):
         parse_endpoint(where, 39539)
@@ -215,14 +217,18 @@ def send_from(there: str, port: int) -> None:
         sending.sendto(packets.livelink(), (there, port))
 
 
-@pytest.mark.parametrize("where", ["[::]:1", "::", "[::ffff:0.0.0.0]:1", "[2001:db8::1]:1", "[fe80::1%lo]:1", "192.0.2.1"])
+@pytest.mark.parametrize(
+    "where", ["[::]:1", "::", "[::ffff:0.0.0.0]:1", "[2001:db8::1]:1", "[fe80::1%lo]:1", "192.0.2.1"]
+)
 def test_what_other_machines_reach_needs_the_name_of_one(where: str) -> None:
     with pytest.raises(UserError, match=r"drivers\.only_from"):
         check_endpoint("vmc", where, "")
     check_endpoint("vmc", where, "192.168.1.20")
 
 
-@pytest.mark.parametrize("where", ["[::g]:1", "[1:2]:1", "::1:x", "[::1]:70000", "[127.0.0.1", "no-such-name.invalid", "off"])
+@pytest.mark.parametrize(
+    "where", ["[::g]:1", "[1:2]:1", "::1:x", "[::1]:70000", "[127.0.0.1", "no-such-name.invalid", "off"]
+)
 def test_what_is_no_endpoint_is_refused_in_one_line(where: str) -> None:
     with pytest.raises(UserError) as refused:
         check_endpoint("vmc", where, "")

@@ -10,13 +10,16 @@ from insta_runtime.errors import UserError
 from telepresence.runtime.addresses import client_network, is_loopback, parse_ip, reachable, resolve
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "0:0::1", "::ffff:127.0.0.1", "localhost", "LOCALHOST"])
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "127.9.9.9", "::1", "0:0::1", "::ffff:127.0.0.1", "localhost", "LOCALHOST"]
+)
 def test_loopback(host: str) -> None:
     assert is_loopback(host)
 
 
 @pytest.mark.parametrize(
-    "host", ["0.0.0.0", "::", "*", "", "::ffff:0.0.0.0", "::ffff:192.0.2.1", "192.0.2.1", "fe80::1", "localhost.evil.example"]
+    "host",
+    ["0.0.0.0", "::", "*", "", "::ffff:0.0.0.0", "::ffff:192.0.2.1", "192.0.2.1", "fe80::1", "localhost.evil.example"],
 )
 def test_not_loopback(host: str) -> None:
     assert not is_loopback(host)

@@ -105,7 +105,9 @@ def test_all_addresses_need_token_and_tls_and_are_all_reached(
             connection.close()
 
 
-@pytest.mark.parametrize("host", ["::", "[::]", "0.0.0.0", "::ffff:0.0.0.0", "2001:db8::1", "::ffff:192.0.2.1", "fe80::1%lo"])
+@pytest.mark.parametrize(
+    "host", ["::", "[::]", "0.0.0.0", "::ffff:0.0.0.0", "2001:db8::1", "::ffff:192.0.2.1", "fe80::1%lo"]
+)
 def test_what_other_machines_reach_needs_token_and_tls(host: str) -> None:
     with pytest.raises(UserError, match="without a token and TLS"):
         StreamSettings(host=host).check()
@@ -169,7 +171,8 @@ def test_ice_servers_may_have_ipv6_addresses(servers: str, hosts: dict[str, tupl
 
 
 @pytest.mark.parametrize(
-    "url", ["stun:::1", "stun:[::g]", "turn:[::1", "stun:[1:2]:3", "stun:h:0", "stun:h:99999", "turn:1.2.3.999", "stun:a?b"]
+    "url",
+    ["stun:::1", "stun:[::g]", "turn:[::1", "stun:[1:2]:3", "stun:h:0", "stun:h:99999", "turn:1.2.3.999", "stun:a?b"],
 )
 def test_what_is_no_ice_server_is_refused_before_a_viewer_comes(url: str) -> None:
     with pytest.raises(UserError, match="not a STUN or TURN server"):
