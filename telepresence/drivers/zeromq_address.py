@@ -58,6 +58,13 @@ def check_address(address: str, allow_remote: bool) -> None:
         resolve(tcp.host)
 
 
+def check_target(address: str) -> None:
+    """Check that ``address`` names one machine and one port, to connect to.  Raises UserError."""
+    tcp = parse_address(address)
+    if tcp is not None and (tcp.host == "*" or tcp.port == "*" or int(tcp.port) == 0):
+        raise UserError(f"cannot connect to {address}: name one machine and one port, like tcp://127.0.0.1:5577")
+
+
 def bind(socket_: zmq.Socket[bytes], address: str) -> str:
     """Bind ``socket_`` to ``address``, ``*`` and ``[::]`` being all addresses; returns the address with its port.
 
@@ -83,8 +90,7 @@ def connect(socket_: zmq.Socket[bytes], address: str) -> None:
     if tcp is None:
         socket_.connect(address)
         return
-    if tcp.host == "*" or tcp.port in ("*", "0"):
-        raise UserError(f"cannot connect to {address}: name one machine and one port, like tcp://127.0.0.1:5577")
+    check_target(address)
     host = tcp.host if _is_literal(tcp.host) else reachable(tcp.host, int(tcp.port))
     _open(socket_, host, tcp.port, "connect")
 

@@ -14,6 +14,7 @@ from insta_runtime.head import HeadModel, load_head
 from insta_runtime.types import HeadState
 from telepresence.client import ParameterClient
 from telepresence.drivers.curve import CurveKeys
+from telepresence.drivers.driver_settings import DriverSettings
 from telepresence.drivers.state_publisher import StatePublisher
 from telepresence.drivers.zeromq import ZeroMqDriver
 from telepresence.drivers.zeromq_address import check_address
@@ -138,3 +139,22 @@ def test_a_client_that_was_there_first_finds_the_daemon_at_the_name() -> None:
         driver.start()
         assert client.wait(120)
         driver.stop()
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (DriverSettings(publish="tcp://[::]:1"), "reachable from other machines"),
+        (DriverSettings(subscribe="tcp://192.0.2.1:1"), "reachable from other machines"),
+        (DriverSettings(publish="tcp://[::1:1"), "not a ZeroMQ address"),
+        (DriverSettings(subscribe="tcp://localhost:*"), "cannot connect to"),
+        (DriverSettings(subscribe="tcp://*:1", keys="keys"), "cannot connect to"),
+        (DriverSettings(subscribe="tcp://no-such-name.invalid:1", keys="keys"), "is not known"),
+    ],
+)
+def test_settings_with_unusable_addresses_are_refused_before_anything_starts(
+    settings: DriverSettings, told: str
+) -> None:
+    with pytest.raises(UserError, match=told):
+        settings.check()
+    DriverSettings(publish="tcp://[::1]:1", subscribe="tcp://localhost:1").check()
