@@ -19,6 +19,7 @@ from insta_runtime.config import AvatarConfig, Setting, check_value, from_dict, 
 from insta_runtime.errors import UserError
 from telepresence.display.backgrounds import Background
 from telepresence.drivers.driver_settings import DriverSettings
+from telepresence.drivers.zeromq_address import check_address
 from telepresence.streaming.settings import StreamSettings
 
 Tree = dict[str, Any]
@@ -127,6 +128,8 @@ def load_config(name_or_path: str | None, overrides: Sequence[str] = (), device:
     config = from_dict(Config, tree)
     config.stream.check()
     config.drivers.check()
+    if config.run.zmq:
+        check_address(config.run.zmq, allow_remote=bool(config.drivers.keys))
     Background.parse(config.run.background)
     return config
 
