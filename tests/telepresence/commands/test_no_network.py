@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import pytest
 from tests.support.network_trace import NetworkTrace
 from tests.support.small_call import SMALL_CALL, as_options
 from tests.support.studio import DataChannelCalls
+from tests.support.without_network import without_network
 
 SHORT, LONG = 12, 60
 """Numbers of frames: of a recording, and of a clip that calibrates a call, in which it is repeated."""
@@ -145,9 +145,7 @@ def test_what_stays_on_the_machine_is_not_counted(tmp_path: Path) -> None:
 def test_the_report_of_mediapipe_is_seen(models: Path, tmp_path: Path) -> None:
     """The reason for LiteRT.  In a network namespace, so that the test itself reports nothing."""
     pytest.importorskip("mediapipe")
-    apart = ("unshare", "--net")
-    if shutil.which("unshare") is None or subprocess.run([*apart, "true"], capture_output=True).returncode != 0:
-        pytest.skip("needs unshare and permission to create a network namespace")
+    apart = without_network()
     program = (
         "from pathlib import Path\n"
         "from telepresence.tracking.face_models import FaceModels\n"
