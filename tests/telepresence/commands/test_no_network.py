@@ -98,6 +98,10 @@ def test_tracking_a_video(cut: Callable[[int], Path], models: Path, tmp_path: Pa
     assert finish(NetworkTrace(tmp_path), *track, "--size=64") == []
 
 
+def test_the_checks_of_the_machine(models: Path, tmp_path: Path) -> None:
+    assert finish(NetworkTrace(tmp_path), "-m", "telepresence", "doctor", f"--models={models}") == []
+
+
 def test_learning_from_a_video(cut: Callable[[int], Path], models: Path, tmp_path: Path) -> None:
     fit = ("-m", "telepresence", "fit", str(cut(SHORT)), f"--out={tmp_path / 'avatar'}", f"--models={models}")
     assert finish(NetworkTrace(tmp_path), *fit, *SMALL_FIT) == []

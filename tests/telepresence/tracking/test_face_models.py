@@ -69,7 +69,7 @@ def images(shared: Path) -> dict[str, np.ndarray]:
         "two faces": pair,
         "turned by 30 degrees": turned(one, 30.0),
         "turned by -60 degrees": turned(other, -60.0),
-        "cut at the edge": np.ascontiguousarray(one[:, one.shape[1] // 2 - 20 :]),
+        "cut at the edge": np.ascontiguousarray(one[:, one.shape[1] // 2 - 60 :]),
         "wide": scene(one, 700, 0, 0),
         "upside down": np.ascontiguousarray(one[::-1, ::-1]),
         "dark": (one // 8).astype(np.uint8),
