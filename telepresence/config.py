@@ -46,6 +46,12 @@ class RunConfig:
         " takes at least a quarter of it, else head",
         choices=("auto", "head", "center"),
     )
+    face_models: str = setting(
+        "litert",
+        "library that runs the models of landmarks and matte; litert: nothing leaves this machine; mediapipe: the same"
+        " results, but the library reports its use to its vendor whenever a model is closed, and must be installed",
+        choices=("litert", "mediapipe"),
+    )
     drive: str = setting(
         "auto",
         "driver of the face; auto: the first driver whose newest message is less than 0.5 s old, else the tracker",

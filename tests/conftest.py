@@ -23,6 +23,8 @@ from tests.support.running_daemon import ROOT, RunningDaemon
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
 
+    from telepresence.tracking.face_models import FaceModels
+
 BROWSER_WAIT_MS = 120_000
 """Milliseconds that a page waits for an element or a navigation before the test fails."""
 
@@ -90,6 +92,14 @@ def shared() -> Path:
 def models(shared: Path) -> Path:
     """Folder of MediaPipe's model files."""
     return shared / "models"
+
+
+@pytest.fixture(scope="session")
+def face_models(models: Path) -> FaceModels:
+    """MediaPipe's face models, run by LiteRT."""
+    from telepresence.tracking.face_models import FaceModels
+
+    return FaceModels(models)
 
 
 @pytest.fixture(scope="session")

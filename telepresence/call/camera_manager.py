@@ -17,6 +17,7 @@ from telepresence.call.tracker_factory import make_tracker
 from telepresence.runtime.mailbox import Mailbox
 from telepresence.runtime.ownership import any_thread, owned_by
 from telepresence.sources import GroundTruthSource, Source, open_source
+from telepresence.tracking.face_models import FaceModels
 from telepresence.tracking.landmark_residual import KnownSubject
 
 if TYPE_CHECKING:
@@ -222,7 +223,8 @@ class CameraManager:
         return session
 
     def _new_tracker(self, known: SourceIdentity | None, calibration: Calibration | None) -> Tracker:
-        run, models = self._config.run, self._options.models
+        run = self._config.run
+        models = FaceModels(self._options.models, run.face_models)
         return make_tracker(self._head, known, calibration, cast("CropPolicy", run.crop), run.size, models)
 
     def _open_guest(self) -> CameraSession | None:
