@@ -40,7 +40,7 @@ $(VENV)/.setup-dev: $(INPUTS) requirements-dev.lock
 POLICY := /usr/sbin/policy-rc.d
 system:
 	@command -v dpkg >/dev/null || exit 0; \
-	missing=; for p in $(MEDIAPIPE) $(TESTS); do dpkg -s $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
+	missing=; for p in $(MEDIAPIPE) $(TESTS); do dpkg-query -W -f "\$${db:Status-Status}" $$p 2>/dev/null | grep -qx installed || missing="$$missing $$p"; done; \
 	[ -n "$$missing" ] || exit 0; \
 	if [ "$$(id -u)" = 0 ]; then \
 	  [ -e $(POLICY) ] || { trap 'rm -f $(POLICY)' EXIT; printf '#!/bin/sh\nexit 101\n' >$(POLICY); chmod +x $(POLICY); }; \
