@@ -91,7 +91,8 @@ def write(
     tags = {"colorspace": matrix, "color_trc": transfer, "color_primaries": primaries}
     tags["color_range"] = 2 if full_range else 1
     with av.open(str(path), "w") as container:
-        options = {"x265-params": "lossless=1:log-level=none"} if codec == "libx265" else {}
+        # without B-frames: x265 leaves the decoding time of a single frame undefined where it may reorder frames
+        options = {"x265-params": "lossless=1:bframes=0:log-level=none"} if codec == "libx265" else {}
         stream = container.add_stream(codec, rate=30, options=options)
         stream.width, stream.height, stream.pix_fmt = frames[0].width, frames[0].height, frames[0].format.name
         if tag:
