@@ -63,8 +63,8 @@ class RunConfig:
     )
     memory_mb: int = setting(
         1200,
-        "memory budget of the whole daemon without a GPU: replay keeps fewer frames where it would be exceeded; 0: none."
-        " Not applied on a GPU",
+        "memory budget of the whole daemon without a GPU: replay keeps fewer frames where it would be exceeded;"
+        " 0: none",
         unit="MB",
         ge=0,
         le=1_000_000,

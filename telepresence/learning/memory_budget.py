@@ -20,8 +20,8 @@ AMPLE: Final = 0.86
 def replay_budget(limit: int, resident: int, held: int, budget: int, ceiling: int) -> int:
     """The memory budget of replay, in bytes, that keeps the process within ``limit`` bytes.
 
-    Between `AMPLE` and `FULL` of ``limit`` the budget can only fall, so that a process near its limit does not evict and
-    add frames in turn.
+    Between `AMPLE` and `FULL` of ``limit`` the budget can only fall, so that a process near its limit does not evict
+    and add frames in turn.
 
     Args:
         limit: memory budget of the process, bytes. resident: its resident memory now, bytes.
