@@ -236,8 +236,8 @@ class DeviceReplay(ReplayBuffer[int]):
         """Copy the frame of slot ``source`` into ``target``, except for its list of tiles; returns ``target``."""
         for values in (self.states, self._raw_codes, self._device_sizes):
             values[target] = values[source]
-        for known in (self.sizes, self._margins, self._frame_ids):
-            known[target] = known[source]
+        self.sizes[target] = self.sizes[source]
+        self._margins[target], self._frame_ids[target] = self._margins[source], self._frame_ids[source]
         self.image(target).copy_(self.image(source))
         if source in self.recalled:
             self.recalled.remove(source)

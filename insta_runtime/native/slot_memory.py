@@ -51,6 +51,6 @@ class SlotMemory:
         assert self._map is not None
         try:
             self._map.madvise(advice, begin, length)
-        except OSError:  # a kernel without huge pages refuses to be told to avoid them
+        except OSError:  # a kernel without huge pages refuses the advice to avoid them
             if advice == mmap.MADV_DONTNEED:
                 raise

@@ -26,8 +26,8 @@ class SyntheticSource:
     """Live camera before the synthetic actor, at ``size`` x ``size`` pixels.
 
     Frames are rendered at ``drawn`` pixels, enlarged, and cached in compressed form, without loss: the performance
-    repeats after `performance.PERIOD` seconds.  During the first period only every second frame is rendered, to leave processor time
-    to other stages; the second period renders the others, and afterwards all frames come from the cache.
+    repeats after `performance.PERIOD` seconds.  During the first period only every second frame is rendered, to leave
+    processor time to other stages; the second period renders the others, and afterwards all frames come from the cache.
     """
 
     def __init__(self, size: int = 512, *, drawn: int = 256, fps: float = 12.5, seed: int = 0) -> None:
@@ -85,12 +85,9 @@ class SyntheticSource:
             state = self._performance(number * PERIOD / self._round)
             layers = self._actor.layers(state, self._actor.camera(self._drawn))
             self._kept[number] = zlib.compress(b"".join(layer.tobytes() for layer in layers), COMPRESSION)
-        values = np.frombuffer(zlib.decompress(self._kept[number]), np.uint8)
-        side = self._drawn
-        rgb, *mattes = (
-            values[: 3 * side * side].reshape(side, side, 3),
-            *values[3 * side * side :].reshape(2, side, side),
-        )
+        values = np.frombuffer(bytearray(zlib.decompress(self._kept[number])), np.uint8)
+        side, colours = self._drawn, 3 * self._drawn**2
+        rgb, mattes = values[:colours].reshape(side, side, 3), values[colours:].reshape(2, side, side)
         alpha, body = (_enlarge(matte[..., None], self._size)[..., 0] for matte in mattes)
         return _enlarge(rgb, self._size), alpha, body
 
