@@ -5,8 +5,8 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 INPUTS := pyproject.toml requirements-torch.lock requirements.lock tools/setup.sh
-REAL_FACES := libegl1 libgles2 libgl1 libglib2.0-0 libxcb1
-TESTS := chromium coturn g++ janus xvfb
+MEDIAPIPE := libegl1 libgles2 libgl1 libglib2.0-0 libxcb1
+TESTS := chromium coturn g++ janus strace xvfb
 
 .PHONY: help setup setup-dev system demo test lint format docs figures lock clean
 .DEFAULT_GOAL := help
@@ -19,7 +19,7 @@ help:
 	@echo "make format   apply the fixes that ruff can make"
 	@echo "make docs     write docs/configuration.md from the code, and the documents as a web site to site/"
 	@echo "make figures  measure this machine: writes docs/figures.json"
-	@echo "make system   install the Debian packages that real faces and the tests need (as root)"
+	@echo "make system   install the Debian packages that the tests need (as root)"
 	@echo "make lock     pin the newest versions of all dependencies; make lock UPGRADE= pins new dependencies only"
 	@echo "make clean    remove .venv and everything that was built"
 
@@ -34,12 +34,13 @@ $(VENV)/.setup-dev: $(INPUTS) requirements-dev.lock
 	@tools/setup.sh dev
 	@touch $(VENV)/.setup $@
 
-# System libraries for real faces; a browser, an SFU (janus), a TURN relay (coturn) and a compiler for the tests.
+# A browser, an SFU (janus), a TURN relay (coturn), a compiler, a tracer, and the system libraries of mediapipe, with which
+# the landmarks are compared.
 # A policy-rc.d that answers 101 keeps Debian from starting janus and coturn as services: the tests start their own.
 POLICY := /usr/sbin/policy-rc.d
 system:
 	@command -v dpkg >/dev/null || exit 0; \
-	missing=; for p in $(REAL_FACES) $(TESTS); do dpkg -s $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
+	missing=; for p in $(MEDIAPIPE) $(TESTS); do dpkg-query -W -f "\$${db:Status-Status}" $$p 2>/dev/null | grep -qx installed || missing="$$missing $$p"; done; \
 	[ -n "$$missing" ] || exit 0; \
 	if [ "$$(id -u)" = 0 ]; then \
 	  [ -e $(POLICY) ] || { trap 'rm -f $(POLICY)' EXIT; printf '#!/bin/sh\nexit 101\n' >$(POLICY); chmod +x $(POLICY); }; \

@@ -6,10 +6,12 @@ everything is checked before use, and faults raise a one-line `UserError`.
 
 from __future__ import annotations
 
+import io
 import json
 import zipfile
 import zlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -107,10 +109,14 @@ def read_take(path: Path) -> Take:
         path = path / "take.npz"
     if not path.is_file():
         raise UserError(f"{path} does not exist: give a take.npz or the folder that `telepresence track` wrote")
+    return _checked_take(path, path)
+
+
+def _checked_take(file: Path | IO[bytes], name: Path) -> Take:
     try:
-        return _parse_take(_load_arrays(path))
+        return _parse_take(_load_arrays(file))
     except _DAMAGE as error:
-        raise UserError(f"{path} is not a take ({_one_line(error)}): make one with `telepresence track`") from None
+        raise UserError(f"{name} is not a take ({_one_line(error)}): make one with `telepresence track`") from None
 
 
 @dataclass(frozen=True)
@@ -118,14 +124,16 @@ class TrackedFolder:
     """Tracked video: frames, mattes and the take with their head states.
 
     Attributes:
-        path: the folder.
+        path: the folder; for one that is held in memory, where it would be.
         take: states, camera and crop; ``take.states[i]`` belongs to frame i.
         meta: checked contents of meta.json: ``format_version, head, source, fps, frames, ...``.
+        files: contents of its files by their path in the folder, if it is held in memory; None if it is on disk.
     """
 
     path: Path
     take: Take
     meta: dict[str, Any]
+    files: Mapping[str, bytes] | None = None
 
     @staticmethod
     def open(path: Path) -> TrackedFolder:
@@ -133,8 +141,21 @@ class TrackedFolder:
         path = Path(path)
         if not path.is_dir():
             raise UserError(f"{path} is not a folder: make a tracked folder with `telepresence track VIDEO --out DIR`")
-        meta = _read_meta(path / "meta.json")
-        take = read_take(path)
+        try:
+            meta = (path / "meta.json").read_bytes()
+        except OSError:
+            raise _unreadable_meta(path) from None
+        return TrackedFolder._checked(path, meta, read_take(path))
+
+    @staticmethod
+    def in_memory(path: Path, files: Mapping[str, bytes]) -> TrackedFolder:
+        """Open and check a tracked folder that is held in memory, as `open` does; ``path`` is its name in errors."""
+        take = _checked_take(io.BytesIO(files["take.npz"]), path / "take.npz")
+        return replace(TrackedFolder._checked(path, files["meta.json"], take), files=files)
+
+    @staticmethod
+    def _checked(path: Path, meta_json: bytes, take: Take) -> TrackedFolder:
+        meta = _parse_meta(path, meta_json)
         if meta["frames"] != len(take.states):
             raise UserError(f"{path} is damaged: meta.json has {meta['frames']} frames, take.npz {len(take.states)}")
         if meta["head"]["sha256"] != take.head_sha256:
@@ -157,23 +178,27 @@ class TrackedFolder:
 
     def picture(self, index: int) -> Bytes:
         """Image of frame ``index``: (H, W, 3) uint8 sRGB."""
-        return _read_image(self.path / "frames" / f"{frame_name(index)}.jpg", "RGB", self.take.camera)
+        return self._image(f"frames/{frame_name(index)}.jpg", "RGB")
 
     def alpha(self, index: int) -> Bytes:
         """Matte of the head in frame ``index``, times the neck ramp: (H, W) uint8, 255 = head."""
-        return _read_image(self.path / "alpha" / f"{frame_name(index)}.png", "L", self.take.camera)
+        return self._image(f"alpha/{frame_name(index)}.png", "L")
 
     def body(self, index: int) -> Bytes | None:
         """Matte of the whole body in frame ``index``: (H, W) uint8; None in folders without ``body/``."""
-        if not (self.path / "body").is_dir():
+        if self.files is None and not (self.path / "body").is_dir():
             return None
-        return _read_image(self.path / "body" / f"{frame_name(index)}.png", "L", self.take.camera)
+        return self._image(f"body/{frame_name(index)}.png", "L")
 
     def observation(self, index: int) -> Observation:
         """Frame ``index`` with its mattes, camera and head state."""
         take, alpha, body = self.take, self.alpha(index), self.body(index)
         body = np.maximum(alpha, body) if body is not None else None
         return Observation(index, self.picture(index), alpha, take.camera, take.states[index], body)
+
+    def _image(self, name: str, mode: str) -> Bytes:
+        path = self.path / name
+        return _read_image(path if self.files is None else io.BytesIO(self.files[name]), path, mode, self.take.camera)
 
 
 def load_frame(folder: TrackedFolder | Path, index: int, head: HeadRig) -> tuple[Bytes, Bytes, Float32]:
@@ -219,11 +244,13 @@ def _one_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:120]
 
 
-def _load_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    with zipfile.ZipFile(path) as archive:
+def _load_arrays(file: Path | IO[bytes]) -> dict[str, NDArray[Any]]:
+    with zipfile.ZipFile(file) as archive:
         if sum(entry.file_size for entry in archive.infolist()) > MAX_ARRAY_BYTES:
             raise _Malformed("it is too large")
-    with np.load(path, allow_pickle=False) as arrays:
+    if not isinstance(file, Path):
+        file.seek(0)
+    with np.load(file, allow_pickle=False) as arrays:
         return {name: arrays[name] for name in arrays.files}
 
 
@@ -279,11 +306,16 @@ def _parse_take(arrays: dict[str, NDArray[Any]]) -> Take:
     )
 
 
-def _read_meta(path: Path) -> dict[str, Any]:
+def _unreadable_meta(folder: Path) -> UserError:
+    return UserError(f"{folder / 'meta.json'} cannot be read: give a folder that `telepresence track` wrote")
+
+
+def _parse_meta(folder: Path, content: bytes) -> dict[str, Any]:
+    path = folder / "meta.json"
     try:
-        meta = json.loads(path.read_text(encoding="utf-8")[: 1 << 20])
-    except (OSError, ValueError, RecursionError):
-        raise UserError(f"{path} cannot be read: give a folder that `telepresence track` wrote") from None
+        meta = json.loads(content.decode("utf-8")[: 1 << 20])
+    except (ValueError, RecursionError):
+        raise _unreadable_meta(folder) from None
     version = meta.get("format_version") if isinstance(meta, dict) else None
     if version != FORMAT_VERSION:
         raise UserError(
@@ -300,11 +332,12 @@ def _read_meta(path: Path) -> dict[str, Any]:
     return meta
 
 
-def _read_image(path: Path, mode: str, camera: Camera) -> Bytes:
+def _read_image(file: Path | IO[bytes], path: Path, mode: str, camera: Camera) -> Bytes:
+    """Decode an image of a tracked folder; ``path`` is its name in errors."""
     from PIL import Image
 
     try:
-        with Image.open(path, formats=("JPEG", "PNG")) as image:
+        with Image.open(file, formats=("JPEG", "PNG")) as image:
             if image.size != (camera.width, camera.height):
                 raise UserError(
                     f"{path} has {image.size[0]} x {image.size[1]} pixels, its take {camera.width} x {camera.height}:"

@@ -9,6 +9,8 @@ def main() -> None:
     """Run the command line; if packages are missing, run it again with the interpreter of the checkout's ``.venv``."""
     try:
         from telepresence.cli import main as command
+    except KeyboardInterrupt:
+        sys.exit(130)
     except ModuleNotFoundError as error:
         own = Path(__file__).resolve().parent.parent / ".venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
         if own.exists() and Path(sys.prefix) != own.parent.parent:

@@ -5,8 +5,10 @@ Importing this module imports no heavy library; each command imports what it nee
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Annotated, Any, Final
 
 import typer
@@ -14,6 +16,8 @@ import typer
 from insta_runtime.errors import UserError
 from telepresence import __version__
 from telepresence.commands import bench, doctor, evaluate, fit, forget, rehearse, render, run, send, track
+from telepresence.runtime import scratch_folder
+from telepresence.runtime.end_signals import END_SIGNALS, EndedBySignal, exit_status
 
 app = typer.Typer(
     name="telepresence",
@@ -43,8 +47,19 @@ for _name, _command in COMMANDS.items():
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command and exit: status 0, 2 for an error that the user can fix, or 130 after Ctrl-C."""
-    sys.exit(run_command(arguments))
+    """Run a command and exit: status 0, 2 for an error that the user can fix, or 128 plus the signal that ended it."""
+    END_SIGNALS.before_exit = scratch_folder.remove_all
+    END_SIGNALS.install()
+    try:
+        for removed in scratch_folder.remove_abandoned():
+            _print_line(f"removed {removed.path}, the unfinished files of a command that was killed")
+        status = run_command(arguments)
+    except BaseException:  # what else fails while a signal ends the command, such as output to a closed terminal
+        if END_SIGNALS.raised is None:
+            raise
+        status = exit_status(END_SIGNALS.raised)
+    END_SIGNALS.finish(status)
+    sys.exit(status)
 
 
 def run_command(arguments: Sequence[str] | None = None) -> int:
@@ -56,7 +71,10 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
     except typer.TyperException as error:
         return _print_error(f"{error.format_message().rstrip('.')}; see 'telepresence --help'")
     except (KeyboardInterrupt, typer.Abort):
-        return 130
+        return exit_status(signal.SIGINT)
+    except EndedBySignal as end:
+        _print_line(f"{end}; nothing unfinished was left behind")
+        return end.status
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package in ("", "telepresence", "insta_runtime"):
@@ -70,9 +88,14 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
 
 
 def _print_error(text: str) -> int:
-    line = " ".join(text.split())
-    typer.echo(f"telepresence: {line}", err=True)
+    _print_line(text)
     return 2
+
+
+def _print_line(text: str) -> None:
+    line = " ".join(text.split())
+    with suppress(OSError):  # the terminal may be closed
+        typer.echo(f"telepresence: {line}", err=True)
 
 
 def _print_version(requested: bool) -> None:

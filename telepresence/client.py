@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike
 
 from insta_runtime.types import HeadState
 from telepresence.drivers.parameter_message import FIELDS, VERSION, Basis, ParameterMessage, encode
+from telepresence.drivers.zeromq_address import connect
 
 
 class ParameterClient:
@@ -32,7 +33,8 @@ class ParameterClient:
     manager that closes the socket.
 
     Args:
-        address: ZeroMQ address of the daemon (``run.zmq``).
+        address: ZeroMQ address of the daemon (``run.zmq``), with an IPv4 address, an IPv6 address in brackets, or a
+            name; UserError if it is none, or the name is not known.
         head_sha256: hash of the head model that the states belong to, or its first 16 digits, as ``head`` in `/status`;
             the daemon refuses states of another head model.
         basis: set of expressions, ``arkit52`` or ``flame``.
@@ -66,7 +68,11 @@ class ParameterClient:
             from telepresence.drivers.curve import configure_client
 
             configure_client(self._socket, *keys)
-        self._socket.connect(address)
+        try:
+            connect(self._socket, address)
+        except BaseException:
+            self._socket.close()
+            raise
 
     def wait(self, timeout_s: float) -> bool:
         """Wait for a connection to a daemon; returns whether there is one within ``timeout_s`` seconds."""

@@ -19,6 +19,7 @@ from insta_runtime.config import AvatarConfig, Setting, check_value, from_dict, 
 from insta_runtime.errors import UserError
 from telepresence.display.backgrounds import Background
 from telepresence.drivers.driver_settings import DriverSettings
+from telepresence.drivers.zeromq_address import check_address
 from telepresence.streaming.settings import StreamSettings
 
 Tree = dict[str, Any]
@@ -44,6 +45,12 @@ class RunConfig:
         "crop of the camera frame; head: a square around the head; center: the centre; auto: the centre if the face"
         " takes at least a quarter of it, else head",
         choices=("auto", "head", "center"),
+    )
+    face_models: str = setting(
+        "litert",
+        "library that runs the models of landmarks and matte; litert: nothing leaves this machine; mediapipe: the same"
+        " results, but the library reports its use to its vendor whenever a model is closed, and must be installed",
+        choices=("litert", "mediapipe"),
     )
     drive: str = setting(
         "auto",
@@ -135,6 +142,8 @@ def load_config(name_or_path: str | None, overrides: Sequence[str] = (), device:
     config = from_dict(Config, tree)
     config.stream.check()
     config.drivers.check()
+    if config.run.zmq:
+        check_address(config.run.zmq, allow_remote=bool(config.drivers.keys))
     Background.parse(config.run.background)
     return config
 

@@ -23,6 +23,8 @@ from tests.support.running_daemon import ROOT, RunningDaemon
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
 
+    from telepresence.tracking.face_models import FaceModels
+
 BROWSER_WAIT_MS = 120_000
 """Milliseconds that a page waits for an element or a navigation before the test fails."""
 
@@ -37,8 +39,9 @@ CHROMIUM_FLAGS = (
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keep avatars of tests out of the data folder of the developer."""
+    """Keep what tests save out of the data and state folders of the developer."""
     os.environ["XDG_DATA_HOME"] = str(tmp_path_factory.mktemp("data"))
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -89,6 +92,14 @@ def shared() -> Path:
 def models(shared: Path) -> Path:
     """Folder of MediaPipe's model files."""
     return shared / "models"
+
+
+@pytest.fixture(scope="session")
+def face_models(models: Path) -> FaceModels:
+    """MediaPipe's face models, run by LiteRT."""
+    from telepresence.tracking.face_models import FaceModels
+
+    return FaceModels(models)
 
 
 @pytest.fixture(scope="session")

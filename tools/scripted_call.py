@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +31,7 @@ from telepresence.measure.rehearsal.rehearsed_call import RehearsedCall
 from telepresence.measure.rehearsal.summary import print_summary
 from telepresence.measure.report.charts import Curve, chart
 from telepresence.runtime.frames import CameraFrame
+from telepresence.runtime.scratch_folder import system_scratch_folder
 from telepresence.sources import SourceIdentity
 from telepresence.sources.playback_clock import PlaybackClock
 from telepresence.sources.tracked_folder import TrackedSource
@@ -246,8 +246,8 @@ def scripted_call(paths: Sequence[Path], seconds: float, config: Any, models: Pa
     """Run the call and return its figures; ``broken`` lists what makes it fail."""
     script = shortened(SCRIPT, seconds)
     camera = open_camera(paths, script)
-    with tempfile.TemporaryDirectory(prefix="telepresence-") as folder:
-        call = RehearsedCall("script", lambda: camera, seconds, config, Path(folder) / "avatar", None, models)
+    with system_scratch_folder() as folder:
+        call = RehearsedCall("script", lambda: camera, seconds, config, folder / "avatar", None, models)
         call.run()
         avatars = avatar_figures(call, camera)
         figures = call.figures(clip_s=0.0)

@@ -17,6 +17,7 @@ from telepresence.call.tracker_factory import make_tracker
 from telepresence.runtime.mailbox import Mailbox
 from telepresence.runtime.ownership import any_thread, owned_by
 from telepresence.sources import GroundTruthSource, Source, open_source
+from telepresence.tracking.face_models import FaceModels
 from telepresence.tracking.landmark_residual import KnownSubject
 
 if TYPE_CHECKING:
@@ -91,7 +92,11 @@ class CameraManager:
         self._config, self._options, self._head, self._browser = config, options, head, browser
         self._telemetry, self._autosave, self._learners = telemetry, autosave, learners
         self._open_home_source = open_home_source or partial(
-            open_source, options.source, browser=browser, on_audio=audio.play_source
+            open_source,
+            options.source,
+            browser=browser,
+            on_audio=audio.play_source,
+            on_silence=audio.report_silence,
         )
         self._lent: Mailbox[bool] = Mailbox("browser camera lent")
         self._is_lent = self._refused = False
@@ -218,7 +223,8 @@ class CameraManager:
         return session
 
     def _new_tracker(self, known: SourceIdentity | None, calibration: Calibration | None) -> Tracker:
-        run, models = self._config.run, self._options.models
+        run = self._config.run
+        models = FaceModels(self._options.models, run.face_models)
         return make_tracker(self._head, known, calibration, cast("CropPolicy", run.crop), run.size, models)
 
     def _open_guest(self) -> CameraSession | None:

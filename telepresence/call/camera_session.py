@@ -96,7 +96,7 @@ class CameraTracking:
             subject.tracking.state = state
 
     def renew_tracker(self) -> None:
-        """Replace the tracker by a new one with the same calibration; MediaPipe does not recover from every error."""
+        """Replace the tracker by a new one with the same calibration; a tracker does not recover from every error."""
         before = self.tracker
         self.tracker = self._new_tracker(before.calibration)
         before.close()

@@ -171,7 +171,8 @@ class Daemon:
     def start(self, announce: Callable[[str], None] = lambda _address: None) -> None:
         """Open the camera, serve the page and start every thread.  ``announce`` is called with the page's URL.
 
-        UserError if something that was asked for is not available; then nothing is left running.
+        Returns early if `stopping` is set meanwhile.  UserError if something that was asked for is not available; then
+        nothing is left running.
         """
         try:
             self._start(announce)
@@ -183,6 +184,8 @@ class Daemon:
         cameras = self._cameras
         limit_torch_threads(self._share.render_threads)
         path, avatar = cameras.find_avatar()
+        if self.stopping.is_set():
+            return
         self._receivers.start()
         # A camera that cannot be opened is an error before the page is served.  The synthetic actor is always
         # available but takes some seconds to create: it is created while the page is served.
@@ -195,6 +198,8 @@ class Daemon:
         announce(self._sinks.address)
         if cameras.cameras.home is None:
             cameras.open_home(path, avatar)
+        if self.stopping.is_set():
+            return
         cameras.use_home()
         # A full garbage collection stops every thread for a tenth of a second: what was imported is exempt from now on.
         gc.collect()

@@ -154,7 +154,14 @@ def _stream(stats: StreamStats | None) -> dict[str, Any] | None:
     if stats is None:
         return None
     lines = {name: {"viewers": each.viewers, "kbps": each.kbps} for name, each in stats.renditions.items()}
-    return {"encoder": stats.encoder, "kbps": stats.kbps, "keyframes": stats.keyframes, "lines": lines}
+    failed = {"count": stats.failed, "last": stats.failure}
+    return {
+        "encoder": stats.encoder,
+        "kbps": stats.kbps,
+        "keyframes": stats.keyframes,
+        "lines": lines,
+        "failed": failed,
+    }
 
 
 def _subject(camera: CameraSession | None) -> dict[str, Any] | None:

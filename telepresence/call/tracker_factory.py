@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,6 +9,7 @@ if TYPE_CHECKING:
     from telepresence.sources import SourceIdentity
     from telepresence.tracking.calibration import Calibration
     from telepresence.tracking.crop import CropPolicy
+    from telepresence.tracking.face_models import FaceModels
     from telepresence.tracking.tracker import Tracker
 
 
@@ -19,12 +19,12 @@ def make_tracker(
     calibration: Calibration | None,
     crop: CropPolicy,
     size: int,
-    models: Path | None,
+    models: FaceModels,
 ) -> Tracker:
     """A `FaceTracker`, or a `GroundTruthTracker` for a source that gives ground truth (``known``) for this ``head``.
 
-    ``calibration`` is that of an earlier call, ``size`` the side of the crop in pixels, ``models`` the folder of
-    MediaPipe's model files.  UserError if MediaPipe or its model files are not available.
+    ``calibration`` is that of an earlier call, ``size`` the side of the crop in pixels.  Raises UserError if the
+    face ``models`` are needed and not available.
     """
     from telepresence.tracking.calibration import Calibration
     from telepresence.tracking.ground_truth_tracker import GroundTruthTracker

@@ -15,6 +15,7 @@ from typing import Final
 from telepresence import __version__
 from telepresence.checkup.finding import Finding, writable
 from telepresence.runtime.hardware import processor_name
+from telepresence.runtime.scratch_folder import abandoned_folders
 
 NEEDED: Final = (
     "torch",
@@ -30,7 +31,8 @@ NEEDED: Final = (
     "prometheus-client",
     "platformdirs",
     "pillow",
-    "mediapipe",
+    "ai-edge-litert",
+    "opencv-python-headless",
     "pygame-ce",
     "psutil",
     "jinja2",
@@ -44,7 +46,7 @@ SYSTEM_LIBRARIES: Final = {
     "libglib-2.0.so.0": "libglib2.0-0",
     "libxcb.so.1": "libxcb1",
 }
-"""Shared libraries that MediaPipe and its OpenCV link to, with the Debian package of each."""
+"""Shared libraries that mediapipe and its OpenCV link to, with the Debian package of each."""
 
 MIN_FREE_MB: Final = 500
 """Free disk space in MB that a few avatars with their training states need."""
@@ -72,7 +74,13 @@ def packages() -> Iterator[Finding]:
 
 
 def libraries() -> Iterator[Finding]:
-    """Whether the shared libraries of `SYSTEM_LIBRARIES` can be loaded (Linux only)."""
+    """Whether the shared libraries of `SYSTEM_LIBRARIES` can be loaded (Linux only), if mediapipe is installed."""
+    try:
+        version = importlib.metadata.version("mediapipe")
+    except importlib.metadata.PackageNotFoundError:
+        yield Finding("mediapipe", "not installed: needed for run.face_models=mediapipe alone")
+        return
+    yield Finding("mediapipe", f"{version}: used with run.face_models=mediapipe alone; it reports to its vendor")
     if not sys.platform.startswith("linux"):
         return
     missing = []
@@ -82,7 +90,7 @@ def libraries() -> Iterator[Finding]:
         except OSError:
             missing.append(package)
     if missing:
-        advice = f"needed to track real faces, not for the synthetic actor: apt-get install {' '.join(missing)}"
+        advice = f"mediapipe and its OpenCV need them to track real faces: apt-get install {' '.join(missing)}"
         yield Finding("system libraries", f"missing {' '.join(missing)}", ok=False, advice=advice)
     else:
         yield Finding("system libraries", " ".join(SYSTEM_LIBRARIES))
@@ -102,6 +110,13 @@ def folders() -> Iterator[Finding]:
         "" if free >= MIN_FREE_MB else "free some disk space, or choose another folder for avatars: run --avatar DIR"
     )
     yield Finding("avatars", f"{folder}, {free / 1000:.1f} GB free", ok=free >= MIN_FREE_MB, advice=advice)
+
+
+def unfinished_files() -> Iterator[Finding]:
+    """Temporary folders that killed commands have left and that the start of this one could not remove."""
+    found = [str(folder.path) for folder in abandoned_folders()]
+    advice = "they may show a face: telepresence forget --all, or delete them yourself" if found else ""
+    yield Finding("unfinished files", " ".join(found) or "none of killed commands", ok=not found, advice=advice)
 
 
 def preview() -> Iterator[Finding]:

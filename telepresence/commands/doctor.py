@@ -57,6 +57,7 @@ def doctor(*, models: Path | None = None, quiet: bool = False) -> dict[str, Any]
         machine.libraries,
         machine.preview,
         machine.folders,
+        machine.unfinished_files,
         network.ports,
         machine.for_tests,
     )

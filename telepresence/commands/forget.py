@@ -19,19 +19,21 @@ def command(
     avatar: Annotated[
         Path | None, typer.Argument(metavar="AVATAR", help="Avatar: its folder, or its .safetensors file.")
     ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Delete all avatars of calls without --avatar.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Delete all avatars of calls without --avatar, and all unfinished files.")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Delete without asking for confirmation.")] = False,
 ) -> None:
-    """Delete an avatar, its training and its archived frames permanently."""
+    """Delete an avatar, its training, its archived frames, and unfinished files of killed commands permanently."""
     forget(avatar, everything=everything, confirmed=yes, confirm=typer.confirm)
 
 
 def forget(path: Path | None, *, everything: bool, confirmed: bool, confirm: Callable[[str], bool]) -> None:
-    """List the files of an avatar, ask for confirmation, and delete them.
+    """List the files of an avatar, ask for confirmation, and delete them; also what killed commands have left.
 
     Args:
-        path: the avatar's folder or file; None with ``everything``.
-        everything: delete all avatars in the user's data folder.
+        path: the avatar's folder or file, or a result that a killed command left unfinished; None with ``everything``.
+        everything: delete all avatars in the user's data folder, and the unfinished files of all killed commands.
         confirmed: do not ask for confirmation.
         confirm: function that asks the user a question and returns True for yes.
 
@@ -39,15 +41,20 @@ def forget(path: Path | None, *, everything: bool, confirmed: bool, confirm: Cal
     """
     from rich.console import Console
 
+    from telepresence.runtime.scratch_folder import abandoned_beside, abandoned_folders
+
     console = Console(soft_wrap=True, highlight=False)
     if everything == (path is not None):
         raise UserError("forget takes either an avatar (telepresence forget DIR) or --all")
+    unfinished = abandoned_folders() if path is None else abandoned_beside(path)
     folders = default_avatars() if path is None else [path]
+    if path is not None and unfinished and not has_files(path):
+        folders = []  # there is nothing but what a killed command has left beside it
     found = [what_belongs(folder) for folder in folders]
-    if not found:
+    if not found and not unfinished:
         console.print("there is no avatar to delete")
         return
-    listed = [item for items in found for item in items]
+    listed = [*(item for items in found for item in items), *(each.path for each in unfinished)]
     for item in listed:
         _print_item(console, item)
     if not confirmed and not confirm(f"Delete {'this' if len(listed) == 1 else f'these {len(listed)}'} permanently?"):
@@ -58,6 +65,9 @@ def forget(path: Path | None, *, everything: bool, confirmed: bool, confirm: Cal
             shutil.rmtree(item) if item.is_dir() else item.unlink()
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
+    kept = [str(each.path) for each in unfinished if not each.remove()]
+    if kept:
+        raise UserError(f"{', '.join(kept)} cannot be deleted: delete it yourself")
     console.print("deleted")
 
 
@@ -79,16 +89,12 @@ def what_belongs(path: Path) -> list[Path]:
 
     UserError if there is no avatar, or if one of them was not written by this program.
     """
-    from insta_runtime import avatar_file as files
-    from insta_runtime.avatar import avatar_file
     from insta_runtime.files import partial_path
     from telepresence.learning.frame_archive import archive_folder
-    from telepresence.learning.saving import training_file
     from telepresence.measure.offline.fit_figures import figures_file
 
-    file, training, archive = avatar_file(path), training_file(path), archive_folder(path)
-    whole = [file, files.previous(file), training, files.previous(training)]
-    if not any(each.is_file() for each in whole) and not archive.is_dir():
+    archive, whole = archive_folder(path), _avatar_files(path)
+    if not has_files(path):
         raise UserError(f"there is no avatar at {path}: nothing was deleted")
     for each in whole:
         if each.exists() and not _is_ours(each):
@@ -98,6 +104,23 @@ def what_belongs(path: Path) -> list[Path]:
     items = [*whole, *(partial_path(each) for each in whole), figures_file(path)]
     found = [each for each in items if each.is_file()]
     return [*found, *([archive] if archive.is_dir() else [])]
+
+
+def has_files(path: Path) -> bool:
+    """Whether there is an avatar at ``path``, or a training state or archived frames of one; they may be damaged."""
+    from telepresence.learning.frame_archive import archive_folder
+
+    return any(each.is_file() for each in _avatar_files(path)) or archive_folder(path).is_dir()
+
+
+def _avatar_files(path: Path) -> list[Path]:
+    """Where an avatar, its training state, and the previous files of both are saved."""
+    from insta_runtime import avatar_file as files
+    from insta_runtime.avatar import avatar_file
+    from telepresence.learning.saving import training_file
+
+    file, training = avatar_file(path), training_file(path)
+    return [file, files.previous(file), training, files.previous(training)]
 
 
 def _is_ours(file: Path) -> bool:
@@ -112,7 +135,10 @@ def _is_ours(file: Path) -> bool:
 
 def _check_archive(archive: Path) -> None:
     """Raise UserError unless everything in the folder was written by `learning.frame_archive`."""
+    from insta_runtime.files import partial_path
+
     known = {"frames": ".jpg", "alpha": ".png", "body": ".png"}
+    known_files = ("take.npz", "meta.json", "aside.npz", partial_path(Path("take.npz")).name)
     for chapter in archive.iterdir():
         if chapter.is_symlink() or not (chapter.is_dir() and chapter.name.isdecimal()):
             raise UserError(f"{chapter} was not written by this program: nothing was deleted; delete it yourself")
@@ -121,7 +147,7 @@ def _check_archive(archive: Path) -> None:
             whole = inside is not None and item.is_dir() and not item.is_symlink()
             if whole and all(each.suffix == inside and each.is_file() for each in item.iterdir()):
                 continue
-            if item.is_file() and (item.name in ("take.npz", "meta.json", "aside.npz") or item.name[:6] == ".meta."):
+            if item.is_file() and (item.name in known_files or item.name.startswith(".meta.")):
                 continue
             raise UserError(f"{item} was not written by this program: nothing was deleted; delete it yourself")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +18,7 @@ from telepresence.commands.options import (
     option_groups,
     write_json,
 )
+from telepresence.runtime.scratch_folder import system_scratch_folder
 
 
 @option_groups
@@ -51,7 +51,7 @@ def command(
     clip = open_clip(source, model.head, HOLDOUT if offline else 0.0)
     with ExitStack() as stack:
         if avatar is None:
-            avatar = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="telepresence-"))) / "avatar"
+            avatar = stack.enter_context(system_scratch_folder()) / "avatar"
         call = RehearsedCall(clip.name, clip.open, seconds, config, avatar, clip.head, model.models)
         call.run()
         figures = call.figures(clip.seconds)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import signal
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -20,8 +18,11 @@ from telepresence.commands.options import (
     HeadModelOptions,
     option_groups,
 )
+from telepresence.runtime.end_signals import END_SIGNALS
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from telepresence.call.call_options import CallOptions
     from telepresence.config import Config
 
@@ -33,9 +34,6 @@ DRIVERS: Final = "Drivers of the face"
 """Title of the help panel of the options for drivers, the sources of head states."""
 OUTPUTS: Final = "Outputs"
 """Title of the help panel of the options for outputs other than the web page."""
-
-INTERRUPTED: Final = 130
-"""Exit status after a second Ctrl-C."""
 
 
 @dataclass(frozen=True)
@@ -247,7 +245,7 @@ def command(
 
 
 def run(config: Config, options: CallOptions, *, log_json: bool = False) -> None:
-    """Run the daemon until SIGINT or SIGTERM, then save the avatar; a second signal ends the process at once.
+    """Run the daemon until SIGINT, SIGTERM or SIGHUP, then save the avatar; `runtime.end_signals` says what more do.
 
     ``log_json`` logs one JSON object per line.  Raises UserError if the call cannot start, and SystemExit(1) if the
     daemon stopped by itself.
@@ -260,26 +258,24 @@ def run(config: Config, options: CallOptions, *, log_json: bool = False) -> None
     console = Console(soft_wrap=True, highlight=False)
     configure(as_json=log_json)
     daemon = Daemon(config, options)
-
-    def on_signal(_number: int, _frame: FrameType | None) -> None:
-        if daemon.stopping.is_set():
-            os._exit(INTERRUPTED)
-        daemon.stopping.set()
-
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        once = "?token=TOKEN once" if config.stream.access.token else ""
-        daemon.start(lambda address: console.print(f"telepresence is at [bold]{address}[/]{once}"))
-        if not daemon.stopping.is_set():
-            console.print(f"source: {options.source}; avatar: {daemon.avatar_path}; Ctrl-C saves it and stops")
-        daemon.wait()
-    finally:
-        daemon.stop()
-        for number, previous in before.items():
-            signal.signal(number, previous)
+    with END_SIGNALS.first_calls(lambda _number: daemon.stopping.set()):
+        try:
+            once = "?token=TOKEN once" if config.stream.access.token else ""
+            daemon.start(lambda address: _say(console, f"telepresence is at [bold]{address}[/]{once}"))
+            if not daemon.stopping.is_set():
+                _say(console, f"source: {options.source}; avatar: {daemon.avatar_path}; Ctrl-C saves it and stops")
+            daemon.wait()
+        finally:
+            daemon.stop()
     if daemon.failure is not None:
-        console.print(f"telepresence stopped: {daemon.failure}", markup=False)
+        _say(console, f"telepresence stopped: {daemon.failure}", markup=False)
         raise SystemExit(1)
+
+
+def _say(console: Console, text: str, *, markup: bool = True) -> None:
+    """Print one line, unless the terminal was closed meanwhile."""
+    with suppress(OSError):
+        console.print(text, markup=markup)
 
 
 def default_source() -> str:

@@ -38,7 +38,7 @@ def send(*, take: Path, zmq: str, loop: bool) -> None:
     from insta_runtime.tracked import read_take
     from telepresence.client import ParameterClient
     from telepresence.drivers.take_driver import play_take, take_schedule
-    from telepresence.drivers.zeromq import check_address
+    from telepresence.drivers.zeromq_address import check_address
 
     recorded = read_take(take)
     frames = len(take_schedule(recorded))

@@ -6,6 +6,7 @@ rotation, and gaze.  Neutral and range of the weights are the sender's; `express
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -28,6 +29,10 @@ AHEAD: Final = np.diag([1.0, -1.0, -1.0])
 """Rotation from head to camera space of a face that looks into the camera."""
 PLACE: Final = np.array([0.0, 0.0, 0.6])
 """Head position of senders that state none, in metres in camera axes."""
+WEIGHT_LIMIT: Final = 100.0
+"""Magnitude up to which a received weight is clamped to its range; a larger number is not a weight."""
+ANGLE_LIMIT: Final = 100.0
+"""Magnitude up to which a received angle is used, in radians; a larger number is not an angle."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,11 @@ def face_to_head_state(face: ArkitFace, head: HeadModel) -> HeadState:
     if face.place is not None:
         parts["translation"] = (PLACE + face.place).astype(np.float32)
     return HeadState(**parts, t_capture_ns=0)
+
+
+def is_number(value: object, limit: float) -> bool:
+    """Whether ``value`` is a finite number of at most the magnitude ``limit``."""
+    return isinstance(value, float | int) and math.isfinite(value) and abs(value) <= limit
 
 
 def gaze_from_units(weights: Mapping[str, float]) -> Float64:

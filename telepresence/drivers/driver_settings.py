@@ -26,9 +26,15 @@ class DriverSettings:
     def check(self) -> None:
         """Check the settings that depend on each other.  Raises UserError."""
         from telepresence.drivers.udp_bridge import BRIDGES, check_endpoint
+        from telepresence.drivers.zeromq_address import check_address, check_target
 
         for name in BRIDGES:
             check_endpoint(name, getattr(self, name), self.only_from)
+        for address in (self.publish, self.subscribe):
+            if address:
+                check_address(address, allow_remote=bool(self.keys))
+        if self.subscribe:
+            check_target(self.subscribe)
 
 
 NAMES = ("livelink", "vmc", "openseeface", "take")

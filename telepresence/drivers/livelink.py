@@ -12,7 +12,8 @@ import struct
 from typing import Final
 
 from insta_runtime.errors import UserError
-from telepresence.drivers.arkit import ArkitFace, head_rotation
+from insta_runtime.types import Float64
+from telepresence.drivers.arkit import ANGLE_LIMIT, WEIGHT_LIMIT, ArkitFace, head_rotation, is_number
 
 NAME: Final = "livelink"
 """Name of this driver."""
@@ -43,14 +44,24 @@ _VALUES: Final = struct.Struct(f"!{FLOATS}f")
 
 
 class LiveLinkReader:
-    """Parses Live Link Face packets; it keeps no state between packets."""
+    """Parses Live Link Face packets; a value that is invalid keeps the one of the packet before.
+
+    Attributes:
+        left_out: reasons why values of the last packet were left out, one line each.
+    """
+
+    def __init__(self) -> None:
+        self.left_out: list[str] = []
+        self._weights: dict[str, float] = {}
+        self._turn: Float64 | None = None
 
     def read(self, packet: bytes) -> ArkitFace | None:
         """Parse ``packet``; None if the phone finds no face.
 
         Raises:
-            UserError: the packet is not valid.
+            UserError: the packet is not valid, or none of its values is.
         """
+        self.left_out = []
         if not packet or packet[0] != VERSION:
             raise UserError(f"malformed packet: expected version {VERSION} of Live Link Face")
         device_end = _skip_name(packet, 1)
@@ -66,15 +77,22 @@ class LiveLinkReader:
                 f"malformed packet: {packet[end]} values in {len(packet) - end - 1} bytes, expected {FLOATS} values"
             )
         values = _VALUES.unpack_from(packet, end + 1)
-        if not all(map(math.isfinite, values)):
-            raise UserError("malformed packet: a value is not finite")
-        yaw, pitch, roll = (min(max(angle, -math.pi), math.pi) for angle in values[52:55])
+        valid = {name: value for name, value in zip(CURVES, values, strict=False) if is_number(value, WEIGHT_LIMIT)}
+        bad = [name for name in CURVES if name not in valid]
+        angles = values[52:55]
+        if all(is_number(angle, ANGLE_LIMIT) for angle in angles):
+            yaw, pitch, roll = (min(max(angle, -math.pi), math.pi) for angle in angles)
+            self._turn = head_rotation(yaw, pitch, roll)
+        else:
+            bad.append("the head's rotation")
+        if len(bad) > len(CURVES):
+            raise UserError("malformed packet: no value is a finite number")
+        if not math.isfinite(part):
+            bad.append("the time")
+        self._weights |= valid
+        self.left_out = [f"malformed packet: {name} is not a number in its range" for name in bad]
         known = 0 < rate <= 1000 and 0 < base <= 1001 and math.isfinite(part)
-        return ArkitFace(
-            weights=dict(zip(CURVES, values[:52], strict=True)),
-            turn=head_rotation(yaw, pitch, roll),
-            sent_s=(frame + part) * base / rate if known else None,
-        )
+        return ArkitFace(dict(self._weights), self._turn, sent_s=(frame + part) * base / rate if known else None)
 
 
 def _skip_name(packet: bytes, start: int) -> int:

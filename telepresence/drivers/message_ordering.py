@@ -17,6 +17,17 @@ FORGET_S: Final = 3.0
 SAME_CLOCK_NS: Final = 1_000_000_000
 """Delay, in ns, up to which a capture time is assumed to be on this machine's monotonic clock."""
 
+STANDING_S: Final = 0.5
+"""Time, in seconds, without progress of the capture times after which the sender's clock counts as standing still."""
+SLOW: Final = 0.9
+"""Progress of a sender's clock, as a part of ours, below which its capture times do not show delays."""
+PROBATION_S: Final = 2.0
+"""Interval, in seconds, over which the progress of a doubted clock is measured."""
+BACK_S: Final = 5.0
+"""Step back of a time stamp, in seconds, above which the sender restarted."""
+RUN: Final = 4
+"""Number of messages in a row, all captured before the newest one, after which the sender's clock has fallen back."""
+
 _SPAN_NS: Final = 30_000_000_000
 _PIECES: Final = 10
 
@@ -26,12 +37,20 @@ class MessageOrdering:
 
     The transit time is arrival minus capture time, up to the offset of the two clocks.  The smallest difference in the
     last half minute is taken as that offset plus the shortest transit; any excess is queueing delay.
+
+    A clock that falls back while sequence numbers grow, stands still, or is much slower than ours does not show delays:
+    its messages are ordered by sequence number alone, until it keeps pace with ours again.
     """
 
     def __init__(self) -> None:
         self._seq: int | None = None
         self._sent_ns = self._arrived_ns = 0
         self._least: deque[tuple[int, int]] = deque()  # (time slice, smallest difference in it)
+        self._seen_seq, self._seen_ns = -1, 0  # highest sequence number and capture time received, taken or not
+        self._progress_ns = 0  # arrival of the message with that capture time
+        self._stale = 0  # number of stale messages since the last one that was taken
+        self._behind = 0  # number of messages with an earlier capture time since then
+        self._doubted: tuple[int, int] | None = None  # capture and arrival time since which the clock is doubted
 
     def classify(self, seq: int, sent_ns: int, arrived_ns: int) -> MessageFate:
         """Classify message ``seq``, captured at ``sent_ns`` on the sender's clock: ``taken``, ``late`` or ``stale``."""
@@ -41,12 +60,38 @@ class MessageOrdering:
             if silent_s < RESTART_S and sent_ns <= self._sent_ns:
                 return "late"
             self._least.clear()
+            self._seen_seq, self._doubted = -1, None
         elif silent_s >= FORGET_S:
+            if self._stale >= RUN:  # not silent: all messages in this time were stale
+                self._doubted = sent_ns, arrived_ns
+            self._least.clear()
+        if not self._is_paced(seq, sent_ns, arrived_ns):
             self._least.clear()
         if self.waited_ns(sent_ns, arrived_ns) > STALE_S * 1e9:
+            self._stale += 1
             return "stale"
+        self._stale = 0
         self._seq, self._sent_ns, self._arrived_ns = seq, sent_ns, arrived_ns
         return "taken"
+
+    def _is_paced(self, seq: int, sent_ns: int, arrived_ns: int) -> bool:
+        """Whether the sender's clock keeps pace with ours, so that capture times show delays."""
+        if seq > self._seen_seq:
+            if self._seen_seq < 0 or sent_ns > self._seen_ns:
+                self._seen_ns, self._progress_ns, self._behind = sent_ns, arrived_ns, 0
+            else:
+                self._behind += sent_ns < self._seen_ns
+            if self._behind == RUN or arrived_ns - self._progress_ns > STANDING_S * 1e9:
+                self._doubted = sent_ns, arrived_ns
+                self._seen_ns, self._progress_ns, self._behind = sent_ns, arrived_ns, 0
+            self._seen_seq = seq
+        if self._doubted is None:
+            return True
+        since = arrived_ns - self._doubted[1]
+        if since > PROBATION_S * 1e9:
+            paced = sent_ns - self._doubted[0] >= SLOW * since
+            self._doubted = None if paced else (sent_ns, arrived_ns)
+        return False
 
     def waited_ns(self, sent_ns: int, arrived_ns: int) -> int:
         """Delay of the message beyond the smallest recent one, in ns; also records the message's transit time."""
@@ -64,3 +109,29 @@ class MessageOrdering:
         if 0 <= arrived_ns - sent_ns < SAME_CLOCK_NS:
             return sent_ns
         return arrived_ns - max(0, arrived_ns - sent_ns - min(least for _, least in self._least))
+
+
+class TimestampOrdering:
+    """Detects late packets of one sender by their time stamps alone, for protocols without sequence numbers.
+
+    A packet that is earlier than the newest one was overtaken on its way, and is late.  Where `RUN` packets in a row
+    are in order but earlier than the newest one, or one is earlier by more than `BACK_S`, the clock was set back: by
+    a restart, by a correction of the time, or because it wrapped around.  Equal time stamps are in order.
+    """
+
+    def __init__(self) -> None:
+        self._newest_s: float | None = None
+        self._behind: list[float] = []  # time stamps of the late packets since the last one that was taken
+
+    def classify(self, sent_s: float) -> MessageFate:
+        """Classify a packet with the time stamp ``sent_s``, in seconds on the sender's clock: ``taken`` or ``late``."""
+        back_s = 0.0 if self._newest_s is None else self._newest_s - sent_s
+        if 0.0 < back_s < BACK_S:
+            if self._behind and sent_s < self._behind[-1]:
+                self._behind.clear()
+            self._behind.append(sent_s)
+            if len(self._behind) < RUN:
+                return "late"
+        self._newest_s = sent_s
+        self._behind.clear()
+        return "taken"

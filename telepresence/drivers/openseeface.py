@@ -6,14 +6,22 @@ lowest number is used.
 
 from __future__ import annotations
 
+import math
 import struct
 from typing import Final
 
 import numpy as np
 
 from insta_runtime.errors import UserError
-from insta_runtime.types import Float64
-from telepresence.drivers.arkit import ArkitFace, gaze_from_directions, quaternion_matrix, units_from_gaze
+from insta_runtime.types import Float32, Float64
+from telepresence.drivers.arkit import (
+    WEIGHT_LIMIT,
+    ArkitFace,
+    gaze_from_directions,
+    is_number,
+    quaternion_matrix,
+    units_from_gaze,
+)
 
 NAME: Final = "openseeface"
 """Name of this driver."""
@@ -27,6 +35,11 @@ FEATURES: Final = (
     *("mouth_corner_updown_r", "mouth_corner_inout_r", "mouth_open", "mouth_wide"),
 )
 """Names of the features in a record, in its order."""
+USED: Final = (
+    *("eye_l", "eye_r", "eyebrow_updown_l", "eyebrow_updown_r", "mouth_corner_updown_l", "mouth_corner_updown_r"),
+    *("mouth_open", "mouth_wide"),
+)
+"""Names of the features that are used."""
 FACES: Final = 40
 """Maximum number of faces in a packet; the tracker sends at most 39."""
 
@@ -51,14 +64,27 @@ _TO_AHEAD: Final = np.diag([1.0, -1.0, -1.0])
 
 
 class OpenSeeFaceReader:
-    """Parses OpenSeeFace packets; it keeps no state between packets."""
+    """Parses OpenSeeFace packets; a part that is invalid keeps the value of the packet before.
+
+    Attributes:
+        left_out: reasons why parts of the last packet were left out, one line each.
+    """
+
+    def __init__(self) -> None:
+        self.left_out: list[str] = []
+        self._turn: Float64 | None = None
+        self._shift: Float64 | None = None  # down, right, far, in units of its face model
+        self._gaze: Float64 = np.zeros((2, 2))
+        self._features: dict[str, float] = dict.fromkeys(USED, 0.0)
+        self._open = [1.0, 1.0]  # right, left
 
     def read(self, packet: bytes) -> ArkitFace | None:
         """Parse ``packet``; None if the tracker could not fit the face.
 
         Raises:
-            UserError: the packet is not valid.
+            UserError: the packet is not valid, or neither the head's rotation nor any feature is.
         """
+        self.left_out = []
         count, rest = divmod(len(packet), RECORD)
         if rest or not 0 < count <= FACES:
             raise UserError(f"malformed packet: {len(packet)} bytes, expected records of {RECORD} bytes")
@@ -66,23 +92,60 @@ class OpenSeeFaceReader:
         start = min(starts, key=lambda start: int(_HEAD.unpack_from(packet, start)[1]))
         head = _HEAD.unpack_from(packet, start)
         numbers = np.frombuffer(packet, "<f4", offset=start + _HEAD.size, count=(RECORD - _HEAD.size) // 4)
-        if not (np.isfinite(numbers).all() and np.isfinite(head).all()):
-            raise UserError("malformed packet: a number is not finite")
-        sent_s, fitted, error = float(head[0]), head[6], head[7]
+        fitted, error = head[6], head[7]
         if not fitted or error > UNFIT:
             return None
+        bad = [*self._read_head(head), *self._read_face(head[4:6], numbers)]
+        if len(bad) == 2 + len(USED) + 3:
+            raise UserError("malformed packet: no number is finite")
+        if not math.isfinite(head[0]):
+            bad.append("the time")
+        if math.isnan(error):
+            bad.append("the error of the fit")
+        self.left_out = [f"malformed packet: {name} is not a number in its range" for name in bad]
+        weights = _weights(self._features, *self._open) | units_from_gaze(self._gaze)
+        place = None
+        if self._turn is not None and self._shift is not None:
+            down, right, far = self._shift
+            place = -UNIT_M * np.array([right, down, far]) - _TO_AHEAD @ self._turn @ NOSE
+        return ArkitFace(weights, self._turn, place, self._gaze, float(head[0]) if math.isfinite(head[0]) else None)
+
+    def _read_head(self, head: tuple[float, ...]) -> list[str]:
+        """Read rotation and position of the head; returns the names of what is invalid."""
+        bad = []
         # The tracker sends the quaternion of the transposed matrix.
-        turn = quaternion_matrix(-head[8], -head[9], -head[10], head[11])
-        if turn is None:
-            raise UserError("malformed packet: the head's quaternion is not a rotation")
-        turn = _TO_AHEAD @ _ROWS_FIRST @ turn @ _RIGHT
-        down, right, far = (min(max(value, -100.0), 100.0) for value in head[15:18])
+        numeric = all(is_number(value, 10.0) for value in head[8:12])
+        turn = quaternion_matrix(-head[8], -head[9], -head[10], head[11]) if numeric else None
+        if turn is not None:
+            self._turn = _TO_AHEAD @ _ROWS_FIRST @ turn @ _RIGHT
+        else:
+            bad.append("the head's rotation")
+        if np.isfinite(head[15:18]).all():
+            self._shift = np.clip(np.array(head[15:18], dtype=np.float64), -100.0, 100.0)
+        else:
+            bad.append("the head's position")
+        return bad
+
+    def _read_face(self, openness: tuple[float, ...], numbers: Float32) -> list[str]:
+        """Read eyelids, gaze and features; returns the names of what is invalid."""
+        bad = []
+        for side, (name, value) in enumerate(zip(("right", "left"), openness, strict=True)):
+            if is_number(value, WEIGHT_LIMIT):
+                self._open[side] = value
+            else:
+                bad.append(f"the openness of the {name} eye")
         points = numbers[_REST : _REST + 3 * (POINTS + 2)].reshape(-1, 3).astype(np.float64)
-        gaze = _gaze(points)
+        if np.isfinite(points[66:70]).all():
+            self._gaze = _gaze(points)
+        else:
+            bad.append("the gaze")
         features = dict(zip(FEATURES, numbers[-len(FEATURES) :].tolist(), strict=True))
-        weights = _weights(features, right_open=head[4], left_open=head[5]) | units_from_gaze(gaze)
-        place = -UNIT_M * np.array([right, down, far]) - _TO_AHEAD @ turn @ NOSE
-        return ArkitFace(weights, turn, place, gaze, sent_s)
+        for name in USED:
+            if is_number(features[name], WEIGHT_LIMIT):
+                self._features[name] = features[name]
+            else:
+                bad.append(name)
+        return bad
 
 
 def _gaze(points: Float64) -> Float64:

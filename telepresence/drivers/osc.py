@@ -23,14 +23,17 @@ _CONSTANT: Final[dict[str, bool | float | None]] = {"T": True, "F": False, "N": 
 
 @dataclass(frozen=True)
 class OscMessage:
-    """An OSC message: address and arguments."""
+    """An OSC message: address and arguments; ``fault`` is the reason why its arguments cannot be read, else None."""
 
     address: str
     values: tuple[Value, ...]
+    fault: str | None = None
 
 
 def parse_packet(packet: bytes) -> list[OscMessage]:
     """Parse all messages of ``packet``, those of bundles in their order; time tags are ignored.
+
+    A message whose arguments cannot be read has a ``fault``; one without an address is left out of its bundle.
 
     Raises:
         UserError: the packet is not OSC, nested too deeply, or has too many messages.
@@ -48,7 +51,15 @@ def parse_packet(packet: bytes) -> list[OscMessage]:
 
 def _elements(packet: memoryview, depth: int) -> Iterator[OscMessage]:
     if bytes(packet[:8]) != b"#bundle\0":
-        yield _message(packet)
+        try:
+            address, start = _text(packet, 0)
+            if not address.startswith("/"):
+                raise UserError("malformed packet: no OSC address")
+        except (UserError, UnicodeDecodeError, IndexError):
+            if depth == DEPTH:
+                raise
+            return
+        yield _message(address, packet, start)
         return
     if depth == 0:
         raise UserError(f"malformed packet: OSC bundles nested deeper than {DEPTH}")
@@ -64,12 +75,19 @@ def _elements(packet: memoryview, depth: int) -> Iterator[OscMessage]:
         start += size
 
 
-def _message(packet: memoryview) -> OscMessage:
-    address, start = _text(packet, 0)
-    if not address.startswith("/"):
-        raise UserError("malformed packet: no OSC address")
+def _message(address: str, packet: memoryview, start: int) -> OscMessage:
+    """Message with the arguments that begin at ``start``."""
     if start >= len(packet):
         return OscMessage(address, ())
+    try:
+        return OscMessage(address, tuple(_arguments(packet, start)))
+    except UserError as error:
+        return OscMessage(address, (), str(error))
+    except (struct.error, UnicodeDecodeError, IndexError):
+        return OscMessage(address, (), "malformed packet: the arguments of an OSC message are truncated")
+
+
+def _arguments(packet: memoryview, start: int) -> list[Value]:
     tags, start = _text(packet, start)
     if not tags.startswith(","):
         raise UserError("malformed packet: an OSC message without type tags")
@@ -92,7 +110,7 @@ def _message(packet: memoryview) -> OscMessage:
             values.append(_CONSTANT[tag])
         else:
             raise UserError(f"malformed packet: unknown OSC type tag {tag!r}")
-    return OscMessage(address, tuple(values))
+    return values
 
 
 def _text(packet: memoryview, start: int) -> tuple[str, int]:

@@ -44,11 +44,11 @@ FLAME_WEIGHT: Final = 8.0
 JOINT_ANGLE: Final = math.pi / 2
 """Bound to which the components of jaw, neck and eye rotations are clamped, in radians."""
 HEAD_ANGLE: Final = 2 * math.pi
-"""Largest component of the head rotation, in radians; a message with a larger one is refused."""
+"""Largest component of the head rotation, in radians; a larger one is refused."""
 NEAREST_M: Final = 0.05
-"""Smallest depth of the head, in metres; a message with a smaller one is refused."""
+"""Smallest depth of the head, in metres; a smaller one is refused."""
 FARTHEST_M: Final = 20.0
-"""Largest coordinate of the head, in metres; a message with a larger one is refused."""
+"""Largest coordinate of the head, in metres; a larger one is refused."""
 
 
 class ParameterMessage(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, frozen=True, kw_only=True):
@@ -105,12 +105,15 @@ def decode(payload: bytes) -> ParameterMessage:
 
 def validated_fields(
     parameters: ParameterMessage, expressions: int, basis: str, head_sha256: str
-) -> dict[str, Float32 | None]:
-    """Validated fields of a message: arrays, or None for a field that is reset; out-of-range values are clamped.
+) -> tuple[dict[str, Float32 | None], list[str]]:
+    """Validated fields of a message, and the reasons why other fields of it are left out, one line each.
+
+    A field is an array, or None where it is reset; values out of range are clamped.  A field is left out if it has a
+    number that is not finite, another number of weights than ``expressions``, or a rotation or position of the head
+    that cannot be one.
 
     Raises:
-        UserError: the message is for another head model or basis, has another number of weights than ``expressions``,
-            a number that is not finite, or a head position that is not before the camera.
+        UserError: the message is for another head model or basis, or none of its fields is valid.
     """
     if parameters.basis != basis or not head_sha256.startswith(parameters.head):
         raise UserError(
@@ -121,23 +124,36 @@ def validated_fields(
     # Version 1 had no way to reset a field, so None is the same as absent.
     absent = (UNSET, None) if parameters.v == 1 else (UNSET,)
     found = {name: value for name, value in given.items() if all(value is not nothing for nothing in absent)}
-    moved = {name: _array(name, value) for name, value in found.items() if value is not None}
-    if "expression" in moved:
-        if moved["expression"].size != expressions:
-            raise UserError(f"expression has {moved['expression'].size} weights, this head has {expressions}")
+    moved: dict[str, Float32 | None] = {}
+    left_out: list[str] = []
+    for name, value in found.items():
+        try:
+            moved[name] = None if value is None else _validated(name, _array(name, value), expressions, basis)
+        except UserError as error:
+            left_out.append(str(error))
+    if left_out and not moved:
+        raise UserError(left_out[0])
+    return moved, left_out
+
+
+def _validated(name: str, array: Float32, expressions: int, basis: str) -> Float32:
+    """The value ``array`` of the field ``name``, clamped to its range.  Raises UserError if it is invalid."""
+    if name == "expression":
+        if array.size != expressions:
+            raise UserError(f"expression has {array.size} weights, this head has {expressions}")
         low, high = (0.0, 1.0) if basis == "arkit52" else (-FLAME_WEIGHT, FLAME_WEIGHT)
-        moved["expression"] = moved["expression"].clip(low, high)
-    for name in {"jaw_pose", "neck_pose", "eye_pose"} & moved.keys():
-        moved[name] = moved[name].clip(-JOINT_ANGLE, JOINT_ANGLE)
-    if "eyelids" in moved:
-        moved["eyelids"] = moved["eyelids"].clip(0.0, 1.0)
-    if "rotation" in moved and np.abs(moved["rotation"]).max() > HEAD_ANGLE:
+        return array.clip(low, high)
+    if name in ("jaw_pose", "neck_pose", "eye_pose"):
+        return array.clip(-JOINT_ANGLE, JOINT_ANGLE)
+    if name == "eyelids":
+        return array.clip(0.0, 1.0)
+    if name == "rotation" and np.abs(array).max() > HEAD_ANGLE:
         raise UserError("rotation is not an axis-angle vector in radians: a component exceeds 2 pi")
-    if "translation" in moved:
-        x, y, z = moved["translation"]
+    if name == "translation":
+        x, y, z = array
         if not NEAREST_M <= z <= FARTHEST_M or max(abs(x), abs(y)) > FARTHEST_M:
             raise UserError("translation puts the head out of view: it is in metres, with z forward of the camera")
-    return dict.fromkeys(found.keys() - moved.keys()) | moved
+    return array
 
 
 def with_fields(state: HeadState, given: Mapping[str, Float32]) -> HeadState:

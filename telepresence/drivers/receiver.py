@@ -54,7 +54,8 @@ class StateReceiver:
         worker: the thread; an unexpected exception in it is handled by the policy ``receiver``.
         counts: number of messages by result: ``taken``, ``malformed``, ``late`` (a newer one arrived before), ``stale``
             (delayed), ``busy`` (from another sender than the current one), ``flood`` (rate limit); and of packets:
-            ``empty`` (no face) and ``foreign`` (from an address that is not allowed).
+            ``empty`` (no face) and ``foreign`` (from an address that is not allowed).  ``left_out`` counts the invalid
+            parts of messages whose other parts were used.
     """
 
     def __init__(
@@ -129,6 +130,11 @@ class StateReceiver:
         self.counts[kind] += 1
         if text is not None and self._complaints.acquire(1e-9 * now_ns()):
             self._on_refused(text)
+
+    def _note_left_out(self, texts: list[str]) -> None:
+        """Count the parts of a message that are left out, and report the reasons ``texts``."""
+        for text in texts:
+            self._reject("left_out", text)
 
     def _accept(
         self, state: HeadState, seq: int, arrived_ns: int, fingerprint: str | None, *, placed: bool = True

@@ -8,8 +8,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from insta_runtime.errors import UserError
-from telepresence.drivers import parameter_message
-from telepresence.drivers.zeromq import check_address
+from telepresence.drivers import parameter_message, zeromq_address
 
 if TYPE_CHECKING:
     import zmq
@@ -33,7 +32,7 @@ class StatePublisher:
     """
 
     def __init__(self, address: str, head: HeadModel, keys: CurveKeys | None = None) -> None:
-        check_address(address, allow_remote=keys is not None)
+        zeromq_address.check_address(address, allow_remote=keys is not None)
         self.address = address
         self.sent = 0
         self._head, self._keys = head, keys
@@ -61,14 +60,15 @@ class StatePublisher:
         try:
             if self._keys is not None:
                 self._keys.configure_server(socket)
-            socket.bind(self.address)
-        except zmq.ZMQError as error:
+            self.address = zeromq_address.bind(socket, self.address)
+        except (zmq.ZMQError, UserError) as error:
             socket.close()
             self._release.close()
+            if isinstance(error, UserError):
+                raise
             raise UserError(
                 f"cannot publish states at {self.address}: {error}; choose another with --set drivers.publish"
             ) from None
-        self.address = socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
         self._socket = socket
 
     def send(self, state: HeadState, fingerprint: str | None) -> None:

@@ -7,6 +7,7 @@ and the tracking status.  A packet usually holds one frame; frames that are spli
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -15,7 +16,13 @@ from insta_runtime.errors import UserError
 from insta_runtime.geometry import axis_angle
 from insta_runtime.types import Float64
 from telepresence.drivers import osc
-from telepresence.drivers.arkit import ArkitFace, gaze_from_directions, quaternion_matrix
+from telepresence.drivers.arkit import (
+    WEIGHT_LIMIT,
+    ArkitFace,
+    gaze_from_directions,
+    is_number,
+    quaternion_matrix,
+)
 from telepresence.drivers.livelink import CURVES
 
 NAME: Final = "vmc"
@@ -24,8 +31,8 @@ PORT: Final = 39539
 """Default UDP port."""
 RATE: Final = 10_000.0
 """Maximum number of packets read per second: senders with one message per packet send a hundred per frame."""
-SHAPES: Final = 256
-"""Maximum number of blend shape names that are stored."""
+Values = tuple[osc.Value, ...]
+"""Arguments of an OSC message."""
 
 BONES: Final = ("hips", "spine", "chest", "upperchest", "neck", "head")
 """Bones whose rotations are chained to the rotation of the head."""
@@ -64,64 +71,96 @@ _ARKIT: Final = {name.lower(): name for name in CURVES}
 
 
 class VmcReader:
-    """Parses VMC packets; one instance per sender, because packets build on each other."""
+    """Parses VMC packets; one instance per sender, because packets build on each other.
+
+    Attributes:
+        left_out: reasons why parts of the last packet that would move the face were left out, one line each.
+    """
 
     def __init__(self) -> None:
+        self.left_out: list[str] = []
         self._pending: dict[str, float] = {}  # blend shapes until the next Apply, by lower-case name
         self._shapes: dict[str, float] = {}
         self._bones: dict[str, Float64] = {}
         self._tracks = True
+        self._sent_s: float | None = None  # time in the packet that is parsed
         self._turned = False  # a bone was received since the last face
 
     def read(self, packet: bytes) -> ArkitFace | None:
         """Parse ``packet`` and return the face after it; None if it does not change, or no face is tracked.
 
+        Weights and bones that are not used are not judged; those that are used and invalid keep their last value.
+
         Raises:
-            UserError: the packet is not OSC, or a message has the wrong arguments.
+            UserError: the packet is not OSC, or all messages in it that are used are invalid.
         """
-        sent_s: float | None = None
-        bundled, moves, ends = packet.startswith(b"#"), False, False
+        self.left_out, self._sent_s = [], None
+        bundled, moves, ends, used = packet.startswith(b"#"), False, False, False
         for message in osc.parse_packet(packet):
-            address, values = message.address, message.values
-            if address == "/VMC/Ext/Blend/Val":
-                (name,), (weight,) = _arguments(message, 1, 1)
-                self._note(name, weight)
-            elif address == "/VMC/Ext/Blend/Apply":
+            if message.address == "/VMC/Ext/Blend/Apply":
                 self._shapes.update(self._pending)
                 self._pending.clear()
                 moves = True
-            elif address == "/VMC/Ext/Bone/Pos":
-                (name,), numbers = _arguments(message, 1, 7)
-                self._turned = self._turn(name, numbers[3:]) or self._turned
-            elif address == "/VMC/Ext/T":
-                sent_s, ends = _arguments(message, 0, 1)[1][0], True
-            elif address == "/VMC/Ext/OK" and values and all(isinstance(value, int) for value in values):
-                self._tracks, ends = values[0] == 1 and (len(values) < 4 or values[3] == 1), True
+            elif (parse := _PARSERS.get(message.address)) is not None:
+                fault = message.fault or parse(self, message.values)
+                used = used or fault is None
+                if fault is None and message.address in _ENDS:
+                    ends = True
+                elif fault is not None:
+                    self.left_out.append(fault)
+        if self.left_out and not (used or moves):
+            raise UserError(self.left_out[0])
         # Bones sent one per packet take effect with a message that is sent once per frame.
         moves = moves or (self._turned and (bundled or ends))
         if not moves or not self._tracks:
             return None
         self._turned = False
-        return ArkitFace(self._weights(), self._head(), gaze=self._gaze(), sent_s=sent_s)
+        return ArkitFace(self._weights(), self._head(), gaze=self._gaze(), sent_s=self._sent_s)
 
-    def _note(self, name: str, weight: float) -> None:
+    def _parse_weight(self, values: Values) -> str | None:
+        """Store a blend shape; returns why it is invalid, or None."""
+        name, weight = (*values[:2], None, None)[:2]
+        if not isinstance(name, str):
+            return "malformed packet: /VMC/Ext/Blend/Val without a name"
         key = _SAME.get(name.lower(), name.lower())
-        if key in self._pending or len(self._pending) < SHAPES:
-            self._pending[key] = min(max(weight, 0.0), 1.0)
-        if len(self._shapes) > SHAPES:
-            self._shapes.clear()
+        if key not in _ARKIT and key not in PRESETS:
+            return None
+        if not is_number(weight, WEIGHT_LIMIT):
+            return f"malformed packet: the weight of {key} is not a number in its range"
+        self._pending[key] = min(max(float(weight), 0.0), 1.0)  # type: ignore[arg-type]
+        return None
 
-    def _turn(self, name: str, quaternion: list[float]) -> bool:
-        bone = name.lower()
+    def _parse_bone(self, values: Values) -> str | None:
+        """Store the rotation of a bone, if it is used; its position is not.  Returns why it is invalid, or None."""
+        if not values or not isinstance(values[0], str):
+            return "malformed packet: /VMC/Ext/Bone/Pos without a name"
+        bone, quaternion = values[0].lower(), values[4:8]
         if bone not in BONES and bone not in EYES:
-            return False
-        # Unity's x axis points to the avatar's right and ours to its left: the reflection negates y and z.
-        x, y, z, w = quaternion
-        matrix = quaternion_matrix(x, -y, -z, w)
+            return None
+        matrix = None
+        if len(quaternion) == 4 and all(is_number(value, 10.0) for value in quaternion):
+            # Unity's x axis points to the avatar's right and ours to its left: the reflection negates y and z.
+            x, y, z, w = (float(value) for value in quaternion)  # type: ignore[arg-type]
+            matrix = quaternion_matrix(x, -y, -z, w)
         if matrix is None:
-            raise UserError(f"malformed packet: the quaternion of bone {bone} is not a rotation")
+            return f"malformed packet: the quaternion of bone {bone} is not a rotation"
         self._bones[bone] = matrix
-        return True
+        self._turned = True
+        return None
+
+    def _parse_time(self, values: Values) -> str | None:
+        """Store the sender's time; returns why it is invalid, or None."""
+        if not values or not is_number(values[0], 1e9):
+            return "malformed packet: /VMC/Ext/T without a time in seconds"
+        self._sent_s = float(values[0])  # type: ignore[arg-type]
+        return None
+
+    def _parse_status(self, values: Values) -> str | None:
+        """Store whether a face is tracked; returns why the status is invalid, or None."""
+        if not values or not all(isinstance(value, int) for value in values[:4]):
+            return "malformed packet: /VMC/Ext/OK without whole numbers"
+        self._tracks = values[0] == 1 and (len(values) < 4 or values[3] == 1)
+        return None
 
     def _weights(self) -> dict[str, float]:
         known = {_ARKIT[name]: weight for name, weight in self._shapes.items() if name in _ARKIT}
@@ -152,11 +191,10 @@ class VmcReader:
         return None if still else gaze
 
 
-def _arguments(message: osc.OscMessage, texts: int, numbers: int) -> tuple[list[str], list[float]]:
-    """First arguments of ``message``: ``texts`` strings, then ``numbers`` numbers; further arguments are ignored."""
-    found = message.values[:texts], message.values[texts : texts + numbers]
-    words = [value for value in found[0] if isinstance(value, str)]
-    figures = [float(value) for value in found[1] if isinstance(value, float | int) and abs(value) < 1e9]
-    if len(words) < texts or len(figures) < numbers:
-        raise UserError(f"malformed packet: {message.address} requires {texts} strings and {numbers} finite numbers")
-    return words, figures
+_PARSERS: Final[dict[str, Callable[[VmcReader, Values], str | None]]] = {
+    "/VMC/Ext/Blend/Val": VmcReader._parse_weight,
+    "/VMC/Ext/Bone/Pos": VmcReader._parse_bone,
+    "/VMC/Ext/T": VmcReader._parse_time,
+    "/VMC/Ext/OK": VmcReader._parse_status,
+}
+_ENDS: Final = {"/VMC/Ext/T", "/VMC/Ext/OK"}  # sent once per frame

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
-import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from insta_runtime.errors import UserError
 from insta_runtime.types import Float32, HeadState
-from telepresence.drivers import parameter_message
+from telepresence.drivers import parameter_message, zeromq_address
 from telepresence.drivers.message_ordering import MessageOrdering
 from telepresence.drivers.receiver import FLOOR_NS, StateReceiver, StateTransfer
 from telepresence.runtime.clock import now_ns
@@ -56,7 +54,7 @@ class ZeroMqDriver(StateReceiver):
         super().__init__(
             "subscription" if subscribe else "zmq", on_refused=on_refused, on_accepted=on_accepted, transfer=transfer
         )
-        check_address(address, allow_remote=keys is not None)
+        zeromq_address.check_address(address, allow_remote=keys is not None)
         self.address = address
         self._basis, self._head, self._expressions = basis, head_sha256, expressions
         self._keys, self._subscribe = keys, subscribe
@@ -86,12 +84,11 @@ class ZeroMqDriver(StateReceiver):
                 if self._keys is not None:
                     self._keys.configure_subscriber(socket)
                 socket.setsockopt(zmq.SUBSCRIBE, b"")
-                socket.connect(self.address)
+                zeromq_address.connect(socket, self.address)
             else:
                 if self._keys is not None:
                     self._keys.configure_server(socket)
-                socket.bind(self.address)
-                self.address = socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
+                self.address = zeromq_address.bind(socket, self.address)
         except (zmq.ZMQError, UserError) as error:
             socket.close()
             self._release.close()
@@ -142,7 +139,7 @@ class ZeroMqDriver(StateReceiver):
             if len(frames) != 1:
                 raise UserError(f"malformed message: {len(frames)} frames, expected one")
             parameters = parameter_message.decode(frames[0])
-            found = parameter_message.validated_fields(parameters, self._expressions, self._basis, self._head)
+            found, left_out = parameter_message.validated_fields(parameters, self._expressions, self._basis, self._head)
         except UserError as error:
             self._reject("malformed", str(error))
             return
@@ -157,6 +154,7 @@ class ZeroMqDriver(StateReceiver):
         if verdict != "taken":
             self._reject(verdict)
             return
+        self._note_left_out(left_out)
         for name, value in found.items():
             if value is None:
                 self._given.pop(name, None)
@@ -166,25 +164,3 @@ class ZeroMqDriver(StateReceiver):
         state = parameter_message.with_fields(self._base, self._given).at(captured)
         placed = bool({"rotation", "translation"} & self._given.keys())
         self._accept(state, parameters.seq, arrived, parameters.person, placed=placed)
-
-
-def check_address(address: str, allow_remote: bool) -> None:
-    """Check that ``address`` is ipc, or TCP on the loopback interface unless ``allow_remote``.  Raises UserError."""
-    if re.fullmatch(r"ipc://.+", address):
-        return
-    tcp = re.fullmatch(r"tcp://(?:\[([0-9a-fA-F:]+)\]|([^/:\[\]]+)):(\d{1,5}|\*)", address)
-    if tcp is None:
-        raise UserError(f"{address!r} is not a ZeroMQ address: write tcp://127.0.0.1:5577 or ipc:///path")
-    if allow_remote or not _remote(tcp[1] or tcp[2]):
-        return
-    raise UserError(
-        f"{address} is reachable from other machines: use a loopback address such as"
-        " tcp://127.0.0.1:5577, or give CURVE keys (--set drivers.keys=DIR)"
-    )
-
-
-def _remote(host: str) -> bool:
-    try:
-        return not ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host != "localhost"

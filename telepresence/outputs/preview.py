@@ -59,6 +59,7 @@ class PreviewWindow:
         self._listener: threading.Thread | None = None
         self._notice = ("", 0.0)
         self._stopping = False
+        self._hidden = False  # the window has opened the rings, and their names are gone
 
     def start(self) -> None:
         """Open the window.  Without pygame or a screen a warning is logged and the call continues."""
@@ -121,8 +122,15 @@ class PreviewWindow:
 
     def _write(self, ring: int, parts: tuple[Any, ...]) -> None:
         with self._lock:
-            if self._rings and self.open:
+            if self._hidden and self._rings and self.open:
                 self._rings[ring].write(*parts)
+
+    def _hide_rings(self) -> None:
+        """Let images into the rings, which no other process can open and no kill can leave behind from now on."""
+        with self._lock:
+            for ring in self._rings:
+                ring.hide()
+            self._hidden = True
 
     def _listen(self, pipe: Connection) -> None:
         try:
@@ -131,6 +139,9 @@ class PreviewWindow:
                 if command == "failed":
                     log.warning("no preview: %s; the call continues", text)
                     return
+                if command == "opened":
+                    self._hide_rings()
+                    continue
                 self._run_command(PreviewCommand(command))
         except (EOFError, OSError):
             if not self._stopping:

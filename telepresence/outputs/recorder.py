@@ -20,6 +20,7 @@ from insta_runtime.types import HeadState
 from telepresence.runtime.audio import CHANNELS, RATE, TOLERANCE_S, AudioBus, AudioChunk, AudioTimeline, Samples
 from telepresence.runtime.frames import OutputFrame
 from telepresence.runtime.mailbox import Mailbox
+from telepresence.runtime.media_paths import media_target
 from telepresence.runtime.policy import one_line
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ class _VideoFile:
         self._origin_ns = first.t_capture_ns
         # No moov box at the end of the file, and flushed to the disk after each fragment.
         flags = {"movflags": "frag_keyframe+empty_moov+default_base_moof", "flush_packets": "1"}
-        self._container: OutputContainer = av.open(str(path), "w", format="mp4", options=flags)
+        self._container: OutputContainer = av.open(media_target(path), "w", format="mp4", options=flags)
         video: Any = self._container.add_stream("libx264", rate=fps, options=QUALITY)
         video.height, video.width = (side - side % 2 for side in first.rgb.shape[:2])
         video.pix_fmt = "yuv420p"

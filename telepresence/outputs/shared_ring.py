@@ -32,7 +32,7 @@ class SharedRing:
         """Create a ring for messages of at most ``capacity`` bytes, or open an existing one by its ``name``."""
         slot = np.dtype([("sequence", "<u8"), ("size", "<u8"), ("data", "u1", (capacity,))])  # sequence 0: in work
         layout = np.dtype([("newest", "<u8"), ("slots", slot, (SLOTS,))])
-        self._owner = name is None
+        self._owner = self._named = name is None
         self._memory = SharedMemory(name, create=self._owner, size=layout.itemsize if self._owner else 0)
         self._capacity = capacity
         self._ring = np.ndarray((), layout, self._memory.buf)
@@ -70,11 +70,19 @@ class SharedRing:
         data = slot["data"][: min(int(slot["size"]), self._capacity)].tobytes()
         return RingMessage(sequence, data) if int(slot["sequence"]) == sequence else None
 
+    def hide(self) -> None:
+        """Remove the name, once the other process has opened the ring: a kill of both then leaves nothing in memory.
+
+        Only the process that created the ring may do it; on Windows shared memory always ends with its processes.
+        """
+        if self._named:
+            self._named = False
+            self._memory.unlink()
+
     def close(self) -> None:
         """Release the shared memory; the process that created it also removes it.  May be called twice."""
         if self._memory.buf is None:
             return
         del self._ring
         self._memory.close()
-        if self._owner:
-            self._memory.unlink()
+        self.hide()

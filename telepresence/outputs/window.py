@@ -72,7 +72,8 @@ class RingNames(NamedTuple):
 def open_window(rings: RingNames, pipe: Connection, title: str) -> None:
     """Open the preview window and run it until it is closed, or ``pipe`` receives anything or ends.
 
-    Commands are sent through ``pipe`` as ``(command, "")``, or ``("failed", reason)`` if no window can be opened.
+    ``("opened", "")`` is sent through ``pipe`` once the rings are open, then commands as ``(command, "")``; only
+    ``("failed", reason)`` if no window can be opened.
     """
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
     os.environ.setdefault("SDL_WINDOWS_DPI_AWARENESS", "permonitorv2")
@@ -91,6 +92,7 @@ def open_window(rings: RingNames, pipe: Connection, title: str) -> None:
         return
     receiver = PreviewReceiver(rings)
     try:
+        pipe.send(("opened", ""))
         _run(window, receiver, pipe)
     except (EOFError, OSError):  # the daemon has ended
         pass

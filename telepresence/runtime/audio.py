@@ -57,10 +57,12 @@ class AudioBus:
     Attributes:
         muted: replace all audio by silence of the same length.
         delay_s: seconds from the capture of audio until it is sent to viewers; None while none is sent.
+        source_error: why the daemon's own source is silent although it has audio; None otherwise.
     """
 
     def __init__(self) -> None:
         self.muted = False
+        self.source_error: str | None = None
         self.delay_s: float | None = None
         self._listeners: tuple[AudioListener, ...] = ()
         self._lock = threading.Lock()
@@ -78,7 +80,7 @@ class AudioBus:
         """JSON object ``sound`` of `/status` (docs/protocols-http.md)."""
         delay = self.delay_s
         delay_ms = round(1e3 * delay, 1) if delay is not None else None
-        return {"heard": self.active, "muted": self.muted, "delay_ms": delay_ms}
+        return {"heard": self.active, "muted": self.muted, "delay_ms": delay_ms, "error": self.source_error}
 
     def subscribe(self, listener: AudioListener) -> None:
         """Call ``listener`` with every chunk from now on."""
@@ -96,6 +98,10 @@ class AudioBus:
         if now - self._microphone_at >= SPEAKER_S:
             self._source_at = now
             self._play(chunk)
+
+    def report_silence(self, problem: str) -> None:
+        """Note why the daemon's own source is silent although it has audio."""
+        self.source_error = problem
 
     def play_microphone(self, chunk: AudioChunk) -> None:
         """Play audio of a browser's microphone."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from insta_runtime.errors import UserError
@@ -17,7 +18,11 @@ SPECS = "synthetic, webcam, webcam:DEVICE, file:PATH, tracked:DIR or browser"
 
 
 def open_source(
-    spec: str, *, browser: Mailbox[CameraFrame] | None = None, on_audio: AudioListener | None = None
+    spec: str,
+    *,
+    browser: Mailbox[CameraFrame] | None = None,
+    on_audio: AudioListener | None = None,
+    on_silence: Callable[[str], None] | None = None,
 ) -> Source:
     """Open the source of camera frames that ``spec`` names; only its module is imported.
 
@@ -25,6 +30,7 @@ def open_source(
         spec: one of `SPECS`.
         browser: mailbox with the frames of a browser's camera, for the source ``browser``.
         on_audio: called with the audio of sources that have any.
+        on_silence: called with the reason if the source has audio that cannot be decoded.
 
     Raises UserError if the source does not exist or cannot be opened.
     """
@@ -40,7 +46,7 @@ def open_source(
     if kind == "file" and argument:
         from telepresence.sources.video_file import VideoSource
 
-        return VideoSource(Path(argument).expanduser(), on_audio)
+        return VideoSource(Path(argument).expanduser(), on_audio, on_silence)
     if kind == "tracked" and argument:
         from telepresence.sources.tracked_folder import TrackedSource
 

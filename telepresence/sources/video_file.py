@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -13,23 +14,22 @@ from insta_runtime.errors import UserError
 from insta_runtime.types import Bytes
 from telepresence.runtime.audio import AudioChunk, AudioListener
 from telepresence.runtime.frames import CameraFrame
+from telepresence.sources.colour import SrgbConverter
 from telepresence.sources.file_audio import FileAudio
+from telepresence.sources.video_stream import MIN_FRAMES, MIN_SECONDS, OPTIONS, open_container, video_streams
 
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-# Containers that hold media data and cannot reference other files or addresses (as playlists can).  Without this list
-# FFmpeg would also open a text file as a terminal recording.
-_CONTAINERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,ogg,asf,ivf,h264,hevc,yuv4mpegpipe,gif"
-
-_OPTIONS = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
-
-_MAX_SIDE = 8192
+log = logging.getLogger("telepresence")
 
 _MAX_GAP = 0.1
 """Maximum time, in seconds, spent skipping late frames before one is delivered anyway, if decoding is too slow."""
+
+_DOLBY_TAGS = ("dvh1", "dvhe", "dav1", "dva1", "dvav")
+"""Codec tags of Dolby Vision streams in MP4."""
 
 _AUDIO_LEAD = 0.2
 """Lead of the audio before its frame, in seconds: more than the interval of two frames."""
@@ -42,7 +42,8 @@ class VideoFrames(Iterator[CameraFrame]):
     """Iterator over the frames of a video file, once, in order, without pacing.
 
     ``t_capture_ns`` is the file's time since the first frame.  Frames are upright (rotation applied) with square
-    pixels.  A truncated file ends where it is cut.  Raises UserError if ``path`` is not a playable video.
+    pixels, in sRGB.  A truncated file ends where it is cut.  Raises UserError if ``path`` is not a playable video, for
+    colours that cannot be converted, and, as an iterator, where the size of the frames changes.
 
     Attributes: ``fps`` nominal frame rate; ``count`` number of frames stated by the file (an estimate, at
     least 1); ``width, height`` of the frames in pixels; ``origin`` the file's time of the first frame, in seconds.
@@ -50,20 +51,31 @@ class VideoFrames(Iterator[CameraFrame]):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._container, self._stream = _open(path)
-        self._frames = self._decode()
+        self._open_stream()
         self._next_id = 0
         self.origin = 0.0
         self._last = -1.0
         self.fps = _frame_rate(self._stream)
         self.count = _frame_count(self._container, self._stream, self.fps)
-        try:
-            first = next(self._frames)
-        except StopIteration:
-            self.close()
-            raise UserError(f"{path}: no frame of this video can be decoded: use a complete, playable video") from None
-        self._pending: VideoFrame | None = first
-        self.height, self.width = self.rgb(first).shape[:2]
+        assert self._pending is not None
+        self.height, self.width = self.rgb(self._pending).shape[:2]
+
+    def _open_stream(self) -> None:
+        """Open the preferred stream of which a frame can be decoded, and decode that frame."""
+        for index in video_streams(self.path):
+            self._container = open_container(self.path)
+            stream = self._container.streams[index]
+            self._stream: VideoStream = cast("VideoStream", stream)
+            self._stream.thread_type = "AUTO"
+            self._frames = self._decode()
+            self._pending: VideoFrame | None = next(self._frames, None)
+            if self._pending is not None:
+                context = self._stream.codec_context
+                self._colours = SrgbConverter(context.codec_tag.lower() in _DOLBY_TAGS)
+                self._first_aspect = context.sample_aspect_ratio
+                return
+            self._container.close()
+        raise UserError(f"{self.path}: no frame of this video can be decoded: use a complete, playable video")
 
     def _decode(self) -> Iterator[VideoFrame]:
         import av
@@ -99,10 +111,19 @@ class VideoFrames(Iterator[CameraFrame]):
         return frame, seconds
 
     def rgb(self, frame: VideoFrame) -> Bytes:
-        """Convert a decoded frame to (H, W, 3) uint8 sRGB, upright, with square pixels."""
-        aspect = float(self._stream.sample_aspect_ratio or 1)
-        width = max(1, round(frame.width * aspect))
-        rgb = frame.to_ndarray(format="rgb24", width=width, height=frame.height).astype(np.uint8, copy=False)
+        """Convert a decoded frame to (H, W, 3) uint8 sRGB, upright, with square pixels.
+
+        Raises UserError for colours that cannot be converted.
+        """
+        aspect = self._stream.sample_aspect_ratio
+        coded = self._stream.codec_context.sample_aspect_ratio
+        if coded and coded != self._first_aspect:  # it changes inside the file
+            aspect = coded
+        width = max(1, round(frame.width * float(aspect or 1)))
+        try:
+            rgb = self._colours.convert(frame, width, frame.height)
+        except UserError as error:
+            raise UserError(f"{self.path}: {error}") from None
         return np.ascontiguousarray(np.rot90(rgb, round(frame.rotation / 90) % 4))
 
     def __next__(self) -> CameraFrame:
@@ -111,7 +132,33 @@ class VideoFrames(Iterator[CameraFrame]):
             self.close()
             raise StopIteration
         frame, seconds = item
-        return CameraFrame(self._next_id - 1, round(seconds * 1e9), self.rgb(frame))
+        rgb = self.rgb(frame)
+        height, width = rgb.shape[:2]
+        if (width, height) != (self.width, self.height):
+            self.close()
+            raise UserError(
+                f"{self.path}: the size changes from {self.width}x{self.height} to {width}x{height} pixels at frame "
+                f"{self._next_id - 1} ({seconds:.1f} s): cut the recording there, or bring it to one size "
+                "(ffmpeg -vf scale, pad)"
+            )
+        return CameraFrame(self._next_id - 1, round(seconds * 1e9), rgb)
+
+    def require_frames(self) -> None:
+        """After the last frame: UserError if there were fewer than `MIN_FRAMES`, a warning if they were short."""
+        if self._next_id < MIN_FRAMES:
+            raise UserError(f"{self.path}: {self._shortage()}")
+        if self._last + 1.0 / self.fps < MIN_SECONDS:
+            log.warning("%s: %s", self.path, self._shortage())
+
+    def warn_if_short(self) -> None:
+        """After the last frame: log a warning if there were only a few."""
+        if self._next_id < MIN_FRAMES or self._last + 1.0 / self.fps < MIN_SECONDS:
+            log.warning("%s: %s", self.path, self._shortage())
+
+    def _shortage(self) -> str:
+        frames = "1 frame" if self._next_id == 1 else f"{self._next_id} frames"
+        seconds = self._last + 1.0 / self.fps
+        return f"only {frames} ({seconds:.2f} s) in this video: use a recording of at least a few seconds"
 
     def close(self) -> None:
         """Close the file."""
@@ -125,15 +172,28 @@ class VideoSource:
     of a frame is passed on shortly before the frame.
     """
 
-    def __init__(self, path: Path, on_audio: AudioListener | None = None) -> None:
-        """``on_audio`` is called with the audio, on the thread that reads the frames."""
+    def __init__(
+        self,
+        path: Path,
+        on_audio: AudioListener | None = None,
+        on_silence: Callable[[str], None] | None = None,
+    ) -> None:
+        """``on_audio`` is called with the audio, on the thread that reads the frames.
+
+        ``on_silence`` is called once, with the reason, if the audio of the file cannot be decoded.
+        """
         self.name = path.name
         self._path = path
         self._frames = VideoFrames(path)
         self._on_audio = on_audio
-        self._audio = FileAudio(path, _OPTIONS) if on_audio is not None else None
+        self._audio = FileAudio(path, OPTIONS) if on_audio is not None else None
+        if self._audio is not None and self._audio.problem is not None:
+            log.warning("%s: %s", path, self._audio.problem, extra={"event": "no_sound", "stage": "capture"})
+            if on_silence is not None:
+                on_silence(self._audio.problem)
         self.fps = self._frames.fps
         self._next_id = 0
+        self._warned = False  # whether a short file was looked for
         self._start: float | None = None  # monotonic time of the first frame of this round
         self._pending: tuple[VideoFrame, float] | None = None  # decoded frame and monotonic time at which it is due
         self._last_due = 0.0
@@ -162,8 +222,11 @@ class VideoSource:
         item = self._frames.advance()
         if item is None:
             self.close()
+            if not self._warned:
+                self._frames.warn_if_short()
+                self._warned = True
             self._frames = VideoFrames(self._path)
-            self._audio = FileAudio(self._path, _OPTIONS) if self._on_audio is not None else None
+            self._audio = FileAudio(self._path, OPTIONS) if self._on_audio is not None else None
             self._start = self._last_due + 1.0 / self.fps
             item = self._frames.advance()
             assert item is not None, "VideoFrames has at least one frame"
@@ -193,31 +256,6 @@ class VideoSource:
         self._frames.close()
         if self._audio is not None:
             self._audio.close()
-
-
-def _open(path: Path) -> tuple[InputContainer, VideoStream]:
-    import av
-
-    if not path.is_file():
-        raise UserError(f"{path}: no such file: give the path of a video")
-    try:
-        container = av.open(str(path), container_options=_OPTIONS)
-    except PermissionError:
-        raise UserError(f"{path}: no permission to read this file: change its mode or copy it") from None
-    except (av.error.FFmpegError, EOFError, OSError):
-        raise UserError(
-            f"{path}: not a readable video (empty, truncated, or another kind of file): use another file"
-        ) from None
-    for stream in container.streams.video:
-        context = stream.codec_context
-        if stream.disposition & av.stream.Disposition.attached_pic or context is None:
-            continue  # cover image of an audio file
-        if not (0 < context.width <= _MAX_SIDE and 0 < context.height <= _MAX_SIDE):
-            continue
-        stream.thread_type = "AUTO"
-        return container, stream
-    container.close()
-    raise UserError(f"{path}: no video track: use a video that shows a face")
 
 
 def _frame_rate(stream: VideoStream) -> float:

@@ -8,11 +8,10 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from insta_runtime.errors import UserError
 from telepresence.runtime.frames import CameraFrame
 from telepresence.runtime.mailbox import Mailbox
+from telepresence.sources.colour import SrgbConverter
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -74,6 +73,7 @@ class WebcamSource:
         self.name = address
         self.fps = float(stream.average_rate or 30)
         self._mailbox: Mailbox[CameraFrame] = Mailbox("webcam")
+        self._refusal: str | None = None  # why the frames cannot be used
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._capture, name="webcam", daemon=True)
         self._thread.start()
@@ -81,12 +81,14 @@ class WebcamSource:
     def _capture(self) -> None:
         import av
 
+        colours = SrgbConverter()
         try:
             for frame_id, frame in enumerate(self._container.decode(video=0)):
                 if self._stopping.is_set():
                     break
-                rgb = frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
-                self._mailbox.put(CameraFrame(frame_id, time.monotonic_ns(), rgb))
+                self._mailbox.put(CameraFrame(frame_id, time.monotonic_ns(), colours.convert(frame)))
+        except UserError as error:
+            self._refusal = f"webcam {self._address}: {error}"
         except (av.error.FFmpegError, EOFError):
             pass  # unplugged; read() raises the error
         finally:
@@ -97,7 +99,7 @@ class WebcamSource:
         """Newest frame that was not read yet; None after ``timeout`` seconds.  UserError once the camera has ended."""
         frame = self._mailbox.get(timeout)
         if frame is None and self._mailbox.closed and not self._stopping.is_set():
-            raise UserError(f"webcam {self._address} stopped sending frames: plug it in again")
+            raise UserError(self._refusal or f"webcam {self._address} stopped sending frames: plug it in again")
         return frame
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from insta_runtime.errors import UserError
+from telepresence.runtime.addresses import parse_ip, resolve, with_brackets, without_brackets
 from telepresence.runtime.frames import OutputFrame
 from telepresence.runtime.ownership import enter_role
 from telepresence.runtime.policy import JUMP_S, POLICIES, Condition, Health
@@ -83,8 +84,10 @@ class MediaServer:
         """URL that a user opens in a browser, ending in a slash."""
         s = self._settings
         scheme = "https" if s.access.tls_cert else "http"
-        name = s.access.names.split()[0] if s.access.names else LOOPBACK_OF.get(s.host, s.host)
-        return f"{scheme}://{f'[{name}]' if ':' in name else name}:{self._port}/"
+        host = without_brackets(s.host)
+        host = str(parse_ip(host) or host)
+        name = s.access.names.split()[0] if s.access.names else LOOPBACK_OF.get(host, host)
+        return f"{scheme}://{with_brackets(name)}:{self._port}/"
 
     @property
     def viewers(self) -> int:
@@ -123,7 +126,8 @@ class MediaServer:
     def stream_stats(self) -> StreamStats:
         """Statistics of the stream over the last two seconds; any thread."""
         renditions = self._audience.renditions() if self._audience is not None else {}
-        return replace(self._hub.stats(), renditions=renditions)
+        failed, failure = self._peers.failed if self._peers is not None else (0, None)
+        return replace(self._hub.stats(), renditions=renditions, failed=failed, failure=failure)
 
     def stop(self) -> None:
         """End every session and every thread; may be called twice, and after a failed start."""
@@ -139,10 +143,12 @@ class MediaServer:
         return Health(Condition.RUNNING if alive else Condition.STOPPED, max(0.0, now - self._heartbeat), 0, None)
 
     def _listen(self) -> socket.socket:
-        host, port = self._settings.host, self._settings.port
+        host, port = without_brackets(self._settings.host), self._settings.port
         try:
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            return socket.create_server((host, port), family=family, backlog=64)
+            address = resolve(host)[0] if host else host
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            everywhere = address == "::" and socket.has_dualstack_ipv6()  # all addresses: IPv4, too
+            return socket.create_server((address, port), family=family, backlog=64, dualstack_ipv6=everywhere)
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise UserError(f"port {port} is used by another program; choose a free one with --port") from error
@@ -173,6 +179,7 @@ class MediaServer:
         if not aiortc_hooks.missing_names():
             aiortc_hooks.offer_loopback()
             aiortc_hooks.offer_playout_delay()
+            aiortc_hooks.broaden_dtls()
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
         ice = IceServers(self._settings.ice)
         self._audience = audience = Audience(self._hub, self._settings.adapt)

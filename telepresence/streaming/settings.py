@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from insta_runtime.config import setting
 from insta_runtime.errors import UserError
+from telepresence.runtime.addresses import resolve, without_brackets
 from telepresence.streaming.http.settings import AccessSettings
 from telepresence.streaming.rtc.network_simulation import LinkProfile
 from telepresence.streaming.rtc.settings import IceSettings, PublishSettings
@@ -41,7 +42,9 @@ class StreamSettings:
 
     def check(self) -> None:
         """Raise UserError for settings that are invalid although each one is within its range."""
-        self.access.check(self.host)
+        self.access.check(without_brackets(self.host))
+        if self.host:
+            resolve(without_brackets(self.host))
         self.ice.check()
         self.publish.check()
         if self.link:

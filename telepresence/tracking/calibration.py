@@ -19,9 +19,10 @@ from insta_runtime.errors import UserError
 from insta_runtime.head import HeadModel
 from insta_runtime.types import Float32, Float64
 
+from .face_mesh import LANDMARKS
 from .head_fit import POSE, HeadFit, HeadFitter, NormalEquations, Pinhole
 from .landmark_basis import JAW_WEIGHT, LandmarkBasis, landmark_basis
-from .landmarks import LANDMARKS, FaceLandmarks
+from .landmarks import FaceLandmarks
 
 FOCAL = 1.2
 """Assumed focal length, in longest sides of the frame; landmarks of a face hardly determine it."""

@@ -28,7 +28,7 @@ from insta_runtime.types import Camera, Float32, Float64
 
 from .canonical_face import mirror_landmarks
 from .clay_renders import head_variants, render_clay, view_rotations
-from .model_files import import_mediapipe
+from .face_models import FaceMeshModel, FaceModels, load_face_mesh
 from .surface_points import geometric_median, nearest_on_surface, spread
 
 VERSION = 2
@@ -69,11 +69,12 @@ LIP_WEIGHT = 3.0
 
 
 def embedding_for(
-    model: HeadModel, landmarker_path: Path, progress: Callable[[float], None] | None = None
+    model: HeadModel, models: FaceModels, progress: Callable[[float], None] | None = None
 ) -> LandmarkEmbedding:
     """Landmark embedding of ``model``: its own, a cached one, or a new one (a minute or two), which is then cached."""
     if model.embedding is not None:
         return model.embedding
+    landmarker_path = models.landmarker()
     landmarker = hashlib.sha256(landmarker_path.read_bytes()).hexdigest()
     name = f"{model.sha256[:20]}-{landmarker[:12]}-{VERSION}.npz"
     import platformdirs
@@ -83,7 +84,7 @@ def embedding_for(
         with np.load(path, allow_pickle=False) as stored:
             return LandmarkEmbedding(**{field: stored[field] for field in stored.files})
     except (OSError, ValueError, TypeError, zipfile.BadZipFile):
-        embedding = compute_embedding(model, landmarker_path, progress)
+        embedding = compute_embedding(model, landmarker_path, progress, models.library)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path, concurrent=True) as file:
         np.savez_compressed(file, allow_pickle=False, **embedding.arrays())
@@ -91,13 +92,21 @@ def embedding_for(
 
 
 def compute_embedding(
-    model: HeadModel, landmarker_path: Path, progress: Callable[[float], None] | None = None
+    model: HeadModel,
+    landmarker_path: Path,
+    progress: Callable[[float], None] | None = None,
+    library: str = "litert",
 ) -> LandmarkEmbedding:
     """Compute the landmark embedding of ``model`` with MediaPipe's face landmarker (a ``.task`` file).
 
-    ``progress`` is called with the completed fraction, in [0, 1].  Deterministic for given files and versions.
+    ``progress`` is called with the completed fraction, in [0, 1]; ``library`` runs the face landmarker
+    (`FaceModels.library`).  Deterministic for given files and versions.
     """
-    hits = _collect_hits(model, landmarker_path, progress or (lambda _: None))
+    landmarker = load_face_mesh(landmarker_path, library, live=False)
+    try:
+        hits = _collect_hits(model, landmarker, progress or (lambda _: None))
+    finally:
+        landmarker.close()
     # Closed lips coincide, so positions are compared on the surface with the mouth open.
     surface = HeadRig(model, dtype=torch.float64).canonical(np.zeros(len(model.shape_dirs)), 0.6).vertices.numpy()
     skin = np.flatnonzero(model.face_group == SKIN)
@@ -148,37 +157,30 @@ class _RayHits:
         self.weight = np.array([row[2] for row in rows])
 
 
-def _collect_hits(model: HeadModel, landmarker_path: Path, progress: Callable[[float], None]) -> list[_RayHits]:
+def _collect_hits(model: HeadModel, landmarker: FaceMeshModel, progress: Callable[[float], None]) -> list[_RayHits]:
     """Hits of every landmark on the skin, over all renders."""
-    mp = import_mediapipe()
-    vision = mp.tasks.vision
-    options = vision.FaceLandmarkerOptions(
-        base_options=mp.tasks.BaseOptions(model_asset_path=str(landmarker_path)), running_mode=vision.RunningMode.IMAGE
-    )
     rows: list[list[tuple[int, Float64, float]]] = [[] for _ in range(LANDMARKS)]
     inner = set(INNER_LIPS)
     variants = list(head_variants(model))
     views = view_rotations()
     rig = HeadRig(model)
     camera = Camera(FOCAL * SIZE, FOCAL * SIZE, SIZE / 2, SIZE / 2, SIZE, SIZE)
-    with vision.FaceLandmarker.create_from_options(options) as landmarker:
-        for number, (shape, state, mouth_open) in enumerate(variants):
-            mesh = rig.pose(shape, state)
-            middle = mesh.vertices[torch.as_tensor(model.masks["face"] > 0.5)].mean(0)
-            for view, rotation in enumerate(views):
-                turned = (mesh.vertices - middle) @ torch.as_tensor(rotation.T, dtype=torch.float32)
-                in_camera = turned + torch.tensor([0.0, 0.0, DISTANCE])
-                raster = rasterise(in_camera, mesh.faces, camera)
-                image = render_clay(in_camera, raster)
-                result = landmarker.detect(mp.Image(image_format=mp.ImageFormat.SRGB, data=image))
-                progress((number * len(views) + view + 1) / (len(variants) * len(views)))
-                if not result.face_landmarks:
-                    continue
-                pixels = np.array([(p.x * SIZE, p.y * SIZE) for p in result.face_landmarks[0]])
-                skin_hits = _skin_hits(pixels, in_camera.numpy().astype(np.float64), model, raster, camera)
-                for landmark, face, bary, cosine in skin_hits:
-                    if mouth_open or landmark not in inner:
-                        rows[landmark].append((face, bary, cosine))
+    for number, (shape, state, mouth_open) in enumerate(variants):
+        mesh = rig.pose(shape, state)
+        middle = mesh.vertices[torch.as_tensor(model.masks["face"] > 0.5)].mean(0)
+        for view, rotation in enumerate(views):
+            turned = (mesh.vertices - middle) @ torch.as_tensor(rotation.T, dtype=torch.float32)
+            in_camera = turned + torch.tensor([0.0, 0.0, DISTANCE])
+            raster = rasterise(in_camera, mesh.faces, camera)
+            found = landmarker.detect(render_clay(in_camera, raster))
+            progress((number * len(views) + view + 1) / (len(variants) * len(views)))
+            if found is None:
+                continue
+            pixels = found[0][:, :2].astype(np.float64)
+            skin_hits = _skin_hits(pixels, in_camera.numpy().astype(np.float64), model, raster, camera)
+            for landmark, face, bary, cosine in skin_hits:
+                if mouth_open or landmark not in inner:
+                    rows[landmark].append((face, bary, cosine))
     return [_RayHits(row) for row in rows]
 
 

@@ -1,24 +1,20 @@
-"""Face landmarks and blendshape scores from MediaPipe, for large and small faces.
+"""Face landmarks and blendshape scores from MediaPipe's models, for large and small faces.
 
-MediaPipe's face detector misses faces smaller than about 12 % of the frame.  So a small face is tracked in a square
+The face detector misses faces smaller than about 12 % of the frame.  So a small face is tracked in a square
 window around its last position, and searched for in overlapping square tiles when it is lost.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from insta_runtime.types import Bytes, Float32
 from telepresence.runtime.frames import Landmarks
 
-from .model_files import import_mediapipe, landmarker_path, silence_native_stderr
+from .face_models import FaceModels
 
-LANDMARKS = 478
-"""Number of landmarks of MediaPipe's face mesh, including the irises."""
 SMALL_FACE = 0.15
 """Face size, as a fraction of the frame's longest side, below which a face is tracked in a window."""
 WINDOW_SCALE = 2.8
@@ -29,6 +25,8 @@ LIVE_TILES = 4
 """Number of tiles searched in one live frame; the search continues in the next frame."""
 TILE_INTERVAL = 5
 """Number of frames between two searches through all tiles in a recording."""
+FRAME_SECONDS = 0.033
+"""Interval between live frames that the smoothing of landmarks assumes."""
 
 
 BLENDSHAPES = (
@@ -76,34 +74,18 @@ class FaceLandmarks:
 
 
 class FaceLandmarker:
-    """MediaPipe Face Landmarker for a sequence of frames of one subject; call `close` at the end.
+    """MediaPipe's face landmarker for a sequence of frames of one subject; call `close` at the end.
 
-    With ``live`` the face is tracked from frame to frame (MediaPipe's VIDEO mode: faster, lags 0.3 to 0.5 frames).
-    Otherwise each frame is processed independently (IMAGE mode: for training data, smoothed afterwards).
+    With ``live`` the face is tracked from frame to frame (faster, lags 0.3 to 0.5 frames).  Otherwise each frame is
+    processed independently (for training data, smoothed afterwards).
     """
 
-    def __init__(self, models: Path | None = None, *, live: bool) -> None:
-        self._mediapipe = mediapipe = import_mediapipe()
-        vision = mediapipe.tasks.vision
-        base = mediapipe.tasks.BaseOptions(model_asset_path=str(landmarker_path(models)))
-
-        def landmarker(mode: Any) -> Any:
-            return vision.FaceLandmarker.create_from_options(
-                vision.FaceLandmarkerOptions(
-                    base_options=base, running_mode=mode, num_faces=1, output_face_blendshapes=True
-                )
-            )
-
-        self._clock_ms = 0  # time stamps for VIDEO mode, which only requires that they grow
+    def __init__(self, models: FaceModels | None = None, *, live: bool) -> None:
+        self._mesh = (models or FaceModels()).face_mesh(live=live)
+        self._seconds = 0.0  # time of the last live frame
         self._last: FaceLandmarks | None = None
         self._live = live
         self._misses = 0  # number of frames in a row without a face
-        with silence_native_stderr():
-            self._still = landmarker(vision.RunningMode.IMAGE)
-            self._video = landmarker(vision.RunningMode.VIDEO) if live else None
-            blank = np.zeros((64, 64, 3), np.uint8)
-            self._run(blank, 0, 0, follow=False)
-            self._run(blank, 0, 0, follow=live)
 
     def detect(self, rgb: Bytes) -> FaceLandmarks | None:
         """Landmarks of the face in ``rgb`` (H, W, 3) uint8; None if no face is found."""
@@ -113,10 +95,8 @@ class FaceLandmarker:
         return face
 
     def close(self) -> None:
-        """Release MediaPipe's tasks."""
-        for landmarker in (self._still, self._video):
-            if landmarker is not None:
-                landmarker.close()
+        """Release the models."""
+        self._mesh.close()
 
     def __enter__(self) -> FaceLandmarker:
         return self
@@ -133,7 +113,7 @@ class FaceLandmarker:
         return self._in_window(rgb, (left + right - side) / 2, (top + bottom - side) / 2, side)
 
     def _whole(self, rgb: Bytes) -> FaceLandmarks | None:
-        return self._run(rgb, 0, 0, follow=self._video is not None)
+        return self._run(rgb, 0, 0, follow=self._live)
 
     def _search(self, rgb: Bytes) -> FaceLandmarks | None:
         tiles = _tiles(*rgb.shape[:2])
@@ -159,22 +139,17 @@ class FaceLandmarker:
         return self._run(rgb[y0:y1, x0:x1], x0, y0, follow=False)
 
     def _run(self, rgb: Bytes, left: int, top: int, *, follow: bool) -> FaceLandmarks | None:
-        mediapipe = self._mediapipe
-        image = mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=np.ascontiguousarray(rgb))
-        if follow and self._video is not None:
-            self._clock_ms += 33
-            result = self._video.detect_for_video(image, self._clock_ms)
+        if follow:
+            self._seconds += FRAME_SECONDS
+            found = self._mesh.track(rgb, self._seconds)
         else:
-            result = self._still.detect(image)
-        if not result.face_landmarks:
+            found = self._mesh.detect(rgb)
+        if found is None:
             return None
-        height, width = rgb.shape[:2]
-        raw = np.array([(p.x, p.y, p.z) for p in result.face_landmarks[0]], dtype=np.float32)
-        points = raw * np.array([width, height, width], np.float32) + np.array([left, top, 0], np.float32)
-        if points.shape != (LANDMARKS, 3) or not np.isfinite(points).all():
-            return None
-        scores = {category.category_name: float(category.score) for category in result.face_blendshapes[0]}
-        return FaceLandmarks(points, scores)
+        points, scores = found
+        return FaceLandmarks(
+            points + np.array([left, top, 0], np.float32), dict(zip(BLENDSHAPES, scores.tolist(), strict=True))
+        )
 
 
 def _tiles(height: int, width: int) -> list[tuple[float, float, float]]:

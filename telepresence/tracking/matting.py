@@ -9,8 +9,6 @@ the same place of the body in every frame; it is learned as a separate layer.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,13 +21,12 @@ from insta_runtime.smoothstep import smoothstep
 from insta_runtime.types import Bytes, Camera, Float32, HeadState
 
 from .crop import Crop
+from .face_models import FaceModels
 from .landmarks import FaceLandmarks
-from .model_files import import_mediapipe, segmenter_path, silence_native_stderr
+from .selfie_segmenter import MATTE_SIZE
 
 WINDOW = 2.6
 """Side of the window around the face that is segmented, in face sizes."""
-WINDOW_SIZE = 256
-"""Resolution at which a window is segmented, in px."""
 RAMP_SIZE = 96
 """Resolution at which the neck ramp is rendered, in px."""
 CHIN = 152
@@ -55,19 +52,8 @@ BODY_S = 0.2
 class PersonMatting:
     """Computes the mattes of one subject; call `close` at the end."""
 
-    def __init__(self, head: HeadModel, shape: Float32, models: Path | None = None, *, live: bool) -> None:
-        self._mediapipe = mediapipe = import_mediapipe()
-        vision = mediapipe.tasks.vision
-        base = mediapipe.tasks.BaseOptions(model_asset_path=str(segmenter_path(models, fast=live)))
-        options = vision.ImageSegmenterOptions(
-            base_options=base,
-            running_mode=vision.RunningMode.IMAGE,
-            output_confidence_masks=True,
-            output_category_mask=False,
-        )
-        with silence_native_stderr():
-            self._segmenter = vision.ImageSegmenter.create_from_options(options)
-            self._segment(np.zeros((WINDOW_SIZE, WINDOW_SIZE, 3), np.uint8))
+    def __init__(self, head: HeadModel, shape: Float32, models: FaceModels | None = None, *, live: bool) -> None:
+        self._segmenter = (models or FaceModels()).segmenter(live=live)
         self.ramp = NeckRamp(head, shape)
         self._between_ns = int(BODY_S * 1e9) if live else 0
         self._body_ns: int | None = None
@@ -114,22 +100,15 @@ class PersonMatting:
         """Release the segmenter."""
         self._segmenter.close()
 
-    def _segment(self, window: NDArray[Any]) -> Float32:
-        """Probability of the subject, (WINDOW_SIZE, WINDOW_SIZE), in a uint8 image of that size."""
-        mediapipe = self._mediapipe
-        image = mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=np.ascontiguousarray(window))
-        mask = self._segmenter.segment(image).confidence_masks[0].numpy_view()  # (H, W, 1), memory of the image
-        return np.array(mask, dtype=np.float32).reshape(WINDOW_SIZE, WINDOW_SIZE)
-
     def _segment_subject(self, rgb: Bytes, face: FaceLandmarks, window: _Window) -> Float32:
-        """Connected component of the segmenter's matte that contains the face, (WINDOW_SIZE, WINDOW_SIZE) float32."""
+        """Connected component of the segmenter's matte that contains the face, (MATTE_SIZE, MATTE_SIZE) float32."""
         import cv2
 
-        matte = self._segment(window.cut(rgb))
+        matte = self._segmenter.segment(window.cut(rgb))
         _, labels = cv2.connectedComponents((matte > 0.1).astype(np.uint8))
         left, top, right, bottom = face.box
         middle = (((left + right) / 2 - window.x) / window.side, ((top + bottom) / 2 - window.y) / window.side)
-        column, row = (int(np.clip(part * WINDOW_SIZE, 0, WINDOW_SIZE - 1)) for part in middle)
+        column, row = (int(np.clip(part * MATTE_SIZE, 0, MATTE_SIZE - 1)) for part in middle)
         return np.where(labels == labels[row, column], matte, 0.0).astype(np.float32)
 
 
@@ -170,15 +149,15 @@ class _Window:
         )
 
     def cut(self, rgb: Bytes) -> Bytes:
-        """Window of ``rgb`` at the segmenter's resolution, (WINDOW_SIZE, WINDOW_SIZE, 3) uint8."""
+        """Window of ``rgb`` at the segmenter's resolution, (MATTE_SIZE, MATTE_SIZE, 3) uint8."""
         import cv2
 
         part = rgb[self.y : self.y + self.side, self.x : self.x + self.side]
-        return cv2.resize(part, (WINDOW_SIZE, WINDOW_SIZE), interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
+        return cv2.resize(part, (MATTE_SIZE, MATTE_SIZE), interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
 
     def blend_weights(self) -> Float32:
-        """Weights (WINDOW_SIZE, WINDOW_SIZE) float32: 1 inside, fading to 0 at the window's edge over `SEAM`."""
-        edge = (np.arange(WINDOW_SIZE, dtype=np.float32) + 0.5) / WINDOW_SIZE
+        """Weights (MATTE_SIZE, MATTE_SIZE) float32: 1 inside, fading to 0 at the window's edge over `SEAM`."""
+        edge = (np.arange(MATTE_SIZE, dtype=np.float32) + 0.5) / MATTE_SIZE
         depth = np.minimum(edge, 1.0 - edge)
         return _fade(-np.minimum(depth[:, None], depth[None, :]), -SEAM, 0.0)
 
@@ -187,7 +166,7 @@ class _Window:
         import cv2
 
         # From pixels of the window to pixels of the crop; both have their centres at +0.5.
-        scale = (self.side / WINDOW_SIZE) * (crop.size / crop.side)
+        scale = (self.side / MATTE_SIZE) * (crop.size / crop.side)
         shift_x, shift_y = ((self.x - crop.left) * crop.size / crop.side, (self.y - crop.top) * crop.size / crop.side)
         to_crop = np.array(
             [[scale, 0.0, shift_x + (scale - 1) / 2], [0.0, scale, shift_y + (scale - 1) / 2]], dtype=np.float64

@@ -6,29 +6,19 @@ in neither, it is downloaded to the cache from the vendor's public address.  Eve
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import importlib
 import os
-import sys
-import threading
 import urllib.request
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from insta_runtime.errors import UserError
 from insta_runtime.files import atomic_file
 
 VENDOR = "https://storage.googleapis.com/mediapipe-models/"
 """Base address of MediaPipe's public model files."""
-SYSTEM_PACKAGES = "libegl1 libgles2 libgl1 libglib2.0-0 libxcb1"
-"""Debian packages with the system libraries that mediapipe needs."""
 DOWNLOAD_TIMEOUT = 30.0
 """Seconds without data after which a download fails."""
-
-_STDERR_LOCK = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -94,38 +84,6 @@ def segmenter_path(models: Path | None = None, *, fast: bool = False) -> Path:
 def vision_path(models: Path | None = None) -> Path:
     """Path of MediaPipe's npm package for browsers, downloaded if missing.  Raises UserError if it is not available."""
     return _find((VISION,), models)
-
-
-def import_mediapipe() -> Any:
-    """Import ``mediapipe``.  Raises UserError that names the packages to install if it or a library is missing."""
-    try:
-        return importlib.import_module("mediapipe")
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"tracking needs mediapipe ({error}): pip install mediapipe, or use --source synthetic"
-        ) from None
-    except (OSError, ImportError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"mediapipe cannot be loaded ({reason}): apt-get install {SYSTEM_PACKAGES}, or use --source synthetic"
-        ) from None
-
-
-@contextlib.contextmanager
-def silence_native_stderr() -> Iterator[None]:
-    """Context manager that discards standard error, to suppress the log lines of MediaPipe's native start-up.
-
-    MediaPipe has no option for that.  Meant for creating a task and its first inference: it affects the whole process.
-    """
-    with _STDERR_LOCK, Path(os.devnull).open("wb") as nowhere:
-        sys.stderr.flush()
-        kept = os.dup(2)
-        os.dup2(nowhere.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
 
 
 def _find(candidates: tuple[ModelFile, ...], models: Path | None) -> Path:

@@ -1,7 +1,7 @@
 """Tracking of a whole recording: landmarks of all frames first, then calibration, then the head fit of every frame.
 
-Unlike live tracking it uses later frames: MediaPipe processes each frame independently, its landmarks are smoothed
-without lag, calibration selects from the whole performance, and the texture map exists from the start.  Calibration and
+Unlike live tracking it uses later frames: landmarks are detected in each frame independently and smoothed without
+lag, calibration selects from the whole performance, and the texture map exists from the start.  Calibration and
 texture map use the first seven eighths only, so that the held-out frames at the end are tracked as they would be live.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +20,7 @@ from insta_runtime.types import Float64, HeadState
 from telepresence.runtime.frames import CameraFrame
 
 from .calibration import Calibration, calibrate
+from .face_models import FaceModels
 from .head_fit import HeadFit
 from .head_tracker import HeadTracker
 from .landmarks import FaceLandmarks
@@ -86,7 +86,7 @@ def track_recording(
     height: int,
     fps: float,
     focal: float | None = None,
-    models: Path | None = None,
+    models: FaceModels | None = None,
 ) -> TrackedRecording:
     """Fit the head model to every frame of a recording.
 
@@ -97,7 +97,7 @@ def track_recording(
         width, height: size of the frames, px.
         fps: frames per second.
         focal: focal length in px; None: estimated from the size.
-        models: folder with MediaPipe's model files.
+        models: the face models; None: run by LiteRT, with files from the cache, or downloaded.
 
     Raises UserError if no frame shows a face.
     """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
@@ -13,12 +12,12 @@ from insta_runtime.head import HeadModel
 from insta_runtime.types import Float64, HeadState
 
 from .calibration import Calibration
+from .face_models import FaceModels
 from .gaze import Gaze
 from .head_fit import HeadFit
 from .landmark_basis import LandmarkBasis
 from .landmark_embedding import embedding_for
 from .landmarks import FaceLandmarks
-from .model_files import landmarker_path
 
 MAX_GAZE_BIAS = np.array([0.1, 0.2])
 """Largest gaze bias (yaw, pitch) that calibration removes, in radians; a larger one is a real glance elsewhere."""
@@ -71,7 +70,7 @@ def calibrate_gaze(head: HeadModel, calibration: Calibration, faces: Sequence[Fa
 
 
 def with_landmark_embedding(
-    head: HeadModel, models: Path | None, progress: Callable[[float], None] | None = None
+    head: HeadModel, models: FaceModels | None, progress: Callable[[float], None] | None = None
 ) -> HeadModel:
     """Return ``head`` with a landmark embedding, which is computed if missing (a minute or two, then cached).
 
@@ -79,4 +78,4 @@ def with_landmark_embedding(
     """
     if head.embedding is not None:
         return head
-    return replace(head, embedding=embedding_for(head, landmarker_path(models), progress))
+    return replace(head, embedding=embedding_for(head, models or FaceModels(), progress))

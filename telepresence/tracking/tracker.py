@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
@@ -21,6 +20,7 @@ from telepresence.runtime.frames import CameraFrame, ProvisionalObservation, Tra
 
 from .calibration import Calibration, calibrate
 from .crop import Crop, CropPolicy, choose_crop
+from .face_models import FaceModels
 from .head_fit import HeadFit
 from .head_tracker import HeadTracker
 from .landmark_residual import KnownSubject, LandmarkResidual, calibration_residual
@@ -93,7 +93,7 @@ class Tracker(Protocol):
 
 
 class FaceTracker:
-    """Live tracker of one subject, based on MediaPipe; needs one CPU core.
+    """Live tracker of one subject, based on MediaPipe's face models; needs one CPU core.
 
     All methods must be called from one thread; call `close` at the end.
 
@@ -102,10 +102,10 @@ class FaceTracker:
         size: side of the square crop, px.
         crop: policy by which the crop is chosen: ``auto``, ``head`` or ``center``.
         focal: focal length of the camera in px; None: estimated from the frame size.
-        models: folder with MediaPipe's model files; None: they are taken from the cache or downloaded.
+        models: the face models; None: run by LiteRT, with files from the cache, or downloaded.
         calibration: stored calibration of the same subject before the same camera.
 
-    Raises UserError if the model files or the mediapipe package are not available.
+    Raises UserError if the face models are not available.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class FaceTracker:
         size: int = 512,
         crop: CropPolicy = "auto",
         focal: float | None = None,
-        models: Path | None = None,
+        models: FaceModels | None = None,
         calibration: Calibration | None = None,
     ) -> None:
         self.head = with_landmark_embedding(head, models)
@@ -247,7 +247,7 @@ class FaceTracker:
         return calibration_residual(self.head, theirs, mine)
 
     def close(self) -> None:
-        """Release MediaPipe's tasks."""
+        """Release the models."""
         if self._subject is not None:
             self._subject.close()
         self._close_provisional()
@@ -311,7 +311,7 @@ class _CalibratedSubject:
         calibration: Calibration,
         crop: Crop,
         face_size: float,
-        models: Path | None,
+        models: FaceModels | None,
         shift: Float64 | None,
     ) -> None:
         """``shift`` (L, 3), in metres: landmark offsets of ``calibration`` minus those stored for the known subject."""

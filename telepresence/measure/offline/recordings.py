@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -87,17 +86,18 @@ def open_recording(
         return tracked_recording(path, head)
     if not path.is_file():
         raise UserError(f"there is no video or tracked folder at {source}")
-    from telepresence.measure.offline.video_tracking import track_video
+    from telepresence.measure.offline.video_tracking import track_in_memory
 
-    with tempfile.TemporaryDirectory(prefix="telepresence-") as folder:
-        tracked = Path(folder) / "tracked"
-        track_video(path, tracked, config=config, head=head, models=models, focal=None)
-        return replace(tracked_recording(tracked, head), name=path.name)
+    return _recording_of(track_in_memory(path, config=config, head=head, models=models), head)
 
 
 def tracked_recording(path: Path, head: Path | None) -> Recording:
     """Read all tracked frames of a tracked folder.  Raises UserError, also for another head model than ``head``."""
-    folder = TrackedFolder.open(path)
+    return _recording_of(TrackedFolder.open(path), head)
+
+
+def _recording_of(folder: TrackedFolder, head: Path | None) -> Recording:
+    path = folder.path
     model = load_head(head or folder.head_file)
     if model.sha256 != folder.take.head_sha256:
         raise UserError(f"{path} was tracked with another head model than {model.name}: pass that one with --head")

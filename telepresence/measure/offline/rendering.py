@@ -26,6 +26,8 @@ from telepresence.config import Config
 from telepresence.display.backgrounds import Backgrounds
 from telepresence.display.orbit import pitch_turn, turned, yaw_turn
 from telepresence.drivers.expression_transfer import ExpressionStats, ExpressionTransfer
+from telepresence.runtime.media_paths import media_target
+from telepresence.runtime.scratch_folder import ScratchFolder
 
 ORBIT_PERIOD_S: Final = 4.0
 """Seconds of one swing of the moving camera, from the middle to both sides and back."""
@@ -151,8 +153,13 @@ def _write_images(folder: Path, rendered: Iterator[Bytes]) -> None:
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for number, rgb in enumerate(rendered):
-            Image.fromarray(rgb).save(folder / f"{number:06d}.png")
+        with ScratchFolder(folder) as scratch:
+            names = []
+            for number, rgb in enumerate(rendered):
+                names.append(f"{number:06d}.png")
+                Image.fromarray(rgb).save(scratch.path / names[-1])
+            for name in names:
+                (scratch.path / name).replace(folder / name)
     except OSError as error:
         raise UserError(f"the images cannot be written to {folder}: {error.strerror or error}") from None
 
@@ -165,14 +172,17 @@ def _write_video(path: Path, rendered: Iterator[Bytes], fps: float, size: int) -
         raise UserError(f"a video needs an even size, not {size}: try --size {size + 1}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with av.open(str(path), "w") as container:
-            rate = Fraction(fps).limit_denominator(1001)
-            stream = container.add_stream("libx264", rate=rate, options={"crf": "16"})
-            assert isinstance(stream, VideoStream)
-            stream.width = stream.height = size
-            stream.pix_fmt = "yuv420p"
-            for rgb in rendered:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
-            container.mux(stream.encode(None))
+        with ScratchFolder(path) as scratch:
+            part = scratch.path / path.name
+            with av.open(media_target(part), "w") as container:
+                rate = Fraction(fps).limit_denominator(1001)
+                stream = container.add_stream("libx264", rate=rate, options={"crf": "16"})
+                assert isinstance(stream, VideoStream)
+                stream.width = stream.height = size
+                stream.pix_fmt = "yuv420p"
+                for rgb in rendered:
+                    container.mux(stream.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
+                container.mux(stream.encode(None))
+            part.replace(path)
     except (OSError, av.FFmpegError, ValueError) as error:
         raise UserError(f"the video cannot be written to {path}: {error} (does its name end in .mp4?)") from None

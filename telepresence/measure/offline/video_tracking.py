@@ -15,9 +15,11 @@ from insta_runtime.types import Bytes, Float32, Take
 from telepresence.config import Config
 from telepresence.runtime.frames import CameraFrame
 from telepresence.tracking.crop import CropPolicy, choose_crop
-from telepresence.tracking.folder_writer import TrackedFolderWriter
+from telepresence.tracking.face_models import FaceModels
+from telepresence.tracking.folder_writer import TrackedFolderWriter, TrackedMemoryWriter, TrackedWriter
 
 if TYPE_CHECKING:
+    from insta_runtime.tracked import TrackedFolder
     from telepresence.tracking.crop import Crop
     from telepresence.tracking.landmarks import FaceLandmarks
     from telepresence.tracking.recording_tracker import TrackedRecording
@@ -42,7 +44,7 @@ def track_video(
     Args:
         video: path of the video, or ``synthetic`` for ten seconds of the synthetic actor with exact states and mattes.
         out: the tracked folder to write.
-        config: ``run.size`` and ``run.crop`` are used.
+        config: ``run.size``, ``run.crop`` and ``run.face_models`` are used.
         head: a FLAME file; None for the open default head.
         models: folder of MediaPipe's model files; None for the user's cache.
         focal: focal length of the camera in pixels; None for 1.2 times the longest side.
@@ -52,30 +54,45 @@ def track_video(
     """
     if video == "synthetic":
         return _track_actor(out, config.run.size)
+    with TrackedFolderWriter(out) as writer:
+        return _track_video(Path(video), writer, config, head, models, focal)
+
+
+def track_in_memory(video: Path, *, config: Config, head: Path | None, models: Path | None) -> TrackedFolder:
+    """Track the face in a video like `track_video`, into a tracked folder that is held in memory, not on disk."""
+    writer = TrackedMemoryWriter(video)
+    _track_video(video, writer, config, head, models, None)
+    return writer.folder
+
+
+def _track_video(
+    path: Path, writer: TrackedWriter, config: Config, head: Path | None, models: Path | None, focal: float | None
+) -> dict[str, Any]:
     from telepresence.sources.video_file import VideoFrames
     from telepresence.tracking.recording_tracker import track_recording
     from telepresence.tracking.state_builder import with_landmark_embedding
 
-    path = Path(video)
     size, policy = config.run.size, _crop_policy(config.run.crop)
+    files = FaceModels(models, config.run.face_models)
     reader = VideoFrames(path)
-    with TrackedFolderWriter(out) as writer, FrameProgress() as progress:
+    with FrameProgress() as progress:
         model = load_head(head)
         if model.embedding is None:
-            model = with_landmark_embedding(model, models, progress.fraction("embedding landmarks"))
-        faces = _detect_faces(path, progress.count("detecting faces", reader, reader.count), models)
+            model = with_landmark_embedding(model, files, progress.fraction("embedding landmarks"))
+        faces = _detect_faces(path, progress.count("detecting faces", reader, reader.count), files)
+        reader.require_frames()
 
         def read_again() -> Iterator[CameraFrame]:
             return progress.count("fitting the head", VideoFrames(path), len(faces))
 
-        recording = track_recording(model, faces, read_again, reader.width, reader.height, reader.fps, focal, models)
+        recording = track_recording(model, faces, read_again, reader.width, reader.height, reader.fps, focal, files)
         calibration = recording.calibration
         tracked = [
             face for face, valid in zip(recording.faces, recording.valid, strict=True) if valid and face is not None
         ]
         crop = choose_crop(policy, tracked, reader.width, reader.height, size)
         frames = progress.count("matting", VideoFrames(path), len(faces))
-        _write_crops(writer, frames, recording, model, crop, size, models)
+        _write_crops(writer, frames, recording, model, crop, size, files)
         figures = recording.figures()
         camera = crop.camera(calibration.camera)
         take = Take(recording.states, recording.valid, calibration.shape, camera, crop.window, model.sha256, reader.fps)
@@ -130,7 +147,7 @@ def _track_actor(out: Path, size: int) -> dict[str, Any]:
         )
 
 
-def _detect_faces(path: Path, frames: Iterable[CameraFrame], models: Path | None) -> list[FaceLandmarks | None]:
+def _detect_faces(path: Path, frames: Iterable[CameraFrame], models: FaceModels) -> list[FaceLandmarks | None]:
     """Face landmarks of every frame.  UserError above `MAX_FRAMES`."""
     from telepresence.tracking.landmarks import FaceLandmarker
 
@@ -144,13 +161,13 @@ def _detect_faces(path: Path, frames: Iterable[CameraFrame], models: Path | None
 
 
 def _write_crops(
-    writer: TrackedFolderWriter,
+    writer: TrackedWriter,
     frames: Iterable[CameraFrame],
     recording: TrackedRecording,
     model: HeadModel,
     crop: Crop,
     size: int,
-    models: Path | None,
+    models: FaceModels,
 ) -> None:
     """Crop and matte every frame, and write the images."""
     from telepresence.tracking.matting import PersonMatting
@@ -205,7 +222,7 @@ class FrameProgress:
 class _ImageCompressor:
     """Compresses and writes images in threads; at most `MAX_PENDING_IMAGES` of them wait."""
 
-    def __init__(self, writer: TrackedFolderWriter) -> None:
+    def __init__(self, writer: TrackedWriter) -> None:
         self._writer = writer
         self._pool = ThreadPoolExecutor(COMPRESSION_THREADS, thread_name_prefix="write")
         self._pending: list[Future[None]] = []

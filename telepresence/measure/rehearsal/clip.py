@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -68,8 +69,11 @@ def open_clip(source: Path, head: Path | None, holdout: float = 0.0) -> Rehearsa
     if not source.is_file():
         raise UserError(f"there is no video or tracked folder at {source}")
     from telepresence.sources.video_file import VideoFrames, VideoSource
+    from telepresence.sources.video_stream import MIN_FRAMES
 
     frames = VideoFrames(source)
+    if sum(1 for _ in itertools.islice(iter(frames.advance, None), MIN_FRAMES)) < MIN_FRAMES:
+        frames.require_frames()
     frames.close()
     facts = {"tracker": "live, as in a call"}
     return RehearsalClip(source.name, partial(VideoSource, source), frames.count / frames.fps, frames.fps, head, facts)

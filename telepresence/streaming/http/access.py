@@ -12,8 +12,8 @@ from http.cookies import CookieError, SimpleCookie
 from typing import Final
 from urllib.parse import parse_qs, urlsplit
 
+from telepresence.runtime.addresses import client_network, is_ip_address, is_loopback, without_brackets
 from telepresence.runtime.rate_limiter import RateLimiter
-from telepresence.streaming.addresses import client_network, is_ip_address, is_loopback
 from telepresence.streaming.http.settings import AccessSettings
 
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -64,7 +64,7 @@ class AccessPolicy:
     ) -> None:
         """``host`` and ``port`` are those that the daemon listens on; ``clock`` returns seconds, for the rate limit."""
         self._token = settings.token
-        self._public = not is_loopback(host)
+        self._public = not is_loopback(without_brackets(host))
         self._names = frozenset(name.lower() for name in settings.names.split())
         self._origins = frozenset(settings.origins.split())
         self._scheme = "https" if settings.tls_cert else "http"

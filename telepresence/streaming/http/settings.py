@@ -9,7 +9,7 @@ from typing import Final
 
 from insta_runtime.config import setting
 from insta_runtime.errors import UserError
-from telepresence.streaming.addresses import is_loopback
+from telepresence.runtime.addresses import is_loopback
 
 MIN_TOKEN: Final = 16
 """Minimum length, in characters, of a token for a daemon that other machines can reach."""

@@ -304,9 +304,10 @@ let state = "connecting";
 async function pollStatus() {
   for (let misses = 0; ; await sleep(1000)) {
     try {
+      const requested = performance.now();
       const response = await fetch("/status", { signal: AbortSignal.timeout(3000) });
       if (response.status === 401) location.reload(); // the token has changed: the daemon answers with the login page
-      showStatus(await response.json());
+      showStatus(await response.json(), requested);
       misses = 0;
     } catch {
       if (++misses >= 2) showStatus({ state: "offline" });
@@ -314,7 +315,7 @@ async function pollStatus() {
   }
 }
 
-function showStatus(status) {
+function showStatus(status, requested) {
   state = status.state ?? "connecting";
   isSynthetic = status.source === "synthetic";
   const [meaning, advice] = STATE_TEXTS[state] ?? [""];
@@ -329,7 +330,7 @@ function showStatus(status) {
   document.body.dataset.state = state;
   document.title = state === "live" ? "Telepresence" : `Telepresence – ${state}`;
   if (!$("withhold").classList.contains("busy")) updateCameraButtons();
-  background.update(status.background);
+  background.update(status.background, requested);
   orbit.update(status.orbit);
   showNumber("fps", received.fps, 0);
   showNumber("side", received.side, 0);

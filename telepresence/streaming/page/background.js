@@ -6,13 +6,14 @@ export class BackgroundControls {
     this.fieldset = fieldset;
     this.showError = showError;
     this.pending = 0; // unanswered requests; until they are answered, the status does not change the controls
+    this.answered = 0; // time of the last answer: a status that was requested before it may be older
     [this.torso, this.behind, this.colour] = ["#torso", "#behind", "#colour"].map((id) => fieldset.querySelector(id));
     for (const control of [this.torso, this.behind, this.colour]) control.onchange = () => this.choose();
   }
 
-  /** Show `background` of the status. */
-  update(background) {
-    if (typeof background !== "string" || this.pending) return;
+  /** Show `background` of a status that was requested at `requested` (milliseconds of `performance.now`). */
+  update(background, requested) {
+    if (typeof background !== "string" || this.pending || requested < this.answered) return;
     const [first, rest] = background.split("+");
     const behind = first === "torso" ? (rest ?? "calm") : first;
     this.torso.checked = first === "torso";
@@ -39,6 +40,7 @@ export class BackgroundControls {
       text = "The daemon does not answer.";
     } finally {
       this.pending--;
+      this.answered = performance.now();
     }
     this.showError(text.trim());
   }

@@ -1,13 +1,16 @@
 """All uses of private names of aiortc and aioice, with a check that the installed versions still have them.
 
-Six changes to aiortc, each made on one object, or once in the process for what an offer contains:
+Nine changes to aiortc, each made on one object, or once in the process for what an offer contains:
 
 - RTCP feedback on packets that were encoded elsewhere goes to a `FeedbackHandler`, which also limits retransmission;
 - a received frame is decoded when its last packet arrives, instead of when the next frame begins;
 - the queue of received frames that wait for the decoder is bounded;
 - audio packets are passed on as they arrive, without aiortc's jitter buffer;
 - video packets ask the browser to show frames without delay (the RTP header extension ``playout-delay``);
-- the loopback address is offered as an ICE candidate.
+- the loopback address is offered as an ICE candidate;
+- DTLS also accepts peers with RSA certificates (GStreamer) or AES-256 alone;
+- the reason why a DTLS handshake fails is kept;
+- TURN servers may have IPv6 addresses.
 
 `missing_names` reports names that are gone, before the first call.
 """
@@ -19,15 +22,20 @@ import inspect
 import logging
 import math
 import queue
+import re
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import aioice.ice
 import aiortc
+import aiortc.rtcicetransport
 from aiortc import (
+    RTCCertificate,
+    RTCDtlsTransport,
     RTCIceTransport,
     RTCPeerConnection,
     RTCRtpCodecParameters,
@@ -52,6 +60,8 @@ from aiortc.rtp import (
     unpack_header_extensions,
     unpack_remb_fci,
 )
+from cryptography.hazmat.primitives.asymmetric import ec
+from OpenSSL import SSL
 
 from telepresence.streaming.rtc.network_simulation import SimulatedLink
 
@@ -87,6 +97,25 @@ MAX_UNDECODED = 15
 KEYFRAME_RETRY_S = 1.0
 """Seconds after which a keyframe is requested again, while none has arrived."""
 
+CIPHERS = b":".join(
+    b"ECDHE-%b-%b" % (key, cipher)
+    for cipher in (b"AES128-GCM-SHA256", b"CHACHA20-POLY1305", b"AES256-GCM-SHA384", b"AES128-SHA", b"AES256-SHA")
+    for key in (b"ECDSA", b"RSA")
+)
+"""Cipher suites of DTLS, all with forward secrecy; aiortc's own list leaves out RSA certificates and AES-256-GCM."""
+CURVES = frozenset({"secp256r1", "secp384r1", "secp521r1"})
+"""Elliptic curves of certificates that OpenSSL 4 accepts; RFC 8422 removed all others from TLS."""
+ALERTS = {
+    40: "no cipher suite, curve or signature in common",
+    47: "a parameter of the handshake is not supported",
+}
+"""Meaning of the usual alerts that end a DTLS handshake (RFC 8446, section 6.2), by number."""
+TURN_URL = re.compile(
+    r"(?P<scheme>turns?):\[?(?P<host>(?<=\[)[0-9a-fA-F:.]+(?=\])|(?<!\[)[^?:\[\]]+)\]?"
+    r"(:(?P<port>\d+))?(\?transport=(?P<transport>.*))?"
+)
+"""URL of a TURN server; aiortc's own pattern has no brackets for IPv6 addresses."""
+
 
 def missing_names() -> list[str]:
     """Private names of aiortc and aioice that the hooks need and the installed versions lack; empty if none."""
@@ -101,6 +130,7 @@ def missing_names() -> list[str]:
         (JitterBuffer, "add"),
         (JitterBuffer, "remove"),
         (aioice.ice, "get_host_addresses"),
+        (RTCCertificate, "_create_ssl_context"),
     ):
         if not callable(getattr(owner, name, None)):
             lacking.append(f"{owner.__name__}.{name}")
@@ -113,9 +143,11 @@ def missing_names() -> list[str]:
         (RTCRtpSender, "_ssrc"),
         (RTCIceTransport, "_send"),
         (RTCSctpTransport, "_advertised_rwnd"),
+        (RTCDtlsTransport, "_ssl"),
     ):
-        if f"self.{name} = " not in _source(kind):
+        if not any(f"self.{name}{sign}" in _source(kind) for sign in (" = ", ": ")):
             lacking.append(f"{kind.__name__}.{name}")
+    lacking += [] if hasattr(aiortc.rtcicetransport, "TURN_REGEX") else ["aiortc.rtcicetransport.TURN_REGEX"]
     return lacking
 
 
@@ -354,6 +386,60 @@ def offer_loopback() -> None:
 
     vars(addresses)["offers_loopback"] = True
     vars(aioice.ice)["get_host_addresses"] = addresses
+
+
+_dtls_faults: WeakKeyDictionary[SSL.Connection, str] = WeakKeyDictionary()
+
+
+def broaden_dtls() -> None:
+    """Offer and accept the cipher suites in `CIPHERS` in every DTLS handshake of this process, and note its faults."""
+    vars(aiortc.rtcicetransport)["TURN_REGEX"] = TURN_URL
+    original = RTCCertificate._create_ssl_context
+    if getattr(original, "broadened", False):
+        return
+
+    def verify(connection: SSL.Connection, certificate: Any, _error: int, _depth: int, _ok: int) -> bool:
+        key = certificate.to_cryptography().public_key()
+        if isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name not in CURVES:
+            _dtls_faults[connection] = (
+                f"its certificate is on the curve {key.curve.name}, which TLS no longer allows: give it an ECDSA"
+                " certificate on P-256 (FFmpeg: the options cert_file and key_file)"
+            )
+        return True  # aiortc compares the certificate with the fingerprint in the SDP
+
+    def note(connection: SSL.Connection, where: int, code: int) -> None:
+        if where in (SSL.SSL_CB_READ_ALERT, SSL.SSL_CB_WRITE_ALERT) and code & 0xFF:
+            by = "it ended the handshake" if where == SSL.SSL_CB_READ_ALERT else "the handshake was ended"
+            meaning = ALERTS.get(code & 0xFF, "without a reason")
+            _dtls_faults.setdefault(connection, f"{by}: {meaning} (alert {code & 0xFF})")
+
+    def context(self: RTCCertificate, srtp_profiles: list[Any]) -> SSL.Context:
+        made = original(self, srtp_profiles)
+        made.set_cipher_list(CIPHERS)
+        made.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, verify)
+        made.set_info_callback(note)
+        return made
+
+    vars(context)["broadened"] = True
+    RTCCertificate._create_ssl_context = context  # type: ignore[method-assign]
+
+
+def connection_failure(pc: RTCPeerConnection) -> str:
+    """Reason in one line why ``pc``, which has failed or was given up, did not connect: ICE, or DTLS."""
+    transports = [transceiver.receiver.transport for transceiver in pc.getTransceivers()]
+    for dtls in transports:
+        if dtls is None or (tls := dtls._ssl) is None or dtls.state not in ("failed", "connecting"):
+            continue
+        if (reason := _dtls_faults.get(tls)) is not None:
+            return f"DTLS: {reason}"
+        if dtls.state == "connecting":
+            return "DTLS: it does not answer the handshake"
+        if not dtls.encrypted:
+            return "DTLS: the connection was lost during the handshake"
+        if not tls.get_selected_srtp_profile():
+            return "DTLS: no SRTP profile in common"
+        return "DTLS: its certificate does not have the fingerprint in its SDP"
+    return "ICE: none of its addresses answers; UDP may be blocked between the two, which needs a TURN server"
 
 
 def limit_library_logs() -> None:

@@ -68,10 +68,15 @@ class IceServers:
         """Configuration of the daemon's own peer connections.
 
         The list of servers is given even if empty: without a list, aiortc contacts Google's STUN server, which also
-        delays every answer by five seconds where it cannot be reached.
+        delays every answer by five seconds where it cannot be reached.  A STUN server with an IPv6 address is for the
+        peers: aioice queries over IPv4 only.
         """
         from aiortc import RTCConfiguration, RTCIceServer, RTCIceTransportPolicy
 
-        servers: list[Any] = [RTCIceServer(s.url, s.username, s.credential) for s in self.servers()]
+        servers: list[Any] = [
+            RTCIceServer(server.url, server.username, server.credential)
+            for server in self.servers()
+            if not server.url.startswith("stun:[")
+        ]
         policy = RTCIceTransportPolicy.RELAY if self._settings.relay else RTCIceTransportPolicy.ALL
         return RTCConfiguration(iceServers=servers, iceTransportPolicy=policy)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from insta_runtime.errors import UserError
-from telepresence.streaming.addresses import is_ip_address
+from telepresence.runtime.addresses import is_ip_address, parse_ip
 
 MAX_BYTES: Final = 64 * 1024
 """Maximum size in bytes of an SDP offer or answer."""
@@ -68,6 +68,7 @@ def parse_offer(body: bytes, address: str = "127.0.0.1") -> Offer:
     if any(sections.count(kind) > most for kind, most in _MAX_OF_KIND.items()):
         raise UserError("the offer may have at most one audio, one video and one data section")
     direction = _video_direction(lines)
+    address = str(parse_ip(address) or address)  # a server on all addresses sees IPv4 written as IPv6
     sdp = "\r\n".join([*_without_host_names(lines, address), ""])
     has_opus = "m=audio" in sections and any(_OPUS.match(line) for line in lines)
     return Offer(sdp, direction in ("sendonly", "sendrecv"), direction in ("recvonly", "sendrecv"), has_opus)

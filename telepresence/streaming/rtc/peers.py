@@ -8,7 +8,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from aiortc import MediaStreamTrack, RTCPeerConnection, RTCSessionDescription
@@ -24,6 +24,7 @@ from telepresence.streaming.rtc.data_channels import LandmarkPacket, PageChannel
 from telepresence.streaming.rtc.ice import IceServers
 from telepresence.streaming.rtc.offer import Offer
 from telepresence.streaming.rtc.peer_stream import PeerStream
+from telepresence.streaming.rtc.video_formats import as_baseline, as_offered, check_codecs
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ class Peer:
     sends_camera: bool
     id: str = field(default_factory=lambda: secrets.token_hex(16))
     since: float = field(default_factory=time.monotonic)
+    was_connected: bool = False
     camera_task: asyncio.Task[None] | None = None
     camera: CameraReceiver | None = None
     microphone_task: asyncio.Task[None] | None = None  # ends with its track
@@ -102,6 +104,7 @@ class Peers:
         self._daemon = daemon
         self._ice = ice
         self._peers: dict[str, Peer] = {}
+        self._failed: tuple[int, str | None] = (0, None)
         self._closed_at: float | None = None  # time of the last close, until its memory was returned to the system
 
     @property
@@ -110,6 +113,12 @@ class Peers:
         """Number of connected viewers; any thread."""
         return sum(peer.is_viewer and peer.connected for peer in tuple(self._peers.values()))
 
+    @property
+    @any_thread
+    def failed(self) -> tuple[int, str | None]:
+        """Number of peers that could not connect, and the reason of the last one; any thread."""
+        return self._failed
+
     async def answer_viewer(self, offer: Offer) -> tuple[str, str]:
         """Open the session of a viewer; returns its id and the SDP answer.
 
@@ -117,6 +126,7 @@ class Peers:
         """
         if not offer.receives_video:
             raise UserError("the video section of the offer must be a=recvonly")
+        check_codecs(offer.sdp, sends_video=False)
         return await self._answer(self._admit(is_viewer=True, sends_camera=False), offer)
 
     async def answer_camera(self, offer: Offer) -> tuple[str, str]:
@@ -126,7 +136,10 @@ class Peers:
         """
         if not offer.sends_video:
             raise UserError("the video section of the offer must be a=sendonly")
-        return await self._answer(self._admit(is_viewer=False, sends_camera=True), offer)
+        check_codecs(offer.sdp, sends_video=True)
+        plain = replace(offer, sdp=as_baseline(offer.sdp))
+        session, answer = await self._answer(self._admit(is_viewer=False, sends_camera=True), plain)
+        return session, as_offered(answer, offer.sdp)
 
     async def answer_call(self, offer: Offer) -> tuple[str, str]:
         """Open a session that views the avatar and may send a camera; returns its id and the SDP answer.
@@ -167,7 +180,10 @@ class Peers:
             for peer in tuple(self._peers.values()):
                 peer.update_silence(await packets_received(peer.pc), WATCHDOG_S)
                 if peer.is_lost(time.monotonic()):
-                    log.info("a peer no longer sends anything; its session is closed")
+                    if peer.was_connected:
+                        log.info("a peer no longer sends anything; its session is closed")
+                    else:
+                        self._note_failure(peer)
                     await self.close(peer.id)
                 elif _uses_too_much_memory(peer.pc):
                     log.warning("a peer uses too much memory for its data channels; its session is closed")
@@ -182,7 +198,10 @@ class Peers:
         self._peers[peer.id] = peer
 
         async def on_change() -> None:
+            peer.was_connected = peer.was_connected or peer.connected
             if peer.pc.connectionState in ("failed", "closed"):
+                if peer.pc.connectionState == "failed" and not peer.was_connected:
+                    self._note_failure(peer)
                 await self.close(peer.id)
 
         def on_track(track: MediaStreamTrack) -> None:
@@ -199,6 +218,19 @@ class Peers:
         peer.pc.on("datachannel", PageChannels(self._daemon, on_landmarks if sends_camera else None).open)
         peer.pc.on("track", on_track)
         return peer
+
+    def _note_failure(self, peer: Peer) -> None:
+        """Count and log a peer that could not connect."""
+        reason = aiortc_hooks.connection_failure(peer.pc)
+        self._failed = self._failed[0] + 1, reason
+        who = "viewer" if peer.is_viewer else "camera"
+        fields = {"peer": who, "error": reason}
+        log.warning(
+            "a %s could not connect: %s",
+            who,
+            reason,
+            extra={"event": "trouble", "stage": "network", "fields": fields},
+        )
 
     def _microphone(self) -> MicrophoneDecoder:
         return MicrophoneDecoder(self._daemon.audio.play_microphone)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from typing import Final
 from urllib.parse import urlsplit
 
 from insta_runtime.config import setting
 from insta_runtime.errors import UserError
-from telepresence.streaming.addresses import is_loopback
+from telepresence.runtime.addresses import is_ip_address, is_loopback
+
+SERVER: Final = re.compile(
+    r"(stun|turns?):(?:\[([0-9a-fA-F:.]+)\]|([\w.-]+))(?::(\d{1,5}))?(\?transport=(?:udp|tcp))?", re.ASCII
+)
+"""URL of a STUN or TURN server: scheme, IPv6 address or other host, port, and transport (RFC 7064, RFC 7065)."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +31,18 @@ class IceSettings:
     def check(self) -> None:
         """Raise UserError for a malformed or unsupported list of servers, or a TURN server without its secret."""
         kinds = [url.partition(":")[0] for url in self.servers.split()]
-        for url, kind in zip(self.servers.split(), kinds, strict=True):
-            if kind not in ("stun", "turn", "turns") or not url.partition(":")[2]:
+        for url in self.servers.split():
+            found = SERVER.fullmatch(url)
+            literal = found is not None and (found[2] or (found[3] if re.fullmatch(r"[\d.]+", found[3]) else None))
+            if (
+                found is None
+                or (literal and not is_ip_address(literal))
+                or not 0 < int(found[4] or 1) <= 65_535
+                or (found[1] == "stun" and found[5])
+            ):
                 raise UserError(
-                    f"stream.ice.servers: {url!r} is not a STUN or TURN server; write it like stun:HOST:PORT"
+                    f"stream.ice.servers: {url!r} is not a STUN or TURN server; write it like stun:HOST:PORT, an IPv6"
+                    " address in brackets"
                 )
         turn = any(kind != "stun" for kind in kinds)
         if kinds.count("stun") > 1 or len(kinds) - kinds.count("stun") > 1:

@@ -14,6 +14,7 @@ import aiohttp
 from aiortc import RTCPeerConnection, RTCSessionDescription
 
 from telepresence.runtime.policy import POLICIES, Condition, Health
+from telepresence.streaming.rtc import aiortc_hooks
 from telepresence.streaming.rtc.ice import IceServers
 from telepresence.streaming.rtc.offer import MAX_BYTES
 from telepresence.streaming.rtc.peer_stream import PeerStream
@@ -158,7 +159,8 @@ class WhipClient:
         end = time.monotonic() + CONNECT_S
         while pc.connectionState != "connected":
             if time.monotonic() > end or pc.connectionState in ("failed", "closed"):
-                raise _PublishError("it answers, but no media connection to it can be made")
+                reason = aiortc_hooks.connection_failure(pc)
+                raise _PublishError(f"it answers, but no media connection to it can be made ({reason})")
             await asyncio.sleep(0.05)
 
     async def _wait_until_lost(self, pc: RTCPeerConnection) -> None:

@@ -36,6 +36,8 @@ class StreamStats:
         keyframes: keyframes encoded since the start, of all renditions.
         encoder: the H.264 encoder in use, ``x264`` or ``nvenc``.
         renditions: viewers and bitrate of each rendition, by codec and tier, like ``H264 512@30``.
+        failed: peers, viewers and cameras, whose offer was answered but that could not connect, since the start.
+        failure: reason why the last of them could not connect, like ``DTLS: …``; None if all could.
     """
 
     fps: float
@@ -46,6 +48,8 @@ class StreamStats:
     keyframes: int
     encoder: str = "x264"
     renditions: Mapping[str, RenditionStats] = field(default_factory=dict)
+    failed: int = 0
+    failure: str | None = None
 
 
 class StreamMeter:

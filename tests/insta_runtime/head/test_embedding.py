@@ -1,4 +1,4 @@
-"""Landmark embedding: stored positions, and MediaPipe's detection in a rendered face."""
+"""Landmark embedding: stored positions, and the detection of landmarks in a rendered face."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from insta_runtime.types import Camera, HeadState
 from telepresence.tracking import landmark_embedding
 from telepresence.tracking.canonical_face import mirror_landmarks
 from telepresence.tracking.clay_renders import render_clay
+from telepresence.tracking.face_models import FaceModels
 from telepresence.tracking.surface_points import _nearest_in_triangle, geometric_median, spread
 
 
@@ -95,17 +96,19 @@ def test_the_geometric_median_ignores_outliers():
 
 
 def test_baked_and_cached_embeddings_come_back(head, tmp_path, monkeypatch):
-    nowhere = tmp_path / "there is no landmarker here"
-    assert landmark_embedding.embedding_for(head, nowhere) is head.embedding
+    assert (
+        landmark_embedding.embedding_for(head, FaceModels(tmp_path / "there is no landmarker here")) is head.embedding
+    )
     landmarker = tmp_path / "face_landmarker.task"
     landmarker.write_bytes(b"another")
+    monkeypatch.setattr(FaceModels, "landmarker", lambda _: landmarker)
     monkeypatch.setattr(landmark_embedding, "compute_embedding", lambda *_: head.embedding)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr("platformdirs.user_cache_dir", lambda *_: str(tmp_path))
     bare = replace(head, embedding=None)
-    first = landmark_embedding.embedding_for(bare, landmarker)
+    first = landmark_embedding.embedding_for(bare, FaceModels())
     monkeypatch.setattr(landmark_embedding, "compute_embedding", lambda *_: pytest.fail("it was cached"))
-    second = landmark_embedding.embedding_for(bare, landmarker)
+    second = landmark_embedding.embedding_for(bare, FaceModels())
     for name, array in first.arrays().items():
         assert np.array_equal(array, second.arrays()[name]), name
 
@@ -121,12 +124,7 @@ def test_mirrored_landmarks(shared: Path, head, points):
     assert away.max() < 1e-3
 
 
-def test_mediapipe_detects_landmarks_where_the_embedding_has_them(shared: Path, head):
-    mp = pytest.importorskip("mediapipe")
-    vision = mp.tasks.vision
-    options = vision.FaceLandmarkerOptions(
-        mp.tasks.BaseOptions(model_asset_path=str(shared / "models" / "face_landmarker.task"))
-    )
+def test_landmarks_are_detected_where_the_embedding_has_them(face_models: FaceModels, head):
     code = 0.5 * np.random.default_rng(9).standard_normal(60).astype(np.float32)
     state = HeadState.neutral(52)
     state.expression[head.expression_names.index("jawOpen")] = 0.3
@@ -134,10 +132,9 @@ def test_mediapipe_detects_landmarks_where_the_embedding_has_them(shared: Path, 
     camera = Camera(800.0, 800.0, 256.0, 256.0, 512, 512)
     in_camera = mesh.vertices * torch.tensor([1.0, -1.0, -1.0]) + torch.tensor([0.0, 0.02, 0.75])
     picture = render_clay(in_camera, rasterise(in_camera, mesh.faces, camera))
-    with vision.FaceLandmarker.create_from_options(options) as landmarker:
-        result = landmarker.detect(mp.Image(image_format=mp.ImageFormat.SRGB, data=picture))
-    assert len(result.face_landmarks) == 1
-    seen = np.array([(p.x * 512, p.y * 512) for p in result.face_landmarks[0]])
+    found = face_models.face_mesh(live=False).detect(picture)
+    assert found is not None
+    seen = found[0][:, :2]
     x, y, z = head.embedding.points(in_camera.numpy(), head.faces).T
     expected = np.stack([800 * x / z + 256, 800 * y / z + 256], 1)
     keep = head.embedding.keep

@@ -110,8 +110,7 @@ def test_the_actor_then_a_real_face_before_the_browsers_camera(
 
     page.get_by_role("button", name="Use my camera").click()
     page.get_by_role("button", name="Agree and start").click()
-    daemon.wait_until(lambda status: status["source"] == "browser")
-    guest = daemon.wait_until(lambda status: status["mesh_psnr_db"] is not None)
+    guest = daemon.wait_until(lambda status: status["source"] == "browser" and status["mesh_psnr_db"] is not None)
     assert guest["avatar"] != home["avatar"]
     assert guest["errors"] == []
     grab_when(page, lambda image: np.abs(skin(image) - skin(pictures[0])).max() < 60 and difference(image, actor) > 3)

@@ -14,6 +14,7 @@ from insta_runtime.types import Camera, Float32, HeadState
 from telepresence.call.subjects import Subject, SubjectRegistry
 from telepresence.learning.identity import IdentityStatus
 from telepresence.runtime.frames import CameraFrame, GroundTruth
+from telepresence.tracking.face_models import FaceModels
 from telepresence.tracking.ground_truth_tracker import GroundTruthTracker
 from telepresence.tracking.landmark_residual import KnownSubject
 from telepresence.tracking.tracker import FaceTracker
@@ -154,10 +155,12 @@ def clip(path: Path, start: int, number: int) -> Iterator[np.ndarray]:
                 yield np.ascontiguousarray(frame.to_ndarray(format="rgb24")[:480, :480])
 
 
-def test_people_before_a_camera_are_distinguished(head: HeadModel, shared: Path, models: Path, tmp_path: Path) -> None:
+def test_people_before_a_camera_are_distinguished(
+    head: HeadModel, shared: Path, face_models: FaceModels, tmp_path: Path
+) -> None:
     """Real frames and the real tracker: a person leaves and comes back; later another person comes."""
     subjects = SubjectRegistry(tmp_path / "me", stored=False)
-    tracker = FaceTracker(head, models=models, size=64)
+    tracker = FaceTracker(head, models=face_models, size=64)
     blank = np.zeros((480, 480, 3), np.uint8)
     number = 0
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from insta_runtime import avatar_file as files
 from insta_runtime.files import partial_path
 from insta_runtime.head import load_head
 from insta_runtime.types import Camera, HeadState, Observation
+from telepresence.checkup.machine import unfinished_files
 from telepresence.cli import run_command
 from telepresence.commands.forget import default_avatars, what_belongs
 from telepresence.learning.frame_archive import FrameArchive, archive_folder
@@ -76,6 +79,49 @@ def test_foreign_files_in_the_archive_are_refused(
     assert run_command(["forget", str(me), "--yes"]) == 2
     assert "nothing was deleted" in capsys.readouterr().err
     assert sorted(me.rglob("*")) == before
+
+
+def leave(target: Path) -> Path:
+    """What a killed command leaves of a result at ``target``: a temporary folder without a process."""
+    program = (
+        "import os, sys; from pathlib import Path; from telepresence.runtime.scratch_folder import ScratchFolder\n"
+        "scratch = ScratchFolder(Path(sys.argv[1])); (scratch.path / '000000.jpg').write_bytes(b'a face')\n"
+        "print(scratch.path, flush=True); os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(target)], capture_output=True, text=True, check=False)
+    return Path(done.stdout.strip())
+
+
+def test_what_killed_commands_left_is_listed_and_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("DATA", "STATE"):
+        monkeypatch.setenv(f"XDG_{name}_HOME", str(tmp_path / name.lower()))
+    write_avatar(tmp_path / "me")
+    beside_avatar, alone, other = leave(tmp_path / "me"), leave(tmp_path / "tracked"), leave(tmp_path / "other")
+    (finding,) = unfinished_files()
+    assert finding.ok is False
+    assert str(alone) in finding.found
+    assert run_command(["forget", str(tmp_path / "tracked"), "--yes"]) == 0
+    assert str(alone) in capsys.readouterr().out
+    assert not alone.exists()
+    assert run_command(["forget", str(tmp_path / "tracked"), "--yes"]) == 2
+    assert run_command(["forget", str(tmp_path / "me"), "--yes"]) == 0
+    assert not beside_avatar.exists()
+    assert not (tmp_path / "me").exists()
+    assert run_command(["forget", "--all", "--yes"]) == 0
+    assert not other.exists()
+    (finding,) = unfinished_files()
+    assert finding.ok
+
+
+def test_what_a_killed_call_left_in_the_archive_is_deleted(tmp_path: Path) -> None:
+    me = tmp_path / "me"
+    write_avatar(me)
+    partial_path(me / "frames" / "0000" / "take.npz").write_bytes(b"half")
+    (me / "frames" / "0000" / "frames" / "000001.jpg").write_bytes(b"half")
+    assert run_command(["forget", str(me), "--yes"]) == 0
+    assert not me.exists()
 
 
 def test_a_path_without_an_avatar_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

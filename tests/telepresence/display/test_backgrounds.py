@@ -116,3 +116,13 @@ def test_the_torso_stays_while_the_head_nods() -> None:
     found = backgrounds.compose(layer, nod, CAMERA)
     assert callable(found)
     np.testing.assert_allclose(found().numpy(), first, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", ["2024-05-01T12:30:00.png", "http:.png", "-x.png", "%d.png", "torso+x.png", "脸 b.png"]
+)
+def test_an_image_is_read_whatever_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8), (0, 255, 0)).save(tmp_path / name)
+    given = f"torso+{name}" if name.startswith("torso") else name
+    np.testing.assert_allclose(shown(Backgrounds(given), None)[4, 4], [0.0, 1.0, 0.0], atol=1e-5)

@@ -149,7 +149,9 @@ def test_endpoints(where: str, endpoint: tuple[str, int]) -> None:
     assert parse_endpoint(where, 39539) == endpoint
 
 
-@pytest.mark.parametrize("where", ["", "off", "example.org:1", "1.2.3:4", "127.0.0.1:99999", "127.0.0.1:", "[::1"])
+@pytest.mark.parametrize(
+    "where", ["", "off", "no-such-name.invalid:1", "1.2.3:4", "127.0.0.1:99999", "127.0.0.1:", "[::1"]
+)
 def test_an_invalid_endpoint_is_refused(where: str) -> None:
     with pytest.raises(UserError):
         parse_endpoint(where, 39539)
@@ -162,3 +164,72 @@ def test_other_machines_are_accepted_only_if_one_is_named() -> None:
     check_endpoint("livelink", "", "")
     with pytest.raises(UserError, match="not an IP address"):
         check_endpoint("livelink", "on", "my-phone")
+
+
+@pytest.mark.parametrize(
+    ("where", "senders", "address"),
+    [
+        ("127.0.0.1:0", ["127.0.0.1"], "udp://127.0.0.1:"),
+        ("localhost:0", ["127.0.0.1"], "udp://127.0.0.1:"),
+        ("[::1]:0", ["::1"], "udp://[::1]:"),
+        ("[::ffff:127.0.0.1]:0", ["127.0.0.1"], "udp://127.0.0.1:"),
+    ],
+)
+def test_packets_arrive_over_ipv4_ipv6_and_by_name(
+    head: HeadModel, where: str, senders: list[str], address: str
+) -> None:
+    bridge = UdpBridge("livelink", where, head, on_refused=pytest.fail)
+    bridge.start()
+    assert bridge.address == f"{address}{bridge.port}"
+    for count_, sender in enumerate(senders, start=1):
+        send_from(sender, bridge.port)
+        until(lambda count_=count_: bridge.counts["taken"] == count_)  # type: ignore[misc]
+    bridge.stop()
+
+
+@pytest.mark.parametrize(
+    ("only_from", "counts"),
+    [
+        ("127.0.0.1", {"taken": 1, "foreign": 1}),
+        ("::ffff:127.0.0.1", {"taken": 1, "foreign": 1}),
+        ("::1", {"foreign": 1, "taken": 1}),
+        ("0:0::1", {"foreign": 1, "taken": 1}),
+        ("192.0.2.1", {"foreign": 2}),
+    ],
+)
+def test_all_addresses_are_those_of_ipv4_and_ipv6_and_one_sender_is_allowed(
+    head: HeadModel, only_from: str, counts: dict[str, int]
+) -> None:
+    bridge = UdpBridge("livelink", "[::]:0", head, on_refused=pytest.fail, only_from=only_from)
+    bridge.start()
+    assert bridge.address == f"udp://[::]:{bridge.port}"
+    for there in ("127.0.0.1", "::1"):
+        send_from(there, bridge.port)
+    until(lambda: bridge.counts.total() == 2)
+    assert bridge.counts == counts
+    bridge.stop()
+
+
+def send_from(there: str, port: int) -> None:
+    """Send a packet of Live Link Face to ``port`` at the loopback address ``there``."""
+    family = socket.AF_INET6 if ":" in there else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as sending:
+        sending.sendto(packets.livelink(), (there, port))
+
+
+@pytest.mark.parametrize(
+    "where", ["[::]:1", "::", "[::ffff:0.0.0.0]:1", "[2001:db8::1]:1", "[fe80::1%lo]:1", "192.0.2.1"]
+)
+def test_what_other_machines_reach_needs_the_name_of_one(where: str) -> None:
+    with pytest.raises(UserError, match=r"drivers\.only_from"):
+        check_endpoint("vmc", where, "")
+    check_endpoint("vmc", where, "192.168.1.20")
+
+
+@pytest.mark.parametrize(
+    "where", ["[::g]:1", "[1:2]:1", "::1:x", "[::1]:70000", "[127.0.0.1", "no-such-name.invalid", "off"]
+)
+def test_what_is_no_endpoint_is_refused_in_one_line(where: str) -> None:
+    with pytest.raises(UserError) as refused:
+        check_endpoint("vmc", where, "")
+    assert "\n" not in str(refused.value)

@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -285,7 +286,7 @@ def test_keys_reach_the_daemon_and_change_the_view(
     words = []
     while ours.poll(0.0):
         words.append(ours.recv()[0])
-    assert words == ["mute", "calibrate", "freeze", "quit"]
+    assert words == ["opened", "mute", "calibrate", "freeze", "quit"]
     steps = [view for view, before in zip(views[1:], views, strict=False) if view is not before]
     assert steps == [PreviewView.BOTH, PreviewView.DIFFERENCE, PreviewView.AVATAR, PreviewView.CAMERA, PreviewView.BOTH]
 
@@ -319,6 +320,24 @@ def test_killing_the_window_leaves_the_call_running() -> None:
     finally:
         sinks.stop()
         sinks.stop()
+
+
+@pytest.mark.usefixtures("no_screen")
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs shared memory with names in a folder")
+def test_images_are_in_shared_memory_without_a_name() -> None:
+    """A kill of the daemon and its helpers leaves no image in /dev/shm."""
+    preview = PreviewWindow(lambda _: None)
+    preview.start()
+    try:
+        files = [Path("/dev/shm") / ring.name for ring in preview._rings]
+        preview.push_frame(head(0, 9, 9, 9))
+        until(lambda: not any(file.exists() for file in files))
+        preview.push_frame(head(1, 9, 9, 9))
+        record = preview._rings[0].read(0)
+        assert record is not None
+        assert record.sequence == 1, "no image was written while the memory had a name"
+    finally:
+        preview.stop()
 
 
 @pytest.mark.usefixtures("no_screen")
@@ -356,6 +375,7 @@ def test_a_failed_command_is_shown_in_the_window() -> None:
     listening = threading.Thread(target=preview._listen, args=(ours,), daemon=True)
     listening.start()
     try:
+        theirs.send(("opened", ""))
         theirs.send(("calibrate", ""))
         until(lambda: preview._notice[0])
         preview.push_status(

@@ -248,3 +248,28 @@ def test_a_bug_ends_the_recording_with_one_line_and_its_traceback_in_the_log(
     assert failure.startswith(f"the recording {tmp_path / 'call.mp4'} has ended: ")
     assert "\n" not in failure
     assert caplog.text.count("Traceback") == 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "2024-05-01T12:30:00.mp4",
+        "pipe:1.mp4",
+        "-x.mp4",
+        "%d.mp4",
+        "тест 脸 'a' \"b\".mp4",
+        os.fsdecode(b"latin\xe9.mp4"),
+    ],
+)
+def test_a_relative_name_is_that_of_a_file(
+    tmp_path: Path, bus: AudioBus, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recorder, failures = make(Path(name), bus)
+    recorder.start()
+    record(recorder, bus, 0.6)
+    recorder.stop()
+    assert failures == []
+    assert sorted(each.name for each in tmp_path.iterdir()) == sorted([name, name.removesuffix(".mp4") + ".npz"])
+    with (tmp_path / name).open("rb") as file, av.open(file) as container:
+        assert sum(1 for _ in container.decode(video=0)) > 5

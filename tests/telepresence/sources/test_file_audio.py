@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from fractions import Fraction
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import av
 import numpy as np
 import pytest
 
-from telepresence.runtime.audio import RATE, AudioChunk
+from telepresence.runtime.audio import RATE, AudioBus, AudioChunk
 from telepresence.runtime.frames import CameraFrame
 from telepresence.sources import open_source
 from telepresence.sources.file_audio import FileAudio
@@ -121,3 +122,108 @@ def test_truncated_or_damaged_audio_ends_where_it_is_cut(tmp_path: Path) -> None
             assert samples.shape[1] == 2
         track.close()
         assert list(track.read_until(1e9)) == []
+
+
+def write_streams(path: Path, streams: list[tuple[str, str, int]], seconds: float = 1.0) -> Path:
+    """A video with audio streams of codec, layout and rate, each a tone of 400 Hz times its number (from 1)."""
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=FPS)
+        video.width = video.height = 64
+        tracks = [container.add_stream(codec, rate=rate, layout=layout) for codec, layout, rate in streams]
+        for number in range(round(seconds * FPS)):
+            picture = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
+            picture.pts, picture.time_base = number, Fraction(1, FPS)
+            container.mux(video.encode(picture))
+        container.mux(video.encode())
+        for number, (track, (_, layout, rate)) in enumerate(zip(tracks, streams, strict=True), 1):
+            t = np.arange(round(seconds * rate)) / rate
+            wave = (0.5 * np.sin(2 * np.pi * 400 * number * t)).astype(np.float32)
+            channels = av.AudioLayout(layout).nb_channels
+            for start in range(0, len(wave) - 1023, 1024):
+                part = np.tile(wave[start : start + 1024], (channels, 1))
+                block = av.AudioFrame.from_ndarray(part, "fltp", layout)
+                block.sample_rate, block.pts, block.time_base = rate, start, Fraction(1, rate)
+                container.mux(track.encode(block))
+            container.mux(track.encode())
+    return path
+
+
+def pitch(path: Path) -> float | None:
+    """Loudest frequency of the audio of a file in Hz; None if it yields none."""
+    track = FileAudio(path, {"protocol_whitelist": "file"})
+    blocks = [samples[:, 0] for _, samples in track.read_until(1e9)]
+    track.close()
+    if not blocks:
+        return None
+    wave = np.concatenate(blocks).astype(float)
+    spectrum = np.abs(np.fft.rfft(wave * np.hanning(len(wave))))
+    return float(np.argmax(spectrum) * RATE / len(wave))
+
+
+def rename_codec(path: Path, number: int, tag: bytes) -> Path:
+    """Replace the codec tag of the AAC stream ``number`` (from 0) of an MP4 file by one that no decoder has."""
+    written = bytearray(path.read_bytes())
+    at = -1
+    for _ in range(number + 1):
+        at = written.index(b"mp4a\0\0\0\0", at + 1)
+    written[at : at + 4] = tag
+    box = written.index(b"esds", at)  # says AAC once more
+    written[box : box + 4] = b"free"
+    path.write_bytes(written)
+    return path
+
+
+TWO = [("aac", "stereo", 48_000), ("aac", "stereo", 48_000)]
+
+
+@pytest.mark.parametrize("tag", [b"apac", b"zzzz", b"enca", b"iamf"])
+def test_the_first_audio_stream_that_can_be_decoded_is_played(tmp_path: Path, tag: bytes) -> None:
+    both = write_streams(tmp_path / "both.mp4", TWO)
+    assert pitch(both) == pytest.approx(400, abs=5)
+    assert pitch(rename_codec(both, 0, tag)) == pytest.approx(800, abs=5)
+
+
+def test_a_stream_of_damaged_packets_is_passed_over(tmp_path: Path) -> None:
+    path = write_streams(tmp_path / "damaged.mkv", [("flac", "stereo", 48_000), ("pcm_s16le", "mono", 48_000)])
+    written = path.read_bytes()
+    path.write_bytes(written.replace(b"\xff\xf8", b"\0\0"))  # the first bytes of every FLAC frame
+    assert pitch(path) == pytest.approx(800, abs=5)
+
+
+def test_audio_that_cannot_be_decoded_is_said_once_and_in_the_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = rename_codec(rename_codec(write_streams(tmp_path / "mute.mp4", TWO, 0.4), 1, b"zzzz"), 0, b"apac")
+    clock, bus = FakeTime(), AudioBus()
+    monkeypatch.setattr("telepresence.sources.video_file.time", clock)
+    with caplog.at_level(logging.WARNING, "telepresence"):
+        source = open_source(f"file:{path}", on_audio=bus.play_source, on_silence=bus.report_silence)
+        frames = [source.read(0.2) for _ in range(25)]
+        source.close()
+    assert all(frames), "the video is played, also in the next round"
+    said = [record.getMessage() for record in caplog.records if "sound" in record.getMessage()]
+    assert len(said) == 1
+    assert "mute.mp4" in said[0]
+    assert "AAC" in said[0], "what to do"
+    assert "\n" not in said[0]
+    assert "decoded" in bus.status()["error"]
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "layout", "rate"),
+    [
+        ("mono.mkv", "pcm_s16le", "mono", 8_000),
+        ("surround.mp4", "aac", "5.1", 44_100),
+        ("float.mkv", "pcm_f32le", "5.1", 96_000),
+        ("four.mkv", "flac", "quad", 48_000),
+        ("three.avi", "pcm_u8", "3.0", 22_050),
+        ("opus.webm.mkv", "libopus", "stereo", 48_000),
+        ("old.avi", "libmp3lame", "mono", 24_000),
+        ("broadcast.ts", "ac3", "5.1", 48_000),
+        ("lossless.mov", "alac", "stereo", 44_100),
+    ],
+)
+def test_layouts_sample_formats_and_rates_are_played(
+    tmp_path: Path, name: str, codec: str, layout: str, rate: int
+) -> None:
+    assert pitch(write_streams(tmp_path / name, [(codec, layout, rate)])) == pytest.approx(400, abs=6)

@@ -120,3 +120,15 @@ def test_a_damaged_frame_gives_a_one_line_error(folder: Path, tmp_path: Path) ->
         source.frame(1, 0)
     with pytest.raises(UserError, match="not a folder"):
         open_source(f"tracked:{tmp_path / 'nothing'}")
+
+
+@pytest.mark.parametrize("name", ["2024-05-01T12:30:00", "file:x", "-x", "%d", "a b 脸"])
+def test_a_folder_is_opened_whatever_its_name(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder, name)
+    source = open_source(f"tracked:{name}")
+    assert source.name == name
+    assert source.read(5.0) is not None
+    source.close()

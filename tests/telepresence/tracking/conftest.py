@@ -9,9 +9,10 @@ import pytest
 
 from insta_runtime.geometry import rotation_matrix
 from insta_runtime.head import HeadModel, LandmarkEmbedding, load_head
+from telepresence.tracking.face_mesh import LANDMARKS
 from telepresence.tracking.head_fit import HeadFit, HeadFitter, Pinhole
 from telepresence.tracking.landmark_basis import LandmarkBasis, landmark_basis
-from telepresence.tracking.landmarks import LANDMARKS, FaceLandmarks
+from telepresence.tracking.landmarks import FaceLandmarks
 
 SIZE = 512
 CAMERA = Pinhole.of_frame(SIZE, SIZE, 1.2 * SIZE)

@@ -21,7 +21,7 @@ from insta_runtime.types import Camera, HeadState
 from telepresence.config import Config
 from telepresence.measure.offline.video_tracking import track_video
 from telepresence.runtime.frames import CameraFrame, GroundTruth, Landmarks
-from telepresence.sources.video_file import VideoFrames
+from telepresence.sources.video_file import VideoFrames, VideoSource
 from telepresence.tracking.calibration import calibrate
 from telepresence.tracking.clay_renders import render_clay
 from telepresence.tracking.ground_truth_tracker import GroundTruthTracker
@@ -30,6 +30,8 @@ from telepresence.tracking.landmark_basis import landmark_basis
 from telepresence.tracking.landmarks import BLENDSHAPES, FaceLandmarker
 from telepresence.tracking.recording_tracker import track_recording
 from telepresence.tracking.tracker import FaceTracker
+from tests.support.fake_time import FakeTime
+from tests.support.video_files import write_sizes
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +44,8 @@ def pictures(shared):
 
 
 @pytest.fixture(scope="module")
-def faces(pictures, models):
-    with FaceLandmarker(models, live=False) as landmarker:
+def faces(pictures, face_models):
+    with FaceLandmarker(face_models, live=False) as landmarker:
         return [landmarker.detect(frame.rgb) for frame in pictures]
 
 
@@ -53,27 +55,27 @@ def calibration(open_head, faces, pictures):
     return calibrate(open_head, faces[::4], width, height)
 
 
-def test_a_recording_is_tracked_closely(open_head, faces, pictures, models):
+def test_a_recording_is_tracked_closely(open_head, faces, pictures, face_models):
     height, width = pictures[0].rgb.shape[:2]
-    recording = track_recording(open_head, faces, lambda: pictures, width, height, 30.0, models=models)
+    recording = track_recording(open_head, faces, lambda: pictures, width, height, 30.0, models=face_models)
     figures = recording.figures()
     assert figures["tracked"] == figures["frames"] == len(pictures)
     assert figures["reprojection_px_median"] < 1.7
     assert figures["jitter_px"] < 0.5
-    again = track_recording(open_head, faces, lambda: pictures, width, height, 30.0, models=models)
+    again = track_recording(open_head, faces, lambda: pictures, width, height, 30.0, models=face_models)
     assert np.array_equal(again.errors, recording.errors), "the same landmarks give the same result"
     # Noisy landmarks, as of a hidden face, are rejected.
     moved = replace(faces[30], points=faces[30].points.copy())
     moved.points[:, :2] += np.random.default_rng(0).normal(0.0, 12.0, (478, 2)).astype(np.float32)
     hidden = [*faces[:30], *[moved] * 8, *faces[38:]]
-    recording = track_recording(open_head, hidden, lambda: pictures, width, height, 30.0, models=models)
+    recording = track_recording(open_head, hidden, lambda: pictures, width, height, 30.0, models=face_models)
     assert not recording.valid[32:36].any()
     assert recording.valid[-10:].all()
     assert np.array_equal(recording.states[33].expression, recording.states[32].expression), "repeated while lost"
 
 
-def test_live_tracking_calibrates_tracks_loses_and_recovers_the_face(open_head, pictures, models):
-    tracker = FaceTracker(open_head, size=256, models=models)
+def test_live_tracking_calibrates_tracks_loses_and_recovers_the_face(open_head, pictures, face_models):
+    tracker = FaceTracker(open_head, size=256, models=face_models)
     try:
         assert tracker.state == "searching"
         states, observations, provisional, poses = [], [], [], []
@@ -115,7 +117,7 @@ def test_live_tracking_calibrates_tracks_loses_and_recovers_the_face(open_head, 
         assert tracker.calibration is None
     finally:
         tracker.close()
-    tracker = FaceTracker(open_head, size=64, models=models, calibration=stored)
+    tracker = FaceTracker(open_head, size=64, models=face_models, calibration=stored)
     try:
         assert tracker.track(pictures[0]).observation is not None, "a stored calibration is used from the first frame"
         for odd in ((1, 1), (2, 700), (40, 30)):  # unusual frame sizes
@@ -124,8 +126,8 @@ def test_live_tracking_calibrates_tracks_loses_and_recovers_the_face(open_head, 
         tracker.close()
 
 
-def test_the_matte_covers_the_tracked_face(open_head, pictures, models, calibration):
-    tracker = FaceTracker(open_head, size=256, models=models, calibration=calibration)
+def test_the_matte_covers_the_tracked_face(open_head, pictures, face_models, calibration):
+    tracker = FaceTracker(open_head, size=256, models=face_models, calibration=calibration)
     try:
         seen = tracker.track(pictures[0]).observation
     finally:
@@ -139,10 +141,10 @@ def test_the_matte_covers_the_tracked_face(open_head, pictures, models, calibrat
     assert (seen.alpha[mask] > 128).mean() > 0.97
 
 
-def test_a_small_face_is_found_through_tiles(pictures, models):
+def test_a_small_face_is_found_through_tiles(pictures, face_models):
     """A face of 8 % of the longest side, away from the centre, is found."""
     rgb = pictures[0].rgb
-    with FaceLandmarker(models, live=True) as landmarker:
+    with FaceLandmarker(face_models, live=True) as landmarker:
         whole = landmarker.detect(rgb)
         scale = 0.08 * 1280 / whole.face_size
         small = Image.fromarray(rgb).resize((round(rgb.shape[1] * scale), round(rgb.shape[0] * scale)))
@@ -155,7 +157,7 @@ def test_a_small_face_is_found_through_tiles(pictures, models):
     assert np.abs(hits[-1].points[:, :2] - expected).mean() < 2.5
 
 
-def test_renders_of_the_head_are_tracked(open_head, models):
+def test_renders_of_the_head_are_tracked(open_head, face_models):
     """MediaPipe on clay renders with known poses, including the bias of the detector."""
     rig, camera, size = HeadRig(open_head), None, 480
     camera = Camera(576.0, 576.0, 240.0, 240.0, size, size)
@@ -164,7 +166,7 @@ def test_renders_of_the_head_are_tracked(open_head, models):
     vertices = rig.pose(shape, HeadState.neutral(52)).vertices.numpy()
     fitter = HeadFitter(landmark_basis(open_head), Pinhole.of_frame(size, size, 576.0))
     found = []
-    with FaceLandmarker(models, live=False) as landmarker:
+    with FaceLandmarker(face_models, live=False) as landmarker:
         for yaw in yaws:
             turn = np.diag([1.0, -1.0, -1.0]) @ rotation_matrix(np.array([0.0, yaw, 0.0]))
             posed = torch.from_numpy((vertices @ turn.T + [0.0, 0.02, 0.6]).astype(np.float32))
@@ -215,7 +217,7 @@ def test_a_video_without_a_face_gives_a_one_line_error(models, tmp_path):
     with av.open(str(clip), "w") as output:
         stream = output.add_stream("mpeg4", rate=30)
         stream.width, stream.height = 96, 64
-        for _ in range(5):
+        for _ in range(12):
             picture = rng.integers(0, 255, (64, 96, 3), dtype=np.uint8)
             for packet in stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")):
                 output.mux(packet)
@@ -255,8 +257,8 @@ def landmarks_only(frame, landmarks, size=None):
     return replace(frame, rgb=black, landmarks_only=True, landmarks=landmarks)
 
 
-def test_a_calibrated_face_is_tracked_from_landmarks_alone(open_head, pictures, faces, models, calibration):
-    tracker, seeing = (FaceTracker(open_head, size=256, models=models, calibration=calibration) for _ in range(2))
+def test_a_calibrated_face_is_tracked_from_landmarks_alone(open_head, pictures, faces, face_models, calibration):
+    tracker, seeing = (FaceTracker(open_head, size=256, models=face_models, calibration=calibration) for _ in range(2))
     try:
         stamped = [replace(frame, frame_id=i, t_capture_ns=i * 33_000_000) for i, frame in enumerate(pictures)]
         for frame in stamped[:6]:
@@ -289,7 +291,7 @@ def test_a_calibrated_face_is_tracked_from_landmarks_alone(open_head, pictures, 
     finally:
         tracker.close()
         seeing.close()
-    stored = FaceTracker(open_head, size=256, models=models, calibration=calibration)
+    stored = FaceTracker(open_head, size=256, models=face_models, calibration=calibration)
     try:
         assert stored.track(landmarks_only(stamped[0], normalised(faces[0], stamped[0]))).tracked_state is not None, (
             "no image is needed"
@@ -309,9 +311,48 @@ def test_a_calibrated_face_is_tracked_from_landmarks_alone(open_head, pictures, 
         stored.close()
 
 
-def test_smaller_frames_belong_to_the_same_camera(open_head, pictures, calibration, models):
+@pytest.fixture
+def two_sizes(pictures, tmp_path):
+    """A WebM file of 15 frames a second whose frames become narrower after two seconds."""
+    side = pictures[0].rgb.shape[1]
+    narrow = [frame.rgb[:, side // 8 : -side // 8] for frame in pictures[30:60]]
+    return write_sizes(tmp_path / "two.webm", [*[frame.rgb for frame in pictures[:30]], *narrow], fps=15)
+
+
+def test_a_recording_of_two_sizes_is_refused(two_sizes, models, tmp_path):
+    with pytest.raises(UserError, match="size changes from 480x480 to 360x480 pixels at frame 30"):
+        track_video(two_sizes, tmp_path / "out", config=Config(), head=None, models=models, focal=None)
+    assert not (tmp_path / "out").exists()
+
+
+def test_live_tracking_follows_a_camera_whose_size_changes(open_head, two_sizes, face_models, monkeypatch):
+    monkeypatch.setattr("telepresence.sources.video_file.time", FakeTime())
+    source = VideoSource(two_sizes)
+    tracker = FaceTracker(open_head, size=128, models=face_models)
+    try:
+        frames = [source.read(1.0) for _ in range(60)]
+        seen = [(frame, tracker.track(frame), tracker.state, tracker.shape) for frame in frames]
+    finally:
+        tracker.close()
+        source.close()
+    before = [each for each in seen if each[0].rgb.shape[1] == 480]
+    after = [each for each in seen if each[0].rgb.shape[1] == 360]
+    assert (len(before), len(after)) == (30, 30)
+    assert before[-1][2] == "tracking"
+    assert after[0][2] == "calibrating", "the camera and the crop are those of another picture"
+    assert after[0][1].observation is None
+    assert after[-1][2] == "tracking"
+    assert np.array_equal(after[-1][3], before[-1][3]), "the identity is kept"
+    first, last = before[-1][1].observation, after[-1][1].observation
+    assert last.camera.width == last.rgb.shape[1] == 128
+    assert np.abs(first.state.translation - last.state.translation).max() < 0.05
+    assert first.alpha[64, 64] > 250
+    assert last.alpha[64, 64] > 250
+
+
+def test_smaller_frames_belong_to_the_same_camera(open_head, pictures, calibration, face_models):
     height, width = pictures[0].rgb.shape[:2]
-    tracker = FaceTracker(open_head, size=256, models=models, calibration=calibration)
+    tracker = FaceTracker(open_head, size=256, models=face_models, calibration=calibration)
     try:
         first = tracker.track(replace(pictures[0], t_capture_ns=0)).observation
         small = np.array(Image.fromarray(pictures[1].rgb).resize((width // 2, height // 2)))

@@ -22,7 +22,7 @@ from insta_runtime.tracked import TrackedFolder, load_frame, read_take, write_ta
 from insta_runtime.types import Camera, HeadState, Take
 from telepresence.measure.offline.video_tracking import write_ground_truth_folder
 from telepresence.runtime.frames import CameraFrame, GroundTruth
-from telepresence.tracking.folder_writer import TrackedFolderWriter
+from telepresence.tracking.folder_writer import TrackedFolderWriter, TrackedMemoryWriter
 
 SIZE, COUNT = 48, 5
 CAMERA = Camera(60.0, 60.0, 24.0, 24.0, SIZE, SIZE)
@@ -136,6 +136,36 @@ def test_an_interrupted_writer_leaves_no_files(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_in_memory_and_on_disk_a_tracked_folder_is_the_same(folder, open_head):
+    on_disk = TrackedFolder.open(folder)
+    writer = TrackedMemoryWriter(Path("clip.mp4"))
+    for index in range(COUNT):
+        frame = next(frame for frame in _frames() if frame.frame_id == index)
+        writer.add(index, frame.rgb, frame.truth.alpha, frame.truth.body)
+    facts = {"source": "test", "crop_policy": "center", "tracker": {"smoothing": "none: exact states"}}
+    writer.finish(on_disk.take, head_name=open_head.name, head_file=None, facts=facts)
+    held = writer.folder
+    for name in sorted(held.files):
+        stored = (folder / name).read_bytes()
+        assert held.files[name] == stored or name == "take.npz"  # whose archive has the time of writing
+    assert held.meta == on_disk.meta
+    assert np.array_equal(held.take.shape, on_disk.take.shape)
+    for index in on_disk.frames:
+        ours, theirs = held.observation(index), on_disk.observation(index)
+        for name in ("rgb", "alpha", "body"):
+            assert np.array_equal(getattr(ours, name), getattr(theirs, name))
+        for name, value in theirs.state.arrays().items():
+            assert np.array_equal(ours.state.arrays()[name], value)
+        assert (ours.frame_id, ours.camera) == (theirs.frame_id, theirs.camera)
+
+
+def test_a_replaced_folder_leaves_nothing_beside_it(folder, open_head):
+    shape = np.zeros(len(open_head.shape_dirs), np.float32)
+    write_ground_truth_folder(_frames(1), folder, head=open_head, shape=shape, fps=30.0, size=SIZE, source="again")
+    assert list(folder.parent.iterdir()) == [folder]
+    assert sorted(path.name for path in folder.iterdir()) == ["alpha", "body", "frames", "meta.json", "take.npz"]
 
 
 def test_reading_needs_only_numpy_torch_and_pillow(folder):

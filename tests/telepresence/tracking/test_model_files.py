@@ -65,7 +65,7 @@ def test_missing_system_libraries_are_named(tmp_path):
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
         "from insta_runtime.errors import UserError\n"
-        "from telepresence.tracking.model_files import import_mediapipe\n"
+        "from telepresence.tracking.mediapipe_models import import_mediapipe\n"
         "try:\n    import_mediapipe()\nexcept UserError as error:\n    print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=True)

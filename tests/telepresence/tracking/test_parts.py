@@ -9,10 +9,11 @@ import pytest
 
 from insta_runtime.geometry import eye_pose, rotation_matrix
 from telepresence.tracking.crop import Crop, choose_crop
+from telepresence.tracking.face_mesh import LANDMARKS
 from telepresence.tracking.gaze import CORNERS, IRISES, RADIUS, Gaze
 from telepresence.tracking.head_fit import Pinhole
 from telepresence.tracking.health import ERROR_RATIO, TrackingHealth
-from telepresence.tracking.landmarks import LANDMARKS, FaceLandmarks
+from telepresence.tracking.landmarks import FaceLandmarks
 from telepresence.tracking.smoothing import smooth, smooth_run
 
 CAMERA = Pinhole.of_frame(512, 512, 614.4)

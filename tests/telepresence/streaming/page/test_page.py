@@ -92,6 +92,25 @@ def test_a_viewer_chooses_the_background(studio: Any, chromium: Browser) -> None
     studio.until(lambda: page.locator("#torso").is_checked() and page.locator("#behind").input_value() == "calm")
 
 
+def test_a_status_that_is_older_than_a_choice_does_not_undo_it(studio: Any, chromium: Browser) -> None:
+    page = chromium.new_page()
+    page.goto(studio.server.address)
+    studio.until(lambda: page.locator("#torso").is_checked())
+    held: list[Any] = []  # requests for the status; the first one was answered by the daemon before the choice
+    studio.status["viewers"] = 7
+    page.route("**/status", lambda route: held.append((route, route.fetch() if not held else None)))
+    while not held:
+        page.wait_for_timeout(50)
+    with page.expect_response("**/background"):
+        page.uncheck("#torso")
+    studio.until(lambda: str(studio.backgrounds.chosen) == "calm")
+    route, older = held[0]
+    route.fulfill(response=older)
+    page.wait_for_function("() => document.querySelector('#viewers').textContent === '7'")
+    assert not page.locator("#torso").is_checked()
+    page.close()
+
+
 def test_guidance_and_chart_are_drawn(studio: Any, chromium: Browser) -> None:
     seen = {"ahead": True, "left": False, "talk": True, "smile": False, "open": False, "brows": False}
     studio.status |= {"state": "learning", "source": "webcam", "psnr_db": 20.0, "latency_ms": 50.0}

@@ -171,7 +171,7 @@ def test_ended_sessions_leave_no_objects_threads_or_descriptors(studio: Any) -> 
     threads, files = own_threads(), len(os.listdir("/proc/self/fd"))
     for path in ("/whep", "/whip", "/call") * 4:
         asyncio.run(once(path))
-    assert all(count <= 2 for count in left().values()), left()  # objects that the watchdog has used last
+    studio.until(lambda: all(count <= 2 for count in left().values()))  # objects that the watchdog has used last
     assert len(os.listdir("/proc/self/fd")) <= files
 
 

@@ -227,7 +227,11 @@ def test_publishing_survives_mutilated_answers(
         assert health(studio).condition is Condition.RESTARTING
         assert not studio.server.watched
         server.body = lambda: "\r\n".join([*good, ""]).encode()
-        studio.until(lambda: health(studio).error == "it answers, but no media connection to it can be made")
+        studio.until(
+            lambda: (health(studio).error or "").startswith(
+                "it answers, but no media connection to it can be made (ICE: "
+            )
+        )
     server.shutdown()
     server.server_close()
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import re
-from fractions import Fraction
 from typing import Any
 
 import aiohttp
-import av
-import numpy as np
 import pytest
-from aiortc import AudioStreamTrack, MediaStreamTrack, RTCConfiguration, RTCPeerConnection, RTCSessionDescription
+from aiortc import AudioStreamTrack, RTCConfiguration, RTCPeerConnection, RTCSessionDescription
+
+from tests.support.grey_video import GreyVideo
 
 # An offer as OBS makes it by libdatachannel: ICE, DTLS and BUNDLE at session level, groups for lip sync, H.264 and Opus
 # only, rtcp-mux, no header extensions.
@@ -97,20 +96,6 @@ a=rtpmap:97 H264/90000
 a=setup:actpass
 a=ssrc:2384129370 cname:{{b04cbb5a-7d5c-4d4c-93ae-b6f4c2e5d0c4}}
 """
-
-
-class GreyVideo(MediaStreamTrack):
-    """Grey frames, 20 a second."""
-
-    kind = "video"
-    sent = 0
-
-    async def recv(self) -> av.VideoFrame:
-        await asyncio.sleep(0.05)
-        frame = av.VideoFrame.from_ndarray(np.full((120, 160, 3), 90, np.uint8), format="rgb24")
-        frame.pts, frame.time_base = self.sent * 4500, Fraction(1, 90000)
-        self.sent += 1
-        return frame
 
 
 def as_obs(offer: str, profile: str) -> str:
