@@ -73,6 +73,14 @@ def _threads_use_their_own_objects() -> Iterator[None]:
     assert not found
 
 
+@pytest.fixture(autouse=True)
+def _no_real_time_priority() -> Iterator[None]:
+    """Fail a test after which this process runs before all others, and so would everything that it starts."""
+    yield
+    if hasattr(os, "sched_getscheduler"):
+        assert os.sched_getscheduler(0) == os.SCHED_OTHER
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """Root of the checkout."""
