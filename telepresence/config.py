@@ -68,6 +68,14 @@ class RunConfig:
     train_share: float = setting(
         0.5, "maximum fraction of a CPU's cores, or of a GPU's time, that training takes", ge=0.0, le=1.0
     )
+    memory_mb: int = setting(
+        1200,
+        "memory budget of the whole daemon without a GPU: replay keeps fewer frames where it would be exceeded;"
+        " 0: none",
+        unit="MB",
+        ge=0,
+        le=1_000_000,
+    )
     freeze: bool = setting(False, "show the avatar without training it")
     autosave_s: float = setting(
         10.0,

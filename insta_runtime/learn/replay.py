@@ -137,6 +137,7 @@ class Replay(ReplayBuffer[ReplayFrame]):
         self.model, self.size = model, size
         self._generator = torch.Generator().manual_seed(seed)
         self._round: list[ReplayFrame] = []
+        self._largest_budget = budget_mb << 20
         self._codes_stale = False  # whether the subject's range has changed since codes were computed
 
     @property
@@ -163,6 +164,13 @@ class Replay(ReplayBuffer[ReplayFrame]):
         self._insert(ReplayFrame(self.model, observation, self.size, recalled=True))
         self.policy.update_pools()
 
+    def set_budget(self, budget: int) -> None:
+        """Limit the replay to ``budget`` bytes, at most those of ``budget_mb``: frames above it are evicted."""
+        evicted = self.policy.set_budget(min(budget, self._largest_budget))
+        if evicted:
+            self._forget(evicted)
+            self.policy.update_pools()
+
     def draw(self, count: int) -> list[ReplayFrame]:
         """Draw ``count`` frames: one of the newest, the others from shuffled rounds through the pool.
 
@@ -188,6 +196,10 @@ class Replay(ReplayBuffer[ReplayFrame]):
         entry = self.policy.make_entry(frame.state, frame.bytes, recalled=frame.recalled)
         evicted = self.policy.evict_for(entry)
         self.policy.insert(entry, frame)
+        self._forget(evicted)
+
+    def _forget(self, evicted: list[ReplayFrame]) -> None:
+        """Remove ``evicted`` frames from the round that is being drawn."""
         self._round = [left for left in self._round if not any(left is one for one in evicted)]
 
     def _frame_bytes(self) -> int:

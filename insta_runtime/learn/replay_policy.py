@@ -232,6 +232,21 @@ class ReplayPolicy(Generic[T]):
             evicted.append(self._evict(self._least_needed(older)))
         return evicted
 
+    def set_budget(self, budget: int) -> list[T]:
+        """Change the budget to ``budget`` bytes, and evict entries until they fit or only the newest are left.
+
+        Returns the evicted items; `update_pools` must be called if there are any.
+        """
+        self.budget = budget
+        evicted = []
+        while self._bytes > budget:
+            real = sum(not p.recalled for p in self.entries)
+            older = self.entries[: len(self.entries) - min(real, RECENT)]
+            if not older:
+                break
+            evicted.append(self._evict(self._least_needed(older)))
+        return evicted
+
     def insert(self, new: ReplayEntry[T], item: T) -> None:
         """Add the entry ``new``, whose frame the buffer stores as ``item``."""
         new.item = item

@@ -64,6 +64,11 @@ class TorchTrainer:
         """Store a frame that was painted by the avatar itself."""
         self.replay.add_recalled(observation)
 
+    def set_replay_budget(self, budget: int) -> None:
+        """Limit the replay to ``budget`` bytes, at least its newest frames; without effect on a GPU."""
+        if self.model.device.type == "cpu":
+            self.replay.set_budget(budget)
+
     def set_ray_share(self, share: float) -> None:
         """Draw only ``share`` of the configured rays in later steps; at least `MIN_RAY_SHARE` of them."""
         self._ray_share = min(1.0, max(MIN_RAY_SHARE, share))

@@ -63,6 +63,12 @@ class Trainer(Protocol):
     def add_recalled(self, observation: Observation) -> None:
         """Store a frame that was painted by the avatar itself (generative replay)."""
 
+    def set_replay_budget(self, budget: int) -> None:
+        """Limit the replay to ``budget`` bytes, at least its newest frames: others are evicted by the replay policy.
+
+        At most ``learn.replay_mb`` are used whatever ``budget`` is.  Without effect on a GPU.
+        """
+
     def set_ray_share(self, share: float) -> None:
         """Draw only ``share`` of the configured rays in later steps; at least `schedule.MIN_RAY_SHARE` of them."""
 

@@ -83,6 +83,12 @@ class SlotPoseMotions:
         self._moments[slot] = 0.0
         self._ages[slot] = FIXED if fixed else 0.0
 
+    def move(self, source: int, target: int) -> None:
+        """Copy the motions of slot ``source`` to ``target``, with the state of their training."""
+        learned = self.motions, self._predicted, self._posed_motions, self._moments, self._ages
+        for values in (self._tracked, self._features, self._order, *learned):
+            values[target] = values[source]
+
     def has_moved(self, slot: int) -> bool:
         """Whether the head of a slot has moved more than `REFRESH_DISTANCE` since the last call that returned True."""
         moved = float((self.motions[slot, :MOTION] - self._posed_motions[slot]).abs().max()) > REFRESH_DISTANCE

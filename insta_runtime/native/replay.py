@@ -15,6 +15,7 @@ from insta_runtime.learn.replay_buffer import ReplayBuffer
 from insta_runtime.learn.replay_policy import RECENT, ReplayPolicy
 from insta_runtime.native.kernels import Kernels, Struct
 from insta_runtime.native.posing import pack_state
+from insta_runtime.native.slot_memory import SlotMemory
 from insta_runtime.render.model import AvatarModel
 from insta_runtime.types import HeadState, Observation
 from insta_runtime.warp.warp import MOTION, PARTS
@@ -65,6 +66,7 @@ class DeviceReplay(ReplayBuffer[int]):
         self._slot_overhead, self._stream = slot_overhead, stream
         self._slot_bytes = 0
         self._chunks: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._memory: list[tuple[SlotMemory, SlotMemory]] = []  # of the chunks, on a CPU
 
     @property
     def order(self) -> list[int]:
@@ -108,6 +110,29 @@ class DeviceReplay(ReplayBuffer[int]):
             slot = self._store(observation, recalled=True)
             self._update_pools()
         return {slot: observation.state}
+
+    def set_budget(self, budget: int) -> dict[int, int]:
+        """Limit the replay to ``budget`` bytes (CPU only): frames above it are evicted, and their memory is released.
+
+        Slots in use stay the first ones: the returned moves give the new slot of each frame that changed its slot, by
+        its former slot.  The caller must prepare the new slots as after `take_in`.
+        """
+        moves: dict[int, int] = {}
+        if not self.side:
+            return moves
+        before, smallest = len(self), RECENT * self._slot_bytes
+        evicted = self.policy.set_budget(max(smallest, min(budget, self.slots * self._slot_bytes)))
+        if not evicted:
+            return moves
+        self.recalled.difference_update(evicted)
+        used = len(self)
+        holes = [slot for slot in sorted(evicted) if slot < used]
+        for entry in self.policy.entries:
+            if entry.item >= used:
+                moves[entry.item] = entry.item = self._move(entry.item, holes.pop())
+        self._release(used, before)
+        self._update_pools()
+        return moves
 
     def image(self, slot: int) -> torch.Tensor:
         """The image of a slot, a view (height, width, 4) uint8 of premultiplied RGBA."""
@@ -207,6 +232,25 @@ class DeviceReplay(ReplayBuffer[int]):
             state_size=self.states.shape[1],
         )
 
+    def _move(self, source: int, target: int) -> int:
+        """Copy the frame of slot ``source`` into ``target``, except for its list of tiles; returns ``target``."""
+        for values in (self.states, self._raw_codes, self._device_sizes):
+            values[target] = values[source]
+        self.sizes[target] = self.sizes[source]
+        self._margins[target], self._frame_ids[target] = self._margins[source], self._frame_ids[source]
+        self.image(target).copy_(self.image(source))
+        if source in self.recalled:
+            self.recalled.remove(source)
+            self.recalled.add(target)
+        return target
+
+    def _release(self, first: int, end: int) -> None:
+        """Give the images and tile lists of the slots ``first`` to ``end`` - 1 back to the system."""
+        for chunk, memories in enumerate(self._memory):
+            start = chunk * CHUNK
+            for memory in memories:
+                memory.release(max(0, first - start), min(CHUNK, end - start))
+
     def _free_slot(self, evicted: list[int]) -> int:
         """The slot of the ``evicted`` frame, or the next unused slot."""
         if evicted:
@@ -221,8 +265,13 @@ class DeviceReplay(ReplayBuffer[int]):
     def _allocate_chunk(self) -> None:
         first, device = len(self._chunks) * CHUNK, self.model.device
         count = min(CHUNK, self.slots - first)
-        images = torch.zeros((count, self.side, self.side, 4), dtype=torch.uint8, device=device)
-        tiles = torch.zeros((count, self._across**2), dtype=torch.int32, device=device)
+        shapes = (count, self.side, self.side, 4), (count, self._across**2)
+        if device.type == "cpu":
+            self._memory.append((SlotMemory(shapes[0], torch.uint8), SlotMemory(shapes[1], torch.int32)))
+            images, tiles = (memory.rows for memory in self._memory[-1])
+        else:
+            images = torch.zeros(shapes[0], dtype=torch.uint8, device=device)
+            tiles = torch.zeros(shapes[1], dtype=torch.int32, device=device)
         self._chunks.append((images, tiles))
         for addresses, memory in ((self._images, images), (self._tiles, tiles)):
             each = memory[0].numel() * memory.element_size()

@@ -88,6 +88,17 @@ class NativeTrainer:
         """Store a frame that was painted by the avatar itself, and prepare its slot for drawing."""
         self._prepare_slots(self.replay.add_recalled(observation))
 
+    def set_replay_budget(self, budget: int) -> None:
+        """Limit the replay to ``budget`` bytes, at least its newest frames; without effect on a GPU."""
+        if self._stream is not None or not len(self.replay):
+            return
+        before = len(self.replay)
+        for source, target in self.replay.set_budget(budget).items():
+            self.pose_motions.move(source, target)
+            self._poses.invalidate(target)
+        if len(self.replay) < before:
+            self._poses.release(len(self.replay), before)
+
     def step(self) -> StepReport | None:
         """Run one Adam step on rays of a few replay frames; None if the replay buffer is empty.
 

@@ -11,13 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
 import torch
 
 from insta_runtime.field.expression_code import CODE_WIDTH
 from insta_runtime.native.kernels import Kernels, Struct
 from insta_runtime.native.posing import PosedHeads
 from insta_runtime.native.replay import DeviceReplay
+from insta_runtime.native.slot_memory import SlotMemory
 
 if TYPE_CHECKING:
     from insta_runtime.render.model import AvatarModel
@@ -84,6 +84,9 @@ class PerStepPoses:
     def on_occupancy_update(self) -> None:
         """Account for changed occupied cells: nothing to do, as nothing is cached."""
 
+    def release(self, first: int, end: int) -> None:
+        """Give back the memory of the unused slots ``first`` to ``end`` - 1: nothing to do, as nothing is cached."""
+
 
 class CachedPoses:
     """Posed heads of all replay slots, computed when a slot is first drawn and then kept (on a CPU).
@@ -111,17 +114,23 @@ class CachedPoses:
         self._has_moved = has_moved
         self._single = PosedHeads(kernels, model, 1)
         slots = replay.slots
+        self._memory: list[SlotMemory] = []
+
+        def zeros(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+            self._memory.append(SlotMemory((slots, *shape), dtype))
+            return self._memory[-1].rows
+
         self._all: dict[str, Any] = {
-            name: _lazy_zeros((slots, *value.shape[1:]), value.dtype) if isinstance(value, torch.Tensor) else value
+            name: zeros(*value.shape[1:], dtype=value.dtype) if isinstance(value, torch.Tensor) else value
             for name, value in self._single.poses.tensors.items()
         }
         self._all["states"], self._all["frames"] = replay.states, slots
         self.states = torch.zeros_like(replay.states[:1])  # unused: kernels read the states of the replay
         self.poses = kernels.struct("PoseBuffers", **self._all)
-        self.depth = _lazy_zeros((slots, side, side), torch.float32)
-        self.triangle = _lazy_zeros((slots, side, side), torch.int32)
-        self.codes = _lazy_zeros((slots, CODE_WIDTH), torch.float32)
-        self._needed = _lazy_zeros((slots, self.poses.value.words), torch.int32)
+        self.depth = zeros(side, side, dtype=torch.float32)
+        self.triangle = zeros(side, side, dtype=torch.int32)
+        self.codes = zeros(CODE_WIDTH, dtype=torch.float32)
+        self._needed = zeros(self.poses.value.words, dtype=torch.int32)
         self._step = model.config.sampling.step
         self._heads: dict[int, PosedHeads] = {}
         self._cached: dict[int, _CacheEntry] = {}
@@ -135,6 +144,14 @@ class CachedPoses:
     def invalidate(self, slot: int) -> None:
         """Discard the cached pose of ``slot``, whose image was replaced."""
         self._cached.pop(slot, None)
+
+    def release(self, first: int, end: int) -> None:
+        """Discard the poses of the unused slots ``first`` to ``end`` - 1, and give their memory back to the system."""
+        for slot in range(first, end):
+            self._cached.pop(slot, None)
+            self._heads.pop(slot, None)
+        for memory in self._memory:
+            memory.release(first, end)
 
     def pose(self, slots: torch.Tensor) -> None:
         """Bring the bands of the drawn ``slots`` (frames,) up to date."""
@@ -203,8 +220,3 @@ def cached_pose_bytes(model: AvatarModel, side: int) -> int:
     faces, vertices = len(warp.canonical.faces), len(warp.canonical.vertices)
     marked = round(TOUCHED_SHARE * cells)
     return side * side * 8 + faces * 84 + vertices * 76 + cells * 4 + marked * 4 * (warp.config.candidates + 1)
-
-
-def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Zeros whose memory is committed only where they are written (calloc)."""
-    return torch.from_numpy(np.zeros(shape, {torch.float32: np.float32, torch.int32: np.int32}[dtype]))

@@ -92,7 +92,7 @@ class Daemon:
         self.config, self.options = config, options
         self.stopping = threading.Event()
         self.failure: str | None = None
-        self.telemetry = telemetry = Telemetry()
+        self.telemetry = telemetry = Telemetry(run.memory_mb if run.device == "cpu" else 0)
         self._share = CpuShare.of(cores, run.train_share, run.device)
         self._head = load_head(options.head)
         self._audio = AudioBus()
@@ -212,7 +212,9 @@ class Daemon:
         share, begin = self._share, self._supervisor.begin
         capture = CaptureStage(config, cameras, telemetry, signals)
         render = RenderStage(config, cameras, self._drivers, self._display, self._sinks, telemetry, signals)
-        train = TrainStage(cameras, self._learners, self._autosave, telemetry, signals, share.duty)
+        train = TrainStage(
+            cameras, self._learners, self._autosave, telemetry, signals, share.duty, telemetry.memory_budget_mb
+        )
         supervise = SuperviseStage(
             config,
             cameras,

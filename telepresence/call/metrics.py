@@ -41,7 +41,7 @@ FAMILIES: Final = {
     "replay_pictures": ("replay.pictures", "kind", "Frames in the replay buffer"),
     "frame_filter_refused": ("frame_filter.refused", "reason", "Frames refused for learning"),
     "dropped": ("drops", "what", "Values that were overwritten before they were read, or refused"),
-    "memory_megabytes": ("memory", "kind", "Memory in use, in 10^6 bytes"),
+    "memory_megabytes": ("memory", "kind", "Memory in use, and its budget, in 10^6 bytes"),
 }
 """Key of each labelled metric, with the path of its numbers in `/status`, its label and its help text."""
 

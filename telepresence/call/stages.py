@@ -13,6 +13,7 @@ from telepresence.call.session import AWAY, Session, SessionState
 from telepresence.call.status import card_text
 from telepresence.display.display import Scene
 from telepresence.learning.budget import LearningMode
+from telepresence.learning.memory_budget import ReplayLimiter
 from telepresence.runtime.clock import LoopTimer, now_ns
 from telepresence.runtime.ownership import owned_by
 from telepresence.runtime.scheduling import training_pause
@@ -228,15 +229,19 @@ class TrainStage:
         telemetry: Telemetry,
         signals: Signals,
         duty: float,
+        memory_mb: int = 0,
     ) -> None:
-        """``duty`` is the fraction of its thread's time that training takes."""
+        """``duty`` is the fraction of its thread's time that training takes, ``memory_mb`` the memory budget of this
+        process in 10^6 bytes (0: none)."""
         self._cameras, self._learners, self._autosave = cameras, learners, autosave
         self._telemetry, self._signals, self._duty = telemetry, signals, duty
+        self._limiter = ReplayLimiter(memory_mb, telemetry)
 
     def round(self) -> None:
         """Do one training step and what is due with it, or wait a moment if there is nothing to do."""
         signals, telemetry = self._signals, self._telemetry
         camera = self._cameras.current
+        self._limiter.update(camera.learner if camera is not None else None)
         # An unsettled identity needs training rounds, too: the frames are compared with the avatar there.
         if camera is None or (camera.budget.mode is LearningMode.RESTING and camera.subject.verifier.confirmed):
             if camera is not None:

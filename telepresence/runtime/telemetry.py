@@ -130,18 +130,25 @@ class Telemetry:
         captured, tracked, found: rates of camera frames, of tracked frames, and of those that show a face.
         shown, avatar: rates of rendered frames, and of those that show the avatar.
         trained, samples: rates of training steps, and of field samples that they evaluate.
-        memory: memory in use in 10^6 bytes: ``rss_mb`` of this process, ``device_mb`` of the GPU by all processes.
+        memory: memory in use in 10^6 bytes: ``rss_mb`` of this process, ``device_mb`` of the GPU by all processes; and
+            ``budget_mb``, the memory budget of this process.
+        memory_budget_mb: the same budget; 0: none.
         errors: newest errors, by stage.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, memory_budget_mb: int = 0) -> None:
         from prometheus_client import CollectorRegistry, Counter, Histogram
 
         self.started = time.monotonic()
         self.captured, self.tracked, self.found = RateCounter(), RateCounter(), RateCounter()
         self.shown, self.avatar = RateCounter(), RateCounter()
         self.trained, self.samples = RateCounter(), RateCounter()
-        self.memory: dict[str, float | None] = {"rss_mb": None, "device_mb": None}
+        self.memory: dict[str, float | None] = {
+            "rss_mb": None,
+            "device_mb": None,
+            "budget_mb": memory_budget_mb or None,
+        }
+        self.memory_budget_mb = memory_budget_mb
         self._memory_at = -math.inf
         self._times: dict[str, DurationWindow] = {}
         self.errors = ErrorLog()
@@ -193,6 +200,7 @@ class Telemetry:
             self.memory = {
                 "rss_mb": round(resident_bytes() / 1e6, 1),
                 "device_mb": _device_mb() if device == "cuda" else None,
+                "budget_mb": self.memory_budget_mb or None,
             }
 
     def register(self, collector: Collector) -> None:

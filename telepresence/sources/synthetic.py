@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+import zlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -17,13 +18,16 @@ from telepresence.sources.source import SourceIdentity
 if TYPE_CHECKING:
     from telepresence.actor.actor import Actor
 
+COMPRESSION: Final = 1
+"""Level of zlib at which frames are cached: the fastest one."""
+
 
 class SyntheticSource:
     """Live camera before the synthetic actor, at ``size`` x ``size`` pixels.
 
-    Frames are rendered at ``drawn`` pixels, enlarged, and cached (100 MB): the performance repeats after
-    `performance.PERIOD` seconds.  During the first period only every second frame is rendered, to leave processor time
-    to other stages; the second period renders the others, and afterwards all frames come from the cache.
+    Frames are rendered at ``drawn`` pixels, enlarged, and cached in compressed form, without loss: the performance
+    repeats after `performance.PERIOD` seconds.  During the first period only every second frame is rendered, to leave
+    processor time to other stages; the second period renders the others, and afterwards all frames come from the cache.
     """
 
     def __init__(self, size: int = 512, *, drawn: int = 256, fps: float = 12.5, seed: int = 0) -> None:
@@ -36,7 +40,7 @@ class SyntheticSource:
         self._actor = Actor(seed)
         self._performance = Performance(self._actor.head.expression_names, seed)
         self._round = round(PERIOD * fps)  # number of frames until the performance repeats
-        self._kept: dict[int, tuple[Bytes, Bytes, Bytes]] = {}
+        self._kept: dict[int, bytes] = {}  # image, alpha and body matte, compressed
         self._start = time.monotonic()
         self._last = -1
         self._drew_last = False
@@ -79,8 +83,11 @@ class SyntheticSource:
         """Image, alpha and body matte of frame ``number`` of the performance, enlarged to the output size."""
         if number not in self._kept:
             state = self._performance(number * PERIOD / self._round)
-            self._kept[number] = self._actor.layers(state, self._actor.camera(self._drawn))
-        rgb, *mattes = self._kept[number]
+            layers = self._actor.layers(state, self._actor.camera(self._drawn))
+            self._kept[number] = zlib.compress(b"".join(layer.tobytes() for layer in layers), COMPRESSION)
+        values = np.frombuffer(bytearray(zlib.decompress(self._kept[number])), np.uint8)
+        side, colours = self._drawn, 3 * self._drawn**2
+        rgb, mattes = values[:colours].reshape(side, side, 3), values[colours:].reshape(2, side, side)
         alpha, body = (_enlarge(matte[..., None], self._size)[..., 0] for matte in mattes)
         return _enlarge(rgb, self._size), alpha, body
 

@@ -128,3 +128,34 @@ def test_offers_from_many_threads_arrive_and_an_idle_learner_holds_only_the_newe
         replay.add(picture(i))
     replay.take_in()
     assert kept(replay)[10:] == list(range(200 - RECENT, 200))
+
+
+def test_a_smaller_budget_evicts_frames_and_the_rest_keep_their_images_in_the_first_slots(model: AvatarModel) -> None:
+    replay = filled(model, 60, 60)
+    slot_bytes = replay._frame_bytes()
+    moves = replay.set_budget(30 * slot_bytes)
+    assert len(replay) == 30
+    assert sorted(replay.order) == list(range(30))
+    assert set(moves.values()) <= set(range(30)), "frames move into free slots"
+    assert min(moves) >= 30
+    assert kept(replay) == sorted(kept(replay))
+    assert kept(replay)[-RECENT:] == list(range(60 - RECENT, 60))
+    for slot, frame_id in zip(replay.order, replay.frame_ids, strict=True):
+        rgba, _ = picture(frame_id).premultiplied(8)
+        assert torch.equal(replay.image(slot), (rgba * 255.0 + 0.5).to(torch.uint8))
+    assert replay._deck[:30].tolist() == replay.order
+    replay.set_budget(0)
+    assert kept(replay) == list(range(60 - RECENT, 60))
+    replay.set_budget(1 << 40)
+    for i in range(60, 90):
+        replay.add(picture(i))
+        replay.take_in()
+    assert len(replay) == RECENT + 30
+    assert sorted(replay.order) == list(range(RECENT + 30))
+
+
+def test_a_budget_that_is_not_reached_changes_nothing(model: AvatarModel) -> None:
+    limited, free = filled(model, 30, 60), filled(model, 30, 60)
+    assert limited.set_budget(60 * limited._frame_bytes()) == {}
+    assert limited.order == free.order
+    assert limited.policy.pool == free.policy.pool
