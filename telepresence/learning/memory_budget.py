@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from telepresence.runtime.hardware import resident_bytes
 from telepresence.runtime.memory import release_heap
 from telepresence.runtime.ownership import owned_by
 
@@ -11,16 +12,16 @@ if TYPE_CHECKING:
     from telepresence.learning.learner import Learner
     from telepresence.runtime.telemetry import Telemetry
 
-FULL: Final = 0.94
-"""Share of the process budget up to which replay may grow; the rest is for peaks of a second, such as saving."""
-AMPLE: Final = 0.86
-"""Share of the process budget below which replay may grow again after it was limited."""
+RESERVE: Final = 100_000_000
+"""Bytes of the process budget that replay leaves free, for what a training step or saving uses for a moment."""
+HYSTERESIS: Final = 80_000_000
+"""Bytes by which memory in use must fall before replay that was limited may grow again."""
 
 
 def replay_budget(limit: int, resident: int, held: int, budget: int, ceiling: int) -> int:
     """The memory budget of replay, in bytes, that keeps the process within ``limit`` bytes.
 
-    Between `AMPLE` and `FULL` of ``limit`` the budget can only fall, so that a process near its limit does not evict
+    Within `HYSTERESIS` of what may be used the budget can only fall, so that a process near its limit does not evict
     and add frames in turn.
 
     Args:
@@ -28,8 +29,9 @@ def replay_budget(limit: int, resident: int, held: int, budget: int, ceiling: in
         held: memory of the frames in replay now, bytes. budget: present budget of replay, bytes.
         ceiling: largest budget of replay (``learn.replay_mb``), bytes.
     """
-    allowed = min(ceiling, max(0, held + round(FULL * limit) - resident))
-    near = resident > AMPLE * limit
+    free = limit - RESERVE - resident
+    allowed = min(ceiling, max(0, held + free))
+    near = free < HYSTERESIS
     return min(budget, allowed) if near else max(budget, allowed)
 
 
@@ -50,13 +52,15 @@ class ReplayLimiter:
         if not self._limit or learner is None or measured is self._measured:
             return
         self._measured = measured
-        resident, held = measured["rss_mb"], learner.trainer.replay.composition.bytes
-        if resident is None:
-            return
+        resident = resident_bytes()
+        if resident > self._limit - RESERVE:
+            release_heap()  # free memory that glibc holds is no reason to evict a frame
+            resident = resident_bytes()
+        held = learner.trainer.replay.composition.bytes
         ceiling = learner.trainer.config.replay_mb << 20
         if learner is not self._learner:
             self._learner, self._budget = learner, ceiling
-        budget = replay_budget(self._limit, round(resident * 1e6), held, self._budget, ceiling)
+        budget = replay_budget(self._limit, resident, held, self._budget, ceiling)
         if budget == self._budget:
             return
         self._budget = budget
