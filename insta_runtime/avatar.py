@@ -266,9 +266,9 @@ def _candidate_cells(tensors: Snapshot, resolution: int, triangles: int) -> Cand
     """Remove the candidate cells from the tensors of a file and return them.  Raises ValueError if they are invalid."""
     index, triangle, masks = (tensors.pop(name) for name in CELLS)
     cells = CandidateCells(index.long(), triangle.long(), masks)
-    sound = index.dim() == 1 and triangle.shape == index.shape and masks.shape == (len(index), 2) and len(index) > 0
+    valid = index.dim() == 1 and triangle.shape == index.shape and masks.shape == (len(index), 2) and len(index) > 0
     if not (
-        sound
+        valid
         and bool((index == cells.index).all() and (cells.index.diff() > 0).all())
         and bool((triangle == cells.triangle).all() and ((triangle >= 0) & (triangle < triangles)).all())
         and bool(((masks >= 0.0) & (masks <= 1.0)).all())

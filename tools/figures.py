@@ -247,7 +247,7 @@ FIGURES: dict[str, tuple[bool, Callable[[], Figures]]] = {
     "call-viewers": (False, partial(call, "viewers", "--freeze")),
     "call-first-frame": (False, partial(call, "first-frame")),
     "call-links": (False, partial(call, "links", "--freeze")),
-    "call-sound": (False, partial(call, "sound", "--freeze")),
+    "call-audio": (False, partial(call, "audio", "--freeze")),
     "call-killed-tab": (False, partial(call, "killed-tab", "--freeze")),
     "call-reconnects": (False, partial(call, "reconnects", "--freeze")),
     "call-zeromq": (False, partial(call, "zeromq", "--freeze")),

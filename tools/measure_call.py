@@ -59,7 +59,7 @@ ROWS: Final[dict[str, Measurement]] = {
     "viewers": measure_viewers,
     "first-frame": measure_first_frame,
     "links": measure_links,
-    "sound": measure_audio_offset,
+    "audio": measure_audio_offset,
     "lips": measure_lip_sync,
     "killed-tab": measure_killed_tab,
     "reconnects": measure_reconnects,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION: Final = 1
 """Format version of the training file."""
 LARGEST: Final = 65504.0
-"""Largest magnitude of a sound weight: the largest number of half precision, which kernels use."""
+"""Largest magnitude of a valid weight: the largest number of half precision, which kernels use."""
 PARTS: Final = ("weights", "first", "second")
 """Prefixes of the tensors in the training file."""
 
@@ -47,7 +47,7 @@ class TrainingState:
         """Averaged weights of the field, by their names in its ``state_dict``."""
         return {name: self.shown[name] for name in self.weights}
 
-    def is_sound(self) -> bool:
+    def is_valid(self) -> bool:
         """Whether all numbers are finite and no weight exceeds `LARGEST`.  Synchronises with the GPU."""
         weights = torch.stack([_largest(part) for part in (self.weights, self.averaged)])
         rest = torch.stack([_largest(part) for part in (self.shown, self.first, self.second)])

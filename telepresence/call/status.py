@@ -108,7 +108,7 @@ class Status:
             "replay": _replay(learner),
             "frame_filter": _frame_filter(learner),
             "guidance": _guidance(learner),
-            "sound": inputs.audio,
+            "audio": inputs.audio,
             "memory": telemetry.memory,
             "subject": _subject(camera),
             "events": _events(camera),

@@ -84,10 +84,10 @@ def load_key(path: Path, *, secret: bool = True) -> tuple[bytes, bytes]:
 
     for key in (public, hidden or b"") if secret else (public,):
         try:
-            sound = len(z85.decode(key)) == 32
+            valid = len(z85.decode(key)) == 32
         except (ValueError, KeyError, IndexError):
-            sound = False
-        if not sound:
+            valid = False
+        if not valid:
             raise UserError(
                 f"{path} contains no {'secret' if secret else 'public'} key of 40 characters: generate it again"
             )

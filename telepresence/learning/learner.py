@@ -258,7 +258,7 @@ class Learner:
 
     @any_thread
     def save(self) -> bool:
-        """Save the newest sound training state and wait for the disk; False if nothing was learned since the last.
+        """Save the newest valid training state and wait for the disk; False if nothing was learned since the last.
 
         The files are replaced as a whole or not at all.  UserError if they cannot be written.
         """

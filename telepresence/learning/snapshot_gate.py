@@ -171,7 +171,7 @@ class SnapshotGate:
             return self.published_state
         with self._trainer.on_stream():
             state = self._trainer.state()
-            return state if state.is_sound() else self.published_state
+            return state if state.is_valid() else self.published_state
 
     def on_step(self, report: StepReport | None, now: float) -> None:
         """Check the loss of a training step and set the learning rate; rolls back if the loss is not finite."""
@@ -224,8 +224,8 @@ class SnapshotGate:
     def _measure_candidate(self, mesh: ColouredMesh | None) -> Iterator[None]:
         with self._trainer.on_stream():
             candidate = self._trainer.state()
-            sound = candidate.is_sound()
-        if not sound:
+            valid = candidate.is_valid()
+        if not valid:
             self._roll_back("weights that are not finite or too large")
             return
         known = self._held_back.frames()

@@ -98,7 +98,7 @@ class PreviewWindow:
         text, until = self._notice
         figures = {name: status.get(name) for name in ("state", "psnr_db", "viewers", "driver")}
         figures["frozen"] = status.get("training", {}).get("state") == "frozen"
-        figures["muted"] = (status.get("sound") or {}).get("muted")
+        figures["muted"] = (status.get("audio") or {}).get("muted")
         figures["notice"] = text if time.monotonic() < until else None
         self._write(2, (json.dumps(figures).encode(),))
 

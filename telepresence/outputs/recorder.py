@@ -66,9 +66,9 @@ class Recorder:
     recording ends and the call continues.
     """
 
-    def __init__(self, path: Path, fps: int, head_sha256: str, sound: AudioBus, failed: Callable[[str], None]) -> None:
+    def __init__(self, path: Path, fps: int, head_sha256: str, audio: AudioBus, failed: Callable[[str], None]) -> None:
         """``fps``: nominal frame rate; ``failed``: called at most once, with the reason why the recording ended."""
-        self._path, self._fps, self._sha256, self._bus, self._failed = path, fps, head_sha256, sound, failed
+        self._path, self._fps, self._sha256, self._bus, self._failed = path, fps, head_sha256, audio, failed
         self._frames: Mailbox[OutputFrame] = Mailbox("recorder")
         self._chunks: deque[AudioChunk] = deque(maxlen=MAX_CHUNKS)
         self._stopping = threading.Event()

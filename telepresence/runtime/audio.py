@@ -77,7 +77,7 @@ class AudioBus:
         return "source" if now - self._source_at < SPEAKER_S else None
 
     def status(self) -> dict[str, Any]:
-        """JSON object ``sound`` of `/status` (docs/protocols-http.md)."""
+        """JSON object ``audio`` of `/status` (docs/protocols-http.md)."""
         delay = self.delay_s
         delay_ms = round(1e3 * delay, 1) if delay is not None else None
         return {"heard": self.active, "muted": self.muted, "delay_ms": delay_ms, "error": self.source_error}

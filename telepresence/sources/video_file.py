@@ -188,7 +188,7 @@ class VideoSource:
         self._on_audio = on_audio
         self._audio = FileAudio(path, OPTIONS) if on_audio is not None else None
         if self._audio is not None and self._audio.problem is not None:
-            log.warning("%s: %s", path, self._audio.problem, extra={"event": "no_sound", "stage": "capture"})
+            log.warning("%s: %s", path, self._audio.problem, extra={"event": "no_audio", "stage": "capture"})
             if on_silence is not None:
                 on_silence(self._audio.problem)
         self.fps = self._frames.fps

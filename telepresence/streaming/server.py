@@ -43,7 +43,7 @@ STOP_S: Final = 10.0
 class MediaServer:
     """Streams the newest rendered frame to every viewer at a constant rate, and receives a browser's camera.
 
-    Its threads ``network`` (asyncio, HTTP, WebRTC), ``encode`` (video) and ``sound`` (audio) run from `start` to
+    Its threads ``network`` (asyncio, HTTP, WebRTC), ``encode`` (video) and ``audio`` run from `start` to
     `stop`.  Implements `FrameSink`.
     """
 
@@ -54,7 +54,7 @@ class MediaServer:
         self._tls = tls_context(settings.access)
         self._daemon = daemon
         self._hub = EncoderHub(settings)
-        self._audio = AudioHub(daemon.audio, 1000 * settings.sound, lambda: self._hub.stats().latency_ms)
+        self._audio = AudioHub(daemon.audio, 1000 * settings.audio_bitrate, lambda: self._hub.stats().latency_ms)
         self._peers: Peers | None = None
         self._whip_client: WhipClient | None = None
         self._audience: Audience | None = None

@@ -28,7 +28,7 @@ class StreamSettings:
         "auto", "H.264 encoder; auto: NVENC where it works, else x264", choices=("auto", "x264", "nvenc")
     )
     preset: str = setting("superfast", "x264 preset", choices=("ultrafast", "superfast", "veryfast", "faster"))
-    sound: int = setting(64, "bitrate of the audio", unit="kbit/s", ge=16, le=256)
+    audio_bitrate: int = setting(64, "bitrate of the audio", unit="kbit/s", ge=16, le=256)
     viewers: int = setting(8, "maximum number of viewers; further ones are refused with 503", ge=1, le=64)
     link: str = setting(
         "",

@@ -101,7 +101,7 @@ class Calibration:
             width, height = (int(value) for value in values["size"])
             focal, error = float(values["focal"]), float(values["error"])
             shape, offsets, gaze = (_numbers(values[name]) for name in ("shape", "offsets", "gaze"))
-            sound = (
+            valid = (
                 0 < width <= 1 << 14
                 and 0 < height <= 1 << 14
                 and 0 < focal < 1e6
@@ -113,7 +113,7 @@ class Calibration:
                 and len(offsets) <= LANDMARKS
                 and gaze.shape == (2, 2)
             )
-            if not sound:
+            if not valid:
                 raise ValueError("sizes out of range")
             return Calibration(width, height, focal, shape, offsets, gaze, error, str(values["head_sha256"])[:64])
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:

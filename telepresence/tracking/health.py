@@ -47,8 +47,8 @@ class TrackingHealth:
 
     def update(self, fit: HeadFit | None) -> bool:
         """Add the fit of the next frame (None: no face was found); returns whether the head is tracked."""
-        sound = fit is not None and self._is_plausible(fit)
-        if sound and fit is not None:
+        plausible = fit is not None and self._is_plausible(fit)
+        if plausible and fit is not None:
             self._good = min(self._good + 1, GOOD_FRAMES)
             self._errors.append(fit.error)
         else:

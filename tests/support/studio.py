@@ -174,7 +174,7 @@ class _StudioDaemon(DaemonInterface):
 
     def mute(self, on: bool) -> None:
         self._record("mute", on)
-        self._studio.status["sound"] = {"muted": on}
+        self._studio.status["audio"] = {"muted": on}
 
     def recalibrate(self) -> None:
         self._record("recalibrate")

@@ -85,7 +85,7 @@ def measure_audio_offset(conditions: Conditions) -> tuple[Figures, list[Goal]]:
         **daemon_figures(status),
     }
     middle = percentile(behind, 50.0)
-    return figures, [Goal("video behind sound, p50", abs(middle) if middle is not None else None, 45.0, 20.0, " ms")]
+    return figures, [Goal("video behind audio, p50", abs(middle) if middle is not None else None, 45.0, 20.0, " ms")]
 
 
 def measure_zeromq_delay(conditions: Conditions) -> tuple[Figures, list[Goal]]:

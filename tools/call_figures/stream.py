@@ -124,7 +124,7 @@ def daemon_figures(status: dict[str, Any]) -> Figures:
     """Rates, errors and stage times of the daemon, from its status."""
     keys = ("state", "latency_ms", "avatar_fps", "camera_fps", "tracked_fps", "steps_per_second", "render_px", "errors")
     stages = {name: stage["ms"] for name, stage in status["stages"].items() if stage["ms"]}
-    more = {"sound": status["sound"], "tracking_health": status["tracking"]["health"], "stages_ms": stages}
+    more = {"audio": status["audio"], "tracking_health": status["tracking"]["health"], "stages_ms": stages}
     return {"daemon": {key: status[key] for key in keys} | more}
 
 

@@ -64,11 +64,11 @@ class OpusEncoder:
 AudioPacketCallback = Callable[["av.Packet[Any]"], None]
 
 
-@owned_by("sound")
+@owned_by("audio")
 class AudioHub:
     """Encodes the audio of an `AudioBus`, delayed as much as the video, and passes the packets to all subscribers.
 
-    The thread ``sound`` runs from `start` to `stop`; it sleeps while there are no subscribers or there is no audio.
+    The thread ``audio`` runs from `start` to `stop`; it sleeps while there are no subscribers or there is no audio.
     Callbacks are called on it and must not block.
     """
 
@@ -83,7 +83,7 @@ class AudioHub:
         self._arrived = threading.Event()  # set when audio arrives
         self._open = True
         self._latency_read = self._began = time.monotonic()
-        self._thread = threading.Thread(target=self._run, name="sound", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="audio", daemon=True)
 
     @any_thread
     def start(self) -> None:
@@ -121,7 +121,7 @@ class AudioHub:
         self._arrived.set()
 
     def _run(self) -> None:
-        enter_role("sound")
+        enter_role("audio")
         encoder: OpusEncoder | None = None
         due, pts = 0.0, -BLOCK
         playing = False
@@ -151,7 +151,7 @@ class AudioHub:
                 due += BLOCK_S
             except Exception as error:
                 encoder = None
-                log.error("audio: %s", one_line(error), extra={"event": "stage_failed", "stage": "sound"})
+                log.error("audio: %s", one_line(error), extra={"event": "stage_failed", "stage": "audio"})
                 time.sleep(RETRY_S)
 
     def _delay_s(self, now: float) -> float:

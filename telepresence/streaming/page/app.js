@@ -226,7 +226,7 @@ function updateCameraButtons() {
   $("camera").querySelector("span").textContent = camera ? "Stop" : "Camera";
   setPressed("withhold", Boolean(camera?.withheld));
   $("withhold").disabled = !camera || !(camera.withheld || KNOWN_STATES.has(state));
-  $("sound").disabled = Boolean(camera);
+  $("audio").disabled = Boolean(camera);
   explainCamera();
 }
 
@@ -277,7 +277,7 @@ async function toggleMute() {
 function togglePlayback() {
   const video = $("avatar");
   video.muted = !video.muted;
-  setPressed("sound", !video.muted);
+  setPressed("audio", !video.muted);
 }
 
 function setFrozen(on) {
@@ -320,7 +320,7 @@ function showStatus(status, requested) {
   isSynthetic = status.source === "synthetic";
   const [meaning, advice] = STATE_TEXTS[state] ?? [""];
   if (status.training) setFrozen(status.training.state === "frozen");
-  if (typeof status.sound?.muted === "boolean" && status.sound.muted !== muted) setMuted(status.sound.muted);
+  if (typeof status.audio?.muted === "boolean" && status.audio.muted !== muted) setMuted(status.audio.muted);
   const canLearn = !isSynthetic && !frozen && !camera?.withheld;
   const guided = canLearn && GUIDED_STATES.has(state) && Boolean(status.guidance?.hint);
   let text = advice && !isSynthetic && !guided ? `${meaning} ${advice}` : meaning;
@@ -370,12 +370,12 @@ function showProblems(problems) {
 const ACTIONS = {
   camera: () => (camera ? stopCamera() : startCamera()),
   mute: toggleMute,
-  sound: togglePlayback,
+  audio: togglePlayback,
   withhold: toggleWithhold,
   freeze: toggleFreeze,
   recalibrate: () => request({ type: "recalibrate" }),
 };
-const KEYS = { v: "camera", m: "mute", s: "sound", k: "withhold", f: "freeze", c: "recalibrate" };
+const KEYS = { v: "camera", m: "mute", s: "audio", k: "withhold", f: "freeze", c: "recalibrate" };
 
 for (const [id, action] of Object.entries(ACTIONS)) $(id).onclick = action;
 addEventListener("keydown", (event) => {

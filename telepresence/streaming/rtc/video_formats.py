@@ -19,7 +19,7 @@ NAMES: Final = {"VP9": "VP9", "AV1": "AV1", "AV1X": "AV1", "H265": "H.265", "HEV
 """Names, for people, of video codecs that cannot be received, by their name in SDP."""
 NEGOTIATED: Final = "level-asymmetry-allowed=1;packetization-mode=1;profile-level-id=42e01f"
 """Parameters of the H.264 format that aiortc accepts: constrained baseline, level 3.1, packetization mode 1."""
-SOUND: Final = {"OPUS", "G722", "PCMU", "PCMA"}
+AUDIO_CODECS: Final = {"OPUS", "G722", "PCMU", "PCMA"}
 """Names of the audio codecs that can be received, in SDP."""
 
 _RTPMAP: Final = re.compile(r"a=rtpmap:(\d+) ([^/\s]+)/")
@@ -42,8 +42,8 @@ def check_codecs(sdp: str, sends_video: bool) -> None:
         raise UserError(
             "the offer has H.264 in interleaved packets only: set packetization-mode to 1, or the encoder to VP8"
         )
-    sound = [codec for _, codec in _formats(sdp, "audio")]
-    if sound and not set(sound) & SOUND:
+    audio = [codec for _, codec in _formats(sdp, "audio")]
+    if audio and not set(audio) & AUDIO_CODECS:
         raise UserError("the offer has audio in no codec that can be received: set the audio encoder to Opus")
 
 

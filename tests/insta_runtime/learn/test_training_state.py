@@ -102,7 +102,7 @@ def test_resuming_from_memory_gives_bit_identical_weights(backend: str, pictures
     steps(trainer, 12 if backend == "host" else 4, pictures)
     state = trainer.state()
     before = {name: tensor.clone() for name, tensor in state.shown.items()}
-    assert state.is_sound()
+    assert state.is_valid()
     steps(trainer, 3)
     for name, tensor in state.shown.items():
         assert torch.equal(tensor, before[name]), "a state is not written to"
@@ -121,14 +121,14 @@ def test_invalid_numbers_are_detected(pictures: list[Observation], value: float)
     trainer = trainer_of(create("torch"), "torch")
     steps(trainer, 1, pictures)
     state = trainer.state()
-    assert state.is_sound()
+    assert state.is_valid()
     for part in (state.weights, state.averaged) + ((state.first, state.second) if value != 1e5 else ()):
         name = "colour_net.0.bias"
         kept = part[name].clone()
         part[name][3] = value
-        assert not state.is_sound()
+        assert not state.is_valid()
         part[name].copy_(kept)
-    assert state.is_sound()
+    assert state.is_valid()
 
 
 def test_the_pace_multiplies_the_rate(backend: str, pictures: list[Observation]) -> None:

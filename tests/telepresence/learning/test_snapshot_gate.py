@@ -164,12 +164,12 @@ def test_weights_that_are_not_finite_are_rolled_back_at_once(pictures: list[Obse
     assert event.kind == "rolled back"
     assert call.gate.counts["roll back"] == 1
     assert (call.exchange.published, call.trainer.steps) == (1, good.steps)
-    assert call.trainer.state().is_sound()
+    assert call.trainer.state().is_valid()
     call.learn(5)
     assert call.trainer.schedule.rate_factor < 2 * SLOW_FACTOR
     call.measure_candidate()
     assert call.exchange.published == 2
-    assert call.gate.published_state.is_sound()
+    assert call.gate.published_state.is_valid()
 
 
 def test_a_loss_that_is_not_finite_is_rolled_back_at_once(pictures: list[Observation]) -> None:

@@ -379,7 +379,7 @@ def test_a_failed_command_is_shown_in_the_window() -> None:
         theirs.send(("calibrate", ""))
         until(lambda: preview._notice[0])
         preview.push_status(
-            {"state": "live", "psnr_db": 20.5, "sound": {"muted": True}, "training": {"state": "frozen"}}
+            {"state": "live", "psnr_db": 20.5, "audio": {"muted": True}, "training": {"state": "frozen"}}
         )
         record = preview._rings[2].read(0)
         assert record is not None

@@ -258,7 +258,7 @@ def test_layout_fits_phone_and_desktop(studio: Any, chromium: Browser, width: in
     for _ in range(12):
         page.keyboard.press("Tab")
         names.add(page.evaluate("document.activeElement.id"))
-    assert {"avatar", "full", "camera", "mute", "sound", "freeze", "recalibrate", "torso", "behind"} <= names
+    assert {"avatar", "full", "camera", "mute", "audio", "freeze", "recalibrate", "torso", "behind"} <= names
     assert page.evaluate(UNNAMED) == [], "every control has a name for screen readers"
 
 
@@ -313,7 +313,7 @@ def test_without_consent_there_is_no_camera(studio: Any, launch_chromium: Callab
 
 
 def test_buttons_and_keys_send_commands_to_the_daemon(studio: Any, chromium: Browser) -> None:
-    studio.status |= {"state": "live", "training": {"state": "learning"}, "sound": {"muted": False}}
+    studio.status |= {"state": "live", "training": {"state": "learning"}, "audio": {"muted": False}}
     page = chromium.new_page()
     page.goto(studio.server.address)
     studio.watching(page, 5)
