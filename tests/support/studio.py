@@ -113,11 +113,11 @@ class Studio:
             time.sleep(1 / 30)
 
     @staticmethod
-    def until(condition: Callable[[], Any], seconds: float = 120.0) -> Any:
-        """Wait until ``condition`` returns a true value, and return it; AssertionError after ``seconds``."""
+    def until(condition: Callable[[], Any], seconds: float = 120.0, what: object = "the condition") -> Any:
+        """Wait until ``condition`` returns a true value, and return it; AssertionError with ``what`` after the time."""
         end = time.monotonic() + seconds
         while not (value := condition()):
-            assert time.monotonic() < end, f"the condition did not become true within {seconds:.0f} s"
+            assert time.monotonic() < end, f"not true within {seconds:.0f} s: {what}"
             time.sleep(0.02)
         return value
 

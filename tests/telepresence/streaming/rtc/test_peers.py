@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import signal
 import threading
-from collections import Counter
 from collections.abc import Callable
 from fractions import Fraction
 from types import SimpleNamespace
@@ -21,6 +19,7 @@ from aiortc import MediaStreamTrack, RTCConfiguration, RTCPeerConnection, RTCSes
 
 from telepresence.streaming.rtc import peers
 from telepresence.streaming.rtc.peers import CONNECT_S, SILENCE_S, WATCHDOG_S, Peer
+from tests.support.leftovers import Leftovers
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -150,15 +149,9 @@ def test_ended_sessions_leave_no_objects_threads_or_descriptors(studio: Any) -> 
         pc, _ = await connect(studio.server.address, path, None if path == "/whep" else Camera())
         await pc.close()
 
-    def left() -> dict[str, int]:
+    def ended() -> None:
         studio.until(lambda: studio.server._peers._peers == {} and not studio.server.watched)
         studio.until(lambda: own_threads() <= threads)
-        gc.collect()
-        kinds = Counter(type(thing).__name__ for thing in gc.get_objects())
-        return {
-            kind: kinds[kind]
-            for kind in ("Peer", "RTCPeerConnection", "RTCIceTransport", "ViewerStream", "VideoPacketTrack")
-        }
 
     def own_threads() -> int:
         return sum(
@@ -166,12 +159,14 @@ def test_ended_sessions_leave_no_objects_threads_or_descriptors(studio: Any) -> 
         )  # threads of a bounded pool
 
     threads = 1000
+    left = Leftovers("Peer", "RTCPeerConnection", "RTCIceTransport", "ViewerStream", "VideoPacketTrack")
     asyncio.run(once("/call"))
-    left()
+    ended()
     threads, files = own_threads(), len(os.listdir("/proc/self/fd"))
     for path in ("/whep", "/whip", "/call") * 4:
         asyncio.run(once(path))
-    studio.until(lambda: all(count <= 2 for count in left().values()))  # objects that the watchdog has used last
+    ended()
+    studio.until(lambda: len(left) <= 2, what=left)  # objects that the watchdog has used last
     assert len(os.listdir("/proc/self/fd")) <= files
 
 

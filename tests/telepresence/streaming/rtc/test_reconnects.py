@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from aiortc import RTCPeerConnection
+
+from tests.support.leftovers import Leftovers
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -18,13 +18,8 @@ LAST_CHECKED = 1  # peer connection that a local variable of the watchdog still 
 
 
 def count_resources() -> dict[str, int]:
-    """Peer connections, file descriptors and threads of this process."""
-    gc.collect()
-    return {
-        "peer connections": sum(type(thing) is RTCPeerConnection for thing in gc.get_objects()),
-        "descriptors": sum(1 for _ in Path("/proc/self/fd").iterdir()),
-        "threads": threading.active_count(),
-    }
+    """File descriptors and threads of this process."""
+    return {"descriptors": sum(1 for _ in Path("/proc/self/fd").iterdir()), "threads": threading.active_count()}
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")
@@ -38,12 +33,13 @@ def test_former_viewers_leave_no_resources_behind(studio: Any, chromium: Browser
             assert page.evaluate("callFigures.connect(true)")["first"] is not None
             assert page.evaluate("callFigures.disconnect()")
 
+    connections = Leftovers("RTCPeerConnection")
     come_and_go(2)
     studio.until(lambda: studio.server.viewers == 0)
-    studio.until(lambda: count_resources()["peer connections"] <= LAST_CHECKED)
+    studio.until(lambda: len(connections) <= LAST_CHECKED, what=connections)
     before = count_resources()
     come_and_go(VIEWERS)
     studio.until(lambda: studio.server.viewers == 0)
     studio.until(lambda: count_resources()["descriptors"] <= before["descriptors"])
-    studio.until(lambda: count_resources()["peer connections"] <= LAST_CHECKED)
+    studio.until(lambda: len(connections) <= LAST_CHECKED, what=connections)
     assert count_resources()["threads"] <= before["threads"]
