@@ -74,7 +74,7 @@ kernels.launch("wrong", torch.ones(64), torch.ones(65), 64, items=64)
     assert message in done.stderr
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3600)
 def test_the_kernel_suite_is_clean(environment: dict[str, str], root: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", HOST, "tests/insta_runtime/native"]
     done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=False)
