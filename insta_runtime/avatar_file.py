@@ -10,6 +10,7 @@ import hashlib
 import json
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -79,7 +80,7 @@ def read(file: Path) -> FileContents:
     if not file.is_file():
         raise UserError(f"there is no avatar at {file}: make one with `telepresence fit`")
     try:
-        with safe_open(file, "pt") as content:
+        with _readable(file) as path, safe_open(path, "pt") as content:
             metadata = content.metadata() or {}
             tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 (not a dict)
         text = metadata.get("header", "")
@@ -97,6 +98,18 @@ def read(file: Path) -> FileContents:
     if not all(np.isfinite(array).all() for array in arrays.values()):
         raise damaged(file, "it holds numbers that are not finite")
     return FileContents(header, tensors, sha256)
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[str]:
+    """Path of ``file`` for safetensors, which refuses names that are not UTF-8: those are opened by descriptor."""
+    try:
+        str(file).encode()
+    except UnicodeEncodeError:
+        with file.open("rb") as opened:
+            yield f"/dev/fd/{opened.fileno()}"
+    else:
+        yield str(file)
 
 
 def brief(value: object) -> str:

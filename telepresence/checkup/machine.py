@@ -15,7 +15,7 @@ from typing import Final
 from telepresence import __version__
 from telepresence.checkup.finding import Finding, writable
 from telepresence.runtime.hardware import processor_name
-from telepresence.runtime.scratch_folder import abandoned_folders
+from telepresence.runtime.scratch_folder import abandoned_folders, unreachable_folders
 
 NEEDED: Final = (
     "torch",
@@ -117,6 +117,12 @@ def unfinished_files() -> Iterator[Finding]:
     found = [str(folder.path) for folder in abandoned_folders()]
     advice = "they may show a face: telepresence forget --all, or delete them yourself" if found else ""
     yield Finding("unfinished files", " ".join(found) or "none of killed commands", ok=not found, advice=advice)
+    if elsewhere := [str(path) for path in unreachable_folders()]:
+        advice = (
+            "they may show a face; if the folder was moved, use telepresence forget with the result's new path;"
+            " if it belongs to this computer under another name, delete it yourself"
+        )
+        yield Finding("out of reach", " ".join(elsewhere), ok=False, advice=advice)
 
 
 def preview() -> Iterator[Finding]:

@@ -148,14 +148,24 @@ def abandoned_folders(*, tidy: bool = False) -> list[AbandonedFolder]:
     return found
 
 
+def unreachable_folders() -> list[Path]:
+    """Noted folders that cannot be examined: moved, on a disk that is not attached, or of another host name."""
+    folder = notes_folder()
+    if folder is None:
+        return []
+    noted = [facts for note in sorted(folder.glob("*.json")) if (facts := _read(note)) is not None]
+    paths = [(Path(facts["folder"]), facts["host"]) for facts in noted]
+    return [path for path, host in paths if host != platform.node() or not os.path.lexists(path)]
+
+
 def abandoned_beside(target: Path) -> list[AbandonedFolder]:
-    """Folders of killed processes that were to become ``target``, noted or not."""
+    """Folders of killed processes beside ``target`` that were to become it, noted or not, also if both were moved."""
     target = _place(target)
     found = []
     with suppress(OSError):
         for path in sorted(target.parent.iterdir()):
             facts = _read(path / MARKER) if path.name.endswith(SUFFIX) else None
-            if facts is not None and facts["target"] == str(target) and _is_abandoned(path, facts["token"]):
+            if facts is not None and Path(facts["target"]).name == target.name and _is_abandoned(path, facts["token"]):
                 folder = notes_folder()
                 note = folder / f"{facts['token']}.json" if folder is not None else None
                 found.append(AbandonedFolder(path, target, note))

@@ -115,6 +115,14 @@ def test_an_avatar_without_expression_statistics_uses_raw_codes(saved: Path) -> 
     np.testing.assert_array_equal(code.learned(code.raw(state)), code.raw(state))
 
 
+@pytest.mark.skipif(os.name == "nt", reason="names are Unicode there")
+def test_names_that_are_not_utf8_load(avatar: Avatar, tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/av\xff"))
+    avatar.save(folder)
+    assert read(folder / FILE_NAME).sha256 is not None
+    assert Avatar.load(folder, open_head(), "cpu").steps == avatar.steps
+
+
 def test_saving_again_keeps_the_previous_file_and_nothing_else(avatar: Avatar, saved: Path) -> None:
     first = saved.read_bytes()
     avatar.save(saved)

@@ -108,7 +108,7 @@ def write_report(
     )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page, encoding="utf-8")
+        path.write_text(page, encoding="utf-8", errors="replace")  # file names need not be UTF-8
     except OSError as error:
         raise UserError(f"the report cannot be written to {path}: {error.strerror}") from None
 

@@ -22,6 +22,7 @@ from telepresence.runtime.scratch_folder import (
     abandoned_folders,
     remove_abandoned,
     remove_all,
+    unreachable_folders,
 )
 
 WRITER = """
@@ -225,8 +226,36 @@ def test_a_disk_out_of_reach_keeps_its_note(
     stick.rename(tmp_path / "unplugged")
     assert remove_abandoned() == []
     assert len(notes()) == 1
+    assert unreachable_folders() == [path]
     (tmp_path / "unplugged").rename(stick)
+    assert unreachable_folders() == []
     assert [folder.path for folder in remove_abandoned()] == [path]
+
+
+def test_a_folder_that_was_moved_is_found_beside_its_moved_target(
+    start_writer: Callable[..., tuple[subprocess.Popen[str], Path]], tmp_path: Path
+) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    process, path = start_writer(old / "clip")
+    kill(process)
+    old.rename(new)
+    assert remove_abandoned() == []
+    (found,) = abandoned_beside(new / "clip")
+    assert found.path == new / path.name
+    assert found.remove()
+    assert list(new.iterdir()) == []
+    assert notes() == []
+
+
+def test_a_folder_of_another_host_name_is_reported_and_left_alone(
+    start_writer: Callable[..., tuple[subprocess.Popen[str], Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process, path = start_writer()
+    kill(process)
+    monkeypatch.setattr(scratch_folder.platform, "node", lambda: "elsewhere")
+    assert remove_abandoned() == []
+    assert unreachable_folders() == [path]
 
 
 def test_a_removal_that_was_killed_is_continued(

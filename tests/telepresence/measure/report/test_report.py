@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 from base64 import b64decode
 from html.parser import HTMLParser
@@ -155,6 +156,14 @@ def test_frames_can_be_viewed_with_mouse_and_keyboard(page: Path, chromium: Brow
     view.uncheck("#outline")
     assert view.locator(".regions").first.is_hidden()
     assert not wrong
+
+
+def test_names_that_are_not_utf8_are_shown_with_replacements(
+    observations: list[Observation], face: FaceRegions, figures: dict[str, Any], tmp_path: Path
+) -> None:
+    named = {**figures, "protocol": {**figures["protocol"], "clip": os.fsdecode(b"av\xff")}}
+    write_report(tmp_path / "page.html", named, grey, observations, SIZE, face, CPU, 10.0)
+    assert "av?" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
 def test_a_page_that_cannot_be_written_is_one_line(
