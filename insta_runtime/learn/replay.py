@@ -165,7 +165,7 @@ class Replay(ReplayBuffer[ReplayFrame]):
         self.policy.update_pools()
 
     def set_budget(self, budget: int) -> None:
-        """Limit the replay to ``budget`` bytes, at most those of ``budget_mb``: frames above it are evicted."""
+        """Set the memory budget in bytes, at most ``budget_mb``, and evict frames from the replay buffer beyond it."""
         evicted = self.policy.set_budget(min(budget, self._largest_budget))
         if evicted:
             self._forget(evicted)
@@ -199,7 +199,7 @@ class Replay(ReplayBuffer[ReplayFrame]):
         self._forget(evicted)
 
     def _forget(self, evicted: list[ReplayFrame]) -> None:
-        """Remove ``evicted`` frames from the round that is being drawn."""
+        """Remove ``evicted`` frames from the shuffled order in which training still has to draw frames."""
         self._round = [left for left in self._round if not any(left is one for one in evicted)]
 
     def _frame_bytes(self) -> int:

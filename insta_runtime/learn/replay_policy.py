@@ -224,28 +224,15 @@ class ReplayPolicy(Generic[T]):
             stand_in = next((p for p in self.entries if p.recalled and p.cell == new.cell), None)
             if stand_in is not None:
                 evicted.append(self._evict(stand_in))
-        while self._bytes + new.size > self.budget:
-            real = sum(not p.recalled for p in self.entries)
-            older = self.entries[: len(self.entries) - min(real, RECENT - 1)]
-            if not older:
-                break
-            evicted.append(self._evict(self._least_needed(older)))
-        return evicted
+        return evicted + self._evict_down_to(self.budget - new.size, RECENT - 1)
 
     def set_budget(self, budget: int) -> list[T]:
-        """Change the budget to ``budget`` bytes, and evict entries until they fit or only the newest are left.
+        """Change the memory budget to ``budget`` bytes, and evict entries until they fit or only the newest are left.
 
         Returns the evicted items; `update_pools` must be called if there are any.
         """
         self.budget = budget
-        evicted = []
-        while self._bytes > budget:
-            real = sum(not p.recalled for p in self.entries)
-            older = self.entries[: len(self.entries) - min(real, RECENT)]
-            if not older:
-                break
-            evicted.append(self._evict(self._least_needed(older)))
-        return evicted
+        return self._evict_down_to(budget, RECENT)
 
     def insert(self, new: ReplayEntry[T], item: T) -> None:
         """Add the entry ``new``, whose frame the buffer stores as ``item``."""
@@ -278,6 +265,17 @@ class ReplayPolicy(Generic[T]):
             fullest=max(cells.values(), default=0),
             bytes=self._bytes,
         )
+
+    def _evict_down_to(self, size: int, newest: int) -> list[T]:
+        """Evict entries until the rest takes at most ``size`` bytes or only the ``newest`` real ones are left."""
+        evicted = []
+        while self._bytes > size:
+            real = sum(not p.recalled for p in self.entries)
+            older = self.entries[: len(self.entries) - min(real, newest)]
+            if not older:
+                break
+            evicted.append(self._evict(self._least_needed(older)))
+        return evicted
 
     def _assign_cells(self, entries: Sequence[ReplayEntry[T]]) -> None:
         """Set the cell of each entry from its view and its expression cluster."""

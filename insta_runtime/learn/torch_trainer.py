@@ -65,7 +65,7 @@ class TorchTrainer:
         self.replay.add_recalled(observation)
 
     def set_replay_budget(self, budget: int) -> None:
-        """Limit the replay to ``budget`` bytes, at least its newest frames; without effect on a GPU."""
+        """Set the memory budget of the replay buffer, in bytes, and evict frames beyond it; no effect on a GPU."""
         if self.model.device.type == "cpu":
             self.replay.set_budget(budget)
 

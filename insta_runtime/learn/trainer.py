@@ -64,9 +64,9 @@ class Trainer(Protocol):
         """Store a frame that was painted by the avatar itself (generative replay)."""
 
     def set_replay_budget(self, budget: int) -> None:
-        """Limit the replay to ``budget`` bytes, at least its newest frames: others are evicted by the replay policy.
+        """Set the memory budget of the replay buffer, in bytes, and evict frames beyond it; no effect on a GPU.
 
-        At most ``learn.replay_mb`` are used whatever ``budget`` is.  Without effect on a GPU.
+        The newest frames are kept even if they exceed ``budget``; more than ``learn.replay_mb`` is never used.
         """
 
     def set_ray_share(self, share: float) -> None:

@@ -112,7 +112,7 @@ class DeviceReplay(ReplayBuffer[int]):
         return {slot: observation.state}
 
     def set_budget(self, budget: int) -> dict[int, int]:
-        """Limit the replay to ``budget`` bytes (CPU only): frames above it are evicted, and their memory is released.
+        """Set the memory budget in bytes (on a CPU only): frames beyond it are evicted, and their memory is released.
 
         Slots in use stay the first ones: the returned moves give the new slot of each frame that changed its slot, by
         its former slot.  The caller must prepare the new slots as after `take_in`.

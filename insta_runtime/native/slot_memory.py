@@ -1,20 +1,16 @@
-"""Main memory of replay slots: committed where it is written, and given back to the system slot by slot."""
+"""Memory of replay buffers on a CPU: pages are allocated when they are first written, and can be freed by slot."""
 
 from __future__ import annotations
 
 import mmap
 from math import prod
-from typing import Final
 
 import numpy as np
 import torch
 
-NUMPY_TYPES: Final = {torch.float32: np.float32, torch.int32: np.int32, torch.uint8: np.uint8}
-"""Element types of slot memory."""
-
 
 class SlotMemory:
-    """Zeros on a CPU with one row per slot; memory is committed page by page, only where rows are written.
+    """Tensor of zeros on a CPU with one row per slot of a replay buffer; a page takes memory once it is written.
 
     Huge pages are not used: a head marks scattered cells of its rows, and every first write would commit 2 MiB.
 
@@ -24,21 +20,18 @@ class SlotMemory:
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         """``shape`` (slots, ...) and element type of `rows`."""
-        numbers = np.dtype(NUMPY_TYPES[dtype])
-        size = prod(shape) * numbers.itemsize
+        size = prod(shape) * dtype.itemsize
         self._row_bytes = size // shape[0] if shape[0] else 0
         self._map: mmap.mmap | None = None
         if size and hasattr(mmap, "MADV_DONTNEED"):
             self._map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             if hasattr(mmap, "MADV_NOHUGEPAGE"):
                 self._advise(mmap.MADV_NOHUGEPAGE, 0, size)
-            values = np.frombuffer(self._map, numbers).reshape(shape)
-        else:
-            values = np.zeros(shape, numbers)
-        self.rows = torch.from_numpy(values)
+        memory = np.zeros(size, np.uint8) if self._map is None else self._map
+        self.rows = torch.frombuffer(memory, dtype=dtype).view(shape) if size else torch.zeros(shape, dtype=dtype)
 
     def release(self, first: int, end: int) -> None:
-        """Give the memory of the rows ``first`` to ``end`` - 1 back to the system; their contents are lost.
+        """Return the memory of the rows ``first`` to ``end`` - 1 to the system; their contents are lost.
 
         Pages that hold a part of another row are kept.
         """

@@ -89,7 +89,7 @@ class NativeTrainer:
         self._prepare_slots(self.replay.add_recalled(observation))
 
     def set_replay_budget(self, budget: int) -> None:
-        """Limit the replay to ``budget`` bytes, at least its newest frames; without effect on a GPU."""
+        """Set the memory budget of the replay buffer, in bytes, and evict frames beyond it; no effect on a GPU."""
         if self._stream is not None or not len(self.replay):
             return
         before = len(self.replay)

@@ -85,7 +85,7 @@ class PerStepPoses:
         """Account for changed occupied cells: nothing to do, as nothing is cached."""
 
     def release(self, first: int, end: int) -> None:
-        """Give back the memory of the unused slots ``first`` to ``end`` - 1: nothing to do, as nothing is cached."""
+        """Return the memory of cached poses to the system: nothing to do, as none are cached."""
 
 
 class CachedPoses:
@@ -146,7 +146,7 @@ class CachedPoses:
         self._cached.pop(slot, None)
 
     def release(self, first: int, end: int) -> None:
-        """Discard the poses of the unused slots ``first`` to ``end`` - 1, and give their memory back to the system."""
+        """Discard the cached poses of replay slots ``first`` to ``end`` - 1, and free their memory."""
         for slot in range(first, end):
             self._cached.pop(slot, None)
             self._heads.pop(slot, None)

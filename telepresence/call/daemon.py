@@ -37,6 +37,7 @@ from telepresence.call.status import Status, StatusInputs
 from telepresence.display.backgrounds import Backgrounds
 from telepresence.display.cards import card
 from telepresence.display.display import Display
+from telepresence.learning.memory_budget import ReplayLimiter
 from telepresence.outputs import PreviewWindow, Recorder, VirtualCamera
 from telepresence.runtime.audio import AudioBus
 from telepresence.runtime.clock import now_ns
@@ -92,7 +93,8 @@ class Daemon:
         self.config, self.options = config, options
         self.stopping = threading.Event()
         self.failure: str | None = None
-        self.telemetry = telemetry = Telemetry(run.memory_mb if run.device == "cpu" else 0)
+        self._memory_mb = run.memory_mb if run.device == "cpu" else 0
+        self.telemetry = telemetry = Telemetry(self._memory_mb)
         self._share = CpuShare.of(cores, run.train_share, run.device)
         self._head = load_head(options.head)
         self._audio = AudioBus()
@@ -213,7 +215,7 @@ class Daemon:
         capture = CaptureStage(config, cameras, telemetry, signals)
         render = RenderStage(config, cameras, self._drivers, self._display, self._sinks, telemetry, signals)
         train = TrainStage(
-            cameras, self._learners, self._autosave, telemetry, signals, share.duty, telemetry.memory_budget_mb
+            cameras, self._learners, self._autosave, telemetry, signals, share.duty, ReplayLimiter(self._memory_mb)
         )
         supervise = SuperviseStage(
             config,

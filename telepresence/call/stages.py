@@ -13,7 +13,6 @@ from telepresence.call.session import AWAY, Session, SessionState
 from telepresence.call.status import card_text
 from telepresence.display.display import Scene
 from telepresence.learning.budget import LearningMode
-from telepresence.learning.memory_budget import ReplayLimiter
 from telepresence.runtime.clock import LoopTimer, now_ns
 from telepresence.runtime.ownership import owned_by
 from telepresence.runtime.scheduling import training_pause
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from telepresence.config import Config
     from telepresence.display.display import Display
     from telepresence.learning.learner import Learner
+    from telepresence.learning.memory_budget import ReplayLimiter
     from telepresence.runtime.frames import CameraFrame, TrackedFrame, TrackedState
     from telepresence.runtime.mailbox import Mailbox
     from telepresence.runtime.supervision import Supervisor
@@ -229,19 +229,18 @@ class TrainStage:
         telemetry: Telemetry,
         signals: Signals,
         duty: float,
-        memory_mb: int = 0,
+        limiter: ReplayLimiter,
     ) -> None:
-        """``duty`` is the fraction of its thread's time that training takes, ``memory_mb`` the memory budget of this
-        process in 10^6 bytes (0: none)."""
+        """``duty`` is the fraction of its thread's time that training takes; ``limiter`` keeps the memory budget."""
         self._cameras, self._learners, self._autosave = cameras, learners, autosave
         self._telemetry, self._signals, self._duty = telemetry, signals, duty
-        self._limiter = ReplayLimiter(memory_mb, telemetry)
+        self._limiter = limiter
 
     def round(self) -> None:
         """Do one training step and what is due with it, or wait a moment if there is nothing to do."""
         signals, telemetry = self._signals, self._telemetry
         camera = self._cameras.current
-        self._limiter.update(camera.learner if camera is not None else None)
+        self._limiter.update(camera.learner if camera is not None else None, time.monotonic())
         # An unsettled identity needs training rounds, too: the frames are compared with the avatar there.
         if camera is None or (camera.budget.mode is LearningMode.RESTING and camera.subject.verifier.confirmed):
             if camera is not None:

@@ -1,4 +1,4 @@
-"""Memory budget of the whole process: which part of it the replay buffer may use, and its application in a call."""
+"""Memory limit of the daemon on a CPU, kept by evicting frames from the replay buffer that training draws from."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Final
 from telepresence.runtime.hardware import resident_bytes
 from telepresence.runtime.memory import release_heap
 from telepresence.runtime.ownership import owned_by
+from telepresence.runtime.rate_limiter import RateLimiter
 
 if TYPE_CHECKING:
     from telepresence.learning.learner import Learner
-    from telepresence.runtime.telemetry import Telemetry
 
 RESERVE: Final = 100_000_000
-"""Bytes of the process budget that replay leaves free, for what a training step or saving uses for a moment."""
+"""Bytes of the memory limit that stay free for the temporary memory of a training step or of saving."""
 HYSTERESIS: Final = 80_000_000
-"""Bytes by which memory in use must fall before replay that was limited may grow again."""
+"""Unused bytes, beyond `RESERVE`, that are necessary before a replay buffer that was limited may grow again."""
 
 
 def replay_budget(limit: int, resident: int, held: int, budget: int, ceiling: int) -> int:
@@ -37,21 +37,19 @@ def replay_budget(limit: int, resident: int, held: int, budget: int, ceiling: in
 
 @owned_by("train")
 class ReplayLimiter:
-    """Limits the replay of the current learner so that this process keeps its memory budget."""
+    """Limits the replay buffer of the current learner so that this process keeps its memory budget."""
 
-    def __init__(self, limit_mb: int, telemetry: Telemetry) -> None:
+    def __init__(self, limit_mb: int) -> None:
         """``limit_mb``: memory budget of the process, 10^6 bytes; 0: none."""
-        self._limit, self._telemetry = limit_mb * 1_000_000, telemetry
-        self._measured: object = None
+        self._limit = limit_mb * 1_000_000
+        self._measurements = RateLimiter(1.0, 1.0)
         self._learner: Learner | None = None
         self._budget = 0
 
-    def update(self, learner: Learner | None) -> None:
-        """Apply the rule `replay_budget` once for every measurement of the resident memory."""
-        measured = self._telemetry.memory
-        if not self._limit or learner is None or measured is self._measured:
+    def update(self, learner: Learner | None, now: float) -> None:
+        """Measure the resident memory and apply the rule `replay_budget`, at most once a second; ``now`` in seconds."""
+        if not self._limit or learner is None or not self._measurements.acquire(now):
             return
-        self._measured = measured
         resident = resident_bytes()
         if resident > self._limit - RESERVE:
             release_heap()  # free memory that glibc holds is no reason to evict a frame
@@ -61,9 +59,6 @@ class ReplayLimiter:
         if learner is not self._learner:
             self._learner, self._budget = learner, ceiling
         budget = replay_budget(self._limit, resident, held, self._budget, ceiling)
-        if budget == self._budget:
-            return
-        self._budget = budget
-        learner.trainer.set_replay_budget(budget)
-        if budget < held:
-            release_heap()
+        if budget != self._budget:
+            self._budget = budget
+            learner.trainer.set_replay_budget(budget)

@@ -128,13 +128,10 @@ def remove_abandoned() -> list[AbandonedFolder]:
 
 def abandoned_folders(*, tidy: bool = False) -> list[AbandonedFolder]:
     """Noted folders of killed processes of this user; ``tidy`` deletes notes of folders that are gone."""
-    folder, found = notes_folder(), []
-    if folder is None:
-        return []
+    found = []
     with suppress(OSError):
-        for note in sorted(folder.glob("*.json")):
-            facts = _read(note)
-            if facts is None or facts["host"] != platform.node():
+        for note, facts in _notes():
+            if facts["host"] != platform.node():
                 continue
             path = Path(facts["folder"])
             if _is_abandoned(path, facts["token"]):
@@ -150,12 +147,8 @@ def abandoned_folders(*, tidy: bool = False) -> list[AbandonedFolder]:
 
 def unreachable_folders() -> list[Path]:
     """Noted folders that cannot be examined: moved, on a disk that is not attached, or of another host name."""
-    folder = notes_folder()
-    if folder is None:
-        return []
-    noted = [facts for note in sorted(folder.glob("*.json")) if (facts := _read(note)) is not None]
-    paths = [(Path(facts["folder"]), facts["host"]) for facts in noted]
-    return [path for path, host in paths if host != platform.node() or not os.path.lexists(path)]
+    noted = [(Path(facts["folder"]), facts["host"]) for _, facts in _notes()]
+    return [path for path, host in noted if host != platform.node() or not os.path.lexists(path)]
 
 
 def abandoned_beside(target: Path) -> list[AbandonedFolder]:
@@ -179,6 +172,16 @@ def notes_folder() -> Path | None:
     except ImportError:
         return None
     return Path(user_state_path("telepresence")) / "temporary"
+
+
+def _notes() -> list[tuple[Path, dict[str, Any]]]:
+    """All valid notes in the state folder, each with its contents; none if it cannot be read."""
+    folder = notes_folder()
+    found: list[tuple[Path, dict[str, Any]]] = []
+    if folder is not None:
+        with suppress(OSError):
+            found = [(note, facts) for note in sorted(folder.glob("*.json")) if (facts := _read(note)) is not None]
+    return found
 
 
 def _write_note(token: str, text: str) -> Path | None:

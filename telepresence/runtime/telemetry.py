@@ -131,8 +131,7 @@ class Telemetry:
         shown, avatar: rates of rendered frames, and of those that show the avatar.
         trained, samples: rates of training steps, and of field samples that they evaluate.
         memory: memory in use in 10^6 bytes: ``rss_mb`` of this process, ``device_mb`` of the GPU by all processes; and
-            ``budget_mb``, the memory budget of this process.
-        memory_budget_mb: the same budget; 0: none.
+            ``budget_mb``, the memory budget of this process, None without one.
         errors: newest errors, by stage.
     """
 
@@ -143,12 +142,8 @@ class Telemetry:
         self.captured, self.tracked, self.found = RateCounter(), RateCounter(), RateCounter()
         self.shown, self.avatar = RateCounter(), RateCounter()
         self.trained, self.samples = RateCounter(), RateCounter()
-        self.memory: dict[str, float | None] = {
-            "rss_mb": None,
-            "device_mb": None,
-            "budget_mb": memory_budget_mb or None,
-        }
-        self.memory_budget_mb = memory_budget_mb
+        budget_mb = memory_budget_mb or None
+        self.memory: dict[str, float | None] = {"rss_mb": None, "device_mb": None, "budget_mb": budget_mb}
         self._memory_at = -math.inf
         self._times: dict[str, DurationWindow] = {}
         self.errors = ErrorLog()
@@ -197,10 +192,9 @@ class Telemetry:
         """Measure the memory in use at monotonic second ``now``, at most once per second."""
         if now - self._memory_at >= 1.0:
             self._memory_at = now
-            self.memory = {
+            self.memory = self.memory | {
                 "rss_mb": round(resident_bytes() / 1e6, 1),
                 "device_mb": _device_mb() if device == "cuda" else None,
-                "budget_mb": self.memory_budget_mb or None,
             }
 
     def register(self, collector: Collector) -> None:

@@ -26,6 +26,7 @@ from telepresence.runtime.mailbox import Mailbox
 from telepresence.streaming import DaemonInterface, MediaServer, StreamSettings
 from telepresence.streaming.http.settings import AccessSettings
 from telepresence.tracking.browser_files import vision_file
+from tests.support.waiting import until
 
 SIZE = 512
 
@@ -114,12 +115,8 @@ class Studio:
 
     @staticmethod
     def until(condition: Callable[[], Any], seconds: float = 120.0, what: object = "the condition") -> Any:
-        """Wait until ``condition`` returns a true value, and return it; AssertionError with ``what`` after the time."""
-        end = time.monotonic() + seconds
-        while not (value := condition()):
-            assert time.monotonic() < end, f"not true within {seconds:.0f} s: {what}"
-            time.sleep(0.02)
-        return value
+        """`waiting.until` with pauses that leave the processor to the server and the browser."""
+        return until(condition, seconds, what, pause=0.02)
 
     @classmethod
     def watching(cls, page: Any, frames: int = 20) -> None:

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 
-def until(condition: Callable[[], object], seconds: float = 120.0) -> None:
-    """Call ``condition`` until it is true; AssertionError after ``seconds``."""
+def until(
+    condition: Callable[[], Any], seconds: float = 120.0, what: object = "the condition", *, pause: float = 0.001
+) -> Any:
+    """Call ``condition`` until it returns a true value, and return that value.
+
+    Raises AssertionError with ``what`` after ``seconds``; ``pause`` is the time between two calls, in seconds.
+    """
     end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "the condition was not met in time"
-        time.sleep(0.001)
+    while not (value := condition()):
+        assert time.monotonic() < end, f"not true within {seconds:.0f} s: {what}"
+        time.sleep(pause)
+    return value

@@ -1,4 +1,4 @@
-"""Memory of replay slots: committed where it is written, and given back slot by slot."""
+"""Memory of replay buffers on a CPU: allocated page by page where it is written, and freed by slot."""
 
 from __future__ import annotations
 

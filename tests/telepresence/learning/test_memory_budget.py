@@ -8,7 +8,6 @@ from multiprocessing import get_context
 from types import SimpleNamespace
 from typing import Any
 
-import psutil
 import pytest
 import torch
 
@@ -16,6 +15,7 @@ from insta_runtime.backends import choose_backend, make_trainer
 from insta_runtime.learn.replay_policy import RECENT
 from insta_runtime.types import Observation
 from telepresence.learning.memory_budget import ReplayLimiter, replay_budget
+from telepresence.runtime.hardware import resident_bytes
 from telepresence.runtime.telemetry import Telemetry
 from tests.support.small_person import SMALL, camera, open_head, performance, small_model
 
@@ -73,17 +73,17 @@ def fill_within_budget(side: int, spare_mb: int, seconds: int) -> dict[str, Any]
     trainer = make_trainer(model, choose_backend("host", model))
     offered(trainer, 0, 1, side)
     trainer.step()
-    limit_mb = psutil.Process().memory_info().rss // MB + spare_mb
+    limit_mb = resident_bytes() // MB + spare_mb
     telemetry = Telemetry(limit_mb)
-    limiter = ReplayLimiter(limit_mb, telemetry)
+    limiter = ReplayLimiter(limit_mb)
     learner: Any = SimpleNamespace(trainer=trainer)
     largest = 0
     for second in range(seconds):
         offered(trainer, 1 + 8 * second, 8, side)
         trainer.step()
         telemetry.measure_memory("cpu", float(second))
-        limiter.update(learner)
-        largest = max(largest, psutil.Process().memory_info().rss)
+        limiter.update(learner, float(second))
+        largest = max(largest, resident_bytes())
     return {
         "limit": limit_mb * MB,
         "largest": largest,
@@ -113,6 +113,6 @@ def test_without_a_budget_nothing_is_limited() -> None:
     telemetry = Telemetry()
     telemetry.measure_memory("cpu", 0.0)
     before = trainer.replay.policy.budget
-    ReplayLimiter(0, telemetry).update(SimpleNamespace(trainer=trainer))  # type: ignore[arg-type]
+    ReplayLimiter(0).update(SimpleNamespace(trainer=trainer), 0.0)  # type: ignore[arg-type]
     assert trainer.replay.policy.budget == before
     assert telemetry.memory["budget_mb"] is None
