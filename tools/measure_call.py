@@ -44,8 +44,12 @@ SCRATCH: Final = ROOT / "out" / "figures"
 RESULTS: Final = ROOT / "docs" / "figures.json"
 """Figures that ``table`` reads."""
 
-CLIP: Final = Path(os.environ.get("TELEPRESENCE_SHARED", ROOT.parent / "shared")) / "clips" / "d9.mp4"
-"""Video of a face in the folder of test material."""
+SHARED: Final = Path(os.environ.get("TELEPRESENCE_SHARED", ROOT.parent / "shared"))
+"""Folder of test material."""
+CLIP: Final = SHARED / "clips" / "d9.mp4"
+"""Video of a face."""
+MODELS: Final = SHARED / "models"
+"""Folder with the model files of MediaPipe, used unless ``TELEPRESENCE_MODELS`` names another."""
 QUIET_CORES: Final = 0.1
 """Load by other programs, in cores, above which the machine counts as busy."""
 
@@ -92,6 +96,8 @@ def main() -> None:
         print(text) if options.write is None else write_between(options.write, text)
         return
     os.chdir(ROOT)
+    if MODELS.is_dir():
+        os.environ.setdefault("TELEPRESENCE_MODELS", str(MODELS))
     SCRATCH.mkdir(parents=True, exist_ok=True)
     clip = options.clip or (CLIP if CLIP.is_file() else None)
     more = tuple(word for change in options.set for word in ("--set", change))

@@ -25,7 +25,7 @@ def command(
     driver: Annotated[
         Path | None, typer.Option(metavar="TAKE", help="Take that moves the face: take.npz or its tracked folder.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="VIDEO", help="Video to write (.mp4).")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="VIDEO", help="Video to write (.mp4, .mov, .mkv).")] = None,
     frames: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder to write numbered .png images to, instead of a video.")
     ] = None,

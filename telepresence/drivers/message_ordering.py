@@ -26,7 +26,9 @@ PROBATION_S: Final = 2.0
 BACK_S: Final = 5.0
 """Step back of a time stamp, in seconds, above which the sender restarted."""
 RUN: Final = 4
-"""Number of messages in a row, all captured before the newest one, after which the sender's clock has fallen back."""
+"""Number of messages, all captured before the newest one, after which the sender's clock has fallen back."""
+WINDOW: Final = 32
+"""Number of packets without sequence numbers among which fewer than `RUN` may be late."""
 
 _SPAN_NS: Final = 30_000_000_000
 _PIECES: Final = 10
@@ -114,24 +116,21 @@ class MessageOrdering:
 class TimestampOrdering:
     """Detects late packets of one sender by their time stamps alone, for protocols without sequence numbers.
 
-    A packet that is earlier than the newest one was overtaken on its way, and is late.  Where `RUN` packets in a row
-    are in order but earlier than the newest one, or one is earlier by more than `BACK_S`, the clock was set back: by
-    a restart, by a correction of the time, or because it wrapped around.  Equal time stamps are in order.
+    A packet that is earlier than the one before was overtaken on its way, and is late.  Networks do that rarely: where
+    `RUN` of the last `WINDOW` packets were earlier, the cause is the sender's clock (set back, wrapped around, running
+    backwards or inexact), and packets are taken in the order of arrival.  So is a packet that is earlier by more than
+    `BACK_S`, as from a sender that was restarted.
     """
 
     def __init__(self) -> None:
         self._newest_s: float | None = None
-        self._behind: list[float] = []  # time stamps of the late packets since the last one that was taken
+        self._earlier: deque[bool] = deque(maxlen=WINDOW)  # of the last packets: earlier than the one taken before
 
     def classify(self, sent_s: float) -> MessageFate:
         """Classify a packet with the time stamp ``sent_s``, in seconds on the sender's clock: ``taken`` or ``late``."""
         back_s = 0.0 if self._newest_s is None else self._newest_s - sent_s
-        if 0.0 < back_s < BACK_S:
-            if self._behind and sent_s < self._behind[-1]:
-                self._behind.clear()
-            self._behind.append(sent_s)
-            if len(self._behind) < RUN:
-                return "late"
+        self._earlier.append(0.0 < back_s < BACK_S)
+        if self._earlier[-1] and sum(self._earlier) < RUN:
+            return "late"
         self._newest_s = sent_s
-        self._behind.clear()
         return "taken"

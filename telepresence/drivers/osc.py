@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,10 +12,8 @@ from insta_runtime.errors import UserError
 Value = float | int | str | bytes | bool | None
 """Argument of an OSC message."""
 
-DEPTH: Final = 4
-"""Maximum nesting depth of bundles."""
 MESSAGES: Final = 1024
-"""Maximum number of messages in a packet."""
+"""Maximum number of messages that are returned from a packet."""
 
 _FIXED: Final = {"i": (">i", 4), "f": (">f", 4), "h": (">q", 8), "d": (">d", 8), "t": (">Q", 8), "r": (">I", 4)}
 _CONSTANT: Final[dict[str, bool | float | None]] = {"T": True, "F": False, "N": None, "I": float("inf")}
@@ -23,56 +21,62 @@ _CONSTANT: Final[dict[str, bool | float | None]] = {"T": True, "F": False, "N": 
 
 @dataclass(frozen=True)
 class OscMessage:
-    """An OSC message: address and arguments; ``fault`` is the reason why its arguments cannot be read, else None."""
+    """An OSC message: address and arguments; ``fault`` is the reason why they cannot be read, else None.
+
+    The address is empty where a bundle is truncated.
+    """
 
     address: str
     values: tuple[Value, ...]
     fault: str | None = None
 
 
-def parse_packet(packet: bytes) -> list[OscMessage]:
-    """Parse all messages of ``packet``, those of bundles in their order; time tags are ignored.
+def parse_packet(packet: bytes, addresses: Container[str]) -> list[OscMessage]:
+    """Parse the messages of ``packet`` to one of ``addresses``, those of bundles in their order; time tags are ignored.
 
-    A message whose arguments cannot be read has a ``fault``; one without an address is left out of its bundle.
+    Other messages, elements without an address, and bytes after the last element of a bundle are skipped.  A message
+    whose arguments cannot be read, and a truncated bundle, have a ``fault``.
 
     Raises:
-        UserError: the packet is not OSC, nested too deeply, or has too many messages.
+        UserError: the packet is not OSC, or has more than `MESSAGES` messages to ``addresses``.
     """
-    try:
-        found = []
-        for message in _elements(memoryview(packet), DEPTH):
-            found.append(message)
-            if len(found) > MESSAGES:
-                raise UserError(f"malformed packet: more than {MESSAGES} OSC messages")
-        return found
-    except (struct.error, UnicodeDecodeError, IndexError):
-        raise UserError("malformed packet: not OSC, or truncated") from None
-
-
-def _elements(packet: memoryview, depth: int) -> Iterator[OscMessage]:
-    if bytes(packet[:8]) != b"#bundle\0":
+    whole, found = memoryview(packet), []
+    left = [whole]  # a list instead of recursion: nothing limits the depth of bundles
+    while left:
+        element = left.pop()
+        if bytes(element[:8]) == b"#bundle\0":
+            elements, truncated = _elements(element)
+            left.extend(reversed(elements))
+            if truncated:
+                found.append(OscMessage("", (), "malformed packet: an OSC bundle is truncated"))
+            continue
         try:
-            address, start = _text(packet, 0)
-            if not address.startswith("/"):
-                raise UserError("malformed packet: no OSC address")
-        except (UserError, UnicodeDecodeError, IndexError):
-            if depth == DEPTH:
-                raise
-            return
-        yield _message(address, packet, start)
-        return
-    if depth == 0:
-        raise UserError(f"malformed packet: OSC bundles nested deeper than {DEPTH}")
-    start = 16
-    if len(packet) < start:
-        raise IndexError
-    while start < len(packet):
-        (size,) = struct.unpack_from(">i", packet, start)
+            address, start = _text(element, 0)
+        except (UnicodeDecodeError, IndexError):
+            address, start = "", 0
+        if element is whole and not address.startswith("/"):
+            raise UserError("malformed packet: not OSC, or truncated")
+        if address in addresses:
+            found.append(_message(address, element, start))
+        if len(found) > MESSAGES:
+            raise UserError(f"malformed packet: more than {MESSAGES} OSC messages")
+    return found
+
+
+def _elements(bundle: memoryview) -> tuple[list[memoryview], bool]:
+    """The elements of a bundle that are not empty, and whether its last one is truncated."""
+    elements, start = [], 16
+    if len(bundle) < start:
+        return [], True
+    while start + 4 <= len(bundle):
+        (size,) = struct.unpack_from(">i", bundle, start)
         start += 4
-        if size <= 0 or size % 4 or start + size > len(packet):
-            raise IndexError
-        yield from _elements(packet[start : start + size], depth - 1)
+        if size < 0 or start + size > len(bundle):
+            return elements, True
+        if size:
+            elements.append(bundle[start : start + size])
         start += size
+    return elements, False
 
 
 def _message(address: str, packet: memoryview, start: int) -> OscMessage:

@@ -60,7 +60,7 @@ class StatePublisher:
         try:
             if self._keys is not None:
                 self._keys.configure_server(socket)
-            self.address = zeromq_address.bind(socket, self.address)
+            self.address = zeromq_address.bind(socket, self.address, self._release)
         except (zmq.ZMQError, UserError) as error:
             socket.close()
             self._release.close()

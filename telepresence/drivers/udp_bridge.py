@@ -12,7 +12,7 @@ from telepresence.drivers import livelink, openseeface, vmc
 from telepresence.drivers.arkit import ArkitFace, face_to_head_state
 from telepresence.drivers.message_ordering import TimestampOrdering
 from telepresence.drivers.receiver import FLOOR_NS, RATE, StateReceiver, StateTransfer
-from telepresence.runtime.addresses import is_loopback, parse_ip, resolve, with_brackets
+from telepresence.runtime.addresses import is_loopback, parse_ip, resolve, socket_address, with_brackets
 from telepresence.runtime.clock import now_ns
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class UdpBridge(StateReceiver):
 
     def start(self) -> None:
         """Bind the socket and start receiving.  Raises UserError if the address is not available."""
-        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        family, address = socket_address(self.host, self.port)
         try:
             self._socket = listening = socket.socket(family, socket.SOCK_DGRAM)
         except OSError as error:  # a system without IPv6
@@ -87,7 +87,7 @@ class UdpBridge(StateReceiver):
         try:
             if family == socket.AF_INET6 and parse_ip(self.host) == parse_ip("::"):
                 listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)  # all addresses: IPv4, too
-            listening.bind((self.host, self.port))
+            listening.bind(address)
         except OSError as error:
             listening.close()
             raise UserError(

@@ -7,6 +7,7 @@ and the tracking status.  A packet usually holds one frame; frames that are spli
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Final
 
@@ -96,13 +97,13 @@ class VmcReader:
         """
         self.left_out, self._sent_s = [], None
         bundled, moves, ends, used = packet.startswith(b"#"), False, False, False
-        for message in osc.parse_packet(packet):
-            if message.address == "/VMC/Ext/Blend/Apply":
+        for message in osc.parse_packet(packet, _ADDRESSES):
+            if message.address == _APPLY:
                 self._shapes.update(self._pending)
                 self._pending.clear()
                 moves = True
-            elif (parse := _PARSERS.get(message.address)) is not None:
-                fault = message.fault or parse(self, message.values)
+            else:
+                fault = message.fault or _PARSERS[message.address](self, message.values)
                 used = used or fault is None
                 if fault is None and message.address in _ENDS:
                     ends = True
@@ -150,7 +151,7 @@ class VmcReader:
 
     def _parse_time(self, values: Values) -> str | None:
         """Store the sender's time; returns why it is invalid, or None."""
-        if not values or not is_number(values[0], 1e9):
+        if not values or not is_number(values[0], sys.float_info.max):
             return "malformed packet: /VMC/Ext/T without a time in seconds"
         self._sent_s = float(values[0])  # type: ignore[arg-type]
         return None
@@ -197,4 +198,6 @@ _PARSERS: Final[dict[str, Callable[[VmcReader, Values], str | None]]] = {
     "/VMC/Ext/T": VmcReader._parse_time,
     "/VMC/Ext/OK": VmcReader._parse_status,
 }
+_APPLY: Final = "/VMC/Ext/Blend/Apply"
+_ADDRESSES: Final = {_APPLY, *_PARSERS}
 _ENDS: Final = {"/VMC/Ext/T", "/VMC/Ext/OK"}  # sent once per frame

@@ -88,7 +88,7 @@ class ZeroMqDriver(StateReceiver):
             else:
                 if self._keys is not None:
                     self._keys.configure_server(socket)
-                self.address = zeromq_address.bind(socket, self.address)
+                self.address = zeromq_address.bind(socket, self.address, self._release)
         except (zmq.ZMQError, UserError) as error:
             socket.close()
             self._release.close()

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 import socket
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from insta_runtime.errors import UserError
@@ -65,9 +67,10 @@ def check_target(address: str) -> None:
         raise UserError(f"cannot connect to {address}: name one machine and one port, like tcp://127.0.0.1:5577")
 
 
-def bind(socket_: zmq.Socket[bytes], address: str) -> str:
+def bind(socket_: zmq.Socket[bytes], address: str, release: ExitStack) -> str:
     """Bind ``socket_`` to ``address``, ``*`` and ``[::]`` being all addresses; returns the address with its port.
 
+    ``release``, which the caller closes after the socket, removes the file of an ``ipc://`` address: libzmq leaves it.
     Raises ZMQError, and UserError if a name is not known.
     """
     import zmq
@@ -78,7 +81,12 @@ def bind(socket_: zmq.Socket[bytes], address: str) -> str:
         _open(socket_, host, tcp.port, "bind")
     else:
         socket_.bind(address)
-    return socket_.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
+    bound = socket_.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
+    if tcp is None:
+        path = Path(bound.removeprefix("ipc://"))
+        with suppress(OSError):  # an abstract address has no file
+            release.callback(_remove_file, path, _identity(path))
+    return bound
 
 
 def connect(socket_: zmq.Socket[bytes], address: str) -> None:
@@ -103,6 +111,18 @@ def _open(socket_: zmq.Socket[bytes], host: str, port: str, how: str) -> None:
     # Only where it is needed: with the option, IPv4 needs a system that supports IPv6, too.
     socket_.setsockopt(zmq.IPV6, int(":" in host or (host == "*" and socket.has_ipv6)))
     getattr(socket_, how)(f"tcp://{with_brackets(host)}:{port}")
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.lstat()
+    return status.st_dev, status.st_ino
+
+
+def _remove_file(path: Path, identity: tuple[int, int]) -> None:
+    """Remove the socket's file at ``path``, unless another program has bound the address since."""
+    with suppress(OSError):
+        if _identity(path) == identity:
+            path.unlink()
 
 
 def _is_literal(host: str) -> bool:

@@ -10,6 +10,8 @@ from insta_runtime.errors import UserError
 
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 """An IPv4 or IPv6 address."""
+SocketAddress = tuple[str, int] | tuple[str, int, int, int]
+"""Address of an IPv4 or IPv6 socket as the module ``socket`` takes it."""
 PROBE_S: Final = 0.25
 """Maximum number of seconds in which an address of a name must accept a TCP connection to be preferred."""
 
@@ -63,6 +65,25 @@ def resolve(host: str) -> list[str]:
         raise UserError(f"the host name {host!r} is not known: check its spelling, or give an IP address") from None
     literal = dict.fromkeys(str(parse_ip(str(entry[4][0])) or entry[4][0]) for entry in found)
     return sorted(literal, key=lambda text: ":" in text)
+
+
+def socket_address(host: str, port: int) -> tuple[socket.AddressFamily, SocketAddress]:
+    """Address family and socket address of the literal address ``host``; empty: all IPv4 addresses.
+
+    The zone of a link-local address (``fe80::1%eth0``) is the network interface; on others it has no meaning.
+    UserError if there is no such interface.
+    """
+    address = parse_ip(host)
+    if not isinstance(address, ipaddress.IPv6Address):
+        return socket.AF_INET, (host if address is None else str(address), port)
+    text, _, zone = str(address).partition("%")
+    scope = 0
+    if zone and address.is_link_local:
+        try:
+            scope = int(zone) if zone.isdecimal() else socket.if_nametoindex(zone)
+        except OSError:
+            raise UserError(f"{host}: this machine has no network interface {zone!r}") from None
+    return socket.AF_INET6, (text, port, 0, scope)
 
 
 def reachable(host: str, port: int) -> str:

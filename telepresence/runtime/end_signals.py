@@ -1,4 +1,4 @@
-"""Signals that end a command: Ctrl-C (SIGINT), SIGTERM, and SIGHUP, which a closed terminal sends.
+"""Signals that end a command: Ctrl-C (SIGINT), SIGTERM, SIGHUP of a closed terminal, and others that can be handled.
 
 The first signal ends the command in order: what it holds is saved, its temporary files are removed.  The same request
 often arrives several times at once: ``timeout`` signals the command and its process group, a shell passes on the SIGHUP
@@ -23,9 +23,14 @@ from typing import Final
 REPEAT_S: Final = 0.3
 """Seconds after the first signal during which further signals belong to the same request."""
 SIGNALS: Final = tuple(
-    signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if name in signal.Signals.__members__
+    signal.Signals[name]
+    for name in (
+        *("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGVTALRM"),
+        *("SIGPROF", "SIGXCPU", "SIGPOLL", "SIGPWR", "SIGSTKFLT"),
+    )
+    if name in signal.Signals.__members__
 )
-"""The signals that end a command; SIGHUP does not exist on Windows, SIGBREAK only there."""
+"""The signals that end a command; SIGBREAK exists on Windows alone, most others on Unix alone."""
 PATIENT: Final = ("SIGHUP",)
 """Names of signals that no person sends to hurry a command that is ending."""
 
@@ -74,8 +79,9 @@ def exit_status(number: int) -> int:
 class EndSignals:
     """Handlers of the signals in `SIGNALS` for the whole process; belongs to the main thread.
 
-    A signal that was ignored when the process started (SIGHUP under ``nohup``) stays ignored, except SIGINT inside
-    `first_calls`: shells ignore it for commands in the background, which other programs end with it nevertheless.
+    A signal that a library handles is left to it.  A signal that was ignored when the process started (SIGHUP under
+    ``nohup``) stays ignored, except SIGINT inside `first_calls`: shells ignore it for commands in the background, which
+    other programs end with it nevertheless.
 
     Python calls handlers on the main thread only, once it is back from the library that it is in.  A thread of its own
     therefore reads every signal as it arrives, so that a person who presses Ctrl-C twice does not wait.
@@ -103,13 +109,14 @@ class EndSignals:
             threading.Thread(target=self._watch, args=(self._arrivals,), name="signals", daemon=True).start()
             atexit.register(self._ignore)
         for number in SIGNALS:
-            if signal.getsignal(number) != signal.SIG_IGN:
+            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                 signal.signal(number, self._handle)
 
     @contextmanager
     def first_calls(self, on_first: Callable[[int], None]) -> Iterator[None]:
         """Inside the block the first signal calls ``on_first`` with its number and raises nothing."""
-        handlers, before = {number: signal.getsignal(number) for number in SIGNALS}, self._on_first
+        handlers = {number: handler for number in SIGNALS if (handler := signal.getsignal(number)) is not None}
+        before = self._on_first
         self._on_first = on_first
         self.install()
         signal.signal(signal.SIGINT, self._handle)

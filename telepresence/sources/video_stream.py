@@ -27,6 +27,8 @@ MIN_SECONDS: Final = 0.5
 _MAX_SIDE = 8192
 _COUNTED_PACKETS = 3000
 """Maximum number of packets that are read to compare the streams of a file."""
+_FEWER = 3
+"""Ratio of numbers of frames above which the stream with fewer frames is taken for a preview."""
 _SIMILAR = 0.8
 """Ratio of durations, or of numbers of frames, above which two streams count as equally long."""
 
@@ -110,7 +112,7 @@ def _ranked(streams: Sequence[VideoStream], spans: dict[int, tuple[int, float]])
     def rank(stream: VideoStream) -> tuple[bool, bool, bool, bool, int]:
         count, context = counts[stream.index], stream.codec_context
         return (
-            count < min(MIN_FRAMES, most) or count < most / 4 or durations[stream.index] < longest / 2,
+            count < max(min(MIN_FRAMES, most), most / _FEWER) or durations[stream.index] < longest / 2,
             not stream.disposition & Disposition.default,
             durations[stream.index] < _SIMILAR * longest,
             count < _SIMILAR * most,

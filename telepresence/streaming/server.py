@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from insta_runtime.errors import UserError
-from telepresence.runtime.addresses import parse_ip, resolve, with_brackets, without_brackets
+from telepresence.runtime.addresses import parse_ip, resolve, socket_address, with_brackets, without_brackets
 from telepresence.runtime.frames import OutputFrame
 from telepresence.runtime.ownership import enter_role
 from telepresence.runtime.policy import JUMP_S, POLICIES, Condition, Health
@@ -85,7 +85,7 @@ class MediaServer:
         s = self._settings
         scheme = "https" if s.access.tls_cert else "http"
         host = without_brackets(s.host)
-        host = str(parse_ip(host) or host)
+        host = str(parse_ip(host) or host).partition("%")[0]  # browsers take no zones
         name = s.access.names.split()[0] if s.access.names else LOOPBACK_OF.get(host, host)
         return f"{scheme}://{with_brackets(name)}:{self._port}/"
 
@@ -145,10 +145,9 @@ class MediaServer:
     def _listen(self) -> socket.socket:
         host, port = without_brackets(self._settings.host), self._settings.port
         try:
-            address = resolve(host)[0] if host else host
-            family = socket.AF_INET6 if ":" in address else socket.AF_INET
-            everywhere = address == "::" and socket.has_dualstack_ipv6()  # all addresses: IPv4, too
-            return socket.create_server((address, port), family=family, backlog=64, dualstack_ipv6=everywhere)
+            family, address = socket_address(resolve(host)[0] if host else host, port)
+            everywhere = address[0] == "::" and socket.has_dualstack_ipv6()  # all addresses: IPv4, too
+            return socket.create_server(address, family=family, backlog=64, dualstack_ipv6=everywhere)
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise UserError(f"port {port} is used by another program; choose a free one with --port") from error

@@ -33,6 +33,8 @@ ORBIT_PERIOD_S: Final = 4.0
 """Seconds of one swing of the moving camera, from the middle to both sides and back."""
 ORBIT_FPS: Final = 30.0
 """Frames per second of a video without a take."""
+VIDEO_FORMATS: Final = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
+"""FFmpeg's format of a video, by the ending of its name; each is one file that holds H.264."""
 HEAD_HEIGHT: Final = 0.6
 """Height of the head in a video without a take, as a fraction of the frame's height."""
 
@@ -67,6 +69,8 @@ def render_avatar(
 
     Raises UserError for files that cannot be read, do not fit together, or cannot be written.
     """
+    if out is not None:
+        check_video(out, size)
     backgrounds = Backgrounds(config.run.background)
     loaded = Avatar.load(avatar, load_head(head), config.run.device)
     torso = loaded.part(TorsoLayer)
@@ -92,6 +96,14 @@ def render_avatar(
         _write_images(frames, rendered)
     elif out is not None:
         _write_video(out, rendered, fps, size)
+
+
+def check_video(path: Path, size: int) -> None:
+    """Check the name and the frames' side in pixels of a video to be written.  Raises UserError."""
+    if path.suffix.lower() not in VIDEO_FORMATS:
+        raise UserError(f"{path}: the format of a video follows from its name: end it in {', '.join(VIDEO_FORMATS)}")
+    if size % 2:
+        raise UserError(f"a video needs an even size, not {size}: try --size {size + 1}")
 
 
 def _portrait(avatar: Avatar) -> tuple[Camera, list[HeadState]]:
@@ -168,13 +180,11 @@ def _write_video(path: Path, rendered: Iterator[Bytes], fps: float, size: int) -
     import av
     from av.video.stream import VideoStream
 
-    if size % 2:
-        raise UserError(f"a video needs an even size, not {size}: try --size {size + 1}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with ScratchFolder(path) as scratch:
             part = scratch.path / path.name
-            with av.open(media_target(part), "w") as container:
+            with av.open(media_target(part), "w", VIDEO_FORMATS[path.suffix.lower()]) as container:
                 rate = Fraction(fps).limit_denominator(1001)
                 stream = container.add_stream("libx264", rate=rate, options={"crf": "16"})
                 assert isinstance(stream, VideoStream)
@@ -185,4 +195,4 @@ def _write_video(path: Path, rendered: Iterator[Bytes], fps: float, size: int) -
                 container.mux(stream.encode(None))
             part.replace(path)
     except (OSError, av.FFmpegError, ValueError) as error:
-        raise UserError(f"the video cannot be written to {path}: {error} (does its name end in .mp4?)") from None
+        raise UserError(f"the video cannot be written to {path}: {error}") from None

@@ -234,7 +234,11 @@ def start_tracking(start: Callable[..., StartedCommand], out: Path) -> StartedCo
     return command
 
 
-@pytest.mark.parametrize("numbers", [(TERM, TERM), (HUP,), (INT, HUP)], ids=str)
+@pytest.mark.parametrize(
+    "numbers",
+    [(TERM, TERM), (HUP,), (INT, HUP), (signal.SIGQUIT,), (signal.SIGUSR1,), (signal.SIGALRM,), (signal.SIGXCPU,)],
+    ids=str,
+)
 def test_track_leaves_nothing_behind(
     start: Callable[..., StartedCommand], tmp_path: Path, numbers: tuple[int, ...]
 ) -> None:

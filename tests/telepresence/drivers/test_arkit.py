@@ -174,7 +174,6 @@ def test_vmc_without_tracking_gives_none() -> None:
         packets.osc("/VMC/Ext/Blend/Val", 1, 0.5),
         packets.osc("/VMC/Ext/Blend/Val", "JawOpen", math.nan),
         packets.osc("/VMC/Ext/Bone/Pos", "Head", *[0.0] * 7),
-        packets.vmc({"A": 1.0})[:-3],
         b"#bundle\0" + bytes(8) + struct.pack(">i", -4),
         b"#bundle\0" + bytes(8) + struct.pack(">i", 2**31 - 4),
         packets.osc("/VMC/Ext/T", "text").replace(b",s", b",q"),
@@ -186,15 +185,22 @@ def test_malformed_vmc_packets_are_refused(packet: bytes) -> None:
         VmcReader().read(packet)
 
 
-def test_osc_nesting_and_message_count_are_limited() -> None:
-    nested = packets.osc("/x")
-    for _ in range(osc.DEPTH):
-        nested = packets.bundle(nested)
-    assert osc.parse_packet(nested) == [osc.OscMessage("/x", ())]
-    with pytest.raises(UserError, match="deeper"):
-        osc.parse_packet(packets.bundle(nested))
+def test_osc_bundles_nest_to_any_depth_and_the_messages_that_are_read_are_limited() -> None:
+    nested = packets.osc("/x", 1)
+    for _ in range(2000):
+        nested = packets.bundle(packets.osc("/y"), nested)
+    assert len(nested) <= 65_535
+    assert osc.parse_packet(nested, {"/x"}) == [osc.OscMessage("/x", (1,))]
+    many = packets.bundle(*[packets.osc("/x")] * (osc.MESSAGES + 1))
+    assert osc.parse_packet(many, {"/y"}) == []
     with pytest.raises(UserError, match="more than"):
-        osc.parse_packet(packets.bundle(*[packets.osc("/x")] * (osc.MESSAGES + 1)))
+        osc.parse_packet(many, {"/x"})
+
+
+def test_osc_messages_of_nested_bundles_keep_their_order() -> None:
+    one, two, three = (packets.osc("/x", number) for number in (1, 2, 3))
+    found = osc.parse_packet(packets.bundle(one, packets.bundle(two), three), {"/x"})
+    assert [message.values for message in found] == [(1,), (2,), (3,)]
 
 
 def test_vmc_stores_a_limited_number_of_names() -> None:

@@ -83,6 +83,12 @@ def unit(driver: Any, head: HeadModel, name: str) -> float:
         (osc("/VMC/Ext/Hmd/Pos", 1, 2, 3), 0),
         (osc("/x", "text").replace(b",s", b",q"), 0),
         (b"no address\0\0", 0),
+        (b"", 0),
+        (bundle(), 0),
+        (bundle(bundle(bundle(bundle(bundle(osc("/x")))))), 0),
+        (bundle(*[osc("/x", 1.0)] * 1100), 0),
+        (osc("/VMC/Ext/T", 1.8e9), 0),  # Unix time
+        (osc("/VMC/Ext/T", 1.8e12), 0),
         (osc(BONE, "Head", 0.0, 0.0, 0.0, math.nan, 0.0, 0.0, 1.0), 1),
         (osc(BONE, "Neck", 0.0, 0.0, 0.0, *[0.0] * 4), 1),
         (osc(BONE, "LeftEye", 0.0, 0.0, 0.0, 0.0), 1),
@@ -104,6 +110,18 @@ def test_a_vmc_frame_with_one_bad_item_moves_the_face(
     bridge = send("vmc", bundle(*frame))
     assert bridge.counts["taken"] == 1
     assert bridge.counts["malformed"] == 0
+    assert bridge.counts["left_out"] == left_out
+    assert unit(bridge, head, "jawOpen") == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("end", "left_out"), [(b"\r\n", 0), (bytes(4), 0), (bytes(8), 0), (b"\0\0\0\x40/x", 1), (b"\xff" * 4, 1)]
+)
+def test_a_vmc_frame_with_bytes_after_it_moves_the_face(
+    send: Callable[..., UdpBridge], head: HeadModel, end: bytes, left_out: int
+) -> None:
+    bridge = send("vmc", bundle(*FRAME) + end)
+    assert bridge.counts["taken"] == 1
     assert bridge.counts["left_out"] == left_out
     assert unit(bridge, head, "jawOpen") == pytest.approx(0.5)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -160,9 +163,31 @@ def test_packets_that_were_overtaken_are_late(displaced: int) -> None:
     assert [index for index, fate in enumerate(found) if fate == "late"] == list(range(21, 21 + displaced))
 
 
-def test_every_second_packet_overtaken_stays_late() -> None:
-    stamps = [(index ^ 1) / 60 for index in range(60)]
-    assert by_stamp(stamps) == ["taken", "late"] * 30
+def jitter(index: int) -> float:
+    return index / 30 + 0.05 * math.sin(1.7 * index * index)
+
+
+@pytest.mark.parametrize(
+    "stamp",
+    [
+        lambda index: -index / 30,
+        lambda index: index / 30 % 0.05,
+        lambda index: index / 30 % 0.21,
+        lambda index: index / 30 + (3.0 if index % 3 == 0 else 0.0),
+        lambda index: index / 30 + (0.04 if index % 2 else 0.0),
+        jitter,
+    ],
+    ids=["backwards", "wraps after 50 ms", "wraps after 210 ms", "every third ahead", "two clocks", "jitter"],
+)
+def test_a_clock_without_order_costs_a_few_packets_in_all(stamp: Callable[[int], float]) -> None:
+    found = by_stamp([stamp(index) for index in range(300)])
+    assert found.count("late") < RUN
+    assert set(found[40:]) == {"taken"}
+
+
+def test_packets_that_are_overtaken_now_and_then_stay_late() -> None:
+    stamps = [(index ^ 1 if index % 12 < 2 else index) / 60 for index in range(600)]
+    assert [index for index, fate in enumerate(by_stamp(stamps)) if fate == "late"] == list(range(1, 600, 12))
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=60))

@@ -77,6 +77,22 @@ def test_a_daemon_follows_another_over_ipv4_ipv6_and_by_name(host: str) -> None:
     publisher.stop()
 
 
+def test_the_file_of_a_local_socket_is_removed_unless_another_program_took_it_over(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    drivers = [make(f"ipc://{path}"), make(f"ipc://{path}")]
+    publisher = StatePublisher(f"ipc://{tmp_path}/p", load_head())
+    for started in (*drivers, publisher):
+        started.start()
+    assert {each.name for each in tmp_path.iterdir()} == {"s", "p"}
+    for stopped in (drivers[0], publisher):
+        stopped.stop()
+    assert [each.name for each in tmp_path.iterdir()] == ["s"]
+    with ParameterClient(f"ipc://{path}", HEAD, "arkit52") as client:
+        assert client.wait(120)
+    drivers[1].stop()
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("everywhere", ["tcp://*:*", "tcp://0.0.0.0:*", "tcp://[::]:*"])
 def test_all_addresses_need_keys_and_then_are_reached_over_each(everywhere: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="reachable from other machines"):

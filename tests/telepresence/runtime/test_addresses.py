@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from insta_runtime.errors import UserError
-from telepresence.runtime.addresses import client_network, is_loopback, parse_ip, reachable, resolve
+from telepresence.runtime.addresses import client_network, is_loopback, parse_ip, reachable, resolve, socket_address
 
 
 @pytest.mark.parametrize(
@@ -46,3 +46,14 @@ def test_an_ipv4_client_counts_once_however_it_is_written() -> None:
     assert client_network("2001:db8::7") == client_network("2001:db8::8") == "2001:db8::/64"
     assert client_network("unknown") == "unknown"
     assert parse_ip("fe80::1%eth0") is not None
+
+
+def test_the_zone_of_an_address_is_its_interface() -> None:
+    number, name = socket.if_nameindex()[0]
+    assert socket_address(f"fe80::1%{name}", 5) == (socket.AF_INET6, ("fe80::1", 5, 0, number))
+    assert socket_address(f"fe80::1%{number}", 5) == (socket.AF_INET6, ("fe80::1", 5, 0, number))
+    assert socket_address("::1%lo", 5) == (socket.AF_INET6, ("::1", 5, 0, 0))
+    assert socket_address("::ffff:127.0.0.1", 5) == (socket.AF_INET, ("127.0.0.1", 5))
+    assert socket_address("", 5) == (socket.AF_INET, ("", 5))
+    with pytest.raises(UserError, match="no network interface 'nothing'"):
+        socket_address("fe80::1%nothing", 5)

@@ -50,6 +50,10 @@ def test_the_stream_marked_as_default_the_longest_and_the_largest_is_preferred_i
     assert shown(write_tracks(tmp_path / "long.mp4", [short, Track(GREEN, frames=40)])) == ("green", 40)
     slow = Track(RED, frames=12, fps=4, side=(640, 480))
     assert shown(write_tracks(tmp_path / "dense.mp4", [slow, Track(GREEN, frames=60)])) == ("green", 60)
+    preview = Track(RED, frames=12, fps=8, side=(640, 480), mark=marked)
+    assert shown(write_tracks(tmp_path / "full.mp4", [preview, Track(GREEN, frames=45, fps=30)])) == ("green", 45)
+    half = Track(RED, frames=30, fps=15, mark=marked)
+    assert shown(write_tracks(tmp_path / "half.mp4", [half, Track(GREEN, frames=60, fps=30)])) == ("red", 30)
     large = Track(GREEN, side=(128, 96))
     assert shown(write_tracks(tmp_path / "large.mkv", [Track(RED, side=(64, 48)), large])) == ("green", 20)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from insta_runtime.errors import UserError
-from telepresence.measure.offline.rendering import _write_video
+from telepresence.measure.offline.rendering import _write_video, check_video
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,16 @@ def test_a_relative_name_is_that_of_a_file(tmp_path: Path, monkeypatch: pytest.M
         assert sum(1 for _ in container.decode(video=0)) == 12
 
 
-def test_a_name_without_a_known_ending_is_refused_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"\.mp4"):
-        _write_video(tmp_path / "12:30", iter([np.zeros((48, 48, 3), np.uint8)]), 20.0, 48)
+@pytest.mark.parametrize(
+    "name", ["12:30", "x.gif", "x.m3u8", "x.mpd", "x.yuv", "x.webm", "x.avi", "mp4", ".mp4", "x.mp4.part", "x%d.png"]
+)
+def test_a_name_without_the_ending_of_a_single_video_file_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=r"end it in \.mp4, \.mov, \.mkv$") as refused:
+        check_video(tmp_path / name, 512)
+    assert "\n" not in str(refused.value)
+
+
+def test_an_odd_size_is_refused(tmp_path: Path) -> None:
+    check_video(tmp_path / "X.MOV", 512)
+    with pytest.raises(UserError, match="even size, not 511"):
+        check_video(tmp_path / "x.mp4", 511)

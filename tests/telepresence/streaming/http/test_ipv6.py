@@ -52,6 +52,7 @@ async def watch(address: str, headers: dict[str, str]) -> None:
         ("127.0.0.1", "127.0.0.1"),
         ("::1", "[::1]"),
         ("[::1]", "[::1]"),
+        ("::1%lo", "[::1]"),
         ("localhost", "localhost"),
         ("::ffff:127.0.0.1", "127.0.0.1"),
     ],
