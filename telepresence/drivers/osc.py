@@ -65,7 +65,8 @@ def parse_packet(packet: bytes, addresses: Container[str]) -> list[OscMessage]:
 
 def _elements(bundle: memoryview) -> tuple[list[memoryview], bool]:
     """The elements of a bundle that are not empty, and whether its last one is truncated."""
-    elements, start = [], 16
+    elements: list[memoryview] = []
+    start = 16
     if len(bundle) < start:
         return [], True
     while start + 4 <= len(bundle):
