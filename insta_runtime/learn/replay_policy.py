@@ -56,7 +56,7 @@ class ReplayComposition:
         history: the older real entries.
         recalled: entries that the avatar rendered itself.
         cells: number of cells of pose and expression that hold entries.
-        fullest: number of entries of the fullest cell.
+        largest_cell: number of entries of the cell with the most entries.
         bytes: memory of all entries.
     """
 
@@ -65,7 +65,7 @@ class ReplayComposition:
     history: int = 0
     recalled: int = 0
     cells: int = 0
-    fullest: int = 0
+    largest_cell: int = 0
     bytes: int = 0
 
 
@@ -262,7 +262,7 @@ class ReplayPolicy(Generic[T]):
             history=len(self.entries) - len(recent) - recalled,
             recalled=recalled,
             cells=len(cells),
-            fullest=max(cells.values(), default=0),
+            largest_cell=max(cells.values(), default=0),
             bytes=self._bytes,
         )
 

@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from insta_runtime.errors import UserError
+from telepresence.call.event_log import EventKind
 from telepresence.runtime.ownership import any_thread, owned_by
 from telepresence.runtime.policy import one_line
 
@@ -38,10 +39,10 @@ class AvatarAutosave:
             return
         learner.autosave(time.monotonic())
         for event in learner.take_events():
-            self._telemetry.report("learning", event.text)
+            camera.events.add(EventKind(event.kind.value), event.text, "train")
         while learner.appearance_changes:
             change = learner.appearance_changes.popleft()
-            camera.events.add("appearance", f"the {change} changed: earlier frames fade")
+            camera.events.add(EventKind.APPEARANCE, f"the {change} changed: earlier frames fade", "train")
         if learner.save_error != self.error:
             self.error = learner.save_error
             self._telemetry.report("avatar", self.error)
@@ -54,7 +55,7 @@ class AvatarAutosave:
         """
         try:
             if subject.learner is not None and subject.learner.save():
-                log.info("avatar saved: %s", subject.path, extra={"event": "avatar_saved", "stage": "avatar"})
+                log.info("avatar saved: %s", subject.path, extra={"event": "avatar_saved"})
             self._telemetry.report("avatar", None)
             self.error = None
         except Exception as error:  # a lost GPU raises anything; avatars of other subjects are saved all the same

@@ -123,8 +123,10 @@ class CameraManager:
     @any_thread
     def pause_learning(self, paused: bool) -> None:
         """Pause or resume learning.  UserError if the call was started without learning."""
-        if not paused and (self._config.run.freeze or self._config.run.train_share == 0.0):
-            raise UserError("this call was started to learn nothing: start it without --freeze")
+        if not paused and self._config.run.freeze:
+            raise UserError("this call was started with --freeze and learns nothing: start it without")
+        if not paused and self._config.run.train_share == 0.0:
+            raise UserError("this call was started with run.train_share = 0 and learns nothing: start it with more")
         if paused:
             self._learners.paused.set()
         else:

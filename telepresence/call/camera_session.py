@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from telepresence.call.camera_reader import CameraReader
-from telepresence.call.event_log import EventLog
+from telepresence.call.event_log import EventKind, EventLog
 from telepresence.call.subjects import Subject, SubjectRegistry
 from telepresence.runtime.frames import CameraFrame, ProvisionalObservation, TrackedFrame, TrackedState
 from telepresence.runtime.ownership import any_thread, owned_by
@@ -60,7 +60,7 @@ class CameraTracking:
             self._recalibrate.clear()
             before = tracker.calibration
             tracker.recalibrate(KnownSubject(tracker.shape, before and replace(before, width=0, height=0)))
-            self.subjects.events.add("calibration", "the face is calibrated anew")
+            self.subjects.events.add(EventKind.CALIBRATION, "the face is calibrated anew")
 
         def display(state: TrackedState) -> None:
             subject = self.subjects.current

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from insta_runtime.errors import UserError
+from telepresence.call.subjects import NO_QUESTION
 from telepresence.learning.budget import LearningMode
 from telepresence.outputs import PreviewCommand
 from telepresence.streaming import DaemonInterface
@@ -107,7 +108,7 @@ class CallControls(DaemonInterface):
         """Answer whether the face is the subject of the avatar.  UserError if that is not being asked."""
         camera = self._cameras.current
         if camera is None:
-            raise UserError("it is not being asked whose face this is")
+            raise UserError(NO_QUESTION)
         camera.subjects.answer(same)
 
     def background(self) -> dict[str, Any]:

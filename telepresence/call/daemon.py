@@ -241,10 +241,10 @@ class Daemon:
         busy = self._supervisor.stop()
         self._receivers.stop()
         if "train" in busy:
-            self.telemetry.report("avatar", "training hangs: the avatar is as it was saved last")
+            self.telemetry.report("avatar", "training hangs: the file of the last autosave stays")
         self._cameras.close(save="train" not in busy, release=not busy)
         if self._autosave.error is not None:
-            self._end_call(f"the avatar is as it was saved last: {self._autosave.error}")
+            self._end_call(f"not saved, the file of the last autosave stays: {self._autosave.error}")
         self._sinks.stop()
         gc.unfreeze()
 

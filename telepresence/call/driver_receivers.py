@@ -99,7 +99,7 @@ class DriverReceivers:
 
     @any_thread
     def status(self) -> dict[str, Any]:
-        """State of each receiver and of the publisher, for ``driving`` of `/status`."""
+        """State of each receiver and of the publisher, for ``drivers`` of `/status`."""
         now = now_ns()
         found: dict[str, Any] = {name: receiver.report(now) for name, receiver in self.receivers.items()}
         if self._publisher is not None:

@@ -33,6 +33,17 @@ LEAD: Final = 0.25
 """Age of a received state, as a fraction of the interval between messages, above which the next one is awaited."""
 
 
+_SWITCHED_ON_BY: Final = {
+    "zmq": "give --zmq ADDRESS",
+    "subscription": "give --set drivers.subscribe=ADDRESS",
+    "livelink": "give --driver livelink",
+    "vmc": "give --driver vmc",
+    "openseeface": "give --driver openseeface",
+    "take": "give --driver take=take.npz",
+}
+"""What starts the receiver of each driver."""
+
+
 @owned_by("render")
 class DriverSelector:
     """Selects the driver of each frame, blends from one driver to the next, and computes idle motion.
@@ -60,7 +71,7 @@ class DriverSelector:
         self._receivers = receivers.receivers
         self._publish = receivers.publish
         if mode not in ("auto", "tracker", *self._receivers):
-            raise UserError(f"--drive {mode} needs that driver: give drivers.{mode}, or --driver")
+            raise UserError(f"--drive {mode} needs that driver, which is off: {_SWITCHED_ON_BY[mode]}")
         self._mode = cast(DriverMode, mode)
         self._settings, self._head, self.idles = settings, head, idles
         self._telemetry, self._expression_stats = telemetry, expression_stats

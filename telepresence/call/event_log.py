@@ -6,6 +6,7 @@ import logging
 import time
 from collections import deque
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Final
 
 log = logging.getLogger("telepresence")
@@ -14,12 +15,24 @@ MAX_EVENTS: Final = 16
 """Maximum number of events that `/status` lists; older ones are dropped."""
 
 
+class EventKind(StrEnum):
+    """Kind of an event: its name in `/status` and in the log (docs/protocols-http.md)."""
+
+    CALIBRATION = "calibration"
+    QUESTION = "question"
+    NEW_AVATAR = "new_avatar"
+    PERSON_BACK = "person_back"
+    APPEARANCE = "appearance"
+    STEPPED_BACK = "stepped_back"
+    ROLLED_BACK = "rolled_back"
+
+
 @dataclass(frozen=True)
 class CallEvent:
-    """Event at monotonic second ``at``; ``kind`` is a fixed word for programs, ``text`` a line for people."""
+    """Event at monotonic second ``at``; ``text`` is a line for people."""
 
     at: float
-    kind: str
+    kind: EventKind
     text: str
 
 
@@ -29,10 +42,10 @@ class EventLog:
     def __init__(self) -> None:
         self._events: deque[CallEvent] = deque(maxlen=MAX_EVENTS)
 
-    def add(self, kind: str, text: str) -> None:
-        """Append an event that happens now, and write it to the log."""
+    def add(self, kind: EventKind, text: str, stage: str = "track") -> None:
+        """Append an event that happens now in ``stage``, and write it to the log."""
         self._events.append(CallEvent(time.monotonic(), kind, text))
-        log.info("%s", text, extra={"event": kind, "stage": "track"})
+        log.info("%s", text, extra={"event": kind, "stage": stage})
 
     def read(self) -> list[CallEvent]:
         """The newest events, oldest first."""

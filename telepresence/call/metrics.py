@@ -31,14 +31,14 @@ NUMBERS: Final = {
     "training_samples_per_second": ("training.samples_per_second", "Field samples evaluated by training per second"),
     "snapshot_age_seconds": ("training.snapshot_age_s", "Seconds since the displayed weights were published"),
     "replay_bytes": ("replay.bytes", "Memory of the replay buffer, in bytes"),
-    "frame_filter_taken": ("frame_filter.taken", "Frames accepted for learning"),
+    "frame_filter_accepted": ("frame_filter.accepted", "Frames accepted for learning"),
     "uptime_seconds": ("seconds", "Seconds since the start of the daemon"),
 }
 """Key of each single-valued metric, with the path of its number in `/status` and its help text."""
 
 FAMILIES: Final = {
     "snapshots": ("training.snapshots", "outcome", "Candidate snapshots of the weights, by outcome"),
-    "replay_pictures": ("replay.pictures", "kind", "Frames in the replay buffer"),
+    "replay_frames": ("replay.frames", "kind", "Frames in the replay buffer"),
     "frame_filter_refused": ("frame_filter.refused", "reason", "Frames refused for learning"),
     "dropped": ("drops", "what", "Values that were overwritten before they were read, or refused"),
     "memory_megabytes": ("memory", "kind", "Memory in use, and its budget, in 10^6 bytes"),

@@ -25,11 +25,11 @@ def card_text(camera: CameraSession) -> tuple[str, str]:
     """Title and hint of the card: why there is no head to display, and what the user can do."""
     status = camera.reader.status
     if status.error is not None:
-        return "No camera picture", status.error
+        return "No camera image", status.error
     if not status.has_frames:
         if camera.name == "browser":
-            return "Waiting for a camera", "Press “Use my camera” on the page."
-        return "Waiting for the camera", f"{camera.name} has sent no picture yet."
+            return "Waiting for a camera", "Press “Camera” on the page."
+        return "Waiting for the camera", f"{camera.name} has sent no image yet."
     if camera.subjects.asked:
         return "Is this you?", "Please answer on the page."
     if camera.session.state is SessionState.WAITING:
@@ -44,7 +44,7 @@ class StatusInputs:
     Attributes:
         stream: statistics of the stream to viewers.
         zmq: address at which head parameters are received over ZeroMQ.
-        driving: state of each receiver of head states.
+        drivers: state of each receiver of head states.
         stages: health of each stage of the daemon, by name.
         audio: state of the audio bus.
     """
@@ -54,7 +54,7 @@ class StatusInputs:
     viewers: int
     stream: StreamStats | None
     zmq: str | None
-    driving: dict[str, Any]
+    drivers: dict[str, Any]
     stages: Mapping[str, Health]
     audio: Mapping[str, Any]
 
@@ -97,7 +97,7 @@ class Status:
             "avatar": str(camera.path) if camera is not None else None,
             "head": {"name": self._head.name, "sha256": self._head.sha256, "basis": self._head.basis},
             "zmq": inputs.zmq,
-            "driving": inputs.driving | {"waited_ms": telemetry.stage_ms("drive")},
+            "drivers": inputs.drivers | {"waited_ms": telemetry.stage_ms("drive")},
             "seconds": round(time.monotonic() - telemetry.started, 1),
             "stages": self._stages(inputs),
             "tracking": {
@@ -136,7 +136,7 @@ class Status:
         age = time.monotonic() - published.published_at if published is not None else math.inf
         return {
             "state": str(budget.mode),
-            "why": budget.reason,
+            "reason": budget.reason,
             "samples_per_second": round(self._telemetry.samples.read()),
             "snapshot_age_s": round(age, 1) if math.isfinite(age) else None,
             "snapshots": {str(outcome): count for outcome, count in published.counts.items()} if published else {},
@@ -153,13 +153,13 @@ def _stream(stats: StreamStats | None) -> dict[str, Any] | None:
     """Statistics of the stream: of all renditions together, and of each by codec and tier."""
     if stats is None:
         return None
-    lines = {name: {"viewers": each.viewers, "kbps": each.kbps} for name, each in stats.renditions.items()}
+    renditions = {name: {"viewers": each.viewers, "kbps": each.kbps} for name, each in stats.renditions.items()}
     failed = {"count": stats.failed, "last": stats.failure}
     return {
         "encoder": stats.encoder,
         "kbps": stats.kbps,
         "keyframes": stats.keyframes,
-        "lines": lines,
+        "renditions": renditions,
         "failed": failed,
     }
 
@@ -171,10 +171,10 @@ def _subject(camera: CameraSession | None) -> dict[str, Any] | None:
     verifier, learner = camera.subject.verifier, camera.learner
     return {
         "status": str(verifier.status),
-        "asked": camera.subjects.asked,
+        "question_open": camera.subjects.asked,
         "residual_mm": _rounded(verifier.residual_mm, 2),
-        "worse_db": _rounded(learner.worse_db if learner is not None else None, 1),
-        "away": len(camera.subjects.away),
+        "psnr_loss_db": _rounded(learner.worse_db if learner is not None else None, 1),
+        "others": len(camera.subjects.away),
     }
 
 
@@ -191,14 +191,14 @@ def _replay(learner: Learner | None) -> dict[str, Any] | None:
         return None
     held = learner.trainer.replay.composition
     kinds = {"recent": held.recent, "history": held.history, "recalled": held.recalled}
-    return {"pictures": kinds, "cells": held.cells, "fullest": held.fullest, "bytes": held.bytes}
+    return {"frames": kinds, "cells": held.cells, "largest_cell": held.largest_cell, "bytes": held.bytes}
 
 
 def _frame_filter(learner: Learner | None) -> dict[str, Any] | None:
     """Number of frames accepted for learning, and of frames refused by reason."""
     if learner is None:
         return None
-    return {"taken": learner.frame_filter.taken, "refused": dict(learner.frame_filter.refused)}
+    return {"accepted": learner.frame_filter.accepted, "refused": dict(learner.frame_filter.refused)}
 
 
 def _guidance(learner: Learner | None) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from insta_runtime.errors import UserError
-from telepresence.call.event_log import EventLog
+from telepresence.call.event_log import EventKind, EventLog
 from telepresence.call.session import Session
 from telepresence.learning.budget import LearningBudget
 from telepresence.learning.identity import IdentityEvidence, IdentityStatus, IdentityVerifier
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("telepresence")
 
+NO_QUESTION: Final = "there is no question to answer: it is not in doubt whose face this is"
+"""Error message for an answer that was not asked for."""
 RETURN_MM: Final = 1.0
 """Largest RMS difference in mm between two calibrations at which a new face is compared with an earlier subject."""
 
@@ -150,7 +152,7 @@ class SubjectRegistry:
     def answer(self, same: bool) -> None:
         """Answer whether the face is the subject of the avatar.  UserError if that is not being asked."""
         if not self.asked:
-            raise UserError("it is not being asked whose face this is")
+            raise UserError(NO_QUESTION)
         self._answer.put(same)
 
     def identify(self, tracker: Tracker, tracked: TrackedFrame, now: float) -> Subject | None:
@@ -163,7 +165,9 @@ class SubjectRegistry:
                 return None
             tracking.others = ()
             if tracking.known is None and self.away:
-                self.events.add("new avatar", f"another person is there: a new avatar was begun, {subject.path}")
+                self.events.add(
+                    EventKind.NEW_AVATAR, f"another person is there: a new avatar was begun, {subject.path}"
+                )
         learner, seen = subject.learner, tracked.tracked_state
         evidence = IdentityEvidence(
             tracked.residual,
@@ -232,7 +236,7 @@ class SubjectRegistry:
         if status is IdentityStatus.KNOWN:
             subject.tracking.others = ()
         if status is IdentityStatus.ASKING:
-            self.events.add("question", "it is not certain whose face this is: learning waits for an answer")
+            self.events.add(EventKind.QUESTION, "it is not certain whose face this is: learning waits for an answer")
         elif status is IdentityStatus.KNOWN and subject in self.away:
             self.away = tuple(each for each in self.away if each is not subject)
-            self.events.add("person back", f"an earlier subject is back: learning goes on with {subject.path}")
+            self.events.add(EventKind.PERSON_BACK, f"an earlier subject is back: learning goes on with {subject.path}")

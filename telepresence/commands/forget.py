@@ -67,7 +67,7 @@ def forget(path: Path | None, *, everything: bool, confirmed: bool, confirm: Cal
             folder.rmdir()
     kept = [str(each.path) for each in unfinished if not each.remove()]
     if kept:
-        raise UserError(f"{', '.join(kept)} cannot be deleted: delete it yourself")
+        raise UserError(f"these folders cannot be deleted, delete them yourself: {', '.join(kept)}")
     console.print("deleted")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Final, Literal
 
-MessageFate = Literal["taken", "late", "stale"]
+MessageFate = Literal["accepted", "late", "stale"]
 """Result of the classification of a message."""
 
 STALE_S: Final = 0.5
@@ -55,7 +55,7 @@ class MessageOrdering:
         self._doubted: tuple[int, int] | None = None  # capture and arrival time since which the clock is doubted
 
     def classify(self, seq: int, sent_ns: int, arrived_ns: int) -> MessageFate:
-        """Classify message ``seq``, captured at ``sent_ns`` on the sender's clock: ``taken``, ``late`` or ``stale``."""
+        """Classify message ``seq``, captured at ``sent_ns`` on the sender's clock."""
         silent_s = (arrived_ns - self._arrived_ns) / 1e9
         if self._seq is not None and seq <= self._seq:
             # A restarted sender counts from zero, but its capture times grow.
@@ -74,7 +74,7 @@ class MessageOrdering:
             return "stale"
         self._stale = 0
         self._seq, self._sent_ns, self._arrived_ns = seq, sent_ns, arrived_ns
-        return "taken"
+        return "accepted"
 
     def _is_paced(self, seq: int, sent_ns: int, arrived_ns: int) -> bool:
         """Whether the sender's clock keeps pace with ours, so that capture times show delays."""
@@ -127,10 +127,10 @@ class TimestampOrdering:
         self._earlier: deque[bool] = deque(maxlen=WINDOW)  # of the last packets: earlier than the one taken before
 
     def classify(self, sent_s: float) -> MessageFate:
-        """Classify a packet with the time stamp ``sent_s``, in seconds on the sender's clock: ``taken`` or ``late``."""
+        """Classify a packet with the time stamp ``sent_s``, in seconds on the sender's clock."""
         back_s = 0.0 if self._newest_s is None else self._newest_s - sent_s
         self._earlier.append(0.0 < back_s < BACK_S)
         if self._earlier[-1] and sum(self._earlier) < RUN:
             return "late"
         self._newest_s = sent_s
-        return "taken"
+        return "accepted"

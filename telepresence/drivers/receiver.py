@@ -52,10 +52,10 @@ class StateReceiver:
         name: name of the driver in `/status` and for ``--drive``.
         address: address of the socket, once `start` has returned.
         worker: the thread; an unexpected exception in it is handled by the policy ``receiver``.
-        counts: number of messages by result: ``taken``, ``malformed``, ``late`` (a newer one arrived before), ``stale``
-            (delayed), ``busy`` (from another sender than the current one), ``flood`` (rate limit); and of packets:
-            ``empty`` (no face) and ``foreign`` (from an address that is not allowed).  ``left_out`` counts the invalid
-            parts of messages whose other parts were used.
+        counts: number of messages by result: ``accepted``, ``malformed``, ``late`` (a newer one arrived before),
+            ``stale`` (delayed), ``busy`` (from another sender than the current one), ``flood`` (rate limit); and of
+            packets: ``empty`` (no face) and ``foreign`` (from an address that is not allowed).  ``left_out`` counts the
+            invalid parts of messages whose other parts were used.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class StateReceiver:
     ) -> None:
         """Make ``state`` the newest one.  ``placed``: the sender also states the position of the head."""
         shown = self._transfer(state, fingerprint)
-        self.counts["taken"] += 1
+        self.counts["accepted"] += 1
         self._arrivals.append(arrived_ns)
         self._newest = DrivenState(shown, seq, arrived_ns, transferred=shown is not state and placed)
         self._on_accepted()

@@ -105,4 +105,4 @@ class TakeDriver(StateReceiver):
         if self._end is not None and seam < 1.0:
             state = blend_states(self._end, state, smoothstep(seam)).at(state.t_capture_ns)
         self._last = state
-        self._accept(state, self.counts["taken"], now_ns(), self._fingerprint)
+        self._accept(state, self.counts["accepted"], now_ns(), self._fingerprint)

@@ -83,7 +83,9 @@ class UdpBridge(StateReceiver):
         try:
             self._socket = listening = socket.socket(family, socket.SOCK_DGRAM)
         except OSError as error:  # a system without IPv6
-            raise UserError(f"cannot receive {self.name} at {self.address}: {error.strerror}") from None
+            raise UserError(
+                f"cannot receive {self.name} at {self.address}: {error.strerror}: use an IPv4 address"
+            ) from None
         try:
             if family == socket.AF_INET6 and parse_ip(self.host) == parse_ip("::"):
                 listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)  # all addresses: IPv4, too
@@ -139,7 +141,7 @@ class UdpBridge(StateReceiver):
         if face.sent_s is not None and self._ordering.classify(face.sent_s) == "late":
             self._reject("late")
             return
-        self._accept(face_to_head_state(face, self._head).at(arrived), self.counts["taken"], arrived, self.name)
+        self._accept(face_to_head_state(face, self._head).at(arrived), self.counts["accepted"], arrived, self.name)
 
 
 def check_endpoint(name: str, where: str, only_from: str) -> None:

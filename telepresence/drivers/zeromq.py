@@ -68,7 +68,7 @@ class ZeroMqDriver(StateReceiver):
     @property
     def received(self) -> int:
         """Number of messages that moved the face."""
-        return self.counts["taken"]
+        return self.counts["accepted"]
 
     def start(self) -> None:
         """Bind or connect the socket and start receiving.  Raises UserError if that fails."""
@@ -151,7 +151,7 @@ class ZeroMqDriver(StateReceiver):
             self._sender, self._ordering = parameters.sender, MessageOrdering()
             self._given.clear()
         verdict = self._ordering.classify(parameters.seq, parameters.t_capture_ns, arrived)
-        if verdict != "taken":
+        if verdict != "accepted":
             self._reject(verdict)
             return
         self._note_left_out(left_out)

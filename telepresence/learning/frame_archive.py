@@ -85,7 +85,9 @@ class FrameArchive:
             if queued:
                 self._write_take()
         except OSError as error:
-            raise UserError(f"frames cannot be stored in {self.folder}: {error.strerror}") from None
+            raise UserError(
+                f"frames cannot be stored in {self.folder}: {error.strerror}: free space, or do without --keep-frames"
+            ) from None
 
     def stored_observations(self) -> Iterator[Observation]:
         """Read the frames of earlier calls in order; folders of another head model or identity are skipped."""

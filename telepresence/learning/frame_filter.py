@@ -231,17 +231,17 @@ class FrameFilter:
         face: sample points on the face. code: function from a head state to its expression code (C,) of unit size.
 
     Attributes:
-        taken: number of accepted frames. refused: number of refused frames by `Reason`.
+        accepted: number of accepted frames. refused: number of refused frames by `Reason`.
         last_novel_at: second of the last accepted frame that was no duplicate; None before the first.
             All three may be read from any thread.
     """
 
     def __init__(self, face: FacePoints, code: Callable[[HeadState], Float32]) -> None:
-        self.taken, self.refused = 0, Counter[Reason]()
+        self.accepted, self.refused = 0, Counter[Reason]()
         self.last_novel_at: float | None = None
         self._face, self._code = face, code
         self._before: tuple[HeadState, FaceProjection] | None = None
-        self._last_taken = self._last_checked = -math.inf
+        self._last_accepted = self._last_checked = -math.inf
         self._begin()
 
     def reset_baseline(self) -> None:
@@ -265,7 +265,7 @@ class FrameFilter:
         if self._reset:
             self._begin()
         if now - self._last_checked > GAP_S:
-            self._last_taken = now
+            self._last_accepted = now
         self._last_checked = now
         before = self._before
         self.update_motion(observation)
@@ -273,8 +273,8 @@ class FrameFilter:
         if reason is not None:
             self.refused[reason] += 1
             return reason
-        self.taken += 1
-        self._last_taken = now
+        self.accepted += 1
+        self._last_accepted = now
         return None
 
     def _reason(
@@ -286,9 +286,9 @@ class FrameFilter:
         view = self._before[1]
         if float(view.inside.mean()) < MIN_INSIDE:
             return "cut off"
-        waited = now - self._last_taken
+        waited = now - self._last_accepted
         code = self._code(state)
-        same = self.taken >= MIN_ACCEPTED and any(_same(state, code, *other) for other in self._kept)
+        same = self.accepted >= MIN_ACCEPTED and any(_same(state, code, *other) for other in self._kept)
         if same and waited < MAX_WAIT_S["duplicate"]:
             return "duplicate"
         metrics = measure_frame(observation, view)

@@ -8,7 +8,6 @@ Weights or losses that are not finite make it return at once.
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections import Counter, deque
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from insta_runtime.learn.weight_exchange import WeightExchange
     from insta_runtime.render.coloured_mesh import ColouredMesh
     from insta_runtime.render.renderer import Snapshot
-
-log = logging.getLogger("telepresence")
 
 PUBLISH_S: Final = 1.0
 """Minimum seconds between two candidates for publishing."""
@@ -64,12 +61,13 @@ NOVELTY_RANGE_DB: Final = 4.0
 """Further PSNR (dB) below `NOVELTY_OFFSET_DB` at which new frames are fully novel."""
 
 
-class Verdict(StrEnum):
-    """Decision about a candidate snapshot."""
+class Outcome(StrEnum):
+    """What became of a candidate snapshot, or of training that produced non-finite values (`ROLLED_BACK`)."""
 
-    PUBLISH = "publish"
-    WITHHOLD = "withhold"
-    STEP_BACK = "step back"
+    PUBLISHED = "published"
+    WITHHELD = "withheld"
+    STEPPED_BACK = "stepped_back"
+    ROLLED_BACK = "rolled_back"
 
 
 @dataclass(frozen=True)
@@ -84,15 +82,15 @@ class PublishState:
     in_a_row: int = 0
     slowed: float | None = None
 
-    def judged(
+    def decide(
         self, candidate_db: float | None, published_db: float | None, now: float
-    ) -> tuple[PublishState, Verdict]:
+    ) -> tuple[PublishState, Outcome]:
         """Compare the PSNRs (dB) of candidate and published snapshot on the same frames; None: not measured."""
         if candidate_db is None or published_db is None or candidate_db >= published_db - MARGIN_DB:
-            return replace(self, in_a_row=0), Verdict.PUBLISH
+            return replace(self, in_a_row=0), Outcome.PUBLISHED
         if self.in_a_row + 1 < MAX_WITHHELD:
-            return replace(self, in_a_row=self.in_a_row + 1), Verdict.WITHHOLD
-        return PublishState(0, now), Verdict.STEP_BACK
+            return replace(self, in_a_row=self.in_a_row + 1), Outcome.WITHHELD
+        return PublishState(0, now), Outcome.STEPPED_BACK
 
     def rolled_back(self, now: float) -> PublishState:
         """The state after training returned to an earlier state because of values that are not finite."""
@@ -123,9 +121,9 @@ def novelty(older: list[float], newest: list[float]) -> float:
 
 @dataclass(frozen=True)
 class TrainingEvent:
-    """One line of text about a change of the avatar's weights; ``kind`` names it in logs and `/status`."""
+    """Return of training to an earlier state; ``text`` is one line for people."""
 
-    kind: str
+    kind: Outcome
     text: str
 
 
@@ -243,8 +241,8 @@ class SnapshotGate:
             yield
         yield from self._measure_missing(frames, mesh)
         published = finite_mean([held.published_db[1] for held in frames]) if len(frames) >= MIN_FRAMES else None
-        self.state, verdict = self.state.judged(finite_mean(measured), published, self._now)
-        if verdict is Verdict.PUBLISH:
+        self.state, outcome = self.state.decide(finite_mean(measured), published, self._now)
+        if outcome is Outcome.PUBLISHED:
             self._publish(candidate)
             for held, value in zip(frames, measured, strict=True):
                 held.published_db = (self._number, value)
@@ -252,15 +250,15 @@ class SnapshotGate:
             newest = max(1, len(measured) // 4)
             self._novelty = novelty(measured[:-newest], measured[-newest:])
             return
-        self.counts[verdict] += 1
+        self.counts[outcome] += 1
         self._update_score(known)
-        if verdict is Verdict.STEP_BACK:
+        if outcome is Outcome.STEPPED_BACK:
             loss = (published or 0.0) - (finite_mean(measured) or 0.0)
             self._resume()
             # If the scene changed instead, older frames must not keep the avatar from learning it.
             self._held_back.drop_older()
             self._add_event(
-                "stepped back",
+                Outcome.STEPPED_BACK,
                 f"the last training steps made the avatar worse by {loss:.1f} dB; training continues from step "
                 f"{self.published_state.steps}, more slowly for {SLOW_S:.0f} s",
             )
@@ -312,7 +310,7 @@ class SnapshotGate:
     def _publish(self, candidate: TrainingState) -> None:
         self.published_state = candidate
         self._number += 1
-        self.counts[Verdict.PUBLISH] += 1
+        self.counts[Outcome.PUBLISHED] += 1
         self.published_at = self._now
         with self._trainer.on_stream():
             self._exchange.publish(candidate.shown)
@@ -320,10 +318,10 @@ class SnapshotGate:
     def _roll_back(self, reason: str) -> None:
         self._measuring = None
         self.state = self.state.rolled_back(self._now)
-        self.counts["roll back"] += 1
+        self.counts[Outcome.ROLLED_BACK] += 1
         self._resume()
         self._add_event(
-            "rolled back", f"training produced {reason}; it continues from step {self.published_state.steps}"
+            Outcome.ROLLED_BACK, f"training produced {reason}; it continues from step {self.published_state.steps}"
         )
 
     def _resume(self) -> None:
@@ -331,9 +329,8 @@ class SnapshotGate:
         with self._trainer.on_stream():
             self._trainer.resume(self.published_state)
 
-    def _add_event(self, kind: str, text: str) -> None:
+    def _add_event(self, kind: Outcome, text: str) -> None:
         self.events.append(TrainingEvent(kind, text))
-        log.warning("%s", text, extra={"event": kind.replace(" ", "_"), "stage": "train"})
 
     def _rate_factor(self, now: float) -> float:
         """Factor on the learning rate of the schedule at second ``now``."""

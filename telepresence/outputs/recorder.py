@@ -88,7 +88,9 @@ class Recorder:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._path.touch(exist_ok=False)
         except OSError as error:
-            raise UserError(f"{self._path} cannot be written: {(error.strerror or str(error)).lower()}") from None
+            raise UserError(
+                f"{self._path} cannot be written: {(error.strerror or str(error)).lower()}; choose another --record"
+            ) from None
         self._bus.subscribe(self._chunks.append)
         self._thread.start()
 

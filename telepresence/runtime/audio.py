@@ -80,7 +80,7 @@ class AudioBus:
         """JSON object ``audio`` of `/status` (docs/protocols-http.md)."""
         delay = self.delay_s
         delay_ms = round(1e3 * delay, 1) if delay is not None else None
-        return {"heard": self.active, "muted": self.muted, "delay_ms": delay_ms, "error": self.source_error}
+        return {"source": self.active, "muted": self.muted, "delay_ms": delay_ms, "error": self.source_error}
 
     def subscribe(self, listener: AudioListener) -> None:
         """Call ``listener`` with every chunk from now on."""

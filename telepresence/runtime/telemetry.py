@@ -216,7 +216,7 @@ class Telemetry:
         if text is None:
             self.errors.clear(where)
         elif self.error(where, text) == 1:
-            log.warning("%s: %s", where, text, extra={"event": "trouble", "stage": where, "fields": {"error": text}})
+            log.warning("%s: %s", where, text, extra={"event": "error", "stage": where, "fields": {"error": text}})
 
     def latency(self, seconds: float) -> None:
         """Record the seconds from the capture of a frame until it was displayed."""

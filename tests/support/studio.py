@@ -160,10 +160,10 @@ class _StudioDaemon(DaemonInterface):
         self._studio.backgrounds.choose(text)
 
     def answer_identity(self, same: bool) -> None:
-        if not self._studio.status.get("subject", {}).get("asked"):
+        if not self._studio.status.get("subject", {}).get("question_open"):
             raise UserError("the identity is not in question")
         self._studio.answers.append(same)
-        self._studio.status["subject"] = {"asked": False}
+        self._studio.status["subject"] = {"question_open": False}
 
     def freeze(self, on: bool) -> None:
         self._record("freeze", on)

@@ -123,7 +123,9 @@ class RehearsedCall:
             if daemon.stopping.wait(0.05):
                 return
             if time.monotonic() > deadline:
-                raise UserError(f"no frame of {self._name} was tracked within {FIRST_FRAME_TIMEOUT_S:.0f} s")
+                raise UserError(
+                    f"no frame of {self._name} was tracked within {FIRST_FRAME_TIMEOUT_S:.0f} s: use a clip of a face"
+                )
         over = self.record.began + self.seconds + NEXT_S
         interval = max(STATUS_INTERVAL_S, self.seconds / MAX_STATUSES)
         while (left := over - time.monotonic()) > 0.0 and not daemon.stopping.wait(min(left, interval)):

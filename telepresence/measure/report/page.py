@@ -110,7 +110,7 @@ def write_report(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(page, encoding="utf-8", errors="replace")  # file names need not be UTF-8
     except OSError as error:
-        raise UserError(f"the report cannot be written to {path}: {error.strerror}") from None
+        raise UserError(f"the report cannot be written to {path}: {error.strerror}; choose another --report") from None
 
 
 def _choose(each: Sequence[Figures]) -> dict[int, bool]:

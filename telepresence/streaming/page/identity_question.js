@@ -1,7 +1,7 @@
 // The question whether the face belongs to the subject of the avatar, and a notice about the newest event.
 
 const NOTICE_S = 30; // for which an event is shown
-const SHOWN_KINDS = new Set(["new avatar", "person back", "appearance"]);
+const SHOWN_KINDS = new Set(["new_avatar", "person_back", "appearance"]);
 
 /** Shows the question while it is open, and sends the answer; `showError` is called with an error message. */
 export class IdentityQuestion {
@@ -16,7 +16,7 @@ export class IdentityQuestion {
 
   /** Show `subject` and `events` of the status. */
   update(subject, events) {
-    const asked = subject?.asked === true;
+    const asked = subject?.question_open === true;
     if (asked && this.fieldset.hidden) this.fieldset.disabled = false;
     this.fieldset.hidden = !asked;
     const newest = (Array.isArray(events) ? events : []).filter(({ kind, ago_s }) => SHOWN_KINDS.has(kind) && ago_s < NOTICE_S).at(-1);

@@ -229,7 +229,7 @@ class Peers:
             "a %s could not connect: %s",
             who,
             reason,
-            extra={"event": "trouble", "stage": "network", "fields": fields},
+            extra={"event": "error", "stage": "network", "fields": fields},
         )
 
     def _microphone(self) -> MicrophoneDecoder:

@@ -107,7 +107,7 @@ class WhipClient:
                 "cannot publish to %s: %s; trying again",
                 host,
                 error,
-                extra={"event": "trouble", "stage": "publish", "fields": fields},
+                extra={"event": "error", "stage": "publish", "fields": fields},
             )
 
     async def _open(self, http: aiohttp.ClientSession) -> _WhipSession:

@@ -65,7 +65,7 @@ def test_cells_share_the_budget() -> None:
     assert len(history) == 4
     assert min(history.values()) >= 12, history
     assert policy.composition.cells == 4
-    assert policy.composition.fullest <= 16 + RECENT
+    assert policy.composition.largest_cell <= 16 + RECENT
 
 
 def test_the_budget_is_in_bytes_and_the_newest_are_kept_beyond_it() -> None:

@@ -130,9 +130,9 @@ def test_the_actor_then_a_real_face_before_the_browsers_camera(
     assert page.locator("#trouble").text_content() == ""
     taken, private = -1, daemon.wait_until(lambda status: status["camera_fps"] > 0.0)
     end = time.monotonic() + 120
-    while private["frame_filter"]["taken"] != taken:  # images that were on their way may still be learned
+    while private["frame_filter"]["accepted"] != taken:  # images that were on their way may still be learned
         assert time.monotonic() < end, "nothing is learned from frames without images"
-        taken = private["frame_filter"]["taken"]
+        taken = private["frame_filter"]["accepted"]
         time.sleep(3.0)
         private = daemon.wait_until(lambda status: status["tracking"]["state"] == "tracking")
     assert private["source"] == "browser"

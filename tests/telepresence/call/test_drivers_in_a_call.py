@@ -24,7 +24,7 @@ def test_a_phone_drives_the_face_while_it_sends_and_tracked_states_are_published
         status = wait_for_status(daemon, lambda status: status["driver"] == "tracker" and status["tracked_fps"] > 0)
         listener: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
         listener.setsockopt(zmq.SUBSCRIBE, b"")
-        listener.connect(status["driving"]["publisher"]["address"])
+        listener.connect(status["drivers"]["publisher"]["address"])
         assert listener.poll(PATIENCE_S * 1000)
         heard = parameter_message.decode(listener.recv())
         listener.close(linger=0)
@@ -32,7 +32,7 @@ def test_a_phone_drives_the_face_while_it_sends_and_tracked_states_are_published
         assert heard.expression
         assert heard.person is not None
 
-        host, _, port = status["driving"]["livelink"]["address"].removeprefix("udp://").partition(":")
+        host, _, port = status["drivers"]["livelink"]["address"].removeprefix("udp://").partition(":")
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as phone:
             frame = 0
 
@@ -46,7 +46,7 @@ def test_a_phone_drives_the_face_while_it_sends_and_tracked_states_are_published
             phone.sendto(b"nonsense", (host, int(port)))
         status = wait_for_status(daemon, lambda status: bool(status["errors"]))
         assert status["errors"][0].startswith("livelink: malformed packet")
-        assert status["driving"]["livelink"]["counts"]["taken"] > 0
+        assert status["drivers"]["livelink"]["counts"]["accepted"] > 0
         wait_for_status(daemon, lambda status: status["driver"] == "tracker")
     finally:
         daemon.stop()

@@ -153,7 +153,7 @@ def test_a_call_survives_camera_tracker_and_training(
     training = Fault(monkeypatch, type(camera_session.learner.trainer), "step")
     training.error = ValueError("not a number")
     status = wait_for_status(daemon, lambda status: status["training"]["state"] == "failed")
-    assert "not a number" in status["training"]["why"]
+    assert "not a number" in status["training"]["reason"]
     shown = daemon.telemetry.shown.total
     wait_for_status(daemon, lambda _: daemon.telemetry.shown.total > shown)
     training.error = None
@@ -240,7 +240,7 @@ def test_learning_rests_without_new_observations_and_rendering_without_viewers(
 
     camera.fault = stand_still
     status = wait_for_status(daemon, lambda status: status["training"]["state"] == "resting")
-    assert status["training"]["why"] == "there is nothing new to learn"
+    assert status["training"]["reason"] == "there is nothing new to learn"
     camera.fault = None
     steps = status["steps"]
     wait_for_status(daemon, lambda status: status["steps"] > steps + 1)
@@ -300,7 +300,7 @@ def test_a_call_goes_on_without_training_that_hangs(
     monkeypatch.setattr(type(camera_session.learner.trainer), "step", lambda _: free.wait(PATIENCE_S))
     status = wait_for_status(daemon, lambda status: status["training"]["state"] == "failed")
     assert status["stages"]["train"]["state"] == "hung"
-    assert "no round was finished" in status["training"]["why"]
+    assert "no round was finished" in status["training"]["reason"]
     shown = daemon.telemetry.shown.total
     wait_for_status(daemon, lambda _: daemon.telemetry.shown.total > shown)
     daemon.stop()  # does not wait for the thread that hangs

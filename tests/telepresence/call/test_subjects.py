@@ -82,7 +82,7 @@ def test_two_people_in_turn_have_an_avatar_each(head: HeadModel, tmp_path: Path)
     assert seats.sit(third, 5.0).path == tmp_path / "me-3"
     assert seats.shown == seats.learned == {tmp_path / "me-3"}
     kinds = [event.kind for event in seats.subjects.events.read()]
-    assert kinds == ["new avatar", "person back", "new avatar"]
+    assert kinds == ["new_avatar", "person_back", "new_avatar"]
 
 
 def test_without_a_pause_the_change_is_noticed_as_well(head: HeadModel, tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_existing_folders_are_left_alone(head: HeadModel, tmp_path: Path) -> Non
 
 def test_an_answer_without_a_question_is_refused(head: HeadModel, tmp_path: Path) -> None:
     seats = Seats(head, tmp_path / "me", shape_of(head, 1))
-    with pytest.raises(UserError, match="not being asked"):
+    with pytest.raises(UserError, match="no question to answer"):
         seats.subjects.answer(True)
 
 

@@ -191,7 +191,7 @@ def test_the_tracker_hands_over_to_a_program_and_back(
     with ParameterClient(drivers.receivers.zmq_address, head.sha256, "arkit52") as client:
         assert client.wait(120)
         client.send(expression=np.ones(52))
-        until(lambda: drivers.receivers.status()["zmq"]["counts"] == {"taken": 1})
+        until(lambda: drivers.receivers.status()["zmq"]["counts"] == {"accepted": 1})
     newest = drivers.receivers.receivers["zmq"].newest()
     assert newest is not None
     weights, chosen = [], []
@@ -267,7 +267,7 @@ def test_a_phone_drives_a_call_without_a_camera(make: Make, monkeypatch: pytest.
     assert drivers.selector.head_state(None, LEARNED) == (None, LEARNED)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as phone:
         phone.sendto(packets.livelink({"JawOpen": 0.5}), ("127.0.0.1", port))
-        until(lambda: drivers.receivers.status()["livelink"]["counts"].get("taken") == 1)
+        until(lambda: drivers.receivers.status()["livelink"]["counts"].get("accepted") == 1)
     freeze_clock(monkeypatch, drivers, "livelink")
     state, camera = drivers.selector.head_state(None, LEARNED)
     assert state is not None

@@ -70,7 +70,7 @@ def test_packets_move_the_face_and_malformed_or_late_ones_do_not(
     sender.sendto(PACKETS[name](940), there)
     sender.sendto(PACKETS[name](1001), there)
     until(lambda: bridge.counts.total() == 4)
-    assert bridge.counts == {"taken": 2, "malformed": 1, "late": 1}
+    assert bridge.counts == {"accepted": 2, "malformed": 1, "late": 1}
     assert len(refusals) == 1
     newest = bridge.newest()
     assert newest is not None
@@ -92,7 +92,7 @@ def test_the_neutral_face_of_a_phone_is_mapped_to_the_avatars(
     there = ("127.0.0.1", bridge.port)
     relaxed = {"JawOpen": 0.08, "MouthSmileLeft": 0.2, "HeadYaw": 0.3, "HeadPitch": -0.1, "EyeLookUpLeft": 0.2}
     sender.sendto(packets.livelink(relaxed, frame=1), there)
-    until(lambda: bridge.counts["taken"] == 1)
+    until(lambda: bridge.counts["accepted"] == 1)
     first = bridge.newest()
     assert first is not None
     assert first.transferred
@@ -101,7 +101,7 @@ def test_the_neutral_face_of_a_phone_is_mapped_to_the_avatars(
     np.testing.assert_allclose(first.state.eye_pose, 0.0, atol=1e-6)
     np.testing.assert_allclose(first.state.translation, place, atol=1e-6)
     sender.sendto(packets.livelink(relaxed | {"JawOpen": 0.58, "HeadYaw": 0.5}, frame=2), there)
-    until(lambda: bridge.counts["taken"] == 2)
+    until(lambda: bridge.counts["accepted"] == 2)
     second = bridge.newest()
     assert second is not None
     assert second.state.expression[head.expression_names.index("jawOpen")] == pytest.approx(0.5, abs=0.02)
@@ -124,7 +124,7 @@ def test_only_packets_of_the_allowed_machine_are_accepted(bridges: Callable[...,
             sending.bind((place, 0))
             sending.sendto(packets.livelink(), ("127.0.0.1", bridge.port))
     until(lambda: bridge.counts.total() == 2)
-    assert bridge.counts == {"foreign": 1, "taken": 1}
+    assert bridge.counts == {"foreign": 1, "accepted": 1}
 
 
 def test_a_port_in_use_gives_a_one_line_error(bridges: Callable[..., UdpBridge], head: HeadModel) -> None:
@@ -183,17 +183,17 @@ def test_packets_arrive_over_ipv4_ipv6_and_by_name(
     assert bridge.address == f"{address}{bridge.port}"
     for count_, sender in enumerate(senders, start=1):
         send_from(sender, bridge.port)
-        until(lambda count_=count_: bridge.counts["taken"] == count_)  # type: ignore[misc]
+        until(lambda count_=count_: bridge.counts["accepted"] == count_)  # type: ignore[misc]
     bridge.stop()
 
 
 @pytest.mark.parametrize(
     ("only_from", "counts"),
     [
-        ("127.0.0.1", {"taken": 1, "foreign": 1}),
-        ("::ffff:127.0.0.1", {"taken": 1, "foreign": 1}),
-        ("::1", {"foreign": 1, "taken": 1}),
-        ("0:0::1", {"foreign": 1, "taken": 1}),
+        ("127.0.0.1", {"accepted": 1, "foreign": 1}),
+        ("::ffff:127.0.0.1", {"accepted": 1, "foreign": 1}),
+        ("::1", {"foreign": 1, "accepted": 1}),
+        ("0:0::1", {"foreign": 1, "accepted": 1}),
         ("192.0.2.1", {"foreign": 2}),
     ],
 )

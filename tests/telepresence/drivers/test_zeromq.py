@@ -194,7 +194,7 @@ def test_late_and_stale_messages_are_dropped_and_counted(
     newest = driver.newest()
     assert newest is not None
     np.testing.assert_allclose(newest.state.eyelids, 0.5)
-    assert driver.counts == {"taken": 3, "late": 2, "stale": 1}
+    assert driver.counts == {"accepted": 3, "late": 2, "stale": 1}
     assert refusals == []
 
 

@@ -54,7 +54,7 @@ def test_parameters_arrive_over_ipv4_ipv6_and_by_name(bound: str, reported: str,
         with ParameterClient(f"tcp://{host}:{port}", HEAD, "arkit52") as client:
             assert client.wait(120), host
             assert client.send(eyelids=[0.5, 0.5])
-            wait(lambda count=count: driver.counts["taken"] + driver.counts["busy"] == count)  # type: ignore[misc]
+            wait(lambda count=count: driver.counts["accepted"] + driver.counts["busy"] == count)  # type: ignore[misc]
     driver.stop()
 
 

@@ -64,7 +64,7 @@ def frame_filter(experienced: FrameFilter) -> FrameFilter:
 
 def test_good_frames_are_accepted(frame_filter: FrameFilter, pictures: list[Observation]) -> None:
     assert frame_filter.check(pictures[-1], NOW) is None
-    assert frame_filter.taken >= ROUNDS * (SEEN - 1) - 1, dict(frame_filter.refused)
+    assert frame_filter.accepted >= ROUNDS * (SEEN - 1) - 1, dict(frame_filter.refused)
 
 
 def blurred(o: Observation) -> Observation:
@@ -118,10 +118,10 @@ def half_outside(o: Observation) -> Observation:
 def test_bad_frames_are_refused_for_the_right_reason(
     frame_filter: FrameFilter, pictures: list[Observation], damage, reason
 ) -> None:
-    taken, before = frame_filter.taken, frame_filter.refused[reason]
+    taken, before = frame_filter.accepted, frame_filter.refused[reason]
     assert frame_filter.check(damage(pictures[-1]), NOW) == reason
     assert frame_filter.refused[reason] == before + 1
-    assert frame_filter.taken == taken
+    assert frame_filter.accepted == taken
     assert frame_filter.check(pictures[-1], NOW + 0.2) is None, "the next good frame is accepted"
 
 

@@ -27,13 +27,13 @@ def test_observations_are_accepted_no_faster_than_training_uses_them(tmp_path: P
     def offer(count: int) -> int:
         """Number of accepted frames of ``count``, `ACCEPTED_INTERVAL_S` apart."""
         nonlocal moments
-        before = learner.frame_filter.taken
+        before = learner.frame_filter.accepted
         for _ in range(count):
             moments += 1
             now = moments * ACCEPTED_INTERVAL_S * 1.01
             seen = pictures[moments % len(pictures)]
             learner.add_observation(replace(seen, state=seen.state.at(round(now * 1e9))), now)
-        return learner.frame_filter.taken - before
+        return learner.frame_filter.accepted - before
 
     assert offer(FIRST_COLOUR_FRAMES) == FIRST_COLOUR_FRAMES, "the first frames are all accepted"
     assert offer(30) in (2, 3, 4), f"while training stands still, one is accepted every {MAX_INTERVAL_S} s"

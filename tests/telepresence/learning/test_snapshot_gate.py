@@ -28,9 +28,9 @@ from telepresence.learning.snapshot_gate import (
     MAX_WITHHELD,
     SLOW_FACTOR,
     SLOW_S,
+    Outcome,
     PublishState,
     SnapshotGate,
-    Verdict,
     novelty,
     select_frames,
 )
@@ -99,7 +99,7 @@ def test_a_better_candidate_is_published_and_scored(pictures: list[Observation])
     second = call.gate.score
     assert second is not None
     assert second.avatar_db > first.avatar_db + 1.0
-    assert (call.exchange.published, call.gate.counts) == (2, {"publish": 2})
+    assert (call.exchange.published, call.gate.counts) == (2, {"published": 2})
     shown = call.exchange.take()
     assert shown is not None
     assert torch.equal(shown["grid.table"], call.gate.published_state.shown["grid.table"])
@@ -122,13 +122,13 @@ def test_worse_candidates_are_withheld_then_undone(pictures: list[Observation]) 
         call.measure_candidate()
         assert call.gate.in_doubt == (number < MAX_WITHHELD - 1)
     assert call.exchange.published == 1
-    assert call.gate.counts == {"publish": 1, "withhold": MAX_WITHHELD - 1, "step back": 1}
+    assert call.gate.counts == {"published": 1, "withheld": MAX_WITHHELD - 1, "stepped_back": 1}
     assert call.trainer.steps == good.steps
     for name, tensor in call.trainer.state().weights.items():
         assert torch.equal(tensor, good.weights[name])
     assert call.gate.score == score
     (event,) = call.gate.events
-    assert event.kind == "stepped back"
+    assert event.kind == "stepped_back"
     assert f"step {good.steps}" in event.text
     call.gate.on_step(None, call.now)
     assert call.trainer.schedule.rate_factor < 2 * SLOW_FACTOR, "the learning rate is lower for a while"
@@ -161,8 +161,8 @@ def test_weights_that_are_not_finite_are_rolled_back_at_once(pictures: list[Obse
         call.trainer._averaged[7] = poison
         call.measure_candidate()
     (event,) = call.gate.events
-    assert event.kind == "rolled back"
-    assert call.gate.counts["roll back"] == 1
+    assert event.kind == "rolled_back"
+    assert call.gate.counts["rolled_back"] == 1
     assert (call.exchange.published, call.trainer.steps) == (1, good.steps)
     assert call.trainer.state().is_valid()
     call.learn(5)
@@ -180,7 +180,7 @@ def test_a_loss_that_is_not_finite_is_rolled_back_at_once(pictures: list[Observa
     assert call.trainer.steps == 23
     call.gate.on_step(StepReport(24, math.nan, 256, 1000), call.now)
     assert call.trainer.steps == 20
-    assert [event.kind for event in call.gate.events] == ["rolled back"]
+    assert [event.kind for event in call.gate.events] == ["rolled_back"]
 
 
 def test_novel_frames_raise_the_learning_rate_to_its_initial_value(pictures: list[Observation]) -> None:
@@ -255,21 +255,21 @@ def test_a_frozen_avatar_is_seldom_measured(pictures: list[Observation]) -> None
 def test_a_worse_candidate_is_never_published(gains: list[float]) -> None:
     state, row = PublishState(), 0
     for second, gain in enumerate(gains):
-        state, verdict = state.judged(20.0 + gain, 20.0, float(second))
+        state, verdict = state.decide(20.0 + gain, 20.0, float(second))
         if gain >= -0.99 * MARGIN_DB:
-            assert verdict is Verdict.PUBLISH
+            assert verdict is Outcome.PUBLISHED
         if gain < -1.01 * MARGIN_DB:
-            assert verdict is not Verdict.PUBLISH
+            assert verdict is not Outcome.PUBLISHED
             row += 1
-            assert (verdict is Verdict.STEP_BACK) == (row == MAX_WITHHELD)
-        if verdict is not Verdict.WITHHOLD:
+            assert (verdict is Outcome.STEPPED_BACK) == (row == MAX_WITHHELD)
+        if verdict is not Outcome.WITHHELD:
             row = 0
         assert SLOW_FACTOR <= state.rate_factor(float(second)) <= 1.0
 
 
 def test_a_candidate_that_cannot_be_measured_is_published() -> None:
     for pair in ((None, None), (None, 20.0), (20.0, None)):
-        assert PublishState(in_a_row=3).judged(*pair, 0.0) == (PublishState(), Verdict.PUBLISH)
+        assert PublishState(in_a_row=3).decide(*pair, 0.0) == (PublishState(), Outcome.PUBLISHED)
 
 
 def test_the_learning_rate_rises_back_after_a_roll_back() -> None:

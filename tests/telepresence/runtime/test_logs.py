@@ -29,7 +29,7 @@ def test_each_line_is_an_object_with_stage_event_and_fields() -> None:
     log = logging.getLogger("telepresence.somewhere")
     thread = threading.Thread(
         target=lambda: log.warning(
-            "no %s\nin two lines", "face", extra={"event": "trouble", "fields": {"path": Path("a")}}
+            "no %s\nin two lines", "face", extra={"event": "error", "fields": {"path": Path("a")}}
         ),
         name="track",
     )
@@ -49,7 +49,7 @@ def test_each_line_is_an_object_with_stage_event_and_fields() -> None:
     assert first == {
         "level": "warning",
         "stage": "track",
-        "event": "trouble",
+        "event": "error",
         "message": "no face in two lines",
         "fields": {"path": "a"},
     }

@@ -74,7 +74,7 @@ def test_the_status_as_metrics() -> None:
     telemetry = Telemetry()
     stages = {"track": {"state": "running", "silent_s": 0.1, "restarts": 2, "error": "x", "ms": None}}
     status: dict[str, Any] = {"state": "live", "psnr_db": None, "fps": 29.5, "drops": {"camera": 3}}
-    status |= {"stages": stages, "training": {"state": "resting", "snapshots": {"publish": 7}}, "replay": None}
+    status |= {"stages": stages, "training": {"state": "resting", "snapshots": {"published": 7}}, "replay": None}
     telemetry.register(StatusCollector(lambda: status))
     lines = telemetry.metrics().splitlines()
     assert "telepresence_stream_fps 29.5" in lines
@@ -82,7 +82,7 @@ def test_the_status_as_metrics() -> None:
     assert 'telepresence_dropped{what="camera"} 3.0' in lines
     assert 'telepresence_stage_up{stage="track"} 1.0' in lines
     assert 'telepresence_stage_restarts{stage="track"} 2.0' in lines
-    assert 'telepresence_snapshots{outcome="publish"} 7.0' in lines
+    assert 'telepresence_snapshots{outcome="published"} 7.0' in lines
     assert 'telepresence_training{telepresence_training="resting"} 1.0' in lines
     assert 'telepresence_session{telepresence_session="live"} 1.0' in lines
 

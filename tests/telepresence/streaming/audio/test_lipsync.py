@@ -157,7 +157,7 @@ def test_the_microphone_has_priority_over_the_source_and_mute_silences_both() ->
     bus.play_microphone(AudioChunk(T0 + 20 * MS, tone(1, 0.02)))
     assert len(heard[-1].samples) == BLOCK
     assert not heard[-1].samples.any()
-    assert bus.status() == {"heard": "microphone", "muted": True, "delay_ms": None, "error": None}
+    assert bus.status() == {"source": "microphone", "muted": True, "delay_ms": None, "error": None}
     bus.unsubscribe(heard.append)
 
 

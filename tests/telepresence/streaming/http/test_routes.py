@@ -98,7 +98,7 @@ def test_the_identity_question_is_answered_while_it_is_open(studio: Any) -> None
     yes, no = b'{"same": true}', b'{"same": false}'
     assert ask(studio.server, "POST", "/person", yes, JSON)[0] == 409
     for sent, same in ((yes, True), (no, False)):
-        studio.status["subject"] = {"asked": True}
+        studio.status["subject"] = {"question_open": True}
         assert ask(studio.server, "POST", "/person", sent, JSON)[0] == 204
         assert studio.answers.pop() is same
 
@@ -116,7 +116,7 @@ def test_the_identity_question_is_answered_while_it_is_open(studio: Any) -> None
     ],
 )
 def test_invalid_identity_answers_are_refused(studio: Any, body: bytes, headers: dict[str, str], wanted: int) -> None:
-    studio.status["subject"] = {"asked": True}
+    studio.status["subject"] = {"question_open": True}
     status, _, answer = ask(studio.server, "POST", "/person", body, headers)
     assert status == wanted
     assert answer.count(b"\n") == 1

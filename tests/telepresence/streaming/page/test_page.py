@@ -278,9 +278,9 @@ def test_the_identity_question_is_shown_and_answered_by_keyboard(studio: Any, ch
     page.goto(studio.server.address)
     studio.until(lambda: page.locator("#state").inner_text() == "waiting")
     assert page.locator("#question").is_hidden()
-    new = {"ago_s": 1.0, "kind": "new avatar", "text": "another person is there: <b>a new avatar</b> was begun"}
+    new = {"ago_s": 1.0, "kind": "new_avatar", "text": "another person is there: <b>a new avatar</b> was begun"}
     for button, same in (("Yes, it is me", True), ("Someone else", False)):
-        studio.status["subject"] = {"asked": True}
+        studio.status["subject"] = {"question_open": True}
         studio.until(lambda: page.locator("#question").is_visible())
         page.get_by_role("button", name=button).focus()
         page.keyboard.press("Enter")
