@@ -20,8 +20,9 @@ INTRODUCTION = """\
 <!-- Written by tools/config_table.py (`make docs`) from the code: edit it there. -->
 
 `run`, `track`, `fit`, `evaluate`, `render` and `rehearse` take `--config FILE|PRESET` and `--set key=value`
-(repeatable). Without `--config` the preset is `default` where there is a CUDA device, else `cpu`. The presets are {presets}.
-Then come the `--set` values, then the flags of the command. Unknown keys and values out of bounds are refused.
+(repeatable). Without `--config` the preset is `default` where there is a CUDA device, else `cpu`. The presets are
+{presets}. Then come the `--set` values, then the flags of the command. Unknown keys and values out of bounds are
+refused.
 
 A file is TOML; it may build on a preset:
 
