@@ -56,8 +56,10 @@ DEVICE float harmonic(int k, vec3 d) {
     }
 }
 
-// An element of the expression code where its mask is `share`: it fades to zero, or to CODE_OUTSIDE.
-DEVICE float masked_code(float code, float share) {
+// Element k of the expression code at a sample with these masks of mouth and eyes: it fades to zero, or to CODE_OUTSIDE.
+// Elements from REGION_WIDTH on are the same everywhere.
+DEVICE float masked_code(float code, int k, float mouth, float eyes) {
+    const float share = k < MOUTH_WIDTH ? mouth : k < REGION_WIDTH ? eyes : 1.0f;
     if constexpr (CODE_OUTSIDE == 0) return code * share;
     else return share * code + (1.0f - share) * float(CODE_OUTSIDE);
 }
@@ -123,7 +125,7 @@ DEVICE uint code_pair(const float* code, int pair, float mouth, float eyes, bool
     UNROLL
     for (int e = 0; e < 2; ++e) {
         const int k = 8 * pair + 2 * (LANE & 3) + e;
-        value[e] = valid && k < CODE_WIDTH ? masked_code(code[k], k < MOUTH_WIDTH ? mouth : eyes) : 0.0f;
+        value[e] = valid && k < CODE_WIDTH ? masked_code(code[k], k, mouth, eyes) : 0.0f;
     }
     return pack_pair(value[0], value[1]);
 }
@@ -275,8 +277,7 @@ DEVICE void fade_codes(FieldScratch& scratch, const float (&mouth)[LANES], const
                        const float* const (&code)[LANES], const bool (&valid)[LANES]) {
     for (int l = 0; l < PACKET; ++l)
         for (int k = 0; k < CODE_WIDTH; ++k)
-            scratch.input[ENCODED + k][l] =
-                valid[l] ? masked_code(code[l][k], k < MOUTH_WIDTH ? mouth[l] : eyes[l]) : 0.0f;
+            scratch.input[ENCODED + k][l] = valid[l] ? masked_code(code[l][k], k, mouth[l], eyes[l]) : 0.0f;
 }
 DEVICE void density_network(const float* networks, FieldScratch& s) {
     constexpr int last = DENSITY_LAYERS;

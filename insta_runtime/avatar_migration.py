@@ -1,7 +1,7 @@
 """Migration of avatar files of older format versions to the present one, in memory; the file is not changed.
 
 Version 1 had no seal, no consent and no fingerprint of the subject.  Version 2 named some tensors and one table of the
-configuration otherwise than version 3, the present one.
+configuration otherwise than version 3.  Up to version 3 expression codes had no head part (version 4, the present one).
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import torch
 
 from insta_runtime import avatar_file
 from insta_runtime.errors import UserError
+from insta_runtime.field.radiance import with_head_part
 from insta_runtime.head import fingerprint
 
-VERSION: Final = 3
+VERSION: Final = 4
 """Format version of the avatar files that this program writes."""
 OLDEST: Final = 1
 """Oldest format version that this program reads."""
@@ -50,11 +51,13 @@ def migrated(file: Path, contents: avatar_file.FileContents) -> tuple[dict[str, 
         header |= {"consent": False}
         if "shape" in tensors:
             header["person"] = fingerprint(tensors["shape"].numpy().astype(np.float32))
-    if version < VERSION:
+    if version < 3:
         tensors = {RENAMED_TENSORS.get(name, name): tensor for name, tensor in tensors.items()}
         if "occupancy.visibility" not in tensors and "occupancy.value" in tensors:
             tensors["occupancy.visibility"] = torch.ones_like(tensors["occupancy.value"])
         if isinstance(config := header.get("config"), dict):
             header["config"] = {RENAMED_TABLES.get(name, name): table for name, table in config.items()}
+    if version < 4:
+        tensors = with_head_part(tensors)
     header["version"] = VERSION
     return header, tensors

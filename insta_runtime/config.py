@@ -203,6 +203,9 @@ class ConditioningConfig:
         "numbers where the nearest triangle is one of the lips and ones elsewhere, as in INSTA (lips)",
         choices=("faded", "lips"),
     )
+    head_part: bool = setting(
+        True, "condition the whole head, not only mouth and eyes, on expression and view direction (faded codes)"
+    )
     standardise: bool = setting(True, "standardise expression codes by the subject's own mean and spread")
     pull_in: bool = setting(
         True, "project expression codes outside the range seen in training to the nearest code inside it"
@@ -322,7 +325,7 @@ class LearnConfig:
         0.2, "share of the rays that is drawn from pixels around the head; the rest is uniform", ge=0.0, le=1.0
     )
     code_jitter: float = setting(
-        0.05, "standard deviation of the noise that is added to expression codes in training", ge=0.0, le=1.0
+        0.1, "standard deviation of the noise that is added to expression codes in training", ge=0.0, le=1.0
     )
     replay_mb: int = setting(1024, "memory budget of the replay buffer", unit="MiB", ge=16, le=1 << 16)
     seed: int = setting(0, "seed of all random numbers", ge=0)

@@ -1,7 +1,8 @@
-"""Expression code: conditioning of the radiance field on mouth and eyes, in addition to the motion of the mesh.
+"""Expression code: conditioning of the radiance field on expression and view, in addition to the motion of the mesh.
 
-A code has a mouth part and an eye part.  At a sample each part is multiplied by a smooth mask of its region
-(`warp.CanonicalSamples.masks`), in training, occupancy and rendering alike.
+A code has three parts.  The mouth part and the eye part are in detail; at a sample each is multiplied by a smooth mask
+of its region (`warp.CanonicalSamples.masks`), in training, occupancy and rendering alike.  The head part is
+coarser and the same everywhere: wrinkles, brows, cheeks and hair change with the expression, shading with the view.
 
 Codes are standardised by the subject's own mean and spread.  Codes outside the range seen in training (of an extreme
 expression, or from another driver) are projected to the nearest code inside it: the mesh takes the new expression, with
@@ -30,11 +31,34 @@ EYE_UNITS: tuple[tuple[str, ...], ...] = (
     ("eyeWideLeft", "eyeWideRight"),
 )
 """ARKit units of the eyes; the units of one group are averaged to one number of the code."""
+HEAD_UNITS: tuple[tuple[str, ...], ...] = (
+    ("browInnerUp",),
+    ("browDownLeft", "browDownRight"),
+    ("browOuterUpLeft", "browOuterUpRight"),
+    ("mouthSmileLeft",),
+    ("mouthSmileRight",),
+    ("jawOpen",),
+    ("cheekSquintLeft", "cheekSquintRight", "noseSneerLeft", "noseSneerRight"),
+    ("mouthPucker", "mouthFunnel"),
+    ("eyeBlinkLeft", "eyeBlinkRight"),
+    ("eyeSquintLeft", "eyeSquintRight"),
+    ("eyeWideLeft", "eyeWideRight"),
+    ("mouthLeft",),
+    ("mouthRight",),
+    ("mouthShrugUpper", "mouthShrugLower"),
+    ("cheekPuff",),
+    ("jawForward",),
+)
+"""ARKit units of the head part; the units of one group are averaged to one number of the code."""
 FLAME_COMPONENTS = 13
 """Number of FLAME expression components in the mouth code; with three jaw angles it has sixteen numbers."""
 MOUTH_WIDTH = len(LIPS_UNITS)
 EYE_WIDTH = len(EYE_UNITS) + 2
-CODE_WIDTH = MOUTH_WIDTH + EYE_WIDTH
+REGION_WIDTH = MOUTH_WIDTH + EYE_WIDTH
+"""Length of the mouth part and the eye part together, which come first."""
+HEAD_WIDTH = len(HEAD_UNITS) + 2
+"""Length of the head part: its units, and azimuth and elevation of the view."""
+CODE_WIDTH = REGION_WIDTH + HEAD_WIDTH
 
 PRIOR = 16
 """Number of frames at which the subject's own mean and spread count as much as the prior ones."""
@@ -76,6 +100,9 @@ class CodeRange:
     @staticmethod
     def mean_and_spread(codes: Float32) -> tuple[Float32, Float32]:
         """Mean and spread (CODE_WIDTH,) of ``codes`` (N, CODE_WIDTH), blended with the prior while N is small."""
+        if not len(codes):
+            prior = np.ones(codes.shape[1], dtype=np.float32)
+            return 0.0 * prior, PRIOR_SPREAD * prior
         share = len(codes) / (len(codes) + PRIOR)
         variance = share * codes.var(axis=0) + (1.0 - share) * PRIOR_SPREAD**2
         return share * codes.mean(axis=0), np.maximum(np.sqrt(variance), LEAST_SPREAD)
@@ -113,7 +140,7 @@ class CodedModel(Protocol):
 
 
 class ExpressionCode:
-    """Computes expression codes (CODE_WIDTH,) float32 of head states: the mouth code, then the eye code.
+    """Computes expression codes (CODE_WIDTH,) float32 of head states: mouth part, eye part, head part.
 
     `observe` is called by the training thread only; other threads may compute codes concurrently.
 
@@ -134,7 +161,7 @@ class ExpressionCode:
         self._arkit = head.basis == "arkit52"
         if self._arkit:
             column = {name: i for i, name in enumerate(head.expression_names)}
-            groups = LIPS_UNITS + EYE_UNITS
+            groups = LIPS_UNITS + EYE_UNITS + HEAD_UNITS
             self._matrix = np.zeros((len(groups), len(column)), dtype=np.float32)
             for row, group in enumerate(groups):
                 for name in group:
@@ -146,12 +173,23 @@ class ExpressionCode:
         return self.learned(self.range.project(raw) if self.config.pull_in else raw)
 
     def raw(self, state: HeadState) -> Float32:
-        """Raw expression code of ``state``, independent of the subject's range."""
+        """Raw expression code (CODE_WIDTH,) of ``state``, independent of the subject's range."""
+        regional = self.regional(state)
+        if self._lips is not None or not self.config.head_part:
+            return np.pad(regional, (0, HEAD_WIDTH))
+        if self._arkit:
+            units = self._matrix[-len(HEAD_UNITS) :] @ state.expression
+        else:
+            units = np.pad(state.expression, (0, len(HEAD_UNITS)))[: len(HEAD_UNITS)] / 2.0
+        return np.concatenate([regional, units, view_angles(state) * 2.0]).astype(np.float32)
+
+    def regional(self, state: HeadState) -> Float32:
+        """Mouth and eye parts (REGION_WIDTH,) of the raw code of ``state``: by their distance expressions compare."""
         if self._lips is not None:
-            return np.pad(self._lips(state), (0, CODE_WIDTH - LIPS_WIDTH))  # both kinds of code have the same length
+            return np.pad(self._lips(state), (0, REGION_WIDTH - LIPS_WIDTH))  # all kinds of code have the same length
         gaze = state.eye_pose.mean(axis=0)[:2] * 2.0
         if self._arkit:
-            units = self._matrix @ state.expression
+            units = self._matrix[: -len(HEAD_UNITS)] @ state.expression
             lids = np.maximum(units[MOUTH_WIDTH : MOUTH_WIDTH + 2], state.eyelids)
             code = [units[:MOUTH_WIDTH], lids, units[MOUTH_WIDTH + 2 :], gaze]
         else:
@@ -207,16 +245,20 @@ class ExpressionCode:
             raise ValueError("its expression statistics are incomplete")
         code.reservoir = StateReservoir.from_tensors(tensors, code.reservoir.expressions)
         mean, spread = tensors["mean"].numpy().copy(), tensors["spread"].numpy().copy()
-        if not (mean.shape == spread.shape == (CODE_WIDTH,) and (spread >= 0.99 * LEAST_SPREAD).all()):
-            raise ValueError("its mean or spread of expression codes is invalid")
         for place in range(len(code.reservoir)):
             code._store(place, code.reservoir.state(place))
-        code.range = CodeRange.of(code._codes[: len(code.reservoir)], mean, spread)
+        codes = code._codes[: len(code.reservoir)]
+        if mean.shape == spread.shape == (REGION_WIDTH,):  # saved before codes had a head part
+            head_mean, head_spread = CodeRange.mean_and_spread(codes[:, REGION_WIDTH:])
+            mean, spread = np.concatenate([mean, head_mean]), np.concatenate([spread, head_spread])
+        if not (mean.shape == spread.shape == (CODE_WIDTH,) and (spread >= 0.99 * LEAST_SPREAD).all()):
+            raise ValueError("its mean or spread of expression codes is invalid")
+        code.range = CodeRange.of(codes, mean, spread)
         code.views = code._seen_views()
         return code
 
 
 def condition(codes: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Multiply codes (N, CODE_WIDTH) by the masks (N, 2) of mouth and eyes: (N, CODE_WIDTH)."""
-    mouth, eyes = codes.split([MOUTH_WIDTH, EYE_WIDTH], dim=-1)
-    return torch.cat([mouth * masks[:, :1], eyes * masks[:, 1:]], dim=-1)
+    """Multiply mouth and eye parts of codes (N, CODE_WIDTH) by the masks (N, 2) of mouth and eyes: (N, CODE_WIDTH)."""
+    mouth, eyes, head = codes.split([MOUTH_WIDTH, EYE_WIDTH, HEAD_WIDTH], dim=-1)
+    return torch.cat([mouth * masks[:, :1], eyes * masks[:, 1:], head], dim=-1)

@@ -9,13 +9,15 @@ import torch
 from torch import nn
 
 from insta_runtime.config import FieldConfig
-from insta_runtime.field.expression_code import CODE_WIDTH
+from insta_runtime.field.expression_code import CODE_WIDTH, HEAD_WIDTH
 from insta_runtime.field.hashgrid import HashGrid
 
 GEOMETRY_FEATURES = 15
 """Number of outputs of the density network, besides the density, that are inputs of the colour network."""
 MAX_LOG_DENSITY = 9.0
 """Maximum logarithm of the density, exp(9) / m: opaque within half a millimetre; keeps gradients finite."""
+CODE_LAYER = "density_net.0.weight"
+"""Name of the weights (outputs, inputs) whose last inputs are the expression code."""
 INITIAL_LOG_DENSITY = 3.0
 """Logarithm of the initial density, per metre: thin fog everywhere, so that every region gets gradients."""
 
@@ -55,6 +57,14 @@ class RadianceField(nn.Module):
         density, features = self.density(points, codes)
         colour = self.colour_net(torch.cat([features, direction_basis(directions, self.bands)], dim=-1))
         return density, torch.sigmoid(colour)
+
+
+def with_head_part(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights of a field whose expression codes had no head part, or their moments, with zeros for its inputs."""
+    first = weights.get(CODE_LAYER)
+    if first is None or first.dim() != 2:
+        return weights
+    return weights | {CODE_LAYER: nn.functional.pad(first, (0, HEAD_WIDTH))}
 
 
 def direction_basis(directions: torch.Tensor, bands: int) -> torch.Tensor:

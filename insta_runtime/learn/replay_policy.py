@@ -21,7 +21,7 @@ from typing import Final, Generic, TypeVar
 
 import numpy as np
 
-from insta_runtime.field.expression_code import CODE_WIDTH, ExpressionCode
+from insta_runtime.field.expression_code import REGION_WIDTH, ExpressionCode
 from insta_runtime.field.view_range import view_angles
 from insta_runtime.types import Float32, HeadState, Observation
 
@@ -77,18 +77,18 @@ class ExpressionClusters:
     leader (after Charikar et al. 2004, "Incremental clustering and dynamic information retrieval").
 
     Attributes:
-        leaders: (L, CODE_WIDTH) float32 expression codes.
+        leaders: (L, REGION_WIDTH) float32 expression codes.
     """
 
     def __init__(self) -> None:
-        self.leaders = np.zeros((0, CODE_WIDTH), dtype=np.float32)
+        self.leaders = np.zeros((0, REGION_WIDTH), dtype=np.float32)
 
     def nearest(self, codes: Float32) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
-        """Index of the leader nearest to each of ``codes`` (N, CODE_WIDTH): (N,) int64."""
+        """Index of the leader nearest to each of ``codes`` (N, REGION_WIDTH): (N,) int64."""
         return _distances(codes, self.leaders).argmin(axis=1)
 
     def add(self, code: Float32) -> bool:
-        """Add a code (CODE_WIDTH,) to the clustering; True if the leaders changed, so that entries need new cells."""
+        """Add a code (REGION_WIDTH,) to the clustering; True if the leaders changed, so that entries need new cells."""
         if not len(self.leaders):
             self.leaders = code[None].copy()
             return True
@@ -112,7 +112,7 @@ class ReplayEntry(Generic[T]):
 
     Attributes:
         view: index of its cell in azimuth and elevation.
-        code: (CODE_WIDTH,) raw expression code.
+        code: (REGION_WIDTH,) mouth and eye parts of the raw expression code.
         size: memory in bytes.
         epoch: number of the epoch in which it was added.
         recalled: whether the avatar rendered it (generative replay), instead of a camera.
@@ -204,7 +204,7 @@ class ReplayPolicy(Generic[T]):
 
     def make_entry(self, state: HeadState, size: int, *, recalled: bool = False) -> ReplayEntry[T]:
         """New entry, not yet inserted, for a frame in ``state`` that takes ``size`` bytes."""
-        code = np.nan_to_num(self._code.raw(state), posinf=0.0, neginf=0.0)
+        code = np.nan_to_num(self._code.regional(state), posinf=0.0, neginf=0.0)
         azimuth, elevation = (round(float(angle) / CELL_ANGLE) for angle in np.nan_to_num(view_angles(state)))
         epoch = 0 if recalled else len(self._epochs)
         entry: ReplayEntry[T] = ReplayEntry((azimuth, elevation), code, size, epoch, recalled)
@@ -325,5 +325,5 @@ class ReplayPolicy(Generic[T]):
 
 
 def _distances(codes: Float32, others: Float32) -> Float32:
-    """Euclidean distances (N, M) between ``codes`` (N, CODE_WIDTH) and ``others`` (M, CODE_WIDTH)."""
+    """Euclidean distances (N, M) between ``codes`` (N, REGION_WIDTH) and ``others`` (M, REGION_WIDTH)."""
     return np.linalg.norm(codes[:, None] - others[None], axis=-1)

@@ -10,13 +10,14 @@ import torch
 
 from insta_runtime import avatar_file
 from insta_runtime.errors import UserError
+from insta_runtime.field.radiance import with_head_part
 from insta_runtime.render.renderer import Snapshot, take_snapshot
 
 if TYPE_CHECKING:
     from insta_runtime.render.model import AvatarModel
 
-FORMAT_VERSION: Final = 1
-"""Format version of the training file."""
+FORMAT_VERSION: Final = 2
+"""Format version of the training file; in version 1 expression codes had no head part."""
 LARGEST: Final = 65504.0
 """Largest magnitude of a valid weight: the largest number of half precision, which kernels use."""
 PARTS: Final = ("weights", "first", "second")
@@ -77,11 +78,13 @@ class TrainingState:
             raise UserError(f"{file} belongs to another avatar than the one in its folder: training state is not used")
         parts: dict[str, Snapshot] = {part: {} for part in PARTS}
         try:
-            if content.header["version"] != FORMAT_VERSION:
+            if content.header["version"] not in (1, FORMAT_VERSION):
                 raise ValueError("it has another format version")
             for name, tensor in content.tensors.items():
                 part, _, key = name.partition(".")
                 parts[part][key] = tensor.to(model.device)
+            if content.header["version"] == 1:
+                parts = {name: with_head_part(part) for name, part in parts.items()}
             if any(_shapes(part) != _shapes(model.field.state_dict()) for part in parts.values()):
                 raise ValueError("its tensors do not fit the avatar's field")
             steps, updates = int(content.header["steps"]), int(content.header["updates"])

@@ -9,7 +9,7 @@ from math import prod
 import torch
 
 from insta_runtime.config import FieldConfig
-from insta_runtime.field.expression_code import CODE_WIDTH, MOUTH_WIDTH
+from insta_runtime.field.expression_code import CODE_WIDTH, MOUTH_WIDTH, REGION_WIDTH
 from insta_runtime.field.hashgrid import level_resolutions, level_rows
 from insta_runtime.field.radiance import (
     GEOMETRY_FEATURES,
@@ -46,6 +46,7 @@ def field_constants(config: FieldConfig, code: str = "faded") -> dict[str, Const
         "DIRECTION_BANDS": config.direction_bands,
         "CODE_WIDTH": CODE_WIDTH,
         "MOUTH_WIDTH": CODE_WIDTH if code == "lips" else MOUTH_WIDTH,
+        "REGION_WIDTH": CODE_WIDTH if code == "lips" else REGION_WIDTH,
         "CODE_OUTSIDE": int(code == "lips"),
         "GEOMETRY": GEOMETRY_FEATURES,
         "MAX_LOG_DENSITY": MAX_LOG_DENSITY,

@@ -125,7 +125,7 @@ class Learner:
         self.trainer.steps = avatar.steps
         if not freeze and (training := load_training_state(path, avatar)) is not None:
             self.trainer.resume(training)
-        self.frame_filter = FrameFilter(FacePoints.of(avatar.model), avatar.model.code.raw)
+        self.frame_filter = FrameFilter(FacePoints.of(avatar.model), avatar.model.code.regional)
         self.exchange = WeightExchange()
         self.display_renderer = make_renderer(avatar.model, self.backend)
         self.mesh: ColouredMesh | None = None

@@ -19,7 +19,7 @@ def inputs(count: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor
     generator = torch.Generator().manual_seed(1)
     directions = torch.randn((count, 3), generator=generator, dtype=dtype)
     points = torch.rand((count, 3), generator=generator, dtype=dtype)
-    codes = torch.randn((count, CODE_WIDTH), generator=generator, dtype=dtype)
+    codes = 0.5 * torch.randn((count, CODE_WIDTH), generator=generator, dtype=dtype)
     return points, torch.nn.functional.normalize(directions, dim=-1), codes
 
 

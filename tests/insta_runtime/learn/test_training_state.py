@@ -160,7 +160,7 @@ def test_the_training_state_of_another_avatar_is_refused(pictures: list[Observat
 
     avatar_file.write(file, header | {"avatar": "0" * 64}, tensors)
     assert "another avatar" in refusal()
-    for changed in ({"version": 2}, {"steps": "many"}, {"updates": -1}, {"steps": None}):
+    for changed in ({"version": 3}, {"steps": "many"}, {"updates": -1}, {"steps": None}):
         avatar_file.write(file, header | changed, tensors)
         assert "damaged" in refusal()
     for name in ("first.grid.table", "weights.grid.table"):
