@@ -11,8 +11,8 @@ from tests.support.small_avatar import SMALL_AVATAR
 if TYPE_CHECKING:
     from telepresence.call.daemon import Daemon
 
-FULL_SIZE_CALL = ("run.zmq=tcp://127.0.0.1:*", "avatar.learn.size=32", *SMALL_AVATAR)
-"""A call with a stream of the default size."""
+FULL_SIZE_CALL = ("run.zmq=tcp://127.0.0.1:*", "avatar.learn.size=32", "stream.adapt=false", *SMALL_AVATAR)
+"""A call with a stream of the default size, also on a busy machine."""
 SMALL_CALL = (*FULL_SIZE_CALL, "run.size=128", "stream.size=128")
 """A call with small frames."""
 IN_PROCESS_CALL = (*SMALL_CALL, "stream.port=0", "run.render_fps=10")
@@ -27,9 +27,11 @@ def as_options(settings: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(f"--set={setting}" for setting in settings)
 
 
-def wait_for_status(daemon: Daemon, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+def wait_for_status(
+    daemon: Daemon, condition: Callable[[dict[str, Any]], bool], patience_s: float = PATIENCE_S
+) -> dict[str, Any]:
     """The first status of a running daemon that fulfils ``condition``; fails if the call ends or it takes too long."""
-    end = time.monotonic() + PATIENCE_S
+    end = time.monotonic() + patience_s
     while not condition(status := daemon.status()):
         assert daemon.failure is None
         assert time.monotonic() < end, status
@@ -39,7 +41,7 @@ def wait_for_status(daemon: Daemon, condition: Callable[[dict[str, Any]], bool])
 
 def wait_until(condition: Callable[[], object]) -> None:
     """Wait until ``condition`` is true; fails if it takes too long."""
-    end = time.monotonic() + PATIENCE_S
+    end = time.monotonic() + patience_s
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)

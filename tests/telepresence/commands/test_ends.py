@@ -18,6 +18,7 @@ import pytest
 from insta_runtime.avatar import Avatar
 from insta_runtime.config import OccupancyConfig
 from insta_runtime.head import load_head
+from telepresence.runtime.end_signals import SIGNALS
 from telepresence.runtime.scratch_folder import SUFFIX
 from tests.support.small_avatar import SMALL_AVATAR
 from tests.support.small_call import SMALL_CALL, as_options
@@ -46,7 +47,7 @@ main()
 
 def default_signals() -> None:
     """Restore the default of signals that shells and CI jobs ignore in background processes."""
-    for number in (INT, TERM, HUP):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from telepresence.streaming import DaemonInterface, MediaServer, StreamSettings
-from telepresence.streaming.video.audience import ViewerStream
+from telepresence.streaming.video.audience import Audience, ViewerStream
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -154,9 +154,10 @@ def test_a_viewer_without_h264_gets_vp8(studio: Any, chromium: Browser) -> None:
 
 
 def test_viewers_share_one_encode(studio: Any, chromium: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
-    requests: list[ViewerStream] = []  # for keyframes, by viewers that could not decode
-    request = ViewerStream.on_keyframe_request
+    requests: list[object] = []  # for keyframes, by viewers that could not decode or for which frames were dropped
+    request, drop = ViewerStream.on_keyframe_request, Audience._on_lost
     monkeypatch.setattr(ViewerStream, "on_keyframe_request", lambda viewer: (requests.append(viewer), request(viewer)))
+    monkeypatch.setattr(Audience, "_on_lost", lambda audience, line: (requests.append(line), drop(audience, line)))
     pages = [chromium.new_page() for _ in range(3)]
     for page in pages:
         page.goto(studio.server.address)
