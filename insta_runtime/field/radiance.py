@@ -37,6 +37,10 @@ class RadianceField(nn.Module):
         density_hidden, colour_hidden = ([config.hidden] * n for n in (config.density_layers, config.colour_layers))
         self.density_net = _mlp([encoded, *density_hidden, 1 + GEOMETRY_FEATURES], generator)
         self.colour_net = _mlp([shaded, *colour_hidden, 3], generator)
+        first = self.density_net[0]
+        assert isinstance(first, nn.Linear)
+        with torch.no_grad():  # a new field is the same for all expressions: with a few frames it would memorise them
+            first.weight[:, -HEAD_WIDTH:] = 0.0
 
     def density(self, points: torch.Tensor, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Density (N,) per metre and geometry features (N, 15) at unit-cube ``points`` (N, 3) with faded ``codes``."""

@@ -41,7 +41,7 @@ def wait_for_status(
 
 def wait_until(condition: Callable[[], object]) -> None:
     """Wait until ``condition`` is true; fails if it takes too long."""
-    end = time.monotonic() + patience_s
+    end = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)

@@ -27,7 +27,7 @@ from telepresence.config import Config, load_config
 from telepresence.display.display import Display
 from telepresence.runtime.frames import CameraFrame, OutputFrame
 from telepresence.runtime.policy import POLICIES
-from tests.support.small_call import IN_PROCESS_CALL, PATIENCE_S, PATIENCE_S, wait_for_status
+from tests.support.small_call import IN_PROCESS_CALL, PATIENCE_S, wait_for_status
 
 
 @pytest.fixture(scope="module")
