@@ -63,6 +63,10 @@ SWITCHES = {
     "code-lips": Switch("expression code on the lips only, not faded, as INSTA", ("avatar.conditioning.code=lips",)),
     "code-raw": Switch("codes not standardised", ("avatar.conditioning.standardise=false",)),
     "code-free": Switch("codes not projected to the range seen in training", ("avatar.conditioning.pull_in=false",)),
+    "code-regions": Switch(
+        "expression code at mouth and eyes only",
+        ("avatar.conditioning.head_part=false", "avatar.learn.code_jitter=0.05"),
+    ),
     "code-still": Switch("no noise on the codes", ("avatar.learn.code_jitter=0.0",)),
     "field-large": Switch(
         "hash grid of INSTA, 16 x 8 at 2^18",
@@ -82,9 +86,6 @@ SWITCHES = {
     "mouth-1": Switch("no extra weight of mouth pixels", ("avatar.learn.mouth_weight=1.0",)),
     "rays-anywhere": Switch("rays from the whole image", ("avatar.learn.focus=0.0", "avatar.learn.margin=0.0")),
 }
-
-PEER = {"d6": (22.3, 19.4), "d9": (28.0, 24.6), "d18": (29.1, 25.5)}
-"""PSNR in dB, whole frame and head, of 51 k mesh-bound Gaussians (gsplat), 60 s on an H100; same crop and split."""
 
 NONE = "-"  # cell of a table without a figure
 PSNR = ("psnr_db", "head_psnr_db", "mouth_psnr_db", "eyes_psnr_db")
@@ -195,27 +196,22 @@ def _key(record: Record) -> tuple[Any, ...]:
 
 
 def _presets(records: list[Record]) -> str:
-    """Table of the paper's preset and the default, trained longest, and of `PEER`."""
+    """Table of the paper's preset and the default, trained longest."""
     rows = []
     for clip in _clips(records):
         those = [r for r in records if r["clip"] == clip and r["switch"] in PRESETS]
         if not those:
             continue
         longest = max(r["seconds"] for r in those)
-        peer = PEER.get(clip)
-        if peer:
-            rows.append([clip, "gsplat peer, other run", "60", f"{peer[0]:.1f}", f"{peer[1]:.1f}", *[NONE] * 7])
         for name in PRESETS:
             for r in those:
                 if (r["switch"], r["seconds"]) == (name, longest):
-                    reached = _seconds_to(r, peer[0]) if peer else None
-                    after = NONE if reached is None else f"{reached:g} s"
                     rows.append(
                         [clip, name, f"{longest:g}", *(_db(r[m]) for m in PSNR), _part(r["ssim"]), _part(r["flip"]),
-                         _db(r.get("steadiness")), _db(r.get("train_head_psnr_db")), after]
+                         _db(r.get("steadiness")), _db(r.get("train_head_psnr_db"))]
                     )  # fmt: skip
     titles = ["clip", "what", "s", "whole", "head", "mouth", "eyes", "SSIM", "FLIP", "steadiness"]
-    titles += ["head, learned from", "peer's PSNR after"]
+    titles.append("head, learned from")
     return "### Paper preset and default\n\n" + _table(titles, rows) if rows else ""
 
 
@@ -268,11 +264,6 @@ def _origin(records: list[Record]) -> str:
 
 def _clips(records: list[Record]) -> list[str]:
     return sorted({r["clip"] for r in records}, key=lambda clip: (clip == "synthetic", len(clip), clip))
-
-
-def _seconds_to(record: Record, psnr_db: float) -> float | None:
-    """Seconds of training after which the held-back PSNR of the whole frame first reached ``psnr_db``."""
-    return next((p["seconds"] for p in record["curve"] if (p["psnr_db"] or 0.0) >= psnr_db), None)
 
 
 def _db(value: float | None) -> str:
