@@ -203,13 +203,12 @@ def _presets(records: list[Record]) -> str:
         if not those:
             continue
         longest = max(r["seconds"] for r in those)
-        for name in PRESETS:
-            for r in those:
-                if (r["switch"], r["seconds"]) == (name, longest):
-                    rows.append(
-                        [clip, name, f"{longest:g}", *(_db(r[m]) for m in PSNR), _part(r["ssim"]), _part(r["flip"]),
-                         _db(r.get("steadiness")), _db(r.get("train_head_psnr_db"))]
-                    )  # fmt: skip
+        shown = [r for name in PRESETS for r in those if (r["switch"], r["seconds"]) == (name, longest)]
+        rows += [
+            [clip, r["switch"], f"{longest:g}", *(_db(r[m]) for m in PSNR), _part(r["ssim"]), _part(r["flip"]),
+             _db(r.get("steadiness")), _db(r.get("train_head_psnr_db"))]
+            for r in shown
+        ]  # fmt: skip
     titles = ["clip", "what", "s", "whole", "head", "mouth", "eyes", "SSIM", "FLIP", "steadiness"]
     titles.append("head, learned from")
     return "### Paper preset and default\n\n" + _table(titles, rows) if rows else ""
