@@ -26,7 +26,7 @@ class BundleViews:
     """Bundle-adjustment problem with K views of P points of a rigid head; `adjust` changes poses and points in place.
 
     rotations (K, 3, 3), translations (K, 3) m: head to camera.  points (P, 3) m, head space; guesses (P, 3): their
-    prior means.  pixels (P, K, 2): observed positions, in px from the principal point; seen (P, K): which of them exist.
+    prior means.  pixels (P, K, 2): observed positions, px from the principal point; seen (P, K): which of them exist.
     prior_rotations, prior_translations, information (K, 6, 6): Gaussian priors of the poses; the information matrix is
     for small rotations about the camera's axes, then translations.
     """

@@ -77,7 +77,7 @@ class HeadFit:
 
 @dataclass(frozen=True)
 class TextureMatches:
-    """M image corners on the rigid head that were found in a frame (2-D to 3-D correspondences).
+    """M image corners on the rigid head found in a frame (2-D to 3-D correspondences).
 
     points: (M, 3) m, head space.  covariances: (M, 3, 3) m^2, of the points.  pixels: (M, 2) px, positions in the frame.
     sigma: standard deviation of a position in the frame per axis, px.
@@ -292,7 +292,7 @@ class NormalEquations:
 
     @staticmethod
     def of(residual: Float64, weight: Float64, jacobian: Float64) -> NormalEquations:
-        """Normal equations of weighted residuals (2, L), with weights (L,) and Jacobian (2, L, P) of the projections."""
+        """Normal equations of residuals (2, L) with weights (L,) and Jacobian (2, L, P) of the projections."""
         root = np.sqrt(weight)
         rows = (jacobian * root[:, None]).reshape(-1, jacobian.shape[2])
         return NormalEquations(rows.T @ rows, rows.T @ (residual * root).reshape(-1))

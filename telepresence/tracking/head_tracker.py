@@ -114,7 +114,8 @@ class HeadTracker:
         """Learn texture and landmark offsets from the frame last passed to `update`.
 
         Separate from `update`, because adding a keyframe takes several times as long as the fit, and the head state
-        can be displayed before.  Does nothing for a frame without an image or face, or while the head was lost.
+        can be displayed before.  Does nothing after a frame without an image or face, or one before which
+        the head was lost.
         """
         sample, self._sample = self._sample, None
         if sample is None:
@@ -176,7 +177,7 @@ class LandmarkOffsets:
         self._weights = np.repeat(basis.weights, 3)
 
     def learn(self, fitter: HeadFitter, fit: HeadFit, face: FaceLandmarks) -> bool:
-        """Add one fitted frame; returns True if ``values`` were updated, which happens every `SAMPLES_PER_UPDATE` frames."""
+        """Add one fitted frame; returns True if ``values`` were updated: every `SAMPLES_PER_UPDATE` frames."""
         if self._samples >= MAX_SAMPLES:
             return False
         residual, trust, jacobian = fitter.residuals(fit, face, pose_only=True)

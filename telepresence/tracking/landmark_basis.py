@@ -41,7 +41,7 @@ Indices = NDArray[np.int64]
 class UnitPriors:
     """Gaussian priors, bounds and temporal weights of the U face units of a head model.
 
-    names: names of the blendshape scores that are the prior means; None: the mean is 0.  weight: (U,) inverse variances.
+    names: names of the blendshape scores that are the prior means; None: mean 0.  weight: (U,) inverse variances.
     temporal: (U,) weights of squared changes in 1/30 s.  low, high: (U,) bounds.
     """
 
@@ -58,7 +58,7 @@ class UnitPriors:
 
 @dataclass(frozen=True)
 class LandmarkBasis:
-    """Positions of L landmarks of one identity, in head space (metres), as a function of U face units and the jaw joint.
+    """Positions of L landmarks of one identity, in head space (metres), as a function of U face units and of the jaw.
 
     Units are the expression weights, followed by two eyelid closings for FLAME.  With A and B affine in the units, a
     landmark lies at ``A + R(jaw) B``; ``turning`` (B) is None for a head model that opens its mouth with units alone.

@@ -27,7 +27,7 @@ FACE_VERTICES = 400
 
 @dataclass(frozen=True)
 class KnownSubject:
-    """A subject who was tracked before: identity code ``shape`` (S,), and calibration (None if it was not calibrated)."""
+    """A subject who was tracked before: identity code ``shape`` (S,), and calibration (None if there is none)."""
 
     shape: Float32
     calibration: Calibration | None
@@ -45,7 +45,7 @@ class AffineResidual:
         self._affine, _ = np.linalg.qr(np.column_stack([np.ones(len(points)), centred]))  # (N, 4)
 
     def residual(self, offset: Float64) -> Float32:
-        """Non-affine part (N, 2), in mm, of the deviations ``offset`` (N, 2), in metres along the head's x and y axes."""
+        """Non-affine part (N, 2), in mm, of deviations ``offset`` (N, 2), in metres along the head's x and y axes."""
         left = offset - self._affine @ (self._affine.T @ offset)
         return (1000.0 * left).astype(np.float32)
 
@@ -55,8 +55,8 @@ class LandmarkResidual:
 
     Args:
         basis: landmark basis of the calibrated subject, with which the faces are fitted.
-        shift: (L, 3) landmark offsets of ``basis`` minus those stored for a known subject, in metres, if faces are to be
-            compared with the latter; None: zero.
+        shift: (L, 3) landmark offsets of ``basis`` minus those stored for a known subject, in metres, if faces are to
+            be compared with the latter; None: zero.
     """
 
     def __init__(self, basis: LandmarkBasis, shift: Float64 | None = None) -> None:

@@ -56,7 +56,7 @@ class FaceLandmarks:
 
     @staticmethod
     def from_normalised(landmarks: Landmarks, width: int, height: int) -> FaceLandmarks:
-        """Convert landmarks received from a browser, in fractions of the image, to px of a ``width`` x ``height`` frame."""
+        """Convert landmarks from a browser, in fractions of the image, to px of a ``width`` x ``height`` frame."""
         points = landmarks.points * np.array([width, height, width], np.float32)
         return FaceLandmarks(points, dict(zip(BLENDSHAPES, landmarks.scores.tolist(), strict=True)))
 
