@@ -79,7 +79,7 @@ class HeadFit:
 class TextureMatches:
     """M image corners on the rigid head found in a frame (2-D to 3-D correspondences).
 
-    points: (M, 3) m, head space.  covariances: (M, 3, 3) m^2, of the points.  pixels: (M, 2) px, positions in the frame.
+    points: (M, 3) m, head space.  covariances: (M, 3, 3) m^2, of the points.  pixels: (M, 2) positions in the frame.
     sigma: standard deviation of a position in the frame per axis, px.
     """
 

@@ -73,8 +73,8 @@ def embedding_for(
 ) -> LandmarkEmbedding:
     """Landmark embedding of ``model``: included in it, cached, or newly computed (a minute or two) and then cached.
 
-    ``progress`` is called with the completed fraction, in [0, 1].  Raises UserError if the face landmarker in ``models``
-    is not available.
+    ``progress`` is called with the completed fraction, in [0, 1].  Raises UserError if the face landmarker in
+    ``models`` is not available.
     """
     if model.embedding is not None:
         return model.embedding

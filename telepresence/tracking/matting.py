@@ -56,10 +56,12 @@ class PersonMatting:
         head: the head model, with a landmark embedding.
         shape: (S,) identity code of the subject.
         models: the face models; None: the default ones.
-        live: prefer a faster segmenter, and omit some body mattes (`mattes`).  Raises UserError if there is none.
+        live: prefer a faster segmenter, and omit some body mattes (`mattes`).
 
     Attributes:
         ramp: neck ramp of the subject.
+
+    Raises UserError if the segmenter is not available.
     """
 
     def __init__(self, head: HeadModel, shape: Float32, models: FaceModels | None = None, *, live: bool) -> None:
@@ -207,7 +209,7 @@ class NeckRamp:
         self._faces = torch.from_numpy(head.faces[low & (head.face_group == 0)])
 
     def render(self, state: HeadState, camera: Camera) -> Float32:
-        """Render the neck ramp for ``state`` and ``camera``: (H, W) float32, 1 on the head, fading to 0 at the collar."""
+        """Render the neck ramp, (H, W) float32 in [0, 1] for ``camera``: 1 on the head, fading to 0 at the collar."""
         import cv2
 
         vertices = self._rig.pose(self._shape, state).vertices

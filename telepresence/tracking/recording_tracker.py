@@ -55,7 +55,7 @@ class TrackedRecording:
     valid: NDArray[np.bool_]
 
     def figures(self) -> dict[str, float | int]:
-        """Summary of the tracking: numbers of frames and tracked frames, median error in px, times in ms, jitter in px."""
+        """Summary by name: numbers of frames and of tracked ones, median error in px, times in ms, jitter in px."""
         tracked = self.valid
         return {
             "frames": len(self.states),
@@ -67,7 +67,7 @@ class TrackedRecording:
         }
 
     def _jitter(self) -> float:
-        """Median second temporal difference of the projected landmarks while the face is still, in px of a 512 px image."""
+        """Median second difference over time of projected landmarks while the face is still, in px of a 512 px image."""
         before, here, after = self.projections[:-2], self.projections[1:-1], self.projections[2:]
         whole = self.valid[:-2] & self.valid[1:-1] & self.valid[2:]
         if not whole.any():
@@ -141,7 +141,7 @@ def track_recording(
 
 @dataclass(frozen=True)
 class _FrameFit:
-    """Head fit of a frame, whether it is accepted, fitted landmarks (L, 2) in px of a 512 px image, processor time in s."""
+    """Head fit of one frame, whether it is accepted, landmarks (L, 2) in px of a 512 px image, processor time in s."""
 
     t_capture_ns: int
     fit: HeadFit | None

@@ -23,7 +23,7 @@ from .head_fit import HeadFit, Pinhole, TextureMatches
 from .landmarks import FaceLandmarks
 
 TexturePatch = NDArray[np.uint8]
-"""(size, size) uint8 image: high-pass filtered grey values of a window around the face, 128 is the mean."""
+"""(size, size) uint8 image: high-pass filtered grey values of a window around the face; 128 is the local mean."""
 
 WINDOW = 2.4
 """Side of the window around the face in which texture is tracked, as a multiple of the face size."""

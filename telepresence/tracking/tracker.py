@@ -75,7 +75,7 @@ class Tracker(Protocol):
     def track(self, frame: CameraFrame, on_pose: Callable[[TrackedState], None] = ignore_pose) -> TrackedFrame:
         """Track one camera frame; never raises because of the content of a frame.
 
-        If the head is tracked, ``on_pose`` is called with its state before the matte is computed, which saves latency.
+        If the head is tracked, ``on_pose`` is called with its state before the matte is computed.
         The result has no observation if no face is tracked.
         """
         ...
@@ -85,9 +85,9 @@ class Tracker(Protocol):
         ...
 
     def residual_of(self, known: KnownSubject) -> Float32 | None:
-        """Deviation (N, 2), in mm, of N face points of the tracked subject from those of ``known``, without affine part.
+        """Deviation (N, 2), in mm, of N points of the tracked subject's face from those of ``known``, without affine part.
 
-        It is large if they are different persons; None if they cannot be compared.
+        It is large if these are different persons; None if they cannot be compared.
         """
         ...
 
@@ -160,8 +160,8 @@ class FaceTracker:
 
         ``on_pose`` is called with the head state of a calibrated subject as soon as it is fitted; computing the matte
         takes about as long again.  While calibrating, the result has a ``provisional`` observation.  For a frame with
-        landmarks but no image, the result has only the ``landmark_state``, and not even this if the aspect ratio is not
-        that of the earlier frames.
+        landmarks but no image, it has only a ``landmark_state``, which is None if the frame's aspect ratio is not that of
+        the earlier frames.
         """
         if frame.landmarks_only:
             return self._track_landmarks(frame, on_pose)
@@ -285,7 +285,7 @@ class FaceTracker:
             self._provisional = None
 
     def _add_calibration_sample(self, frame: CameraFrame, face: FaceLandmarks | None) -> None:
-        """Add a face to the calibration samples; set _subject if there are enough, or a stored calibration is usable."""
+        """Add a face to the calibration samples; set _subject if there are enough or a stored calibration is usable."""
         if face is None:
             return
         height, width = self._shape
