@@ -162,7 +162,7 @@ class FaceMesh:
 
         height, width = rgb.shape[:2]
         side = max(height, width)
-        whole = FaceRegion(width / 2, height / 2, side, side, 0.0)  # what lies outside the image is black
+        whole = FaceRegion(width / 2, height / 2, side, side, 0.0)  # pixels outside the image are black
         image = _cut_out(rgb, whole, DETECTOR_SIZE, cv2.BORDER_CONSTANT)
         outputs = self._detector(image.astype(np.float32) / 127.5 - 1.0)
         scores = _probability(outputs["classificators"].ravel())

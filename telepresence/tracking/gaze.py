@@ -55,7 +55,7 @@ class Gaze:
         for eye in range(2):
             if face.scores.get(BLINKS[eye], 0.0) > CLOSED:
                 continue
-            # The residual at the eye's corners is an error of the head fit at this eye and no gaze.
+            # The residual at the eye's corners is an error of the head fit at this eye, not a movement of the iris.
             miss = fit.residual[np.isin(indices, CORNERS[eye])]
             iris = face.points[IRISES[eye], :2] - (miss.mean(0) if len(miss) else 0.0)
             ray = np.array([(iris[0] - camera.cx) / camera.focal, (iris[1] - camera.cy) / camera.focal, 1.0])

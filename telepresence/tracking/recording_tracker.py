@@ -67,7 +67,7 @@ class TrackedRecording:
         }
 
     def _jitter(self) -> float:
-        """Median second difference over time of projected landmarks while the face is still, in px of a 512 px image."""
+        """Median second difference over time of the projected landmarks of a still face, in px of a 512 px image."""
         before, here, after = self.projections[:-2], self.projections[1:-1], self.projections[2:]
         whole = self.valid[:-2] & self.valid[1:-1] & self.valid[2:]
         if not whole.any():

@@ -82,7 +82,7 @@ class _Keyframe:
     translation: Float64
     corners: Float32  # (P, 2) px of the frame
     span: slice  # range of its corners among all points of the map
-    information: Float64  # (6, 6) information matrix of the pose of landmark_fit
+    information: Float64  # (6, 6) information matrix of the pose of landmark_fit, times LANDMARK_SHARE
 
 
 class TextureMap:

@@ -85,9 +85,10 @@ class Tracker(Protocol):
         ...
 
     def residual_of(self, known: KnownSubject) -> Float32 | None:
-        """Deviation (N, 2), in mm, of N points of the tracked subject's face from those of ``known``, without affine part.
+        """Deviation (N, 2), in mm, of N points of the tracked subject's face from the same points of ``known``.
 
-        It is large if these are different persons; None if they cannot be compared.
+        Its affine part is removed, so that it is large only if these are different persons.  None if the two cannot be
+        compared.
         """
         ...
 
@@ -160,8 +161,8 @@ class FaceTracker:
 
         ``on_pose`` is called with the head state of a calibrated subject as soon as it is fitted; computing the matte
         takes about as long again.  While calibrating, the result has a ``provisional`` observation.  For a frame with
-        landmarks but no image, it has only a ``landmark_state``, which is None if the frame's aspect ratio is not that of
-        the earlier frames.
+        landmarks but no image, it has only a ``landmark_state``; this is None if the frame's aspect ratio differs from
+        that of the earlier frames.
         """
         if frame.landmarks_only:
             return self._track_landmarks(frame, on_pose)
