@@ -31,8 +31,8 @@ _read: dict[str, bytes] = {}
 def vision_file(name: str, models: Path | None = None) -> bytes:
     """Content of ``vision.js``, ``loader.js``, ``vision.wasm`` or ``model.task``; missing files are downloaded first.
 
-    ``models`` is a folder that is searched before the cache; None: ``TELEPRESENCE_MODELS``.  Raises UserError if a file
-    is not available, and KeyError for any other name.
+    ``models`` is a folder that is searched before the cache; None: the environment variable ``TELEPRESENCE_MODELS``.
+    Raises UserError if a file is not available, and KeyError for any other name.
     """
     if name == MODEL:
         return landmarker_path(models).read_bytes()

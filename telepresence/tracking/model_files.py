@@ -70,7 +70,7 @@ def model_cache() -> Path:
 def landmarker_path(models: Path | None = None) -> Path:
     """Path of the face landmarker's model, downloaded if missing.  Raises UserError if it is not available.
 
-    ``models`` is a folder that is searched before the cache; None: ``TELEPRESENCE_MODELS``.
+    ``models`` is a folder that is searched before the cache; None: the environment variable ``TELEPRESENCE_MODELS``.
     """
     return _find((LANDMARKER,), models)
 
