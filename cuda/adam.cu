@@ -1,8 +1,9 @@
-// Adam (Kingma and Ba 2015) with the arithmetic of torch.optim.Adam, the moving average of the weights that is
-// rendered, and the copy of the hash grid in storage precision. Torch reference: learn/torch_trainer.py.
+// Adam optimiser (Kingma and Ba 2015) with the arithmetic of torch.optim.Adam. A step also updates the exponential
+// moving average of the weights, which is what is rendered, and the copy of the hash grid in storage precision. Torch
+// reference: learn/torch_trainer.py.
 //
-// Bound by memory bandwidth: a moving parameter costs 42 bytes (20 read and 20 written for itself, gradient, moments
-// and average, 2 for the copy); a parameter at rest costs 8.
+// The kernel is bound by memory bandwidth: a parameter that changes costs 42 bytes (20 read and 20 written for itself,
+// gradient, moments and average, 2 for the copy); one without gradient and second moment is skipped and costs 8.
 #include "platform.cuh"
 
 // Inputs of a step, in device memory so that a captured graph can be replayed with other values:

@@ -1,4 +1,5 @@
-// The narrow band: cells of the posed grid in which rays must sample (insta_runtime/render/occupancy.py, `posed`).
+// Narrow band around the posed head: the cells of the posed grid in which rays are sampled
+// (insta_runtime/render/occupancy.py, `posed`). All other cells are skipped as empty.
 #include "list_append.cuh"
 #include "warp.cuh"
 

@@ -1,10 +1,12 @@
-// Candidate triangles of marked cells for nearest-triangle queries (insta_runtime/warp/nearest.py, CandidateGrid).
+// Candidate triangles of the marked grid cells: for each cell, the triangles that may be nearest to a point in it, as
+// an acceleration structure for nearest-triangle queries (insta_runtime/warp/nearest.py, CandidateGrid). Triangles are
+// grouped into compact leaves with bounding spheres.
 //
 // A triangle is excluded only if it cannot be nearest to any point of the cell. Let c be the cell's centre, d and u the
 // distance and direction from a triangle (or a leaf's sphere) to c, and q a point of another triangle. The distance to
 // a convex body is a convex function, so d(c + x) >= d + u . x, whereas the other triangle is at most |c + x - q| away.
-// The search uses the nearest point of the nearest leaf as q, the final pruning that of all triangles. If more
-// triangles remain than a row can hold, each octant of the cell chooses those nearest to its centre.
+// In the search, q is the point nearest to c on the triangles of the nearest leaf; in the final pruning, on all
+// triangles. If more triangles remain than a row can hold, each octant of the cell keeps those nearest to its centre.
 #include "warp.cuh"
 
 #if !ON_GPU

@@ -1,5 +1,5 @@
-// Fast exp and logistic function: a polynomial on a CPU (calls of libm are not vectorised), the special function unit
-// on a GPU. Relative error below 2e-6 (GPU) and 3e-7 (CPU).
+// Fast exp and logistic function: a polynomial on a CPU (calls of libm are not vectorised), hardware instructions on a
+// GPU. Relative error below 2e-6 (GPU) and 3e-7 (CPU).
 #pragma once
 #include "platform.cuh"
 

@@ -1,4 +1,4 @@
-// Forward and backward pass of the field over packed samples, for training.
+// Forward and backward pass of the radiance field over packed samples, for training.
 //
 // Between the passes, `encoded` holds the hash-grid features and later their gradients, level by level, so that
 // neighbouring samples are adjacent in memory: capacity * LEVELS * FEATURES numbers. The layout is private to this file

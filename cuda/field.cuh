@@ -1,5 +1,5 @@
 // The radiance field of field/radiance.py over packets of 32 samples: hash grid, density network, colour network. All
-// 32 lanes call together. Invalid lanes get arbitrary finite values, and nothing is read for them.
+// 32 lanes call these functions together. Invalid lanes get arbitrary finite values, and nothing is read for them.
 #pragma once
 #include "fastmath.cuh"
 #include "hashgrid.cuh"

@@ -1,5 +1,5 @@
-// Triangle frames, inverse-warp maps (posed to canonical; insta_runtime/warp/frames.py), and bounding spheres of
-// leaves.
+// Geometry of the posed triangles: local coordinate frames (tangent, bitangent, normal), linear maps from posed to
+// canonical space for the inverse warp (insta_runtime/warp/frames.py), and bounding spheres of groups of triangles.
 #include "layout.cuh"
 #include "nearest.cuh"
 #include "vec.cuh"

@@ -1,11 +1,12 @@
-// Fused display kernels. Torch reference: render/sampling.py, render/compositing.py; march.cu, field.cu and
-// composite.cu compute the same in more passes. Launch list_rays (rays.cu), limit_bundle_samples, inverse_warp_rays,
-// render_rays.
+// Fused kernels that render a frame for display. march.cu, field.cu and composite.cu compute the same in more passes;
+// the Torch reference is render/sampling.py and render/compositing.py. Launch list_rays (rays.cu),
+// limit_bundle_samples, inverse_warp_rays and render_rays in this order.
 //
-// inverse_warp_rays marches and warps, which branches and waits for memory, and therefore runs many packets at a time.
-// render_rays encodes, evaluates the networks and composites in one pass: a packet processes the samples of a bundle of
-// 32 rays, 32 at a time, so that all lanes are busy, and hands the results to the rays, one lane each. The colour of a
-// ray does not depend on other rays: frames repeat bit for bit.
+// inverse_warp_rays marches along the rays and warps the samples; it is limited by branches and memory latency, so many
+// packets are resident at a time. render_rays encodes the samples, evaluates the networks and composites in one pass: a
+// packet processes the samples of a bundle of 32 rays, 32 samples at a time, so that all lanes are used; for
+// compositing, each lane belongs to one ray. The colour of a ray does not depend on other rays, so that rendering a
+// frame again gives the same result bit for bit.
 #include "field.cuh"
 #include "step_limit.cuh"
 #include "march.cuh"

@@ -1,5 +1,6 @@
 // Benchmark network: hash grid and an MLP of two hidden layers without biases, 16 outputs, the usual shape for
-// comparisons (Mueller et al. 2022). Built from the parts of the field; used only by the benchmark and tests.
+// comparisons (Mueller et al. 2022). Built from the same functions as the radiance field; used only by the benchmark
+// and tests.
 //
 // Networks in memory: weights (HIDDEN, ENCODED), (HIDDEN, HIDDEN), (16, HIDDEN). `encoded` has n * ENCODED numbers,
 // level by level as in field.cu; on a CPU feature by feature.

@@ -1,4 +1,4 @@
-// Prefix and suffix sums over the lanes of a packet. All 32 lanes call together.
+// Prefix and suffix sums over the 32 lanes of a packet. All lanes call these functions together.
 #pragma once
 #include "platform.cuh"
 

@@ -1,4 +1,5 @@
-// Appending to a list from many packets, with one atomic addition per packet. All 32 lanes call together.
+// Appending to a list in memory from many packets, with one atomic addition per packet. All 32 lanes of a packet call
+// these functions together.
 #pragma once
 #include "lanes.cuh"
 

@@ -1,5 +1,5 @@
-// Packed samples of rays: count steps, limit them to the memory, list them, inverse-warp them
-// (insta_runtime/render/sampling.py).
+// Ray marching for training: counts the steps of all rays in marked cells, limits their number to the memory, lists
+// them, and inverse-warps them to packed samples (insta_runtime/render/sampling.py).
 //
 // Launch clear_samples, count_steps, limit_steps, list_steps, warp_samples in this order. The order of rays in the
 // lists differs from run to run; the steps of one ray are always consecutive and front to back.

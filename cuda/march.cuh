@@ -1,6 +1,6 @@
-// Ray marching (insta_runtime/render/sampling.py): samples lie at t = (k + offset) * step with integer k, a lattice
-// around the eye, so that neighbouring rays sample alike. Training draws random offsets; rendered frames anchor the
-// offset in the head.
+// Ray marching (insta_runtime/render/sampling.py): samples lie at distances t = (k + offset) * step from the camera,
+// with integer k, so that those of neighbouring rays are equally far away. Offsets are random in training; for a
+// rendered frame the offset is chosen relative to the head's origin.
 #pragma once
 #include "rays.cuh"
 #include "warp.cuh"

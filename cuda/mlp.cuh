@@ -1,4 +1,4 @@
-// Layers of a small MLP over a packet of 32 samples.
+// Layers of a small multilayer perceptron (MLP), forward and backward, evaluated for a packet of 32 samples.
 #pragma once
 #include "mma.cuh"
 #include "platform.cuh"

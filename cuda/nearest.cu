@@ -1,4 +1,4 @@
-// Nearest surface points and inverse warp of arbitrary points, for tests and measurements.
+// Nearest surface points and inverse warp of arbitrary points, as separate kernels for tests and measurements.
 #include "warp.cuh"
 
 // Nearest surface points of `points` (n, 3) in pose `frame`: triangle (n), barycentrics (n, 3), distance (n) in metres.

@@ -1,4 +1,4 @@
-// The triangle nearest to a point, among the candidates of the point's cell (insta_runtime/warp/nearest.py).
+// Search for the triangle nearest to a point, among the candidates of the point's cell (insta_runtime/warp/nearest.py).
 //
 // A candidate is one word: the triangle index in the lower half; in the upper half its distance from the cell's centre
 // as fp16, rounded down. Words are sorted, so the search of a row ends where no later candidate can be nearer: a

@@ -1,4 +1,5 @@
-// The canonical occupancy grid, updated from densities and silhouettes. Torch reference: render/occupancy.py.
+// Canonical occupancy grid, which marks the cells that are not empty; updated from the field's densities and from the
+// silhouettes (mattes) of frames. Torch reference: render/occupancy.py.
 #include "field.cuh"
 #include "random.cuh"
 #include "warp.cuh"

@@ -1,4 +1,5 @@
-// Posed vertices of head states: blendshapes, pose correctives, linear blend skinning (insta_runtime/head/rig.py).
+// Posed vertices of the head mesh for head states: blendshapes, pose correctives, linear blend skinning
+// (insta_runtime/head/rig.py).
 #include "layout.cuh"
 #include "rotation.cuh"
 

@@ -1,7 +1,7 @@
 // Pose refinement: corrections of tracked head poses, learned from the same rays as the field.
 //
-// Each training frame has small motions in head space: of the head, the mouth and the eyes, each relative to its
-// tracked pose. Mouth and eyes move with their own motion where their mask is one, and with the head where both masks
+// Each training frame has small rigid motions in head space: of the head, the mouth and the eyes, each relative to its
+// tracked pose. A point moves with the mouth or the eyes where their mask is one, and with the head where both masks
 // are zero. Torch reference: learn/pose_refinement.py.
 #include "hashgrid.cuh"
 #include "layout.cuh"

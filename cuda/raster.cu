@@ -1,6 +1,6 @@
-// Rasterisation of each posed mesh by the camera of its state (insta_runtime/render/raster.py): depth buffer and
-// triangle indices, by the same rules. The nearest fragment of a pixel wins; of equally near ones that of the first
-// triangle. This is a minimum over keys, so the order of drawing does not matter.
+// Rasterisation of each posed mesh with the camera of its state: depth buffer and triangle indices, by the same rules
+// as insta_runtime/render/raster.py. The nearest fragment of a pixel is kept; of equally near ones, that of the
+// triangle with the lowest index. This is a minimum over keys, so the order of drawing does not matter.
 #include "layout.cuh"
 #include "vec.cuh"
 

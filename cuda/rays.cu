@@ -1,4 +1,4 @@
-// Camera rays of all pixels of a frame.
+// Camera rays of all pixels of a frame, and the list of those that cross the narrow band around the head.
 #include "march.cuh"
 #include "list_append.cuh"
 

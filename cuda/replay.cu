@@ -1,4 +1,5 @@
-// Sampling of a training step: replay frames, pixels, rays, and the target values of the rays.
+// Sampling of a training step: draws frames from the replay buffer and pixels in them, and computes the rays and their
+// target values.
 //
 // Every random number is a hash of (seed, step, purpose): no generator state is stored, and a step can be repeated.
 #include "march.cuh"

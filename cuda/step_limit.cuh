@@ -1,4 +1,4 @@
-// Limits the number of steps of each ray so that all steps fit into memory.
+// Limits the number of ray-marching steps of each ray so that the steps of all rays fit into memory.
 #pragma once
 #include "list_append.cuh"
 

@@ -1,4 +1,4 @@
-// Small vectors and matrices. Matrices are row-major.
+// Vectors of three or four floats and 3 x 3 matrices, their arithmetic, loads and stores. Matrices are row-major.
 #pragma once
 #include "platform.cuh"
 

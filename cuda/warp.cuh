@@ -1,6 +1,6 @@
 // Inverse warp from posed to canonical space (insta_runtime/warp/warp.py): a sample moves with the nearest point of the
-// head's surface. Constants from Python: WARP_BLEND, WARP_DETACHMENT_HEIGHT, and LIPS_ALONE, whether the mouth's mask
-// is that of the lips.
+// head's surface. Constants from Python: WARP_BLEND, WARP_DETACHMENT_HEIGHT, and LIPS_ALONE: if it is not zero, the
+// mask of the mouth covers the lips alone, and that of the eyes is empty.
 #pragma once
 #include "fastmath.cuh"
 #include "nearest.cuh"

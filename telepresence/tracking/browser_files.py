@@ -1,4 +1,4 @@
-"""Files with which a browser tracks faces: MediaPipe's package for browsers, and the face landmarker's model.
+"""Files that a web page needs to track faces: MediaPipe's npm package and the face landmarker's model.
 
 The package is downloaded once from the npm registry by `model_files` and read from the archive; nothing is unpacked.
 Version 0.10.35 is used because versions from 1.0 on report usage to the vendor.
@@ -20,9 +20,9 @@ PACKED: Final = {
     "loader.js": "package/wasm/vision_wasm_module_internal.js",
     "vision.wasm": "package/wasm/vision_wasm_module_internal.wasm",
 }
-"""Served names and their paths in the npm package."""
+"""File names served to a browser, mapped to the paths of their content in MediaPipe's npm package."""
 MODEL: Final = "model.task"
-"""Served name of the face landmarker's model."""
+"""File name under which the face landmarker's model is served to a browser."""
 
 _lock = threading.Lock()
 _read: dict[str, bytes] = {}
@@ -31,6 +31,7 @@ _read: dict[str, bytes] = {}
 def vision_file(name: str, models: Path | None = None) -> bytes:
     """Content of ``vision.js``, ``loader.js``, ``vision.wasm`` or ``model.task``; missing files are downloaded first.
 
+    ``models`` is a folder that is searched before the cache; None: the environment variable ``TELEPRESENCE_MODELS``.
     Raises UserError if a file is not available, and KeyError for any other name.
     """
     if name == MODEL:

@@ -16,17 +16,17 @@ from insta_runtime.geometry import axis_angle, rotation_matrix
 from insta_runtime.types import Float64
 
 POINT_SD = 0.03
-"""Standard deviation of a point's prior around its initial position, in metres."""
+"""Standard deviation, in metres, of the Gaussian prior of a point around its initial position."""
 ROBUST = 2.0
-"""Scale of Cauchy's loss, in sigmas: larger residuals are probably mismatches."""
+"""Scale of the robust Cauchy loss, in standard deviations of an observation; larger residuals are mostly mismatches."""
 
 
 @dataclass
 class BundleViews:
-    """K views of P points of a rigid head; `adjust` changes them in place.
+    """Bundle-adjustment problem with K views of P points of a rigid head; `adjust` changes poses and points in place.
 
-    rotations (K, 3, 3), translations (K, 3): head to camera.  points (P, 3) m, head space; guesses (P, 3): prior means.
-    pixels (P, K, 2): observations relative to the principal point; seen (P, K): which of them exist.
+    rotations (K, 3, 3), translations (K, 3) m: head to camera.  points (P, 3) m, head space; guesses (P, 3): their
+    prior means.  pixels (P, K, 2): observed positions, px from the principal point; seen (P, K): which of them exist.
     prior_rotations, prior_translations, information (K, 6, 6): Gaussian priors of the poses; the information matrix is
     for small rotations about the camera's axes, then translations.
     """
@@ -42,9 +42,10 @@ class BundleViews:
     information: Float64
 
     def adjust(self, focal: float, sigma: float, rounds: int) -> Float64:
-        """Refine points and poses by ``rounds`` iterations; returns the covariances (P, 3, 3) of the points, m^2.
+        """Refine points and poses by ``rounds`` Gauss-Newton iterations; returns covariances (P, 3, 3) of points, m^2.
 
-        ``sigma``: standard deviation of an observation, in px.
+        The covariances are those for known poses.  ``focal``: focal length in px.  ``sigma``: standard deviation of an
+        observation, in px.
         """
         views = len(self.rotations)
         prior = np.eye(3) / POINT_SD**2
@@ -83,10 +84,10 @@ class BundleViews:
 def project(
     points: Float64, rotations: Float64, translations: Float64, focal: float
 ) -> tuple[Float64, Float64, Float64]:
-    """Project points (P, 3) into K views: (P, K, 2) px relative to the principal point, and two Jacobians.
+    """Project points (P, 3) into K views: positions (P, K, 2) in px from the principal point, and two Jacobians.
 
     The Jacobian by the point is (P, K, 2, 3); that by the pose (small rotation about the camera's axes, then
-    translation) is (P, K, 2, 6).
+    translation) is (P, K, 2, 6).  ``rotations`` (K, 3, 3) and ``translations`` (K, 3) map points to camera space.
     """
     turned = np.einsum("kij,pj->pki", rotations, points)
     seen = turned + translations
@@ -100,6 +101,6 @@ def project(
 
 
 def robust(distance: Float64) -> Float64:
-    """Weights of Cauchy's loss for distances in sigmas; outliers get small weights."""
+    """Weights in (0, 1] of reweighted least squares with a Cauchy loss, for residual lengths in standard deviations."""
     weight: Float64 = 1.0 / (1.0 + (distance / ROBUST) ** 2)
     return weight

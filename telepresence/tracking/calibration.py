@@ -1,8 +1,9 @@
 """Calibration of a subject: identity code and landmark offsets, estimated from a second or two of frames.
 
-Joint Gauss-Newton over a few varied keyframes: one identity code shared by all, and a pose and face units of each
-keyframe, which are eliminated by their Schur complement.  Landmarks determine an identity only weakly, so the code is
-kept close to the mean by its prior; the remaining deviation of the landmarks is stored as an offset of each landmark.
+Joint Gauss-Newton over a few varied keyframes: one identity code (shape coefficients of the head model) shared by all,
+and a pose and face units of each keyframe, which are eliminated by their Schur complement.  Landmarks determine an
+identity only weakly, so the code is kept close to the mean by its prior; the remaining deviation of the landmarks is
+stored as an offset of each landmark.
 """
 
 from __future__ import annotations
@@ -25,32 +26,34 @@ from .landmark_basis import JAW_WEIGHT, LandmarkBasis, landmark_basis
 from .landmarks import FaceLandmarks
 
 FOCAL = 1.2
-"""Assumed focal length, in longest sides of the frame; landmarks of a face hardly determine it."""
+"""Assumed focal length, as a multiple of the frame's longest side; landmarks of a face hardly determine it."""
 KEYFRAMES = 20
 """Maximum number of frames from which a subject is calibrated."""
 IDENTITY_WEIGHT = 50.0 / 4
-"""Weight of the standard normal prior of each identity component, per keyframe."""
+"""Weight, per keyframe, of the standard normal prior of each component of the identity code."""
 IDENTITY_ROUNDS = 6
-"""Gauss-Newton iterations for the identity code."""
+"""Number of Gauss-Newton iterations that estimate the identity code."""
 OFFSET_SD = 0.002
-"""Standard deviation of the prior of landmark offsets, in metres."""
+"""Standard deviation, in metres, of the zero-mean Gaussian prior of landmark offsets."""
 OFFSET_ROUNDS = 3
-"""Iterations that estimate the landmark offsets."""
+"""Number of iterations that estimate the landmark offsets."""
 FORMAT_VERSION = 1
 """Version of the JSON representation of a calibration."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Constants of one subject before one camera.
+    """Tracking constants of one subject in front of one camera: focal length, identity, landmark offsets, gaze bias.
 
     Attributes:
         width, height: size of the camera's frames, px.
         focal: focal length in px; the principal point is the centre of the frame.
-        shape: (S,) float32 identity code for the head model whose file hash is ``head_sha256``.
-        offsets: (L, 3) float32, offset of each fitted landmark on the head in metres.
-        gaze: (2, 2) float32, yaw and pitch in radians that the left and right eye show during a glance at the camera.
-        error: typical error of a fit, in px of an image whose longest side is 512.
+        shape: (S,) float32 identity code (shape coefficients) for the head model ``head_sha256``.
+        offsets: (L, 3) float32, displacement of each fitted landmark from its place on the head model, head space, m.
+        gaze: (2, 2) float32, gaze bias in radians, measured while the subject looks into the camera; rows: left, right
+            eye; columns: yaw, pitch.
+        error: median reprojection error of a head fit, in px of an image whose longest side is 512.
+        head_sha256: SHA-256 of the file of the head model.
     """
 
     width: int
@@ -64,11 +67,11 @@ class Calibration:
 
     @property
     def camera(self) -> Pinhole:
-        """Pinhole camera of the frames."""
+        """Pinhole camera of the whole, uncropped frames."""
         return Pinhole.of_frame(self.width, self.height, self.focal)
 
     def fitter(self, head: HeadModel) -> HeadFitter:
-        """Head fitter for this subject.  Raises UserError if the calibration belongs to another head model."""
+        """Head fitter for this subject and camera.  Raises UserError if the calibration is of another head model."""
         if head.sha256 != self.head_sha256 or len(self.shape) != len(head.shape_dirs):
             raise UserError(f"the calibration belongs to another head model than {head.name}: recalibrate the subject")
         basis = landmark_basis(head)
@@ -129,15 +132,15 @@ def calibrate(
     focal: float | None = None,
     known: Float32 | None = None,
 ) -> Calibration:
-    """Calibrate a subject from faces found in frames of ``width`` x ``height`` px.  The gaze bias is set to zero.
+    """Estimate identity code and landmark offsets of one subject from landmarks.  The gaze bias is set to zero.
 
     Accuracy grows with the variety of poses in ``faces``; one face is enough for a rough calibration.
 
     Args:
-        head: the head model, with a landmark embedding.
-        faces: at least one face.
+        head: the head model; UserError is raised if it has no landmark embedding.
+        faces: landmarks of the subject in at least one frame.
         width, height: size of the frames, px.
-        focal: focal length in px; None: estimated from the size.
+        focal: focal length in px; None: `FOCAL` times the longest side of the frame.
         known: (S,) identity code if it is already known from another camera; it is kept.
     """
     assert faces
@@ -171,7 +174,7 @@ def calibrate(
 
 
 def keyframes(faces: Sequence[FaceLandmarks], basis: LandmarkBasis, count: int = KEYFRAMES) -> list[int]:
-    """Indices of up to ``count`` faces that differ most (farthest-point sampling of centred and scaled landmarks)."""
+    """Indices of up to ``count`` ``faces`` that differ most: farthest-point sampling of centred, scaled landmarks."""
     points = np.stack([face.points[basis.indices, :2] for face in faces]).astype(np.float64)
     points -= points.mean(1, keepdims=True)
     points /= np.sqrt((points**2).mean((1, 2), keepdims=True))

@@ -14,7 +14,7 @@ from insta_runtime.types import Float32
 
 
 def mirror_landmarks(landmarker_path: Path) -> NDArray[np.int64]:
-    """Index of the mirrored landmark of each landmark (478,), from the canonical face in the ``.task`` file."""
+    """Number of the left-right mirrored landmark of each landmark (478,), from the canonical face in a model file."""
     points = canonical_face(landmarker_path).astype(np.float64)
     distance = np.linalg.norm(points[:, None] * (-1.0, 1.0, 1.0) - points, axis=2)
     irises = np.array([473, 474, 475, 476, 477, 468, 469, 470, 471, 472])
@@ -22,10 +22,10 @@ def mirror_landmarks(landmarker_path: Path) -> NDArray[np.int64]:
 
 
 def canonical_face(landmarker_path: Path) -> Float32:
-    """Vertices (468, 3) of MediaPipe's canonical face, in centimetres: x to the subject's left, y up, z forward.
+    """Vertices (468, 3) of MediaPipe's canonical face mesh, in cm: x to the subject's left, y up, z forward.
 
-    Read from the geometry metadata in the ``.task`` archive, a protocol buffer: message field 1 is the mesh, whose
-    field 3 repeats the floats (x, y, z, u, v) of each vertex.
+    They are read from the geometry metadata in the ``.task`` archive, a protocol buffer: message field 1 is the mesh,
+    whose field 3 repeats the floats (x, y, z, u, v) of each vertex.
     """
     with zipfile.ZipFile(landmarker_path) as archive:
         metadata = archive.read("geometry_pipeline_metadata_landmarks.binarypb")
@@ -35,7 +35,7 @@ def canonical_face(landmarker_path: Path) -> Float32:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, bytes | int | float]]:
-    """Field numbers and values of an encoded protocol buffer message."""
+    """Iterate over the fields (number, value) of an encoded protocol buffer message."""
     at = 0
 
     def varint() -> int:

@@ -1,4 +1,4 @@
-"""Clay renders of head-model variants, in which MediaPipe's landmarker is run to compute a landmark embedding."""
+"""Untextured renders of head-model variants, on which the face landmarker is run to compute a landmark embedding."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ from insta_runtime.render.raster import Raster
 from insta_runtime.types import Float32, Float64, HeadState
 
 SEED = 4
-"""Seed of the random identity codes."""
+"""Seed of the random generator that draws the identity codes."""
 IDENTITIES = 6
-"""Number of random identities."""
+"""Number of random identities that are rendered, besides the mean face."""
 IDENTITY_SCALE = 0.8
-"""Standard deviation of the random identity components."""
+"""Standard deviation of each component of a random identity code."""
 
 
 def head_variants(model: HeadModel) -> Iterator[tuple[Float32, HeadState, bool]]:
-    """Variants (identity code, head state, whether the mouth is open): mean face, identities, open mouths, brows."""
+    """Iterate over a dozen variants of the head: (identity code (S,), head state, whether the mouth is open).
+
+    These are the mean face, random identities, and expressions of the mean face (open mouths, raised brows).
+    """
     rng = np.random.default_rng(SEED)
     mean = np.zeros(len(model.shape_dirs), dtype=np.float32)
     units = len(model.expression_names)
@@ -46,7 +49,7 @@ def head_variants(model: HeadModel) -> Iterator[tuple[Float32, HeadState, bool]]
 
 
 def view_rotations() -> list[Float64]:
-    """17 rotations (3, 3) from head to camera: seven yaws at eye level, and five each from above and below."""
+    """17 rotations (3, 3) from head to camera space: seven yaws at eye level, and five each from above and below."""
     angles = [(yaw, 0.0) for yaw in (-0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75)]
     angles += [(yaw, pitch) for pitch in (-0.25, 0.25) for yaw in (-0.5, -0.25, 0.0, 0.25, 0.5)]
     rotations = []
@@ -58,7 +61,10 @@ def view_rotations() -> list[Float64]:
 
 
 def render_clay(vertices_cam: torch.Tensor, raster: Raster) -> NDArray[np.uint8]:
-    """Render (H, W, 3) uint8 of a mesh as smooth, untextured clay, lit from the upper left of the camera."""
+    """Shade a rasterised mesh as smooth, untextured clay, lit from the upper left: RGB image (H, W, 3) uint8.
+
+    ``vertices_cam`` (V, 3) are the vertices in camera space, ``raster`` the rasterisation of that mesh.
+    """
     faces = raster.faces
     corner = vertices_cam[faces]
     normal = torch.linalg.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])

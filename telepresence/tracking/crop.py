@@ -1,4 +1,4 @@
-"""Square crop of the camera frame that is tracked and learned from; chosen once per calibration."""
+"""Square crop of the camera frame that is matted and learned from; chosen once per calibration."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from .head_fit import Pinhole
 from .landmarks import FaceLandmarks
 
 CropPolicy = Literal["auto", "head", "center"]
-"""Policy by which `choose_crop` selects the crop."""
+"""Policy by which `choose_crop` selects the crop: around the head, the centred square, or ``auto`` by face size."""
 
 LARGE_FACE = 1 / 4
-"""Face size, as a fraction of the centred square, from which the policy ``auto`` takes that square."""
+"""Minimum face size, as a fraction of the centred square's side, for which policy ``auto`` chooses that square."""
 HEAD_SCALE = 2.2
-"""Side of the crop around a head, in face sizes."""
+"""Side of the crop around a head, as a multiple of the face size (`FaceLandmarks.face_size`)."""
 HEAD_MARGIN = 0.8
-"""Minimum margin around all positions of the landmarks, both sides together, in face sizes."""
+"""Minimum margin around the landmarks of all frames, both sides together, as a multiple of the face size."""
 HEAD_RISE = 0.12
-"""Distance of the centre of the head above the centre of its landmarks, in face sizes."""
+"""Distance of the crop's centre above the centre of the landmarks, as a multiple of the face size."""
 
 
 @dataclass(frozen=True)
 class Crop:
-    """Square window of the frame: ``left``, ``top``, ``side`` in whole pixels, resized to ``size`` x ``size`` px."""
+    """Square window of a frame (``left``, ``top``, ``side`` in whole pixels), resized to ``size`` x ``size`` px."""
 
     left: int
     top: int
@@ -41,7 +41,7 @@ class Crop:
         return float(self.left), float(self.top), float(self.side)
 
     def camera(self, camera: Pinhole) -> Camera:
-        """Camera of the cropped and resized image, for the camera of the frame."""
+        """Intrinsics of the cropped and resized image, given the ``camera`` of the whole frame."""
         scale = self.size / self.side
         focal = camera.focal * scale
         return Camera(
@@ -49,7 +49,7 @@ class Crop:
         )
 
     def apply(self, rgb: Bytes) -> Bytes:
-        """Cut the window from ``rgb`` (H, W, 3) uint8 as (size, size, 3); beyond the frame its edge is repeated."""
+        """Crop ``rgb`` (H, W, 3) uint8 and resize to (size, size, 3); beyond the frame, edge pixels are repeated."""
         import cv2
 
         height, width = rgb.shape[:2]
@@ -68,10 +68,11 @@ class Crop:
 
 
 def choose_crop(policy: CropPolicy, faces: Sequence[FaceLandmarks], width: int, height: int, size: int) -> Crop:
-    """Choose the crop for frames of ``width`` x ``height`` px in which ``faces`` were found.
+    """Choose the crop, resized to ``size`` px, for frames of ``width`` x ``height`` px in which ``faces`` were found.
 
-    ``center``: the largest centred square.  ``head``: a square around the head, inside the frame if possible.
-    ``auto``: the centred square if it contains the face at a quarter of its side or more, else as ``head``.
+    ``center``: the largest centred square, also chosen if ``faces`` is empty.  ``head``: a square around the head,
+    moved and shrunk to lie inside the frame.  ``auto``: the centred square if it contains all faces, and they are at
+    least a quarter of its side in size; else as ``head``.
     """
     side = min(width, height)
     middle = Crop((width - side) // 2, (height - side) // 2, side, size)

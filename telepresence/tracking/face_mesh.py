@@ -22,27 +22,27 @@ from insta_runtime.types import Bytes, Float32, Float64
 from .litert import LiteRtModel
 
 LANDMARKS = 478
-"""Number of landmarks of the face mesh with irises."""
+"""Number of landmarks of MediaPipe's face mesh, including ten of the irises."""
 MODELS = ("face_detector.tflite", "face_landmarks_detector.tflite", "face_blendshapes.tflite")
-"""Names of the models in MediaPipe's ``face_landmarker.task``."""
+"""File names of face detector, face mesh and blendshape model in the archive ``face_landmarker.task``."""
 DETECTOR_SIZE = 128
-"""Side of the image that the face detector takes, in pixels."""
+"""Side of the face detector's square input image, in pixels."""
 MESH_SIZE = 256
-"""Side of the image that the face mesh model takes, in pixels."""
+"""Side of the face mesh model's square input image, in pixels."""
 MIN_SCORE = 0.5
 """Minimum probability of a face at which a detection, or a face mesh, is accepted."""
 OVERLAP = 0.5
-"""Intersection over union with the best detection above which another one is averaged with it."""
+"""Intersection over union above which another detection is averaged with the best one (non-maximum suppression)."""
 ENLARGE = 1.5
 """Side of the square for the face mesh model, as a multiple of the side of the box around the face."""
 EYE_CORNERS = (33, 263)
-"""Landmarks at the outer corners of the right and left eye, which determine the roll of the square."""
+"""Landmark numbers of the outer corners of right and left eye, which determine the roll of the face region."""
 MIN_CUTOFF_HZ = 0.05
-"""Cut-off frequency of the smoothing while the face is still."""
+"""Cut-off frequency of the one-euro filter, in Hz, while the face does not move."""
 BETA = 80.0
-"""Growth of the cut-off frequency with speed, in Hz per face size per second."""
+"""Growth of the one-euro filter's cut-off frequency with speed: Hz per (face size per second)."""
 SPEED_CUTOFF_HZ = 1.0
-"""Cut-off frequency of the smoothing of the speed."""
+"""Cut-off frequency, in Hz, of the low-pass filter for the speed within the one-euro filter."""
 MIN_FACE_SIZE = 1e-6
 """Face size, in pixels, below which landmarks are not smoothed."""
 
@@ -57,12 +57,12 @@ BLENDSHAPE_LANDMARKS = np.array(
         *(466, 468, 469, 470, 471, 472, 473, 474, 475, 476, 477),
     ]
 )
-"""Landmarks from which the blendshape model computes its scores, in its order."""
+"""Landmark numbers (146,) whose positions are the input of the blendshape model, in the order of that input."""
 
 
 @dataclass(frozen=True)
 class FaceRegion:
-    """Rotated rectangle around a face, in pixels of the image: centre, sides, and roll in radians (clockwise)."""
+    """Rotated rectangle around a face: centre and sides in pixels of the image, clockwise roll in radians."""
 
     x: float
     y: float
@@ -72,7 +72,7 @@ class FaceRegion:
 
     @staticmethod
     def around(points: Float64) -> FaceRegion:
-        """Square region for the next frame of a video, from the landmarks (478, 3) in this frame."""
+        """Square region around landmarks (478, 3) of one frame, in which the next frame of a video is searched."""
         low, high = points[:, :2].min(0), points[:, :2].max(0)
         right, left = points[list(EYE_CORNERS), :2]
         side = ENLARGE * float((high - low).max())
@@ -80,7 +80,7 @@ class FaceRegion:
         return FaceRegion(x, y, side, side, math.atan2(left[1] - right[1], left[0] - right[0]))
 
     def to_cut_out(self, side: int) -> Float64:
-        """Homography (3, 3) from pixels of the image to pixels of an upright image (side, side) of the region."""
+        """Affine map (3, 3) from image pixels to pixels of an upright square image of this region, ``side`` px wide."""
         cos, sin = math.cos(self.roll), math.sin(self.roll)
         turn = np.array([[cos, sin, 0.0], [-sin, cos, 0.0], [0.0, 0.0, 1.0]])
         move = np.array([[1.0, 0.0, -self.x], [0.0, 1.0, -self.y], [0.0, 0.0, 1.0]])
@@ -88,7 +88,7 @@ class FaceRegion:
         return scale @ turn @ move
 
     def from_unit(self, points: Float64) -> Float64:
-        """Convert points (N, 3) from fractions of the region to pixels of the image; z is scaled by the width."""
+        """Convert points (N, 3) from fractions of this region to image pixels; z is multiplied by the width."""
         offset = (points[:, :2] - 0.5) * (self.width, self.height)
         cos, sin = math.cos(self.roll), math.sin(self.roll)
         x, y = offset[:, 0] * cos - offset[:, 1] * sin + self.x, offset[:, 0] * sin + offset[:, 1] * cos + self.y
@@ -96,7 +96,7 @@ class FaceRegion:
 
 
 class OneEuroFilter:
-    """Low-pass filter of landmarks whose cut-off frequency grows with their speed, with the constants of MediaPipe."""
+    """One-euro filter: low-pass filter of landmarks whose cut-off frequency grows with speed; MediaPipe's constants."""
 
     def __init__(self) -> None:
         self._seconds = 0.0
@@ -104,11 +104,11 @@ class OneEuroFilter:
         self._smooth = self._speed = np.zeros(())
 
     def reset(self) -> None:
-        """Forget previous landmarks: the next ones are returned unchanged."""
+        """Forget all previous landmarks, so that the next call of `apply` returns its landmarks unchanged."""
         self._raw = None
 
     def apply(self, points: Float64, seconds: float) -> Float64:
-        """Smooth the landmarks (N, 3), in pixels, of a frame at ``seconds``; the clock must grow from call to call."""
+        """Smoothed landmarks (N, 3), in pixels, of the frame at ``seconds``, which must increase from call to call."""
         size = float(np.ptp(points[:, :2], axis=0).mean())
         if self._raw is None or size < MIN_FACE_SIZE:
             self._smooth, self._speed = points, np.zeros_like(points)
@@ -123,10 +123,10 @@ class OneEuroFilter:
 
 
 class FaceMesh:
-    """MediaPipe's face landmarker on LiteRT, for one face.  Belongs to the thread that calls it."""
+    """MediaPipe's face landmarker run by LiteRT, for one face (a `FaceMeshModel`).  Not thread-safe."""
 
     def __init__(self, task: Path) -> None:
-        """``task`` is MediaPipe's ``face_landmarker.task``.  Raises UserError if it cannot be read or run."""
+        """Load MediaPipe's ``face_landmarker.task``.  Raises UserError if it cannot be read or run."""
         try:
             with zipfile.ZipFile(task) as bundle:
                 files = [bundle.read(name) for name in MODELS]
@@ -138,12 +138,12 @@ class FaceMesh:
         self._filter = OneEuroFilter()
 
     def detect(self, rgb: Bytes) -> tuple[Float32, Float32] | None:
-        """Landmarks and scores of the face in an image (`FaceMeshModel.detect`)."""
+        """Find landmarks (478, 3) and scores (52,) of the face in an image; see `FaceMeshModel.detect`."""
         found = self._landmarks(rgb, self._find(rgb))
         return None if found is None else (found.astype(np.float32), self._scores(found))
 
     def track(self, rgb: Bytes, seconds: float) -> tuple[Float32, Float32] | None:
-        """Landmarks and scores of the face in the next frame of a video (`FaceMeshModel.track`)."""
+        """Find landmarks (478, 3) and scores (52,) in the next frame of a video; see `FaceMeshModel.track`."""
         found = self._landmarks(rgb, self._region or self._find(rgb))
         if found is None:
             self._region = None
@@ -162,7 +162,7 @@ class FaceMesh:
 
         height, width = rgb.shape[:2]
         side = max(height, width)
-        whole = FaceRegion(width / 2, height / 2, side, side, 0.0)  # what lies outside the image is black
+        whole = FaceRegion(width / 2, height / 2, side, side, 0.0)  # pixels outside the image are black
         image = _cut_out(rgb, whole, DETECTOR_SIZE, cv2.BORDER_CONSTANT)
         outputs = self._detector(image.astype(np.float32) / 127.5 - 1.0)
         scores = _probability(outputs["classificators"].ravel())
@@ -205,7 +205,7 @@ class FaceMesh:
 
 
 def _cut_out(rgb: Bytes, region: FaceRegion, side: int, border: int) -> Bytes:
-    """Upright image (side, side, 3) of ``region``, bilinear; ``border`` is OpenCV's mode for what lies outside."""
+    """Upright image (side, side, 3) of ``region``, bilinear; ``border`` is OpenCV's border mode beyond the image."""
     import cv2
 
     return cv2.warpPerspective(
@@ -214,7 +214,7 @@ def _cut_out(rgb: Bytes, region: FaceRegion, side: int, border: int) -> Bytes:
 
 
 def _anchors() -> Float64:
-    """Centres (896, 2) of the detector's boxes, as fractions of its image: 2 per cell of 8 px, 6 per cell of 16 px."""
+    """Anchor centres (896, 2) of the detector, as fractions of its image: 2 per cell of 8 px, 6 per cell of 16 px."""
     centres = []
     for cell, boxes in ((8, 2), (16, 6)):
         count = DETECTOR_SIZE // cell

@@ -1,7 +1,7 @@
-"""Face models of MediaPipe: which files they are, and which library runs them.
+"""Face models of MediaPipe: interfaces, location of the model files, and choice of the library that runs them.
 
-LiteRT runs them by default.  MediaPipe's own library gives the same landmarks and mattes, but it reports its use to its
-vendor whenever a task is closed, so it is used only if the setting ``run.face_models`` says so.
+LiteRT runs them by default.  MediaPipe's own library gives the same landmarks and mattes, but it sends usage
+data to its vendor whenever a task is closed, so it is used only if the setting ``run.face_models`` is ``mediapipe``.
 """
 
 from __future__ import annotations
@@ -18,60 +18,63 @@ from .model_files import landmarker_path, segmenter_path
 
 
 class FaceMeshModel(Protocol):
-    """Face landmarks and blendshape scores of one face.  Belongs to the thread that calls it."""
+    """Interface of a model that finds landmarks and blendshape scores of one face.  Not thread-safe."""
 
     def detect(self, rgb: Bytes) -> tuple[Float32, Float32] | None:
-        """Landmarks (478, 3) in pixels and scores (52,) of a face in an image (H, W, 3) uint8; None: no face."""
+        """Find one face in an RGB image (H, W, 3) uint8: landmarks (478, 3) and blendshape scores (52,) in [0, 1].
+
+        x and y are in pixels, z (negative towards the camera) at the same scale.  Returns None if there is no face.
+        """
         ...
 
     def track(self, rgb: Bytes, seconds: float) -> tuple[Float32, Float32] | None:
         """Like `detect`, for the next frame of a video: follows the face, and smooths the landmarks over time.
 
-        ``seconds`` is the time of the frame on any clock; it must grow from call to call.
+        ``seconds`` is the time of the frame on any clock; it must be greater than in the previous call.
         """
         ...
 
     def close(self) -> None:
-        """Release the models."""
+        """Release the models; the object must not be used afterwards."""
         ...
 
 
 class PersonSegmenter(Protocol):
-    """Segmentation of a person in a small image.  Belongs to the thread that calls it."""
+    """Interface of a model that separates a person from the background of a small image.  Not thread-safe."""
 
     def segment(self, rgb: Bytes) -> Float32:
-        """Probability of a person, (256, 256) float32, in each pixel of an image (256, 256, 3) uint8."""
+        """Probability that a pixel shows a person, (256, 256) float32, for an RGB image (256, 256, 3) uint8."""
         ...
 
     def close(self) -> None:
-        """Release the model."""
+        """Release the model; the object must not be used afterwards."""
         ...
 
 
 @dataclass(frozen=True)
 class FaceModels:
-    """Where the face models are, and what runs them.
+    """Loader of the face models: location of their files, and the library that runs them.
 
-    folder: folder of the model files; None: they are taken from the cache or downloaded.
-    library: ``litert``, or ``mediapipe``, which reports its use to its vendor.
+    folder: folder that is searched for the model files before the cache; missing files are downloaded.
+    library: ``litert``, or ``mediapipe``, which sends usage data to its vendor.
     """
 
     folder: Path | None = None
     library: str = "litert"
 
     def landmarker(self) -> Path:
-        """Path of the face landmarker's file.  Raises UserError if it is not available."""
+        """Path of ``face_landmarker.task``, downloaded if missing.  Raises UserError if it is not available."""
         return landmarker_path(self.folder)
 
     def face_mesh(self, *, live: bool) -> FaceMeshModel:
-        """Load the face landmarker; ``live`` if `FaceMeshModel.track` will be called.
+        """Load the face landmarker; ``live`` must be True if `FaceMeshModel.track` will be called.
 
         Raises UserError if the file or the library is not available.
         """
         return load_face_mesh(self.landmarker(), self.library, live=live)
 
     def segmenter(self, *, live: bool) -> PersonSegmenter:
-        """Load the selfie segmenter; ``live`` prefers the faster model.  Raises UserError like `face_mesh`."""
+        """Load the selfie segmenter; ``live`` prefers a faster model.  Raises UserError like `face_mesh`."""
         path = segmenter_path(self.folder, fast=live)
         _check_opencv()
         if self.library == "mediapipe":
@@ -84,7 +87,10 @@ class FaceModels:
 
 
 def load_face_mesh(task: Path, library: str, *, live: bool) -> FaceMeshModel:
-    """Load the face landmarker from the file ``task``, as `FaceModels.face_mesh` does."""
+    """Load the face landmarker from the ``.task`` file ``task`` with ``library`` (``litert`` or ``mediapipe``).
+
+    ``live`` must be True if `FaceMeshModel.track` will be called.  Raises UserError if the library cannot be loaded.
+    """
     _check_opencv()
     if library == "mediapipe":
         from .mediapipe_models import MediaPipeFaceMesh

@@ -21,10 +21,13 @@ JPEG_QUALITY = 90
 
 
 class TrackedWriter(ABC):
-    """Writer of one tracked folder: frames by `add`, from any thread, then the rest by `finish`."""
+    """Base class of writers of one tracked folder: frames are written by `add`, then take and metadata by `finish`."""
 
     def add(self, index: int, rgb: Bytes, alpha: Bytes, body: Bytes) -> None:
-        """Write frame ``index``: rgb (H, W, 3) uint8, alpha and body matte (H, W) uint8."""
+        """Write frame ``index``, from any thread: rgb (H, W, 3) uint8, and two mattes (H, W) uint8.
+
+        ``alpha`` is the matte of the head (body matte times neck ramp), ``body`` that of the whole person.
+        """
         from PIL import Image
 
         self._write(f"frames/{frame_name(index)}.jpg", _encoded(Image.fromarray(rgb), "JPEG", quality=JPEG_QUALITY))
@@ -32,7 +35,7 @@ class TrackedWriter(ABC):
             self._write(f"{name}/{frame_name(index)}.png", _encoded(Image.fromarray(matte), "PNG", compress_level=3))
 
     def finish(self, take: Take, *, head_name: str, head_file: Path | None, facts: dict[str, Any]) -> None:
-        """Write the take and meta.json (with ``facts`` on source, crop and tracker), which complete the folder."""
+        """Complete the folder: write take.npz and meta.json, to which ``facts`` (source, crop, tracker) are added."""
         meta = {
             "format_version": FORMAT_VERSION,
             "head": {
@@ -52,24 +55,24 @@ class TrackedWriter(ABC):
 
     @abstractmethod
     def _write(self, name: str, content: bytes) -> None:
-        """Write one file by its path in the folder; from any thread."""
+        """Write the file ``name`` (path relative to the folder); called from any thread."""
 
     @abstractmethod
     def _complete(self) -> None:
-        """All files are written."""
+        """Make the folder available: called after all files have been written."""
 
 
 class TrackedMemoryWriter(TrackedWriter):
-    """Writes a tracked folder into memory: nothing of it ever reaches the disk.
+    """Writer that keeps a tracked folder in memory; nothing is written to disk.
 
     Attributes:
-        folder: the tracked folder, after `finish`.
+        folder: the tracked folder; set by `finish`.
     """
 
     folder: TrackedFolder
 
     def __init__(self, path: Path) -> None:
-        """``path`` is the name of the folder in errors; nothing is written there."""
+        """``path`` is the name of the folder in error messages; nothing is written there."""
         self._path = path
         self._files: dict[str, bytes] = {}
 
@@ -81,10 +84,10 @@ class TrackedMemoryWriter(TrackedWriter):
 
 
 class TrackedFolderWriter(TrackedWriter):
-    """Writes a tracked folder to a temporary folder and moves it into place when it is complete.
+    """Writer that builds a tracked folder in a temporary folder and moves it to ``path`` when it is complete.
 
-    A context manager: leaving it without `finish` leaves no files behind.  An older tracked folder at ``path`` is
-    replaced; if anything else is there, UserError is raised before any work.
+    A context manager: without a call of `finish`, all files are removed on exit.  An older tracked folder at ``path``
+    is replaced; if anything else is there, the constructor raises UserError.
     """
 
     def __init__(self, path: Path) -> None:

@@ -14,25 +14,26 @@ from .landmark_basis import Indices
 from .landmarks import FaceLandmarks
 
 IRISES = (473, 468)
-"""Landmarks of the iris centres of the subject's left and right eye."""
+"""Landmark numbers of the iris centres of the subject's left and right eye."""
 CORNERS = ((362, 263), (133, 33))
-"""Landmarks of the inner and outer corner of the left and right eye."""
+"""Landmark numbers of the inner and outer corner of the subject's left, then right eye."""
 RADIUS = 0.0135
 """Distance from the centre of the eyeball to the iris, in metres."""
 CLOSED = 0.5
-"""EyeBlink score above which the iris landmarks are ignored."""
+"""Blink score in [0, 1] above which an eye counts as closed and its iris landmark is ignored."""
 BLINKS = ("eyeBlinkLeft", "eyeBlinkRight")
-"""Blendshape scores that tell whether the left and right eye are closed."""
+"""Names of the blendshape scores that measure the closing of the left and right eye."""
 LIMIT = 0.75
-"""Largest yaw or pitch of an eye, in radians."""
+"""Largest yaw or pitch of an eye, in radians; greater estimates are clamped."""
 
 
 @dataclass
 class Gaze:
-    """Gaze estimator of one subject.
+    """Gaze estimator of one subject: yaw and pitch of both eyes from iris landmarks and a head fit.
 
     eyes: (2, 3) centres of the left and right eyeball at rest, in head space, in metres.
-    bias: (2, 2) yaw and pitch, in radians, that this subject shows during a glance at the camera; it is subtracted.
+    bias: (2, 2) gaze in radians that is measured while this subject looks into the camera, and is subtracted; rows:
+        left, right eye; columns: yaw, pitch.
     """
 
     eyes: Float64
@@ -41,19 +42,20 @@ class Gaze:
 
     @staticmethod
     def of_head(head: HeadModel, shape: Float32, bias: Float32) -> Gaze:
-        """Gaze estimator for the eyeballs of the identity code ``shape`` (S,)."""
+        """Gaze estimator for the eyeballs of ``head`` with identity code ``shape`` (S,) and gaze ``bias`` (2, 2)."""
         joints = head.joints + np.tensordot(shape, head.joint_shape_dirs, 1)
         return Gaze(joints[3:5].astype(np.float64), bias)
 
     def angles(self, fit: HeadFit, face: FaceLandmarks, camera: Pinhole, indices: Indices) -> Float64:
-        """Yaw (to the subject's left) and pitch (up) of the left and right eye, (2, 2) in radians, minus the bias.
+        """Gaze (2, 2) in radians relative to the head, minus the bias; rows: left, right eye; columns: yaw, pitch.
 
-        ``indices`` (L,) are the landmark numbers of ``fit.residual``.  While an eye is closed its last gaze is kept.
+        Yaw is positive to the subject's left, pitch upwards.  While an eye is closed, its last gaze is returned.
+        ``indices`` (L,) are the landmark numbers of the rows of ``fit.residual``.
         """
         for eye in range(2):
             if face.scores.get(BLINKS[eye], 0.0) > CLOSED:
                 continue
-            # The residual at the eye's corners is an error of the head fit at this eye and no gaze.
+            # The residual at the eye's corners is an error of the head fit at this eye, not a movement of the iris.
             miss = fit.residual[np.isin(indices, CORNERS[eye])]
             iris = face.points[IRISES[eye], :2] - (miss.mean(0) if len(miss) else 0.0)
             ray = np.array([(iris[0] - camera.cx) / camera.focal, (iris[1] - camera.cy) / camera.focal, 1.0])

@@ -19,13 +19,13 @@ class GroundTruthTracker:
     """Tracker that passes on the head state and matte supplied with each frame (`CameraFrame.truth`).
 
     Like `FaceTracker`, it tracks the first subject that is seen after construction or `recalibrate`: ``shape`` and
-    ``calibration`` are those of that subject, and later frames of other subjects get a residual.
+    ``calibration`` are those of that subject, and later frames of another subject have a non-zero residual.
 
     Args:
         head: the head model.
-        shape: (S,) identity code of the subject, for frames that do not state one.
+        shape: (S,) identity code of the subject in frames whose ground truth contains none.
         size: side of the square crop, px.
-        calibration: stored calibration of that subject, if there is one.
+        calibration: stored calibration of that subject; None if there is none.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class GroundTruthTracker:
 
     @property
     def calibration(self) -> Calibration | None:
-        """Calibration supplied by the source; None if its head states are exact."""
+        """Stored calibration of the tracked subject; None if there is none, because head states are exact."""
         return self._calibration
 
     @property
@@ -57,9 +57,9 @@ class GroundTruthTracker:
         return self._shape
 
     def track(self, frame: CameraFrame, on_pose: Callable[[TrackedState], None] = ignore_pose) -> TrackedFrame:
-        """Resize the whole frame to the crop size and attach the state and matte of its ground truth.
+        """Resize the whole frame to the crop size and attach the head state and matte of its ground truth.
 
-        ``on_pose`` is called with the head state, unless the frame has none.
+        ``on_pose`` is called with the head state.  Without ground truth the returned observation is None.
         """
         size = (self._size, self._size)
         rgb = _resized(frame.rgb, size)
@@ -81,16 +81,16 @@ class GroundTruthTracker:
         return TrackedFrame(frame.frame_id, frame.t_capture_ns, rgb, observation, self._compared[1])
 
     def recalibrate(self, known: KnownSubject | None = None) -> None:
-        """Drop the current subject; the next frame's subject is tracked, or ``known`` if it is given."""
+        """Drop the current subject, and track ``known``, or if it is None the subject of the next frame."""
         self._state = "searching"
         self._given = known is not None
         if known is not None:
             self._shape, self._calibration = known.shape, known.calibration
 
     def residual_of(self, known: KnownSubject) -> Float32 | None:
-        """Residual (N, 2) in mm between the identity codes of ``known`` and of the tracked subject.
+        """Deviation (N, 2), in mm, of the tracked subject's face from that of ``known`` (`shape_residual`).
 
-        None if the identity codes belong to different head models.
+        None if their identity codes differ in length, because they belong to different head models.
         """
         return shape_residual(self.head, known.shape, self._shape) if len(known.shape) == len(self._shape) else None
 
@@ -100,7 +100,7 @@ class GroundTruthTracker:
 
 
 def _resized(image: Bytes, size: tuple[int, int]) -> Bytes:
-    """``image`` (H, W) or (H, W, C) uint8 at ``size`` (height, width), bilinear."""
+    """Resize ``image`` (H, W) or (H, W, C) uint8 to ``size`` (height, width), bilinear."""
     from PIL import Image
 
     if image.shape[:2] == size:

@@ -23,26 +23,29 @@ from .landmark_basis import JAW_PITCH, JAW_WEIGHT, LandmarkBasis
 from .landmarks import FaceLandmarks
 
 SIGMA = 2.5
-"""Standard deviation of a detected landmark, in px of an image whose longest side is 512."""
+"""Standard deviation of a detected landmark's position, in px of an image whose longest side is 512."""
 HUBER = 2.5
-"""Residual, in sigmas, above which the Huber loss is linear."""
+"""Residual length, as a multiple of `SIGMA`, above which the Huber loss is linear."""
 VISIBLE = (0.0, 0.4)
-"""Cosines between normal and view direction between which a landmark's weight rises from its minimum to 1."""
+"""Cosines of the angle between normal and view direction over which a landmark's visibility weight rises to 1."""
 VISIBILITY_FLOOR = 0.02
-"""Minimum weight of a landmark that faces away from the camera."""
+"""Minimum visibility weight: that of a landmark that faces away from the camera."""
 WARM_ITERATIONS = 2
-"""Iterations of a fit that starts from the previous frame."""
+"""Number of Gauss-Newton iterations of a fit that starts from the previous frame."""
 COLD_ITERATIONS = 6
-"""Iterations of a fit without a previous frame."""
+"""Number of Gauss-Newton iterations of a fit without a previous frame."""
 REFERENCE_INTERVAL = 1 / 30
-"""Interval between two frames, in seconds, for which the temporal weights are stated."""
+"""Interval between two frames, in seconds, to which the temporal weights of the landmark basis refer."""
 POSE = 6
 """Number of pose variables: three of rotation, then three of translation."""
 
 
 @dataclass(frozen=True)
 class Pinhole:
-    """Pinhole camera: focal length and principal point in px, and px per px of an image whose longest side is 512."""
+    """Pinhole camera without distortion: ``focal`` length and principal point (``cx``, ``cy``) in px of the frame.
+
+    ``scale`` is the longest side of the frame divided by 512; dividing px by it gives px of a 512 px image.
+    """
 
     focal: float
     cx: float
@@ -51,17 +54,17 @@ class Pinhole:
 
     @staticmethod
     def of_frame(width: int, height: int, focal: float) -> Pinhole:
-        """Camera whose principal point is the centre of a ``width`` x ``height`` frame."""
+        """Camera of ``width`` x ``height`` px frames with ``focal`` length in px; the principal point is the centre."""
         return Pinhole(focal, width / 2, height / 2, max(width, height) / 512)
 
 
 @dataclass(frozen=True)
 class HeadFit:
-    """Result of a head fit, in float64.
+    """Head pose and expression fitted to the landmarks of one frame, in float64.
 
-    rotation (3, 3) and translation (3,), metres: head to camera.  units (U,): face units.  jaw (3,): axis-angle, rad.
-    residual (L, 2), px: detected minus projected landmarks.  error: mean distance over the L landmarks, in px of an
-    image whose longest side is 512.
+    rotation (3, 3) and translation (3,), metres: head to camera.  units (U,): expression weights, followed by eyelid
+    closings if the head model has them (`LandmarkBasis`).  jaw (3,): axis-angle, rad.  residual (L, 2), px: detected
+    minus projected landmarks.  error: mean length of the residuals, in px of an image whose longest side is 512.
     """
 
     rotation: Float64
@@ -74,10 +77,10 @@ class HeadFit:
 
 @dataclass(frozen=True)
 class TextureMatches:
-    """Corners of the rigid head matched in a frame (2-D to 3-D correspondences).
+    """M image corners on the rigid head found in a frame (2-D to 3-D correspondences).
 
-    points: (M, 3) m, head space.  pixels: (M, 2) px, found with a standard deviation of ``sigma`` px per axis.
-    covariances: (M, 3, 3) m^2, of the points.
+    points: (M, 3) m, head space.  covariances: (M, 3, 3) m^2, of the points.  pixels: (M, 2) positions in the frame.
+    sigma: standard deviation of a position in the frame per axis, px.
     """
 
     points: Float64
@@ -89,7 +92,8 @@ class TextureMatches:
 def initial_fit(basis: LandmarkBasis, camera: Pinhole, face: FaceLandmarks) -> HeadFit:
     """Initial head fit from one frame: the similarity that maps the head's landmarks to MediaPipe's 3-D points.
 
-    MediaPipe's depth has the scale of its x coordinate (weak perspective).  Least-squares similarity by Umeyama (1991).
+    Units and jaw are set from the blendshape scores; the residual is not computed, the error is infinite.  MediaPipe's
+    depth has the scale of its x coordinate (weak perspective).  Least-squares similarity by Umeyama (1991).
     """
     units = np.clip(basis.priors.mean(face.scores), basis.priors.low, basis.priors.high)
     jaw = _jaw_prior(basis, face)
@@ -106,7 +110,12 @@ def initial_fit(basis: LandmarkBasis, camera: Pinhole, face: FaceLandmarks) -> H
 
 
 class HeadFitter:
-    """Fits the head of one subject to the landmarks of one camera, frame by frame."""
+    """Fits pose, expression and jaw of one subject's head to landmarks from one camera, frame by frame.
+
+    Args:
+        basis: landmark basis of the subject.
+        camera: camera of the frames in whose pixels the landmarks are.
+    """
 
     def __init__(self, basis: LandmarkBasis, camera: Pinhole) -> None:
         self.basis = basis
@@ -120,13 +129,14 @@ class HeadFitter:
         texture: TextureMatches | None = None,
         start: HeadFit | None = None,
     ) -> HeadFit:
-        """Fit the head to ``face`` and ``texture``.
+        """Fit the head to the landmarks ``face``, and its pose also to ``texture``; returns the fit with its residual.
 
         Args:
-            face: landmarks of the frame.
-            before: fit of the previous frame, ``interval`` seconds ago; None: cold start.
-            texture: matched texture corners, if there are any.
-            start: initial pose; None: ``before``, or `initial_fit`.
+            face: landmarks and blendshape scores of the frame.
+            before: fit of the previous frame, to which units are kept close; None: there is none.
+            interval: seconds since the previous frame.
+            texture: matched texture corners; None: only landmarks are used.
+            start: initial value of the iteration; None: ``before``, or without it `initial_fit`.
         """
         if start is None:
             start = before if before is not None else initial_fit(self.basis, self.camera, face)
@@ -148,12 +158,12 @@ class HeadFitter:
         return self.measured(fit, face)
 
     def linearise(self, fit: HeadFit, face: FaceLandmarks) -> NormalEquations:
-        """Normal equations of the landmarks, linearised around ``fit``, in (pose, units, jaw)."""
+        """Normal equations of the landmark residuals, linearised around ``fit``; the variables are pose, units, jaw."""
         residual, weight, jacobian = self.residuals(fit, face)
         return NormalEquations.of(residual, weight, jacobian)
 
     def propagate(self, before: HeadFit, face: FaceLandmarks) -> HeadFit:
-        """Move the pose of ``before`` by the motion of its landmarks, with its residuals taken to be constant."""
+        """Predict the pose from the motion of the landmarks since ``before``: units and residuals are kept constant."""
         residual, weight, jacobian = self.residuals(before, face, pose_only=True)
         residual = residual - before.residual.T / (SIGMA * self.camera.scale)
         system = NormalEquations.of(residual, weight, jacobian)
@@ -162,7 +172,10 @@ class HeadFitter:
         return replace(before, rotation=rotation, translation=translation)
 
     def pose_information(self, fit: HeadFit, face: FaceLandmarks) -> Float64:
-        """Information matrix (6, 6) of the pose given landmarks with independent errors, units and jaw marginalised."""
+        """Information matrix (6, 6) of the pose (rotation, translation), with units and jaw marginalised.
+
+        The errors of the landmarks are assumed to be independent; the rotation is small, about the camera's axes.
+        """
         system = self.linearise(fit, face)
         system.add_prior(POSE, self.basis.priors.weight, np.zeros(self.basis.units))
         if self.basis.has_jaw:
@@ -174,7 +187,7 @@ class HeadFitter:
         return information
 
     def _add_texture(self, system: NormalEquations, fit: HeadFit, texture: TextureMatches) -> None:
-        """Add the pose terms of the matched texture corners to ``system``."""
+        """Add the residuals of the matched texture corners to the pose variables of ``system``."""
         camera = self.camera
         expected, by_point, by_pose = project(texture.points, fit.rotation[None], fit.translation[None], camera.focal)
         residual = texture.pixels - (camera.cx, camera.cy) - expected[:, 0]
@@ -190,9 +203,10 @@ class HeadFitter:
     def residuals(
         self, fit: HeadFit, face: FaceLandmarks, *, pose_only: bool = False
     ) -> tuple[Float64, Float64, Float64]:
-        """Residuals (2, L) in sigmas (detected minus projected), weights (L,), and Jacobian (2, L, P).
+        """Residuals (2, L) of the landmarks, weights (L,), and Jacobian (2, L, P) of the projections.
 
-        With ``pose_only`` P is 6, for rotation and translation alone.
+        Residuals (detected minus projected) and projections are in multiples of the standard deviation `SIGMA`.  The P
+        variables are rotation, translation, units and jaw angles; with ``pose_only`` the first six.
         """
         basis, camera = self.basis, self.camera
         sigma = SIGMA * camera.scale
@@ -233,7 +247,10 @@ class HeadFitter:
         return np.ascontiguousarray(residual.T), basis.weights * visible * robust, jacobian
 
     def moved(self, fit: HeadFit, step: Float64) -> HeadFit:
-        """``fit`` after a step in (pose, units, jaw); units are clamped to their bounds."""
+        """``fit`` after a Gauss-Newton step (P,) of rotation, translation, units and jaw angles.
+
+        Units are clamped to their bounds; residual and error are not recomputed.
+        """
         units = self.basis.units
         return HeadFit(
             rotation_matrix(step[:3]) @ fit.rotation,
@@ -245,13 +262,13 @@ class HeadFitter:
         )
 
     def measured(self, fit: HeadFit, face: FaceLandmarks) -> HeadFit:
-        """``fit`` with residual and error computed for ``face``."""
+        """``fit`` with its residual and error recomputed for the landmarks ``face``."""
         residual = face.points[self.basis.indices, :2] - self.project(fit)
         error = float(np.hypot(residual[:, 0], residual[:, 1]).mean() / self.camera.scale)
         return HeadFit(fit.rotation, fit.translation, fit.units, fit.jaw, residual, error)
 
     def project(self, fit: HeadFit) -> Float64:
-        """Pixel positions (L, 2) of the fitted head's landmarks in the frame."""
+        """Project the landmarks of the fitted head into the frame: (L, 2) px."""
         seen = self.basis.points(fit.units, fit.jaw) @ fit.rotation.T + fit.translation
         return self.camera.focal * seen[:, :2] / seen[:, 2:] + (self.camera.cx, self.camera.cy)
 
@@ -265,33 +282,40 @@ class HeadFitter:
 
 @dataclass(frozen=True)
 class NormalEquations:
-    """Normal equations ``matrix @ step = vector``, (P, P) and (P,); `add_prior` changes them in place."""
+    """Normal equations ``matrix @ step = vector`` of a least-squares problem with P variables.
+
+    matrix (P, P), vector (P,); `add_prior` changes them in place.
+    """
 
     matrix: Float64
     vector: Float64
 
     @staticmethod
     def of(residual: Float64, weight: Float64, jacobian: Float64) -> NormalEquations:
-        """Normal equations of residuals (2, L), weights (L,) and Jacobian (2, L, P)."""
+        """Normal equations of residuals (2, L) with weights (L,) and Jacobian (2, L, P) of the projections."""
         root = np.sqrt(weight)
         rows = (jacobian * root[:, None]).reshape(-1, jacobian.shape[2])
         return NormalEquations(rows.T @ rows, rows.T @ (residual * root).reshape(-1))
 
     @property
     def size(self) -> int:
-        """Number of variables P."""
+        """Number P of variables."""
         return len(self.vector)
 
     def add_prior(self, start: int, weight: Float64 | float, towards: Float64) -> None:
-        """Add a Gaussian prior with mean step ``towards`` and ``weight`` for the variables from ``start`` on."""
+        """Add a Gaussian prior for the steps of N consecutive variables, beginning with number ``start``.
+
+        ``towards`` (N,) is the mean step, ``weight`` the inverse variance, one number or (N,).
+        """
         index = np.arange(start, start + len(towards))
         self.matrix[index, index] += weight
         self.vector[index] += weight * towards
 
     def solve_within(self, low: Float64, high: Float64, rounds: int = 6) -> Float64:
-        """Solve for the step within [low, high] by the primal-dual active set method.
+        """Solve for the step (P,) with bounds ``low``, ``high`` (P,), by the primal-dual active set method.
 
-        A variable is fixed at a bound while it would exceed it, and released once the others push it back inside.
+        ``rounds`` is the maximum number of iterations.  A variable is fixed at a bound while its step would exceed the
+        bound, and released once the gradient points inwards.
         """
         diagonal = np.diag(self.matrix)
         never = high <= low
@@ -317,7 +341,7 @@ def _jaw_prior(basis: LandmarkBasis, face: FaceLandmarks) -> Float64:
 
 
 def _contract(gradient: Float64, directions: Float64) -> NDArray[np.float64]:
-    """Product (L, U) of gradients (L, 3) and directions (3, L, U)."""
+    """Product (L, U), summed over the axes of space, of gradients (L, 3) and directions (3, L, U)."""
     result = gradient[:, 0, None] * directions[0]
     result += gradient[:, 1, None] * directions[1]
     result += gradient[:, 2, None] * directions[2]

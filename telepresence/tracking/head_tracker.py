@@ -25,9 +25,9 @@ from .matting import PersonMatting
 from .texture_map import TextureMap, TexturePatch
 
 MAX_INTERVAL = 0.25
-"""Seconds between two frames up to which the last fit is the initial value of the next one."""
+"""Interval between two frames, in seconds, from which a fit no longer starts from the previous one."""
 MAX_SAMPLES = 400
-"""Number of frames from which the landmark offsets are learned."""
+"""Maximum number of frames from which the landmark offsets are learned."""
 SAMPLES_PER_UPDATE = 25
 """Number of frames between two updates of the landmark offsets."""
 FORGETTING = 0.99
@@ -35,16 +35,16 @@ FORGETTING = 0.99
 
 
 class HeadTracker:
-    """Tracks the head pose and expression of one subject; call `close` on its matting at the end.
+    """Tracks the head pose and expression of one subject from frame to frame, with landmarks and texture.
 
     Args:
         head: the head model.
-        calibration: calibration of the subject.
-        matting: matting of the same subject; masks the texture of keyframes.
-        face_size: typical size of the face, px.
+        calibration: calibration of the subject; UserError is raised if it is of another head model.
+        matting: matting of the same subject, which masks the texture of keyframes; it must be closed by the caller.
+        face_size: typical size of the face, px (`FaceLandmarks.face_size`).
 
     Attributes:
-        fit_seconds: processor time of the last head fit, in seconds.
+        fit_seconds: processor time of the last head fit to an image, in seconds.
     """
 
     def __init__(self, head: HeadModel, calibration: Calibration, matting: PersonMatting, face_size: float) -> None:
@@ -62,7 +62,7 @@ class HeadTracker:
 
     @property
     def camera(self) -> Pinhole:
-        """Pinhole camera of the frames."""
+        """Pinhole camera of the whole, uncropped frames."""
         return self._fitter.camera
 
     @property
@@ -77,24 +77,24 @@ class HeadTracker:
 
     @property
     def lost(self) -> bool:
-        """Whether the face is lost."""
+        """Whether the head is lost: no face, or an implausible fit, in one of the last few frames."""
         return self._health.lost
 
     def restart(self) -> None:
-        """Forget the last fit, because the next frame does not follow it in time; learned data are kept."""
+        """Forget the last fit, because the next frame does not follow it in time; texture and offsets are kept."""
         self._before = None
         self._health = TrackingHealth(self.camera, self._health.usual_error)
 
     def project(self, fit: HeadFit) -> Float64:
-        """Pixel positions (L, 2) of the fitted head's landmarks in the frame."""
+        """Project the landmarks of the fitted head into the frame: (L, 2) px."""
         return self._fitter.project(fit)
 
     def update(self, rgb: Bytes | None, face: FaceLandmarks | None, interval: float) -> tuple[HeadFit | None, bool]:
-        """Fit the head to the next frame; returns the fit and whether it is accepted.
+        """Fit the head to the next frame; returns the fit, and whether it is accepted as plausible.
 
         Args:
-            rgb: (H, W, 3) uint8 frame; None if only landmarks were received: then texture is not used, nor learned.
-            face: landmarks in that frame; None if no face was found: then there is no fit.
+            rgb: (H, W, 3) uint8 frame; None: only landmarks were received, and texture is neither used nor learned.
+            face: landmarks in that frame; None: no face was found, and the returned fit is None.
             interval: seconds since the last frame.
         """
         self._sample = None
@@ -111,10 +111,11 @@ class HeadTracker:
         return fit, good
 
     def learn(self) -> None:
-        """Learn texture and landmark offsets from the last frame.
+        """Learn texture and landmark offsets from the frame last passed to `update`.
 
         Separate from `update`, because adding a keyframe takes several times as long as the fit, and the head state
-        should be displayed before.
+        can be displayed before.  Does nothing after a frame without an image or face, or one before which
+        the head was lost.
         """
         sample, self._sample = self._sample, None
         if sample is None:
@@ -144,7 +145,7 @@ class HeadTracker:
 
 @dataclass(frozen=True)
 class _TextureSample:
-    """One fitted frame, kept for `HeadTracker.learn`."""
+    """Last fitted frame with its texture window, stored for `HeadTracker.learn`."""
 
     rgb: Bytes
     face: FaceLandmarks
@@ -155,9 +156,12 @@ class _TextureSample:
 
 
 class LandmarkOffsets:
-    """Estimator of landmark offsets (L, 3), in metres: recursive least squares with a Gaussian prior at zero.
+    """Estimator of landmark offsets, the displacements of landmarks on the head: recursive least squares with a prior.
 
-    The offsets together contain no rigid motion and no scaling, because those belong to the pose and the identity.
+    Changes of the offsets contain no rigid motion and no scaling, because those belong to the pose and the identity.
+
+    Attributes:
+        values: (L, 3) current landmark offsets in head space, in metres; initially those of the calibration.
     """
 
     def __init__(self, basis: LandmarkBasis, values: Float64) -> None:
@@ -173,7 +177,7 @@ class LandmarkOffsets:
         self._weights = np.repeat(basis.weights, 3)
 
     def learn(self, fitter: HeadFitter, fit: HeadFit, face: FaceLandmarks) -> bool:
-        """Add one fitted frame; returns whether ``values`` changed."""
+        """Add one fitted frame; returns True if ``values`` were updated: every `SAMPLES_PER_UPDATE` frames."""
         if self._samples >= MAX_SAMPLES:
             return False
         residual, trust, jacobian = fitter.residuals(fit, face, pose_only=True)

@@ -1,4 +1,4 @@
-"""Decides fit by fit whether the head is tracked or lost."""
+"""Plausibility check of head fits, which decides from frame to frame whether the head is tracked or lost."""
 
 from __future__ import annotations
 
@@ -11,23 +11,28 @@ from .head_fit import HeadFit, Pinhole
 IPD = 0.063
 """Typical distance between the pupils of an adult, in metres."""
 ERROR_RATIO = 2.5
-"""A fit is rejected if its error exceeds this multiple of the usual error and also `ERROR_IPD`."""
+"""A fit is rejected if its error exceeds both this multiple of the usual error and the limit `ERROR_IPD`."""
 ERROR_IPD = 0.03
-"""Fit error, as a fraction of the projected distance between the pupils, above which a fit can be rejected."""
+"""Reprojection error, as a fraction of the projected pupil distance, above which a fit can be rejected."""
 DEPTH_JUMP = 0.15
-"""Relative change of depth from one frame to the next above which a fit is rejected."""
+"""Relative change of the head's distance from one frame to the next above which a fit is rejected."""
 ROTATION_JUMP = np.deg2rad(25.0)
-"""Rotation from one frame to the next, in radians, above which a fit is rejected."""
+"""Rotation of the head from one frame to the next, in radians, above which a fit is rejected."""
 MAX_YAW = np.deg2rad(60.0)
-"""Largest yaw, in radians, at which a fit is accepted."""
+"""Largest yaw of the head, in radians, at which a fit is accepted."""
 GOOD_FRAMES = 3
 """Number of good fits in a row after which a lost face counts as tracked again."""
 ERROR_HISTORY = 90
-"""Number of good fits over which the usual error is the median."""
+"""Number of recent plausible fits whose median error is the usual error."""
 
 
 class TrackingHealth:
-    """Accepts or rejects head fits; after a loss, several good fits in a row are required."""
+    """Classifies head fits as accepted or rejected; after a rejection, several good fits in a row are required.
+
+    Args:
+        camera: camera of the frames.
+        usual_error: typical error of a fit (`HeadFit.error`), used until fits have been added.
+    """
 
     def __init__(self, camera: Pinhole, usual_error: float) -> None:
         self._camera = camera
@@ -37,16 +42,16 @@ class TrackingHealth:
 
     @property
     def lost(self) -> bool:
-        """Whether the face is lost."""
+        """Whether the head is lost: one of the last `GOOD_FRAMES` fits was not plausible."""
         return self._good < GOOD_FRAMES
 
     @property
     def usual_error(self) -> float:
-        """Median error of the accepted fits, in px of an image whose longest side is 512."""
+        """Median error of the recent plausible fits, in px of an image whose longest side is 512."""
         return float(np.median(self._errors))
 
     def update(self, fit: HeadFit | None) -> bool:
-        """Add the fit of the next frame (None: no face was found); returns whether the head is tracked."""
+        """Add the fit of the next frame (None: no face was found); returns True if the head is tracked, not lost."""
         plausible = fit is not None and self._is_plausible(fit)
         if plausible and fit is not None:
             self._good = min(self._good + 1, GOOD_FRAMES)

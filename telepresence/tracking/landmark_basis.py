@@ -17,29 +17,33 @@ from insta_runtime.head import HeadModel
 from insta_runtime.types import Float32, Float64
 
 PCA_COMPONENTS = 50
-"""Number of components of a statistical expression basis that are fitted; landmarks do not determine the others."""
+"""Number of fitted components of a PCA expression basis (FLAME); landmarks do not determine the others."""
 SCORE_WEIGHT = 50.0
-"""Weight of a blendshape score as the prior of its unit."""
+"""Prior weight (inverse variance) of a unit around the blendshape score of the same name."""
 PCA_WEIGHT = 1.0
-"""Weight of the standard normal prior of a PCA expression component."""
+"""Prior weight (inverse variance) of a PCA expression component around zero."""
 TEMPORAL_WEIGHT = 44.0
-"""Weight of a unit's deviation from its value 1/30 s before."""
+"""Weight of the squared difference between a unit and its value 1/30 s earlier (temporal smoothness)."""
 PCA_TEMPORAL_WEIGHT = 4.0
-"""Weight of a PCA expression component's deviation from its value 1/30 s before."""
+"""Weight of the squared difference between a PCA expression component and its value 1/30 s earlier."""
 JAW_WEIGHT = np.array([100.0, 400.0, 400.0])
-"""Prior weights of the jaw joint's three angles, 1/rad^2."""
+"""Prior weights (inverse variances) of the jaw joint's three axis-angle components, in 1/rad^2."""
 JAW_PITCH = 0.42
-"""Opening of the jaw joint, in radians, for a jawOpen score of 1."""
+"""Pitch of the jaw joint, in radians, that a jawOpen score of 1 stands for."""
 JAW_JOINT = 2
 """Index of the jaw among the joints of the FLAME head model."""
 
 Indices = NDArray[np.int64]
-"""Integer array of landmark numbers."""
+"""Integer array of landmark numbers or indices."""
 
 
 @dataclass(frozen=True)
 class UnitPriors:
-    """Priors of the U units, (U,) arrays; ``names`` are the blendshape scores that give their means (None: mean 0)."""
+    """Gaussian priors, bounds and temporal weights of the U face units of a head model.
+
+    names: names of the blendshape scores that are the prior means; None: mean 0.  weight: (U,) inverse variances.
+    temporal: (U,) weights of squared changes in 1/30 s.  low, high: (U,) bounds.
+    """
 
     names: tuple[str | None, ...]
     weight: Float64
@@ -48,21 +52,22 @@ class UnitPriors:
     high: Float64
 
     def mean(self, scores: dict[str, float]) -> Float64:
-        """Prior means (U,) from the blendshape scores of a frame."""
+        """Prior means (U,) of the units, from the blendshape scores of a frame by name."""
         return np.array([scores.get(name, 0.0) if name else 0.0 for name in self.names])
 
 
 @dataclass(frozen=True)
 class LandmarkBasis:
-    """Positions of L landmarks of one identity, in head space (metres), as a function of U units and the jaw joint.
+    """Positions of L landmarks of one identity, in head space (metres), as a function of U face units and of the jaw.
 
-    With A and B affine in the units, a landmark lies at ``A + R(jaw) B``; ``turning`` (B) is None for a head model that
-    opens its mouth with units alone.  Both sums contain the skinning of the corners of the landmark's triangle, so the
-    position is exact.
+    Units are the expression weights, followed by two eyelid closings for FLAME.  With A and B affine in the units, a
+    landmark lies at ``A + R(jaw) B``; ``turning`` (B) is None for a head model that opens its mouth with units alone.
+    A and B contain the skinning weights of the corners of the landmark's triangle, so the position is exact.
 
     Attributes:
         indices: (L,) landmark numbers among MediaPipe's 478.
-        weights: (L,) weights in the fit: trust times importance (lids, lips).
+        weights: (L,) weights in the fit: reliability times importance (lids and lips are more important).
+        priors: priors, bounds and temporal weights of the units.
         base, turning: (L, 3) constant parts of A and B.
         directions, turning_directions: (3, L, U) changes of A and B with the units.
         correctives, turning_correctives: (9, L, 3) pose correctives of A and B, multiplied by ``R(jaw) - 1``.
@@ -85,16 +90,19 @@ class LandmarkBasis:
 
     @property
     def units(self) -> int:
-        """Number of units U."""
+        """Number U of face units: expression weights and, for FLAME, two eyelid closings."""
         return self.directions.shape[2]
 
     @property
     def has_jaw(self) -> bool:
-        """Whether the head model has a jaw joint."""
+        """Whether the head model opens its mouth with a jaw joint (FLAME)."""
         return self.turning is not None
 
     def with_identity(self, shape: Float32 | Float64, offsets: Float64 | float = 0.0) -> LandmarkBasis:
-        """Landmark basis of a subject with identity code ``shape`` (S,) and landmark offsets (L, 3) in metres."""
+        """Landmark basis of a subject, computed from this basis of the mean identity.
+
+        ``shape`` (S,) is the identity code; ``offsets`` (L, 3) are displacements of the landmarks, in metres.
+        """
         base = self.base + (self.shape_directions @ shape).T + offsets
         if self.turning is None:
             return replace(self, base=base)
@@ -102,17 +110,17 @@ class LandmarkBasis:
         return replace(self, base=base, turning=self.turning + (self.turning_shape_directions @ shape).T)
 
     def moved(self, offsets: Float64) -> LandmarkBasis:
-        """Landmark basis with each landmark displaced by its row of ``offsets`` (L, 3), in metres."""
+        """Landmark basis with each landmark displaced by a row of ``offsets`` (L, 3), in metres, in head space."""
         return replace(self, base=self.base + offsets)
 
     def by_shape(self, jaw: Float64) -> Float64:
-        """Derivative (3, L, S) of the landmarks by the identity code, with the jaw at ``jaw``."""
+        """Derivative (3, L, S) of the landmark positions by the identity code, for the jaw rotation ``jaw`` (3,)."""
         if self.turning_shape_directions is None:
             return self.shape_directions
         return self.shape_directions + np.tensordot(rotation_matrix(jaw), self.turning_shape_directions, 1)
 
     def points(self, units: Float64, jaw: Float64) -> Float64:
-        """Landmark positions (L, 3) for ``units`` (U,) and ``jaw`` (3,) axis-angle."""
+        """Landmark positions (L, 3), in metres in head space, for ``units`` (U,) and ``jaw`` (3,) axis-angle."""
         still = self.base + (self.directions @ units).T
         if self.turning is None:
             return still
@@ -120,7 +128,10 @@ class LandmarkBasis:
         return self._turned(still, self.turning + (self.turning_directions @ units).T, jaw)
 
     def jacobian(self, units: Float64, jaw: Float64) -> tuple[Float64, Float64, Float64 | None]:
-        """Landmarks (L, 3), their derivatives by the units (3, L, U), and by the jaw angles (3, L, 3) or None."""
+        """Landmark positions (L, 3), and their derivatives by units (3, L, U) and by jaw angles (3, L, 3).
+
+        The last one is None for a head model without a jaw joint.
+        """
         still = self.base + (self.directions @ units).T
         if self.turning is None:
             return still, self.directions, None
@@ -142,7 +153,7 @@ class LandmarkBasis:
 
 
 def landmark_basis(head: HeadModel) -> LandmarkBasis:
-    """Landmark basis of the mean identity of ``head``.  Raises UserError if it has no landmark embedding."""
+    """Landmark basis of the mean identity of ``head``.  Raises UserError if ``head`` has no landmark embedding."""
     embedding = head.embedding
     if embedding is None:
         raise UserError(

@@ -1,9 +1,9 @@
 """Computation of a landmark embedding: positions of MediaPipe's landmarks on the surface of any head model.
 
-A dozen variants of the head (identities, open mouths) are rendered as clay from 17 directions, and MediaPipe's face
-landmarker is run on each render.  The ray through a detected landmark hits a triangle of the mesh, which gives one
+A dozen variants of the head (identities, open mouths) are rendered without texture from 17 directions, and MediaPipe's
+face landmarker is run on each render.  The ray through a detected landmark hits a triangle of the mesh, which gives one
 sample of the landmark's position.  The embedding is the geometric median of the samples, averaged with that of the
-mirrored landmark; their spread tells how far the landmark can be trusted (those of the face contour slide along the
+mirrored landmark; their spread measures the reliability of the landmark (those of the face contour slide along the
 silhouette).  The result is an `insta_runtime.head.embedding.LandmarkEmbedding`.
 """
 
@@ -32,46 +32,50 @@ from .face_models import FaceMeshModel, FaceModels, load_face_mesh
 from .surface_points import geometric_median, nearest_on_surface, spread
 
 VERSION = 2
-"""Version of the procedure; part of the file name of a cached embedding."""
+"""Version of the procedure that computes embeddings; part of the file name of a cached embedding."""
 SIZE = 640
-"""Side of a clay render, in px."""
+"""Side of a rendered square image, in px."""
 DISTANCE = 0.75
 """Distance from the camera to the centre of the face, in metres."""
 FOCAL = 1.5
-"""Focal length of the renders, as a multiple of `SIZE`."""
+"""Focal length of the rendered images, as a multiple of `SIZE`."""
 GRAZING = 0.35
-"""Minimum cosine between normal and ray at which a hit is used."""
+"""Minimum cosine of the angle between surface normal and viewing ray at which a ray hit is used."""
 MIN_HITS = 10
-"""Minimum number of hits of a landmark."""
+"""Minimum number of ray hits from which the position of a landmark is computed."""
 SNAP = 5
-"""Maximum distance, in px, over which an inner-lip landmark is moved onto the lip."""
+"""Maximum distance, in px, over which a landmark of the inner lips is moved to a pixel that shows a lip."""
 THROUGH = 0.012
-"""Distance behind the lips, in metres, beyond which a ray passed through the open mouth."""
+"""Depth behind the nearest lip, in metres, beyond which a pixel shows the inside of the open mouth."""
 MAX_SD = 0.004
-"""Maximum standard deviation of a landmark that is kept, in metres."""
+"""Maximum spread of the sampled positions of a landmark, in metres, at which it is used for tracking."""
 
 # Landmark numbers of MediaPipe's face mesh.  The inner lips are distinguished only while the mouth is open.
 INNER_LIPS = (78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308, 324, 318, 402, 317, 14, 87, 178, 88, 95)
-"""Landmarks of the inner lips."""
+"""Landmark numbers of the inner contour of the lips."""
 OUTER_LIPS = (61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291, 375, 321, 405, 314, 17, 84, 181, 91, 146)
-"""Landmarks of the outer lips."""
+"""Landmark numbers of the outer contour of the lips."""
 LIDS = (263, 249, 390, 373, 374, 380, 381, 382, 362, 398, 384, 385, 386, 387, 388, 466,
         33, 7, 163, 144, 145, 153, 154, 155, 133, 173, 157, 158, 159, 160, 161, 246)  # fmt: skip
-"""Landmarks of the eyelids."""
+"""Landmark numbers of the eyelids."""
 CHIN = (148, 152, 176, 377, 400)  # on the contour, but the only landmarks that move with the jaw
 OVAL = (10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377, 152, 148, 176,
         149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109)  # fmt: skip
-"""Landmarks of the face contour, which slide along the silhouette."""
+"""Landmark numbers of the face contour; these landmarks slide along the silhouette when the head turns."""
 LID_WEIGHT = 8.0
-"""Weight factor of the eyelid landmarks, which are few compared with those of the cheeks."""
+"""Factor on the fit weights of the eyelid landmarks, which are few compared with those of the cheeks."""
 LIP_WEIGHT = 3.0
-"""Weight factor of the lip landmarks, which are few compared with those of the cheeks."""
+"""Factor on the fit weights of the lip landmarks, which are few compared with those of the cheeks."""
 
 
 def embedding_for(
     model: HeadModel, models: FaceModels, progress: Callable[[float], None] | None = None
 ) -> LandmarkEmbedding:
-    """Landmark embedding of ``model``: its own, a cached one, or a new one (a minute or two), which is then cached."""
+    """Landmark embedding of ``model``: included in it, cached, or newly computed (a minute or two) and then cached.
+
+    ``progress`` is called with the completed fraction, in [0, 1].  Raises UserError if the face landmarker in
+    ``models`` is not available.
+    """
     if model.embedding is not None:
         return model.embedding
     landmarker_path = models.landmarker()
@@ -97,10 +101,11 @@ def compute_embedding(
     progress: Callable[[float], None] | None = None,
     library: str = "litert",
 ) -> LandmarkEmbedding:
-    """Compute the landmark embedding of ``model`` with MediaPipe's face landmarker (a ``.task`` file).
+    """Compute the positions of MediaPipe's landmarks on the surface of ``model``, from untextured renders of it.
 
-    ``progress`` is called with the completed fraction, in [0, 1]; ``library`` runs the face landmarker
-    (`FaceModels.library`).  Deterministic for given files and versions.
+    ``landmarker_path`` is a ``.task`` file of the face landmarker, ``library`` the library that runs it
+    (`FaceModels.library`).  ``progress`` is called with the completed fraction, in [0, 1].  The result is deterministic
+    for given files and versions.
     """
     landmarker = load_face_mesh(landmarker_path, library, live=False)
     try:
@@ -149,7 +154,7 @@ def compute_embedding(
 
 
 class _RayHits:
-    """Hits of one landmark in all renders: triangles, barycentrics, and cosines of the viewing angle as weights."""
+    """Ray hits of one landmark in all renders: triangles, barycentrics, and cosines of the viewing angle as weights."""
 
     def __init__(self, rows: list[tuple[int, Float64, float]]) -> None:
         self.face = np.array([row[0] for row in rows], dtype=np.int64)
@@ -158,7 +163,7 @@ class _RayHits:
 
 
 def _collect_hits(model: HeadModel, landmarker: FaceMeshModel, progress: Callable[[float], None]) -> list[_RayHits]:
-    """Hits of every landmark on the skin, over all renders."""
+    """Ray hits of every landmark on the skin, over all renders."""
     rows: list[list[tuple[int, Float64, float]]] = [[] for _ in range(LANDMARKS)]
     inner = set(INNER_LIPS)
     variants = list(head_variants(model))
@@ -187,7 +192,7 @@ def _collect_hits(model: HeadModel, landmarker: FaceMeshModel, progress: Callabl
 def _skin_hits(
     pixels: Float64, vertices: Float64, model: HeadModel, raster: Raster, camera: Camera
 ) -> Iterator[tuple[int, int, Float64, float]]:
-    """Hits (landmark, face, barycentrics, cosine) of the rays through ``pixels`` (L, 2) on the skin, unless grazing."""
+    """Skin hits (landmark, face, barycentrics, cosine), unless grazing, of the rays through ``pixels`` (L, 2)."""
     triangle, depth = raster.triangle.numpy(), raster.depth.numpy()
     skin = (triangle >= 0) & (model.face_group[triangle] == SKIN)
     inner = set(INNER_LIPS)

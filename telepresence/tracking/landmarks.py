@@ -16,17 +16,17 @@ from telepresence.runtime.frames import Landmarks
 from .face_models import FaceModels
 
 SMALL_FACE = 0.15
-"""Face size, as a fraction of the frame's longest side, below which a face is tracked in a window."""
+"""Face size, as a fraction of the frame's longest side, below which a face is tracked in a window around it."""
 WINDOW_SCALE = 2.8
-"""Side of that window, in face sizes."""
+"""Side of the window in which a small face is tracked, as a multiple of the face size."""
 TILE_SCALES = (1.0, 2 / 3, 1 / 2)
-"""Sides of the search tiles, as fractions of the frame's shortest side; tiles overlap by half."""
+"""Sides of the tiles in which small faces are searched, as fractions of the frame's shortest side."""
 LIVE_TILES = 4
-"""Number of tiles searched in one live frame; the search continues in the next frame."""
+"""Number of tiles searched for a small face in one live frame; the search continues in the next frame."""
 TILE_INTERVAL = 5
-"""Number of frames between two searches through all tiles in a recording."""
+"""Interval, in frames without a face, between two searches through all tiles in a recording."""
 FRAME_SECONDS = 0.033
-"""Interval between live frames that the smoothing of landmarks assumes."""
+"""Interval between live frames, in seconds, that is assumed when landmarks are smoothed."""
 
 
 BLENDSHAPES = (
@@ -40,7 +40,7 @@ BLENDSHAPES = (
     *("mouthSmileLeft", "mouthSmileRight", "mouthStretchLeft", "mouthStretchRight", "mouthUpperUpLeft"),
     *("mouthUpperUpRight", "noseSneerLeft", "noseSneerRight"),
 )
-"""Names of MediaPipe's 52 blendshape scores, in its order."""
+"""Names of MediaPipe's 52 blendshape scores, in the order of the model's output."""
 
 
 @dataclass(frozen=True)
@@ -56,28 +56,29 @@ class FaceLandmarks:
 
     @staticmethod
     def from_normalised(landmarks: Landmarks, width: int, height: int) -> FaceLandmarks:
-        """Convert normalised landmarks received from a browser to the pixels of a ``width`` x ``height`` frame."""
+        """Convert landmarks from a browser, in fractions of the image, to px of a ``width`` x ``height`` frame."""
         points = landmarks.points * np.array([width, height, width], np.float32)
         return FaceLandmarks(points, dict(zip(BLENDSHAPES, landmarks.scores.tolist(), strict=True)))
 
     @property
     def box(self) -> tuple[float, float, float, float]:
-        """Bounding box of the landmarks in pixels: left, top, right, bottom."""
+        """Bounding box of the landmarks in pixels of the frame: left, top, right, bottom."""
         low, high = self.points[:, :2].min(0), self.points[:, :2].max(0)
         return float(low[0]), float(low[1]), float(high[0]), float(high[1])
 
     @property
     def face_size(self) -> float:
-        """Longer side of the bounding box in pixels."""
+        """Longer side of the landmarks' bounding box, in pixels."""
         left, top, right, bottom = self.box
         return max(right - left, bottom - top)
 
 
 class FaceLandmarker:
-    """MediaPipe's face landmarker for a sequence of frames of one subject; call `close` at the end.
+    """Finds the landmarks of one face in a sequence of frames, also of a small face; call `close` at the end.
 
-    With ``live`` the face is tracked from frame to frame (faster, lags 0.3 to 0.5 frames).  Otherwise each frame is
-    processed independently (for training data, smoothed afterwards).
+    With ``live`` the face is tracked from frame to frame (faster; smoothing delays landmarks by 0.3 to 0.5 frames).
+    Otherwise it is detected in each frame independently (for recordings, smoothed afterwards).  ``models`` are the face
+    models; None: the default ones.
     """
 
     def __init__(self, models: FaceModels | None = None, *, live: bool) -> None:
@@ -88,14 +89,14 @@ class FaceLandmarker:
         self._misses = 0  # number of frames in a row without a face
 
     def detect(self, rgb: Bytes) -> FaceLandmarks | None:
-        """Landmarks of the face in ``rgb`` (H, W, 3) uint8; None if no face is found."""
+        """Landmarks and scores of the face in the next frame ``rgb`` (H, W, 3) uint8; None if no face is found."""
         face = self._follow_small(rgb) or self._whole(rgb) or self._search(rgb)
         self._last = face
         self._misses = 0 if face is not None else self._misses + 1
         return face
 
     def close(self) -> None:
-        """Release the models."""
+        """Release the face models."""
         self._mesh.close()
 
     def __enter__(self) -> FaceLandmarker:

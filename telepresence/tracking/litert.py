@@ -1,7 +1,7 @@
 """TensorFlow Lite models on LiteRT, Google's runtime for them, which has no network code.
 
-LiteRT runs the model files of MediaPipe without MediaPipe's own library, which reports its use to its vendor whenever a
-task is closed.
+LiteRT runs the model files of MediaPipe without MediaPipe's own library, which sends usage data to its vendor whenever
+a task is closed.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from insta_runtime.types import Float32
 from .native_stderr import silence_native_stderr
 
 THREADS = 1
-"""Number of threads of one model.  A second one saves little time and takes a core from rendering and training."""
+"""Number of CPU threads of one model.  A second one saves little time and takes a core from rendering and training."""
 
 
 class LiteRtModel:
-    """One model on the CPU, with one float32 input and float32 outputs.  Belongs to the thread that calls it.
+    """TensorFlow Lite model that runs on the CPU, with one float32 input and float32 outputs.  Not thread-safe.
 
     Attributes:
         shape: shape of the input, without the batch dimension.
@@ -50,7 +50,7 @@ class LiteRtModel:
         self.shape = tuple(int(length) for length in entry["shape"][1:])
 
     def __call__(self, values: NDArray[np.float32]) -> dict[str, Float32]:
-        """Run the model on one input of `shape`; returns the outputs by name, in the shapes of the model."""
+        """Run the model on one input of shape `shape`; returns the outputs by tensor name, with batch dimension 1."""
         self._interpreter.set_tensor(self._input, np.ascontiguousarray(values[None], dtype=np.float32))
         self._interpreter.invoke()
         return {name: self._interpreter.get_tensor(index) for name, index in self._outputs.items()}

@@ -1,9 +1,9 @@
-"""Mattes of a camera frame: the pixels of the subject, and those of the head that is learned.
+"""Mattes of a camera frame: body matte of the subject, and alpha matte of the head, which is learned.
 
 The body matte is computed by MediaPipe's selfie segmenter, on a window around the face, and beyond that window on the
 whole crop.  Alpha is the body matte multiplied by the neck ramp: a height field on the rest mesh, rendered with the
 posed mesh, that fades from below the chin to the collar.  So a torso that does not move with the head is excluded, at
-the same place of the body in every frame; it is learned as a separate layer.
+the same place of the body in every frame; the torso is learned as a separate layer.
 """
 
 from __future__ import annotations
@@ -26,31 +26,43 @@ from .landmarks import FaceLandmarks
 from .selfie_segmenter import MATTE_SIZE
 
 WINDOW = 2.6
-"""Side of the window around the face that is segmented, in face sizes."""
+"""Side of the window around the face that is segmented, as a multiple of the face size."""
 RAMP_SIZE = 96
-"""Resolution at which the neck ramp is rendered, in px."""
+"""Side of the square image in which the neck ramp is rendered, in px."""
 CHIN = 152
-"""Landmark at the tip of the chin."""
+"""Landmark number of the tip of the chin."""
 RAMP_TOP = 0.025
-"""Distance below the chin, in metres, up to which alpha is 1."""
+"""Distance below the chin, in metres, up to which the neck ramp is 1."""
 RAMP_BOTTOM = 0.055
-"""Distance below the chin, in metres, from which alpha is 0."""
+"""Distance below the chin, in metres, from which the neck ramp is 0."""
 TILT = 0.35
-"""Rise of the neck ramp per metre behind the chin: collars are higher at the nape."""
+"""Rise of the neck ramp, in metres per metre behind the chin, because collars are higher at the nape."""
 BELOW = (0.0, 0.03)
-"""Heights above the chin, in metres, between which hair beside the face changes to clothes beside the neck."""
+"""Range of heights above the chin, in metres, over which pixels beside the mesh change from clothes to hair."""
 LATERAL = (0.010, 0.035)
-"""Distances beside the mesh, in metres, between which alpha falls from 1 to 0 below the chin."""
+"""Range of distances beside the mesh, in metres, over which the neck ramp falls from 1 to 0 below the chin."""
 UPPER = 0.06
-"""Height above the chin, in metres; triangles above it cannot occlude the neck and are not rendered."""
+"""Height above the chin, in metres; triangles above it cannot occlude the neck and are not rasterised."""
 SEAM = 0.04
-"""Width of the transition from the face window's matte to that of the crop, as a fraction of the window's side."""
+"""Width of the blend from the face window's matte to that of the crop, as a fraction of the window's side."""
 BODY_S = 0.2
-"""Minimum interval, in seconds, between two live body mattes that need a second segmentation."""
+"""Minimum interval, in seconds, between live frames whose body matte needs a second segmentation."""
 
 
 class PersonMatting:
-    """Computes the mattes of one subject; call `close` at the end."""
+    """Computes the mattes of one subject in camera frames; call `close` at the end.
+
+    Args:
+        head: the head model, with a landmark embedding.
+        shape: (S,) identity code of the subject.
+        models: the face models; None: the default ones.
+        live: prefer a faster segmenter, and omit some body mattes (`mattes`).
+
+    Attributes:
+        ramp: neck ramp of the subject.
+
+    Raises UserError if the segmenter is not available.
+    """
 
     def __init__(self, head: HeadModel, shape: Float32, models: FaceModels | None = None, *, live: bool) -> None:
         self._segmenter = (models or FaceModels()).segmenter(live=live)
@@ -63,12 +75,12 @@ class PersonMatting:
     ) -> tuple[Bytes, Bytes | None]:
         """Two mattes of the crop, (size, size) uint8: alpha (body matte times neck ramp), and the body matte.
 
-        The body matte is None for live frames in which it would need a second segmentation less than `BODY_S` after the
-        last one.
+        The body matte is None for live frames in which it would need a second segmentation less than `BODY_S` seconds
+        after the last one.
 
         Args:
             rgb: (H, W, 3) uint8, the whole frame.
-            face: landmarks of the subject, in its pixels.
+            face: landmarks of the subject in the whole frame.
             crop: window of the frame.
             camera: camera of the crop.
             state: head state in this frame.
@@ -92,7 +104,10 @@ class PersonMatting:
         return alpha, ((far + near * (body - far)) * 255.0 + 0.5).astype(np.uint8)
 
     def body_matte(self, rgb: Bytes, face: FaceLandmarks, crop: Crop) -> Float32:
-        """Body matte of the crop without the neck ramp, (size, size) float32 in [0, 1]."""
+        """Matte of the whole person in the crop, without neck ramp, (size, size) float32 in [0, 1].
+
+        Only a window around the face is segmented; beyond it the matte is 0.
+        """
         window = _Window.around(face, rgb)
         return window.to_crop(self._segment_subject(rgb, face, window), crop)
 
@@ -101,7 +116,7 @@ class PersonMatting:
         self._segmenter.close()
 
     def _segment_subject(self, rgb: Bytes, face: FaceLandmarks, window: _Window) -> Float32:
-        """Connected component of the segmenter's matte that contains the face, (MATTE_SIZE, MATTE_SIZE) float32."""
+        """Matte of the window, (MATTE_SIZE, MATTE_SIZE) float32: the connected component that contains the face."""
         import cv2
 
         matte = self._segmenter.segment(window.cut(rgb))
@@ -114,7 +129,7 @@ class PersonMatting:
 
 @dataclass(frozen=True)
 class _Window:
-    """Square window of the frame that is segmented: upper left corner and side in whole pixels."""
+    """Square window of the frame that is segmented: upper left corner and side, in whole pixels."""
 
     x: int
     y: int
@@ -122,7 +137,7 @@ class _Window:
 
     @staticmethod
     def around(face: FaceLandmarks, rgb: Bytes) -> _Window:
-        """Window of `WINDOW` face sizes around ``face``, inside the frame."""
+        """Window around ``face``, with `WINDOW` times its size, moved and shrunk to lie inside the frame."""
         height, width = rgb.shape[:2]
         left, top, right, bottom = face.box
         side = min(WINDOW * face.face_size, width, height)
@@ -149,7 +164,7 @@ class _Window:
         )
 
     def cut(self, rgb: Bytes) -> Bytes:
-        """Window of ``rgb`` at the segmenter's resolution, (MATTE_SIZE, MATTE_SIZE, 3) uint8."""
+        """Cut the window from ``rgb`` and resize it to the segmenter's input, (MATTE_SIZE, MATTE_SIZE, 3) uint8."""
         import cv2
 
         part = rgb[self.y : self.y + self.side, self.x : self.x + self.side]
@@ -176,7 +191,12 @@ class _Window:
 
 
 class NeckRamp:
-    """Neck ramp of one subject: a soft lower limit, below the chin, of the head that is learned."""
+    """Neck ramp of one subject: a mask that fades from 1 to 0 below the chin, where the learned head ends.
+
+    Args:
+        head: the head model, with a landmark embedding.
+        shape: (S,) identity code of the subject.
+    """
 
     def __init__(self, head: HeadModel, shape: Float32) -> None:
         self._rig = HeadRig(head)
@@ -189,7 +209,7 @@ class NeckRamp:
         self._faces = torch.from_numpy(head.faces[low & (head.face_group == 0)])
 
     def render(self, state: HeadState, camera: Camera) -> Float32:
-        """Render the neck ramp, (H, W) float32 in [0, 1]: 1 on the head, fading to 0 at the collar."""
+        """Render the neck ramp, (H, W) float32 in [0, 1] for ``camera``: 1 on the head, fading to 0 at the collar."""
         import cv2
 
         vertices = self._rig.pose(self._shape, state).vertices
@@ -220,7 +240,7 @@ class NeckRamp:
 
 
 def _landmark(head: HeadModel, vertices: Float32, landmark: int) -> tuple[float, float, float]:
-    """Position of ``landmark`` on ``vertices`` (V, 3), in metres."""
+    """Position (x, y, z), in metres, of ``landmark`` on the mesh with ``vertices`` (V, 3)."""
     assert head.embedding is not None
     corners = vertices[head.faces[head.embedding.face[landmark]]]
     x, y, z = (float(value) for value in head.embedding.bary[landmark] @ corners)
@@ -228,5 +248,5 @@ def _landmark(head: HeadModel, vertices: Float32, landmark: int) -> tuple[float,
 
 
 def _fade(value: NDArray[np.float32], one: float, zero: float) -> NDArray[np.float32]:
-    """Smooth ramp: 1 up to ``one``, 0 from ``zero`` on."""
+    """Smoothstep of ``value``: 1 up to ``one``, falling to 0 from ``zero`` on."""
     return smoothstep(value, zero, one).astype(np.float32)

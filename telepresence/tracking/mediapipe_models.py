@@ -1,7 +1,8 @@
-"""The face models on MediaPipe's own library, which reports its use to its vendor whenever a task is closed.
+"""The face models run by MediaPipe's own library, which sends usage data to its vendor whenever a task is closed.
 
-The package description of mediapipe 1.2 says so; it has no switch for it.  When a task is closed the library looks up
-the name of a host of its vendor and sends to it.  Without an answer from the resolver, closing takes ten seconds.
+The package description of mediapipe 1.2 says so, and there is no option to disable it.  When a task is closed, the
+library looks up the name of a host of its vendor and sends to it.  Without an answer from the name server, closing
+takes ten seconds.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ from .native_stderr import silence_native_stderr
 from .selfie_segmenter import MATTE_SIZE
 
 SYSTEM_PACKAGES = "libegl1 libgles2 libgl1 libglib2.0-0 libxcb1"
-"""Debian packages with the system libraries that mediapipe needs."""
+"""Names, separated by spaces, of the Debian packages with the system libraries that mediapipe needs."""
 
 _log = logging.getLogger(__name__)
 
 
 class MediaPipeFaceMesh:
-    """MediaPipe's Face Landmarker for one face; call `close` at the end."""
+    """Face landmarker run by MediaPipe's own library, for one face (a `FaceMeshModel`); call `close` at the end."""
 
     def __init__(self, task: Path, *, live: bool) -> None:
-        """``task`` is MediaPipe's ``face_landmarker.task``; with ``live``, `track` can be called."""
+        """Load ``face_landmarker.task``; `track` requires ``live``.  Raises UserError if mediapipe cannot be loaded."""
         self._mediapipe = import_mediapipe()
         vision = self._mediapipe.tasks.vision
         with silence_native_stderr():
@@ -41,16 +42,16 @@ class MediaPipeFaceMesh:
         _warn_of_reports()
 
     def detect(self, rgb: Bytes) -> tuple[Float32, Float32] | None:
-        """Landmarks and scores of the face in an image (`FaceMeshModel.detect`)."""
+        """Find landmarks (478, 3) and scores (52,) of the face in an image; see `FaceMeshModel.detect`."""
         return self._result(self._still.detect(_image(self._mediapipe, rgb)), rgb)
 
     def track(self, rgb: Bytes, seconds: float) -> tuple[Float32, Float32] | None:
-        """Landmarks and scores of the face in the next frame of a video (`FaceMeshModel.track`)."""
+        """Find landmarks (478, 3) and scores (52,) in the next frame of a video; see `FaceMeshModel.track`."""
         assert self._video is not None
         return self._result(self._video.detect_for_video(_image(self._mediapipe, rgb), round(seconds * 1e3)), rgb)
 
     def close(self) -> None:
-        """Close MediaPipe's tasks, which makes the library report."""
+        """Close MediaPipe's tasks; the library then sends usage data to its vendor."""
         for landmarker in (self._still, self._video):
             if landmarker is not None:
                 landmarker.close()
@@ -78,10 +79,10 @@ class MediaPipeFaceMesh:
 
 
 class MediaPipeSegmenter:
-    """MediaPipe's Image Segmenter for images of 256 x 256 pixels; call `close` at the end."""
+    """Selfie segmenter run by MediaPipe's own library (a `PersonSegmenter`); call `close` at the end."""
 
     def __init__(self, path: Path) -> None:
-        """``path`` is a ``.tflite`` file of the selfie segmenter."""
+        """Load a ``.tflite`` file of the selfie segmenter.  Raises UserError if mediapipe cannot be loaded."""
         self._mediapipe = mediapipe = import_mediapipe()
         vision = mediapipe.tasks.vision
         options = vision.ImageSegmenterOptions(
@@ -96,18 +97,18 @@ class MediaPipeSegmenter:
         _warn_of_reports()
 
     def segment(self, rgb: Bytes) -> Float32:
-        """Probability of a person in each pixel (`PersonSegmenter.segment`)."""
+        """Probability that a pixel shows a person, (256, 256) float32, for an RGB image (256, 256, 3) uint8."""
         masks = self._segmenter.segment(_image(self._mediapipe, rgb)).confidence_masks
         mask = masks[0].numpy_view()  # (H, W, 1), memory of the result
         return np.array(mask, dtype=np.float32).reshape(MATTE_SIZE, MATTE_SIZE)
 
     def close(self) -> None:
-        """Close MediaPipe's task, which makes the library report."""
+        """Close MediaPipe's task; the library then sends usage data to its vendor."""
         self._segmenter.close()
 
 
 def import_mediapipe() -> Any:
-    """Import ``mediapipe``.  Raises UserError that names the packages to install if it or a library is missing."""
+    """Import ``mediapipe`` and return the module.  Raises UserError, naming packages to install, if that fails."""
     try:
         return importlib.import_module("mediapipe")
     except ModuleNotFoundError as error:
@@ -125,7 +126,7 @@ def import_mediapipe() -> Any:
 
 @functools.cache
 def _warn_of_reports() -> None:
-    """Say once what this library does that the rest of the program does not."""
+    """Log a warning, once per process, that this library sends usage data to its vendor."""
     _log.warning("run.face_models=mediapipe: MediaPipe's library reports its use to its vendor (docs/security.md)")
 
 

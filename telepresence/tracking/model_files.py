@@ -18,12 +18,12 @@ from insta_runtime.files import atomic_file
 VENDOR = "https://storage.googleapis.com/mediapipe-models/"
 """Base address of MediaPipe's public model files."""
 DOWNLOAD_TIMEOUT = 30.0
-"""Seconds without data after which a download fails."""
+"""Time without data, in seconds, after which a download fails."""
 
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A model file: name, SHA-256, and the address from which it is published (None: not published)."""
+    """A model file: name, expected SHA-256, and URL from which it is downloaded (None: cannot be downloaded)."""
 
     name: str
     sha256: str
@@ -35,29 +35,29 @@ LANDMARKER = ModelFile(
     "64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff",
     VENDOR + "face_landmarker/face_landmarker/float16/1/face_landmarker.task",
 )
-"""MediaPipe's face landmarker."""
+"""Model file of MediaPipe's face landmarker: face detector, face mesh and blendshapes."""
 SEGMENTER = ModelFile(
     "selfie_segmenter.tflite",
     "191ac9529ae506ee0beefa6b2c945a172dab9d07d1e802a290a4e4038226658b",
     VENDOR + "image_segmenter/selfie_segmenter/float16/1/selfie_segmenter.tflite",
 )
-"""MediaPipe's selfie segmenter."""
+"""Model file of MediaPipe's selfie segmenter, for square images."""
 SEGMENTER_SQUARE = ModelFile(
     "selfie_segmentation.tflite",
     "9ee168ec7c8f2a16c56fe8e1cfbc514974cbbb7e434051b455635f1bd1462f5c",
 )
-"""MediaPipe's selfie segmenter under its older name, for square images."""
+"""Model file of MediaPipe's selfie segmenter under its older name, for square images."""
 SEGMENTER_LANDSCAPE = ModelFile(
     "selfie_segmentation_landscape.tflite",
     "a77d03f4659b9f6b6c1f5106947bf40e99d7655094b6527f214ea7d451106edd",
 )
-"""MediaPipe's smaller selfie segmenter, for landscape images."""
+"""Model file of MediaPipe's smaller and faster selfie segmenter, for landscape images."""
 VISION = ModelFile(
     "mediapipe-tasks-vision-0.10.35.tgz",
     "84597a25e13d123b5f4cbe768bb72e97a2c28c7a465f0ace287d8cbe5246bff0",
     "https://registry.npmjs.org/@mediapipe/tasks-vision/-/tasks-vision-0.10.35.tgz",
 )
-"""MediaPipe's npm package for browsers."""
+"""MediaPipe's npm package, which tracks faces in a browser."""
 
 
 def model_cache() -> Path:
@@ -68,21 +68,28 @@ def model_cache() -> Path:
 
 
 def landmarker_path(models: Path | None = None) -> Path:
-    """Path of the face landmarker's model, downloaded if missing.  Raises UserError if it is not available."""
+    """Path of the face landmarker's model, downloaded if missing.  Raises UserError if it is not available.
+
+    ``models`` is a folder that is searched before the cache; None: the environment variable ``TELEPRESENCE_MODELS``.
+    """
     return _find((LANDMARKER,), models)
 
 
 def segmenter_path(models: Path | None = None, *, fast: bool = False) -> Path:
     """Path of the selfie segmenter's model, downloaded if missing.  Raises UserError if it is not available.
 
-    With ``fast`` the smaller landscape model is preferred, if present; on a face crop it is equally accurate.
+    ``models`` is as for `landmarker_path`.  With ``fast`` the smaller landscape model is preferred, if present; on a
+    face crop it is equally accurate.
     """
     square = (SEGMENTER, SEGMENTER_SQUARE)
     return _find((SEGMENTER_LANDSCAPE, *square) if fast else (*square, SEGMENTER_LANDSCAPE), models)
 
 
 def vision_path(models: Path | None = None) -> Path:
-    """Path of MediaPipe's npm package for browsers, downloaded if missing.  Raises UserError if it is not available."""
+    """Path of MediaPipe's npm package for browsers, downloaded if missing.  Raises UserError if it is not available.
+
+    ``models`` is as for `landmarker_path`.
+    """
     return _find((VISION,), models)
 
 

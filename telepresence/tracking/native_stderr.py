@@ -14,9 +14,9 @@ _STDERR_LOCK = threading.RLock()
 
 @contextlib.contextmanager
 def silence_native_stderr() -> Iterator[None]:
-    """Context manager that discards standard error, for libraries that have no option for it.
+    """Context manager that discards standard error (file descriptor 2), for libraries whose log cannot be disabled.
 
-    Meant for loading a model and its first inference: it affects the whole process.
+    It affects the whole process, so it should enclose only the loading of a model and its first inference.
     """
     with _STDERR_LOCK, Path(os.devnull).open("wb") as nowhere:
         sys.stderr.flush()

@@ -1,8 +1,8 @@
 """Tracking of a whole recording: landmarks of all frames first, then calibration, then the head fit of every frame.
 
 Unlike live tracking it uses later frames: landmarks are detected in each frame independently and smoothed without
-lag, calibration selects from the whole performance, and the texture map exists from the start.  Calibration and
-texture map use the first seven eighths only, so that the held-out frames at the end are tracked as they would be live.
+lag, calibration selects from almost the whole recording, and the texture map exists from the first frame on.  Both are
+computed from the first seven eighths only, so that the held-out frames at the end are tracked as they would be live.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from .smoothing import smooth
 from .state_builder import StateBuilder, calibrate_gaze
 
 LEARNED = 7 / 8
-"""Fraction of a recording, from its start, from which calibration and texture map are first learned."""
+"""Fraction of a recording, from its start, from which calibration and texture map are computed before tracking."""
 STATIC_MOTION = 0.75
-"""Motion from the previous to the next frame, in px of a 512 px image, below which a face counts as still."""
+"""Mean landmark motion from previous to next frame, in px of a 512 px image, up to which a face counts as still."""
 
 
 @dataclass(frozen=True)
 class TrackedRecording:
-    """Result of tracking a recording of N frames.
+    """Result of tracking a recording of N frames; px are those of an image whose longest side is 512.
 
-    calibration: of the subject.
-    states: N head states; where a face was not tracked the last state is repeated.
-    faces: N smoothed faces, None where none was found.  valid: (N,) whether the face was tracked.
-    errors: (N,) px of a 512 px image.  projections: (N, L, 2), likewise.
-    fit_seconds, texture_seconds: (N,) processor time of the head fit, and of everything else in the head tracker.
+    calibration: calibration of the subject.
+    states: N head states; where the face was not tracked, the last state is repeated.
+    faces: smoothed landmarks of N frames, None where no face was found.  valid: (N,) whether the face was tracked.
+    errors: (N,) reprojection errors, px, infinite without a face.  projections: (N, L, 2) fitted landmarks, px.
+    fit_seconds, texture_seconds: (N,) processor time of the head fit, and of everything else in the head tracker, s.
     """
 
     calibration: Calibration
@@ -55,7 +55,7 @@ class TrackedRecording:
     valid: NDArray[np.bool_]
 
     def figures(self) -> dict[str, float | int]:
-        """Summary of the tracking (docs/tracking.md): number of frames, and medians over the tracked ones."""
+        """Summary by name: numbers of frames and of tracked ones, median error in px, times in ms, jitter in px."""
         tracked = self.valid
         return {
             "frames": len(self.states),
@@ -67,7 +67,7 @@ class TrackedRecording:
         }
 
     def _jitter(self) -> float:
-        """Median second difference of the projected landmarks, in px of a 512 px image, while the face is still."""
+        """Median second difference over time of the projected landmarks of a still face, in px of a 512 px image."""
         before, here, after = self.projections[:-2], self.projections[1:-1], self.projections[2:]
         whole = self.valid[:-2] & self.valid[1:-1] & self.valid[2:]
         if not whole.any():
@@ -92,11 +92,11 @@ def track_recording(
 
     Args:
         head: the head model, with a landmark embedding.
-        found: landmarks of every frame; None where no face was found.
-        frames: returns an iterator over the frames; called twice.
+        found: unsmoothed landmarks of every frame; None where no face was found.
+        frames: function that returns an iterator over the frames; called twice.
         width, height: size of the frames, px.
         fps: frames per second.
-        focal: focal length in px; None: estimated from the size.
+        focal: focal length in px; None: estimated from the frame size.
         models: the face models; None: run by LiteRT, with files from the cache, or downloaded.
 
     Raises UserError if no frame shows a face.
@@ -171,7 +171,7 @@ def _track_frames(
 
 
 def _fill_gaps(states: Sequence[HeadState | None], times_ns: Sequence[int], expressions: int) -> tuple[HeadState, ...]:
-    """Replace missing states by the last state before, or by the first one if there is none before."""
+    """Replace each missing state (None) by the last state before it, or by the first one if there is none before."""
     last = next((state for state in states if state is not None), HeadState.neutral(expressions))
     held = []
     for state, t_capture_ns in zip(states, times_ns, strict=True):

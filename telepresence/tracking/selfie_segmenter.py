@@ -12,11 +12,11 @@ from insta_runtime.types import Bytes, Float32
 from .litert import LiteRtModel
 
 MATTE_SIZE = 256
-"""Side of the images that are segmented, in pixels."""
+"""Side of the square images that are segmented, in pixels."""
 
 
 class SelfieSegmenter:
-    """MediaPipe's selfie segmenter for images of 256 x 256 pixels.  Belongs to the thread that calls it."""
+    """MediaPipe's selfie segmenter on LiteRT, for images of 256 x 256 pixels.  Not thread-safe."""
 
     def __init__(self, path: Path) -> None:
         """``path`` is a ``.tflite`` file of the segmenter.  Raises UserError if it cannot be read or run."""
@@ -27,7 +27,7 @@ class SelfieSegmenter:
         self._model = LiteRtModel(content)
 
     def segment(self, rgb: Bytes) -> Float32:
-        """Probability of a person, (256, 256) float32, in each pixel of an image (256, 256, 3) uint8."""
+        """Probability that a pixel shows a person, (256, 256) float32, for an RGB image (256, 256, 3) uint8."""
         import cv2
 
         height, width = self._model.shape[:2]

@@ -12,13 +12,16 @@ from insta_runtime.types import Float32
 from .landmarks import FaceLandmarks
 
 SIGMA = 1 / 30
-"""Standard deviation of the Gaussian, in seconds."""
+"""Standard deviation of the Gaussian smoothing kernel, in seconds."""
 REACH = 3
-"""Half-width of the kernel, in standard deviations."""
+"""Half-width at which the Gaussian kernel is truncated, in standard deviations."""
 
 
 def smooth(faces: Sequence[FaceLandmarks | None], fps: float) -> list[FaceLandmarks | None]:
-    """Smooth the landmarks and scores of recorded faces over time; runs between losses (None) are smoothed apart."""
+    """Smooth the landmarks and scores of recorded faces over time, for frames at ``fps`` frames per second.
+
+    None (no face) remains None; runs of frames with a face are smoothed separately.
+    """
     result: list[FaceLandmarks | None] = []
     for _, group in groupby(faces, key=lambda face: face is not None):
         run = list(group)

@@ -1,4 +1,4 @@
-"""Conversion of a head fit to a head state: units to expression and eyelids, irises to gaze."""
+"""Conversion of a head fit to a head state: face units to expression and eyelids, iris landmarks to gaze."""
 
 from __future__ import annotations
 
@@ -20,11 +20,17 @@ from .landmark_embedding import embedding_for
 from .landmarks import FaceLandmarks
 
 MAX_GAZE_BIAS = np.array([0.1, 0.2])
-"""Largest gaze bias (yaw, pitch) that calibration removes, in radians; a larger one is a real glance elsewhere."""
+"""Largest gaze bias (yaw, pitch), in radians; greater estimates are clamped, being partly a real glance elsewhere."""
 
 
 class StateBuilder:
-    """Builds the head states of one subject from head fits and face landmarks."""
+    """Converts head fits and face landmarks of one subject to head states.
+
+    Args:
+        head: the head model.
+        calibration: calibration of the subject.
+        basis: landmark basis with which the head is fitted.
+    """
 
     def __init__(self, head: HeadModel, calibration: Calibration, basis: LandmarkBasis) -> None:
         self._units = len(head.expression_names)
@@ -34,11 +40,11 @@ class StateBuilder:
         self._gaze = Gaze.of_head(head, calibration.shape, calibration.gaze)
 
     def gaze(self, fit: HeadFit, face: FaceLandmarks) -> Float64:
-        """Gaze (2, 2) in radians: yaw and pitch of the left and right eye."""
+        """Gaze (2, 2) in radians, minus the calibrated bias; rows: left, right eye; columns: yaw, pitch."""
         return self._gaze.angles(fit, face, self._camera, self._indices)
 
     def build(self, fit: HeadFit, face: FaceLandmarks, t_capture_ns: int) -> HeadState:
-        """Head state of a fitted frame that was captured at ``t_capture_ns``."""
+        """Head state of the frame that was captured at ``t_capture_ns``, from its head fit and landmarks."""
         expression = np.zeros(self._units, np.float32)
         eyelids = np.zeros(2, np.float32)
         units = fit.units.astype(np.float32)
@@ -57,9 +63,9 @@ class StateBuilder:
 
 
 def calibrate_gaze(head: HeadModel, calibration: Calibration, faces: Sequence[FaceLandmarks]) -> Calibration:
-    """Return ``calibration`` with the gaze bias set to the median gaze in ``faces``.
+    """Return ``calibration`` with the gaze bias set to the median gaze in ``faces``, clamped to `MAX_GAZE_BIAS`.
 
-    The median gaze is assumed to be a glance at the camera.
+    It is assumed that the subject mostly looks into the camera.  The previous bias in ``calibration`` must be zero.
     """
     fitter = calibration.fitter(head)
     states = StateBuilder(head, calibration, fitter.basis)
@@ -74,7 +80,8 @@ def with_landmark_embedding(
 ) -> HeadModel:
     """Return ``head`` with a landmark embedding, which is computed if missing (a minute or two, then cached).
 
-    ``progress`` is called with the completed fraction, in [0, 1].
+    ``models`` are the face models; None: the default ones.  ``progress`` is called with the completed fraction, in
+    [0, 1].  Raises UserError if the face landmarker is not available.
     """
     if head.embedding is not None:
         return head

@@ -1,4 +1,4 @@
-"""Geometry of points on a triangle mesh: robust mean and spread of points, and the nearest point on the mesh."""
+"""Geometry of points on a triangle mesh: geometric median and spread of points, and the nearest point on a mesh."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from insta_runtime.types import Float64
 
 
 def geometric_median(points: Float64, weights: Float64) -> Float64:
-    """Weighted geometric median (3,) of ``points`` (N, 3), by Weiszfeld's algorithm."""
+    """Weighted geometric median (3,) of ``points`` (N, 3) with ``weights`` (N,), by Weiszfeld's algorithm."""
     median = np.average(points, axis=0, weights=weights)
     for _ in range(50):
         pull = weights / np.maximum(np.linalg.norm(points - median, axis=1), 1e-6)
@@ -18,9 +18,10 @@ def geometric_median(points: Float64, weights: Float64) -> Float64:
 
 
 def spread(offsets: Float64, weights: Float64) -> float:
-    """Robust standard deviation of ``offsets`` (N, 3) on a surface: 1.2 times their weighted median length.
+    """Robust estimate of the root mean square length of ``offsets`` (N, 3) from a point on a surface.
 
-    For normally distributed offsets this is their root mean square; outliers do not affect it.
+    It is 1.2 times the weighted median length, which is exact for a normal distribution in the tangent plane; outliers
+    hardly affect it.  ``weights`` (N,).
     """
     length = np.linalg.norm(offsets, axis=1)
     order = np.argsort(length)
@@ -31,7 +32,11 @@ def spread(offsets: Float64, weights: Float64) -> float:
 def nearest_on_surface(
     point: Float64, vertices: Float64, faces: NDArray[np.int64], among: NDArray[np.int64]
 ) -> tuple[int, Float64]:
-    """Index of the triangle of ``among`` nearest to ``point``, and barycentrics (3,) of its nearest point."""
+    """Index of the triangle nearest to ``point`` (3,), and barycentric coordinates (3,) of the nearest point on it.
+
+    ``among`` are the indices of the triangles that are searched, of the mesh ``vertices`` (V, 3), ``faces`` (F, 3).
+    Only the 64 of them with the nearest centroids are compared.
+    """
     centre = vertices[faces[among]].mean(1)
     close = among[np.argsort(((centre - point) ** 2).sum(1))[:64]]
     best = (np.inf, -1, np.zeros(3))
@@ -45,7 +50,7 @@ def nearest_on_surface(
 
 
 def _nearest_in_triangle(point: Float64, corners: Float64) -> Float64:
-    """Barycentrics (3,) of the point of a triangle that is nearest to ``point``: inside it or on an edge."""
+    """Barycentric coordinates (3,) of the point of a triangle that is nearest to ``point``: inside or on an edge."""
     edges = corners[1:] - corners[0]
     inner = np.linalg.solve(edges @ edges.T, edges @ (point - corners[0]))
     bary = np.array([1.0 - inner.sum(), *inner])

@@ -1,7 +1,7 @@
-"""Texture map of a subject's head: image corners on hair, ears and forehead, matched from frame to frame.
+"""Texture map of a subject's head: image corners on hair, ears and forehead that are found again in each frame.
 
 Landmarks lie on the face and move with its expressions, so a pose fitted to landmarks alone is wrong by degrees, which
-shows at the top of the head.  Texture on the rigid part of the head gives the rotation.  A few keyframes hold the
+is visible at the top of the head.  Texture on the rigid part of the head gives the rotation.  A few keyframes hold the
 corners of one subject.  Each new frame is compared with the keyframes seen from about the same direction (Lucas-Kanade
 tracking on the keyframe, warped to the expected pose) and never with the previous frame, so that no drift accumulates.
 Bundle adjustment estimates the positions of the corners in head space; the landmarks define the frame of reference.
@@ -23,52 +23,52 @@ from .head_fit import HeadFit, Pinhole, TextureMatches
 from .landmarks import FaceLandmarks
 
 TexturePatch = NDArray[np.uint8]
-"""(size, size) uint8 high-pass filtered grey window around the face."""
+"""(size, size) uint8 image: high-pass filtered grey values of a window around the face; 128 is the local mean."""
 
 WINDOW = 2.4
-"""Side of the window around the face in which texture is tracked, in face sizes."""
+"""Side of the window around the face in which texture is tracked, as a multiple of the face size."""
 WINDOW_SIZE = 384
-"""Maximum resolution of that window, in px."""
+"""Maximum side to which the window around the face is resized, in px."""
 BACKGROUND = 15
-"""Half-width, in px of the window, of the box filter that is subtracted to remove shading."""
+"""Half-width, in px of the window, of the box filter whose result is subtracted to remove shading."""
 CORNER_SIGMA = 0.6
-"""Standard deviation of a matched corner, in px of an image whose longest side is 512."""
+"""Standard deviation of a matched corner's position, in px of an image whose longest side is 512."""
 CORNERS = 64
-"""Maximum number of corners detected in a keyframe."""
+"""Maximum number of image corners detected in a keyframe."""
 SPACING = 9
 """Minimum distance between two corners of a keyframe, in px of the window."""
 QUALITY = 0.001
 """Minimum quality of a corner, as a fraction of the best one in the keyframe (`cv2.goodFeaturesToTrack`)."""
 EDGE = 5
-"""Margin, in px of the window, inside the matte in which no corners are detected: the silhouette is not on the head."""
+"""Margin inside the matte, in px of the window, without corners: those of a silhouette are no points of the head."""
 PATCH = 21
-"""Side of the patch that Lucas-Kanade tracking compares around a corner, in px of the window."""
+"""Side of the square around a corner that Lucas-Kanade tracking compares, in px of the window."""
 ROUND_TRIP_TOLERANCE = 0.7
-"""Maximum distance, in px of the window, between a corner and the result of tracking it forth and back."""
+"""Maximum distance, in px of the window, between a corner and its position after tracking it forward and back."""
 KEYFRAMES = 16
-"""Maximum number of keyframes."""
+"""Maximum number of keyframes of a texture map."""
 ANCHORS = 2
-"""Number of keyframes with which each frame is compared."""
+"""Number of keyframes, those with the most similar view, with which each frame is compared."""
 NEW_VIEW_ANGLE = np.deg2rad(3.0)
-"""View difference from all keyframes, in radians, above which a frame becomes a keyframe."""
+"""View difference from the most similar keyframe, in radians, above which a frame becomes a keyframe."""
 REPLACEMENT_RATIO = 1.5
-"""With all keyframes used, a frame replaces one if its view difference exceeds the smallest one by this factor."""
+"""With `KEYFRAMES` keyframes, a frame replaces one if its view differs this many times as much as the closest two."""
 SCALE_ANGLE = 0.5
-"""View difference, in radians, that a change of distance by the factor e counts for."""
+"""Angle, in radians, to which a change of the head's distance by the factor e is equivalent in a view difference."""
 MIN_CORNERS = 12
-"""Minimum number of corners; with fewer, texture is not used."""
+"""Minimum number of corners in a keyframe, and of matched corners in a frame; with fewer, texture is not used."""
 LANDMARK_SHARE = 1.5
-"""Weight of a keyframe's landmarks relative to its corners, whose errors are more strongly correlated."""
+"""Factor on the information of a keyframe's landmark pose, because errors of corners are more strongly correlated."""
 ADJUSTMENTS = 4
-"""Iterations of bundle adjustment after a keyframe is added."""
+"""Number of iterations of bundle adjustment after a keyframe is added."""
 RIGID_ABOVE = 0.035
-"""Height above the eyes, in metres, above which the head is rigid: the upper end of the brows."""
+"""Height above the eyes, in metres, above which the head is treated as rigid: the upper end of the brows."""
 NOSE = (168, 193, 417, 122, 351, 196, 419, 3, 248, 51, 281, 45, 275, 4)
-"""Landmarks around the rigid part of the nose."""
+"""Landmark numbers around the rigid part of the nose."""
 MOUTH_CORNERS = (61, 291)
-"""Landmarks at the corners of the mouth; below them hair lies on the shoulders and is not rigid."""
+"""Landmark numbers of the corners of the mouth; below them hair lies on the shoulders and is not rigid."""
 HAIR = 0.01
-"""Initial distance of hair from the scalp, in metres."""
+"""Assumed distance of hair from the scalp, in metres, in the initial positions of corners."""
 
 
 @dataclass
@@ -82,17 +82,17 @@ class _Keyframe:
     translation: Float64
     corners: Float32  # (P, 2) px of the frame
     span: slice  # range of its corners among all points of the map
-    information: Float64  # (6, 6) information matrix of the pose of landmark_fit
+    information: Float64  # (6, 6) information matrix of the pose of landmark_fit, times LANDMARK_SHARE
 
 
 class TextureMap:
-    """Texture map of the head of one subject: keyframes, and the positions of their corners in head space.
+    """Texture map of the head of one subject: keyframes, and the positions of their image corners in head space.
 
     Args:
         head: the head model, with a landmark embedding.
         shape: (S,) identity code of the subject.
         camera: camera of the frames.
-        face_size: typical size of the face, px.
+        face_size: typical size of the face, px (`FaceLandmarks.face_size`).
     """
 
     def __init__(self, head: HeadModel, shape: Float32, camera: Pinhole, face_size: float) -> None:
@@ -123,13 +123,13 @@ class TextureMap:
         self._keyframes: list[_Keyframe] = []
 
     def window(self, face: FaceLandmarks) -> Crop:
-        """Square window of the frame around ``face`` in which texture is tracked."""
+        """Square window of the frame, around ``face`` and a little higher, in which texture is tracked."""
         left, top, right, bottom = face.box
         x, y = round((left + right - self._side) / 2), round((top + bottom - self._side) / 2)
         return Crop(x, y - round(0.1 * self._side), self._side, self._size)
 
     def extract(self, rgb: Bytes, crop: Crop) -> TexturePatch:
-        """Texture (size, size) uint8 in the window ``crop`` of the frame ``rgb``: grey, without shading."""
+        """High-pass filtered grey values (size, size) uint8 of the window ``crop`` of the frame ``rgb`` (H, W, 3)."""
         import cv2
 
         height, width = rgb.shape[:2]
@@ -147,9 +147,10 @@ class TextureMap:
         return cv2.addWeighted(grey, 1.0, light, -1.0, 128.0).astype(np.uint8, copy=False)
 
     def match(self, patch: TexturePatch, crop: Crop, expected: HeadFit) -> TextureMatches | None:
-        """Match the corners of the keyframes whose view is nearest to ``expected`` in ``patch``.
+        """Find the corners of the keyframes whose view is nearest to the pose ``expected`` in a frame.
 
-        Returns None if too few corners are matched.
+        ``patch`` is the texture of the frame in the window ``crop`` (`extract`).  Returns None if fewer than
+        `MIN_CORNERS` corners are found.
         """
         if not self._keyframes:
             return None
@@ -169,7 +170,7 @@ class TextureMap:
         )
 
     def needs_keyframe(self, fit: HeadFit) -> bool:
-        """Whether the view of ``fit`` differs enough from the keyframes to become one."""
+        """Whether the view of the fitted frame differs enough from those of all keyframes to become a keyframe."""
         if not self._keyframes:
             return True
         distance = min(_difference(frame, fit) for frame in self._keyframes)
@@ -189,14 +190,16 @@ class TextureMap:
     ) -> None:
         """Add a keyframe with the corners detected in ``patch``, and run bundle adjustment.
 
+        Nothing is added if there are too few corners; a full map drops one of its two most similar keyframes.
+
         Args:
             patch: texture in the window ``crop``.
             crop: window of the frame.
             matte: (size, size) float32 matte of the subject in the window.
             face: landmarks in the frame.
-            fit: pose of the head in the frame.
-            landmark_fit: pose from the landmarks alone.
-            information: (6, 6) information matrix of the pose of ``landmark_fit``.
+            fit: head fit of the frame.
+            landmark_fit: head fit of the frame to its landmarks alone.
+            information: (6, 6) information matrix of the pose of ``landmark_fit`` (`HeadFitter.pose_information`).
         """
         import cv2
 

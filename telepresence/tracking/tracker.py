@@ -1,4 +1,4 @@
-"""Live face tracking: camera frames in, observations (crop, matte, head state, camera) out.
+"""Live face tracking: converts camera frames to observations (crop, matte, head state, camera).
 
 `FaceTracker` searches for a face, calibrates the subject for a second or two (`calibrate`), and then fits the head
 model to every frame.  `GroundTruthTracker` (ground_truth_tracker.py) has the same interface for sources that supply
@@ -31,24 +31,24 @@ from .state_builder import StateBuilder, calibrate_gaze, with_landmark_embedding
 log = logging.getLogger(__name__)
 
 TrackerState = Literal["searching", "calibrating", "tracking", "lost"]
-"""State of a tracker, as reported in `/status`."""
+"""State of a tracker: searching for a face, calibrating the subject, tracking it, or the face is lost."""
 
 CALIBRATION_SECONDS = 1.5
-"""Minimum duration of the frames from which a subject is calibrated, in seconds."""
+"""Minimum time, in seconds, between the first and the last frame from which a subject is calibrated."""
 CALIBRATION_FRAMES = 12
 """Minimum number of frames with a face from which a subject is calibrated."""
 MIN_FACE_PX = 8.0
 """Minimum side, in pixels, of the bounding box of landmarks received from a browser; smaller faces are ignored."""
 ASPECT_TOLERANCE = 0.02
-"""Relative difference in aspect ratio up to which two frame sizes are taken to be of the same camera."""
+"""Relative difference of aspect ratios up to which two frame sizes are assumed to be of the same camera."""
 
 
 def ignore_pose(_pose: TrackedState) -> None:
-    """Default ``on_pose`` callback of `Tracker.track`: does nothing."""
+    """Do nothing: default callback ``on_pose`` of `Tracker.track`."""
 
 
 class Tracker(Protocol):
-    """Interface of a tracker: turns camera frames into tracked frames, for one subject at a time.
+    """Interface of a face tracker: converts camera frames to tracked frames, for one subject at a time.
 
     Attributes:
         may_adapt: whether the tracker may learn texture and landmark offsets from the current frames.  Set to False
@@ -59,12 +59,12 @@ class Tracker(Protocol):
 
     @property
     def state(self) -> TrackerState:
-        """State of the tracker: searching for a face, calibrating, tracking, or the face is lost."""
+        """State of the tracker: ``searching`` for a face, ``calibrating``, ``tracking``, or the face is ``lost``."""
         ...
 
     @property
     def calibration(self) -> Calibration | None:
-        """Calibration of the tracked subject; None before calibration, or if head states are exact."""
+        """Calibration of the tracked subject; None before calibration, or if none is needed (ground truth)."""
         ...
 
     @property
@@ -73,27 +73,32 @@ class Tracker(Protocol):
         ...
 
     def track(self, frame: CameraFrame, on_pose: Callable[[TrackedState], None] = ignore_pose) -> TrackedFrame:
-        """Track one camera frame; no content of a frame raises an exception.
+        """Track one camera frame; never raises because of the content of a frame.
 
-        ``on_pose`` is called with the head state before the matte is computed.
+        If the head is tracked, ``on_pose`` is called with its state before the matte is computed.
+        The result has no observation if no face is tracked.
         """
         ...
 
     def recalibrate(self, known: KnownSubject | None = None) -> None:
-        """Drop the current subject, and calibrate anew or continue with the subject ``known``."""
+        """Drop the current subject; calibrate the next one seen, or track ``known``, a subject tracked before."""
         ...
 
     def residual_of(self, known: KnownSubject) -> Float32 | None:
-        """Residual (N, 2) in mm between the tracked subject and ``known``; None if they cannot be compared."""
+        """Deviation (N, 2), in mm, of N points of the tracked subject's face from the same points of ``known``.
+
+        Its affine part is removed, so that it is large only if these are different persons.  None if the two cannot be
+        compared.
+        """
         ...
 
     def close(self) -> None:
-        """Release the resources of the tracker."""
+        """Release the models; the tracker must not be used afterwards."""
         ...
 
 
 class FaceTracker:
-    """Live tracker of one subject, based on MediaPipe's face models; needs one CPU core.
+    """Live tracker of one subject that uses MediaPipe's face models; needs one CPU core.
 
     All methods must be called from one thread; call `close` at the end.
 
@@ -103,7 +108,11 @@ class FaceTracker:
         crop: policy by which the crop is chosen: ``auto``, ``head`` or ``center``.
         focal: focal length of the camera in px; None: estimated from the frame size.
         models: the face models; None: run by LiteRT, with files from the cache, or downloaded.
-        calibration: stored calibration of the same subject before the same camera.
+        calibration: stored calibration of the same subject and camera, used instead of a new one; None: there is none.
+
+    Attributes:
+        head: the head model, with a landmark embedding.
+        may_adapt: as in `Tracker`.
 
     Raises UserError if the face models are not available.
     """
@@ -148,11 +157,12 @@ class FaceTracker:
         return self._subject.shape if self._subject is not None else None
 
     def track(self, frame: CameraFrame, on_pose: Callable[[TrackedState], None] = ignore_pose) -> TrackedFrame:
-        """Track one camera frame; its ``observation`` is None while searching, calibrating or lost.
+        """Track one camera frame; the result's ``observation`` is None while searching, calibrating or lost.
 
         ``on_pose`` is called with the head state of a calibrated subject as soon as it is fitted; computing the matte
-        takes about as long again.  While calibrating, the result has a ``provisional`` observation.  Of a frame with
-        landmarks only, the head state alone is tracked, provided that its aspect ratio is that of the known camera.
+        takes about as long again.  While calibrating, the result has a ``provisional`` observation.  For a frame with
+        landmarks but no image, it has only a ``landmark_state``; this is None if the frame's aspect ratio differs from
+        that of the earlier frames.
         """
         if frame.landmarks_only:
             return self._track_landmarks(frame, on_pose)
@@ -222,9 +232,10 @@ class FaceTracker:
         )
 
     def recalibrate(self, known: KnownSubject | None = None) -> None:
-        """Drop the current subject and calibrate from the next frames.
+        """Drop the current subject and calibrate from the next frames with a face.
 
-        A ``known`` subject whose calibration belongs to this camera is tracked from the next frame on.
+        If ``known`` has a calibration for frames of this size, that is used at once; otherwise the identity code of
+        ``known`` is kept, and the rest is calibrated.
         """
         if self._subject is not None:
             self._subject.close()
@@ -237,9 +248,9 @@ class FaceTracker:
         self._lost = False
 
     def residual_of(self, known: KnownSubject) -> Float32 | None:
-        """Residual (N, 2) in mm between the calibrations of the tracked subject and of ``known``.
+        """Deviation (N, 2), in mm, of the tracked subject's landmarks from those of ``known`` (`calibration_residual`).
 
-        None if one of them has no calibration, or if they belong to different head models.
+        None if one of them has no calibration, or if the calibrations belong to different head models.
         """
         mine, theirs = self.calibration, known.calibration
         if mine is None or theirs is None or theirs.head_sha256 != mine.head_sha256:
@@ -247,7 +258,7 @@ class FaceTracker:
         return calibration_residual(self.head, theirs, mine)
 
     def close(self) -> None:
-        """Release the models."""
+        """Release the models; the tracker must not be used afterwards."""
         if self._subject is not None:
             self._subject.close()
         self._close_provisional()
@@ -275,7 +286,7 @@ class FaceTracker:
             self._provisional = None
 
     def _add_calibration_sample(self, frame: CameraFrame, face: FaceLandmarks | None) -> None:
-        """Add a face to the calibration samples; once there are enough, or a stored calibration fits, set _subject."""
+        """Add a face to the calibration samples; set _subject if there are enough or a stored calibration is usable."""
         if face is None:
             return
         height, width = self._shape
