@@ -212,7 +212,7 @@ class ExpressionCode:
         return self.views.turn(state) if self.config.pull_views else np.eye(3, dtype=np.float32)
 
     def observe(self, state: HeadState) -> bool:
-        """Add the state of a training frame; True if the codes of all earlier frames have changed."""
+        """Add the state of a training frame; True if mean or spread changed, so that codes must be computed anew."""
         place = self.reservoir.observe(state)
         if place is None:
             return False

@@ -56,7 +56,7 @@ class RadianceField(nn.Module):
         Args:
             points: (N, 3) positions in the unit cube of the canonical box.
             directions: (N, 3) canonical unit view directions.
-            codes: (N, CODE_WIDTH) expression codes, already faded by the masks.
+            codes: (N, CODE_WIDTH) expression codes, already multiplied by the masks of mouth and eyes.
         """
         density, features = self.density(points, codes)
         colour = self.colour_net(torch.cat([features, direction_basis(directions, self.bands)], dim=-1))

@@ -45,7 +45,7 @@ class ReplayBuffer(Generic[T]):
         self.policy.start_epoch(weight)
 
     def lacks(self, state: HeadState) -> bool:
-        """Whether a frame painted by the avatar in ``state`` would be stored; False before the first real frame."""
+        """Whether a frame rendered by the avatar in ``state`` would be stored; False before the first real frame."""
         size = self._frame_bytes()
         return size > 0 and self.policy.lacks(state, size)
 

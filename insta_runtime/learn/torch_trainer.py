@@ -57,11 +57,11 @@ class TorchTrainer:
         self.replay.take_in()
 
     def lacks(self, state: HeadState) -> bool:
-        """Whether a frame painted by the avatar in ``state`` would be stored."""
+        """Whether a frame rendered by the avatar in ``state`` would be stored."""
         return self.replay.lacks(state)
 
     def add_recalled(self, observation: Observation) -> None:
-        """Store a frame that was painted by the avatar itself."""
+        """Store a frame that the avatar rendered."""
         self.replay.add_recalled(observation)
 
     def set_replay_budget(self, budget: int) -> None:

@@ -58,10 +58,10 @@ class Trainer(Protocol):
         """Store the queued observations in the replay buffer.  `step` does this first."""
 
     def lacks(self, state: HeadState) -> bool:
-        """Whether a frame painted by the avatar in ``state`` would be stored; False before the first real frame."""
+        """Whether a frame rendered by the avatar in ``state`` would be stored; False before the first real frame."""
 
     def add_recalled(self, observation: Observation) -> None:
-        """Store a frame that was painted by the avatar itself (generative replay)."""
+        """Store a frame that the avatar rendered (generative replay)."""
 
     def set_replay_budget(self, budget: int) -> None:
         """Set the memory budget of the replay buffer, in bytes, and evict frames beyond it; no effect on a GPU.

@@ -1,4 +1,4 @@
-"""Benchmark network by kernels: hash grid and an MLP of two hidden layers, the usual shape for comparisons."""
+"""Network for benchmarks, computed by native kernels: a hash grid and an MLP of two hidden layers."""
 
 from __future__ import annotations
 

@@ -69,12 +69,12 @@ class SlotPoseMotions:
     def add(self, slot: int, state: HeadState, *, fixed: bool = False) -> None:
         """Initialise the motions of a slot with a new image that was tracked as ``state``.
 
-        ``fixed`` motions are not learned: those of images that the avatar painted itself.
+        ``fixed`` motions are not learned: those of images that the avatar rendered.
         """
         head = np.concatenate([rotation_matrix(state.rotation).ravel(), state.translation]).astype(np.float32)
         self._tracked[slot] = torch.from_numpy(head)
         self._features[slot] = torch.from_numpy(pose_features(state))
-        # The avatar painted these images with the refinement that it was loaded with.
+        # The avatar rendered these images with the refinement that it was loaded with.
         table = torch.from_numpy(self.model.pose_refinement.table).to(self.table.device) if fixed else self.table
         self.motions[slot] = self._predicted[slot] = predict_motions(table, self._features[slot : slot + 1])[0]
         self._posed_motions[slot] = self.motions[slot, :MOTION]

@@ -175,12 +175,12 @@ class PosedHeads:
         self._depth_buffers: dict[tuple[int, int], tuple[torch.Tensor, ...]] = {}
 
     def run(self, occupancy: Struct) -> None:
-        """Pose all heads from ``states`` and compute their bands, from the occupied cells, and all candidates."""
+        """Pose all heads from ``states``, mark the posed grid cells to sample, and list candidate triangles."""
         self.pose(occupancy)
         self.choose_candidates()
 
     def pose(self, occupancy: Struct) -> None:
-        """Pose all heads from ``states`` and compute their bands, but not the candidates of the bands' cells."""
+        """Pose all heads from ``states`` and mark the posed grid cells to sample, without their candidate triangles."""
         frames, head, poses, launch = self.frames, self.head, self.poses, self.kernels.launch
         launch("pose_vertices", head, poses, items=32 * frames * -(-self._vertices // 32))
         launch("triangle_frames", head, poses, items=frames * self._triangles)

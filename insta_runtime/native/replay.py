@@ -41,7 +41,7 @@ class DeviceReplay(ReplayBuffer[int]):
     Attributes:
         side: side of the image square in pixels, 0 before the first observation.
         slots: number of slots; those in use are the first ones.
-        recalled: slots whose images were painted by the avatar itself.
+        recalled: slots whose images were rendered by the avatar (generative replay).
         states: (slots, S) rows of `pack_state` with the cameras of the images.
         frames: the ``ReplayFrames`` struct that is passed to kernels.
     """
@@ -105,7 +105,7 @@ class DeviceReplay(ReplayBuffer[int]):
         return new
 
     def add_recalled(self, observation: Observation) -> dict[int, HeadState]:
-        """Store a frame that was painted by the avatar itself; returns its slot and state as `take_in` does."""
+        """Store a frame that the avatar rendered; returns its slot and state as `take_in` does."""
         with self._on_stream():
             slot = self._store(observation, recalled=True)
             self._update_pools()

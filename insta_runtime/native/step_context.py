@@ -1,4 +1,4 @@
-"""Objects that all kernels of a training step share."""
+"""`StepContext`: weights, replay, poses, gradients and inputs that the kernels of a training step share."""
 
 from __future__ import annotations
 

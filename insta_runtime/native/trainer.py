@@ -81,11 +81,11 @@ class NativeTrainer:
         self._prepare_slots(self.replay.take_in())
 
     def lacks(self, state: HeadState) -> bool:
-        """Whether a frame painted by the avatar in ``state`` would be stored."""
+        """Whether a frame rendered by the avatar in ``state`` would be stored."""
         return self.replay.lacks(state)
 
     def add_recalled(self, observation: Observation) -> None:
-        """Store a frame that was painted by the avatar itself, and prepare its slot for drawing."""
+        """Store a frame that the avatar rendered, and prepare its slot for drawing."""
         self._prepare_slots(self.replay.add_recalled(observation))
 
     def set_replay_budget(self, budget: int) -> None:

@@ -74,7 +74,7 @@ class AvatarModel:
         return self.warp.pose(self.rig.pose(self.shape, state).vertices, motions)
 
     def refine_pose(self, state: HeadState) -> tuple[HeadState, Float32]:
-        """Refined head state for rendering a tracked ``state``, and the part motions: `PoseRefinement.refine`."""
+        """``state`` corrected by the learned regression, and the rigid motions (PARTS, MOTION) of mouth and eyes."""
         return self.pose_refinement.refine(state)
 
     def code_of(self, state: HeadState) -> torch.Tensor:

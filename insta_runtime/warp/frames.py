@@ -43,7 +43,7 @@ def triangle_frames(vertices: torch.Tensor, faces: torch.Tensor) -> tuple[torch.
 
 
 class CanonicalMaps:
-    """Linear maps from posed to canonical space of one mesh, for any pose.
+    """Linear maps from a posed mesh to its canonical mesh, for each triangle and each vertex, in any pose.
 
     Args:
         canonical: (V, 3) float, vertices of the canonical mesh, metres.

@@ -188,7 +188,10 @@ class PosedHead:
         return torch.baddbmm(self.vertices[corner, None], offset, linear / squared_scale)
 
     def forward_warp_centres(self, points: torch.Tensor, triangle: torch.Tensor) -> torch.Tensor:
-        """Warp canonical points (N, 3) to the pose, (N, 3), with their ``triangle`` as far as attached to it."""
+        """Posed positions (N, 3) of canonical points (N, 3), each moved by its ``triangle`` (N,).
+
+        Points higher than `Warp.detachment_height` above it move with the rigid head instead, with a smooth transition.
+        """
         posed = self.forward_warp(points[:, None], triangle)[:, 0]
         if self.warp.detachment_height == 0.0:
             return posed

@@ -1,4 +1,4 @@
-"""CallOptions of one call that are given on the command line instead of the configuration."""
+"""Options of one call that are given on the command line instead of the configuration."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class CallOptions:
-    """CallOptions of one call besides the configuration.
+    """Options of one call besides the configuration.
 
     Attributes:
         source: camera source, as given by ``--source``.
         avatar: folder of the avatar; None creates a new one in the user's data folder.
         head: head model file; None takes the open head model.
-        models: folder of MediaPipe's model files; None downloads them.
+        models: folder of MediaPipe's model files; None: the user's cache, into which missing files are downloaded.
         track: track a source that gives ground truth, too.
         preview: open a preview window.
         record: path of a recording of the call.

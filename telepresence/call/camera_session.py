@@ -160,7 +160,7 @@ class CameraSession:
 
     @property
     def learner(self) -> Learner | None:
-        """Learner of the current subject."""
+        """Learner of the current subject; None until one is created, after calibration."""
         return self.subject.learner
 
     @property

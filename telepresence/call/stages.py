@@ -76,7 +76,7 @@ class CaptureStage:
         self._timer = LoopTimer(config.run.render_fps)
 
     def round(self) -> None:
-        """Read one frame, at most ``run.render_fps`` a second; frames that nothing is rendered of are not read."""
+        """Read one frame, at most ``run.render_fps`` a second; frames that would not be rendered are not read."""
         signals = self._signals
         self._timer.wait(signals.stopping)
         signals.tracker_waits.wait(READ_S)  # a frame that was read early would be old when it is tracked

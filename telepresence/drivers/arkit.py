@@ -56,7 +56,7 @@ class ArkitFace:
 
 
 def face_to_head_state(face: ArkitFace, head: HeadModel) -> HeadState:
-    """Convert ``face`` to a head state of ``head``, by default before the centre of the camera.
+    """Convert ``face`` to a head state of ``head``; without a position it is placed on the axis of the camera.
 
     The open head has ARKit's units.  FLAME's expression components have no names: only jaw, eyelids, gaze and head
     move, and the other parts remain neutral.

@@ -1,6 +1,6 @@
 """Addresses of ZeroMQ sockets: which are allowed, and binding and connecting over IPv4, IPv6 and by name.
 
-libzmq binds no names, resolves them to one family only, and takes IPv6 for an unknown device unless the socket option
+libzmq binds no names, resolves them to one family only, and refuses IPv6 ("no such device") unless the socket option
 IPV6 is set; so names are resolved here, and sockets get literal addresses.
 """
 

@@ -273,7 +273,7 @@ class Learner:
         return True
 
     def take_events(self) -> list[TrainingEvent]:
-        """Return and clear the events of training (roll backs, withheld snapshots) since the last call."""
+        """Return and clear the events of training (returns to an earlier state) since the last call."""
         return [self._snapshot_gate.events.popleft() for _ in range(len(self._snapshot_gate.events))]
 
     @property

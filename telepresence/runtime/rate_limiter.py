@@ -1,4 +1,4 @@
-"""RateCounter limits by token buckets."""
+"""Rate limits by token buckets."""
 
 from __future__ import annotations
 

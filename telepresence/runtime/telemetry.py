@@ -160,7 +160,7 @@ class Telemetry:
         )
         self._latency = Histogram(
             "telepresence_latency_seconds",
-            "Time from the capture of a frame until it is displayed, in seconds",
+            "Time from the capture of a frame to its rendered frame, in seconds",
             registry=self._registry,
             buckets=seconds,
         )
@@ -219,12 +219,12 @@ class Telemetry:
             log.warning("%s: %s", where, text, extra={"event": "error", "stage": where, "fields": {"error": text}})
 
     def latency(self, seconds: float) -> None:
-        """Record the seconds from the capture of a frame until it was displayed."""
+        """Record the seconds from the capture of a frame until its rendered frame was passed to the outputs."""
         self._latency.observe(seconds)
         self._latencies.append((time.monotonic(), seconds))
 
     def latency_ms(self) -> float | None:
-        """Median latency in ms of the last `WINDOW_S` seconds; None if no frame was displayed."""
+        """Median latency in ms of the last `WINDOW_S` seconds; None if no frame was rendered."""
         since = time.monotonic() - WINDOW_S
         recent = [seconds for moment, seconds in list(self._latencies) if moment >= since]
         return 1000.0 * median(recent) if recent else None

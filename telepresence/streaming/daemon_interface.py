@@ -11,10 +11,12 @@ from telepresence.runtime.mailbox import Mailbox
 
 
 class DaemonInterface:
-    """Methods of the daemon that the media server calls; this base class has no state and ignores every command.
+    """Methods of the daemon that the media server calls; those of this base class ignore every command.
 
-    All methods are called on the network thread and must not block, except `tracking_file`, which is called on a thread
-    of its own.  A command that cannot be carried out raises UserError, whose text is shown to the user.
+    Commands arrive on the network thread and must not block, except `tracking_file`, which is called on a thread of its
+    own; implementations must be safe to call from any thread.
+
+    A command that cannot be carried out raises UserError, whose text is shown to the user.
 
     Attributes:
         camera: frames of a browser's camera are put here.

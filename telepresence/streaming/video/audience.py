@@ -67,7 +67,7 @@ class ViewerStream:
         self.estimate.on_remb(bitrate)
 
     def on_receiver_report(self, lost: int, highest: int) -> None:
-        """Use a receiver report: total of ``lost`` packets, and the ``highest`` sequence number received."""
+        """Update the bandwidth estimate from an RTCP receiver report: packets ``lost`` in all, ``highest`` number."""
         self.estimate.on_receiver_report(lost, highest, self._rate)
 
     def should_resend(self, sequence_number: int) -> bool:
