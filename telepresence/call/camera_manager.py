@@ -124,9 +124,9 @@ class CameraManager:
     def pause_learning(self, paused: bool) -> None:
         """Pause or resume learning.  UserError if the call was started without learning."""
         if not paused and self._config.run.freeze:
-            raise UserError("this call was started with --freeze and learns nothing: start it without")
+            raise UserError("this call was started to learn nothing: start it without --freeze")
         if not paused and self._config.run.train_share == 0.0:
-            raise UserError("this call was started with run.train_share = 0 and learns nothing: start it with more")
+            raise UserError("this call was started to learn nothing: start it with run.train_share above 0")
         if paused:
             self._learners.paused.set()
         else:

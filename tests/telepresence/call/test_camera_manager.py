@@ -185,8 +185,12 @@ def test_learning_pauses_and_the_face_is_calibrated_again_on_command(tmp_path: P
         call.cameras.check_landmarks_only()  # this is no camera of a browser
 
 
-def test_a_call_started_without_learning_cannot_begin_to_learn(tmp_path: Path) -> None:
-    call = Call(tmp_path, [np.zeros(60, np.float32)], "run.freeze=true")
-    with pytest.raises(UserError, match="without --freeze"):
+@pytest.mark.parametrize(
+    ("setting", "remedy"),
+    [("run.freeze=true", "without --freeze"), ("run.train_share=0", r"run\.train_share above 0")],
+)
+def test_a_call_started_without_learning_cannot_begin_to_learn(tmp_path: Path, setting: str, remedy: str) -> None:
+    call = Call(tmp_path, [np.zeros(60, np.float32)], setting)
+    with pytest.raises(UserError, match=remedy):
         call.cameras.pause_learning(False)
     call.cameras.pause_learning(True)
