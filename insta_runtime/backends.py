@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
 
     from insta_runtime.config import AvatarConfig
-    from insta_runtime.learn.trainer import Trainer
+    from insta_runtime.learn.trainer_interface import Trainer
     from insta_runtime.render.model import AvatarModel
 
 Kind = Literal["cuda", "host", "torch", "tcnn"]

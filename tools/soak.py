@@ -22,7 +22,7 @@ import torch
 from insta_runtime.avatar import choose_device
 from insta_runtime.backends import NAMES, choose_backend, make_renderer, make_trainer
 from insta_runtime.errors import UserError
-from insta_runtime.learn.trainer import Trainer
+from insta_runtime.learn.trainer_interface import Trainer
 from telepresence.measure.bench.benchmark_avatar import (
     REPLAY_FRAMES,
     BenchmarkAvatar,

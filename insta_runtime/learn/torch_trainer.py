@@ -14,9 +14,9 @@ import torch
 from insta_runtime.learn.adam import BETA1, BETA2, EPSILON
 from insta_runtime.learn.losses import RayTargets, ray_loss
 from insta_runtime.learn.pose_refinement import INTERVAL, fit_table, motion_shift, predict_motions
-from insta_runtime.learn.replay import Replay, ReplayFrame
 from insta_runtime.learn.schedule import MIN_RAY_SHARE, StepRates, TrainingSchedule
-from insta_runtime.learn.trainer import StepReport
+from insta_runtime.learn.torch_replay import Replay, ReplayFrame
+from insta_runtime.learn.trainer_interface import StepReport
 from insta_runtime.learn.training_state import TrainingState
 from insta_runtime.render.model import AvatarModel
 from insta_runtime.render.rays import pixel_rays, slant

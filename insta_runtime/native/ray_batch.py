@@ -7,7 +7,7 @@ from typing import Final
 
 import torch
 
-from insta_runtime.learn.replay import ray_regions
+from insta_runtime.learn.torch_replay import ray_regions
 from insta_runtime.native.field import table_size
 from insta_runtime.native.kernels import BoundLaunch, Struct
 from insta_runtime.native.posing import head_struct

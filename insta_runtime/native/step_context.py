@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+    from insta_runtime.native.device_replay import DeviceReplay
     from insta_runtime.native.field import PackedField
     from insta_runtime.native.kernels import Kernels, Struct
-    from insta_runtime.native.replay import DeviceReplay
     from insta_runtime.native.step_io import StepInputs
     from insta_runtime.native.training_poses import CachedPoses, PerStepPoses
     from insta_runtime.render.model import AvatarModel

@@ -17,15 +17,15 @@ import torch
 from insta_runtime.learn.adam import BETA1, BETA2
 from insta_runtime.learn.pose_refinement import INTERVAL
 from insta_runtime.learn.schedule import MIN_RAY_SHARE, TrainingSchedule
-from insta_runtime.learn.trainer import StepReport
+from insta_runtime.learn.trainer_interface import StepReport
 from insta_runtime.learn.training_state import TrainingState
+from insta_runtime.native.device_replay import DeviceReplay
 from insta_runtime.native.field import PackedField, flatten, table_size, unflatten
 from insta_runtime.native.kernels import BoundLaunch, Graph, Kernels
 from insta_runtime.native.occupancy import occupancy_struct
 from insta_runtime.native.pose_refinement import SlotPoseMotions
 from insta_runtime.native.posing import head_struct
 from insta_runtime.native.ray_batch import RayBatch
-from insta_runtime.native.replay import DeviceReplay
 from insta_runtime.native.step_context import StepContext
 from insta_runtime.native.step_io import StepInputs, StepResults
 from insta_runtime.native.training_poses import CachedPoses, PerStepPoses, cached_pose_bytes

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from insta_runtime.field.expression_code import CODE_WIDTH
+from insta_runtime.native.device_replay import DeviceReplay
 from insta_runtime.native.kernels import Kernels, Struct
 from insta_runtime.native.posing import PosedHeads
-from insta_runtime.native.replay import DeviceReplay
 from insta_runtime.native.slot_memory import SlotMemory
 
 if TYPE_CHECKING:

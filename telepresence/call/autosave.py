@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from insta_runtime.errors import UserError
 from telepresence.call.event_log import EventKind
+from telepresence.runtime.failure_policy import one_line
 from telepresence.runtime.ownership import any_thread, owned_by
-from telepresence.runtime.policy import one_line
 
 if TYPE_CHECKING:
     from telepresence.call.camera_session import CameraSession

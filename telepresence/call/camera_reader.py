@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 from insta_runtime.errors import UserError
 from telepresence.runtime.clock import CaptureClock, now_ns
+from telepresence.runtime.failure_policy import POLICIES, Condition, Health, one_line
 from telepresence.runtime.ownership import any_thread, owned_by
-from telepresence.runtime.policy import POLICIES, Condition, Health, one_line
 
 if TYPE_CHECKING:
     from telepresence.runtime.frames import CameraFrame

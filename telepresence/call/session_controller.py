@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Final
 
 from telepresence.call.session import Facts, SessionState
 from telepresence.learning.budget import BudgetInputs
+from telepresence.runtime.failure_policy import Condition
 from telepresence.runtime.ownership import owned_by
-from telepresence.runtime.policy import Condition
 
 if TYPE_CHECKING:
     from telepresence.call.camera_session import CameraSession
     from telepresence.call.driver_selection import DriverSelector
-    from telepresence.runtime.policy import Health
+    from telepresence.runtime.failure_policy import Health
     from telepresence.runtime.telemetry import Telemetry
 
 log = logging.getLogger("telepresence")

@@ -9,8 +9,8 @@ from telepresence.outputs import PreviewWindow
 from telepresence.runtime.ownership import any_thread, called_by, owned_by
 
 if TYPE_CHECKING:
+    from telepresence.runtime.failure_policy import Health
     from telepresence.runtime.frames import OutputFrame, TrackedFrame
-    from telepresence.runtime.policy import Health
     from telepresence.streaming import FrameSink, StreamStats
 
 STATUS_S: Final = 0.25

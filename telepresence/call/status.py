@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from telepresence.call.camera_session import CameraSession
     from telepresence.display.display import Display
     from telepresence.learning.learner import Learner
-    from telepresence.runtime.policy import Health
+    from telepresence.runtime.failure_policy import Health
     from telepresence.runtime.telemetry import Telemetry
     from telepresence.streaming import StreamStats
 

@@ -12,9 +12,9 @@ from insta_runtime.smoothstep import smoothstep
 from telepresence.display.backgrounds import Backgrounds
 from telepresence.display.cards import card
 from telepresence.display.orbit import pitch_turn, turned, yaw_turn
+from telepresence.display.render_size import RenderSize, largest_side
 from telepresence.runtime.frames import OutputFrame, RenderInputs
 from telepresence.runtime.ownership import any_thread, owned_by
-from telepresence.runtime.render_size import RenderSize, largest_side
 
 if TYPE_CHECKING:
     from insta_runtime.render.coloured_mesh import ColouredMesh

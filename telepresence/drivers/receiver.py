@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from insta_runtime.types import HeadState
 from telepresence.runtime.clock import now_ns
-from telepresence.runtime.policy import POLICIES
+from telepresence.runtime.failure_policy import POLICIES
 from telepresence.runtime.rate_limiter import RateLimiter
 from telepresence.runtime.worker import Worker
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from insta_runtime.avatar import Avatar, AvatarContents
-    from insta_runtime.learn.trainer import Trainer
+    from insta_runtime.learn.trainer_interface import Trainer
     from insta_runtime.learn.training_state import TrainingState
     from telepresence.learning.frame_archive import FrameArchive
 

@@ -21,7 +21,7 @@ from telepresence.learning.likeness import RECENT, HeldBackFrame, HeldBackSet, L
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from insta_runtime.learn.trainer import StepReport, Trainer
+    from insta_runtime.learn.trainer_interface import StepReport, Trainer
     from insta_runtime.learn.training_state import TrainingState
     from insta_runtime.learn.weight_exchange import WeightExchange
     from insta_runtime.render.coloured_mesh import ColouredMesh

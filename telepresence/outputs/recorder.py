@@ -18,10 +18,10 @@ from insta_runtime.files import atomic_file
 from insta_runtime.tracked import GrowingTake
 from insta_runtime.types import HeadState
 from telepresence.runtime.audio import CHANNELS, RATE, TOLERANCE_S, AudioBus, AudioChunk, AudioTimeline, Samples
+from telepresence.runtime.failure_policy import one_line
 from telepresence.runtime.frames import OutputFrame
 from telepresence.runtime.mailbox import Mailbox
 from telepresence.runtime.media_paths import media_target
-from telepresence.runtime.policy import one_line
 
 if TYPE_CHECKING:
     import av

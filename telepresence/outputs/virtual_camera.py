@@ -10,8 +10,8 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final
 
 from telepresence.runtime.clock import LoopTimer
+from telepresence.runtime.failure_policy import one_line
 from telepresence.runtime.frames import OutputFrame
-from telepresence.runtime.policy import one_line
 
 if TYPE_CHECKING:
     from pyvirtualcam import Camera

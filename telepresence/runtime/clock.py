@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
-from telepresence.runtime.policy import OLD_S
+from telepresence.runtime.failure_policy import OLD_S
 
 
 def now_ns() -> int:

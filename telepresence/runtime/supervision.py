@@ -1,6 +1,6 @@
 """Supervision of the daemon's stages: starts their threads, detects those that fail or hang, and ends them.
 
-What follows a failure is in `telepresence.runtime.policy.POLICIES`; docs/supervision.md explains it.
+What follows a failure is in `telepresence.runtime.failure_policy.POLICIES`; docs/supervision.md explains it.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Final
 
+from telepresence.runtime.failure_policy import JUMP_S, POLICIES, Fallback, Health, is_device_error, one_line
 from telepresence.runtime.ownership import any_thread, called_by, owned_by
-from telepresence.runtime.policy import JUMP_S, POLICIES, Fallback, Health, is_device_error, one_line
 from telepresence.runtime.worker import Worker, limit_torch_threads
 
 log = logging.getLogger("telepresence")

@@ -9,8 +9,16 @@ import threading
 import time
 from collections.abc import Callable
 
+from telepresence.runtime.failure_policy import (
+    HEALTHY_S,
+    Condition,
+    Fallback,
+    Health,
+    Policy,
+    is_device_error,
+    one_line,
+)
 from telepresence.runtime.ownership import ThreadRole, enter_role
-from telepresence.runtime.policy import HEALTHY_S, Condition, Fallback, Health, Policy, is_device_error, one_line
 
 log = logging.getLogger("telepresence")
 

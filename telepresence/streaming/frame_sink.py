@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from telepresence.runtime.failure_policy import Health
 from telepresence.runtime.frames import OutputFrame
-from telepresence.runtime.policy import Health
 from telepresence.streaming.video.stats import StreamStats
 
 

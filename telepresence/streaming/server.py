@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Final
 
 from insta_runtime.errors import UserError
 from telepresence.runtime.addresses import parse_ip, resolve, socket_address, with_brackets, without_brackets
+from telepresence.runtime.failure_policy import JUMP_S, POLICIES, Condition, Health
 from telepresence.runtime.frames import OutputFrame
 from telepresence.runtime.ownership import enter_role
-from telepresence.runtime.policy import JUMP_S, POLICIES, Condition, Health
 from telepresence.streaming.audio.audio_hub import AudioHub
 from telepresence.streaming.daemon_interface import DaemonInterface
 from telepresence.streaming.http.tls import tls_context

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from insta_runtime.avatar import Avatar
-    from insta_runtime.learn.trainer import Trainer
+    from insta_runtime.learn.trainer_interface import Trainer
     from insta_runtime.render.model import AvatarModel
     from insta_runtime.tracked import TrackedFolder
     from insta_runtime.types import Camera, HeadState, Observation

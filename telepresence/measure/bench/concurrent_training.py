@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from insta_runtime.backends import AnyRenderer
-    from insta_runtime.learn.trainer import Trainer
+    from insta_runtime.learn.trainer_interface import Trainer
     from insta_runtime.types import Camera, HeadState
 
 PUBLISH_INTERVAL_S: Final = 1.0

@@ -13,7 +13,7 @@ from telepresence.measure.bench.timing import cycled, percentiles, timed_ms
 
 if TYPE_CHECKING:
     from insta_runtime.backends import AnyRenderer, Backend
-    from insta_runtime.learn.trainer import Trainer
+    from insta_runtime.learn.trainer_interface import Trainer
     from telepresence.measure.bench.benchmark_avatar import BenchmarkAvatar
 
 T = TypeVar("T")

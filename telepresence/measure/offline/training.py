@@ -13,7 +13,7 @@ from insta_runtime.backends import AnyRenderer, Backend, choose_backend, make_re
 from insta_runtime.errors import UserError
 from insta_runtime.evaluation.protocol import score, score_psnr, split
 from insta_runtime.evaluation.regions import FaceRegions
-from insta_runtime.learn.trainer import Trainer
+from insta_runtime.learn.trainer_interface import Trainer
 from insta_runtime.render.coloured_mesh import ColouredMesh
 from insta_runtime.torso.learning import learn_torso
 from insta_runtime.types import Observation

@@ -8,8 +8,8 @@ from array import array
 from collections.abc import Callable
 
 from telepresence.display.cards import card
+from telepresence.runtime.failure_policy import Health
 from telepresence.runtime.frames import OutputFrame
-from telepresence.runtime.policy import Health
 from telepresence.streaming import StreamSettings, StreamStats
 from telepresence.streaming.video.paced_slot import PacedSlot
 from telepresence.streaming.video.stats import StreamMeter

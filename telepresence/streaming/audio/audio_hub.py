@@ -11,8 +11,8 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final
 
 from telepresence.runtime.audio import RATE, AudioBus, AudioChunk, Samples
+from telepresence.runtime.failure_policy import one_line
 from telepresence.runtime.ownership import any_thread, enter_role, owned_by
-from telepresence.runtime.policy import one_line
 from telepresence.streaming.audio.lipsync import BLOCK, BLOCK_S, DelayLine, RollingWindow
 
 if TYPE_CHECKING:

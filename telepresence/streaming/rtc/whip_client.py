@@ -13,7 +13,7 @@ from urllib.parse import urljoin, urlsplit
 import aiohttp
 from aiortc import RTCPeerConnection, RTCSessionDescription
 
-from telepresence.runtime.policy import POLICIES, Condition, Health
+from telepresence.runtime.failure_policy import POLICIES, Condition, Health
 from telepresence.streaming.rtc import aiortc_hooks
 from telepresence.streaming.rtc.ice import IceServers
 from telepresence.streaming.rtc.offer import MAX_BYTES

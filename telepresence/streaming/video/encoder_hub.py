@@ -13,9 +13,9 @@ import numpy as np
 
 from insta_runtime.errors import UserError
 from insta_runtime.types import Bytes
+from telepresence.runtime.failure_policy import POLICIES, Condition, Health, one_line
 from telepresence.runtime.frames import OutputFrame
 from telepresence.runtime.ownership import any_thread, enter_role, owned_by
-from telepresence.runtime.policy import POLICIES, Condition, Health, one_line
 from telepresence.streaming.video.encoder import (
     CLOCK_RATE,
     Codec,

@@ -14,7 +14,7 @@ from insta_runtime.backends import Backend, choose_backend, make_renderer, make_
 from insta_runtime.evaluation.protocol import score_psnr
 from insta_runtime.learn.generative_replay import FRAME_ID, GenerativeReplay, diverse_states
 from insta_runtime.learn.torch_trainer import TorchTrainer
-from insta_runtime.learn.trainer import Trainer
+from insta_runtime.learn.trainer_interface import Trainer
 from insta_runtime.native.trainer import NativeTrainer
 from insta_runtime.types import Observation
 from tests.support.small_person import (

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from insta_runtime.config import AvatarConfig
-from insta_runtime.learn.replay import ray_regions
+from insta_runtime.learn.torch_replay import ray_regions
 from insta_runtime.render.model import AvatarModel
 from insta_runtime.render.occupancy import HULL_VOTES
 from insta_runtime.types import Observation

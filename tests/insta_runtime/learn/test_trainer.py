@@ -12,7 +12,7 @@ from insta_runtime.avatar import Avatar
 from insta_runtime.evaluation.protocol import Scores, score
 from insta_runtime.head import HeadModel
 from insta_runtime.learn.torch_trainer import TorchTrainer
-from insta_runtime.learn.trainer import StepReport
+from insta_runtime.learn.trainer_interface import StepReport
 from insta_runtime.render.renderer import Renderer
 from insta_runtime.types import Observation
 from tests.support.small_person import (

@@ -15,7 +15,7 @@ from insta_runtime.avatar import FILE_NAME, Avatar
 from insta_runtime.backends import choose_backend, make_trainer
 from insta_runtime.config import ConditioningConfig
 from insta_runtime.errors import UserError
-from insta_runtime.learn.trainer import Trainer
+from insta_runtime.learn.trainer_interface import Trainer
 from insta_runtime.learn.training_state import TrainingState
 from insta_runtime.types import Observation
 from tests.support.small_person import SMALL, camera, neutral_shape, open_head, paint, performance, photograph

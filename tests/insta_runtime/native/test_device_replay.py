@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from insta_runtime.learn.replay import ReplayFrame
 from insta_runtime.learn.replay_policy import RECENT
+from insta_runtime.learn.torch_replay import ReplayFrame
+from insta_runtime.native.device_replay import DeviceReplay
 from insta_runtime.native.kernels import Kernels
-from insta_runtime.native.replay import DeviceReplay
 from insta_runtime.render.model import AvatarModel
 from insta_runtime.types import Observation
 from tests.support.small_person import CPU, camera, open_head, paint, performance, photograph, pose, small_model

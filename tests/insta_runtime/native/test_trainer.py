@@ -13,7 +13,7 @@ from insta_runtime.evaluation.protocol import Scores, score
 from insta_runtime.head import HeadModel
 from insta_runtime.learn.adam import BETA1, BETA2
 from insta_runtime.learn.torch_trainer import TorchTrainer
-from insta_runtime.learn.trainer import StepReport
+from insta_runtime.learn.trainer_interface import StepReport
 from insta_runtime.native.constants import avatar_constants
 from insta_runtime.native.kernels import Kernels
 from insta_runtime.native.posing import PosedHeads

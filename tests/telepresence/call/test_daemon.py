@@ -25,8 +25,8 @@ from telepresence.call.session import AWAY, SessionState
 from telepresence.client import ParameterClient
 from telepresence.config import Config, load_config
 from telepresence.display.display import Display
+from telepresence.runtime.failure_policy import POLICIES
 from telepresence.runtime.frames import CameraFrame, OutputFrame
-from telepresence.runtime.policy import POLICIES
 from tests.support.small_call import IN_PROCESS_CALL, PATIENCE_S, wait_for_status
 
 

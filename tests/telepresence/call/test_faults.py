@@ -23,8 +23,8 @@ from telepresence.client import ParameterClient
 from telepresence.config import Config, load_config
 from telepresence.display.display import Display
 from telepresence.drivers.expression_transfer import LiveTransfer
+from telepresence.runtime.failure_policy import POLICIES
 from telepresence.runtime.frames import CameraFrame, TrackedFrame, TrackedState
-from telepresence.runtime.policy import POLICIES
 from telepresence.sources.synthetic import SyntheticSource
 from telepresence.streaming import MediaServer
 from telepresence.tracking.ground_truth_tracker import GroundTruthTracker

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from insta_runtime.avatar import Avatar
 from insta_runtime.backends import choose_backend, make_trainer
-from insta_runtime.learn.trainer import StepReport
+from insta_runtime.learn.trainer_interface import StepReport
 from insta_runtime.learn.weight_exchange import WeightExchange
 from insta_runtime.native.trainer import NativeTrainer
 from insta_runtime.render.coloured_mesh import ColouredMesh

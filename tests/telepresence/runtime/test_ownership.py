@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from telepresence.runtime import ownership
+from telepresence.runtime.failure_policy import Fallback, Policy
 from telepresence.runtime.ownership import any_thread, called_by, enter_role, owned_by
-from telepresence.runtime.policy import Fallback, Policy
 from telepresence.runtime.worker import Worker
 
 POLICY = Policy((0.001,), Fallback.STOP, 60.0, Fallback.STOP)

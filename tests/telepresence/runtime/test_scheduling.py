@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from insta_runtime.learn.schedule import MIN_RAY_SHARE
-from telepresence.runtime.render_size import SIZES, SLOWER, RenderSize, largest_side
+from telepresence.display.render_size import SIZES, SLOWER, RenderSize, largest_side
 from telepresence.runtime.scheduling import ray_part, take_turns, training_pause
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from telepresence.runtime.clock import CaptureClock
-from telepresence.runtime.policy import JUMP_S, OLD_S, POLICIES, Condition, Fallback, Policy
+from telepresence.runtime.failure_policy import JUMP_S, OLD_S, POLICIES, Condition, Fallback, Policy
 from telepresence.runtime.supervision import Supervisor
 
 PATIENCE_S = 60.0

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from telepresence.runtime.policy import Condition, Fallback, Policy, is_device_error
+from telepresence.runtime.failure_policy import Condition, Fallback, Policy, is_device_error
 from telepresence.runtime.worker import Worker
 
 QUICK = Policy((0.001, 0.001, 0.001), Fallback.STOP, 60.0, Fallback.STOP)

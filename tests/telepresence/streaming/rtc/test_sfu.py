@@ -24,7 +24,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from telepresence.runtime.policy import Condition
+from telepresence.runtime.failure_policy import Condition
 from telepresence.streaming.rtc.settings import PublishSettings
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from insta_runtime.errors import UserError
+from telepresence.runtime.failure_policy import Condition, Health
 from telepresence.runtime.frames import CameraFrame
 from telepresence.runtime.mailbox import Mailbox
-from telepresence.runtime.policy import Condition, Health
 from telepresence.streaming import DaemonInterface, MediaServer, StreamSettings
 from telepresence.streaming.http.settings import AccessSettings
 from telepresence.streaming.rtc.settings import PublishSettings

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from insta_runtime.errors import UserError
-from telepresence.runtime.policy import POLICIES, Condition
+from telepresence.runtime.failure_policy import POLICIES, Condition
 from telepresence.streaming import StreamSettings
 from telepresence.streaming.video.encoder import (
     CLOCK_RATE,

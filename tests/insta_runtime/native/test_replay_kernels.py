@@ -16,8 +16,8 @@ from insta_runtime.field.expression_code import CODE_WIDTH
 from insta_runtime.geometry import camera_vertices
 from insta_runtime.learn.replay_policy import RECENT
 from insta_runtime.native.constants import avatar_constants
+from insta_runtime.native.device_replay import DeviceReplay
 from insta_runtime.native.kernels import Kernels, Struct
-from insta_runtime.native.replay import DeviceReplay
 from insta_runtime.render.model import AvatarModel
 from insta_runtime.render.raster import rasterise
 from insta_runtime.render.rays import farthest_around, pixel_rays, slant

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from insta_runtime.learn.replay import BYTES_A_HEAD, Replay
 from insta_runtime.learn.replay_policy import RECENT
+from insta_runtime.learn.torch_replay import BYTES_A_HEAD, Replay
 from insta_runtime.render.model import AvatarModel
 from insta_runtime.types import Camera, Observation
 from tests.support.small_person import camera, open_head, paint, performance, photograph, pose, small_model

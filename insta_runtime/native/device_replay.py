@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from insta_runtime.field.expression_code import CODE_WIDTH
-from insta_runtime.learn.replay import MATTE, MATTE_GROWS, band_pixels, dilated
 from insta_runtime.learn.replay_buffer import ReplayBuffer
 from insta_runtime.learn.replay_policy import RECENT, ReplayPolicy
+from insta_runtime.learn.torch_replay import MATTE, MATTE_GROWS, band_pixels, dilated
 from insta_runtime.native.kernels import Kernels, Struct
 from insta_runtime.native.posing import pack_state
 from insta_runtime.native.slot_memory import SlotMemory
