@@ -71,7 +71,7 @@ class AvatarModel:
     def pose(self, state: HeadState, part_motions: Float32 | None = None) -> PosedHead:
         """Warp of the head posed in ``state``.
 
-        ``part_motions`` (PARTS, MOTION) are small motions of mouth and eyes from `PoseRefinement.refine`; None for none.
+        ``part_motions`` (PARTS, MOTION) are small motions of mouth and eyes (`PoseRefinement.refine`), None for none.
         """
         motions = None if part_motions is None else torch.from_numpy(part_motions).to(self.device)
         return self.warp.pose(self.rig.pose(self.shape, state).vertices, motions)

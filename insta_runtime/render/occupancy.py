@@ -222,8 +222,8 @@ class OccupancyGrid:
     def mark_visible(self, position: torch.Tensor, optical_depth: torch.Tensor) -> None:
         """Mark cells as visible that training rays reached.
 
-        They are the cells of the samples at ``position`` (N, 3) in the unit cube in front of which the ``optical_depth``
-        (N,) of their ray is small (`IN_SIGHT`).
+        They are the cells of the samples at ``position`` (N, 3) in the unit cube in front of which the
+        ``optical_depth`` (N,) of their ray is small (`IN_SIGHT`).
         """
         reached = position[torch.exp(-optical_depth) > IN_SIGHT]
         cell = self.place[flat_cell(reached, self.config.resolution)].long()

@@ -31,8 +31,8 @@ _PAIRS = np.triu_indices(PLACE)
 def pose_features(state: HeadState) -> Float32:
     """Regression features of a head state: (F,) float32, each of a magnitude of about one.
 
-    They are the constant 1; the rotation (3) relative to a head that faces the camera, the position in the image (2) and
-    the logarithm of the distance; the pairwise products of these six; expression weights, jaw pose and eyelids.
+    They are the constant 1; the rotation (3) relative to a head that faces the camera, the position in the image (2)
+    and the logarithm of the distance; the pairwise products of these six; expression weights, jaw pose and eyelids.
     """
     turn = axis_angle(_AHEAD @ rotation_matrix(state.rotation)) / 0.3
     x, y, z = (float(value) for value in state.translation)

@@ -57,8 +57,8 @@ class Renderer:
     def load(self, snapshot: Snapshot) -> None:
         """Render with the weights of this snapshot from now on; `picture` crossfades to them.
 
-        Weights are interpolated and occupancy cells switch one by one.  The pose refinement, and the range of expression
-        codes, which is taken from the model as it is now, change at once.
+        Weights are interpolated and occupancy cells switch one by one.  The pose refinement changes at once, as does
+        the range of expression codes, which is copied from the model as it is now.
         """
         shown = {name: tensor.clone() for name, tensor in self.model.field.state_dict().items()}
         cells = {name: tensor.clone() for name, tensor in self.model.occupancy.state().items()}

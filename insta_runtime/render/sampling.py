@@ -35,7 +35,7 @@ class RaySamples:
 
     @staticmethod
     def join(parts: list[RaySamples], rays_each: int) -> RaySamples:
-        """Concatenate the samples of several bundles of ``rays_each`` rays each; ray indices count through all bundles."""
+        """Concatenate the samples of several bundles of ``rays_each`` rays each, whose rays are renumbered."""
         return RaySamples(
             torch.cat([part.ray + i * rays_each for i, part in enumerate(parts)]),
             *(

@@ -12,8 +12,8 @@ from __future__ import annotations
 import torch
 
 SCALES = ("length", "area", "none")
-"""Values of `WarpConfig.scale`, in the order of the constants of cuda/frames.cu: the maps scale by the ratio of lengths,
-by the ratio of areas (around the eyes only), or not at all."""
+"""Values of `WarpConfig.scale`, in the order of the constants of cuda/frames.cu: maps scale by the ratio of lengths, by
+the ratio of areas (around the eyes only), or not at all."""
 LARGEST_SCALE = 2.0
 """Maximum length scale, so that a triangle that the pose squashes (a closed lid) does not enlarge its surroundings."""
 DEGENERATE_AREA = 1e-12

@@ -45,7 +45,7 @@ about these axes in radians times TURN_RADIUS."""
 TURN_RADIUS = 0.1
 """Radius in metres by which the rotations of a motion are multiplied, so that all its numbers are lengths."""
 SUBCELLS = 3
-"""Number of points per axis, corners included, at which a canonical cell is warped to a pose, so that no gaps appear."""
+"""Number of points per axis, corners included, at which a canonical cell is warped to a pose without gaps."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class HeadWarp:
     def candidate_grid(
         self, soup: TriangleSoup, wanted: torch.Tensor, resolution: int, reference: CandidateGrid | None = None
     ) -> CandidateGrid:
-        """Candidate triangles for the cells with the flat indices ``wanted`` (C,) of a ``resolution``^3 grid on the box.
+        """Candidate triangles for the cells with flat indices ``wanted`` (C,) of a ``resolution``^3 grid over the box.
 
         ``soup`` holds the triangles of the pose.  ``reference`` is the grid of another pose whose candidates are reused
         where the mesh has hardly moved; None computes all.
@@ -309,7 +309,7 @@ class PosedHead:
 
 
 def displacements(motion: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    """First-order displacement (N, 3) in metres of points (N, 3) of head space by a small rigid ``motion`` (MOTION,)."""
+    """First-order displacement (N, 3) in metres of points (N, 3) in head space by a small rigid ``motion``."""
     return motion[:3] + torch.linalg.cross(motion[None, 3:] / TURN_RADIUS, points)
 
 
@@ -331,5 +331,5 @@ def attachment(distance: torch.Tensor, mouth: torch.Tensor, reach: float) -> tor
 
 
 def code_fade(distance: torch.Tensor) -> torch.Tensor:
-    """Weight (N,) of the expression code at a ``distance`` (N,) in metres from the surface: linear from 1 to 0 at 2 cm."""
+    """Weight (N,) of the expression code at a ``distance`` (N,) in metres from the surface: 1, linearly to 0 at 2 cm."""
     return (1.0 - distance / 0.02).clamp(0.0, 1.0)
