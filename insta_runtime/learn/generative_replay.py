@@ -98,7 +98,8 @@ def _bytes(values: NDArray[np.floating]) -> Bytes:
 def diverse_states(model: AvatarModel, count: int) -> list[HeadState]:
     """At most ``count`` of the avatar's stored head states, chosen for diversity of pose and expression.
 
-    They are taken in turn (round robin) from the cells of pose and expression of `learn.replay_policy`.  Cells with the most states come first, so that frequent poses and expressions are replayed soonest.
+    They are taken in turn (round robin) from the cells of pose and expression of `learn.replay_policy`.  Cells with the
+    most states come first, so that frequent poses and expressions are replayed soonest.
     """
     reservoir = model.code.reservoir
     policy: ReplayPolicy[int] = ReplayPolicy(model.code, UNLIMITED_BYTES, 0)

@@ -125,9 +125,10 @@ class FramePoseMotion:
 def motion_shift(motions: torch.Tensor, points: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     """Differentiable displacement (N, 3) in metres of ray samples by the pose motions ``motions`` (MOTIONS,).
 
-    Its value is zero; only its gradient with respect to ``motions`` matters, for fixed camera rays.  When the head moves in camera space, the samples of a fixed ray move the opposite way in head space; samples of
-    mouth and eyes follow the motions of these parts, weighted by ``masks`` (N, PARTS).  First order in the motions.
-    ``points`` (N, 3) are the samples in head space.
+    Its value is zero; only its gradient with respect to ``motions`` matters, for fixed camera rays.  When the head
+    moves in camera space, the samples of a fixed ray move the opposite way in head space; samples of mouth and eyes
+    follow the motions of these parts, weighted by ``masks`` (N, PARTS).  First order in the motions.  ``points`` (N, 3)
+    are the samples in head space.
     """
     change = (motions - motions.detach()).view(1 + PARTS, MOTION)
     shares = torch.cat([1.0 - masks.sum(dim=1, keepdim=True), masks], dim=1)

@@ -97,8 +97,8 @@ class ReplayFrame:
     def posed(self) -> PosedHead:
         """Warp of the head pose of this frame.
 
-        The first call rasterises the mesh and adds the silhouette of the frame to the occupancy grid; later calls repeat
-        this when the learned head motion has changed by more than `REFRESH_DISTANCE`.
+        The first call rasterises the mesh and adds the silhouette of the frame to the occupancy grid; later calls
+        repeat this when the learned head motion has changed by more than `REFRESH_DISTANCE`.
         """
         if self._posed is None:
             self._posed = self.model.pose(self.state)

@@ -16,7 +16,7 @@ class ReplayBuffer(Generic[T]):
     `add` and `start_epoch` may be called from any thread, everything else from the training thread only.
 
     Attributes:
-        policy: decides which frames are stored and drawn; ``T`` is the type of the buffer's reference to a stored frame.
+        policy: decides which frames are stored and drawn; ``T`` is the type of its reference to a stored frame.
     """
 
     def __init__(self, policy: ReplayPolicy[T]) -> None:

@@ -36,8 +36,7 @@ EPOCH_FADE: Final = 30
 ENOUGH: Final = 4
 """Number of new entries of a cell from which they replace the entries of earlier epochs and recalled ones there."""
 LONE: Final = 0.1
-"""Minimum probability of being drawn from for entries of earlier epochs in cells without new entries, relative to new
-entries."""
+"""Minimum probability to be in the drawing pool for entries of earlier epochs in cells without new entries."""
 CELL_ANGLE: Final = math.radians(12.0)
 """Width of a cell in azimuth and in elevation of the camera around the head, radians."""
 MAX_EXPRESSIONS: Final = 12

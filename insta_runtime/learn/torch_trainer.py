@@ -70,7 +70,7 @@ class TorchTrainer:
             self.replay.set_budget(budget)
 
     def set_ray_share(self, share: float) -> None:
-        """Draw only the ``share`` in [0, 1] of the configured rays in later steps, at least `MIN_RAY_SHARE`."""
+        """Draw only a ``share`` in [0, 1] of the configured rays in later steps, at least `MIN_RAY_SHARE`."""
         self._ray_share = min(1.0, max(MIN_RAY_SHARE, share))
 
     def step(self) -> StepReport | None:

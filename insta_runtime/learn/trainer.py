@@ -72,7 +72,7 @@ class Trainer(Protocol):
         """
 
     def set_ray_share(self, share: float) -> None:
-        """Draw only the ``share`` in [0, 1] of the configured rays in later steps, at least `schedule.MIN_RAY_SHARE`."""
+        """Draw only a ``share`` in [0, 1] of the configured rays in later steps, at least `schedule.MIN_RAY_SHARE`."""
 
     def step(self) -> StepReport | None:
         """Run one training step; returns None if the replay buffer is empty."""

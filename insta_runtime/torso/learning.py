@@ -34,7 +34,7 @@ DOUBTED = 0.05
 FIRST = 3.0
 """Number of first frames that are averaged with full weights, because the mean is still unreliable."""
 MEMORY = 60.0
-"""Maximum weight of a running mean, in frames: later frames have at least the weight 1 / `MEMORY`."""
+"""Maximum weight of a running mean, in frames, so that the mean forgets old frames."""
 FEW = 0.05
 """Share of the frames that must have shown a pixel: below it the pixel is filled in from its surroundings."""
 SEEN_EDGE = (0.06, 0.98)

@@ -19,7 +19,7 @@ POSE = 6
 """Length of the vector of a head's pose in the image: x, y, logarithm of the length of a metre there (image units), and
 the axis-angle rotation from a head that faces the camera (pitch, yaw, roll; radians)."""
 INPUTS = 2 * POSE
-"""Number of inputs of the prediction: the low-pass filtered head pose, and the difference of the present pose from it."""
+"""Number of inputs of the prediction: low-pass filtered head pose, and difference of the present pose from it."""
 SLOW_S = 1.5
 """Time constant in seconds of the low-pass filter of the head pose: shoulders follow head motions that last longer."""
 
@@ -50,7 +50,7 @@ class Similarity:
 
     @staticmethod
     def from_matrix(matrix: Float64) -> Similarity:
-        """Similarity transform with the (2, 3) ``matrix``: scaled rotation, then translation as the third column."""
+        """Similarity with the (2, 3) ``matrix``: scaled rotation, then translation as the third column."""
         a, b = float(matrix[0, 0]), float(matrix[1, 0])
         return Similarity(float(matrix[0, 2]), float(matrix[1, 2]), math.atan2(b, a), math.log(math.hypot(a, b)))
 
@@ -84,7 +84,7 @@ class Similarity:
 
 
 def picture_pose(state: HeadState, camera: Camera) -> Float64:
-    """Pose (`POSE`,) of the head in the image: position of the head's origin, log scale, rotation; units as of `POSE`."""
+    """Pose (`POSE`,) of the head in the image: position of the head's origin, log scale, rotation; see `POSE`."""
     x, y, z = (float(value) for value in state.translation)
     z = max(z, 0.05)
     facing = rotation_matrix(state.rotation) @ np.diag([1.0, -1.0, -1.0])
@@ -139,8 +139,8 @@ class MotionModel:
     """Linear prediction of the torso's motion from head poses.
 
     Attributes:
-        weights: (`INPUTS` + 1, 4) regression weights; rows: inputs minus ``middle`` in units of their typical variation,
-            and the constant 1; columns: x, y, turn, scale.
+        weights: (`INPUTS` + 1, 4) regression weights; rows: inputs minus ``middle`` in units of their typical
+            variation, and the constant 1; columns: x, y, turn, scale.
         middle, reach: (`INPUTS`,) centre and half width of the range of inputs in training.
     """
 

@@ -331,5 +331,5 @@ def attachment(distance: torch.Tensor, mouth: torch.Tensor, reach: float) -> tor
 
 
 def code_fade(distance: torch.Tensor) -> torch.Tensor:
-    """Weight (N,) of the expression code at a ``distance`` (N,) in metres from the surface, linear from 1 to 0 (2 cm)."""
+    """Weight (N,) of the expression code at a ``distance`` (N,) from the surface, linear from 1 at 0 to 0 at 2 cm."""
     return (1.0 - distance / 0.02).clamp(0.0, 1.0)
