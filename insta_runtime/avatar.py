@@ -110,12 +110,12 @@ class Avatar:
     Attributes:
         model: model of the avatar.
         camera: camera of the cropped training frames.
-        calibration: the tracker's calibration of subject and camera, JSON-serialisable; None if the head states were not
-            tracked but are exact.
+        calibration: the tracker's calibration of subject and camera, JSON-serialisable; None if the head states are exact
+            instead of tracked.
         seconds: duration of training so far, seconds.
         steps: number of training steps so far.
         consent: whether the subject has agreed that the avatar is stored.
-        sha256: seal (`avatar_file.seal`) of the file from which it was loaded or to which it was saved; None if neither.
+        sha256: seal (`avatar_file.seal`) of the file that it was loaded from or saved to; None if neither.
         spoilt: whether it was loaded from the previous file because the newest is damaged or missing.
     """
 

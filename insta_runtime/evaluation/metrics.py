@@ -51,7 +51,8 @@ def ssim_map(picture: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
 def convolve(planes: torch.Tensor, column: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
     """Correlate ``planes`` (N, H, W) with the separable kernel ``column`` (K,) times ``row`` (L,), without padding.
 
-    Returns (N, H - K + 1, W - L + 1).  Computed as a sum of shifted images: fast on any device, and in float32 where a library would use TF32.
+    Returns (N, H - K + 1, W - L + 1).  Computed as a sum of shifted images: fast on any device, and in float32 where a
+    library would use TF32.
     """
     for dim, weights in ((1, column.tolist()), (2, row.tolist())):
         length = planes.shape[dim] - len(weights) + 1

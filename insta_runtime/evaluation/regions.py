@@ -43,7 +43,7 @@ class FaceRegions:
         self._points = {name: torch.from_numpy(points) for name, points in _outlines(rig.model).items()}
 
     def boxes(self, state: HeadState, camera: Camera) -> dict[str, list[Box]]:
-        """Bounding boxes of ``mouth`` (one) and ``eyes`` (right, left) in the image of ``camera``, by region, in pixels.
+        """Bounding boxes of ``mouth`` (one) and ``eyes`` (right, left) in pixels of the image of ``camera``, by region.
 
         They are clipped to the image; boxes outside it, or of points behind the camera, are left out.
         """
