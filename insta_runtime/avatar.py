@@ -45,11 +45,11 @@ class AvatarPart(Protocol):
     part_name: ClassVar[str]
 
     def tensors(self) -> Snapshot:
-        """Float32 tensors of the part on any device, by name; copies, or tensors that are never changed."""
+        """Float32 tensors of the part for the avatar file, on any device, by name; they must not change afterwards."""
 
     @classmethod
     def from_tensors(cls, tensors: Snapshot, model: AvatarModel) -> Self:
-        """The part of ``model`` from stored tensors: finite, float32, on the CPU, and otherwise unchecked.
+        """Restore the part for ``model`` from stored tensors: finite, float32, on the CPU, and otherwise unchecked.
 
         Raises KeyError, TypeError, ValueError or RuntimeError if tensors are missing, invalid or unexpected.
         """
@@ -78,7 +78,7 @@ def avatar_file(path: Path) -> Path:
 
 
 def is_stored(path: Path) -> bool:
-    """Whether there is an avatar file, or a previous one, at ``path``; it may be damaged."""
+    """Whether there is an avatar file or its previous version at ``path``, a folder or file; it may be damaged."""
     file = avatar_file(path)
     return file.is_file() or files.previous(file).is_file()
 
@@ -96,9 +96,9 @@ class AvatarContents:
     tensors: Snapshot
 
     def write(self, path: Path, *, keep: bool = True) -> str:
-        """Write the avatar file into the folder ``path`` atomically; returns its seal.
+        """Write the avatar file into the folder ``path`` atomically; returns its seal (`avatar_file.seal`).
 
-        ``keep`` keeps the replaced file as the previous one.  Raises UserError if it cannot be written.
+        ``keep`` keeps the replaced file as the previous one.  Raises UserError if the file cannot be written.
         """
         return files.write(avatar_file(path), self.header, self.tensors, keep=keep)
 
@@ -110,12 +110,13 @@ class Avatar:
     Attributes:
         model: model of the avatar.
         camera: camera of the cropped training frames.
-        calibration: the tracker's calibration of subject and camera, JSON-serialisable; None for exact states.
+        calibration: the tracker's calibration of subject and camera, JSON-serialisable; None if the head states are exact
+            instead of tracked.
         seconds: duration of training so far, seconds.
         steps: number of training steps so far.
         consent: whether the subject has agreed that the avatar is stored.
-        sha256: seal of the file from which it was loaded or to which it was saved.
-        spoilt: whether it was loaded from the previous file because the newest is damaged.
+        sha256: seal (`avatar_file.seal`) of the file that it was loaded from or saved to; None if neither.
+        spoilt: whether it was loaded from the previous file because the newest is damaged or missing.
     """
 
     model: AvatarModel
@@ -153,12 +154,12 @@ class Avatar:
         self.seconds = self.seconds if seconds is None else seconds
 
     def part(self, kind: type[P]) -> P | None:
-        """Part of the given kind, or None if the avatar has none."""
+        """Optional part of the class ``kind``, or None if the avatar has none."""
         found = self._parts.get(kind.part_name)
         return found if isinstance(found, kind) else None
 
     def attach(self, part: AvatarPart) -> None:
-        """Set a part of one of the kinds in `PARTS`, replacing an earlier one; `save` writes it."""
+        """Set a part of one of the classes in `PARTS`, replacing an earlier one; `save` writes it."""
         self._parts[part.part_name] = part
 
     def contents(self) -> AvatarContents:
@@ -195,9 +196,10 @@ class Avatar:
 
     @staticmethod
     def load(path: Path, head: HeadModel, device: str | torch.device) -> Avatar:
-        """Load an avatar that was trained with ``head``: the newest intact file, of any format version.
+        """Load an avatar that was trained with ``head``, from a folder or file ``path``, to a torch device.
 
-        Raises UserError if there is none, or if it has an unknown format version, another head or other tensors.
+        The previous file is loaded if the newest is damaged or missing.  Older format versions are migrated.  Raises
+        UserError if no file is intact, or if it has an unknown format version, another head model or other tensors.
         """
         file = avatar_file(path)
         content, spoilt = _newest(file)

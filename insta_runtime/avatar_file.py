@@ -43,18 +43,18 @@ class FileContents:
 
 
 def previous(file: Path) -> Path:
-    """Path of the previous version of ``file``."""
+    """Path at which the previous version of ``file`` is kept."""
     return file.with_suffix(".previous.safetensors")
 
 
 def write(file: Path, header: dict[str, Any], tensors: dict[str, torch.Tensor], *, keep: bool = False) -> str:
-    """Write an avatar or training file atomically and durably; returns its seal.
+    """Write an avatar or training file atomically and durably; returns its seal (`seal`).
 
     Args:
         file: path of the file; its folder is created if necessary.
         header: JSON-serialisable header.
         tensors: float32 tensors on any device, which must not be changed meanwhile.
-        keep: keep the replaced file as `previous`.
+        keep: keep the replaced file at the path `previous`.
 
     Raises UserError if the file cannot be written; an existing file is then unchanged.
     """
@@ -74,7 +74,10 @@ def write(file: Path, header: dict[str, Any], tensors: dict[str, torch.Tensor], 
 
 
 def read(file: Path) -> FileContents:
-    """Read and verify a file that `write` wrote.  Raises UserError if it is absent, truncated or altered."""
+    """Read and verify an avatar or training file that `write` wrote.
+
+    Raises UserError if it is absent, truncated, altered, or holds numbers that are not finite.
+    """
     from safetensors import SafetensorError, safe_open
 
     if not file.is_file():
@@ -113,17 +116,17 @@ def _readable(file: Path) -> Iterator[str]:
 
 
 def brief(value: object) -> str:
-    """A value from a file as one short line of an error message."""
+    """Text of a ``value`` from a file for an error message: one line of at most 120 characters."""
     return " ".join(str(value).split())[:120]
 
 
 def damaged(file: Path, reason: object) -> UserError:
-    """UserError for a file that is damaged or of another kind."""
+    """Exception, to be raised by the caller, for a file that is damaged or of another kind."""
     return UserError(f"{file} is damaged or not an avatar file: {brief(reason)}")
 
 
 def foreign(file: Path, reason: object) -> UserError:
-    """UserError for an intact avatar file whose contents this version of the program cannot use."""
+    """Exception, to be raised by the caller, for an intact avatar file that this version of the program cannot use."""
     return UserError(
         f"{file} was saved by an incompatible version of the program ({brief(reason)}):"
         " open it with the version that saved it, or start a new avatar in another folder"
@@ -131,12 +134,12 @@ def foreign(file: Path, reason: object) -> UserError:
 
 
 def seal(header: str, tensors: dict[str, torch.Tensor]) -> str:
-    """Seal of a file: SHA-256 of the header's text and of names, shapes and numbers of the tensors, in hexadecimal."""
+    """Seal of a file: SHA-256 in hexadecimal of the JSON text ``header`` and of names, shapes and values of tensors."""
     return _seal(header, {name: _on_host(tensor) for name, tensor in sorted(tensors.items())})
 
 
 def seal_of(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> str:
-    """Seal of a file with this header and these tensors, as `write` returns it."""
+    """Seal of a file with this header and these tensors, as `write` returns it, without writing the file."""
     return seal(json.dumps(header), tensors)
 
 

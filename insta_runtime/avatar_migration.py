@@ -34,7 +34,7 @@ RENAMED_TABLES: Final = {"registration": "pose_refinement"}
 
 
 def migrated(file: Path, contents: avatar_file.FileContents) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Header and tensors of an avatar file in the present format version.
+    """Header and tensors of an avatar file, converted from an older format version to the present one.
 
     Raises UserError, naming ``file``, if the format version is unknown or the file lacks its seal.
     """

@@ -28,15 +28,18 @@ if TYPE_CHECKING:
     from insta_runtime.render.model import AvatarModel
 
 Kind = Literal["cuda", "host", "torch", "tcnn"]
+"""Name of a backend: native kernels on a GPU, native kernels on a CPU, plain torch, tiny-cuda-nn."""
 _compiling = threading.Lock()  # concurrent callers compile once, then use the cache
 
 NAMES = ("auto", *get_args(Kind))
+"""Names of backends that can be requested; ``auto`` lets `choose_backend` decide."""
 AnyRenderer = Renderer | NativeRenderer
+"""Renderer of any backend."""
 
 
 @dataclass(frozen=True)
 class Backend:
-    """Backend chosen for a model.
+    """Backend chosen for an avatar model.
 
     Attributes:
         kind: name of the backend.
@@ -53,7 +56,8 @@ def choose_backend(name: str, model: AvatarModel) -> Backend:
     """Choose and prepare the backend ``name`` (one of `NAMES`) for ``model``.
 
     ``auto`` takes the native kernels of the model's device (``cuda`` or ``host``), or ``torch`` if they cannot be
-    compiled or launched.  Raises UserError if another backend is not available.
+    compiled or launched; ``tcnn`` for an avatar that was trained with it.  ``tcnn`` for an untrained model replaces the
+    model's field.  Raises UserError if the requested backend is unknown or not available for the model.
     """
     on_gpu = model.device.type == "cuda"
     native: Kind = "cuda" if on_gpu else "host"
@@ -83,7 +87,10 @@ def choose_backend(name: str, model: AvatarModel) -> Backend:
 
 
 def warm_up(name: str, device: torch.device, config: AvatarConfig) -> None:
-    """Compile the kernels that `choose_backend` will need; errors are left for it to report."""
+    """Compile the native kernels that `choose_backend` will need for ``name``, ``device`` and ``config``.
+
+    Compilation errors are ignored here; `choose_backend` reports them.
+    """
     if name in ("auto", "cuda", "host"):
         with suppress(KernelError):
             _native(device, config)
@@ -92,7 +99,7 @@ def warm_up(name: str, device: torch.device, config: AvatarConfig) -> None:
 def make_renderer(
     model: AvatarModel, backend: Backend, *, urgent: bool = True, clock: Callable[[], float] = time.monotonic
 ) -> AnyRenderer:
-    """Renderer of ``model`` with its own copy of the weights.
+    """Make the renderer of ``model`` on the given backend, with its own copy of the weights.
 
     Args:
         model: the avatar.
@@ -106,7 +113,7 @@ def make_renderer(
 
 
 def make_trainer(model: AvatarModel, backend: Backend) -> Trainer:
-    """Trainer of ``model`` on the given backend."""
+    """Make the trainer of ``model`` on the given backend."""
     return TorchTrainer(model) if backend.kernels is None else NativeTrainer(model, backend.kernels)
 
 

@@ -30,7 +30,16 @@ def setting(
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting of a configuration: its dotted ``key``, ``type`` and default, and the arguments of `setting`."""
+    """Description of one setting of a configuration.
+
+    Attributes:
+        key: dotted name, such as ``learn.rays``.
+        type: type of its values: int, float, bool or str.
+        default: default value.
+        meaning, unit: description in words, and unit (empty for none).
+        ge, le: inclusive lower and upper bound; None for no bound.
+        choices: allowed words of a text; empty for any.
+    """
 
     key: str
     type: type
@@ -54,11 +63,11 @@ def settings_of(schema: type, prefix: str = "") -> Iterator[Setting]:
 
 
 def check_value(entry: Setting, value: Any, where: str = "") -> Any:
-    """``value`` converted to the type of the setting ``entry``.
+    """Validate ``value`` as a value of the setting ``entry``, and return it.
 
-    Whole numbers are accepted for real ones, nothing else is converted.  Raises UserError, in one line that names the
-    key and what it admits, for a value of another type, outside the bounds, or not among the choices; ``where`` is put
-    before the key.
+    A whole number is converted for a setting of type float; nothing else is converted.  Raises UserError, with one line
+    that names the key and the allowed values, for a value of another type, outside the bounds, or not among the
+    choices; ``where`` is put before the key.
     """
     wrong = UserError(f"{where}{entry.key} must be {_admitted(entry)}, got {str(value)[:80]!r}")
     if entry.type is float and type(value) is int:
@@ -102,10 +111,10 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(kind: type[T], values: Any, prefix: str = "") -> T:
-    """The configuration of the dataclass ``kind`` from nested plain dictionaries, as `to_dict` returns them.
+    """Instance of the configuration dataclass ``kind`` from nested plain dictionaries, as `to_dict` returns them.
 
-    Settings that are absent have their defaults.  Raises UserError, in one line that names the dotted key (behind
-    ``prefix``), for unknown keys and for values that `check_value` refuses.
+    Absent settings have their defaults.  Raises UserError, with one line that names the dotted key (after ``prefix``),
+    for unknown keys and for values that `check_value` rejects.
     """
     if not isinstance(values, dict):
         raise UserError(f"{prefix.rstrip('.') or 'the configuration'} must be a table of settings")
@@ -215,7 +224,7 @@ class ConditioningConfig:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """Sampling of camera rays."""
+    """Sampling of camera rays through the head: distance and number of samples."""
 
     step: float = setting(0.004, "distance between samples on a ray", unit="m", ge=0.0005, le=0.02)
     max_samples: int = setting(
@@ -235,7 +244,7 @@ class SamplingConfig:
 
 @dataclass(frozen=True)
 class OccupancyConfig:
-    """Occupancy grid in canonical space."""
+    """Occupancy grid in canonical space, which marks the cells that rays sample."""
 
     resolution: int = setting(48, "number of cells along each side of the canonical box", ge=8, le=256)
     interval: int = setting(8, "number of training steps between updates of the occupancy grid", ge=1, le=1000)
@@ -275,7 +284,7 @@ class PoseRefinementConfig:
 
 @dataclass(frozen=True)
 class LearnConfig:
-    """Training: losses, optimiser and replay."""
+    """Training of the avatar: batch size, losses, optimiser, learning-rate schedule and replay buffer."""
 
     rays: int = setting(16384, "number of rays per training step", ge=64, le=1 << 20)
     frames: int = setting(4, "number of frames that the rays of one training step come from", ge=1, le=64)

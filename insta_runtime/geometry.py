@@ -48,9 +48,10 @@ def axis_angle(matrix: NDArray[np.floating]) -> Float64:
 
 
 def eye_pose(gaze: Float64) -> Float32:
-    """Axis-angle rotations (2, 3) of two eyes with yaw and pitch ``gaze`` (2, 2), in radians, without torsion.
+    """Axis-angle rotations (2, 3) of the eyes for the gaze directions ``gaze`` (2, 2), in radians, without torsion.
 
-    Each is the shortest rotation from straight ahead (Listing's law).
+    Rows: left, right eye; columns of ``gaze``: yaw (to the subject's left), pitch (up).  Each is the shortest rotation
+    from straight ahead (Listing's law).
     """
     yaw, pitch = gaze[:, 0], gaze[:, 1]
     direction = np.stack([np.cos(pitch) * np.sin(yaw), np.sin(pitch), np.cos(pitch) * np.cos(yaw)], 1)

@@ -34,7 +34,7 @@ MAX_CODES = 1024
 MAX_SIZE = 4096
 """Maximum width and height of a frame in pixels."""
 MAX_ARRAY_BYTES = 1 << 30
-"""Maximum size in bytes of all arrays of a take."""
+"""Maximum size in bytes of all arrays of a take together, uncompressed."""
 MAX_COORDINATE = 1e4
 """Maximum magnitude of a code, angle or length in a take."""
 
@@ -67,7 +67,7 @@ class GrowingTake:
     def __init__(
         self, shape: Float32, camera: Camera, crop: tuple[float, float, float], head_sha256: str, fps: float
     ) -> None:
-        """The arguments are the fields of `Take`."""
+        """The arguments are the fields of `Take` that stay the same for all states."""
         self._facts: dict[str, Any] = {
             "version": np.int64(FORMAT_VERSION),
             "shape": shape.astype(np.float32),
@@ -84,7 +84,7 @@ class GrowingTake:
         return self._count
 
     def add(self, state: HeadState, valid: bool) -> None:
-        """Append ``state``; ``valid`` tells whether a face was tracked."""
+        """Append ``state``; ``valid`` is False if no face was tracked in its frame."""
         row: dict[str, Any] = {**state.arrays(), "t_capture_ns": np.int64(state.t_capture_ns), "valid": np.bool_(valid)}
         for name, value in row.items():
             column = self._columns.get(name)
@@ -124,10 +124,10 @@ class TrackedFolder:
     """Tracked video: frames, mattes and the take with their head states.
 
     Attributes:
-        path: the folder; for one that is held in memory, where it would be.
+        path: the folder; for one that is held in memory, its name in error messages.
         take: states, camera and crop; ``take.states[i]`` belongs to frame i.
         meta: checked contents of meta.json: ``format_version, head, source, fps, frames, ...``.
-        files: contents of its files by their path in the folder, if it is held in memory; None if it is on disk.
+        files: contents of the files by their path in the folder, if it is held in memory; None if it is on disk.
     """
 
     path: Path
@@ -149,7 +149,10 @@ class TrackedFolder:
 
     @staticmethod
     def in_memory(path: Path, files: Mapping[str, bytes]) -> TrackedFolder:
-        """Open and check a tracked folder that is held in memory, as `open` does; ``path`` is its name in errors."""
+        """Check a tracked folder that is held in memory, as `open` does; raises UserError if it is invalid.
+
+        ``files`` are the contents of its files by their path in the folder; ``path`` is its name in error messages.
+        """
         take = _checked_take(io.BytesIO(files["take.npz"]), path / "take.npz")
         return replace(TrackedFolder._checked(path, files["meta.json"], take), files=files)
 
@@ -172,7 +175,7 @@ class TrackedFolder:
 
     @property
     def head_file(self) -> Path | None:
-        """The user's head model file, or None for the open default head."""
+        """Path of the head model file with which the video was tracked, or None for the open default head."""
         name = self.meta["head"].get("file")
         return Path(name) if name else None
 
@@ -181,17 +184,17 @@ class TrackedFolder:
         return self._image(f"frames/{frame_name(index)}.jpg", "RGB")
 
     def alpha(self, index: int) -> Bytes:
-        """Matte of the head in frame ``index``, times the neck ramp: (H, W) uint8, 255 = head."""
+        """Matte of the head in frame ``index``, which fades out over the neck: (H, W) uint8, 255 = head."""
         return self._image(f"alpha/{frame_name(index)}.png", "L")
 
     def body(self, index: int) -> Bytes | None:
-        """Matte of the whole body in frame ``index``: (H, W) uint8; None in folders without ``body/``."""
+        """Matte of the whole body in frame ``index``: (H, W) uint8, 255 = body; None in folders without ``body/``."""
         if self.files is None and not (self.path / "body").is_dir():
             return None
         return self._image(f"body/{frame_name(index)}.png", "L")
 
     def observation(self, index: int) -> Observation:
-        """Frame ``index`` with its mattes, camera and head state."""
+        """Frame ``index`` as an observation for training: image, mattes, camera and head state."""
         take, alpha, body = self.take, self.alpha(index), self.body(index)
         body = np.maximum(alpha, body) if body is not None else None
         return Observation(index, self.picture(index), alpha, take.camera, take.states[index], body)
@@ -213,7 +216,7 @@ def load_frame(folder: TrackedFolder | Path, index: int, head: HeadRig) -> tuple
         Image (H, W, 3) uint8 sRGB, matte (H, W) uint8, and posed vertices (V, 3) float32 in camera space (OpenCV axes,
         metres): vertex (x, y, z) projects to the pixel ``K @ (x, y, z) / z`` with ``folder.take.camera``.
 
-    Raises UserError if the folder is damaged or was tracked with another head model.
+    Raises UserError if the folder is damaged, has no such frame or was tracked with another head model.
     """
     if not isinstance(folder, TrackedFolder):
         folder = TrackedFolder.open(folder)

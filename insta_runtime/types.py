@@ -44,12 +44,12 @@ class Camera:
     height: int
 
     def scaled(self, width: int, height: int) -> Camera:
-        """This camera for an image of ``width`` x ``height`` pixels with the same field of view."""
+        """Camera with the same field of view for an image resized to ``width`` x ``height`` pixels."""
         sx, sy = width / self.width, height / self.height
         return Camera(self.fx * sx, self.fy * sy, self.cx * sx, self.cy * sy, width, height)
 
     def within(self, side: int) -> Camera:
-        """This camera for an image whose longest side is at most ``side`` pixels; images are never enlarged."""
+        """Camera for the image reduced to a longest side of at most ``side`` pixels; images are never enlarged."""
         scale = min(1.0, side / max(self.width, self.height))
         return self.scaled(max(1, round(scale * self.width)), max(1, round(scale * self.height)))
 
@@ -73,11 +73,12 @@ class HeadState:
 
     Attributes (float32 numpy arrays):
         expression: (E,) expression weights; ARKit units in [0, 1] for the open head, about N(0, 1) for FLAME.
-        jaw_pose, neck_pose: (3,) axis-angle rotations of the jaw and neck joints.
-        eye_pose: (2, 3) axis-angle rotations of the left, then the right eye.
+        jaw_pose, neck_pose: (3,) axis-angle rotations of the jaw and neck joints, radians.
+        eye_pose: (2, 3) axis-angle rotations of the left, then the right eye, radians.
         eyelids: (2,) closing of the left, then the right lid, in [0, 1].
-        rotation, translation: (3,) pose of the head in camera space, ``x_cam = exp(rotation) @ x_head + translation``.
-        t_capture_ns: monotonic capture time of the frame that this state belongs to.
+        rotation, translation: (3,) pose of the head in camera space, ``x_cam = exp(rotation) @ x_head + translation``:
+            axis-angle vector in radians and metres.
+        t_capture_ns: monotonic capture time, in nanoseconds, of the frame that this state belongs to.
     """
 
     expression: Float32
@@ -95,11 +96,11 @@ class HeadState:
         return HeadState(_zeros(expressions))
 
     def arrays(self) -> dict[str, Float32]:
-        """Array fields by name: all fields but the time stamp."""
+        """Array fields by name: all fields except the capture time."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "t_capture_ns"}
 
     def at(self, t_capture_ns: int) -> HeadState:
-        """This state with another capture time."""
+        """Copy of this state with another capture time in nanoseconds."""
         return replace(self, t_capture_ns=t_capture_ns)
 
 
@@ -114,7 +115,7 @@ class Take:
         camera: camera of the cropped frames.
         crop: left, top and side of the crop in pixels of the original frames.
         head_sha256: SHA-256 of the file of the head model.
-        fps: nominal frame rate.
+        fps: nominal frame rate, frames per second.
     """
 
     states: tuple[HeadState, ...]
@@ -139,6 +140,7 @@ class Observation:
     """One tracked frame for training: image, mattes, camera and head state.
 
     Attributes:
+        frame_id: number of the frame in its source; -1 if the avatar rendered it.
         rgb: (H, W, 3) uint8 sRGB image.
         alpha: (H, W) uint8 matte of the head: the subject's matte times a ramp over the neck, 255 = head.
         camera: camera of the image.
@@ -185,13 +187,19 @@ class Observation:
 
 @dataclass(frozen=True)
 class RenderedFrame:
-    """Rendered frame of an avatar: ``rgba`` (H, W, 4) float32 numpy in [0, 1], sRGB with premultiplied alpha."""
+    """Rendered frame of an avatar.
+
+    Attributes:
+        frame_id: number of the frame, chosen by the caller of the renderer.
+        t_capture_ns: capture time of the rendered head state, nanoseconds.
+        rgba: (H, W, 4) float32 numpy array in [0, 1], sRGB with premultiplied alpha.
+    """
 
     frame_id: int
     t_capture_ns: int
     rgba: Float32
 
     def over(self, background: Float32) -> Bytes:
-        """Composite over ``background`` ((3,) or (H, W, 3), in [0, 1]): (H, W, 3) uint8."""
+        """Composite the frame over ``background`` ((3,) or (H, W, 3) sRGB in [0, 1]): (H, W, 3) uint8."""
         image = self.rgba[..., :3] + (1.0 - self.rgba[..., 3:]) * background
         return (np.clip(image, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)

@@ -15,7 +15,7 @@ import torch
 from insta_runtime.evaluation.metrics import convolve
 
 PIXELS_PER_DEGREE: Final = 67.0
-"""Angular resolution of a screen 0.7 m wide with 3840 pixels at 0.7 m: the viewing conditions of the paper."""
+"""Pixels per degree of visual angle of a screen 0.7 m wide with 3840 pixels, viewed from 0.7 m, as in the paper."""
 
 # Contrast sensitivity functions (achromatic, red-green, blue-yellow) as sums of Gaussians (height a, variance b).
 SENSITIVITY: Final = (((1.0, 0.0047),), ((1.0, 0.0053),), ((34.1, 0.04), (13.5, 0.025)))
@@ -33,9 +33,10 @@ XYZ: Final = (
 
 @torch.no_grad()
 def flip_map(picture: torch.Tensor, truth: torch.Tensor, pixels_per_degree: float = PIXELS_PER_DEGREE) -> torch.Tensor:
-    """The FLIP error (H, W) in [0, 1] between sRGB images (H, W, 3) in [0, 1]; 0 where they look the same.
+    """FLIP error map (H, W) in [0, 1] between two sRGB images (H, W, 3) in [0, 1]; 0 where they look the same.
 
-    Symmetric.  Values outside [0, 1] are clamped.
+    Symmetric in the images.  Colours outside [0, 1] are clamped.  ``pixels_per_degree`` is the angular resolution of
+    the display.
     """
     pair = torch.stack([picture, truth]).clamp(0.0, 1.0).permute(0, 3, 1, 2)  # (2, 3, H, W)
     opponent = _to_opponent(_linear(pair))

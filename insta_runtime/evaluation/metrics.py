@@ -16,7 +16,7 @@ SSIM_MARGIN: Final = 5
 
 
 def psnr(picture: torch.Tensor, truth: torch.Tensor, mask: torch.Tensor | None = None) -> float:
-    """Peak signal-to-noise ratio in dB of images (H, W, 3) in [0, 1], over ``mask`` (H, W) bool if given.
+    """Peak signal-to-noise ratio in dB of images (H, W, 3) in [0, 1], over the pixels of ``mask`` (H, W) bool if given.
 
     An empty mask gives NaN, equal images 100 dB.
     """
@@ -49,9 +49,10 @@ def ssim_map(picture: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
 
 
 def convolve(planes: torch.Tensor, column: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
-    """Correlation of ``planes`` (N, H, W) with the outer product of ``column`` and ``row``, without padding.
+    """Correlate ``planes`` (N, H, W) with the separable kernel ``column`` (K,) times ``row`` (L,), without padding.
 
-    Computed as a sum of shifted images: fast on any device, and in float32 where a library would use TF32.
+    Returns (N, H - K + 1, W - L + 1).  Computed as a sum of shifted images: fast on any device, and in float32 where a
+    library would use TF32.
     """
     for dim, weights in ((1, column.tolist()), (2, row.tolist())):
         length = planes.shape[dim] - len(weights) + 1

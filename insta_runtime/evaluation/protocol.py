@@ -15,14 +15,16 @@ from insta_runtime.evaluation.regions import DEFINITION, Box, FaceRegions, masks
 from insta_runtime.types import Camera, HeadState, Observation, RenderedFrame
 
 Render = Callable[[HeadState, Camera], RenderedFrame]
-"""Function that renders the avatar in a head state with a camera."""
+"""Function that renders the avatar in a head state with a camera: premultiplied RGBA of the camera's size."""
 Perceptual = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Perceptual distance (such as LPIPS) of two images (H, W, 3) in [0, 1]: a scalar tensor."""
 
 REGIONS: Final = ("whole", "head", "mouth", "eyes")
+"""Names of the image regions over which metrics are computed."""
 METRICS: Final = ("psnr_db", "ssim", "flip")
+"""Names of the metrics: PSNR in dB, SSIM and FLIP."""
 STILL: Final = 0.001
-"""Maximum motion of the face between two frames of a static segment, as a share of the image's longest side."""
+"""Maximum mean motion of the face between two frames of a static segment, as a share of the image's longest side."""
 
 PROTOCOL: Final = {
     "background": "white; truth is stored picture x stored matte",
@@ -51,8 +53,8 @@ class FrameComparison:
         camera: camera of the compared images.
         truth: (H, W, 3) held-out image over white, in [0, 1].
         picture: (H, W, 3) rendered image over white, in [0, 1].
-        regions: mask (H, W) bool of each of `REGIONS`.
-        boxes: boxes of ``mouth`` and ``eyes``, pixels.
+        regions: mask (H, W) bool of each of `REGIONS`, by name.
+        boxes: bounding boxes of ``mouth`` and ``eyes`` in pixels, by region.
     """
 
     observation: Observation
@@ -68,7 +70,8 @@ class Steadiness:
     """Temporal steadiness: frame-to-frame change of rendered frames and of the footage while the face hardly moves.
 
     Attributes:
-        rendered, footage: mean absolute change between successive frames of static segments, in [0, 1]; NaN if none.
+        rendered, footage: mean absolute change between successive frames of static segments, of the rendered and of the
+            held-out frames; colours in [0, 1]; NaN if there are no static segments.
         pairs: number of pairs of successive frames in static segments.
     """
 
@@ -84,11 +87,12 @@ class Steadiness:
 
 @dataclass(frozen=True)
 class Scores:
-    """Metrics of a set of frames.
+    """Image metrics of a set of rendered frames against held-out frames.
 
     Attributes:
-        means: mean of each of `METRICS` for each of `REGIONS`; also ``lpips`` of ``whole`` if it was computed.
-        each: the same metrics of each frame.
+        means: mean over the frames of each of `METRICS`, as ``means[region][metric]`` for each of `REGIONS`; also
+            ``lpips`` of ``whole`` if it was computed.
+        each: the same metrics of each frame; NaN for a region that the frame does not show.
         frame_ids: frame ids, in the order of ``each``.
         steadiness: steadiness over all frames.
     """
@@ -100,7 +104,7 @@ class Scores:
 
     @property
     def pictures(self) -> int:
-        """Number of frames."""
+        """Number of compared frames."""
         return len(self.each)
 
     @property
@@ -120,7 +124,10 @@ class Scores:
 
 
 def split(count: int, holdout: float) -> tuple[range, range]:
-    """Indices of training and held-out frames of ``count`` frames in time: the last share ``holdout`` is held out."""
+    """Split ``count`` frames in the order of time into training and held-out frames: the two ranges of their indices.
+
+    The last share ``holdout`` in [0, 1] is held out, but at least one frame is used for training.
+    """
     held = min(count - 1, round(count * holdout)) if count else 0
     return range(count - held), range(count - held, count)
 
@@ -132,13 +139,13 @@ def compare(
     face: FaceRegions | None = None,
     device: torch.device | None = None,
 ) -> Iterator[FrameComparison]:
-    """Render each observation and yield the comparison with it.
+    """Render each observation's head state with its camera and yield the comparison with the observation.
 
     Args:
         render: renders the avatar.
         observations: held-out frames.
         size: longest side in pixels; larger images are reduced, none is enlarged.
-        face: locates mouth and eyes; without it these regions are empty.
+        face: locates mouth and eyes; if None, these regions are empty.
         device: device of the compared images; the CPU by default.
     """
     for observation in observations:
@@ -165,11 +172,12 @@ def score(
 
     Args:
         render: renders the avatar.
-        observations: held-out frames in time.
+        observations: held-out frames in the order of time.
         size: longest side in pixels; larger images are reduced, none is enlarged.
-        face: locates mouth and eyes, and static segments; without it their metrics are NaN.
+        face: locates mouth and eyes, and static segments; if None, the metrics of mouth and eyes and the steadiness are
+            NaN.
         device: device on which metrics are computed; the CPU by default.
-        perceptual: LPIPS, computed only if given.
+        perceptual: computes LPIPS; None to leave it out.
     """
     names = [(region, metric) for region in REGIONS for metric in METRICS]
     if perceptual:
@@ -196,7 +204,10 @@ def score(
 def score_psnr(
     render: Render, observations: Sequence[Observation], size: int, device: torch.device | None = None
 ) -> tuple[float, float]:
-    """PSNR in dB of the whole image and of the head region, as in `score`, without the slower metrics."""
+    """Mean PSNR in dB of the whole image and of the head region, as in `score`, without the slower metrics.
+
+    Both are NaN without observations.
+    """
     rows = [
         torch.stack([_psnr(squared_error(c.picture, c.truth), c.regions[region]) for region in ("whole", "head")])
         for c in compare(render, observations, size, None, device)

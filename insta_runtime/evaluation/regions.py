@@ -17,9 +17,10 @@ LIDS_RIGHT = (33, 7, 163, 144, 145, 153, 154, 155, 133, 173, 157, 158, 159, 160,
 LIDS_LEFT = (263, 249, 390, 373, 374, 380, 381, 382, 362, 398, 384, 385, 386, 387, 388, 466)
 
 MOUTH_GROWN, EYES_GROWN = 0.04, 0.05
-"""Margins of the boxes of lips and lids on all sides, as shares of the face's width."""
+"""Margins by which the boxes of lips and of lids are extended on all sides, as shares of the face's width."""
 LIPS_MASK, FACE_MASK, LID_MOTION = 0.9, 0.5, 0.3
-"""Thresholds for vertices of a head without landmarks: lips mask, face mask, share of the largest eyelid motion."""
+"""Thresholds above which a vertex belongs to a region: lips mask and share of the largest eyelid motion (both only for
+a head without landmarks), and face mask."""
 
 DEFINITION: Final = (
     "mouth, eyes: boxes of the lip and lid landmarks of the tracked head mesh (of a head without landmarks: of its lip "
@@ -31,7 +32,7 @@ Box = tuple[float, float, float, float]
 
 
 class FaceRegions:
-    """Boxes of mouth and eyes in the images of one subject.
+    """Computes the bounding boxes of mouth and eyes of one subject in images, from tracked head states.
 
     They depend only on the tracked head state, so they are the same for every avatar that is evaluated.
     """
@@ -42,7 +43,10 @@ class FaceRegions:
         self._points = {name: torch.from_numpy(points) for name, points in _outlines(rig.model).items()}
 
     def boxes(self, state: HeadState, camera: Camera) -> dict[str, list[Box]]:
-        """Boxes of ``mouth`` and ``eyes`` in the image of ``camera``, clipped to it; those outside are left out."""
+        """Bounding boxes of ``mouth`` (one) and ``eyes`` (right, left) in pixels of the image of ``camera``, by region.
+
+        They are clipped to the image; boxes outside it, or of points behind the camera, are left out.
+        """
         pixels = self.pixels(state, camera)
         face = pixels[self._points["face"]]
         width = float(face[:, 0].max() - face[:, 0].min())
@@ -52,12 +56,18 @@ class FaceRegions:
         }
 
     def motion(self, before: HeadState, after: HeadState, camera: Camera) -> float:
-        """Mean motion in pixels of ``camera`` of the face's vertices from the state ``before`` to ``after``."""
+        """Mean displacement of the face's vertices from the state ``before`` to ``after``, in pixels of ``camera``.
+
+        NaN if any of them is behind the camera.
+        """
         face = self._points["face"]
         return float((self.pixels(after, camera)[face] - self.pixels(before, camera)[face]).norm(dim=-1).mean())
 
     def pixels(self, state: HeadState, camera: Camera) -> torch.Tensor:
-        """Pixel positions of the vertices, then of the landmarks, (V + L, 2) on the CPU; NaN behind the camera."""
+        """Pixel positions x, y of the vertices, then of the L landmarks that the head model has, (V + L, 2) on the CPU.
+
+        NaN for points behind the camera.
+        """
         points = camera_vertices(self._rig.pose(self._shape, state).vertices, state).cpu()
         embedding = self._rig.model.embedding
         if embedding is not None:
@@ -69,7 +79,7 @@ class FaceRegions:
 
 
 def masks(boxes: dict[str, list[Box]], camera: Camera, device: torch.device | None = None) -> dict[str, torch.Tensor]:
-    """Mask (H, W) bool of each region: pixels whose centres lie in one of its boxes."""
+    """Mask (H, W) bool of each region in ``boxes``, by name: pixels whose centres lie in one of its boxes."""
     x = torch.arange(camera.width, device=device) + 0.5
     y = torch.arange(camera.height, device=device)[:, None] + 0.5
     found = {}

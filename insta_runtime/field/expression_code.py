@@ -53,12 +53,11 @@ HEAD_UNITS: tuple[tuple[str, ...], ...] = (
 FLAME_COMPONENTS = 13
 """Number of FLAME expression components in the mouth code; with three jaw angles it has sixteen numbers."""
 MOUTH_WIDTH = len(LIPS_UNITS)
+"""Length of the mouth code."""
 EYE_WIDTH = len(EYE_UNITS) + 2
-REGION_WIDTH = MOUTH_WIDTH + EYE_WIDTH
-"""Length of the mouth part and the eye part together, which come first."""
-HEAD_WIDTH = len(HEAD_UNITS) + 2
-"""Length of the head part: its units, and azimuth and elevation of the view."""
-CODE_WIDTH = REGION_WIDTH + HEAD_WIDTH
+"""Length of the eye code: `EYE_UNITS`, then the mean gaze rotation of both eyes about x and y."""
+CODE_WIDTH = MOUTH_WIDTH + EYE_WIDTH
+"""Length of an expression code: mouth code, then eye code."""
 
 PRIOR = 16
 """Number of frames at which the subject's own mean and spread count as much as the prior ones."""
@@ -69,9 +68,9 @@ LEAST_SPREAD = 0.15
 STANDARD_SPREAD = 0.25
 """Standard deviation of standardised codes: about that of raw codes."""
 PULLED_FROM = 64
-"""Number of frames from which codes and views are projected to the range seen in training."""
+"""Minimum number of training frames for bounds: with fewer, codes and views are not projected to the range of these."""
 SLACK = 0.1, 0.5
-"""Margin of the range of codes: as a share of the range, and in standard deviations."""
+"""Margins by which the range of codes is extended: a share of the range, plus a number of standard deviations."""
 
 
 @dataclass(frozen=True)
@@ -99,17 +98,20 @@ class CodeRange:
 
     @staticmethod
     def mean_and_spread(codes: Float32) -> tuple[Float32, Float32]:
-        """Mean and spread (CODE_WIDTH,) of ``codes`` (N, CODE_WIDTH), blended with the prior while N is small."""
-        if not len(codes):
-            prior = np.ones(codes.shape[1], dtype=np.float32)
-            return 0.0 * prior, PRIOR_SPREAD * prior
+        """Mean and standard deviation, (CODE_WIDTH,) each, of ``codes`` (N, CODE_WIDTH), N > 0.
+
+        They are blended with the prior (`PRIOR`, `PRIOR_SPREAD`), which matters while N is small.
+        """
         share = len(codes) / (len(codes) + PRIOR)
         variance = share * codes.var(axis=0) + (1.0 - share) * PRIOR_SPREAD**2
         return share * codes.mean(axis=0), np.maximum(np.sqrt(variance), LEAST_SPREAD)
 
     @staticmethod
     def of(codes: Float32, mean: Float32, spread: Float32) -> CodeRange:
-        """Range of ``codes`` (N, CODE_WIDTH) with the given mean and spread; without bounds for few codes."""
+        """Range of raw ``codes`` (N, CODE_WIDTH) with the given mean and spread, (CODE_WIDTH,) each.
+
+        It has no bounds if there are fewer codes than `PULLED_FROM`.
+        """
         unbounded = CodeRange.unbounded()
         if len(codes) < PULLED_FROM:
             return CodeRange(mean, spread, unbounded.axes, unbounded.low, unbounded.high)
@@ -122,11 +124,11 @@ class CodeRange:
         return CodeRange(mean, spread, axes, low - slack, high + slack)
 
     def standardise(self, codes: Float32) -> Float32:
-        """Standardised codes of raw codes (..., CODE_WIDTH)."""
+        """Standardise raw codes (..., CODE_WIDTH): zero mean and a standard deviation of `STANDARD_SPREAD`."""
         return ((codes - self.mean) * (STANDARD_SPREAD / self.spread)).astype(np.float32)
 
     def project(self, codes: Float32) -> Float32:
-        """Project raw codes (..., CODE_WIDTH) to the nearest ones inside the range; continuous."""
+        """Clamp raw codes (..., CODE_WIDTH) to the bounds along the principal axes: the nearest codes in the range."""
         along = ((codes - self.mean) / self.spread) @ self.axes
         excess = along - along.clip(self.low, self.high)
         return codes - self.spread * (excess @ self.axes.T) if excess.any() else codes
@@ -204,7 +206,7 @@ class ExpressionCode:
         return np.concatenate(code).astype(np.float32)
 
     def learned(self, raw: Float32) -> Float32:
-        """Codes of the raw codes (..., CODE_WIDTH) of training frames: standardised but not projected."""
+        """Codes for training from raw codes (..., CODE_WIDTH): standardised if so configured, but not projected."""
         return self.range.standardise(raw) if self.config.standardise else raw
 
     def turn(self, state: HeadState) -> Float32:
@@ -212,7 +214,10 @@ class ExpressionCode:
         return self.views.turn(state) if self.config.pull_views else np.eye(3, dtype=np.float32)
 
     def observe(self, state: HeadState) -> bool:
-        """Add the state of a training frame; True if mean or spread changed, so that codes must be computed anew."""
+        """Add the state of a training frame to the statistics of the subject.
+
+        Returns True if mean or spread changed, so that the standardised codes of earlier frames must be recomputed.
+        """
         place = self.reservoir.observe(state)
         if place is None:
             return False
@@ -239,7 +244,10 @@ class ExpressionCode:
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, torch.Tensor], model: CodedModel) -> Self:
-        """From the tensors that `tensors` returned, for the head of ``model``.  KeyError or ValueError if invalid."""
+        """Restore an expression code from the tensors that `tensors` returned, for head and configuration of ``model``.
+
+        Raises KeyError or ValueError if they are incomplete or invalid.
+        """
         code = cls(model.head, model.config.conditioning)
         if set(tensors) != {"states", "count", "mean", "spread"}:
             raise ValueError("its expression statistics are incomplete")
@@ -259,6 +267,9 @@ class ExpressionCode:
 
 
 def condition(codes: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Multiply mouth and eye parts of codes (N, CODE_WIDTH) by the masks (N, 2) of mouth and eyes: (N, CODE_WIDTH)."""
-    mouth, eyes, head = codes.split([MOUTH_WIDTH, EYE_WIDTH, HEAD_WIDTH], dim=-1)
-    return torch.cat([mouth * masks[:, :1], eyes * masks[:, 1:], head], dim=-1)
+    """Multiply mouth and eye part of expression codes (N, CODE_WIDTH) by the ``masks`` (N, 2) of mouth and eyes.
+
+    Returns the conditioning input of the radiance field, (N, CODE_WIDTH).
+    """
+    mouth, eyes = codes.split([MOUTH_WIDTH, EYE_WIDTH], dim=-1)
+    return torch.cat([mouth * masks[:, :1], eyes * masks[:, 1:]], dim=-1)

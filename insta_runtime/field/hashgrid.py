@@ -25,7 +25,7 @@ def level_resolutions(config: FieldConfig) -> list[int]:
 
 
 def level_rows(config: FieldConfig) -> list[int]:
-    """Number of table rows of each level."""
+    """Number of feature vectors (table rows) of each level: one per lattice corner, at most ``2^log2_entries``."""
     return [min((r + 2) ** 3, 1 << config.log2_entries) for r in level_resolutions(config)]
 
 
@@ -91,7 +91,7 @@ class HashGrid(nn.Module):
         return by_level.transpose(0, 1).reshape(len(points), self.levels * self.features)
 
     def corners(self, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Table rows, int32, and trilinear weights, float, of the eight corners of each cell: (8, levels * N)."""
+        """Corners of the cells of ``points`` (N, 3): table rows, int32, and trilinear weights, (8, levels * N) each."""
         scaled = points.T.clamp(0.0, 1.0).contiguous()[:, None] * self.resolution.to(points.dtype)[:, None]
         cell = scaled.floor()
         far_weight = scaled - cell

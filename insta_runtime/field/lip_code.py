@@ -56,5 +56,8 @@ class LipCode:
 
 
 def condition_lips(codes: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Lip codes (N, C) blended with ones by the lip mask, the first column of ``masks`` (N, 2): (N, C)."""
+    """Interpolate linearly between ones and lip ``codes`` (N, C) by the lip mask, the first column of ``masks`` (N, 2).
+
+    Returns the conditioning input of the radiance field, (N, C): the code where the mask is 1, ones where it is 0.
+    """
     return 1.0 + masks[:, :1] * (codes - 1.0)

@@ -43,7 +43,10 @@ class RadianceField(nn.Module):
             first.weight[:, -HEAD_WIDTH:] = 0.0
 
     def density(self, points: torch.Tensor, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Density (N,) per metre and geometry features (N, 15) at unit-cube ``points`` (N, 3) with faded ``codes``."""
+        """Density (N,) per metre and geometry features (N, 15) at ``points`` (N, 3) in the unit cube.
+
+        ``codes`` (N, CODE_WIDTH) are expression codes, already multiplied by the masks.
+        """
         raw = self.density_net(torch.cat([self.grid(points), codes], dim=-1))
         density = (raw[:, 0] + INITIAL_LOG_DENSITY).clamp(max=MAX_LOG_DENSITY).exp()
         return density, raw[:, 1:]
@@ -51,12 +54,12 @@ class RadianceField(nn.Module):
     def forward(
         self, points: torch.Tensor, directions: torch.Tensor, codes: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Density (N,) per metre and colour (N, 3).
+        """Density (N,) per metre and sRGB colour (N, 3) in [0, 1].
 
         Args:
             points: (N, 3) positions in the unit cube of the canonical box.
             directions: (N, 3) canonical unit view directions.
-            codes: (N, CODE_WIDTH) expression codes, already multiplied by the masks of mouth and eyes.
+            codes: (N, CODE_WIDTH) expression codes, already multiplied by the masks.
         """
         density, features = self.density(points, codes)
         colour = self.colour_net(torch.cat([features, direction_basis(directions, self.bands)], dim=-1))

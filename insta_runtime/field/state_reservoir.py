@@ -10,7 +10,7 @@ from insta_runtime.types import Float32, HeadState
 CAPACITY = 512
 """Maximum number of stored states, about 100 kB."""
 LARGEST = 1e4
-"""Largest valid magnitude of a number of a state."""
+"""Largest valid magnitude of a number of a state; larger ones are stored as zero."""
 
 _PARTS = {"jaw_pose": 3, "neck_pose": 3, "eye_pose": 6, "eyelids": 2, "rotation": 3, "translation": 3}
 
@@ -22,8 +22,7 @@ class StateReservoir:
         expressions: number of expression weights of a state.
 
     Attributes:
-        rows: (N, expressions + 20) float32, one state per row; `column` returns one field of all states.
-        count: number of states added so far.
+        count: number of states added so far, stored or not.
     """
 
     def __init__(self, expressions: int) -> None:
@@ -35,7 +34,7 @@ class StateReservoir:
 
     @property
     def rows(self) -> Float32:
-        """Stored states, (N, expressions + 20)."""
+        """Stored states, (N, expressions + 20) float32, one per row; `column` returns one field of all."""
         return self._rows[: len(self)]
 
     def observe(self, state: HeadState) -> int | None:
@@ -53,7 +52,7 @@ class StateReservoir:
         return place
 
     def column(self, name: str) -> Float32:
-        """The field ``name`` of `HeadState` for all stored states, (N, numbers)."""
+        """Values of the field ``name`` of `HeadState`, flattened, for all N stored states: one row per state."""
         if name == "expression":
             return self.rows[:, : self.expressions]
         names = list(_PARTS)
@@ -61,7 +60,7 @@ class StateReservoir:
         return self.rows[:, first : first + _PARTS[name]]
 
     def state(self, place: int) -> HeadState:
-        """The stored state with the index ``place``; its capture time is not stored and is zero."""
+        """The stored state at the index ``place`` of `rows`; its capture time is not stored and is zero."""
         fields = {name: self.column(name)[place].copy() for name in ("expression", *_PARTS)}
         return HeadState(**fields | {"eye_pose": fields["eye_pose"].reshape(2, 3)})
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 TCNN_WEIGHTS = "grid.params"
 """Name of a tensor that only fields of tiny-cuda-nn have."""
 WIDTHS = (16, 32, 64, 128)
-"""Numbers of neurons of a hidden layer that the fully fused networks support."""
+"""Numbers of neurons of a hidden layer that the fully fused networks of tiny-cuda-nn support."""
 
 
 class TcnnMissing(UserError):

@@ -41,7 +41,10 @@ class ViewRange:
         return ViewRange(angles.min(axis=0) - SLACK, angles.max(axis=0) + SLACK)
 
     def turn(self, state: HeadState) -> Float32:
-        """Rotation (3, 3) in head space from the view direction of ``state`` to the nearest one in the range."""
+        """Rotation (3, 3) in head space from the view direction of ``state`` to the nearest one in the range.
+
+        It is the identity for a view direction inside the range.
+        """
         angles = view_angles(state)
         nearest = angles.clip(self.low, self.high)
         if (nearest == angles).all():
@@ -53,7 +56,7 @@ class ViewRange:
 
 
 def view_angles(state: HeadState) -> Float64:
-    """Azimuth and elevation (2,) of the camera in head space, radians."""
+    """Azimuth (to the subject's left) and elevation (2,) of the camera in head space, radians; 0 in front."""
     eye = -rotation_matrix(state.rotation).T @ state.translation
     return np.array([math.atan2(eye[0], eye[2]), math.atan2(eye[1], math.hypot(eye[0], eye[2]))])
 

@@ -33,10 +33,13 @@ class LandmarkEmbedding:
     weight: Float32
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Arrays of all fields by name."""
+        """Arrays of all fields by name of the field."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def points(self, vertices: NDArray[Any], faces: NDArray[np.int64]) -> NDArray[Any]:
-        """Landmark positions (..., L, 3) on posed ``vertices`` (..., V, 3); undefined where ``face`` is -1."""
+        """Landmark positions (..., L, 3) on the mesh of ``vertices`` (..., V, 3) and ``faces`` (F, 3), in their unit.
+
+        Undefined for landmarks whose ``face`` is -1.
+        """
         corners = vertices[..., faces[self.face], :]
         return (corners * self.bary[..., None]).sum(-2)

@@ -29,11 +29,15 @@ LAYOUT: dict[str, tuple[int, ...]] = {
     "weights": (VERTICES, JOINTS),
     "kintree_table": (2, JOINTS),
 }
+"""Shapes of the required arrays of a FLAME file by name."""
 LICENCE = "FLAME, from your own file, under the licence that you have from its authors (https://flame.is.tue.mpg.de)."
 
 
 def flame_model(arrays: dict[str, NDArray[Any]], name: str, sha256: str) -> HeadModel:
-    """Head model from the arrays of a FLAME file, by their names there.  Raises UserError for another layout."""
+    """Head model from the ``arrays`` of a FLAME file by their names there; ``name`` is its path, for messages.
+
+    Raises UserError if arrays are missing, have other shapes (`LAYOUT`) or hold invalid numbers.
+    """
     for key, shape in LAYOUT.items():
         if key not in arrays:
             raise UserError(f"{name} is not a FLAME head: it has no array {key!r}")

@@ -12,7 +12,7 @@ from insta_runtime.types import Float32
 MEET = 0.25
 """Position at which the closed lids meet, from the lower (0) to the upper (1) edge of the open eye."""
 STRIP = 0.2
-"""Half width, in eyeball radii, of the vertical strip in which the opening is measured."""
+"""Half width, in eyeball radii, of the vertical strip in which the opening of the eye is measured."""
 SEARCH = 1.1
 """Maximum elevation of lid vertices above or below the centre of the eye, radians."""
 FADE = 0.6

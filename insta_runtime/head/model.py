@@ -70,7 +70,7 @@ class HeadModel:
     embedding: LandmarkEmbedding | None
 
     def vertex_group(self) -> NDArray[np.int8]:
-        """Part of each vertex, (V,) int8, with the values of `face_group`."""
+        """Part of the head that each vertex belongs to, (V,) int8: SKIN, EYE_LEFT, ... as in `face_group`."""
         group = np.zeros(len(self.template), dtype=np.int8)
         group[self.faces.ravel()] = np.repeat(self.face_group, 3)
         return group

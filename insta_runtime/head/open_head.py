@@ -16,12 +16,13 @@ from insta_runtime.head.model import REGIONS, HeadModel
 from insta_runtime.types import Float32
 
 OPEN_HEAD = Path(__file__).parents[1] / "data" / "open_head.npz"
+"""Path of the open default head, which is part of the package."""
 
 
 def open_head_model(arrays: dict[str, NDArray[Any]], name: str, sha256: str) -> HeadModel:
-    """Head model from the arrays of an open head file, whose directions are float16 millimetres.
+    """Head model from the ``arrays`` of an open head file, whose displacements are float16 in millimetres.
 
-    Raises UserError if it is not an open head of this version.
+    ``name`` is the path of the file, for messages.  Raises UserError if it is not an open head of this version.
     """
     try:
         model = _model(arrays, sha256)

@@ -18,10 +18,10 @@ from insta_runtime.errors import UserError
 
 
 def read_pickle(path: Path) -> dict[str, NDArray[Any]]:
-    """Arrays of a pickled dictionary, by name; entries that are not numeric arrays are left out.
+    """Read the numeric arrays of a pickled dictionary, by name, without executing code; other entries are left out.
 
-    chumpy variables give their value, sparse matrices (compressed columns) become dense.  Raises UserError if the file
-    is not a pickled dictionary, or refers to anything but such arrays.
+    chumpy variables become arrays of their value, sparse matrices (compressed columns) dense ones.  Raises UserError if
+    the file is not a pickled dictionary, or refers to classes or functions other than those of such arrays.
     """
     with path.open("rb") as file:
         try:

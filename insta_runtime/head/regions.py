@@ -23,7 +23,7 @@ def region_masks(
     joints: Float32,
     skin_weights: Float32,
 ) -> dict[str, Float32]:
-    """Soft masks (V,) float32 in [0, 1] of each region of `HeadModel.masks`.
+    """Soft vertex masks (V,) float32 in [0, 1] by name of the region, for `HeadModel.masks`; arguments as its fields.
 
     Lengths are relative to the distance between the eye joints, which is nearly proportional to the size of an adult
     head.  The mouth is located at the upper edge of the skin that the jaw joint moves.

@@ -17,7 +17,7 @@ CANONICAL_JAW = 0.6
 
 
 class RestPose(NamedTuple):
-    """Head of one identity at rest: vertices ``rest`` (V, 3) and ``joints`` (5, 3), metres."""
+    """Head of one identity in the neutral pose: vertices ``rest`` (V, 3) and ``joints`` (5, 3), metres."""
 
     rest: Tensor
     joints: Tensor
@@ -36,7 +36,15 @@ def rotation_matrix(axis_angle: Tensor) -> Tensor:
 
 
 class HeadRig:
-    """Head model on a device: computes posed vertices, differentiable with respect to all parameters."""
+    """Head model on a torch device: computes posed vertices, differentiable with respect to all parameters.
+
+    Attributes:
+        model: the head model.
+        faces: (F, 3) int64 triangles.
+        skin_weights: (V, 5) skinning weights.
+        motion_dirs: (E + 2, or E + 38 with pose correctives, V * 3) displacements in metres before skinning: of
+            expressions, eyelids, pose correctives.
+    """
 
     def __init__(
         self, model: HeadModel, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
@@ -59,7 +67,7 @@ class HeadRig:
         self._last: tuple[bytes, RestPose] | None = None
 
     def rest_pose(self, shape: Tensor) -> RestPose:
-        """Head at rest with the identity code ``shape`` (S,)."""
+        """Vertices and joints of the neutral head with the identity code ``shape`` (S,)."""
         rest = self._template + (shape @ self._shape_dirs).view_as(self._template)
         return RestPose(rest, self._joints + (shape @ self._joint_shape_dirs).view_as(self._joints))
 
@@ -91,7 +99,10 @@ class HeadRig:
             return HeadMesh(self._posed(self._rest_pose_of(shape), *parameters)[0], self.faces)
 
     def canonical(self, shape: NDArray[np.floating], jaw: float) -> HeadMesh:
-        """Neutral mesh with a mouth opening of ``jaw`` in [0, 1], without gradients."""
+        """Mesh of the identity code ``shape`` (S,) with a neutral face and a mouth opening of ``jaw`` in [0, 1].
+
+        It is in head space and without gradients.
+        """
         state = HeadState.neutral(len(self.model.expression_names))
         if self.model.basis == "arkit52":
             state.expression[self.model.expression_names.index("jawOpen")] = jaw

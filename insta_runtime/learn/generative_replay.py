@@ -22,13 +22,13 @@ from insta_runtime.render.renderer import Snapshot, take_snapshot
 from insta_runtime.types import Bytes, Camera, HeadState, Observation, RenderedFrame
 
 FRAME_ID = -1
-"""Frame id of observations that no camera captured."""
+"""Frame id of observations that the avatar rendered, which no camera captured."""
 UNLIMITED_BYTES = 1 << 62
 """Memory budget of a replay policy that is used for selection only."""
 
 
 class SnapshotRenderer(Protocol):
-    """Renderer of any backend, as generative replay uses it."""
+    """Protocol of renderers of any backend: the methods that generative replay calls."""
 
     def load(self, snapshot: Snapshot) -> None: ...
 
@@ -36,7 +36,7 @@ class SnapshotRenderer(Protocol):
 
 
 class RecallTarget(Protocol):
-    """Trainer or replay buffer of any backend, as generative replay uses it."""
+    """Protocol of trainers and replay buffers of any backend: the methods that generative replay calls."""
 
     def lacks(self, state: HeadState) -> bool: ...
 
@@ -44,11 +44,11 @@ class RecallTarget(Protocol):
 
 
 class GenerativeReplay:
-    """Renders frames of a loaded avatar for its replay buffer, one per call.
+    """Renders frames of a loaded avatar in stored head states and adds them to its replay buffer, one per call.
 
     Args:
         model: the avatar as it was loaded; its present weights are copied.
-        camera: camera of the training frames.
+        camera: camera of the training frames; images are reduced to the training size.
         make_renderer: makes a renderer of a model; called when the first frame is rendered.
         count: maximum number of frames.
     """
@@ -69,7 +69,10 @@ class GenerativeReplay:
         return len(self._left)
 
     def add_next(self, target: RecallTarget) -> bool:
-        """Render the next frame that ``target`` lacks and add it there; False if none is left."""
+        """Render the next frame that ``target`` lacks and add it there.
+
+        Returns True if a frame was added, False if none is left.
+        """
         while self._left:
             state = self._left.popleft()
             if target.lacks(state):
@@ -93,9 +96,10 @@ def _bytes(values: NDArray[np.floating]) -> Bytes:
 
 
 def diverse_states(model: AvatarModel, count: int) -> list[HeadState]:
-    """At most ``count`` of the avatar's stored head states, chosen in turn from the cells of `learn.replay_policy`.
+    """At most ``count`` of the avatar's stored head states, chosen for diversity of pose and expression.
 
-    Cells with the most states come first, so that frequent poses and expressions are replayed soonest.
+    They are taken in turn (round robin) from the cells of pose and expression of `learn.replay_policy`.  Cells with the
+    most states come first, so that frequent poses and expressions are replayed soonest.
     """
     reservoir = model.code.reservoir
     policy: ReplayPolicy[int] = ReplayPolicy(model.code, UNLIMITED_BYTES, 0)

@@ -12,12 +12,12 @@ from insta_runtime.render.compositing import Composite
 
 @dataclass(frozen=True)
 class RayTargets:
-    """Ground truth of R rays.
+    """Ground truth of R training rays.
 
     Attributes:
         rgba: (R, 4) colour of the training image with premultiplied alpha, in [0, 1].
         depth: (R,) distance along the ray to the head mesh in metres, 0 where the depth loss does not apply.
-        mouth: (R,) bool, whether the ray meets the mouth.
+        mouth: (R,) bool, whether the ray meets the mouth region, whose colour loss has `LearnConfig.mouth_weight`.
         background: (R, 3) random colour over which both the ray and its ground truth are composited.
     """
 
@@ -34,10 +34,11 @@ def huber(error: torch.Tensor, delta: float) -> torch.Tensor:
 
 
 def ray_loss(rendered: Composite, targets: RayTargets, config: LearnConfig) -> torch.Tensor:
-    """Sum of colour, opacity and depth loss, a scalar.
+    """Weighted sum of colour, opacity and depth loss, averaged over the rays: a scalar tensor.
 
-    Colour:  Huber loss of colours composited over the random background, so that opacity is learned, too.  Opacity:
-    squared error.  Depth: absolute error of the expected distance beyond ``depth_slack``, where the mesh shows skin.
+    Colour: Huber loss of colours composited over the random background, so that opacity is learned, too.  Opacity:
+    squared error.  Depth: absolute error of the expected distance beyond `LearnConfig.depth_slack`, for rays with a
+    target depth.
     """
     colour = rendered.colour + (1.0 - rendered.opacity)[:, None] * targets.background
     truth = targets.rgba[:, :3] + (1.0 - targets.rgba[:, 3:]) * targets.background

@@ -16,19 +16,19 @@ from insta_runtime.types import HeadState
 from insta_runtime.warp.warp import MOTION, PARTS, displacements
 
 INTERVAL = 64
-"""Training steps between two fits of the regression."""
+"""Number of training steps between two fits of the regression."""
 LEAST_SPREAD = 0.02
 """Number that is added to a feature's standard deviation before the feature is divided by it."""
 FULL_AGE = 5.0
-"""Optimiser steps after which a frame's motion has its full weight in the regression."""
+"""Number of optimiser steps after which a frame's motion has its full weight in the regression."""
 FIXED = -FULL_AGE
-"""Age of a frame whose motion is not learned; it has its full weight in the regression."""
+"""Value of `FramePoseMotion.age` for a frame whose motion is not learned; it has full weight in the regression."""
 BLOCKS = 8
 """Number of intervals of time for the cross-validation that chooses the ridge penalty."""
 STRENGTHS = 300.0, 100.0, 30.0, 10.0, 3.0, 1.0
 """Multiples of the ridge penalty that cross-validation compares; of equally good ones the strongest is used."""
 REFRESH_DISTANCE = 0.003
-"""Motion of a head, in metres, after which its mesh is rasterised again."""
+"""Change of a frame's head motion, in metres, after which the head mesh of the frame is rasterised again."""
 
 
 def fit_table(
@@ -82,7 +82,10 @@ def fit_table(
 
 
 def predict_motions(table: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-    """Motions (N, MOTIONS) that a table predicts from features (N, F): `PoseRefinement.refine` as torch operations."""
+    """Motions (N, MOTIONS) that the regression with the ``table`` (F, COLUMNS) predicts from ``features`` (N, F).
+
+    The same computation as in `PoseRefinement.refine`, with torch.
+    """
     mean, scale, low, high = table[:, :4].T
     return (torch.clamp(features, low, high) - mean) / scale @ table[:, 4:]
 
@@ -92,8 +95,10 @@ class FramePoseMotion:
 
     Attributes:
         now: (MOTIONS,) float32, the present motions of head, mouth and eyes.
-        features: (F,) features of the tracked head state.
+        features: (F,) `pose_features` of the tracked head state.
         age: number of optimiser steps, or `FIXED`.
+
+    The motions start at the prediction of ``table`` (F, COLUMNS); with ``fixed`` they are never changed.
     """
 
     def __init__(self, state: HeadState, table: torch.Tensor, *, fixed: bool = False) -> None:
@@ -103,7 +108,10 @@ class FramePoseMotion:
         self._first, self._second = torch.zeros_like(self.now), torch.zeros_like(self.now)
 
     def step(self, gradient: torch.Tensor, rate: float, predicted: torch.Tensor, fades: float) -> None:
-        """One Adam step of size ``rate``, and decay by ``fades`` towards ``predicted`` (MOTIONS,); none if `FIXED`."""
+        """Do one Adam step on the motions with their ``gradient`` (MOTIONS,) and the learning rate ``rate``.
+
+        The motions also decay by the share ``fades`` towards ``predicted`` (MOTIONS,).  No effect if they are `FIXED`.
+        """
         if self.age < 0.0:
             return
         self.age += 1.0
@@ -115,11 +123,12 @@ class FramePoseMotion:
 
 
 def motion_shift(motions: torch.Tensor, points: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Zeros (N, 3) with the gradient of sample positions by ``motions`` (MOTIONS,), for fixed camera rays.
+    """Differentiable displacement (N, 3) in metres of ray samples by the pose motions ``motions`` (MOTIONS,).
 
-    When the head moves in camera space, the samples of a fixed ray move the opposite way in head space; samples of
-    mouth and eyes follow the motions of these parts, weighted by ``masks`` (N, PARTS).  First order in the motions.
-    ``points`` (N, 3) are the samples in head space.
+    Its value is zero; only its gradient with respect to ``motions`` matters, for fixed camera rays.  When the head
+    moves in camera space, the samples of a fixed ray move the opposite way in head space; samples of mouth and eyes
+    follow the motions of these parts, weighted by ``masks`` (N, PARTS).  First order in the motions.  ``points`` (N, 3)
+    are the samples in head space.
     """
     change = (motions - motions.detach()).view(1 + PARTS, MOTION)
     shares = torch.cat([1.0 - masks.sum(dim=1, keepdim=True), masks], dim=1)

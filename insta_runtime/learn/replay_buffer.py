@@ -1,4 +1,4 @@
-"""Interface that all replay buffers share: new observations, epochs, and statistics of the stored frames."""
+"""Base class of the replay buffers: new observations, epochs, and statistics of the stored frames."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class ReplayBuffer(Generic[T]):
     `add` and `start_epoch` may be called from any thread, everything else from the training thread only.
 
     Attributes:
-        policy: decides which frames are stored and drawn; ``T`` is the buffer's key of a stored frame.
+        policy: decides which frames are stored and drawn; ``T`` is the type of its reference to a stored frame.
     """
 
     def __init__(self, policy: ReplayPolicy[T]) -> None:
@@ -41,11 +41,14 @@ class ReplayBuffer(Generic[T]):
         self.policy.offer(observation)
 
     def start_epoch(self, weight: float = 0.0) -> None:
-        """Treat all later observations as a changed appearance; see `ReplayPolicy.start_epoch`."""
+        """Start a new epoch after a change of appearance: frames stored earlier are drawn less and less.
+
+        ``weight`` in [0, 1] is their final drawing weight relative to new frames; see `ReplayPolicy.start_epoch`.
+        """
         self.policy.start_epoch(weight)
 
     def lacks(self, state: HeadState) -> bool:
-        """Whether a frame rendered by the avatar in ``state`` would be stored; False before the first real frame."""
+        """Whether a frame that the avatar renders in ``state`` would be stored; False before the first real frame."""
         size = self._frame_bytes()
         return size > 0 and self.policy.lacks(state, size)
 

@@ -27,21 +27,22 @@ from insta_runtime.types import Float32, HeadState, Observation
 
 T = TypeVar("T")
 Cell = tuple[int, int, int]
+"""Cell of pose and expression: azimuth and elevation in multiples of `CELL_ANGLE`, index of the expression cluster."""
 
 RECENT: Final = 16
 """Number of newest entries that are never evicted; every training step draws one of them."""
 EPOCH_FADE: Final = 30
 """Number of new entries over which earlier epochs fade out: 6 s of a call that adds five entries a second."""
 ENOUGH: Final = 4
-"""Number of new entries of a cell that replace its earlier or recalled entries."""
+"""Number of new entries of a cell from which they replace the entries of earlier epochs and recalled ones there."""
 LONE: Final = 0.1
-"""Final drawing weight of entries of earlier epochs in cells without new entries; new entries have weight 1."""
+"""Minimum probability to be in the drawing pool for entries of earlier epochs in cells without new entries."""
 CELL_ANGLE: Final = math.radians(12.0)
 """Width of a cell in azimuth and in elevation of the camera around the head, radians."""
 MAX_EXPRESSIONS: Final = 12
 """Maximum number of expressions that cells distinguish."""
 MIN_CODE_DISTANCE: Final = 0.4
-"""Minimum distance between the expression codes of two clusters: half an open mouth, or one closed eye."""
+"""Minimum Euclidean distance between the raw codes of two expression clusters: half an open mouth, or a closed eye."""
 RECALLED_SHARE: Final = 0.25
 """Share of the memory budget that recalled entries may use."""
 
@@ -88,7 +89,10 @@ class ExpressionClusters:
         return _distances(codes, self.leaders).argmin(axis=1)
 
     def add(self, code: Float32) -> bool:
-        """Add a code (REGION_WIDTH,) to the clustering; True if the leaders changed, so that entries need new cells."""
+        """Add a code (CODE_WIDTH,) to the clustering.
+
+        Returns True if the leaders changed, so that the clusters of earlier codes must be determined again.
+        """
         if not len(self.leaders):
             self.leaders = code[None].copy()
             return True
@@ -175,7 +179,7 @@ class ReplayPolicy(Generic[T]):
         self._new_epochs: list[float] = []
 
     def offer(self, observation: Observation) -> None:
-        """Queue an observation for `pop_incoming`; only the newest `RECENT` are queued."""
+        """Queue an observation for `pop_incoming`; beyond `RECENT` queued ones the oldest is dropped."""
         with self._lock:
             self._incoming.append(observation)
 
@@ -189,7 +193,7 @@ class ReplayPolicy(Generic[T]):
             self._new_epochs.append(min(1.0, max(0.0, weight)))
 
     def pop_incoming(self) -> list[Observation]:
-        """Observations that were offered since the last call."""
+        """Remove and return the queued observations, oldest first; starts the epochs requested since the last call."""
         with self._lock:
             incoming, started = list(self._incoming), self._new_epochs
             self._incoming.clear()
@@ -203,8 +207,11 @@ class ReplayPolicy(Generic[T]):
         return [entry.item for entry in self.entries]
 
     def make_entry(self, state: HeadState, size: int, *, recalled: bool = False) -> ReplayEntry[T]:
-        """New entry, not yet inserted, for a frame in ``state`` that takes ``size`` bytes."""
-        code = np.nan_to_num(self._code.regional(state), posinf=0.0, neginf=0.0)
+        """New entry, not yet inserted, for a frame with the head state ``state`` that takes ``size`` bytes.
+
+        ``recalled`` is True for a frame that the avatar rendered itself.
+        """
+        code = np.nan_to_num(self._code.raw(state), posinf=0.0, neginf=0.0)
         azimuth, elevation = (round(float(angle) / CELL_ANGLE) for angle in np.nan_to_num(view_angles(state)))
         epoch = 0 if recalled else len(self._epochs)
         entry: ReplayEntry[T] = ReplayEntry((azimuth, elevation), code, size, epoch, recalled)
@@ -212,13 +219,19 @@ class ReplayPolicy(Generic[T]):
         return entry
 
     def lacks(self, state: HeadState, size: int) -> bool:
-        """Whether to add a recalled frame in ``state``: its cell has few real entries, and the budget has space."""
+        """Whether a recalled frame (rendered by the avatar) of ``state`` and of ``size`` bytes should be added.
+
+        True if its cell has fewer real entries than `ENOUGH` and the frame fits into the budget of recalled entries.
+        """
         recalled = sum(p.size for p in self.entries if p.recalled)
         room = self._bytes + size <= self.budget and recalled + size <= RECALLED_SHARE * self.budget
         return room and self._real(self.make_entry(state, size).cell) < ENOUGH
 
     def evict_for(self, new: ReplayEntry[T]) -> list[T]:
-        """Evict entries until ``new`` fits into the budget or only the newest are left; returns the evicted items."""
+        """Evict entries until ``new`` fits into the budget or only the newest are left; returns their items.
+
+        A real entry whose cell has `ENOUGH` real ones also evicts one recalled entry of the cell.
+        """
         evicted = []
         if not new.recalled and self._real(new.cell) >= ENOUGH:
             stand_in = next((p for p in self.entries if p.recalled and p.cell == new.cell), None)
@@ -235,7 +248,7 @@ class ReplayPolicy(Generic[T]):
         return self._evict_down_to(budget, RECENT)
 
     def insert(self, new: ReplayEntry[T], item: T) -> None:
-        """Add the entry ``new``, whose frame the buffer stores as ``item``."""
+        """Add the entry ``new``, whose frame the replay buffer stores under the reference ``item``."""
         new.item = item
         if self._expressions.add(new.code):
             self._assign_cells([*self.entries, new])
@@ -247,7 +260,7 @@ class ReplayPolicy(Generic[T]):
             self._count += 1
 
     def update_pools(self) -> None:
-        """Choose at random the entries to draw from until the next call, and count the entries."""
+        """Choose at random, by drawing weights, the entries to draw from until the next call; count the entries."""
         recent = [p for p in self.entries if not p.recalled][-RECENT:]
         new = [p for p in recent if p.epoch == len(self._epochs)]
         self.newest = [p.item for p in new or recent or self.entries[-RECENT:]]

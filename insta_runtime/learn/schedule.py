@@ -11,11 +11,11 @@ from typing import Final
 from insta_runtime.config import AvatarConfig
 
 WARM_UP_STEPS: Final = 20
-"""Training steps over which the learning rate rises linearly from zero."""
+"""Number of training steps over which the learning rate rises linearly from zero."""
 POSE_FIRST_STEP: Final = 100
 """Training step before which head poses are not refined, because the field's gradients are still unreliable."""
 POSE_WARM_UP_STEPS: Final = 100
-"""Training steps over which the learning rate of the head poses rises linearly from zero."""
+"""Number of training steps over which the learning rate of the head poses rises linearly from zero."""
 MIN_RAY_SHARE: Final = 1 / 8
 """Smallest share of the configured rays of a training step that is drawn while the display needs the GPU."""
 
@@ -25,7 +25,8 @@ class StepRates:
     """Adam learning rates and averaging decay of one training step.
 
     Attributes:
-        table: learning rate of the hash grid. networks: learning rate of the networks.
+        table: learning rate of the hash grid.
+        networks: learning rate of the networks.
         poses: learning rate of the head-pose corrections, metres.
         averaging_decay: decay of the exponential moving average of the weights.
     """
@@ -37,7 +38,7 @@ class StepRates:
 
 
 class TrainingSchedule:
-    """The schedule of one training: warm-up, exponential decay of the learning rate, and averaging of the weights.
+    """Learning-rate schedule of one training: warm-up, exponential decay, and averaging of the weights.
 
     Attributes:
         progress: position of the learning rate between its initial value (0) and its final value (1); with None it
@@ -55,7 +56,7 @@ class TrainingSchedule:
         return self.progress if self.progress is not None else min(1.0, steps / self._learn.decay_steps)
 
     def rates(self, steps: int) -> StepRates:
-        """The rates of the training step that follows ``steps`` earlier ones."""
+        """Learning rates and averaging decay of the training step that follows ``steps`` earlier ones."""
         config = self._learn
         decay = config.final_rate ** self.progress_at(steps)
         table = self.rate_factor * config.learning_rate * decay * min(1.0, (steps + 1) / WARM_UP_STEPS)
@@ -69,5 +70,8 @@ class TrainingSchedule:
         )
 
     def occupancy_interval(self, steps: int) -> int:
-        """Training steps between updates of the occupancy grid: short at first, when most cells become empty."""
+        """Number of training steps between updates of the occupancy grid, after ``steps`` training steps.
+
+        It is small at first, when most cells become empty.
+        """
         return min(self._occupancy.interval, 4 + steps // 16)

@@ -21,15 +21,15 @@ from insta_runtime.warp.warp import MOTION, PosedHead
 MATTE = 0.02
 """Opacity of a matte from which a pixel counts as part of the subject."""
 MATTE_GROWS = 2
-"""Pixels by which mattes are dilated, because they may be slightly too small."""
+"""Number of pixels by which mattes are dilated, because they may be slightly too small."""
 NEAREST_PART = 0.1
-"""Distance in metres by which the nearest part of a head is closer to the camera than the head's origin, roughly."""
+"""Approximate distance in metres by which the nearest part of a head is closer to the camera than its origin."""
 BYTES_A_HEAD = 1 << 21
 """Approximate memory in bytes of a posed head with its candidate grid."""
 
 
 def ray_regions(model: AvatarModel) -> torch.Tensor:
-    """Soft vertex masks (V, 2) of the head in [0, 1]: region of the depth loss, and mouth region."""
+    """Soft vertex masks (V, 2) float32 in [0, 1]; columns: region of the depth loss, mouth region, as configured."""
     config, masks = model.config.learn, model.head.masks
     # INSTA takes these regions from a face-parsing network; here the masks of the head model replace it.
     prior = masks["face"] if config.depth_on == "face" else 1.0 - masks["scalp"]
@@ -38,14 +38,17 @@ def ray_regions(model: AvatarModel) -> torch.Tensor:
 
 
 def band_pixels(model: AvatarModel, state: HeadState, camera: Camera) -> int:
-    """Width in pixels of the band around the projected head mesh in which the field may hold something."""
+    """Width in pixels of the band around the projected head mesh that the field can cover (`WarpConfig.band`).
+
+    It is at most a quarter of the longest image side.
+    """
     depth = max(NEAREST_PART, float(state.translation[2]) - NEAREST_PART)
     pixels = model.warp.config.band * camera.fx / depth
     return math.ceil(min(pixels, max(camera.width, camera.height) / 4)) if math.isfinite(pixels) else 0
 
 
 def dilated(mask: torch.Tensor, radius: int) -> torch.Tensor:
-    """The mask (h, w) bool dilated by ``radius`` pixels along both axes."""
+    """Dilate ``mask`` (h, w) bool by ``radius`` pixels along both axes (a square structuring element)."""
     image = mask.float()[None, None]
     for kernel, padding in (((1, 2 * radius + 1), (0, radius)), ((2 * radius + 1, 1), (radius, 0))):
         image = torch.nn.functional.max_pool2d(image, kernel, stride=1, padding=padding)
@@ -62,8 +65,12 @@ class ReplayFrame:
         raw: (CODE_WIDTH,) raw expression code.
         code: (CODE_WIDTH,) expression code, standardised by the subject's present range.
         motion: learned pose refinement of this frame.
-        pixels: flat indices of the pixels of the head.
-        margin: flat indices of the pixels around it that the narrow band covers.
+        pixels: (P,) int64 flat indices of the pixels of the head; set by `posed`, like the next five.
+        margin: (Q,) int64 flat indices of the other pixels within `band_pixels` of the mesh.
+        depth: (h * w,) depth of the mesh in metres, infinite where there is none.
+        far: (h * w,) largest depth around each pixel (`farthest_around`), metres.
+        skin: (h * w,) bool, pixels of the depth loss.
+        mouth: (h * w,) bool, pixels of the mouth region.
     """
 
     def __init__(self, model: AvatarModel, observation: Observation, size: int, *, recalled: bool = False) -> None:
@@ -80,15 +87,19 @@ class ReplayFrame:
 
     @property
     def refined_state(self) -> HeadState:
-        """Tracked state with the head pose as refined by training."""
+        """Tracked state with the head pose corrected by the learned motion of this frame."""
         return move_head(self.state, self.motion.now.numpy())
 
     def update_code(self) -> None:
-        """Recompute `code` after the subject's range of expressions has changed."""
+        """Recompute `code` after mean and spread of the subject's expression codes have changed."""
         self.code = torch.as_tensor(self.model.code.learned(self.raw), device=self.model.device)
 
     def posed(self) -> PosedHead:
-        """Warp of this frame; the first call rasterises the mesh and adds the silhouette to the occupancy grid."""
+        """Warp of the head pose of this frame.
+
+        The first call rasterises the mesh and adds the silhouette of the frame to the occupancy grid; later calls
+        repeat this when the learned head motion has changed by more than `REFRESH_DISTANCE`.
+        """
         if self._posed is None:
             self._posed = self.model.pose(self.state)
             self._rasterise()
@@ -121,7 +132,7 @@ class ReplayFrame:
 
     @property
     def bytes(self) -> int:
-        """Memory of this frame in bytes."""
+        """Approximate memory of this frame in bytes."""
         return int(self.rgba.numel()) * 2 + BYTES_A_HEAD
 
 
@@ -132,7 +143,7 @@ class Replay(ReplayBuffer[ReplayFrame]):
     """
 
     def __init__(self, model: AvatarModel, size: int, budget_mb: int, seed: int) -> None:
-        """``size``: longest side of the stored images in pixels; ``budget_mb``: memory in MiB."""
+        """``size``: longest side of the stored images in pixels; ``budget_mb``: memory budget in MiB."""
         super().__init__(ReplayPolicy(model.code, budget_mb << 20, seed))
         self.model, self.size = model, size
         self._generator = torch.Generator().manual_seed(seed)
@@ -165,7 +176,7 @@ class Replay(ReplayBuffer[ReplayFrame]):
         self.policy.update_pools()
 
     def set_budget(self, budget: int) -> None:
-        """Set the memory budget in bytes, at most ``budget_mb``, and evict frames from the replay buffer beyond it."""
+        """Set the memory budget in bytes and evict frames beyond it; more than the initial budget is never used."""
         evicted = self.policy.set_budget(min(budget, self._largest_budget))
         if evicted:
             self._forget(evicted)

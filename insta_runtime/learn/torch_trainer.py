@@ -57,11 +57,11 @@ class TorchTrainer:
         self.replay.take_in()
 
     def lacks(self, state: HeadState) -> bool:
-        """Whether a frame rendered by the avatar in ``state`` would be stored."""
+        """Whether a frame that the avatar renders in ``state`` would be stored; False before the first real frame."""
         return self.replay.lacks(state)
 
     def add_recalled(self, observation: Observation) -> None:
-        """Store a frame that the avatar rendered."""
+        """Store a frame that the avatar rendered itself (generative replay)."""
         self.replay.add_recalled(observation)
 
     def set_replay_budget(self, budget: int) -> None:
@@ -70,11 +70,14 @@ class TorchTrainer:
             self.replay.set_budget(budget)
 
     def set_ray_share(self, share: float) -> None:
-        """Draw only ``share`` of the configured rays in later steps; at least `MIN_RAY_SHARE` of them."""
+        """Draw only a ``share`` in [0, 1] of the configured rays in later steps, at least `MIN_RAY_SHARE`."""
         self._ray_share = min(1.0, max(MIN_RAY_SHARE, share))
 
     def step(self) -> StepReport | None:
-        """Run one Adam step on rays of a few replay frames; None if the replay buffer is empty."""
+        """Run one Adam step on rays of a few stored frames; returns None if the replay buffer is empty.
+
+        A step whose loss is not finite is counted but changes no weights.
+        """
         frames = self.replay.draw(self.config.frames)
         if not frames:
             return None
@@ -94,7 +97,7 @@ class TorchTrainer:
         return StepReport(self.steps, value, rays, samples)
 
     def update_occupancy(self) -> None:
-        """Update the canonical occupancy grid from the field's density, with expression codes of replay frames."""
+        """Update the canonical occupancy grid from the field's density, with expression codes of stored frames."""
         pick = torch.randint(len(self.replay), (64,), generator=self._generator).tolist()
         frames = self.replay.frames
         codes = torch.stack([frames[i].code for i in pick])
@@ -127,7 +130,10 @@ class TorchTrainer:
         )
 
     def resume(self, state: TrainingState) -> None:
-        """Continue from ``state``; the replay buffer is kept.  ValueError if it belongs to another model."""
+        """Continue training from the checkpoint ``state``; the replay buffer is kept.
+
+        Raises ValueError if the checkpoint belongs to another model.
+        """
         if not state.fits(self.state()):
             raise ValueError("the training state belongs to another avatar model")
         self.model.field.load_state_dict(state.weights)

@@ -21,8 +21,9 @@ class StepReport:
     """Results of one training step.
 
     Attributes:
-        step: number of training steps so far. loss: mean loss of its rays; NaN if the step was skipped or, on a GPU,
-            is not known yet. rays, samples: number of rays and of samples along them.
+        step: number of training steps so far.
+        loss: mean loss of the rays of the step; NaN if the step was skipped or, on a GPU, the loss is not known yet.
+        rays, samples: number of rays of the step, and of samples along them.
     """
 
     step: int
@@ -37,8 +38,9 @@ class Trainer(Protocol):
     `add` may be called from any thread, everything else from one training thread only.
 
     Attributes:
-        model: the avatar model that is trained. config: its training configuration.
-        schedule: learning rates of the training steps. replay: the stored observations.
+        model: the avatar model that is trained.
+        config: training configuration of the model.
+        schedule: learning rates of the training steps.
         steps: number of training steps so far.
     """
 
@@ -49,7 +51,7 @@ class Trainer(Protocol):
 
     @property
     def replay(self) -> ReplayBuffer[Any]:
-        """The stored observations that training steps draw from."""
+        """Replay buffer: the stored observations that training steps draw from."""
 
     def add(self, observation: Observation) -> None:
         """Queue an observation for training.  Thread-safe; never waits."""
@@ -58,10 +60,10 @@ class Trainer(Protocol):
         """Store the queued observations in the replay buffer.  `step` does this first."""
 
     def lacks(self, state: HeadState) -> bool:
-        """Whether a frame rendered by the avatar in ``state`` would be stored; False before the first real frame."""
+        """Whether a frame that the avatar renders in ``state`` would be stored; False before the first real frame."""
 
     def add_recalled(self, observation: Observation) -> None:
-        """Store a frame that the avatar rendered (generative replay)."""
+        """Store a frame that the avatar rendered itself (generative replay)."""
 
     def set_replay_budget(self, budget: int) -> None:
         """Set the memory budget of the replay buffer, in bytes, and evict frames beyond it; no effect on a GPU.
@@ -70,16 +72,16 @@ class Trainer(Protocol):
         """
 
     def set_ray_share(self, share: float) -> None:
-        """Draw only ``share`` of the configured rays in later steps; at least `schedule.MIN_RAY_SHARE` of them."""
+        """Draw only a ``share`` in [0, 1] of the configured rays in later steps, at least `schedule.MIN_RAY_SHARE`."""
 
     def step(self) -> StepReport | None:
-        """Run one training step; None if the replay buffer is empty."""
+        """Run one training step; returns None if the replay buffer is empty."""
 
     def update_occupancy(self) -> None:
         """Update the canonical occupancy grid from the field's density."""
 
     def on_stream(self) -> contextlib.AbstractContextManager[object]:
-        """Context in which the training's CUDA stream is the current one; without effect on a CPU."""
+        """Context manager in which the trainer's CUDA stream, if it has one, is torch's current stream."""
 
     def snapshot(self) -> Snapshot:
         """A copy of the averaged weights, occupancy and pose refinement, for display or for saving."""
@@ -88,4 +90,7 @@ class Trainer(Protocol):
         """A copy of the complete training state except for the replay buffer."""
 
     def resume(self, state: TrainingState) -> None:
-        """Continue from ``state``; the replay buffer is kept.  ValueError if it belongs to another model."""
+        """Continue training from the checkpoint ``state``; the replay buffer is kept.
+
+        Raises ValueError if the checkpoint belongs to another model.
+        """

@@ -21,7 +21,7 @@ FORMAT_VERSION: Final = 2
 LARGEST: Final = 65504.0
 """Largest magnitude of a valid weight: the largest number of half precision, which kernels use."""
 PARTS: Final = ("weights", "first", "second")
-"""Prefixes of the tensors in the training file."""
+"""Prefixes of the names of tensors in the training file: the fields of `TrainingState` that it holds."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,13 @@ class TrainingState:
         return {name: self.shown[name] for name in self.weights}
 
     def is_valid(self) -> bool:
-        """Whether all numbers are finite and no weight exceeds `LARGEST`.  Synchronises with the GPU."""
+        """Whether all numbers are finite and no weight exceeds `LARGEST` in magnitude.  Synchronises with the GPU."""
         weights = torch.stack([_largest(part) for part in (self.weights, self.averaged)])
         rest = torch.stack([_largest(part) for part in (self.shown, self.first, self.second)])
         return bool((weights <= LARGEST).all() & rest.isfinite().all())
 
     def fits(self, other: TrainingState) -> bool:
-        """Whether both checkpoints have the same tensors: of the same field, occupancy grid and head."""
+        """Whether both checkpoints have tensors of the same names and shapes, so that one can replace the other."""
         mine, theirs = ([s.shown, s.weights, s.first, s.second] for s in (self, other))
         return [_shapes(part) for part in mine] == [_shapes(part) for part in theirs]
 

@@ -53,7 +53,7 @@ class WeightExchange:
             self.on_publish(self.published, snapshot)
 
     def take(self) -> Snapshot | None:
-        """The newest complete snapshot that was not taken before, or None.
+        """The newest completely written snapshot if it was not taken before, else None.
 
         On a GPU the caller's current stream may read it at once; it does not wait for later training steps.
         """

@@ -16,7 +16,7 @@ RINGS = 20
 SEEN_WEIGHT = 0.5
 """Accumulated weight from which a vertex counts as seen; one frontal view has weight 1."""
 OBSERVE_SIZE = 192
-"""Side in pixels to which observations are reduced; vertices are about 2 pixels apart there."""
+"""Side in pixels of the depth map that decides which vertices an observation shows; they are about 2 pixels apart."""
 
 
 class ColouredMesh:
@@ -39,7 +39,7 @@ class ColouredMesh:
         self._colours: torch.Tensor | None = None
 
     def observe(self, observation: Observation) -> None:
-        """Add the colours of the vertices that are visible in ``observation``."""
+        """Add the colour and matte of one training frame to the means of the vertices that are visible in it."""
         camera = observation.camera.scaled(OBSERVE_SIZE, OBSERVE_SIZE)
         device = self._sum.device
         vertices = camera_vertices(self.rig.pose(self.shape, observation.state).vertices, observation.state)
@@ -65,7 +65,10 @@ class ColouredMesh:
         self._colours = None
 
     def colours(self) -> torch.Tensor:
-        """Vertex colours (V, 4), premultiplied RGBA; vertices that no frame showed get those of their neighbours."""
+        """Vertex colours (V, 4), premultiplied RGBA in [0, 1].
+
+        Vertices that no frame showed get the colours of their nearest neighbours (`RINGS`) or the mean colour.
+        """
         if self._colours is None:
             known = self._sum[:, 4] > 1e-3
             value = torch.where(known[:, None], self._sum[:, :4] / self._sum[:, 4:].clamp_min(1e-6), 0.0)
@@ -81,13 +84,13 @@ class ColouredMesh:
         return self._colours
 
     def underlay(self) -> torch.Tensor:
-        """Triangle colours (F, 4), premultiplied RGBA, of the parts that no frame showed; zero elsewhere."""
+        """Triangle colours (F, 4), premultiplied RGBA in [0, 1], of the parts that no frame showed; zero elsewhere."""
         unseen = 1.0 - (self._sum[:, 4:] / SEEN_WEIGHT).clamp(max=1.0)
         return (self.colours() * unseen)[self.faces].mean(dim=1)
 
     @torch.no_grad()
     def render(self, state: HeadState, camera: Camera, frame_id: int = 0) -> RenderedFrame:
-        """Render the coloured mesh in ``state`` with ``camera``."""
+        """Render the coloured mesh in ``state`` with ``camera`` as premultiplied RGBA."""
         vertices = camera_vertices(self.rig.pose(self.shape, state).vertices, state)
         raster = rasterise(vertices, self.faces, camera)
         rgba = raster.interpolate(self.colours()) * raster.mask[..., None]

@@ -35,7 +35,10 @@ class Crossfade:
         self.done = 1.0
 
     def advance(self, now: float) -> float:
-        """Advance the fade to the time ``now``; returns the step as a share of what was left: 1 if it completes."""
+        """Advance the fade to the time ``now`` in seconds.
+
+        Returns the share of the remaining distance to the new weights that this step covers; 1 if the fade is complete.
+        """
         done = min(1.0, max(self.done, (now - self._began) / FADE_S))
         part = 1.0 if done >= 1.0 else (done - self.done) / (1.0 - self.done)
         self.done = done

@@ -21,7 +21,7 @@ from insta_runtime.warp.warp import HeadWarp, PosedHead
 
 
 class AvatarModel:
-    """All parts of an avatar that rendering and training need.
+    """Model of one subject's avatar: head rig, warp, radiance field, occupancy grid, expression code, pose refinement.
 
     Args:
         head: head model.
@@ -32,7 +32,7 @@ class AvatarModel:
         cells: candidate cells of the occupancy grid, if known from a stored avatar; computed otherwise.
 
     Attributes:
-        learned: whether the weights were loaded from a file.
+        learned: whether the weights were loaded from an avatar file.
         underlay: (F, 4) premultiplied RGBA of the triangles that no training frame showed (`ColouredMesh.underlay`),
             rendered behind the field; zero for other triangles, and initially.
     """
@@ -69,30 +69,45 @@ class AvatarModel:
         self.underlay = torch.zeros((len(canonical.faces), 4), device=device)
 
     def pose(self, state: HeadState, part_motions: Float32 | None = None) -> PosedHead:
-        """Warp of one state; ``part_motions`` (PARTS, MOTION) are those of mouth and eyes (`PoseRefinement.refine`)."""
+        """Warp of the head posed in ``state``.
+
+        ``part_motions`` (PARTS, MOTION) are small motions of mouth and eyes (`PoseRefinement.refine`), None for none.
+        """
         motions = None if part_motions is None else torch.from_numpy(part_motions).to(self.device)
         return self.warp.pose(self.rig.pose(self.shape, state).vertices, motions)
 
     def refine_pose(self, state: HeadState) -> tuple[HeadState, Float32]:
-        """``state`` corrected by the learned regression, and the rigid motions (PARTS, MOTION) of mouth and eyes."""
+        """Refined head state for rendering a tracked ``state``, and the part motions (PARTS, MOTION) of mouth and eyes.
+
+        See `PoseRefinement.refine`.
+        """
         return self.pose_refinement.refine(state)
 
     def code_of(self, state: HeadState) -> torch.Tensor:
-        """Expression code (CODE_WIDTH,) of one state, on the device."""
+        """Expression code (CODE_WIDTH,) float32 of one head state, on the model's device."""
         return torch.as_tensor(self.code(state), device=self.device)
 
     def march(self, rays: Rays, posed: PosedHead, generator: torch.Generator | None = None) -> RaySamples:
-        """Sample rays in one pose (`sampling.march`), without gradients."""
+        """Sample rays through the head in one pose (`sampling.march`), without gradients.
+
+        With a ``generator`` the positions of the samples are jittered, as in training.
+        """
         with torch.no_grad():
             return march(rays, posed, self.occupancy, self.config.sampling, generator)
 
     def shade(self, samples: RaySamples, codes: torch.Tensor, rays: int) -> Composite:
-        """Evaluate the field at ``samples`` and composite them; ``codes`` (N, CODE_WIDTH) are not faded yet."""
+        """Evaluate the radiance field at N ``samples`` and composite them to the colours of ``rays`` rays.
+
+        ``codes`` (N, CODE_WIDTH) are the expression codes of the samples, not yet multiplied by their masks.
+        """
         density, colour = self.field(samples.position, samples.direction, self.condition(codes, samples.masks))
         return composite(density, colour, samples.distance, samples.ray, rays, self.config.sampling.step)
 
 
 def use_tcnn(model: AvatarModel) -> None:
-    """Replace the field of ``model`` by an untrained one of tiny-cuda-nn.  Raises UserError if it is not available."""
+    """Replace the radiance field of ``model`` by an untrained one of tiny-cuda-nn.
+
+    Raises UserError if tiny-cuda-nn is not available or does not support the configuration.
+    """
     field = TcnnField(model.config.radiance, model.config.learn.seed).to(model.device)
     model.field = field  # type: ignore[assignment]  # the same interface, other weights

@@ -21,13 +21,13 @@ from insta_runtime.warp.nearest import TriangleSoup
 from insta_runtime.warp.warp import SUBCELLS, HeadWarp, PosedHead, flat_cell
 
 INSIDE_DEPTH = 0.008
-"""Depth in metres below the skin down to which cells are candidates."""
+"""Depth in metres below the skin down to which cells are candidates; inside the mouth it is `SKIN_BAND`."""
 SKIN_BAND = 0.015
-"""Height in metres above the face up to which cells are candidates; elsewhere (hair) it is `WarpConfig.band`."""
+"""Height in metres above the face up to which cells are candidates; above hair it is `WarpConfig.band`."""
 HULL_VOTES = 3
-"""Number of frames that must have shown a cell before silhouettes may empty it."""
+"""Number of frames that must have shown a cell before their mattes can mark it as empty."""
 HULL_SHARE = 0.15
-"""Share of the frames that showed a cell below which it is empty if no more had it inside their matte."""
+"""A cell is empty if it was inside the matte in less than this share of the frames that showed it."""
 HULL_ALPHA = 0.1
 """Opacity of a matte from which a pixel counts as inside."""
 HULL_NEAR = 0.05
@@ -37,7 +37,7 @@ UPDATE_CELLS = 16384
 IN_SIGHT = 0.02
 """Transmittance in front of a sample from which its cell counts as visible."""
 VISIBILITY_DECAY = 0.988
-"""Factor by which the visibility of a cell decays at each update of the grid."""
+"""Factor by which the visibility of a cell decays at each update that samples the cell."""
 HIDDEN_BELOW = 0.05
 """Visibility below which a cell is not rendered: reached after some 250 updates (2000 steps) out of sight."""
 
@@ -101,7 +101,7 @@ class OccupancyGrid:
 
     @staticmethod
     def find_candidates(warp: HeadWarp, regions: FaceMasks, config: OccupancyConfig) -> CandidateCells:
-        """Candidate cells near the canonical surface.
+        """Find the candidate cells near the canonical surface, with the soft vertex masks ``regions``.
 
         They are stored with an avatar, because rounding of distances differs between devices.
         """
@@ -170,10 +170,13 @@ class OccupancyGrid:
         """Add the silhouette of one frame: count the cells that it shows, and those inside its matte (space carving).
 
         Args:
-            head: warp of the frame's pose. state: head state with the pose of the head. camera: camera of the matte.
-            alpha: (H, W) matte, float in [0, 1]. depth: (H, W) depth of the posed mesh in metres, infinite where there
-            is none. behind: distance in metres behind the mesh from which cells are not counted, nor are those outside
-            the image.
+            head: warp of the frame's pose.
+            state: head state; its rotation and translation are used.
+            camera: camera of the matte.
+            alpha: (H, W) matte, float in [0, 1].
+            depth: (H, W) depth of the posed mesh in metres, infinite where there is none.
+            behind: distance in metres behind the mesh from which cells do not count as shown, like those outside the
+                image.
         """
         centres = self.warp.box.cell_centres(self.cells, self.config.resolution)
         x, y, z = camera_vertices(head.forward_warp_centres(centres, self.triangle), state).unbind(-1)
@@ -217,13 +220,17 @@ class OccupancyGrid:
 
     @torch.no_grad()
     def mark_visible(self, position: torch.Tensor, optical_depth: torch.Tensor) -> None:
-        """Mark the cells of samples (N, 3) in the unit cube as visible where the ``optical_depth`` (N,) is small."""
+        """Mark cells as visible that training rays reached.
+
+        They are the cells of the samples at ``position`` (N, 3) in the unit cube in front of which the
+        ``optical_depth`` (N,) of their ray is small (`IN_SIGHT`).
+        """
         reached = position[torch.exp(-optical_depth) > IN_SIGHT]
         cell = self.place[flat_cell(reached, self.config.resolution)].long()
         self.visibility[cell[cell >= 0]] = 1.0
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Tensors that are stored with an avatar, by name."""
+        """Tensors (C,) of the grid that are stored with an avatar, by attribute name; not copies."""
         names = ("value", "view_count", "matte_count", "visibility")
         return {name: getattr(self, name) for name in names}
 

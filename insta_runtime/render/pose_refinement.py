@@ -19,11 +19,11 @@ from insta_runtime.types import Float32, HeadState
 from insta_runtime.warp.warp import MOTION, PARTS, TURN_RADIUS
 
 MOTIONS = (1 + PARTS) * MOTION
-"""Numbers of the motions of one frame: of the head, then of mouth and eyes."""
+"""Length of the vector of the motions of one frame: `MOTION` numbers each of the head, the mouth and the eyes."""
 COLUMNS = 4 + MOTIONS
-"""Columns of `PoseRefinement.table`."""
+"""Number of columns of `PoseRefinement.table`: mean, divisor, minimum and maximum of a feature, and its weights."""
 PLACE = 6
-"""Features of the head's rotation and position; their pairwise products are features, too."""
+"""Number of features of the head's rotation and position; their pairwise products are features, too."""
 _AHEAD = np.diag([1.0, -1.0, -1.0])  # rotation of a face that looks into the camera
 _PAIRS = np.triu_indices(PLACE)
 
@@ -31,8 +31,8 @@ _PAIRS = np.triu_indices(PLACE)
 def pose_features(state: HeadState) -> Float32:
     """Regression features of a head state: (F,) float32, each of a magnitude of about one.
 
-    They are the constant 1; rotation relative to the camera, position in the image and log distance; the pairwise
-    products of these six; expression weights, jaw pose and eyelids.
+    They are the constant 1; the rotation (3) relative to a head that faces the camera, the position in the image (2)
+    and the logarithm of the distance; the pairwise products of these six; expression weights, jaw pose and eyelids.
     """
     turn = axis_angle(_AHEAD @ rotation_matrix(state.rotation)) / 0.3
     x, y, z = (float(value) for value in state.translation)
@@ -81,7 +81,7 @@ class PoseRefinement:
         return PoseRefinement(table)
 
     def refine(self, state: HeadState) -> tuple[HeadState, Float32]:
-        """Refined head state for rendering ``state``, and the `part_motions` of mouth and eyes, (PARTS, MOTION)."""
+        """Refined head state for rendering the tracked ``state``, and the `part_motions` (PARTS, MOTION) float32."""
         mean, scale, low, high = self.table[:, :4].T
         weights = self.table[:, 4:]
         if not weights.any():
@@ -92,7 +92,7 @@ class PoseRefinement:
 
 
 def part_motions(motions: Float32) -> Float32:
-    """Motions (PARTS, MOTION) of samples of mouth and eyes relative to the moved head, from ``motions`` (MOTIONS,).
+    """Motions (PARTS, MOTION) of ray samples in mouth and eyes relative to the moved head, from ``motions`` (MOTIONS,).
 
     Samples move opposite to their part: when a part moves one way, a fixed ray meets it farther the other way.
     """
@@ -101,7 +101,7 @@ def part_motions(motions: Float32) -> Float32:
 
 
 def move_head(state: HeadState, motions: Float32) -> HeadState:
-    """``state`` with its head pose changed by the first MOTION numbers of ``motions``, given in head space."""
+    """``state`` with its head pose changed by a small rigid motion in head space: the first MOTION of ``motions``."""
     motion = motions[:MOTION]
     rotation = rotation_matrix(state.rotation)
     turn = rotation_matrix(motion[3:] / TURN_RADIUS)

@@ -46,11 +46,11 @@ class Raster:
 
     @property
     def mask(self) -> torch.Tensor:
-        """Pixels that the mesh covers, (H, W) bool."""
+        """Mask of the pixels that the mesh covers, (H, W) bool."""
         return self.triangle >= 0
 
     def interpolate(self, vertex_values: torch.Tensor) -> torch.Tensor:
-        """Interpolate vertex values (V, C) to the pixels: (H, W, C), zero where there is no triangle.
+        """Interpolate vertex values (V, C) barycentrically to the pixels: (H, W, C), zero where there is no triangle.
 
         Differentiable with respect to ``vertex_values``.
         """
@@ -67,7 +67,9 @@ class Raster:
 
 @torch.no_grad()
 def rasterise(vertices_cam: torch.Tensor, faces: torch.Tensor, camera: Camera, *, cull: bool = False) -> Raster:
-    """Rasterise a mesh.  Not differentiable; deterministic.
+    """Rasterise a triangle mesh: the visible triangle, barycentrics and depth of each pixel.
+
+    Not differentiable; deterministic.
 
     Args:
         vertices_cam: (V, 3) float32, camera space (OpenCV axes), metres.

@@ -11,7 +11,8 @@ from insta_runtime.geometry import rotation_matrix
 from insta_runtime.types import Camera, HeadState
 
 EDGE = 256
-"""Image width in pixels for each pixel of the margin around the mesh outline in which rays do not end."""
+"""Image width in pixels per pixel of margin: rays that pass the outline of the head mesh within the margin do not end
+at the mesh (`farthest_around`)."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Rays:
         origins: (R, 3) metres.
         directions: (R, 3) unit vectors.
         far: (R,) distance at which the ray ends, metres; infinite where the ray misses the mesh.
-        turn: (3, 3) rotation of the view directions that the field is evaluated with; None for none.
+        turn: (3, 3) rotation of the view directions before the field is evaluated with them; None for no rotation.
     """
 
     origins: torch.Tensor
@@ -42,7 +43,7 @@ def _at_unit_depth(camera: Camera, pixels: torch.Tensor) -> tuple[torch.Tensor, 
 
 
 def slant(camera: Camera, pixels: torch.Tensor) -> torch.Tensor:
-    """Distance along the ray at unit depth, (R,) >= 1, of ``pixels`` (R,) with flat indices y * width + x."""
+    """Distance along the ray per unit of depth, (R,) >= 1, of ``pixels`` (R,) with flat indices y * width + x."""
     x, y = _at_unit_depth(camera, pixels)
     return torch.sqrt(1.0 + x * x + y * y)
 
@@ -70,7 +71,9 @@ def pixel_rays(state: HeadState, camera: Camera, pixels: torch.Tensor, depth: to
 
 
 def farthest_around(depth: torch.Tensor) -> torch.Tensor:
-    """Largest depth within a pixel or two along both axes of each pixel of a depth map (H, W): (H, W).
+    """Largest depth in the neighbourhood of each pixel of a depth map (H, W): (H, W), same unit.
+
+    The neighbourhood extends over W / `EDGE` pixels, at least one, in each direction.
 
     The outline of the mesh is never exactly that of the subject, so rays beside it must not end at the mesh.
     """

@@ -23,6 +23,7 @@ Snapshot = dict[str, torch.Tensor]
 ``pose_refinement`` and ``underlay``."""
 
 POSE_REFINEMENT, UNDERLAY = "pose_refinement", "underlay"
+"""Names in a `Snapshot` of the table of the pose refinement and of the underlay."""
 
 BackgroundRenderer = Callable[[], torch.Tensor]
 """Function that renders the background: (H, W, 3) float32 in [0, 1], on the avatar's device."""
@@ -54,9 +55,10 @@ class Renderer:
         self._hide_cells()
 
     def load(self, snapshot: Snapshot) -> None:
-        """Render this snapshot from now on, with the present code range; `picture` crossfades to it.
+        """Render with the weights of this snapshot from now on; `picture` crossfades to them.
 
-        Weights are interpolated and occupancy cells switch one by one; pose refinement and code range change at once.
+        Weights are interpolated and occupancy cells switch one by one.  The pose refinement changes at once, as does
+        the range of expression codes, which is copied from the model as it is now.
         """
         shown = {name: tensor.clone() for name, tensor in self.model.field.state_dict().items()}
         cells = {name: tensor.clone() for name, tensor in self.model.occupancy.state().items()}
@@ -118,7 +120,7 @@ class Renderer:
 
     @torch.no_grad()
     def picture(self, state: HeadState, camera: Camera, background: Float32 | BackgroundRenderer) -> Bytes:
-        """Render the avatar over ``background`` ((H, W, 3) in [0, 1]): (H, W, 3) uint8; advances a crossfade."""
+        """Render the avatar over ``background`` ((H, W, 3) sRGB in [0, 1]): (H, W, 3) uint8; advances a crossfade."""
         if self._fade.under_way:
             self._approach(self._fade.advance(self._clock()))
         self._drawn = True
@@ -126,7 +128,7 @@ class Renderer:
 
 
 def painted(background: Float32 | BackgroundRenderer) -> Float32:
-    """``background`` as an array, rendered first if it is a function."""
+    """Pixels of ``background``, (H, W, 3) float32 in [0, 1] in host memory; a function is called to render them."""
     return background().cpu().numpy() if callable(background) else background
 
 
@@ -148,7 +150,10 @@ def take_snapshot(
 def split_snapshot(
     snapshot: Snapshot,
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], PoseRefinement | None, torch.Tensor | None]:
-    """Parts of a snapshot: tensors of the field, tensors of the occupancy grid, pose refinement, underlay."""
+    """Split a snapshot: tensors of the field, tensors of the occupancy grid, pose refinement, underlay (F, 4).
+
+    The last two are None if the snapshot has none.
+    """
     prefix = "occupancy."
     field = {k: v for k, v in snapshot.items() if not k.startswith(prefix) and k not in (POSE_REFINEMENT, UNDERLAY)}
     grid = {k.removeprefix(prefix): v for k, v in snapshot.items() if k.startswith(prefix)}
@@ -158,7 +163,7 @@ def split_snapshot(
 
 
 def load_snapshot(model: AvatarModel, snapshot: Snapshot) -> None:
-    """Load a snapshot into a model of the same configuration.  Raises ValueError if it does not fit."""
+    """Load a snapshot into a model of the same configuration.  Raises ValueError if a part does not fit the model."""
     field, grid, refinement, underlay = split_snapshot(snapshot)
     own = model.field.state_dict()
     if mismatched := sorted(own.keys() ^ field.keys()):

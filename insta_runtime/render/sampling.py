@@ -21,7 +21,7 @@ class RaySamples:
 
     Attributes:
         ray: (N,) int64 index of the sample's ray.
-        distance: (N,) distance along the ray to the middle of the step, metres.
+        distance: (N,) distance along the ray from the camera to the sample, metres.
         position: (N, 3) canonical position in the unit cube.
         direction: (N, 3) canonical unit view direction.
         masks: (N, 2) weights of mouth code and eye code.
@@ -35,7 +35,7 @@ class RaySamples:
 
     @staticmethod
     def join(parts: list[RaySamples], rays_each: int) -> RaySamples:
-        """Concatenate the samples of several bundles of ``rays_each`` rays each; rays are renumbered consecutively."""
+        """Concatenate the samples of several bundles of ``rays_each`` rays each, whose rays are renumbered."""
         return RaySamples(
             torch.cat([part.ray + i * rays_each for i, part in enumerate(parts)]),
             *(
@@ -52,7 +52,9 @@ def march(
     config: SamplingConfig,
     generator: torch.Generator | None = None,
 ) -> RaySamples:
-    """Sample rays every ``config.step`` metres in occupied space.
+    """Sample rays every ``config.step`` metres in the occupied cells of the posed head, and warp the samples.
+
+    Samples whose canonical position is not in an occupied cell are dropped.
 
     With a ``generator`` each ray starts at a random fraction of a step (training).  Without one, steps are anchored in
     head space: a still head renders a still image, and samples do not shift through a head that comes nearer.  Beyond

@@ -17,9 +17,9 @@ from insta_runtime.torso.registration import body_grid
 from insta_runtime.types import Float64
 
 ROOM_SIDE: Final = 64
-"""Side in pixels of the image of the room, which is stored as blurred as it is rendered."""
+"""Side in pixels of the image of the room; it can be small because the room is rendered blurred."""
 SHOULDERS: Final = 0.15
-"""Minimum mean opacity of a torso along the lower edge of the image; below it the images show no shoulders."""
+"""Minimum mean opacity of a torso layer along its lower edge; below it the layer shows no shoulders."""
 MAX_SIDE: Final = 1024
 """Maximum side in pixels of a torso layer."""
 BEYOND: Final = (0.05, 0.4)
@@ -47,7 +47,7 @@ class TorsoLayer:
 
     @cached_property
     def is_visible(self) -> bool:
-        """Whether the layer contains shoulders; otherwise there is nothing to render."""
+        """Whether the layer shows shoulders (`SHOULDERS`); if not, it need not be rendered."""
         side = self.rgba.shape[-1]
         return float(self.rgba[3, -max(side // 32, 1) :].mean()) >= SHOULDERS
 
@@ -80,7 +80,7 @@ class TorsoLayer:
         return levels
 
     def room_picture(self, side: int) -> torch.Tensor:
-        """Image of the room, (side, side, 3), on the layer's device."""
+        """Blurred image of the room, (side, side, 3) float32 in [0, 1], on the layer's device."""
         large = functional.interpolate(self.room[None], (side, side), mode="bicubic", align_corners=False)[0]
         return large.clamp(0.0, 1.0).permute(1, 2, 0).contiguous()
 
@@ -92,7 +92,10 @@ class TorsoLayer:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, torch.Tensor], model: AvatarModel) -> TorsoLayer:
-        """Torso layer from the tensors that `tensors` returned, on the device of ``model``.  ValueError if invalid."""
+        """Torso layer from the tensors that `tensors` returned, on the device of ``model``.
+
+        Raises ValueError if they are incomplete or invalid.
+        """
         wanted = {
             "rgba": (4, None, None),
             "room": (3, ROOM_SIDE, ROOM_SIDE),

@@ -21,30 +21,33 @@ from insta_runtime.types import Bytes, Float64, Observation
 PICTURES = 96
 """Maximum number of frames of a recording, evenly spaced, that a torso is learned from."""
 VISIBLE = 0.5
-"""Share of a pixel not covered by the head above which it is used for the torso.
+"""Minimum share of a pixel that the head must leave uncovered for the pixel to be used for the torso.
 
 At the edge of the head colours are mixed; using such pixels would leave a ghost of the head.
 """
 NEAR_HEAD = 0.04
 """Width of the margin around the head that registration ignores (neck, hair), as a share of the image's side."""
 AGREES = 0.06
-"""Colour difference from the mean at which a pixel has half its weight."""
+"""Root-mean-square colour difference from the mean, in [0, 1], at which a pixel has half its weight."""
 DOUBTED = 0.05
 """Minimum weight of a pixel, so that the mean follows a lasting change (such as other clothes)."""
 FIRST = 3.0
-"""Number of first frames that are averaged with full weights."""
+"""Number of first frames that are averaged with full weights, because the mean is still unreliable."""
 MEMORY = 60.0
-"""Maximum weight of a mean, in frames."""
+"""Maximum weight of a running mean, in frames, so that the mean forgets old frames."""
 FEW = 0.05
-"""Share of the frames below which a pixel is filled in from its surroundings instead of its own mean."""
+"""Share of the frames that must have shown a pixel: below it the pixel is filled in from its surroundings."""
 SEEN_EDGE = (0.06, 0.98)
-"""Mean opacities that count as 0 and as 1, because edges are not aligned exactly and strands of hair move."""
+"""Mean opacities that are mapped to 0 and to 1, because edges are not aligned exactly and strands of hair move."""
 UNSEEN_EDGE = (0.35, 0.65)
-"""Mean opacities that count as 0 and as 1 where the head hid the torso in all frames."""
+"""Mean opacities that are mapped to 0 and to 1 where the head hid the torso in all frames."""
 
 
 def learn_torso(observations: Sequence[Observation], side: int, device: torch.device) -> TorsoLayer | None:
-    """Learn the torso layer of a recording: ``observations`` of one subject in time; None if none has a body matte."""
+    """Learn the torso layer of a recording from ``observations`` of one subject in the order of time.
+
+    The layer has ``side`` x ``side`` pixels.  Returns None if no observation has a body matte.
+    """
     slow = SlowPose()
     seen = [(o, slow.inputs(picture_pose(o.state, o.camera), o.t_capture_ns)) for o in observations]
     shown = [(observation, inputs) for observation, inputs in seen if observation.body is not None]
@@ -55,7 +58,11 @@ def learn_torso(observations: Sequence[Observation], side: int, device: torch.de
 
 
 class TorsoLearner:
-    """Learns the torso of one subject as a layer of ``side`` x ``side`` pixels, frame by frame."""
+    """Learns the torso of one subject as a layer of ``side`` x ``side`` pixels, frame by frame.
+
+    Attributes:
+        seen: number of frames so far.
+    """
 
     def __init__(self, side: int, device: torch.device) -> None:
         self.side, self.device = side, device
@@ -64,13 +71,14 @@ class TorsoLearner:
         self._weight = torch.zeros((1, side, side), device=device)
         self._room = torch.zeros((4, ROOM_SIDE, ROOM_SIDE), device=device)  # colour x weight, weight
         self._motion = Similarity()
-        self._pose: Float64 = np.zeros(POSE)  # of the head in the last picture
+        self._pose: Float64 = np.zeros(POSE)  # of the head in the last frame
         self._motions = MotionFit()
 
     def observe(self, observation: Observation, inputs: Float64) -> Similarity:
-        """Learn from an observation with a body matte; ``inputs`` (`motion.INPUTS`,) are from `SlowPose`.
+        """Add one frame with a body matte; ``inputs`` (`motion.INPUTS`,) are those of its head pose from `SlowPose`.
 
-        Returns the motion of the torso from its reference position.  Raises ValueError without a body matte.
+        Returns the motion of the torso in this frame from its reference position.  Raises ValueError without a body
+        matte.
         """
         if observation.body is None:
             raise ValueError("the observation has no body matte")

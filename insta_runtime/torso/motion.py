@@ -16,11 +16,12 @@ from insta_runtime.geometry import axis_angle, rotation_matrix
 from insta_runtime.types import Camera, Float64, HeadState
 
 POSE = 6
-"""Numbers of a head's pose in the image: x, y, log of the length of a metre, pitch, yaw, roll."""
+"""Length of the vector of a head's pose in the image: x, y, logarithm of the length of a metre there (image units), and
+the axis-angle rotation from a head that faces the camera (pitch, yaw, roll; radians)."""
 INPUTS = 2 * POSE
-"""Number of inputs of the prediction: the slow pose, and the difference of the present pose from it."""
+"""Number of inputs of the prediction: low-pass filtered head pose, and difference of the present pose from it."""
 SLOW_S = 1.5
-"""Time constant of the slow pose in seconds: shoulders follow head motions that last longer."""
+"""Time constant in seconds of the low-pass filter of the head pose: shoulders follow head motions that last longer."""
 
 _UNIT = np.array([0.05, 0.05, 0.05, 0.15, 0.15, 0.15] * 2)
 """Typical variation of each input, used as its unit."""
@@ -49,12 +50,12 @@ class Similarity:
 
     @staticmethod
     def from_matrix(matrix: Float64) -> Similarity:
-        """Similarity with the (2, 3) matrix ``matrix``."""
+        """Similarity with the (2, 3) ``matrix``: scaled rotation, then translation as the third column."""
         a, b = float(matrix[0, 0]), float(matrix[1, 0])
         return Similarity(float(matrix[0, 2]), float(matrix[1, 2]), math.atan2(b, a), math.log(math.hypot(a, b)))
 
     def matrix(self) -> Float64:
-        """Matrix (2, 3) that multiplies columns (x, y, 1)."""
+        """Matrix (2, 3) of the transform, for homogeneous columns (x, y, 1)."""
         size = math.exp(self.scale)
         a, b = size * math.cos(self.turn), size * math.sin(self.turn)
         return np.array([[a, -b, self.x], [b, a, self.y]])
@@ -83,7 +84,7 @@ class Similarity:
 
 
 def picture_pose(state: HeadState, camera: Camera) -> Float64:
-    """Pose (`POSE`,) of the head in the image: position of its joint in image units, log scale, rotation in radians."""
+    """Pose (`POSE`,) of the head in the image: position of the head's origin, log scale, rotation; see `POSE`."""
     x, y, z = (float(value) for value in state.translation)
     z = max(z, 0.05)
     facing = rotation_matrix(state.rotation) @ np.diag([1.0, -1.0, -1.0])
@@ -120,7 +121,10 @@ class SlowPose:
         self._before_ns = 0
 
     def inputs(self, pose: Float64, t_capture_ns: int) -> Float64:
-        """Update with a ``pose`` (`POSE`,); returns (`INPUTS`,): the slow pose, and the difference from it."""
+        """Update the filter with the head ``pose`` (`POSE`,) at the time ``t_capture_ns``.
+
+        Returns (`INPUTS`,): the filtered pose, and the difference of ``pose`` from it.
+        """
         since = (t_capture_ns - self._before_ns) / 1e9
         if self._mean is None or since < 0.0:
             self._mean = pose
@@ -135,8 +139,9 @@ class MotionModel:
     """Linear prediction of the torso's motion from head poses.
 
     Attributes:
-        weights: (`INPUTS` + 1, 4) weights from the inputs minus ``middle``, in their units, and 1, to x, y, turn,
-        scale. middle, reach: (`INPUTS`,) centre and half width of the range of inputs in training.
+        weights: (`INPUTS` + 1, 4) regression weights; rows: inputs minus ``middle`` in units of their typical
+            variation, and the constant 1; columns: x, y, turn, scale.
+        middle, reach: (`INPUTS`,) centre and half width of the range of inputs in training.
     """
 
     weights: Float64
@@ -144,7 +149,7 @@ class MotionModel:
     reach: Float64
 
     def predict(self, inputs: Float64) -> Similarity:
-        """Motion for the ``inputs`` of `SlowPose`, of any driver.
+        """Predicted motion of the torso for the ``inputs`` (`INPUTS`,) from `SlowPose`, of any driver.
 
         Inputs are clamped to the range seen in training; beyond it the torso follows the head rigidly.
         """
@@ -155,7 +160,7 @@ class MotionModel:
 
 
 class MotionFit:
-    """Ridge regression of torso motions on inputs, over the newest frames."""
+    """Ridge regression of torso motions on head poses over the newest frames, with cross-validated penalty."""
 
     def __init__(self) -> None:
         self._inputs: deque[Float64] = deque(maxlen=_MEMORY)
@@ -167,7 +172,7 @@ class MotionFit:
         self._motions.append(motion.vector())
 
     def solve(self) -> MotionModel:
-        """Fit the model to the frames so far.  Raises ValueError before the first frame."""
+        """Fit the regression to the newest frames added so far.  Raises ValueError before the first frame."""
         if not self._inputs:
             raise ValueError("no frames were added yet")
         inputs, motions = np.stack(self._inputs), np.stack(self._motions)

@@ -21,17 +21,20 @@ ROUNDS = 5
 HUBER = 0.08
 """Colour difference above which the weight of a pixel decreases (Huber)."""
 NOISE = 0.2
-"""Standard deviation of a pixel at the first level, assuming independent pixels."""
+"""Standard deviation of a pixel's colour in [0, 1] at the coarsest level, assuming independent pixels."""
 TRUST = torch.tensor([0.04, 0.04, 0.03, 0.03], dtype=torch.float64)
-"""Prior standard deviations of the motion from the start: x, y, turn, scale."""
+"""Prior standard deviations of the motion relative to its start: x and y in image units, turn in radians, log scale."""
 SURPRISE = 1.25
-"""Factor by which the error of a less likely start is increased."""
+"""Factor by which the error of a less likely start is multiplied when the starts are compared."""
 ENOUGH = 1e-4
 """Step in image units below which the iteration ends."""
 
 
 def body_grid(motion: Similarity, side: int, device: torch.device) -> torch.Tensor:
-    """Image position of each pixel of the torso layer, (1, side, side, 2), for `grid_sample`."""
+    """Sampling grid (1, side, side, 2) for torch's ``grid_sample``.
+
+    It holds the position x, y in image units of each pixel of a square of ``side`` pixels after ``motion``.
+    """
     matrix = torch.as_tensor(motion.matrix(), dtype=torch.float32, device=device)
     return functional.affine_grid(matrix[None], [1, 1, side, side], align_corners=False)
 
@@ -43,15 +46,15 @@ def register(
     visible: torch.Tensor,
     starts: Sequence[Similarity],
 ) -> Similarity:
-    """Motion that aligns ``layer`` with ``picture``.
+    """Register the torso layer with an image: returns the similarity transform that aligns ``layer`` with ``picture``.
 
     Args:
         layer: (4, S, S) premultiplied torso layer in its reference position.
         known: (1, S, S) confidence of the layer in [0, 1].
-        picture: (4, S, S) premultiplied torso in the image.
+        picture: (4, S, S) premultiplied image of the torso.
         visible: (1, S, S) visibility of the torso in the image, in [0, 1].
-        starts: likely motions, the likeliest first; the search starts from the best of them, which is also the mean of
-            the prior.
+        starts: initial guesses of the motion, the likeliest first; the search starts from the best of them, which is
+            also the mean of the prior.
     """
     coarse, *finer = _pyramid(torch.cat([layer * known, known, picture * visible, visible]))
     found = [_refined(coarse, start, start) for start in starts]
@@ -97,7 +100,7 @@ def _pyramid(pictures: torch.Tensor) -> list[torch.Tensor]:
 
 
 def reduced(pictures: torch.Tensor, side: int) -> torch.Tensor:
-    """Images (C, S, S) reduced to (C, side, side) by area averaging."""
+    """Image ``pictures`` (C, S, S) reduced to (C, side, side) pixels by area averaging."""
     factor, rest = divmod(pictures.shape[-1], side)
     if rest:
         return functional.interpolate(pictures[None], (side, side), mode="area")[0]

@@ -12,7 +12,8 @@ from __future__ import annotations
 import torch
 
 SCALES = ("length", "area", "none")
-"""Values of `WarpConfig.scale`, in the order of the constants of cuda/frames.cu."""
+"""Values of `WarpConfig.scale`, in the order of the constants of cuda/frames.cu: maps scale by the ratio of lengths, by
+the ratio of areas (around the eyes only), or not at all."""
 LARGEST_SCALE = 2.0
 """Maximum length scale, so that a triangle that the pose squashes (a closed lid) does not enlarge its surroundings."""
 DEGENERATE_AREA = 1e-12
@@ -49,7 +50,11 @@ class CanonicalMaps:
         canonical: (V, 3) float, vertices of the canonical mesh, metres.
         faces: (F, 3) int64.
         scale: one of `SCALES`.
-        eyes: (F,) bool, triangles around the eyes, where the scale "area" applies.
+        eyes: (F,) bool, triangles around the eyes, where the scale "area" applies; None for no triangle.
+
+    Attributes:
+        frames: (F, 3, 3) frames of the canonical triangles, as from `triangle_frames`.
+        areas: (F,) areas of the canonical triangles, m^2.
     """
 
     def __init__(

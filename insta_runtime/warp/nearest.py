@@ -16,7 +16,7 @@ LEAF_DEPTH = 9
 LEAVES_A_CELL = 8
 """Number of nearest leaves from which a voxel takes its candidate triangles."""
 MOVED = 0.003
-"""Motion of triangles, in metres, up to which the voxels near them keep their candidates."""
+"""Displacement of triangles in metres up to which the voxels near them keep the candidates of another pose."""
 CPU_CHUNK = 4096
 """Number of points that are processed at once on a CPU, to fit its caches."""
 GPU_CHUNK = 1 << 18
@@ -218,7 +218,7 @@ class CandidateGrid:
         return (xyz[:, 2] * self.resolution + xyz[:, 1]) * self.resolution + xyz[:, 0]
 
     def query(self, points: torch.Tensor) -> Nearest:
-        """Nearest surface points of points (N, 3), among the candidates of their cells."""
+        """Nearest surface points of points (N, 3) in metres, searched among the candidates of their cells."""
         parts = []
         for chunk in points.split(CPU_CHUNK if points.device.type == "cpu" else GPU_CHUNK):
             candidates = self.candidates[self.row[self.cell_of(chunk)]]

@@ -28,21 +28,24 @@ from insta_runtime.warp.nearest import CandidateGrid, Nearest, TriangleLeaves, T
 from insta_runtime.warp.regions import EYES, FACE, LIPS, OTHER, edge_neighbours
 
 BLENDS = ("surface", "neighbours", "triangle")
-"""Values of `WarpConfig.blend`, in the order of the constants of cuda/warp.cuh."""
+"""Values of `WarpConfig.blend`, in the order of the constants of cuda/warp.cuh: vertex maps interpolated over the
+surface; maps of the nearest triangle and its neighbours, averaged; map of the nearest triangle alone."""
 OWN_DECAY, NEIGHBOURS_DECAY = 1.0, 4.0
 """Decay of the weights of the nearest triangle and of its neighbours with distance, 1 / metre."""
 FULLY_ATTACHED = 0.25
-"""Share of `WarpConfig.loosens` up to which a sample follows the surface completely."""
+"""Height above the surface, as a share of `WarpConfig.loosens`, up to which a sample follows the surface completely."""
 MAX_POSED_COPIES = 6
-"""Maximum number of posed positions of one canonical cell, between following the surface and following the head."""
+"""Maximum number of positions in the posed grid at which one canonical cell is marked as occupied, from the position
+that follows the surface to the one that follows the rigid head."""
 PARTS = 2
 """Number of parts of the face with motions of their own: mouth and eyes, in the order of `CanonicalSamples.masks`."""
 MOTION = 6
-"""Numbers of a small rigid motion: metres along x, y, z in head space, then rotations about them times TURN_RADIUS."""
+"""Length of the vector of a small rigid motion: translations along x, y and z of head space in metres, then rotations
+about these axes in radians times TURN_RADIUS."""
 TURN_RADIUS = 0.1
 """Radius in metres by which the rotations of a motion are multiplied, so that all its numbers are lengths."""
 SUBCELLS = 3
-"""Points per axis by which a canonical cell is warped to a pose, corners included, so that no gaps appear."""
+"""Number of points per axis, corners included, at which a canonical cell is warped to a pose without gaps."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,9 @@ class CanonicalSamples:
 
 
 class HeadWarp:
-    """Pose-independent data of the warp of one identity: canonical mesh, box, masks, acceleration structures.
+    """Warp between posed and canonical head space of one subject: the data that all poses share.
+
+    These are the canonical mesh, its bounding box, the masks and the acceleration structures; `pose` adds a posed mesh.
 
     Args:
         canonical: canonical mesh in head space.
@@ -127,11 +132,14 @@ class HeadWarp:
         self.resolution = round(side / config.cell)
 
     def pose(self, vertices: torch.Tensor, part_motions: torch.Tensor | None = None) -> PosedHead:
-        """Warp of one pose, from posed ``vertices`` (V, 3) in head space; ``part_motions`` as for `PosedHead`."""
+        """Warp of one pose, given the posed ``vertices`` (V, 3) in head space in metres.
+
+        ``part_motions`` (PARTS, MOTION) are small motions of mouth and eyes as for `PosedHead`; zero if None.
+        """
         return PosedHead(self, vertices, part_motions)
 
     def masks_at(self, nearest: Nearest) -> torch.Tensor:
-        """Weights (N, 2) in [0, 1] of mouth code and eye code at points whose ``nearest`` surface points are given."""
+        """Weights (N, 2) in [0, 1] of mouth code and eye code at N points, from their ``nearest`` surface points."""
         if self.lips:
             mouth = (self.regions[nearest.triangle] == LIPS).to(self.masks.dtype)
             return torch.stack([mouth, torch.zeros_like(mouth)], dim=-1)
@@ -142,9 +150,10 @@ class HeadWarp:
     def candidate_grid(
         self, soup: TriangleSoup, wanted: torch.Tensor, resolution: int, reference: CandidateGrid | None = None
     ) -> CandidateGrid:
-        """Candidate triangles for the ``wanted`` flat cells of a ``resolution``^3 grid over the box.
+        """Candidate triangles for the cells with flat indices ``wanted`` (C,) of a ``resolution``^3 grid over the box.
 
-        ``reference`` is the grid of another pose whose candidates are reused where the mesh has hardly moved.
+        ``soup`` holds the triangles of the pose.  ``reference`` is the grid of another pose whose candidates are reused
+        where the mesh has hardly moved; None computes all.
         """
         cell = self.box.side / resolution
         count = self.config.candidates
@@ -152,7 +161,7 @@ class HeadWarp:
 
     @cached_property
     def neutral_grid(self) -> CandidateGrid:
-        """Candidate triangles of the neutral face for every cell, reused by poses where the mesh has hardly moved."""
+        """Candidate triangles of the neutral face for every cell, the ``reference`` of the grids of all poses."""
         soup = TriangleSoup(self.neutral, self.canonical.faces)
         everywhere = torch.arange(self.resolution**3, device=self.box.origin.device)
         return self.candidate_grid(soup, everywhere, self.resolution)
@@ -176,9 +185,10 @@ class PosedHead:
         self._covered: torch.Tensor | None = None
 
     def forward_warp(self, points: torch.Tensor, triangle: torch.Tensor) -> torch.Tensor:
-        """Warp canonical points (N, K, 3) to the pose, the K points of each row rigidly with their ``triangle`` (N,).
+        """Warp canonical points (N, K, 3) to the pose by the similarity transforms of triangles.
 
-        Returns posed points (N, K, 3), metres.
+        The K points of row i follow the triangle with the index ``triangle[i]`` (N,).  Returns posed points (N, K, 3)
+        in head space, metres.
         """
         corner = self.warp.canonical.faces[triangle, 0]
         linear = self.triangle_maps[triangle]
@@ -188,9 +198,10 @@ class PosedHead:
         return torch.baddbmm(self.vertices[corner, None], offset, linear / squared_scale)
 
     def forward_warp_centres(self, points: torch.Tensor, triangle: torch.Tensor) -> torch.Tensor:
-        """Posed positions (N, 3) of canonical points (N, 3), each moved by its ``triangle`` (N,).
+        """Warp canonical points (N, 3) to the pose: positions (N, 3) in head space, metres.
 
-        Points higher than `Warp.detachment_height` above it move with the rigid head instead, with a smooth transition.
+        Points near the surface follow the triangle with the index ``triangle`` (N,); points high above it (hair) follow
+        the rigid motion of the head, and points between them blend both (`attachment`).
         """
         posed = self.forward_warp(points[:, None], triangle)[:, 0]
         if self.warp.detachment_height == 0.0:
@@ -206,11 +217,11 @@ class PosedHead:
         return ((points - corner) * self.warp.maps.frames[triangle][:, :, 2]).sum(dim=-1)
 
     def occupied_cells(self, points: torch.Tensor, triangle: torch.Tensor) -> torch.Tensor:
-        """Cells of the posed grid that warped canonical points (N, K, 3) fall into: (resolution^3,) bool.
+        """Cells of the posed grid into which canonical points (N, K, 3) are warped: (resolution^3,) bool by flat index.
 
-        The K points of each row cover one canonical cell; the middle one is its centre.  A cell above the surface is
-        marked at several positions between following the surface and following the head, because samples at different
-        heights are attached to different degrees.
+        The K points of each row cover one canonical cell, which moves with the triangle ``triangle`` (N,); the middle
+        one is its centre.  A cell above the surface is marked at several positions between following the surface and
+        following the rigid head, because samples at different heights follow the surface to different degrees.
         """
         warp = self.warp
         resolution, corner = warp.resolution, warp.canonical.faces[triangle, 0]
@@ -230,7 +241,10 @@ class PosedHead:
         return cells
 
     def prepare(self, cells: torch.Tensor) -> None:
-        """Compute candidate triangles for the posed ``cells`` (resolution^3,) bool; required before `to_canonical`."""
+        """Compute candidate triangles for the posed ``cells`` (resolution^3,) bool; required before `to_canonical`.
+
+        Does nothing if they are known for all of these cells.
+        """
         if self._covered is None or bool((cells & ~self._covered).any()):
             self._covered = cells
             warp = self.warp
@@ -295,24 +309,27 @@ class PosedHead:
 
 
 def displacements(motion: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    """First-order displacement (N, 3) in metres of points (N, 3) of head space by a small ``motion`` (MOTION,)."""
+    """First-order displacement (N, 3) in metres of points (N, 3) in head space by a small rigid ``motion``."""
     return motion[:3] + torch.linalg.cross(motion[None, 3:] / TURN_RADIUS, points)
 
 
 def detachment_height(config: WarpConfig) -> float:
-    """`WarpConfig.loosens` in metres if the configured warp supports it, else 0 (samples are always attached)."""
+    """Height in metres above the surface from which samples follow only the rigid motion of the head.
+
+    It is `WarpConfig.loosens` with the blend "surface", else 0: samples then follow the surface at any height.
+    """
     return config.loosens if config.blend == "surface" else 0.0
 
 
 def attachment(distance: torch.Tensor, mouth: torch.Tensor, reach: float) -> torch.Tensor:
-    """Share in [0, 1] of the surface's motion that samples follow at a ``distance`` (N,) in metres above the surface.
+    """Weight (N,) in [0, 1] of the surface's motion for samples at a ``distance`` (N,) in metres above the surface.
 
-    It is 1 near the skin and where the mouth mask ``mouth`` (N,) is 1, and falls to 0 at ``reach`` metres; the rest of
-    the motion is that of the rigid head.
+    It is 1 near the skin and where the mouth mask ``mouth`` (N,) is 1, and falls to 0 at ``reach`` metres; the rigid
+    motion of the head has the remaining weight.
     """
     return 1.0 - smoothstep(distance / reach, FULLY_ATTACHED, 1.0) * (1.0 - mouth)
 
 
 def code_fade(distance: torch.Tensor) -> torch.Tensor:
-    """Weight of the expression code at a distance in metres from the surface: falls linearly from 1 to 0 over 2 cm."""
+    """Weight (N,) of the expression code at a ``distance`` (N,) from the surface, linear from 1 at 0 to 0 at 2 cm."""
     return (1.0 - distance / 0.02).clamp(0.0, 1.0)
