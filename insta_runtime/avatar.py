@@ -110,8 +110,8 @@ class Avatar:
     Attributes:
         model: model of the avatar.
         camera: camera of the cropped training frames.
-        calibration: the tracker's calibration of subject and camera, JSON-serialisable; None if the head states are exact
-            instead of tracked.
+        calibration: the tracker's calibration of subject and camera, JSON-serialisable; None if the head states are
+            exact instead of tracked.
         seconds: duration of training so far, seconds.
         steps: number of training steps so far.
         consent: whether the subject has agreed that the avatar is stored.

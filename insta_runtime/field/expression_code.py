@@ -53,11 +53,15 @@ HEAD_UNITS: tuple[tuple[str, ...], ...] = (
 FLAME_COMPONENTS = 13
 """Number of FLAME expression components in the mouth code; with three jaw angles it has sixteen numbers."""
 MOUTH_WIDTH = len(LIPS_UNITS)
-"""Length of the mouth code."""
+"""Length of the mouth part."""
 EYE_WIDTH = len(EYE_UNITS) + 2
-"""Length of the eye code: `EYE_UNITS`, then the mean gaze rotation of both eyes about x and y."""
-CODE_WIDTH = MOUTH_WIDTH + EYE_WIDTH
-"""Length of an expression code: mouth code, then eye code."""
+"""Length of the eye part: `EYE_UNITS`, then the mean gaze rotation of both eyes about x and y."""
+REGION_WIDTH = MOUTH_WIDTH + EYE_WIDTH
+"""Length of the mouth part and the eye part together, which come first."""
+HEAD_WIDTH = len(HEAD_UNITS) + 2
+"""Length of the head part: `HEAD_UNITS`, then azimuth and elevation of the view."""
+CODE_WIDTH = REGION_WIDTH + HEAD_WIDTH
+"""Length of an expression code: mouth part, eye part, head part."""
 
 PRIOR = 16
 """Number of frames at which the subject's own mean and spread count as much as the prior ones."""
@@ -98,10 +102,13 @@ class CodeRange:
 
     @staticmethod
     def mean_and_spread(codes: Float32) -> tuple[Float32, Float32]:
-        """Mean and standard deviation, (CODE_WIDTH,) each, of ``codes`` (N, CODE_WIDTH), N > 0.
+        """Mean and standard deviation, (CODE_WIDTH,) each, of ``codes`` (N, CODE_WIDTH).
 
         They are blended with the prior (`PRIOR`, `PRIOR_SPREAD`), which matters while N is small.
         """
+        if not len(codes):
+            prior = np.ones(codes.shape[1], dtype=np.float32)
+            return 0.0 * prior, PRIOR_SPREAD * prior
         share = len(codes) / (len(codes) + PRIOR)
         variance = share * codes.var(axis=0) + (1.0 - share) * PRIOR_SPREAD**2
         return share * codes.mean(axis=0), np.maximum(np.sqrt(variance), LEAST_SPREAD)
@@ -271,5 +278,5 @@ def condition(codes: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
 
     Returns the conditioning input of the radiance field, (N, CODE_WIDTH).
     """
-    mouth, eyes = codes.split([MOUTH_WIDTH, EYE_WIDTH], dim=-1)
-    return torch.cat([mouth * masks[:, :1], eyes * masks[:, 1:]], dim=-1)
+    mouth, eyes, head = codes.split([MOUTH_WIDTH, EYE_WIDTH, HEAD_WIDTH], dim=-1)
+    return torch.cat([mouth * masks[:, :1], eyes * masks[:, 1:], head], dim=-1)

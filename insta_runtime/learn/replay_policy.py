@@ -89,7 +89,7 @@ class ExpressionClusters:
         return _distances(codes, self.leaders).argmin(axis=1)
 
     def add(self, code: Float32) -> bool:
-        """Add a code (CODE_WIDTH,) to the clustering.
+        """Add a code (REGION_WIDTH,) to the clustering.
 
         Returns True if the leaders changed, so that the clusters of earlier codes must be determined again.
         """
@@ -211,7 +211,7 @@ class ReplayPolicy(Generic[T]):
 
         ``recalled`` is True for a frame that the avatar rendered itself.
         """
-        code = np.nan_to_num(self._code.raw(state), posinf=0.0, neginf=0.0)
+        code = np.nan_to_num(self._code.regional(state), posinf=0.0, neginf=0.0)
         azimuth, elevation = (round(float(angle) / CELL_ANGLE) for angle in np.nan_to_num(view_angles(state)))
         epoch = 0 if recalled else len(self._epochs)
         entry: ReplayEntry[T] = ReplayEntry((azimuth, elevation), code, size, epoch, recalled)
