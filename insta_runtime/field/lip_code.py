@@ -37,7 +37,7 @@ LIPS_UNITS: tuple[tuple[str, ...], ...] = (
 
 
 class LipCode:
-    """Computes the lip code (LIPS_WIDTH,) float32 of a head state: `LIPS_UNITS`, or FLAME's first expression components.
+    """Computes the lip code (LIPS_WIDTH,) float32 of a head state: `LIPS_UNITS`, or FLAME's first components.
 
     It is padded with zeros if the head has fewer components.
     """

@@ -159,8 +159,8 @@ class ReplayPolicy(Generic[T]):
 
     Attributes:
         entries: kept entries in the order in which they were added, recalled ones first.
-        newest: items of the newest entries, of which a training step draws one; only those of the present epoch if there
-            are any.
+        newest: items of the newest entries, of which a training step draws one; only those of the present epoch if
+            there are any.
         pool: items from which a training step draws the others, in shuffled rounds.
         composition: counts of the entries.  `update_pools` replaces these last three as a whole.
     """

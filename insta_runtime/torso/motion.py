@@ -109,7 +109,7 @@ def carried(before: Float64, after: Float64) -> Similarity:
 
 
 def seated(pose: Float64, state: HeadState, camera: Camera) -> HeadState:
-    """``state`` with the translation with which ``camera`` shows the head at position and scale of ``pose`` (`POSE`,)."""
+    """``state`` translated so that ``camera`` shows the head at position and scale of ``pose`` (`POSE`,)."""
     z = 2.0 * camera.fx / (camera.width * math.exp(float(pose[2])))
     x = ((float(pose[0]) + 1.0) * camera.width / 2.0 - camera.cx) * z / camera.fx
     y = ((float(pose[1]) + 1.0) * camera.height / 2.0 - camera.cy) * z / camera.fy
