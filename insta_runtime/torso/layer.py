@@ -55,8 +55,8 @@ class TorsoLayer:
     def draw(self, inputs: Float64, backdrop: torch.Tensor) -> torch.Tensor:
         """Render the torso over ``backdrop`` (H, H, 3) in [0, 1] on the layer's device; returns the image (H, H, 3).
 
-        ``inputs`` (`motion.INPUTS`,) are those of the head pose from `SlowPose`.  Beyond the edge of the training images
-        the layer is extended by its edge colours and fades out (`BEYOND`).
+        ``inputs`` (`motion.INPUTS`,) are those of the head pose from `SlowPose`.  Beyond the edge of the training
+        images the layer is extended by its edge colours and fades out (`BEYOND`).
         """
         side = backdrop.shape[0]
         motion = self.motion.predict(inputs).inverse()
