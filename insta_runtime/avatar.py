@@ -40,7 +40,7 @@ MAX_SIDE = 1 << 14
 
 
 class AvatarPart(Protocol):
-    """Optional part of an avatar, stored as tensors ``<part_name>.<name>``."""
+    """Protocol of the optional parts of an avatar, whose tensors the avatar file stores as ``<part_name>.<name>``."""
 
     part_name: ClassVar[str]
 
@@ -57,7 +57,7 @@ class AvatarPart(Protocol):
 
 P = TypeVar("P", bound=AvatarPart)
 PARTS: tuple[type[AvatarPart], ...] = (ExpressionCode, TorsoLayer)
-"""All kinds of parts that an avatar file may hold."""
+"""Classes of all optional parts that an avatar file may hold."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -139,9 +139,10 @@ class Avatar:
         device: str | torch.device,
         cells: CandidateCells | None = None,
     ) -> Avatar:
-        """New, untrained avatar of the subject with identity code ``shape`` (S,).
+        """New, untrained avatar of the subject with identity code ``shape`` (S,) in the head model ``head``.
 
-        ``cells`` are candidate cells of the occupancy grid, computed if not given.
+        ``device`` is a torch device or a name for `choose_device`, which may raise UserError.  ``cells`` are candidate
+        cells of the occupancy grid; they are computed if None.
         """
         target = choose_device(device) if isinstance(device, str) else device
         avatar = Avatar(AvatarModel(head, shape, config, target, config.learn.seed, cells), camera)
@@ -196,7 +197,7 @@ class Avatar:
 
     @staticmethod
     def load(path: Path, head: HeadModel, device: str | torch.device) -> Avatar:
-        """Load an avatar that was trained with ``head``, from a folder or file ``path``, to a torch device.
+        """Load an avatar that was trained with ``head`` from the folder or file ``path`` to a device, as for `create`.
 
         The previous file is loaded if the newest is damaged or missing.  Older format versions are migrated.  Raises
         UserError if no file is intact, or if it has an unknown format version, another head model or other tensors.

@@ -52,7 +52,10 @@ class Setting:
 
 
 def settings_of(schema: type, prefix: str = "") -> Iterator[Setting]:
-    """Every setting of the dataclass ``schema`` and of those nested in it, in the order of declaration."""
+    """Every setting of the dataclass ``schema`` and of those nested in it, in the order of declaration.
+
+    ``prefix`` is put before the keys.
+    """
     hints = get_type_hints(schema)
     for item in fields(schema):
         key = f"{prefix}{item.name}"
@@ -133,7 +136,7 @@ def from_dict(kind: type[T], values: Any, prefix: str = "") -> T:
 
 @dataclass(frozen=True)
 class WarpConfig:
-    """Warp between a posed head and canonical space: nearest triangles and how samples follow them."""
+    """Settings of the warp between a posed head and canonical space: nearest triangles and how samples follow them."""
 
     cell: float = setting(
         0.008,
@@ -181,7 +184,7 @@ class WarpConfig:
 
 @dataclass(frozen=True)
 class FieldConfig:
-    """Radiance field in canonical space: multiresolution hash grid, density network and colour network."""
+    """Settings of the radiance field: multiresolution hash grid, density network and colour network."""
 
     levels: int = setting(12, "number of levels of the hash grid", ge=1, le=24)
     features: int = setting(2, "number of features per level of the hash grid; must be even", ge=2, le=8)
@@ -204,7 +207,7 @@ class FieldConfig:
 
 @dataclass(frozen=True)
 class ConditioningConfig:
-    """Expression codes: the input of the radiance field that depends on the expression."""
+    """Settings of the expression codes: the input of the radiance field that depends on the expression."""
 
     code: str = setting(
         "faded",
@@ -224,7 +227,7 @@ class ConditioningConfig:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """Sampling of camera rays through the head: distance and number of samples."""
+    """Settings of the sampling of camera rays: distance and number of samples, end of the rays."""
 
     step: float = setting(0.004, "distance between samples on a ray", unit="m", ge=0.0005, le=0.02)
     max_samples: int = setting(
@@ -244,7 +247,7 @@ class SamplingConfig:
 
 @dataclass(frozen=True)
 class OccupancyConfig:
-    """Occupancy grid in canonical space, which marks the cells that rays sample."""
+    """Settings of the occupancy grid in canonical space, which marks the cells in which rays are sampled."""
 
     resolution: int = setting(48, "number of cells along each side of the canonical box", ge=8, le=256)
     interval: int = setting(8, "number of training steps between updates of the occupancy grid", ge=1, le=1000)
@@ -258,7 +261,7 @@ class OccupancyConfig:
 
 @dataclass(frozen=True)
 class PoseRefinementConfig:
-    """Learned correction of the tracked head poses."""
+    """Settings of the learned correction of the tracked head poses."""
 
     rate: float = setting(
         2e-4,
@@ -284,7 +287,7 @@ class PoseRefinementConfig:
 
 @dataclass(frozen=True)
 class LearnConfig:
-    """Training of the avatar: batch size, losses, optimiser, learning-rate schedule and replay buffer."""
+    """Settings of training: batch size, losses, optimiser, learning-rate schedule and replay buffer."""
 
     rays: int = setting(16384, "number of rays per training step", ge=64, le=1 << 20)
     frames: int = setting(4, "number of frames that the rays of one training step come from", ge=1, le=64)
@@ -342,7 +345,7 @@ class LearnConfig:
 
 @dataclass(frozen=True)
 class TorsoConfig:
-    """Flat image layer of neck and shoulders behind the head."""
+    """Settings of the torso layer: the flat image of neck and shoulders behind the head."""
 
     size: int = setting(512, "side of the torso layer", unit="px", ge=64, le=1024)
 

@@ -14,7 +14,7 @@ Value = TypeVar("Value", float, np.float32, NDArray[np.float32], NDArray[np.floa
 
 
 def smoothstep(x: Value, low: float = 0.0, high: float = 1.0) -> Value:
-    """Smoothstep of ``x``: 0 at ``low``, 1 at ``high`` (which may be the smaller), constant outside, elementwise."""
+    """Cubic smoothstep of ``x``: 0 at ``low``, 1 at ``high`` (which may be smaller), constant outside; elementwise."""
     t: Any = (x - low) / (high - low)
     t = min(max(t, 0.0), 1.0) if isinstance(t, float) else t.clip(0.0, 1.0)
     smooth: Value = t * t * (3.0 - 2.0 * t)

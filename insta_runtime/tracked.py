@@ -49,7 +49,7 @@ _STATE_SHAPES: dict[str, tuple[int, ...]] = {
 
 
 def frame_name(index: int) -> str:
-    """File name without extension of frame ``index`` in ``frames/``, ``alpha/`` and ``body/``."""
+    """File name without extension of frame ``index`` (six digits) in ``frames/``, ``alpha/`` and ``body/``."""
     return f"{index:06d}"
 
 
@@ -62,7 +62,7 @@ def write_take(file: Path | IO[bytes], take: Take) -> None:
 
 
 class GrowingTake:
-    """Take that grows by one state at a time and can be written repeatedly while it grows."""
+    """Take under construction: head states are appended one by one, and it can be written at any time."""
 
     def __init__(
         self, shape: Float32, camera: Camera, crop: tuple[float, float, float], head_sha256: str, fps: float
@@ -121,7 +121,7 @@ def _checked_take(file: Path | IO[bytes], name: Path) -> Take:
 
 @dataclass(frozen=True)
 class TrackedFolder:
-    """Tracked video: frames, mattes and the take with their head states.
+    """Tracked video on disk or in memory: frames, mattes and the take with their head states.
 
     Attributes:
         path: the folder; for one that is held in memory, its name in error messages.

@@ -54,7 +54,7 @@ class Camera:
         return self.scaled(max(1, round(scale * self.width)), max(1, round(scale * self.height)))
 
     def cropped(self, left: float, top: float, width: int, height: int) -> Camera:
-        """Camera of the crop of ``width`` x ``height`` pixels whose upper left corner is (left, top)."""
+        """Camera of the crop of ``width`` x ``height`` pixels whose upper left corner is the pixel (left, top)."""
         return Camera(self.fx, self.fy, self.cx - left, self.cy - top, width, height)
 
     def matrix(self) -> Float64:

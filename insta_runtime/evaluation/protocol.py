@@ -49,8 +49,8 @@ class FrameComparison:
     """One held-out frame and the rendered frame, both over white.
 
     Attributes:
-        observation: the held-out frame.
-        camera: camera of the compared images.
+        observation: the held-out frame, at its original size.
+        camera: camera of the compared images, which may be smaller.
         truth: (H, W, 3) held-out image over white, in [0, 1].
         picture: (H, W, 3) rendered image over white, in [0, 1].
         regions: mask (H, W) bool of each of `REGIONS`, by name.
@@ -81,7 +81,10 @@ class Steadiness:
 
     @property
     def ratio(self) -> float:
-        """Change of rendered frames divided by that of the footage; NaN without static segments."""
+        """Change of rendered frames divided by that of the held-out frames; NaN without static segments.
+
+        1 means that the rendered video is as steady as the recorded one; larger values mean flicker.
+        """
         return self.rendered / self.footage if self.footage > 0.0 else math.nan
 
 

@@ -72,7 +72,7 @@ LEAST_SPREAD = 0.15
 STANDARD_SPREAD = 0.25
 """Standard deviation of standardised codes: about that of raw codes."""
 PULLED_FROM = 64
-"""Minimum number of training frames for bounds: with fewer, codes and views are not projected to the range of these."""
+"""Number of training frames from which codes and view directions are clamped to the range seen in training."""
 SLACK = 0.1, 0.5
 """Margins by which the range of codes is extended: a share of the range, plus a number of standard deviations."""
 
@@ -142,7 +142,7 @@ class CodeRange:
 
 
 class CodedModel(Protocol):
-    """Model with a head and a configuration (`render.model.AvatarModel`), which determine its expression codes."""
+    """Protocol of models whose head and configuration determine their expression codes (`render.model.AvatarModel`)."""
 
     head: HeadModel
     config: AvatarConfig
@@ -155,7 +155,8 @@ class ExpressionCode:
 
     Attributes:
         reservoir: sample of the head states of the training frames.
-        range: range of their codes; views: range of their view directions.  Both are replaced as a whole.
+        range: range of their codes; replaced as a whole.
+        views: range of their view directions; replaced as a whole.
     """
 
     part_name: ClassVar[str] = "expression"
@@ -217,7 +218,10 @@ class ExpressionCode:
         return self.range.standardise(raw) if self.config.standardise else raw
 
     def turn(self, state: HeadState) -> Float32:
-        """Rotation (3, 3) in head space that clamps the view directions of ``state`` to the range seen in training."""
+        """Rotation (3, 3) in head space that clamps the view direction of ``state`` to the range seen in training.
+
+        It is the identity inside the range or if the configuration does not clamp views.
+        """
         return self.views.turn(state) if self.config.pull_views else np.eye(3, dtype=np.float32)
 
     def observe(self, state: HeadState) -> bool:

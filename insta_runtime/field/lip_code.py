@@ -37,7 +37,10 @@ LIPS_UNITS: tuple[tuple[str, ...], ...] = (
 
 
 class LipCode:
-    """Computes the lip code (LIPS_WIDTH,) float32 of a head state; padded with zeros if the head has fewer units."""
+    """Computes the lip code (LIPS_WIDTH,) float32 of a head state: `LIPS_UNITS`, or FLAME's first components.
+
+    It is padded with zeros if the head has fewer components.
+    """
 
     def __init__(self, head: HeadModel) -> None:
         units = len(head.expression_names)

@@ -8,7 +8,7 @@ import torch
 from insta_runtime.types import Float32, HeadState
 
 CAPACITY = 512
-"""Maximum number of stored states, about 100 kB."""
+"""Maximum number of stored states, about 150 kB of the open head's."""
 LARGEST = 1e4
 """Largest valid magnitude of a number of a state; larger ones are stored as zero."""
 

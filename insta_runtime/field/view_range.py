@@ -37,7 +37,7 @@ class ViewRange:
 
     @staticmethod
     def of(angles: Float64) -> ViewRange:
-        """Range of the angles (N, 2) of `view_angles`, with the margin `SLACK`."""
+        """Range that covers ``angles`` (N, 2), rows from `view_angles`, with the margin `SLACK`."""
         return ViewRange(angles.min(axis=0) - SLACK, angles.max(axis=0) + SLACK)
 
     def turn(self, state: HeadState) -> Float32:

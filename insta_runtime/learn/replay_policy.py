@@ -53,9 +53,9 @@ class ReplayComposition:
 
     Attributes:
         pictures: number of all entries: the sum of the next three.
-        recent: the newest real entries, at most `RECENT`.
-        history: the older real entries.
-        recalled: entries that the avatar rendered itself.
+        recent: number of the newest real entries, at most `RECENT`.
+        history: number of the older real entries.
+        recalled: number of entries that the avatar rendered itself.
         cells: number of cells of pose and expression that hold entries.
         largest_cell: number of entries of the cell with the most entries.
         bytes: memory of all entries.
@@ -159,7 +159,8 @@ class ReplayPolicy(Generic[T]):
 
     Attributes:
         entries: kept entries in the order in which they were added, recalled ones first.
-        newest: items of which a training step draws one; those of the present epoch if there are any.
+        newest: items of the newest entries, of which a training step draws one; only those of the present epoch if
+            there are any.
         pool: items from which a training step draws the others, in shuffled rounds.
         composition: counts of the entries.  `update_pools` replaces these last three as a whole.
     """

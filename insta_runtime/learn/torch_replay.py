@@ -162,7 +162,7 @@ class Replay(ReplayBuffer[ReplayFrame]):
         return [frame.frame_id for frame in self.frames]
 
     def take_in(self) -> None:
-        """Add the queued observations to the buffer."""
+        """Store the queued observations as frames of the buffer, and evict others beyond the memory budget."""
         incoming = self.policy.pop_incoming()
         for observation in incoming:
             self._codes_stale = self.model.code.observe(observation.state) or self._codes_stale
@@ -171,7 +171,7 @@ class Replay(ReplayBuffer[ReplayFrame]):
             self.policy.update_pools()
 
     def add_recalled(self, observation: Observation) -> None:
-        """Add a frame that the avatar rendered itself."""
+        """Store a frame that the avatar rendered itself (generative replay)."""
         self._insert(ReplayFrame(self.model, observation, self.size, recalled=True))
         self.policy.update_pools()
 

@@ -71,7 +71,8 @@ class TrainingState:
     def read(file: Path, avatar: str | None, model: AvatarModel) -> TrainingState:
         """Read the training file that belongs to the avatar with the seal ``avatar``, already loaded into ``model``.
 
-        Raises UserError if the file is damaged or belongs to another avatar.
+        The snapshot `shown` is taken from ``model``.  Raises UserError if the file is missing, damaged or belongs to
+        another avatar.
         """
         content = avatar_file.read(file)
         if avatar is None or content.header.get("avatar") != avatar:

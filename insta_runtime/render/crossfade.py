@@ -12,7 +12,7 @@ each fade completes and the change from frame to frame is small."""
 
 @dataclass
 class Crossfade:
-    """Progress of the fade from one snapshot to the next; times are seconds of any monotonic clock.
+    """Progress of the crossfade from one weight snapshot to the next; times are seconds of any monotonic clock.
 
     Attributes:
         done: completed share of the fade, 0 to 1.

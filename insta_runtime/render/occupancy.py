@@ -235,7 +235,10 @@ class OccupancyGrid:
         return {name: getattr(self, name) for name in names}
 
     def load(self, state: dict[str, torch.Tensor]) -> None:
-        """Copy a stored `state`.  Raises ValueError if it belongs to another warp or configuration."""
+        """Copy the values of a stored ``state`` (`OccupancyGrid.state`) into this grid.
+
+        Raises ValueError if it belongs to another warp or configuration.
+        """
         own = self.state()
         if {name: t.shape for name, t in state.items()} != {name: t.shape for name, t in own.items()}:
             raise ValueError("the occupancy does not fit the configuration")
@@ -245,7 +248,7 @@ class OccupancyGrid:
 
 
 def drawable_state(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Copy of an occupancy `state` for rendering, in which cells that were never visible in training are empty.
+    """Copy of the ``state`` of an `OccupancyGrid` for rendering, in which cells never visible in training are empty.
 
     These are cells that no training frame showed, and cells hidden behind opaque ones in all frames, as in the back of
     thick hair: the field is undetermined there.  Without any training frame the state is returned as it is.

@@ -17,7 +17,7 @@ at the mesh (`farthest_around`)."""
 
 @dataclass(frozen=True)
 class Rays:
-    """R rays in head space, torch float32.
+    """R camera rays in head space, torch float32.
 
     Attributes:
         origins: (R, 3) metres.

@@ -23,9 +23,10 @@ SHOULDERS: Final = 0.15
 MAX_SIDE: Final = 1024
 """Maximum side in pixels of a torso layer."""
 BEYOND: Final = (0.05, 0.4)
-"""Distances beyond the layer's edge in image units: where the extended edge starts to fade, and where it has faded."""
+"""Distances beyond the layer's edge, in image units (2 across the image), at which the extended edge starts and ends to
+fade out."""
 CORNERS: Final = np.array([[-1.0, -1.0, 1.0, 1.0], [-1.0, 1.0, -1.0, 1.0], [1.0, 1.0, 1.0, 1.0]])
-"""Corners of the image in homogeneous image units, one per column."""
+"""Corners of the image in homogeneous image units (x and y from -1 to 1), one per column."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,10 @@ class TorsoLayer:
         return float(self.rgba[3, -max(side // 32, 1) :].mean()) >= SHOULDERS
 
     def draw(self, inputs: Float64, backdrop: torch.Tensor) -> torch.Tensor:
-        """Render the torso over ``backdrop`` (H, H, 3) in [0, 1]: the same shape, on the layer's device.
+        """Render the torso over ``backdrop`` (H, H, 3) in [0, 1] on the layer's device; returns the image (H, H, 3).
 
-        ``inputs`` are the motion inputs of the head pose from `SlowPose`.  Beyond the edge of the training images the
-        layer is extended by its edge colours and fades out (`BEYOND`).
+        ``inputs`` (`motion.INPUTS`,) are those of the head pose from `SlowPose`.  Beyond the edge of the training
+        images the layer is extended by its edge colours and fades out (`BEYOND`).
         """
         side = backdrop.shape[0]
         motion = self.motion.predict(inputs).inverse()

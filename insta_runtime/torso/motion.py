@@ -68,7 +68,7 @@ class Similarity:
         return Similarity.from_matrix(joined)
 
     def inverse(self) -> Similarity:
-        """Inverse transform."""
+        """Inverse of this transform."""
         mine = self.matrix()
         back = np.linalg.inv(mine[:, :2])
         return Similarity.from_matrix(np.column_stack([back, -back @ mine[:, 2]]))
@@ -99,14 +99,17 @@ def picture_pose(state: HeadState, camera: Camera) -> Float64:
 
 
 def carried(before: Float64, after: Float64) -> Similarity:
-    """Similarity without rotation that moves and scales the head from pose ``before`` to ``after`` (`POSE`,)."""
+    """Similarity transform of the image that takes the head from pose ``before`` to ``after``, (`POSE`,) each.
+
+    It translates and scales; the rotations of the poses are ignored.
+    """
     grown = float(after[2] - before[2])
     size = math.exp(grown)
     return Similarity(float(after[0] - size * before[0]), float(after[1] - size * before[1]), 0.0, grown)
 
 
 def seated(pose: Float64, state: HeadState, camera: Camera) -> HeadState:
-    """``state`` translated so that ``camera`` shows it at the position and scale of ``pose`` (`POSE`,)."""
+    """``state`` translated so that ``camera`` shows the head at position and scale of ``pose`` (`POSE`,)."""
     z = 2.0 * camera.fx / (camera.width * math.exp(float(pose[2])))
     x = ((float(pose[0]) + 1.0) * camera.width / 2.0 - camera.cx) * z / camera.fx
     y = ((float(pose[1]) + 1.0) * camera.height / 2.0 - camera.cy) * z / camera.fy
