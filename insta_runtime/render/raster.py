@@ -67,9 +67,7 @@ class Raster:
 
 @torch.no_grad()
 def rasterise(vertices_cam: torch.Tensor, faces: torch.Tensor, camera: Camera, *, cull: bool = False) -> Raster:
-    """Rasterise a triangle mesh: the visible triangle, barycentrics and depth of each pixel.
-
-    Not differentiable; deterministic.
+    """Rasterise a triangle mesh, without gradients: the visible triangle, barycentrics and depth of each pixel.
 
     Args:
         vertices_cam: (V, 3) float32, camera space (OpenCV axes), metres.
