@@ -2,8 +2,8 @@
 // change of the displayed weights to newer ones.
 //
 // `rgba` (height * width, 4) is premultiplied, the background is (height * width, 3); both are in [0, 1]. YCbCr is
-// BT.601 in limited range, which encoders and browsers assume for untagged video. Sides are even, and a chroma sample is
-// the mean of 2 x 2 pixels. NaN becomes 0.
+// BT.601 in limited range, which encoders and browsers assume for untagged video. Sides are even, and a chroma sample
+// is the mean of 2 x 2 pixels. NaN becomes 0.
 #include "layout.cuh"
 #include "vec.cuh"
 

@@ -138,12 +138,12 @@ class FaceMesh:
         self._filter = OneEuroFilter()
 
     def detect(self, rgb: Bytes) -> tuple[Float32, Float32] | None:
-        """Find landmarks (478, 3) and scores (52,) of the face in an image; see `FaceMeshModel.detect`."""
+        """Landmarks (478, 3) in px and scores (52,) of the face in an image; None: no face (`FaceMeshModel.detect`)."""
         found = self._landmarks(rgb, self._find(rgb))
         return None if found is None else (found.astype(np.float32), self._scores(found))
 
     def track(self, rgb: Bytes, seconds: float) -> tuple[Float32, Float32] | None:
-        """Find landmarks (478, 3) and scores (52,) in the next frame of a video; see `FaceMeshModel.track`."""
+        """Landmarks (478, 3) in px and scores (52,) in the next video frame; None: no face (`FaceMeshModel.track`)."""
         found = self._landmarks(rgb, self._region or self._find(rgb))
         if found is None:
             self._region = None

@@ -1,7 +1,7 @@
 """Face models of MediaPipe: interfaces, location of the model files, and choice of the library that runs them.
 
-LiteRT runs them by default.  MediaPipe's own library gives the same landmarks and mattes, but it sends usage
-data to its vendor whenever a task is closed, so it is used only if the setting ``run.face_models`` is ``mediapipe``.
+LiteRT runs them by default.  MediaPipe's own library gives the same landmarks and mattes, but it sends usage data to
+its vendor whenever a task is closed, so it is used only if the setting ``run.face_models`` is ``mediapipe``.
 """
 
 from __future__ import annotations

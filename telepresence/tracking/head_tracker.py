@@ -114,8 +114,7 @@ class HeadTracker:
         """Learn texture and landmark offsets from the frame last passed to `update`.
 
         Separate from `update`, because adding a keyframe takes several times as long as the fit, and the head state
-        can be displayed before.  Does nothing after a frame without an image or face, or one before which
-        the head was lost.
+        can be displayed before.  Does nothing if that frame had no image or no face, or if the head was lost before it.
         """
         sample, self._sample = self._sample, None
         if sample is None:

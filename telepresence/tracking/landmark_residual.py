@@ -75,7 +75,7 @@ class LandmarkResidual:
 
 
 def stable_landmarks(basis: LandmarkBasis) -> Indices:
-    """Indices into the rows of ``basis`` (not landmark numbers) of the half that expressions move least."""
+    """Indices (N,), in 0 ... L - 1, of the half of the L landmarks of ``basis`` that expressions move least."""
     moved = np.sqrt((basis.directions**2).sum((0, 2)))
     return np.flatnonzero(moved <= np.quantile(moved, STABLE_FRACTION))
 

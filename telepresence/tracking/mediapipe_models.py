@@ -42,11 +42,11 @@ class MediaPipeFaceMesh:
         _warn_of_reports()
 
     def detect(self, rgb: Bytes) -> tuple[Float32, Float32] | None:
-        """Find landmarks (478, 3) and scores (52,) of the face in an image; see `FaceMeshModel.detect`."""
+        """Landmarks (478, 3) in px and scores (52,) of the face in an image; None: no face (`FaceMeshModel.detect`)."""
         return self._result(self._still.detect(_image(self._mediapipe, rgb)), rgb)
 
     def track(self, rgb: Bytes, seconds: float) -> tuple[Float32, Float32] | None:
-        """Find landmarks (478, 3) and scores (52,) in the next frame of a video; see `FaceMeshModel.track`."""
+        """Landmarks (478, 3) in px and scores (52,) in the next video frame; None: no face (`FaceMeshModel.track`)."""
         assert self._video is not None
         return self._result(self._video.detect_for_video(_image(self._mediapipe, rgb), round(seconds * 1e3)), rgb)
 

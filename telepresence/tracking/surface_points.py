@@ -20,7 +20,7 @@ def geometric_median(points: Float64, weights: Float64) -> Float64:
 def spread(offsets: Float64, weights: Float64) -> float:
     """Robust estimate of the root mean square length of ``offsets`` (N, 3) from a point on a surface.
 
-    It is 1.2 times the weighted median length, which is exact for a normal distribution in the tangent plane; outliers
+    It is 1.2 times the weighted median length, the ratio for a normal distribution in the tangent plane; outliers
     hardly affect it.  ``weights`` (N,).
     """
     length = np.linalg.norm(offsets, axis=1)

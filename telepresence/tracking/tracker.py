@@ -75,8 +75,8 @@ class Tracker(Protocol):
     def track(self, frame: CameraFrame, on_pose: Callable[[TrackedState], None] = ignore_pose) -> TrackedFrame:
         """Track one camera frame; never raises because of the content of a frame.
 
-        If the head is tracked, ``on_pose`` is called with its state before the matte is computed.
-        The result has no observation if no face is tracked.
+        If the head is tracked, ``on_pose`` is called with its state before the matte is computed.  The result has no
+        observation if no face is tracked.
         """
         ...
 
@@ -161,8 +161,8 @@ class FaceTracker:
 
         ``on_pose`` is called with the head state of a calibrated subject as soon as it is fitted; computing the matte
         takes about as long again.  While calibrating, the result has a ``provisional`` observation.  For a frame with
-        landmarks but no image, it has only a ``landmark_state``; this is None if the frame's aspect ratio differs from
-        that of the earlier frames.
+        landmarks but no image, it has a ``landmark_state`` in place of the observation, which is None if the frame's
+        aspect ratio differs from that of the earlier frames.
         """
         if frame.landmarks_only:
             return self._track_landmarks(frame, on_pose)
