@@ -1,4 +1,4 @@
-"""CallOptions of one call that are given on the command line instead of the configuration."""
+"""Options of one call that are given on the command line instead of the configuration."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class CallOptions:
-    """CallOptions of one call besides the configuration.
+    """Options of one call that are given on the command line, besides the configuration.
 
     Attributes:
-        source: camera source, as given by ``--source``.
+        source: camera source, as given by ``--source`` (a device, a file, ``synthetic`` or ``browser``).
         avatar: folder of the avatar; None creates a new one in the user's data folder.
         head: head model file; None takes the open head model.
         models: folder of MediaPipe's model files; None downloads them.
-        track: track a source that gives ground truth, too.
-        preview: open a preview window.
-        record: path of a recording of the call.
-        virtual_camera: feed a virtual camera of the operating system.
+        track: track the images even of a source that supplies ground-truth head states.
+        preview: whether to open a preview window.
+        record: path of the video file to record the call in; None records nothing.
+        virtual_camera: whether to send the frames to a virtual camera of the operating system.
     """
 
     source: str

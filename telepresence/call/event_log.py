@@ -1,4 +1,4 @@
-"""Events of a call that `/status` lists, such as a new avatar or a change of light."""
+"""Log of the events of a call that `/status` lists, such as a new avatar or a change of light."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_EVENTS: Final = 16
 
 @dataclass(frozen=True)
 class CallEvent:
-    """Event at monotonic second ``at``; ``kind`` is a fixed word for programs, ``text`` a line for people."""
+    """Event of a call at monotonic second ``at``: ``kind`` is a fixed identifier, ``text`` a readable message."""
 
     at: float
     kind: str
@@ -24,13 +24,13 @@ class CallEvent:
 
 
 class EventLog:
-    """The newest events of one camera session.  Every method may be called from any thread."""
+    """Bounded log of the newest `MAX_EVENTS` events of one camera session.  Safe for every thread."""
 
     def __init__(self) -> None:
         self._events: deque[CallEvent] = deque(maxlen=MAX_EVENTS)
 
     def add(self, kind: str, text: str) -> None:
-        """Append an event that happens now, and write it to the log."""
+        """Append an event with the current time, and write it to the program's log."""
         self._events.append(CallEvent(time.monotonic(), kind, text))
         log.info("%s", text, extra={"event": kind, "stage": "track"})
 
