@@ -171,7 +171,7 @@ class RenderStage:
         self._rendered_at = time.monotonic()
 
     def round(self) -> None:
-        """Render one frame if it would differ from the last one; one per `UNSEEN_S` at most while no sink uses frames."""
+        """Render one frame if it would differ from the last; at most one per `UNSEEN_S` while no sink uses frames."""
         signals, telemetry = self._signals, self._telemetry
         self._drivers.wait(signals.new_state, MOVE_S, self._timer, signals.stopping)
         now = time.monotonic()
