@@ -1,4 +1,4 @@
-"""Saving avatars during a call, and reporting events of their learning."""
+"""Periodic saving of avatars during a call, and reporting of training events."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ log = logging.getLogger("telepresence")
 
 @owned_by("train")
 class AvatarAutosave:
-    """Saves avatars during a call; if one cannot be saved, its last file stays and the call goes on.
+    """Saves avatars during a call; if a save fails, the previously saved file stays and the call goes on.
 
     Attributes:
-        error: why an avatar could not be saved last; None if it could.
+        error: error message of the latest save; None if it succeeded, or if nothing was saved yet.
     """
 
     def __init__(self, telemetry: Telemetry) -> None:
-        """``telemetry`` gets the errors and events."""
+        """``telemetry`` receives save errors and training events."""
         self.error: str | None = None
         self._telemetry = telemetry
 
     def update(self, camera: CameraSession) -> None:
-        """Start a save in the background if one is due, and report events of training since the last call."""
+        """Start a background save of the avatar if one is due, and report training events since the last call."""
         learner = camera.learner
         if learner is None:
             return
@@ -49,8 +49,9 @@ class AvatarAutosave:
 
     @any_thread
     def save(self, subject: Subject) -> None:
-        """Save the avatar of ``subject`` and wait until it is written; if that fails, its last file stays.
+        """Save the avatar of ``subject``, if it has a learner, and wait until the file is written.
 
+        Never raises: after an error the previously saved file stays, and `error` is set.
         The supervisor and the main thread call this only when the training thread no longer uses the subject.
         """
         try:

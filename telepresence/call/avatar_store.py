@@ -1,4 +1,4 @@
-"""Folders of avatars: where a new one is created, and what a stored one contains."""
+"""Paths of avatar folders, and loading of stored avatars and their calibration."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def new_avatar_path() -> Path:
-    """Path of a new avatar in the user's data folder, named by date and time."""
+    """Unused path in the user's data folder for a new avatar, named by the date and time; nothing is created."""
     from platformdirs import user_data_path
 
     folder = user_data_path("telepresence") / "avatars"
@@ -26,7 +26,7 @@ def new_avatar_path() -> Path:
 
 
 def stored_avatar(path: Path, head: HeadModel, device: str) -> Avatar | None:
-    """Load the avatar at ``path``; None if the path does not exist.  UserError if it is something else."""
+    """Load the avatar in folder ``path``; None if there is none yet.  UserError if ``path`` is another kind of file."""
     from insta_runtime.avatar import Avatar, is_stored
 
     if is_stored(path):
@@ -37,7 +37,7 @@ def stored_avatar(path: Path, head: HeadModel, device: str) -> Avatar | None:
 
 
 def stored_calibration(avatar: Avatar | None) -> Calibration | None:
-    """Calibration of subject and camera that was saved with ``avatar``; None if there is none."""
+    """Calibration of subject and camera that was saved with ``avatar``; None without an avatar or a calibration."""
     from telepresence.tracking.calibration import Calibration
 
     known = avatar.calibration if avatar is not None else None

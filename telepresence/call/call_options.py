@@ -11,7 +11,7 @@ class CallOptions:
     """Options of one call besides the configuration.
 
     Attributes:
-        source: camera source, as given by ``--source``.
+        source: camera source, as given by ``--source`` (a device, a file, ``synthetic`` or ``browser``).
         avatar: folder of the avatar; None creates a new one in the user's data folder.
         head: head model file; None takes the open head model.
         models: folder of MediaPipe's model files; None: the user's cache, into which missing files are downloaded.

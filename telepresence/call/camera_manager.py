@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("telepresence")
 
 RESUME_S: Final = 10.0
-"""Seconds for which the avatar of a browser camera that has ended is kept, in case that its connection comes back."""
+"""Seconds for which the session of a disconnected browser camera stays open, in case the browser reconnects."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class OpenCameras:
 
     Attributes:
         home: the camera given by ``--source``.
-        guest: the camera that a browser lends now.
-        leaving: a browser camera that has ended and may come back, with the monotonic second of its end.
-        current: the camera in use: ``guest`` or ``home``.
+        guest: the camera that a browser sends now; None if no browser does.
+        leaving: a browser camera that has ended and may reconnect, with the monotonic second of its end; or None.
+        current: the camera in use, ``guest`` or ``home``; None before the start and after the end of the call.
     """
 
     home: CameraSession | None = None
@@ -84,9 +84,9 @@ class CameraManager:
         learners: LearnerManager,
         open_home_source: Callable[[], Source] | None = None,
     ) -> None:
-        """``browser`` is the mailbox of a browser's frames, ``audio`` the bus that a source with audio plays on.
+        """``browser`` is the mailbox of a browser's frames, ``audio`` the bus that receives the audio of a source.
 
-        ``open_home_source`` opens a source in place of ``options.source``.
+        ``open_home_source`` opens the home camera; None opens ``options.source``.
         """
         self._cameras = OpenCameras()
         self._config, self._options, self._head, self._browser = config, options, head, browser
@@ -106,7 +106,7 @@ class CameraManager:
     @property
     @any_thread
     def cameras(self) -> OpenCameras:
-        """The camera sessions that are open now."""
+        """Immutable snapshot of the camera sessions that are open now."""
         return self._cameras
 
     @property
@@ -117,7 +117,7 @@ class CameraManager:
 
     @any_thread
     def set_browser_camera(self, lent: bool) -> None:
-        """A browser has started (``lent``) or stopped to send its camera."""
+        """Report that a browser has started (``lent``) or stopped sending its camera."""
         self._lent.put(lent)
 
     @any_thread
@@ -142,7 +142,7 @@ class CameraManager:
 
     @any_thread
     def check_landmarks_only(self) -> None:
-        """Raise UserError unless the face before a browser's camera can be tracked by landmarks without images."""
+        """Raise UserError if a browser may not send landmarks instead of images: there is no avatar yet."""
         cameras = self._cameras
         leaving = cameras.leaving[0] if cameras.leaving is not None else None
         home = cameras.home if self._options.source == "browser" else None
@@ -153,24 +153,27 @@ class CameraManager:
     # ---- start, update and end
 
     def find_avatar(self) -> tuple[Path, Avatar | None]:
-        """Path of the home avatar, and the avatar if it is stored there.  UserError if it is something else."""
+        """Path of the home avatar, and the stored avatar or None.  UserError if the path is another kind of file."""
         path = self._options.avatar or new_avatar_path()
         return path, stored_avatar(path, self._head, self._config.run.device)
 
     def open_home(self, path: Path, avatar: Avatar | None) -> None:
-        """Open ``--source`` with the avatar at ``path``.  UserError if it cannot be opened or tracked."""
+        """Open ``--source`` as the home camera.  UserError if it cannot be opened or tracked.
+
+        ``avatar`` is the avatar stored at ``path``; None creates a new one there once the subject is calibrated.
+        """
         session = self._open_session(self._options.source, self._open_home_source, path, avatar)
         self._cameras = replace(self._cameras, home=session)
 
     def use_home(self) -> None:
-        """Make the home camera the current one."""
+        """Make the home camera, opened by `open_home`, the current one."""
         self._cameras = replace(self._cameras, current=self._cameras.home)
 
     def update(self, now: float, finished: float) -> None:
-        """Switch to the guest camera while a browser lends one, and back to the home camera when it ends.
+        """Switch to the guest camera while a browser sends one, and back to the home camera when it ends.
 
-        Both arguments are monotonic seconds.  Every stage has finished a round since ``finished``: a session that was
-        replaced before then is no longer in use.
+        Both arguments are monotonic seconds.  All stages that use a camera have finished a round at or after
+        ``finished``, so that a session replaced before then can be closed.
         """
         lent = self._lent.get(0.0)
         self._is_lent = self._is_lent if lent is None else lent
@@ -193,7 +196,10 @@ class CameraManager:
                 session.close()
 
     def close(self, save: bool, release: bool) -> None:
-        """``save`` all avatars; ``release`` cameras and trackers, once no stage uses them."""
+        """Close all sessions: save the avatars if ``save``, and release cameras and trackers if ``release``.
+
+        Pass ``release`` only if no stage uses them any more.
+        """
         for session in self._cameras.all:
             if save:
                 self._save(session)

@@ -1,4 +1,4 @@
-"""Reading frames from a camera, and opening it again after it failed or fell silent."""
+"""Reading frames from a camera, and reopening the camera after it failed or stopped sending frames."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("telepresence")
 
 CAMERA: Final = POLICIES["camera"]
-"""Policy for a camera that fails or falls silent."""
+"""Restart policy for a camera that fails or stops sending frames."""
 SILENT_NS: Final = 1_000_000_000
 """Nanoseconds without a frame after which a camera counts as silent."""
 
@@ -33,11 +33,11 @@ class CameraStatus:
     Attributes:
         has_frames: whether the camera has ever sent a frame.
         error: why the camera sends no frames now; None if it works.
-        last_error: why the camera failed last.
-        read_ns: monotonic time (ns) of the newest frame, or of opening before there is one.
-        silent_ns: monotonic time (ns) from which silence is counted.
-        restarts: number of times that the camera was opened again.
-        wrong_times: number of frames whose capture time was impossible.
+        last_error: why the camera failed last, even if it works again; None if it never failed.
+        read_ns: monotonic time (ns) of the newest frame; before the first frame, that of opening the camera.
+        silent_ns: monotonic time (ns) of the newest frame, reopening or return into use; silence is counted from it.
+        restarts: number of times that the camera was reopened.
+        wrong_times: number of frames whose capture time was impossible and was replaced by the arrival time.
     """
 
     has_frames: bool
@@ -49,7 +49,7 @@ class CameraStatus:
     wrong_times: int = 0
 
     def health(self) -> Health:
-        """Health of the camera as a stage of the daemon."""
+        """Health of the camera in the form of a daemon stage: running, or restarting while it has an error."""
         condition = Condition.RUNNING if self.error is None else Condition.RESTARTING
         return Health(condition, (now_ns() - self.silent_ns) / 1e9, self.restarts, self.last_error)
 
@@ -61,14 +61,17 @@ class CameraStatus:
 
 @owned_by("capture")
 class CameraReader:
-    """Reads the frames of one source; a source that fails or falls silent is reported and opened again until it works.
+    """Reads the frames of one source; a source that fails or stops sending is reported and reopened until it works.
 
     Attributes:
         status: newest state of the camera; replaced whole, so that every thread may read it.
     """
 
     def __init__(self, name: str, source: Source, reopen: Callable[[], Source], telemetry: Telemetry) -> None:
-        """Takes over ``source``; ``reopen`` opens it again, ``telemetry`` gets the failures under ``source``."""
+        """Takes ownership of ``source``, which ``reopen`` opens again after a failure.
+
+        ``name`` appears in messages; failures are reported to ``telemetry`` under the key "source".
+        """
         self.status = CameraStatus(False, None, None, now_ns(), now_ns())
         self._name = name
         self._source: Source | None = source
@@ -78,7 +81,8 @@ class CameraReader:
         self._clock = CaptureClock()
 
     def read(self, timeout: float) -> CameraFrame | None:
-        """The next camera frame; None after ``timeout`` seconds, or if the camera fails."""
+        """The next camera frame; None if none arrives within ``timeout`` seconds or the camera fails.  Never raises
+        an error of the camera."""
         if now_ns() - self._called_ns > SILENT_NS:  # another camera was used meanwhile
             self._update(silent_ns=now_ns())
         self._called_ns = now_ns()

@@ -1,4 +1,4 @@
-"""One camera source, its tracker, and the subjects seen by it."""
+"""Session of one camera: its source, its tracker, and the subjects it has seen."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class CameraTracking:
     def __init__(
         self, tracker: Tracker, new_tracker: Callable[[Calibration | None], Tracker], subjects: SubjectRegistry
     ) -> None:
-        """Takes over ``tracker``; ``new_tracker`` makes another one for a subject with that calibration."""
+        """Takes ownership of ``tracker``; ``new_tracker`` creates a replacement from a calibration or None."""
         self.tracker, self.subjects = tracker, subjects
         self.newest: TrackedFrame | None = None
         self._new_tracker = new_tracker
@@ -45,13 +45,14 @@ class CameraTracking:
 
     @any_thread
     def recalibrate(self) -> None:
-        """Calibrate the current subject again, from the next frame on."""
+        """Request a new calibration of the current subject, which starts with the next frame."""
         self._recalibrate.set()
 
     def track(self, frame: CameraFrame, on_state: Callable[[TrackedState], None]) -> TrackedFrame:
-        """Track one frame; ``on_state`` gets the head state before the matte is computed, if it may be displayed.
+        """Track one frame, after restarting calibration if `recalibrate` was called.
 
-        A subject that is calibrated again keeps its identity.
+        ``on_state`` is called with the head state before the matte is computed, unless the identity of the face is
+        in doubt.  A subject that is calibrated again keeps the identity code.
         """
         from telepresence.tracking.landmark_residual import KnownSubject
 
@@ -71,7 +72,7 @@ class CameraTracking:
         return tracker.track(frame, display)
 
     def update(self, tracked: TrackedFrame, now: float) -> None:
-        """Identify the subject of ``tracked`` at second ``now``, and offer the observation to the subject's learner."""
+        """Identify the subject of ``tracked`` at monotonic second ``now``, and pass the observation to the learner."""
         self.newest = tracked
         subject = self.subjects.identify(self.tracker, tracked, now)
         if subject is None:
@@ -96,24 +97,26 @@ class CameraTracking:
             subject.tracking.state = state
 
     def renew_tracker(self) -> None:
-        """Replace the tracker by a new one with the same calibration; a tracker does not recover from every error."""
+        """Replace the tracker, after an error, by a new one with the same calibration."""
         before = self.tracker
         self.tracker = self._new_tracker(before.calibration)
         before.close()
 
     @any_thread
     def close(self) -> None:
-        """Release the tracker, once the tracking thread no longer uses it."""
+        """Release the tracker; call it only when the tracking thread no longer uses it."""
         self.tracker.close()
 
 
 class CameraSession:
-    """One camera source with its tracker and the subjects seen by it: a part for each thread, and reads for all.
+    """One camera source with its tracker and the subjects seen by it.
+
+    `reader` and `tracking` belong to one thread each; every thread may read the properties.
 
     Attributes:
         name: name of the source, as given by ``--source``.
         reader: reads the frames (thread ``capture``).
-        tracking: tracks them and identifies the subject (thread ``track``).
+        tracking: tracks the frames and identifies the subject (thread ``track``).
         events: events of this camera session, for `/status`.
     """
 
@@ -128,10 +131,11 @@ class CameraSession:
         telemetry: Telemetry,
         stored: bool = False,
     ) -> None:
-        """Takes over ``source`` and ``tracker``; the avatar's folder is ``path``, which exists if it is ``stored``.
+        """Takes ownership of ``source`` and ``tracker``.
 
-        ``reopen`` opens the camera again after a failure, ``new_tracker`` makes a tracker for that calibration, and
-        ``telemetry`` gets the camera's failures.
+        ``reopen`` opens the camera again after a failure, and ``new_tracker`` creates a tracker with a given
+        calibration.  ``path`` is the avatar's folder; ``stored`` means that it holds an avatar, so that the first face
+        is verified.  ``telemetry`` receives the camera's failures.
         """
         self.name = name
         self.events = EventLog()
@@ -150,7 +154,7 @@ class CameraSession:
 
     @property
     def subject(self) -> Subject:
-        """The subject that is taken to be before the camera now."""
+        """The subject that is assumed to be in front of the camera now."""
         return self.subjects.current
 
     @property
@@ -165,19 +169,19 @@ class CameraSession:
 
     @property
     def session(self) -> Session:
-        """State of the call for the current subject."""
+        """Session state of the current subject: waiting, calibrating, learning, live, lost or idle."""
         return self.subject.session
 
     @property
     def budget(self) -> LearningBudget:
-        """Learning budget of the current subject."""
+        """Learning budget of the current subject: whether its avatar is being trained, and why."""
         return self.subject.budget
 
     @property
     def has_face(self) -> bool:
-        """Whether the current subject's face is before the camera, as far as is known.
+        """Whether the newest tracked frame shows the current subject's face, or the tracker is calibrating.
 
-        The newest tracked frame decides, even if a busy tracker has no newer one; a silent camera shows no face.
+        False if the camera has stopped sending frames, or if the identity of the face is in doubt.
         """
         tracked, camera = self.tracking.newest, self.reader.status
         if tracked is None or not camera.has_frames or camera.silent:
@@ -187,6 +191,6 @@ class CameraSession:
         return tracked.tracked_state is not None or self.tracker.state == "calibrating"
 
     def close(self) -> None:
-        """Release the camera and the tracker, once no thread uses them."""
+        """Release the camera and the tracker; call it only when no thread uses them any more."""
         self.reader.close()
         self.tracking.close()

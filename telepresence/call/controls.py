@@ -1,4 +1,4 @@
-"""Commands to a running call, from the page or from the keys of the preview window."""
+"""Commands to a running call, from the web page or from keys pressed in the preview window."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class CallControls(DaemonInterface):
-    """Carries out the commands of the page and of the preview window; UserError says why one is not possible now.
+    """Carries out the commands of the web page and of the preview window; raises UserError if one is not possible now.
 
     Every method may be called from any thread, and none blocks but `tracking_file`, which reads a file.
     """
@@ -45,8 +45,11 @@ class CallControls(DaemonInterface):
         new_state: threading.Event,
         stopping: threading.Event,
     ) -> None:
-        """``models`` is the folder of files with which a page tracks faces; ``new_state`` is set when a new frame is to
-        be rendered, ``stopping`` when the call is to end."""
+        """``camera`` receives a browser's frames; ``status`` and ``metrics`` answer `GET /status` and `GET /metrics`.
+
+        ``models`` is the folder of face models served to browsers; None downloads them.  ``new_state`` is set to
+        request a new frame, ``stopping`` to end the call.
+        """
         super().__init__(camera, audio)
         self._cameras, self._drivers, self._receivers, self._display = cameras, drivers, receivers, display
         self._status, self._metrics, self._models = status, metrics, models
@@ -61,15 +64,15 @@ class CallControls(DaemonInterface):
         return self._metrics()
 
     def on_browser_camera(self, active: bool) -> None:
-        """A browser has started (``active``) or stopped to send its camera."""
+        """Report that a browser has started (``active``) or stopped sending its camera."""
         self._cameras.set_browser_camera(active)
 
     def freeze(self, on: bool) -> None:
-        """Pause or resume learning.  UserError if the call was started without learning."""
+        """Pause (``on``) or resume learning.  UserError on resuming if the call was started without learning."""
         self._cameras.pause_learning(on)
 
     def withhold(self) -> None:
-        """Raise UserError unless landmarks, without camera frames, are enough to track the subject."""
+        """Raise UserError if a browser may not send landmarks instead of images: there is no avatar yet."""
         self._cameras.check_landmarks_only()
 
     def on_preview_command(self, command: PreviewCommand) -> None:
@@ -86,13 +89,13 @@ class CallControls(DaemonInterface):
                 self._cameras.pause_learning(camera is None or camera.budget.mode is not LearningMode.FROZEN)
 
     def mute(self, on: bool) -> None:
-        """Replace the audio of the call by silence, or stop doing so."""
+        """Mute (``on``) or unmute the audio of the call; muted audio is replaced by silence."""
         self.audio.muted = on
 
     def recalibrate(self) -> None:
-        """Calibrate the active driver again: the tracker of the subject, or the person who drives from outside.
+        """Calibrate the active driver again: the tracker, or the neutral face of the person whose states are received.
 
-        UserError if there is no calibrated subject.
+        UserError if the tracker is active and has no calibrated subject.
         """
         if self._drivers.external:
             self._receivers.recalibrate()
@@ -105,14 +108,14 @@ class CallControls(DaemonInterface):
         self._new_state.set()
 
     def answer_identity(self, same: bool) -> None:
-        """Answer whether the face is the subject of the avatar.  UserError if that is not being asked."""
+        """Answer whether the face belongs to the avatar's subject (``same``).  UserError if that is not being asked."""
         camera = self._cameras.current
         if camera is None:
             raise UserError(NO_QUESTION)
         camera.subjects.answer(same)
 
     def background(self) -> dict[str, Any]:
-        """JSON object of `GET /background`: the background in use, and the possible ones."""
+        """JSON object of `GET /background`: the background in use, and the available choices."""
         backgrounds = self._display.backgrounds
         return {"background": str(backgrounds.chosen), "choices": backgrounds.choices}
 
@@ -122,7 +125,7 @@ class CallControls(DaemonInterface):
         self._new_state.set()
 
     def tracking_file(self, name: str) -> bytes:
-        """Content of a file with which a browser tracks faces.  KeyError if unknown, UserError if not available."""
+        """Content of a file that a browser needs to track faces.  KeyError if unknown, UserError if not available."""
         from telepresence.tracking.browser_files import vision_file
 
         return vision_file(name, self._models)

@@ -58,17 +58,17 @@ if TYPE_CHECKING:
 log = logging.getLogger("telepresence")
 
 RENDER_PART: Final = 0.8
-"""Fraction of the time between two frames that rendering may take."""
+"""Fraction of the time between two frames that rendering one frame may take."""
 TRAIN_NICE: Final = 5
-"""Nice level of the training thread, which lowers its priority."""
+"""Unix nice value of the training thread: positive, for a lower CPU priority."""
 
 
 @dataclass(frozen=True)
 class RehearsalOverrides:
-    """Replacements for network and camera when a call is rehearsed.
+    """Replacements for the network and the camera in a rehearsal, a measured call with a recording as the camera.
 
     Attributes:
-        sink: gets the frames in place of the media server.
+        sink: receives the rendered frames in place of the media server.
         camera: opens the source of the home camera.
         on_tracked: called with each tracked frame and the learner of its subject, on the tracking thread.
     """
@@ -83,7 +83,7 @@ class Daemon:
 
     Attributes:
         stopping: set when the call is to end; any thread may set it.
-        failure: error message if the call has ended because of an error.
+        failure: error message if the call has ended because of an error; None otherwise.
         telemetry: counters and errors of the call.
     """
 
@@ -159,22 +159,22 @@ class Daemon:
 
     @property
     def avatar_path(self) -> Path | None:
-        """Folder of the avatar of the home camera's current subject."""
+        """Folder of the avatar of the home camera's current subject; None before the home camera is open."""
         home = self._cameras.cameras.home
         return home.path if home is not None else None
 
     @property
     def address(self) -> str:
-        """URL of the page, valid after `start`."""
+        """URL of the web page that the call serves, valid after `start`."""
         return self._sinks.address
 
     # ---- start and stop
 
     def start(self, announce: Callable[[str], None] = lambda _address: None) -> None:
-        """Open the camera, serve the page and start every thread.  ``announce`` is called with the page's URL.
+        """Open the camera, serve the web page and start all threads.  ``announce`` is called with the page's URL.
 
-        Returns early if `stopping` is set meanwhile.  UserError if something that was asked for is not available; then
-        nothing is left running.
+        Returns early if `stopping` is set meanwhile.  Raises UserError if a camera, model, address or output is not
+        available; after any error everything that was started is stopped.
         """
         try:
             self._start(announce)
@@ -249,7 +249,7 @@ class Daemon:
         gc.unfreeze()
 
     def wait(self) -> None:
-        """Wait until the call is to end; `failure` then says whether it was an error."""
+        """Block until the call is to end; `failure` then holds the error message if it was an error."""
         while not self.stopping.wait(1.0):
             self._supervisor.overdue(time.monotonic())
 

@@ -1,4 +1,4 @@
-"""Receivers of head states from other programs in a call, and the publisher of the tracked states."""
+"""Receivers of head states from other programs during a call, and the publisher of the tracked head states."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ if TYPE_CHECKING:
     from telepresence.runtime.worker import Worker
 
 TAKE_STATES: Final = 2000
-"""Approximate number of states of a take from which the expression statistics of its subject are computed."""
+"""Approximate number of states sampled from a take (a recorded track) for its subject's expression statistics."""
 
 
 @owned_by("main")
 class DriverReceivers:
-    """The receivers that the configuration asks for, by driver, and the publisher of tracked states.
+    """The configured receivers of head states, by driver, and the publisher of tracked states.
 
     The attributes never change after construction, so that every thread may read them.
 
     Attributes:
-        receivers: receiver of each driver; empty if the call receives no head states.
+        receivers: receiver of each driver ("zmq", "take", ...); empty if the call receives no head states.
     """
 
     def __init__(
@@ -48,12 +48,12 @@ class DriverReceivers:
         transfers: Sequence[LiveTransfer] = (),
         publisher: StatePublisher | None = None,
     ) -> None:
-        """``transfers`` map the states that the receivers get to the avatar's range of expressions."""
+        """``transfers`` map received states to the avatar's range of expressions; ``publisher`` may be None."""
         self.receivers = receivers
         self._transfers, self._publisher = transfers, publisher
 
     def start(self) -> None:
-        """Open the addresses and start to receive.  UserError if one cannot be opened; call `stop` then, too."""
+        """Open the addresses and start receiving.  UserError if one cannot be opened; call `stop` in that case, too."""
         for receiver in self.receivers.values():
             receiver.start()
         if self._publisher is not None:
@@ -69,21 +69,21 @@ class DriverReceivers:
     @property
     @any_thread
     def workers(self) -> list[Worker]:
-        """Threads of the receivers."""
+        """Worker threads of the receivers."""
         return [receiver.worker for receiver in self.receivers.values()]
 
     @property
     @any_thread
     def zmq_address(self) -> str | None:
-        """Address at which head parameters are received over ZeroMQ; None if they are not."""
+        """Address at which head parameters are received over ZeroMQ; None without that receiver."""
         receiver = self.receivers.get("zmq")
         return receiver.address if receiver is not None else None
 
     @called_by("track")
     def publish(self, state: HeadState, shape: Float32 | None) -> None:
-        """Publish a tracked state, and let ZeroMQ messages that give only some parameters take the others from it.
+        """Publish a tracked state, and use it to fill in parameters that later ZeroMQ messages leave out.
 
-        ``shape`` (S,) is the identity code of the subject, None while it is unknown.
+        ``shape`` (S,) is the identity code of the subject; None while it is unknown.
         """
         for receiver in self.receivers.values():
             if isinstance(receiver, ZeroMqDriver):
@@ -93,7 +93,7 @@ class DriverReceivers:
 
     @any_thread
     def recalibrate(self) -> None:
-        """Learn the neutral faces of the people who drive from outside again."""
+        """Estimate the neutral face of every external sender of head states again."""
         for transfer in self._transfers:
             transfer.reset()
 
@@ -116,11 +116,11 @@ def open_receivers(
     new_state: threading.Event,
     expression_stats: Callable[[], tuple[str, ExpressionStats] | None],
 ) -> DriverReceivers:
-    """Create the receivers and the publisher that the configuration asks for; they start with `DriverReceivers.start`.
+    """Create the configured receivers and the publisher; `DriverReceivers.start` starts them.
 
-    ``telemetry`` gets messages that are refused, ``new_state`` is set with every state received, and
-    ``expression_stats`` returns fingerprint and statistics of the avatar.  UserError if an address, a key or a take is
-    invalid.
+    ``telemetry`` receives a report of each rejected message, ``new_state`` is set with every accepted state, and
+    ``expression_stats`` returns the avatar's fingerprint and expression statistics, or None while unknown.
+    UserError if an address, a key or a take is invalid.
     """
     keys: CurveKeys | None = None
     if settings.keys:

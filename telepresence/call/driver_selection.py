@@ -1,4 +1,4 @@
-"""Selection of the driver that moves the face: the tracker, head states received from outside, or idle motion."""
+"""Selection of the driver (source of head states): the tracker, a receiver of head states, or idle motion."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from telepresence.runtime.telemetry import Telemetry
 
 RELAX_S: Final = 1.5
-"""Seconds in which a face without a driver moves to its resting pose."""
+"""Duration in seconds of the blend to the resting pose when no driver has a recent state."""
 STEP_S: Final = 0.04
 """Seconds between frames while the face idles, or is blended from one driver to the next."""
 LEAD: Final = 0.25
-"""Age of a received state, as a fraction of the interval between messages, above which the next one is awaited."""
+"""Age of a received state, as a fraction of the message interval, above which rendering waits for the next state."""
 
 
 _SWITCHED_ON_BY: Final = {
@@ -46,10 +46,10 @@ _SWITCHED_ON_BY: Final = {
 
 @owned_by("render")
 class DriverSelector:
-    """Selects the driver of each frame, blends from one driver to the next, and computes idle motion.
+    """Selects the driver (source of head states) of each frame, blends between drivers, and computes idle motion.
 
     Attributes:
-        idles: whether a face without a driver breathes and blinks.
+        idles: whether a face without a driver gets idle motion (breathing and blinking).
     """
 
     def __init__(
@@ -63,10 +63,11 @@ class DriverSelector:
         telemetry: Telemetry,
         expression_stats: Callable[[], tuple[str, ExpressionStats] | None],
     ) -> None:
-        """``mode`` is ``--drive``.  UserError if it names a driver that ``receivers`` does not have.
+        """``mode`` is the value of ``--drive``.  UserError if it names a driver that ``receivers`` does not have.
 
-        ``telemetry`` gets, as stage ``drive``, the time that each drawn state had waited since it arrived or since the
-        previous frame was done.  ``expression_stats`` returns fingerprint and statistics of the avatar.
+        ``telemetry`` receives, as stage ``drive``, how long each rendered state waited since it arrived or since the
+        previous frame was done, whichever is later.  ``expression_stats`` returns the avatar's fingerprint and
+        expression statistics, or None while unknown.
         """
         self._receivers = receivers.receivers
         self._publish = receivers.publish
@@ -90,38 +91,38 @@ class DriverSelector:
     @property
     @any_thread
     def driver(self) -> DriverId:
-        """The driver that moves the face now; while no driver is fresh, that of the newest frame."""
+        """The driver whose states are rendered now; while no driver has a recent state, that of the newest frame."""
         chosen = self._choose(now_ns())
         return chosen if chosen != "idle" else self._moving
 
     @property
     @any_thread
     def external(self) -> bool:
-        """Whether a receiver, not the tracker, moves the face now."""
+        """Whether `driver` is a receiver of head states, not the tracker or idle motion."""
         return self.driver in self._receivers
 
     @property
     @any_thread
     def receiving(self) -> bool:
-        """Whether a receiver moves the face now and its newest message is fresh."""
+        """Whether a receiver is selected now and its newest message is recent."""
         return self._choose(now_ns()) in self._receivers
 
     # ---- the tracking thread
 
     @called_by("track")
     def on_tracked_state(self, state: HeadState, shape: Float32 | None = None) -> None:
-        """Record that the tracker sees a face, and publish its state.  ``shape`` (S,) is the identity code if known."""
+        """Note that a face is tracked now, and publish its state.  ``shape`` (S,) is the identity code if known."""
         self._seen_ns = now_ns()
         self._publish(state, shape)
 
     # ---- the render thread
 
     def wait(self, new_state: threading.Event, still_s: float, timer: LoopTimer, stop: threading.Event) -> None:
-        """Wait until the next frame is due and there is a new state, or a next step of idle motion or of a blend.
+        """Wait until ``timer`` allows the next frame and there is a new state, or a step of idle motion or a blend.
 
-        ``new_state`` is set with every new state and is cleared here; without one this returns after ``still_s``.  If
-        states arrive faster than frames, the newest one may be old when the frame is due: then the next one is awaited,
-        so that frames fall in step with states.
+        ``new_state`` is set with every new state and is cleared here; without one this returns after ``still_s``
+        seconds.  If states arrive faster than frames and the newest is not recent when the frame is due, this waits
+        for the next state.  ``stop`` ends the wait for ``timer``.
         """
         self._free_ns = now_ns()
         timer.wait(stop)
@@ -138,10 +139,10 @@ class DriverSelector:
     def head_state(
         self, tracked: TrackedState | None, learned: Camera | None, subject: object = None
     ) -> tuple[HeadState | None, Camera | None]:
-        """Head state to render now, and the camera to render it with; the state is None while there is none.
+        """Head state to render now, and the camera to render it with; either is None while it is unknown.
 
-        ``tracked`` is the newest tracked state of ``subject``, ``learned`` the camera that the avatar was learned with.
-        A new driver takes over by a blend; a new subject takes over at once.
+        ``tracked`` is the newest tracked state of ``subject``, ``learned`` the camera that the avatar was trained with.
+        A change of driver is blended over several frames; a change of subject is immediate.
         """
         now = now_ns()
         if subject is not self._subject:

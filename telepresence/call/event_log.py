@@ -1,4 +1,4 @@
-"""Events of a call that `/status` lists, such as a new avatar or a change of light."""
+"""Log of the events of a call that `/status` lists, such as a new avatar or a change of light."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class CallEvent:
 
 
 class EventLog:
-    """The newest events of one camera session.  Every method may be called from any thread."""
+    """Bounded log of the newest `MAX_EVENTS` events of one camera session.  Safe for every thread."""
 
     def __init__(self) -> None:
         self._events: deque[CallEvent] = deque(maxlen=MAX_EVENTS)

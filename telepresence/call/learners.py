@@ -1,4 +1,4 @@
-"""Learners of the subjects of a call: created on the training thread, and released when another subject takes over."""
+"""Creation and release of the learners of a call, one for each subject, and caching of expression statistics."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ if TYPE_CHECKING:
 CALIBRATION_S: Final = 20.0
 """Seconds between two copies of the tracker's calibration into the avatar."""
 STATS_GROWTH: Final = 1.1
-"""Growth of the number of observed states after which expression statistics are computed again."""
+"""Factor of growth in the number of observed states after which expression statistics are computed again."""
 
 
 @owned_by("train")
 class LearnerManager:
-    """Creates the learner of the current subject, and releases those of subjects that are away.
+    """Creates the learner of the current subject, and saves and releases those of subjects seen earlier.
 
     Attributes:
         paused: set while the user has paused learning; shared by all learners.
     """
 
     def __init__(self, config: Config, head: HeadModel, autosave: AvatarAutosave) -> None:
-        """``autosave`` saves the avatars of subjects that are away."""
+        """``autosave`` saves the avatar of a subject before its learner is released."""
         self.paused = threading.Event()
         self._config, self._head, self._autosave = config, head, autosave
         self._calibration_at = -math.inf
 
     @any_thread
     def create(self, avatar: Avatar, path: Path) -> Learner:
-        """A learner of ``avatar``, which is saved at ``path``."""
+        """Create a learner that trains ``avatar`` and saves it in the folder ``path``."""
         run = self._config.run
         avatar.consent = avatar.consent or run.consent
         archive = FrameArchive(archive_folder(path), self._head, avatar.model.shape, keep=run.keep_frames)
@@ -64,7 +64,10 @@ class LearnerManager:
         )
 
     def colour_mesh(self, camera: CameraSession) -> bool:
-        """Colour a mesh from one provisional observation, to be displayed until there is a learner; False if done."""
+        """Create the subject's coloured mesh, displayed until there is a learner, from one provisional observation.
+
+        True if a mesh was created; False if there is no observation, or already a mesh or a learner.
+        """
         subject = camera.subject
         provisional, visit = subject.tracking.provisional, subject.tracking.visit
         if provisional is None or subject.mesh is not None or subject.learner is not None:
@@ -82,9 +85,10 @@ class LearnerManager:
         return True
 
     def current(self, camera: CameraSession) -> Learner | None:
-        """Learner of the current subject: of a stored avatar, or of a new one once the subject is calibrated.
+        """Learner of the current subject, created if necessary; None before the subject is calibrated.
 
-        Learners of subjects that are away are saved and released.
+        It trains the stored avatar of a subject who has come back, otherwise a new one.  Learners of other subjects
+        are saved and released.
         """
         subject = camera.subject
         for gone in camera.subjects.away:
@@ -120,7 +124,7 @@ class LearnerManager:
 
 
 class ExpressionStatsCache:
-    """Expression statistics of the avatar in use, computed again as it learns.  Any thread, by a lock."""
+    """Cache of the expression statistics of the avatar in use, updated as it is trained.  Safe for every thread."""
 
     def __init__(self, head: HeadModel) -> None:
         self._head = head
@@ -129,7 +133,7 @@ class ExpressionStatsCache:
         self._count = 0
 
     def read(self, learner: Learner | None) -> tuple[str, ExpressionStats] | None:
-        """Fingerprint and expression statistics of the learner's avatar; None while nothing is known of it."""
+        """Fingerprint and expression statistics of the learner's avatar; None before any state was observed."""
         if learner is None:
             return None
         shape, seen = learner.avatar.model.shape, learner.avatar.model.code.reservoir

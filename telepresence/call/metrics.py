@@ -1,4 +1,4 @@
-"""Prometheus metrics of the numbers in `/status`."""
+"""Export of the numbers in `/status` as Prometheus metrics."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NUMBERS: Final = {
     "frame_filter_accepted": ("frame_filter.accepted", "Frames accepted for learning"),
     "uptime_seconds": ("seconds", "Seconds since the start of the daemon"),
 }
-"""Key of each single-valued metric, with the path of its number in `/status` and its help text."""
+"""Name of each metric with one value: (path of the number in `/status`, help text)."""
 
 FAMILIES: Final = {
     "snapshots": ("training.snapshots", "outcome", "Candidate snapshots of the weights, by outcome"),
@@ -43,28 +43,28 @@ FAMILIES: Final = {
     "dropped": ("drops", "what", "Values that were overwritten before they were read, or refused"),
     "memory_megabytes": ("memory", "kind", "Memory in use, and its budget, in 10^6 bytes"),
 }
-"""Key of each labelled metric, with the path of its numbers in `/status`, its label and its help text."""
+"""Name of each labelled metric: (path of the object of numbers in `/status`, label name, help text)."""
 
 STAGES: Final = {
     "stage_up": ("state", "1 if the stage runs"),
     "stage_silent_seconds": ("silent_s", "Seconds since the stage last finished a round"),
     "stage_restarts": ("restarts", "Restarts of the stage since the start"),
 }
-"""Key of each metric of a stage, with the key of its value in a stage of `/status` and its help text."""
+"""Name of each metric with label ``stage``: (key in each stage of `/status`, help text)."""
 
 
 class StatusCollector:
-    """Prometheus collector of the status that ``read`` returns; numbers that are not known yet are left out."""
+    """Prometheus collector that exports the `/status` object which ``read`` returns; unknown numbers are left out."""
 
     def __init__(self, read: Callable[[], Mapping[str, Any]]) -> None:
         self._read = read
 
     def describe(self) -> list[Metric]:
-        """No metrics, so that registering the collector does not read the status."""
+        """An empty list, so that registering the collector does not read the status."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """All metrics of one newly read status."""
+        """All metrics, from one new call of ``read``."""
         from prometheus_client.core import GaugeMetricFamily
 
         status = self._read()

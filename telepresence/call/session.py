@@ -1,4 +1,4 @@
-"""Session of a subject in a call: a state machine that depends on (session, facts, now) alone.
+"""Session of a subject in a call: a pure state machine whose next state depends on (session, facts, now) alone.
 
     waiting -> calibrating -> learning -> live          while a face is there
        any but waiting -> lost -> idle                  while the face is gone; its return resumes the state before
@@ -13,16 +13,16 @@ from enum import StrEnum
 from typing import Final
 
 LOST_AFTER_S: Final = 0.7
-"""Seconds without a face after which it counts as lost: longer than a missed detection, shorter than a glance away."""
+"""Seconds without a face after which the session is lost: longer than one or two missed detections."""
 
 IDLE_AFTER_S: Final = 30.0
 """Seconds without a face after which the session is idle."""
 
 LIVE_GAIN_DB: Final = 1.0
-"""PSNR gain over the coloured mesh on held-back frames, in dB, from which the avatar is live."""
+"""PSNR gain in dB over the coloured mesh, on held-out frames, from which the avatar is live."""
 
 LIVE_DB: Final = 18.0
-"""Least PSNR on held-back frames, in dB, of a live avatar: a blurred head already beats a mesh without hair."""
+"""Minimum PSNR in dB on held-out frames for an avatar to become live: even a blurred head beats a mesh without hair."""
 
 
 class SessionState(StrEnum):
@@ -45,12 +45,12 @@ class Facts:
     """Facts about a subject at one moment.
 
     Attributes:
-        face: whether the newest camera frame shows the subject's face.
-        calibrated: whether the subject's shape is known.
-        gain_db: PSNR of the avatar minus that of the coloured mesh on held-back frames; None before it is measured.
-        likeness_db: PSNR of the avatar on held-back frames; None before it is measured, and for an avatar of an
-            earlier call.
-        driven: whether head states from outside (ZeroMQ, a take) move the face, so that no camera needs to see one.
+        face: whether the newest tracked frame shows the subject's face.
+        calibrated: whether the subject's shape is known, so that the subject has a learner.
+        gain_db: PSNR in dB of the avatar minus that of the coloured mesh, on held-out frames; None until it is known.
+        likeness_db: PSNR in dB of the avatar on held-out frames; None before it is measured, and for an avatar loaded
+            from an earlier call.
+        driven: whether received head states (ZeroMQ, a take) drive the avatar, so that no face needs to be tracked.
     """
 
     face: bool = False
@@ -65,8 +65,9 @@ class Session:
     """State of the call for one subject.
 
     Attributes:
+        state: current state of the session.
         since: monotonic second at which the state began.
-        last_face: monotonic second at which a face was last there; None if there never was one.
+        last_face: monotonic second at which a face was present last; None if there never was one.
         live: whether the avatar is good enough to be displayed.
     """
 
@@ -76,10 +77,10 @@ class Session:
     live: bool = False
 
     def advance(self, facts: Facts, now: float) -> Session:
-        """The session at ``now`` (monotonic seconds), given the facts of that moment.
+        """The next session, at ``now`` (monotonic seconds), given the facts of that moment.
 
-        A face that comes back resumes the state before it was lost.  A live avatar stays live while it is not worse
-        than the mesh, so that the state does not flicker around the threshold.
+        A face that comes back resumes the state before it was lost.  A live avatar stays live while its PSNR is
+        not below that of the mesh (hysteresis).
         """
         present = facts.face or facts.driven
         last_face = now if present else self.last_face

@@ -1,4 +1,4 @@
-"""Advances the session and the learning budget of the current subject."""
+"""Controller that advances the session and the learning budget of the current subject."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("telepresence")
 
 NO_FACE_S: Final = 10.0
-"""Seconds without any face after which `/status` reports it."""
+"""Seconds without any face after which `/status` reports that no face was found."""
 
 
 @owned_by("supervise")
@@ -27,13 +27,13 @@ class SessionController:
     """Advances session and learning budget of the current subject from the state of camera, drivers and training."""
 
     def __init__(self, drivers: DriverSelector, telemetry: Telemetry) -> None:
-        """``telemetry`` gets the report that no face was found."""
+        """``telemetry`` receives the report that no face was found."""
         self._drivers, self._telemetry = drivers, telemetry
         self._camera: CameraSession | None = None  # the session that `_faceless_since` is about
         self._faceless_since = 0.0  # when the wait for a first face began
 
     def advance(self, camera: CameraSession, training: Health, now: float) -> None:
-        """Advance the subject of ``camera`` to ``now`` (monotonic s).  ``training``: health of the training stage."""
+        """Advance the subject of ``camera`` to monotonic second ``now``, given the health of the training stage."""
         subject = camera.subject
         part, visit = subject.supervision, subject.tracking.visit
         before = subject.session

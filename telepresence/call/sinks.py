@@ -1,4 +1,4 @@
-"""Destinations of rendered frames: the media server, and on this machine a window, a recording, a virtual camera."""
+"""Sinks of rendered frames: the media server, the preview window, a recording and a virtual camera."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ class LocalFrameSink(Protocol):
         """Whether the sink accepts frames now."""
 
     def start(self) -> None:
-        """Start to accept frames.  UserError if that is not possible."""
+        """Start accepting frames.  UserError if the file or device cannot be opened."""
 
     def push_frame(self, frame: OutputFrame) -> None:
-        """Make ``frame`` the newest frame; never waits."""
+        """Replace the newest frame by ``frame`` and return at once; a slow sink skips frames."""
 
     def stop(self) -> None:
-        """End the sink; may be called twice, and without a start."""
+        """Stop the sink; may be called twice, and without a start."""
 
 
 @owned_by("supervise")
 class FrameSinks:
-    """All destinations of rendered frames.  A slow destination delays neither the others nor the caller."""
+    """All sinks of rendered frames.  A slow sink delays neither the others nor the caller."""
 
     def __init__(
         self, server: FrameSink, preview: PreviewWindow | None = None, local: Sequence[LocalFrameSink] = ()
     ) -> None:
-        """``server`` exists in every call; ``preview`` and ``local`` only if the user asked for them."""
+        """``server`` sends frames to viewers; ``preview`` and ``local`` are the sinks on this computer, if enabled."""
         self.server, self.preview, self.local = server, preview, local
         self._status_at = 0.0
 
@@ -56,7 +56,7 @@ class FrameSinks:
     @property
     @any_thread
     def address(self) -> str:
-        """URL of the page of the server."""
+        """URL of the web page that the server serves."""
         return self.server.address
 
     @property
@@ -68,7 +68,7 @@ class FrameSinks:
     @property
     @any_thread
     def watched(self) -> bool:
-        """Whether any sink uses frames now."""
+        """Whether any sink uses frames now: a viewer, an open preview window, or another open local sink."""
         preview = self.preview is not None and self.preview.open
         return self.server.watched or preview or any(sink.open for sink in self.local)
 
@@ -83,18 +83,21 @@ class FrameSinks:
 
     @called_by("track")
     def push_camera_frame(self, tracked: TrackedFrame) -> None:
-        """Display the tracked crop in the preview window."""
+        """Display the tracked crop in the preview window, if there is one."""
         if self.preview is not None:
             self.preview.push_camera_frame(tracked)
 
     def push_status(self, now: float, status: Callable[[], Mapping[str, Any]]) -> None:
-        """Update the status in the preview window, if it is due at monotonic second ``now``."""
+        """Display ``status()`` in the preview window, every `STATUS_S`; ``now`` is in monotonic seconds."""
         if self.preview is not None and self.preview.open and now - self._status_at >= STATUS_S:
             self._status_at = now
             self.preview.push_status(status())
 
     def supervise(self, now: float) -> str | None:
-        """Restart parts of the server that hang; an error message if it cannot go on.  ``now``: monotonic seconds."""
+        """Restart hanging parts of the server.  Returns an error message if the server cannot go on, otherwise None.
+
+        ``now`` is the monotonic second of the check.
+        """
         return self.server.supervise(now)
 
     @any_thread
@@ -104,12 +107,12 @@ class FrameSinks:
 
     @any_thread
     def stream_stats(self) -> StreamStats:
-        """Statistics of the stream to the viewers."""
+        """Statistics of the stream to the viewers: frame rate, bit rate, keyframes, latency."""
         return self.server.stream_stats()
 
     @any_thread
     def stop(self) -> None:
-        """End all sinks; may be called twice, and after a failed start."""
+        """Stop all sinks; may be called twice, and after a failed start."""
         if self.preview is not None:
             self.preview.stop()
         self.server.stop()

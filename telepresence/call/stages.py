@@ -1,4 +1,4 @@
-"""Stages of the daemon: one class for each worker thread, whose ``round`` is called over and over."""
+"""Stages of the daemon: one class for each worker thread, which calls the method ``round`` repeatedly."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ if TYPE_CHECKING:
     from telepresence.runtime.telemetry import Telemetry
 
 MOVE_S: Final = 0.1
-"""Longest time in seconds that rendering waits for a new head state: faces that left ease to neutral meanwhile."""
+"""Maximum time in seconds that rendering waits for a new head state, so that a lost face still eases to neutral."""
 UNSEEN_S: Final = 1.0
-"""Seconds between two frames while no sink uses them: a new viewer starts with a recent one."""
+"""Seconds between two frames while no sink uses them, so that a new viewer starts with a recent frame."""
 READ_S: Final = 0.5
 """Timeout in seconds of one read from a camera or a mailbox."""
 TICK_S: Final = 0.1
-"""Seconds between two rounds of supervision, and of training while there is nothing to do."""
+"""Seconds between two rounds of supervision, and between two rounds of training while learning rests."""
 TURN_S: Final = 0.25
-"""Longest time in seconds that tracking waits for the end of rendering, where the two take turns."""
+"""Maximum time in seconds that tracking waits for rendering to end, where the two alternate on few CPU cores."""
 NO_WORK_S: Final = 0.05
-"""Seconds that training waits after a round without work."""
+"""Seconds that training waits after a round in which the learner had nothing to do."""
 
 
 @dataclass(frozen=True)
 class Signals:
-    """Events between the stages, and the mailbox from capture to tracking.  All are safe for every thread.
+    """Thread-safe events between the stages, and the mailbox from capture to tracking.
 
     Attributes:
         stopping: set when the call is to end.
@@ -69,7 +69,7 @@ class Signals:
 
 @owned_by("capture")
 class CaptureStage:
-    """Reads frames from the current camera when the tracker waits for one."""
+    """Capture stage: reads a frame from the current camera whenever the tracker waits for one."""
 
     def __init__(self, config: Config, cameras: CameraManager, telemetry: Telemetry, signals: Signals) -> None:
         self._cameras, self._telemetry, self._signals = cameras, telemetry, signals
@@ -90,7 +90,7 @@ class CaptureStage:
 
 @owned_by("track")
 class TrackStage:
-    """Tracks camera frames, and passes the head states to the drivers and the observations to the learner."""
+    """Tracking stage: tracks camera frames, and passes head states to the drivers and observations to the learner."""
 
     def __init__(
         self,
@@ -104,13 +104,13 @@ class TrackStage:
         on_tracked: Callable[[TrackedFrame, Learner | None], None] | None = None,
     ) -> None:
         """With ``take_turns`` tracking waits while a frame is rendered.  ``on_tracked`` is called with each tracked
-        frame and the learner of its subject."""
+        frame and the learner of its subject, if any."""
         self._cameras, self._drivers, self._sinks = cameras, drivers, sinks
         self._telemetry, self._signals = telemetry, signals
         self._take_turns, self._on_tracked = take_turns, on_tracked
 
     def round(self) -> None:
-        """Track one camera frame, if there is one."""
+        """Track one frame of the current camera, if one arrives within `READ_S`."""
         signals = self._signals
         if self._take_turns:
             signals.not_rendering.wait(TURN_S)
@@ -133,7 +133,7 @@ class TrackStage:
             self._on_tracked(tracked, camera.learner)
 
     def renew_tracker(self) -> None:
-        """Replace the tracker, after it has raised an error."""
+        """Replace the tracker of the current camera, after it has raised an error."""
         camera = self._cameras.current
         if camera is not None:
             camera.tracking.renew_tracker()
@@ -152,7 +152,7 @@ class TrackStage:
 
 @owned_by("render")
 class RenderStage:
-    """Renders the newest head state, and passes the frame to the sinks."""
+    """Rendering stage: renders the newest head state, and passes the frame to the sinks."""
 
     def __init__(
         self,
@@ -171,7 +171,7 @@ class RenderStage:
         self._rendered_at = time.monotonic()
 
     def round(self) -> None:
-        """Render one frame, if it would differ from the last one; rarely while no sink uses frames."""
+        """Render one frame if it would differ from the last; at most one per `UNSEEN_S` while no sink uses frames."""
         signals, telemetry = self._signals, self._telemetry
         self._drivers.wait(signals.new_state, MOVE_S, self._timer, signals.stopping)
         now = time.monotonic()
@@ -219,7 +219,7 @@ def _is_good(session: Session, learner: Learner | None) -> bool:
 
 @owned_by("train")
 class TrainStage:
-    """Trains the avatar of the current subject, and saves it."""
+    """Training stage: trains the avatar of the current subject, and saves it."""
 
     def __init__(
         self,
@@ -231,13 +231,13 @@ class TrainStage:
         duty: float,
         limiter: ReplayLimiter,
     ) -> None:
-        """``duty`` is the fraction of its thread's time that training takes; ``limiter`` keeps the memory budget."""
+        """``duty`` is the fraction of its thread's time that training takes; ``limiter`` enforces the memory budget."""
         self._cameras, self._learners, self._autosave = cameras, learners, autosave
         self._telemetry, self._signals, self._duty = telemetry, signals, duty
         self._limiter = limiter
 
     def round(self) -> None:
-        """Do one training step and what is due with it, or wait a moment if there is nothing to do."""
+        """Do one training step and a save if one is due, or wait for a moment if there is nothing to do."""
         signals, telemetry = self._signals, self._telemetry
         camera = self._cameras.current
         self._limiter.update(camera.learner if camera is not None else None, time.monotonic())
@@ -266,7 +266,7 @@ class TrainStage:
 
 @owned_by("supervise")
 class SuperviseStage:
-    """Switches cameras, advances the session, and supervises the other stages and the sinks."""
+    """Supervision stage: switches cameras, advances the session, and monitors the other stages and the sinks."""
 
     def __init__(
         self,
@@ -288,7 +288,7 @@ class SuperviseStage:
         self._was_live = False
 
     def round(self) -> None:
-        """Do what is due after `TICK_S`."""
+        """Wait for `TICK_S`, then switch cameras, advance the session, measure memory and check for hanging stages."""
         if self._signals.stopping.wait(TICK_S):
             return
         now = time.monotonic()

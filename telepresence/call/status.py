@@ -1,4 +1,4 @@
-"""Status of the daemon for `GET /status`, and the text of the card that is displayed while there is no face."""
+"""Status of the daemon for `GET /status`, and the text of the card that is displayed while there is no head."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def card_text(camera: CameraSession) -> tuple[str, str]:
-    """Title and hint of the card: why there is no head to display, and what the user can do."""
+    """(Title, hint) of the card: why there is no head to display, and what the user can do."""
     status = camera.reader.status
     if status.error is not None:
         return "No camera image", status.error
@@ -39,9 +39,12 @@ def card_text(camera: CameraSession) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class StatusInputs:
-    """Parts of the status that change as a whole: camera session, driver, stream and stages at one moment.
+    """Inputs of `Status.read` at one moment.
 
     Attributes:
+        camera: camera session in use; None before the start.
+        driver: identifier of the driver whose states are rendered.
+        viewers: number of connected viewers.
         stream: statistics of the stream to viewers.
         zmq: address at which head parameters are received over ZeroMQ.
         drivers: state of each receiver of head states.
@@ -60,10 +63,10 @@ class StatusInputs:
 
 
 class Status:
-    """Builds the JSON object of `/status` from the parts of the daemon.  Any thread; it has no state of its own."""
+    """Builds the JSON object of `/status` from the parts of the daemon.  Stateless, and safe for every thread."""
 
     def __init__(self, source: str, head: HeadModel, telemetry: Telemetry, display: Display) -> None:
-        """``source`` is the name of the home camera."""
+        """``source`` is the name of the home camera, given in the status before a camera is in use."""
         self._source, self._head, self._telemetry, self._display = source, head, telemetry, display
 
     def read(self, inputs: StatusInputs) -> dict[str, Any]:

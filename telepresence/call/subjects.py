@@ -1,4 +1,4 @@
-"""Subjects of one camera: the people seen by it, one after the other, each with an avatar."""
+"""Subjects of one camera: the people it has seen, one at a time, each with an avatar."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ log = logging.getLogger("telepresence")
 NO_QUESTION: Final = "there is no question to answer: it is not in doubt whose face this is"
 """Error message for an answer that was not asked for."""
 RETURN_MM: Final = 1.0
-"""Largest RMS difference in mm between two calibrations at which a new face is compared with an earlier subject."""
+"""RMS residual in mm below which a newly calibrated face is taken for a returning earlier subject, to be verified."""
 
 
 @owned_by("track")
 class SubjectTracking:
-    """What the tracking thread knows of one subject.  Other threads may read the attributes, which are replaced whole.
+    """Data of one subject that the tracking thread owns; other threads may read the attributes, replaced as a whole.
 
     Attributes:
-        state: newest head state that may be displayed, with its camera.
-        provisional: newest observation from before the subject had a learner.
-        verifier: evidence that the face still is this subject.
+        state: newest head state that may be displayed, with its camera; None before there is one in this visit.
+        provisional: newest observation, with a provisional shape, from before the subject had a learner; or None.
+        verifier: identity verifier, which accumulates evidence that the face still belongs to this subject.
         known: shape and calibration with which the subject can be tracked again; set when another subject takes over.
-        others: subjects that this face was found not to be since it appeared.
+        others: subjects that this face was found to differ from since it appeared.
         compared: whether the face was compared with the subjects seen earlier.
         visit: number of times that this subject has come back after another one.
     """
@@ -54,7 +54,10 @@ class SubjectTracking:
         self.visit = 0
 
     def begin_visit(self, others: tuple[Subject, ...]) -> None:
-        """The subject may have come back: verify the identity, and forget what was displayed before."""
+        """Begin a visit of a subject who may have returned: restart identity verification, clear the displayed state.
+
+        ``others`` are the subjects that the face was found to differ from.
+        """
         self.verifier, self.others = IdentityVerifier.stored(), others
         self.state = self.provisional = None
         self.visit += 1
@@ -62,9 +65,10 @@ class SubjectTracking:
 
 @owned_by("train")
 class SubjectLearning:
-    """What the training thread has of one subject: the learner, and before there is one a coloured mesh.
+    """Data of one subject that the training thread owns: the learner, and a coloured mesh from before there was one.
 
-    Other threads may read the attributes, which are replaced whole.  ``mesh`` belongs to the visit ``mesh_visit``.
+    Other threads may read the attributes, which are replaced as a whole.  ``mesh`` was created in the visit with
+    number ``mesh_visit``.
     """
 
     def __init__(self) -> None:
@@ -75,9 +79,10 @@ class SubjectLearning:
 
 @owned_by("supervise")
 class SubjectSupervision:
-    """Session and learning budget of one subject, which the supervisor advances.
+    """Session and learning budget of one subject, advanced by the supervisor thread.
 
-    Other threads may read the attributes, which are replaced whole.  ``session`` belongs to the visit ``visit``.
+    Other threads may read the attributes, which are replaced as a whole.  ``session`` belongs to the visit with number
+    ``visit``.
     """
 
     def __init__(self) -> None:
@@ -87,10 +92,10 @@ class SubjectSupervision:
 
 
 class Subject:
-    """One person seen by a camera, with the path of the avatar and a part for each thread that works on it."""
+    """One person seen by a camera: the path of the avatar, and the data that each thread owns."""
 
     def __init__(self, path: Path, verifier: IdentityVerifier, others: tuple[Subject, ...] = ()) -> None:
-        """``path`` is the folder of the avatar; ``others`` are the subjects that this face was found not to be."""
+        """``path`` is the folder of the avatar; ``others`` are the subjects that this face was found to differ from."""
         self.path = path
         self.tracking = SubjectTracking(verifier, others)
         self.learning = SubjectLearning()
@@ -98,27 +103,27 @@ class Subject:
 
     @property
     def verifier(self) -> IdentityVerifier:
-        """Evidence that the face still is this subject."""
+        """Identity verifier: the evidence that the face still belongs to this subject."""
         return self.tracking.verifier
 
     @property
     def learner(self) -> Learner | None:
-        """Learner of the avatar; None before the subject is calibrated, and after another one took over."""
+        """Learner of the avatar; None before the subject is calibrated, and after another subject took over."""
         return self.learning.learner
 
     @property
     def mesh(self) -> ColouredMesh | None:
-        """Mesh with the colours of one provisional observation; None before there is one in this visit."""
+        """Head mesh coloured from one provisional observation; None before there is one in this visit."""
         return self.learning.mesh if self.learning.mesh_visit == self.tracking.visit else None
 
     @property
     def session(self) -> Session:
-        """State of the call for this subject, which starts anew with each visit."""
+        """Session state of this subject; a new visit starts with a new session."""
         return self.supervision.session if self.supervision.visit == self.tracking.visit else Session()
 
     @property
     def budget(self) -> LearningBudget:
-        """Whether the avatar is being learned, and why."""
+        """Learning budget: whether the avatar is being trained, and why."""
         return self.supervision.budget
 
 
@@ -127,15 +132,15 @@ class SubjectRegistry:
     """Decides which subject is seen by one camera, and keeps the subjects seen earlier in the call.
 
     Attributes:
-        current: the subject that is taken to be before the camera.
-        away: subjects seen earlier in this call; a subject whose return is being verified is in it, too.
+        current: the subject that is assumed to be in front of the camera.
+        away: subjects seen earlier in this call, including one whose return is being verified.
         events: events of the camera session.
 
-    ``current`` and ``away`` are replaced whole; every thread may read them.
+    ``current`` and ``away`` are replaced as a whole, so that every thread may read them.
     """
 
     def __init__(self, path: Path, stored: bool, events: EventLog | None = None) -> None:
-        """``path`` is the folder of the first avatar; with ``stored`` it exists, and the first face is verified."""
+        """``path`` is the folder of the first avatar; if it is ``stored`` there, the first face is verified."""
         self.current = Subject(path, IdentityVerifier.stored() if stored else IdentityVerifier())
         self.away: tuple[Subject, ...] = ()
         self.events = events if events is not None else EventLog()
@@ -145,18 +150,19 @@ class SubjectRegistry:
     @property
     @any_thread
     def asked(self) -> bool:
-        """Whether the user is being asked if the face is the subject of the avatar."""
+        """Whether the user is being asked if the face belongs to the subject of the avatar."""
         return self.current.verifier.status is IdentityStatus.ASKING
 
     @any_thread
     def answer(self, same: bool) -> None:
-        """Answer whether the face is the subject of the avatar.  UserError if that is not being asked."""
+        """Answer whether the face belongs to the avatar's subject (``same``).  UserError if that is not being asked."""
         if not self.asked:
             raise UserError(NO_QUESTION)
         self._answer.put(same)
 
     def identify(self, tracker: Tracker, tracked: TrackedFrame, now: float) -> Subject | None:
-        """The subject of ``tracked`` at second ``now``; None if another subject takes over and the frame is void."""
+        """The subject of ``tracked`` at monotonic second ``now``; None if another subject takes over, so that the frame
+        must not be used."""
         subject = self.current
         tracking = subject.tracking
         if tracked.residual is not None and not tracking.compared:

@@ -23,8 +23,8 @@ def make_tracker(
 ) -> Tracker:
     """A `FaceTracker`, or a `GroundTruthTracker` for a source that gives ground truth (``known``) for this ``head``.
 
-    ``calibration`` is that of an earlier call, ``size`` the side of the crop in pixels.  Raises UserError if the
-    face ``models`` are needed and not available.
+    ``calibration`` is that of an earlier call or None, ``crop`` the policy of the face crop, ``size`` its side in
+    pixels.  Raises UserError if the face ``models`` are needed and not available.
     """
     from telepresence.tracking.calibration import Calibration
     from telepresence.tracking.ground_truth_tracker import GroundTruthTracker

@@ -1,1 +1,1 @@
-"""Learning of one subject during a call: training, frame selection, likeness, identity, saving."""
+"""Learning of one subject during a call: frame selection, training, quality measurement, identity checks and saving."""

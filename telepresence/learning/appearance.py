@@ -1,9 +1,9 @@
-"""Detection of appearance changes: light, glasses, hair or hat, by comparing camera frames with the avatar.
+"""Detection of appearance changes (light, glasses, hair or hat) by comparing camera frames with rendered frames.
 
 `AppearanceProbe` renders the avatar in a frame's head state and measures the PSNR by image region, before and after
 matching the light (one gain per channel and one gamma).  `AppearanceBaseline`, a pure function of these samples, keeps
-the usual values: a sudden and lasting difference is a change of the light if matching it helps, else of the region that
-became worse.
+the usual values.  A sudden and lasting difference counts as a change of the light if matching the light raises the
+PSNR, otherwise as a change of the region whose PSNR fell.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 Mask = NDArray[np.bool_]
 
 SIDE: Final = 128
-"""Maximum width and height in pixels at which frames are compared: the changes to detect are large."""
+"""Maximum width and height in pixels at which frames are compared."""
 DARK, BRIGHT = 0.03, 0.97
-"""Range of colours used to match the light; below is noise, above is clipped."""
+"""Range of colour values (0 to 1) used to match the light; darker pixels are noise, brighter ones clipped."""
 GAIN: Final = (1 / 3, 3.0)
-"""Range of the gain per channel when the light is matched."""
+"""Range of the gain of each colour channel when the light is matched."""
 GAMMA: Final = (0.5, 2.0)
-"""Range of the gamma when the light is matched."""
+"""Range of the gamma exponent when the light is matched."""
 EYES: Final = 0.55
 """Half height of the eye region, in distances between the eyes; its half width is 2.5 times as large."""
 TOP: Final = 0.85
@@ -66,10 +66,9 @@ PROBE_S: Final = 1.0
 FROZEN_PROBE_S: Final = 10.0
 """Minimum seconds between two comparisons while training is paused, once the baseline is complete."""
 TIME_SHARE: Final = 0.05
-"""Maximum share of the training thread's time spent on comparisons."""
+"""Maximum fraction of the training thread's time spent on comparisons."""
 LOADED_DB: Final = 20.0
 """Baseline PSNR (dB) assumed for an avatar of an earlier call before there are samples."""
-"""What is taken for usual of an avatar from an earlier call, before it is known."""
 
 
 class ImageRegion(StrEnum):
@@ -93,9 +92,10 @@ class AppearanceSample:
     """Comparison of one frame with the avatar's rendering: PSNR (dB) of the head and of its regions.
 
     Attributes:
-        plain_db: the head without matching the light. lit_db: with the light matched.
-        eyes_db, top_db, rest_db: regions around the eyes, above the brows, and the rest, with the light matched; NaN
-            for a region that is not in the frame.
+        plain_db: PSNR of the head without matching the light.
+        lit_db: PSNR of the head with the light matched.
+        eyes_db, top_db, rest_db: PSNR of the region around the eyes, of that above the brows, and of the rest of the
+            head, with the light matched; NaN for a region that is not in the frame.
     """
 
     plain_db: float
@@ -124,7 +124,8 @@ class AppearanceBaseline:
     Only differences within a frame are used, since the overall PSNR varies with the pose.
 
     Attributes:
-        usual: newest samples of the usual appearance. outliers: (second, sample) of the newest outliers.
+        usual: newest samples of the usual appearance, at most `MAX_SAMPLES`.
+        outliers: (monotonic second, sample) of the newest outliers.
     """
 
     usual: tuple[AppearanceSample, ...] = ()
@@ -136,7 +137,7 @@ class AppearanceBaseline:
         return median(sample.lit_db for sample in self.usual) if len(self.usual) >= MIN_SAMPLES else None
 
     def after(self, sample: AppearanceSample, now: float) -> tuple[AppearanceBaseline, AppearanceChange | None]:
-        """The baseline after a ``sample`` at second ``now``, and the change that it completes, if any."""
+        """(Next baseline, detected change or None) after ``sample``, measured at monotonic second ``now``."""
         if len(self.usual) < MIN_SAMPLES or self._outlier_kind(sample) is None:
             return AppearanceBaseline((*self.usual, sample)[-MAX_SAMPLES:]), None
         outliers = (*self.outliers, (now, sample))[-MAX_OUTLIERS:]
@@ -172,7 +173,7 @@ class AppearanceBaseline:
 
 
 class AppearanceProbe:
-    """Compares frames with the avatar's rendering of the same head state.  Belongs to the training thread."""
+    """Compares frames with the avatar, rendered in the same head state.  Used by the training thread."""
 
     def __init__(self, model: AvatarModel, backend: Backend) -> None:
         from insta_runtime.backends import make_renderer
@@ -181,17 +182,17 @@ class AppearanceProbe:
         self._renderer = make_renderer(model, backend, urgent=False)
 
     def load(self, snapshot: Snapshot) -> None:
-        """Compare later frames with ``snapshot``."""
+        """Use the weights of ``snapshot`` for later comparisons."""
         self._renderer.load(snapshot)
 
     def measure(self, observation: Observation) -> AppearanceSample | None:
-        """Compare a frame with the avatar's rendering; None if the head covers less than 1 % of it."""
+        """Compare a frame with the avatar in the same head state; None if the head covers less than 1 % of it."""
         truth, camera = observation.premultiplied(SIDE)
         image = self._renderer.render(observation.state, camera).rgba
         return compare(np.asarray(image), truth.numpy(), self._eyes(observation.state, camera))
 
     def _eyes(self, state: HeadState, camera: Camera) -> Float64:
-        """(2, 2) px: positions of the left and the right eye in the frame."""
+        """Eye positions (2, 2) in pixels; rows: left, right eye of the subject; columns: x, y."""
         from insta_runtime.geometry import rotation_matrix
         from insta_runtime.head.model import EYE_LEFT, EYE_RIGHT
 
@@ -206,12 +207,12 @@ class AppearanceProbe:
 
 
 class AppearanceMonitor:
-    """Compares the newest frame with the published avatar from time to time.
+    """Compares the newest frame with the published snapshot of the avatar, at most once per `PROBE_S`.
 
     `set_observation` and `set_unverified` are called by the tracking thread, `run_once` by the training thread.
 
     Attributes:
-        worse_db: median PSNR (dB) by which unverified frames are rendered worse than usual; None if unknown.
+        worse_db: PSNR loss (dB, median) of unverified frames against the usual PSNR; None if unknown.
         baseline: usual appearance of the subject.
     """
 
@@ -223,7 +224,7 @@ class AppearanceMonitor:
     ) -> None:
         """``make_probe`` is called at the first comparison; ``loaded``: the avatar was trained in an earlier call.
 
-        ``stream`` returns the context in which weights are copied: that of the trainer's CUDA stream, which wrote them.
+        ``stream`` returns the context manager in which weights are copied: the trainer's CUDA stream, which wrote them.
         """
         self.worse_db: float | None = None
         self.baseline = AppearanceBaseline()
@@ -241,13 +242,14 @@ class AppearanceMonitor:
         self.worse_db = None
 
     def set_unverified(self, observation: Observation) -> None:
-        """Set the newest frame of a face that may be another subject's."""
+        """Set the newest frame of a face that may be another subject's; it updates `worse_db`."""
         self._newest = observation, True
 
     def run_once(self, published: Snapshot, now: float, *, seldom: bool = False) -> AppearanceChange | None:
-        """Compare the newest frame with the ``published`` snapshot, if one is due; returns a change once.
+        """Compare the newest frame with the ``published`` snapshot, if a comparison is due at monotonic second ``now``.
 
-        ``seldom``: compare every `FROZEN_PROBE_S` once the baseline is complete (training is paused).
+        Returns a detected change of appearance, otherwise None.  ``seldom``: compare only every `FROZEN_PROBE_S` once
+        the baseline is complete, while training is paused.
         """
         newest = self._newest
         if newest is None:
@@ -287,7 +289,11 @@ class AppearanceMonitor:
 
 
 def compare(image: Float32, truth: Float32, eyes: Float64) -> AppearanceSample | None:
-    """Compare two premultiplied images (H, W, 4) of one head state; ``eyes``: (2, 2) px.  None with too little head."""
+    """Compare a rendered ``image`` with the frame ``truth``, both (H, W, 4) with premultiplied alpha.
+
+    ``eyes`` (2, 2) are the eye positions in pixels; rows: left, right eye; columns: x, y.  None if the head common to
+    both images covers less than 1 % of them.
+    """
     head = np.maximum(image[..., 3], truth[..., 3]) > 0.5
     both = np.minimum(image[..., 3], truth[..., 3]) > 0.9
     if both.sum() < 0.01 * both.size:
@@ -300,9 +306,10 @@ def compare(image: Float32, truth: Float32, eyes: Float64) -> AppearanceSample |
 
 
 def match_light(image: Float32, truth: Float32, where: Mask) -> Float32:
-    """Match the light of ``image`` (H, W, 4) to ``truth``, by least squares of log colours in the mask ``where``.
+    """Return a copy of ``image`` (H, W, 4) whose light is matched to ``truth``; both have premultiplied alpha.
 
-    Fits a bounded gain for each channel and one gamma; the worst third of the pixels is left out.
+    Fits a bounded gain for each channel and one gamma by trimmed least squares of log colours in the mask ``where``
+    (H, W); the third of the pixels with the largest error is left out.
     """
     alpha = np.maximum(image[..., 3:], 1e-3)
     colour = np.clip(image[..., :3] / alpha, DARK, BRIGHT)
@@ -323,7 +330,7 @@ def match_light(image: Float32, truth: Float32, where: Mask) -> Float32:
 
 
 def _error(image: Float32, truth: Float32) -> Float32:
-    """(H, W): squared error over white, mean over the channels."""
+    """Squared error (H, W) of the images composited over white, averaged over the channels."""
     over = [each[..., :3] + 1.0 - each[..., 3:] for each in (image, truth)]
     error: Float32 = np.square(over[0] - over[1]).mean(-1)
     return error

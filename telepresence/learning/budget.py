@@ -1,8 +1,8 @@
-"""Learning budget of an avatar: whether it is trained now, and why.  Pure functions of (budget, inputs, now).
+"""Learning budget of an avatar: the decision whether it is trained now, as a pure function of (budget, inputs, now).
 
 The display has priority: it has its own cores or a CUDA stream of higher priority, and on a GPU a training step draws
-fewer rays while rendering takes long (`telepresence.runtime.scheduling.ray_part`).  Training gets at most the share
-``run.train_share`` of the remaining time, and rests while nothing new can be learned.
+fewer rays while rendering takes long (`telepresence.runtime.scheduling.ray_part`).  Training gets at most the fraction
+``run.train_share`` of the remaining time, and rests while there are no novel frames to train on.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from enum import StrEnum
 from typing import Final
 
 NOVELTY_TIMEOUT_S: Final = 20.0
-"""Seconds without a novel frame after which training may rest."""
+"""Seconds without a novel frame (one that is no near-duplicate) after which training may rest."""
 PLATEAU_S: Final = 20.0
-"""Seconds without a rise of the likeness after which training may rest."""
+"""Seconds without a rise of the PSNR on held-back frames after which training may rest."""
 PLATEAU_DB: Final = 0.05
-"""Minimum rise of the likeness (dB of PSNR) that counts as progress."""
+"""Minimum rise of the PSNR (dB) on held-back frames that counts as progress."""
 
 
 class LearningMode(StrEnum):
@@ -34,10 +34,12 @@ class BudgetInputs:
     """Inputs of the decision whether to train.
 
     Attributes:
-        has_avatar: whether there is an avatar to train. absent: whether no face was seen for long.
+        has_avatar: whether there is an avatar to train.
+        absent: whether no face was seen yet, or none for a long time.
         last_novel_at: monotonic second of the last novel frame; None before the first.
-        likeness_db: PSNR on held-back frames; None before it is measured.
-        frozen: whether training is paused. failure: error that ended training; None without one.
+        likeness_db: PSNR (dB) of the avatar on held-back frames; None before it is measured.
+        frozen: whether training is paused by the user or disabled for the call.
+        failure: message of the error that ended training; None without one.
     """
 
     has_avatar: bool = False
@@ -50,11 +52,14 @@ class BudgetInputs:
 
 @dataclass(frozen=True)
 class LearningBudget:
-    """Decision whether an avatar is trained, with its reason.
+    """Decision whether an avatar is trained, with the reason.
 
     Attributes:
-        mode: what training does. reason: one line for people. since: monotonic second of the last change of mode.
-        risen: monotonic second at which the likeness last rose. best_db: the highest likeness so far (PSNR, dB).
+        mode: state of training.
+        reason: readable message that explains the mode.
+        since: monotonic second of the last change of mode.
+        risen: monotonic second at which the PSNR on held-back frames last rose by `PLATEAU_DB`.
+        best_db: highest such PSNR (dB) since training last resumed; None before it is measured.
     """
 
     mode: LearningMode = LearningMode.WAITING
@@ -64,7 +69,7 @@ class LearningBudget:
     best_db: float | None = None
 
     def after(self, inputs: BudgetInputs, now: float) -> LearningBudget:
-        """The budget at monotonic second ``now``, given the inputs of that moment."""
+        """The next budget, at monotonic second ``now``, given the inputs of that moment."""
         mode, reason = self._mode(inputs, now)
         resumed = self.mode is not LearningMode.LEARNING and mode is LearningMode.LEARNING
         budget = replace(self, mode=mode, reason=reason, since=self.since if mode is self.mode else now)

@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 log = logging.getLogger("telepresence")
 
 KEEP_ALL: Final = 600
-"""Number of frames of a call that are all kept (two minutes); of the n-th frame after that, one in n / `KEEP_ALL`."""
+"""Number of first frames of a call that are all kept (two minutes); later, near frame n, one in n / `KEEP_ALL`."""
 MAX_FRAMES: Final = 4000
-"""Maximum number of archived frames of earlier calls (about 400 MB); the oldest calls are deleted as a whole."""
+"""Maximum number of archived frames of earlier calls (about 400 MB); beyond it the oldest calls are deleted."""
 MAX_QUEUED: Final = 64
-"""Maximum number of frames that wait to be written; further ones replace the oldest."""
+"""Maximum number of frames queued for writing; further frames replace the oldest."""
 FPS: Final = 5.0
-"""Frames per second written to the metadata: the rate at which a call trains on frames."""
+"""Frame rate (frames per second) written to the metadata: the rate at which a call accepts frames for training."""
 JPEG_QUALITY: Final = 95
 """JPEG quality of archived frames."""
 
@@ -45,12 +45,13 @@ def archive_folder(path: Path) -> Path:
 
 
 class FrameArchive:
-    """Archive of one subject's training frames.
+    """On-disk archive of one subject's training frames.
 
     `add` may be called from any thread, `write` from one thread at a time.
 
     Attributes:
-        folder: the archive's folder. keep: whether new frames are stored; if False, earlier ones are only read.
+        folder: the archive's folder.
+        keep: whether new frames are stored; if False, only frames of earlier calls are read.
     """
 
     def __init__(self, folder: Path, head: HeadModel, shape: Float32, *, keep: bool = True) -> None:
@@ -63,7 +64,7 @@ class FrameArchive:
         self._written: list[Observation] = []  # its observations, without pixels
 
     def add(self, observation: Observation) -> None:
-        """Queue a frame that was used for training; after `KEEP_ALL` frames only a part of them is kept."""
+        """Queue a frame that was used for training for `write`; after `KEEP_ALL` frames only some are queued."""
         if not self.keep:
             return
         with self._lock:
@@ -90,7 +91,10 @@ class FrameArchive:
             ) from None
 
     def stored_observations(self) -> Iterator[Observation]:
-        """Read the frames of earlier calls in order; folders of another head model or identity are skipped."""
+        """Iterate over the frames of earlier calls, oldest first.
+
+        Folders that cannot be read, or that belong to another head model or identity code, are skipped with a warning.
+        """
         from insta_runtime.tracked import TrackedFolder
 
         for folder in _tracked_folders(self.folder):

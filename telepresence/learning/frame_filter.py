@@ -1,8 +1,8 @@
-"""Frame filter: checks whether a tracked frame is worth training on, and counts the refused ones by reason.
+"""Frame filter: decides whether a tracked frame is used for training, and counts the refused frames by reason.
 
-A frame is compared with what this subject, camera and light usually give: where all frames are blurred, none is refused
-for that.  Every reason except a lost or cut-off face holds only for a limited time, so that a subject who sits still or
-in bad light is still learned at a low rate.  One check takes about a millisecond of one core.
+A frame is compared with the usual values of this subject, camera and light: where all frames are blurred, none is
+refused for blur.  Every reason except a mistracked or cut-off face applies only for a limited time, so that a subject
+who sits still or in bad light is still learned at a low rate.  One check takes about a millisecond of one core.
 """
 
 from __future__ import annotations
@@ -38,49 +38,50 @@ MAX_WAIT_S: Final[dict[Reason, float]] = {
 """Seconds since the last accepted frame after which a frame is accepted despite the reason."""
 
 GAP_S: Final = 1.0
-"""Seconds without a frame after which the waiting time of `MAX_WAIT_S` starts again."""
+"""Seconds without a checked frame after which the waiting time of `MAX_WAIT_S` starts again."""
 POINTS: Final = 160
 """Number of points on the face at which colours and visibility are sampled."""
 FACING: Final = 0.35
 """Minimum cosine between a point's normal and the direction to the camera for the point to be visible."""
 MIN_INSIDE: Final = 0.75
-"""Minimum share of the face points that must lie inside the frame."""
+"""Minimum fraction of the face points that must lie inside the frame."""
 JUMP, JUMP_RATE = math.radians(25.0), math.radians(500.0)
-"""Rotation between two frames (radians) and rotation speed (radians per second) above which the head is mistracked."""
+"""Rotation between two frames (radians) and rotation speed (rad/s); a head that exceeds both counts as mistracked."""
 MAX_FRAME_GAP_S: Final = 0.25
 """Seconds between two frames above which no speed is computed."""
 MAX_SPEED: Final = 1.2
-"""Speed of the face in face widths per second above which matte and pose lag behind the image."""
+"""Speed of the face in the image, in face widths per second, above which a frame is refused as moving."""
 FACE_WIDTH: Final = 96
 """Width in pixels, approximately, to which the face is scaled before sharpness is measured."""
 MIN_SHARPNESS: Final = 0.45
-"""Share of the usual best sharpness below which a face is blurred."""
+"""Fraction of the usual sharpness (80th percentile) below which a frame counts as blurred."""
 WINDOW: Final = 64
-"""Number of newest frames from which the usual values are computed; checked at least twice a second."""
+"""Number of newest measured frames from which the usual values are computed."""
 MIN_ACCEPTED: Final = 40
-"""Number of accepted frames below which duplicates are accepted too: they still help to average out noise."""
+"""Number of accepted frames up to which duplicates are accepted too, because they average out noise."""
 MIN_FRAMES: Final = 8
-"""Number of frames needed before usual values are known."""
+"""Minimum number of frames from which usual values are computed."""
 MATTE_SIDE: Final = 128
 """Width and height in pixels, approximately, at which the matte is checked."""
 MAX_VAGUE: Final = 0.06
-"""Share of the head, above the usual, that may be half transparent away from an edge."""
+"""Maximum excess over the usual fraction of the head that is half transparent in the matte away from edges."""
 MAX_HIDDEN: Final = 0.08
-"""Share of the face, above the usual, that may be missing in the matte."""
+"""Maximum excess over the usual fraction of the face points that are missing in the matte."""
 MAX_STRANGE: Final = 0.12
-"""Share of the face, above the usual, that may have unusual colours."""
+"""Maximum excess over the usual fraction of the visible face points that have unusual colours."""
 VIEW_ANGLE: Final = math.radians(12.0)
 """Size (radians) of the bins of view directions in which usual colours are kept separately."""
 COLOUR_DIFFERENCE: Final = 0.16
-"""Difference from the usual colour, as a share of the face's brightness, above which a point is unusual."""
+"""Difference from the usual colour, as a fraction of the face's brightness, above which a point counts as unusual."""
 COLOUR_DEVIATIONS: Final = 3.0
-"""Factor on a point's own mean difference above which the point is unusual."""
+"""Multiple of a point's own mean difference that a difference must also exceed to count as unusual."""
 COLOUR_RATE: Final = 0.2
-"""Rate at which the usual colours follow accepted frames, per frame."""
+"""Weight of each accepted frame in the exponential running mean of the usual colours."""
 SAME: Final = 0.015, 0.003, 0.08
-"""Distances in rotation (radians), translation (metres) and expression code below which two states are the same."""
+"""Scales of rotation (radians), translation (metres) and expression code: two head states count as duplicates if
+the Euclidean norm of their distances in these scales is below 1."""
 COMPARED: Final = 8
-"""Number of newest accepted frames that a new frame is compared with to find duplicates."""
+"""Number of newest accepted frames with which a new frame is compared to detect duplicates."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,9 @@ class FacePoints:
     """Sample points on the face, in head space.
 
     Attributes:
-        points: (N, 3) metres, of the neutral face. normals: (N, 3) unit normals.
-        moves: (E, 3 N) metres added per expression unit.  (The rotation of a jaw joint is ignored.)
+        points: (N, 3) positions on the neutral face, in metres.
+        normals: (N, 3) unit normals.
+        moves: (E, 3 N) displacements in metres per unit of each expression.  (The rotation of a jaw joint is ignored.)
     """
 
     points: Float64
@@ -98,7 +100,7 @@ class FacePoints:
 
     @staticmethod
     def of(model: AvatarModel) -> FacePoints:
-        """Points spread evenly over the face of the model's subject."""
+        """Sample at most `POINTS` points evenly over the face of the model's subject (farthest point sampling)."""
         mesh = model.rig.canonical(model.shape, 0.0)
         vertices, faces = mesh.vertices.cpu().numpy().astype(np.float64), mesh.faces.cpu().numpy()
         corners = vertices[faces]
@@ -119,7 +121,13 @@ class FacePoints:
 
 @dataclass(frozen=True)
 class FaceProjection:
-    """Projected face points: ``u``, ``v`` (N,) pixels; ``facing`` the camera, ``inside`` the frame: (N,) bool."""
+    """Face points projected to the frame.
+
+    Attributes:
+        u, v: (N,) column and row in pixels.
+        facing: (N,) bool, whether the point's normal faces the camera.
+        inside: (N,) bool, whether the point lies inside the frame.
+    """
 
     u: Float64
     v: Float64
@@ -128,7 +136,7 @@ class FaceProjection:
 
     @staticmethod
     def of(face: FacePoints, state: HeadState, camera: Camera) -> FaceProjection | None:
-        """Project the points for a head state; None if the state is not finite or behind the camera."""
+        """Project the points in a head state; None if the state is not finite, or a point is less than 5 cm away."""
         numbers = np.concatenate([np.ravel(value) for value in state.arrays().values()])
         if not np.isfinite(numbers).all():
             return None
@@ -153,10 +161,11 @@ class FrameMetrics:
     """Image quality of one frame.
 
     Attributes:
-        sharpness: fine detail of the face; comparable only between frames of equal ``bin``.
-        bin: number of pixels averaged along each side before measuring.
-        hidden: share of the face missing in the matte. vague: share of the head half transparent away from edges.
-        colours: (N, 3) of the face points, in [0, 1].
+        sharpness: mean squared Laplacian of the face over its variance; comparable only for equal ``bin``.
+        bin: side in pixels of the square blocks that were averaged before measuring sharpness.
+        hidden: fraction of the visible face points that are missing in the matte.
+        vague: fraction of the head that is half transparent in the matte away from edges.
+        colours: (N, 3) RGB colours of the face points, in [0, 1].
     """
 
     sharpness: float
@@ -167,7 +176,7 @@ class FrameMetrics:
 
 
 def measure_frame(observation: Observation, view: FaceProjection) -> FrameMetrics:
-    """Measure the image quality of a frame whose face points are projected to ``view``."""
+    """Measure the image quality of a frame; ``view`` is the projection of the face points to it."""
     visible = view.facing & view.inside
     x, y = np.clip(view.u, 0, None).astype(np.intp), np.clip(view.v, 0, None).astype(np.intp)
     x, y = np.minimum(x, observation.rgb.shape[1] - 2), np.minimum(y, observation.rgb.shape[0] - 2)
@@ -197,7 +206,7 @@ class _UsualColours:
         self._deviation = np.zeros(0, dtype=np.float32)  # (N,) mean difference from it
 
     def strange_share(self, metrics: FrameMetrics, view: FaceProjection) -> float:
-        """Share of the visible face with unusual colours, independent of exposure; 0 with too few frames."""
+        """Fraction of the visible face points with unusual colours, independent of exposure; 0 with too few frames."""
         visible = view.facing & view.inside
         if self._count < MIN_FRAMES or not visible.any():
             return 0.0
@@ -225,10 +234,11 @@ class _UsualColours:
 
 
 class FrameFilter:
-    """Selects the frames on which one avatar is trained.  Belongs to the tracking thread, except `reset_baseline`.
+    """Selects the frames on which one avatar is trained.  Used by the tracking thread, except `reset_baseline`.
 
     Args:
-        face: sample points on the face. code: function from a head state to its expression code (C,) of unit size.
+        face: sample points on the face.
+        code: function from a head state to its expression code (C,), scaled to entries of about unit size.
 
     Attributes:
         accepted: number of accepted frames. refused: number of refused frames by `Reason`.
@@ -245,7 +255,10 @@ class FrameFilter:
         self._begin()
 
     def reset_baseline(self) -> None:
-        """Compute the usual values anew from the next frame on, after a change of light, glasses or camera."""
+        """Discard the usual values and the frames compared for duplicates, at the next check.
+
+        Call it after a change of light, glasses or camera.
+        """
         self._reset = True
 
     def _begin(self) -> None:
@@ -256,12 +269,15 @@ class FrameFilter:
         self._colours: dict[tuple[int, int], _UsualColours] = {}  # by bin of view directions
 
     def update_motion(self, observation: Observation) -> None:
-        """Record the head state of a frame that is not checked: speed is measured between consecutive frames."""
+        """Record the head state of a frame that is not checked, to measure speed between consecutive frames."""
         view = FaceProjection.of(self._face, observation.state, observation.camera)
         self._before = (observation.state, view) if view is not None else None
 
     def check(self, observation: Observation, now: float) -> Reason | None:
-        """Check a frame at second ``now``: the reason why it is refused, which is counted; None if it is accepted."""
+        """Check a frame at monotonic second ``now``.  Returns the reason for refusing it, or None if it is accepted.
+
+        Either result is counted in `refused` or `taken`.
+        """
         if self._reset:
             self._begin()
         if now - self._last_checked > GAP_S:

@@ -1,6 +1,6 @@
-"""Guidance of the subject: which head directions and expressions were seen, and the next prompt.  Pure functions.
+"""Guidance of the subject: counts of the head directions and expressions seen, and the next prompt to the user.
 
-Prompts are optional: directions and expressions that were not asked for are learned as well.
+Prompts are optional: directions and expressions are learned without a prompt, too.  All functions are pure.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from insta_runtime.geometry import rotation_matrix
 from insta_runtime.types import Float32, HeadState
 
 DIRECTIONS: Final = ("right", "up right", "up", "up left", "left", "down left", "down", "down right")
-"""Sectors of head directions from the subject's point of view, anticlockwise in a mirror image, from their right."""
+"""Names of the eight 45-degree sectors of head directions, from the subject's point of view."""
 TURNED: Final = math.radians(12.0)
-"""Minimum angle between head direction and camera, radians, at which a frame counts for a sector of `DIRECTIONS`."""
+"""Minimum angle (radians) between head direction and camera at which a frame counts for a sector of `DIRECTIONS`."""
 AHEAD: Final = math.radians(8.0)
-"""Maximum angle between head direction and camera, radians, at which the head counts as facing the camera."""
+"""Maximum angle (radians) between head direction and camera at which the head counts as facing the camera."""
 PITCH_WEIGHT: Final = 1.4
-"""Factor on pitch when it is compared with yaw: heads nod less than they turn."""
+"""Factor on pitch when it is combined with yaw, because heads pitch less than they turn."""
 ENOUGH: Final = 3
 """Number of frames after which a direction or an expression counts as seen."""
 
@@ -42,7 +42,7 @@ SPEECH: Final = 12
 
 @dataclass(frozen=True)
 class Prompt:
-    """Request to the subject: ``key`` names the direction or expression in `/status`, ``hint`` is the text shown."""
+    """Request to the subject: ``key`` identifies the direction or expression in `/status`, ``hint`` is the text shown."""
 
     key: str
     hint: str
@@ -64,12 +64,14 @@ PROMPTS: Final = (
 
 @dataclass(frozen=True)
 class Guidance:
-    """Counts of the directions and expressions that were seen of one subject.
+    """Immutable counts of the head directions and expressions of one subject that were seen.
 
     Attributes:
-        names: names of the head model's expression units. ring: number of frames per sector of `DIRECTIONS`.
-        seen: number of frames per key of `PROMPTS` that the head model can show.
-        spoken: for the newest frames, whether the mouth moved since the frame before. mouth: newest mouth units.
+        names: names of the head model's expression units.
+        ring: number of frames for each sector of `DIRECTIONS`.
+        seen: (key, number of frames) for each of `PROMPTS` that the head model can express.
+        spoken: for each of the newest frames, whether the mouth moved since the frame before.
+        mouth: mouth units, or jaw angles (radians), of the newest frame; None before the first.
     """
 
     names: tuple[str, ...]
@@ -111,17 +113,17 @@ class Guidance:
 
     @property
     def directions(self) -> tuple[float, ...]:
-        """Share (0 to 1) of the frames needed that was seen, for each of `DIRECTIONS`."""
+        """Progress (0 to 1) for each of `DIRECTIONS`: number of frames seen divided by `ENOUGH`."""
         return tuple(min(count / ENOUGH, 1.0) for count in self.ring)
 
     @property
     def expressions(self) -> dict[str, bool]:
-        """Whether each direction or expression was seen, by the key of its prompt."""
+        """Whether each direction or expression was seen often enough, by the key of its prompt."""
         return {key: count >= self._enough(key) for key, count in self.seen}
 
     @property
     def hint(self) -> str | None:
-        """Text of the next prompt; None when all directions and expressions were seen."""
+        """Text of the next prompt; None when all directions and expressions were seen often enough."""
         done = self.expressions
         return next((each.hint for each in PROMPTS if not done.get(each.key, True)), None)
 
@@ -150,6 +152,9 @@ class Guidance:
 
 
 def direction(rotation: Float32) -> tuple[float, float]:
-    """Head direction (yaw to the subject's left, pitch up) in radians, from an axis-angle rotation to the camera."""
+    """Head direction relative to the camera in radians: (yaw to the subject's left, pitch up).
+
+    ``rotation`` (3,) is the axis-angle rotation from head space to camera space.
+    """
     ahead = rotation_matrix(rotation) @ np.array([0.0, 0.0, 1.0])
     return float(np.arctan2(ahead[0], -ahead[2])), float(np.arctan2(-ahead[1], np.hypot(ahead[0], ahead[2])))

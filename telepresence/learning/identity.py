@@ -1,15 +1,15 @@
-"""Identity verification: whether the face in view is the subject that an avatar belongs to.  Pure functions of time.
+"""Identity verification: decides whether the tracked face is the subject that an avatar belongs to.  Pure functions.
 
     KNOWN    the avatar's subject; training continues
-    LOOKING  a face is back after it was lost, or it jumped, or it is the first one of a call with a stored avatar:
+    LOOKING  a face has returned after it was lost, or it jumped, or it is the first one of a call with a stored avatar:
              training pauses until the identity is decided
-    ASKING   neither the residual nor rendered frames decide: the user is asked, training stays paused
+    ASKING   neither the residual nor the rendered frames decide: the user is asked, training stays paused
     OTHER    another subject, who gets a separate avatar
 
 Two quantities are measured: the residual of the face against the calibrated proportions
 (`tracking.landmark_residual`), whose mean over one or two seconds separates subjects; and the PSNR by which the avatar
-renders the new frames worse than usual in the same head states, with matched light (`appearance`).  An avatar moves
-only with a face that is likely its subject.
+renders the new frames worse than usual in the same head states, with matched light (`appearance`).  A face
+drives the avatar only if it is likely the subject's.
 
 The thresholds were chosen from trackers that saw 4 s of one of four subjects and then 3 s of one of the four.  The same
 subject: 0.32 to 0.86 mm after 1.5 s and 0.30 to 0.82 mm after 3 s; another one: 0.72 to 3.1 mm and 0.76 to 2.9 mm.
@@ -33,29 +33,29 @@ LOST_S: Final = 0.7
 SILENT_S: Final = 5.0
 """Seconds without a camera frame after which the next face must be verified."""
 SKIPPED_FRAMES: Final = 3
-"""Number of first frames of a new face whose residual is ignored: the fit has not converged yet."""
+"""Number of first frames of a new face whose residual is ignored, because the fit has not converged yet."""
 EARLY_FRAMES: Final = 5
 """Number of measured frames after which a first, provisional decision is made."""
 EARLY_SAME_MM: Final = 0.6
-"""Mean residual (mm) below which the provisional decision confirms the subject, if the frames agree."""
+"""Mean residual (mm) below which the provisional decision confirms the subject, unless the PSNR contradicts it."""
 LIKELY_MM: Final = 1.15
-"""Mean residual (mm) below which the face is likely the subject's, so that the avatar may move with it."""
+"""Mean residual (mm) below which the face is likely the subject's, so that it may drive the avatar."""
 DECIDE_S: Final = 1.5
-"""Minimum seconds of a new face before its identity is decided."""
+"""Minimum seconds for which a new face is measured before its identity is decided."""
 DECIDE_FRAMES: Final = 12
 """Minimum number of measured frames of a new face before its identity is decided."""
 ASK_S: Final = 3.5
-"""Seconds of an undecided face after which the user is asked, if the avatar was compared with its frames."""
+"""Seconds without a decision after which the user is asked, if the PSNR of the avatar on the frames is known."""
 ASK_UNCOMPARED_S: Final = 8.0
-"""Seconds of an undecided face after which the user is asked, if the avatar could not be compared with its frames."""
+"""Seconds without a decision after which the user is asked, if the PSNR of the avatar on the frames is unknown."""
 SAME_MM: Final = 0.65
-"""Mean residual (mm) below which the face is the subject's."""
+"""Mean residual (mm) below which the face counts as the subject's."""
 OTHER_MM: Final = 1.15
-"""Mean residual (mm) above which the face is another subject's; between `SAME_MM` and this the frames decide."""
+"""Mean residual (mm) above which the face counts as another subject's; between `SAME_MM` and this the PSNR decides."""
 ALIKE_DB: Final = 3.0
-"""Frames of the same subject are rendered worse than usual by less than this (dB)."""
+"""PSNR loss (dB) against the usual PSNR below which the frames are consistent with the same subject."""
 STRANGE_DB: Final = 8.0
-"""Frames of another subject are rendered worse than usual by more than this (dB)."""
+"""PSNR loss (dB) against the usual PSNR above which the frames indicate another subject."""
 MONITOR_S: Final = 0.5
 """Time constant (seconds) of the mean residual of a confirmed subject."""
 MONITOR_MM: Final = 1.3
@@ -75,13 +75,13 @@ class IdentityStatus(StrEnum):
 
 @dataclass(frozen=True)
 class IdentityEvidence:
-    """Measurements of one frame that bear on the identity of the face.
+    """Evidence of one frame about the identity of the face.
 
     Attributes:
-        residual: (N, 2) mm against the calibrated proportions; None without a face.
-        place: (3,) m, position of the head in camera space; None where it is not tracked.
-        worse_db: PSNR (dB) by which the avatar renders recent frames of this face worse than usual; None if unknown.
-        answer: the user's answer, True for the same subject; None without one.
+        residual: (N, 2) landmark deviations in mm from the subject's calibrated proportions; None without a face.
+        place: (3,) position of the head in camera space, in metres; None if it is not tracked.
+        worse_db: PSNR loss (dB) of the avatar on recent frames of this face against its usual PSNR; None if unknown.
+        answer: the user's answer, True if the face is the avatar's subject; None without one.
     """
 
     residual: Float32 | None
@@ -95,8 +95,10 @@ class IdentityVerifier:
     """State machine of the identity verification of one subject's avatar; `after` returns the next state.
 
     Attributes:
-        status: current decision. since: second of the first frame of the face being verified; None while there is none.
-        likely: whether an unverified face is probably the subject's. residual_mm: mean residual; None if unknown.
+        status: current decision.
+        since: monotonic second of the first frame of the face being verified; None if none is.
+        likely: whether an unverified face is probably the subject's.
+        residual_mm: RMS over the landmarks of their mean residual, in mm; None if unknown.
     """
 
     status: IdentityStatus = IdentityStatus.KNOWN
@@ -112,7 +114,7 @@ class IdentityVerifier:
 
     @staticmethod
     def stored() -> IdentityVerifier:
-        """The initial state for an avatar of an earlier call: the first face must be verified."""
+        """The initial state for an avatar of an earlier call, in which the first face must be verified."""
         return IdentityVerifier(IdentityStatus.LOOKING, likely=False)
 
     @property
@@ -122,11 +124,11 @@ class IdentityVerifier:
 
     @property
     def may_drive(self) -> bool:
-        """Whether the subject's avatar may move with this face."""
+        """Whether this face may drive the subject's avatar: it is confirmed, or likely the subject's."""
         return self.confirmed or (self.likely and self.status is not IdentityStatus.OTHER)
 
     def after(self, evidence: IdentityEvidence, now: float) -> IdentityVerifier:
-        """The state after a frame with this evidence at second ``now``."""
+        """The next state, after a frame with this evidence at monotonic second ``now``."""
         if self.status is IdentityStatus.OTHER:
             return self
         if evidence.answer is not None and self.status is IdentityStatus.ASKING:
@@ -210,7 +212,10 @@ class IdentityVerifier:
 
 
 def same_subject(residual_mm: float, worse_db: float | None) -> bool | None:
-    """Whether a face is the avatar's subject, from its mean residual and its frames' PSNR loss (dB); None in doubt."""
+    """Whether a face is the avatar's subject, from its mean residual (mm) and the PSNR loss on its frames (dB).
+
+    ``worse_db`` None: not measured.  Returns None if the two do not decide.
+    """
     if worse_db is None:
         return True if residual_mm < SAME_MM else False if residual_mm > OTHER_MM else None
     if residual_mm < SAME_MM:

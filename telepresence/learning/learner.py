@@ -1,4 +1,4 @@
-"""Learner of one subject: trains avatar, coloured mesh and torso during a call, and measures the likeness.
+"""Learner of one subject: trains avatar, coloured mesh and torso during a call, and measures the avatar's PSNR.
 
 `Learner.add_observation` and `add_unverified` are called by the tracking thread; `run_once`, `autosave` and `save` by
 the training thread.  The display reads `mesh`, `torso`, `exchange` and `score`: these are replaced as a whole and never
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("telepresence")
 
 ACCEPTED_INTERVAL_S: Final = 0.2
-"""Minimum seconds between two observations used for training: closer frames are nearly the same and cost as much."""
+"""Minimum seconds between two observations used for training, because closer frames are nearly the same."""
 STEPS_PER_OBSERVATION: Final = 3
 """Minimum number of training steps between two observations.  On a CPU adding one costs as much as two steps."""
 MAX_INTERVAL_S: Final = 2.0
@@ -47,30 +47,30 @@ MAX_INTERVAL_S: Final = 2.0
 REFUSED_INTERVAL_S: Final = 0.1
 """Seconds after a refused frame before the frame filter checks the next one."""
 HELD_BACK_EVERY: Final = 8
-"""One of so many accepted observations is held back from training and used to measure the likeness."""
+"""One in this many accepted observations is held back from training and used to measure the avatar's PSNR."""
 FIRST_HELD_BACK: Final = 2
-"""Index (from 1) of the first held-back observation; the avatar is shown only after its likeness was measured."""
+"""Number of the first held-back observation, counted from 1; the avatar is displayed once measured on it."""
 AUTOSAVE_S: Final = 10.0
 """Default seconds between two autosaves of an avatar."""
 RECALLED_FRAMES: Final = 64
-"""Number of frames that a loaded avatar renders of itself as training data, against forgetting (generative replay)."""
+"""Number of frames rendered from a loaded avatar as training data against forgetting (generative replay)."""
 RECALL_TIME_SHARE: Final = 0.2
-"""Maximum share of the training thread's time spent on frames of earlier calls."""
+"""Maximum fraction of the training thread's time spent on frames of earlier calls."""
 NOT_COMPARABLE: Final = ("mistracked", "cut off", "moving", "blurred")
-"""Reasons of the frame filter after which a frame is not used to detect changes of light, glasses or hair."""
+"""Refusal reasons of the frame filter with which a frame is not used to detect changes of light, glasses or hair."""
 MIN_COMPARED_STEPS: Final = 300
 """Training steps before the avatar is good enough to detect changes of the subject's appearance."""
 COLOUR_INTERVAL_S: Final = 5.0
-"""Seconds between two observations that colour the mesh, after the first `FIRST_COLOUR_FRAMES`."""
+"""Minimum seconds between two observations used to colour the mesh, after the first `FIRST_COLOUR_FRAMES`."""
 FIRST_COLOUR_FRAMES: Final = 10
 """Number of first observations that are all used to colour the mesh."""
 
 TORSO_INTERVAL_S: Final = 0.2
 """Minimum seconds between two observations used to train the torso."""
 TORSO_TIME_SHARE: Final = 0.06
-"""Maximum share of the training thread's time spent on the torso."""
+"""Maximum fraction of the training thread's time spent on the torso."""
 TORSO_PUBLISH_S: Final = 2.0
-"""Seconds between two torso layers that are passed to the display."""
+"""Minimum seconds between two torso layers that are passed to the display."""
 MIN_TORSO_FRAMES: Final = 8
 """Number of observations before the first torso layer of a new avatar is displayed."""
 MIN_NEW_TORSO_FRAMES: Final = 40
@@ -82,14 +82,20 @@ class Learner:
     """Trains one avatar from the observations of a call and measures its likeness on held-back frames.
 
     Attributes:
-        avatar: the avatar that is trained. path: file or folder in which it is saved.
-        freeze: never train, only measure. halted: set while training is paused by the user; any thread may set it.
-        loaded: whether the avatar was trained in an earlier call. backend: device and implementation of the training.
-        trainer: training of the avatar model. frame_filter: selects observations and counts the refused ones.
-        exchange: passes published snapshots to the display. display_renderer: renderer that the display uses.
+        avatar: the avatar that is trained.
+        path: file or folder in which the avatar is saved.
+        freeze: whether the avatar is never trained in this call, only measured.
+        halted: set while training is paused by the user; any thread may set it.
+        loaded: whether the avatar was trained in an earlier call.
+        backend: device and implementation of training and rendering.
+        trainer: trainer of the avatar model.
+        frame_filter: selects the observations to train on, and counts the refused ones.
+        exchange: passes published snapshots to the display.
+        display_renderer: renderer that the display uses.
         mesh, torso: newest coloured mesh and torso layer; None before there is one.
-        appearance_changes: changes of light, glasses or hair that were found and not read yet.
-        guidance: directions and expressions seen so far. samples: number of ray samples in all training steps.
+        appearance_changes: queue of detected changes of light, glasses or hair; readers remove them.
+        guidance: head directions and expressions seen so far.
+        samples: number of ray samples in all training steps.
     """
 
     def __init__(
@@ -103,7 +109,11 @@ class Learner:
         archive: FrameArchive | None = None,
         halted: threading.Event | None = None,
     ) -> None:
-        """``backend``: a name accepted by `insta_runtime.backends.choose_backend`; ``archive``: stored frames."""
+        """``backend`` is a name accepted by `insta_runtime.backends.choose_backend`.
+
+        ``autosave_s`` is the time between two autosaves in seconds, ``archive`` the archive of training frames (None:
+        no archive).
+        """
         from insta_runtime.backends import choose_backend, make_renderer, make_trainer
         from insta_runtime.learn.generative_replay import GenerativeReplay
         from insta_runtime.learn.weight_exchange import WeightExchange
@@ -162,7 +172,7 @@ class Learner:
     @property
     @any_thread
     def score(self) -> LikenessScore | None:
-        """Likeness of the published snapshot on held-back frames; None before it is measured."""
+        """PSNR of the published snapshot and of the coloured mesh on held-back frames; None before it is measured."""
         return self._snapshot_gate.score
 
     @property
@@ -174,12 +184,15 @@ class Learner:
     @property
     @any_thread
     def snapshot_gate(self) -> SnapshotGate:
-        """Decides which snapshots are published, and counts its decisions."""
+        """The gate that decides which weight snapshots are published to the display, and counts its decisions."""
         return self._snapshot_gate
 
     @called_by("track")
     def add_observation(self, observation: Observation, now: float) -> None:
-        """Pass in a tracked frame of the subject; used for training at most every `ACCEPTED_INTERVAL_S` seconds."""
+        """Pass in a tracked frame of the verified subject at monotonic second ``now``.
+
+        The frame filter checks at most one frame per `ACCEPTED_INTERVAL_S`; an accepted one is trained on or held back.
+        """
         self._unverified = False
         if self._reset_filter.is_set():
             self._reset_filter.clear()
@@ -221,11 +234,11 @@ class Learner:
     @property
     @any_thread
     def worse_db(self) -> float | None:
-        """PSNR (dB) by which unverified frames are rendered worse than the subject's usual ones; None if unknown."""
+        """PSNR loss (dB) of the avatar on unverified frames against the subject's usual PSNR; None if unknown."""
         return self._appearance.worse_db
 
     def run_once(self) -> bool:
-        """Run one round of the training thread: mesh colours, a training step, publishing.  False if idle."""
+        """Do one round of the training thread: mesh colours, training step, publishing.  False if nothing was done."""
         now = time.monotonic()
         self._check_appearance(now)
         if self._unverified:
@@ -245,22 +258,24 @@ class Learner:
 
     @called_by("render")
     def set_display_load(self, load: float) -> None:
-        """Reduce the rays of a training step on a GPU; ``load``: share of the frame time that rendering takes."""
+        """Adapt the rays per training step on a GPU to ``load``, the fraction of frame time spent rendering."""
         if self.backend.kind == "cuda":
             self._ray_share = ray_part(self._ray_share, load)
             self.trainer.set_ray_share(self._ray_share)
 
     def autosave(self, now: float) -> None:
-        """Start saving the published avatar in the background if a save is due at ``now``; never waits."""
+        """Start saving the published avatar in the background if that is due at monotonic second ``now``; never waits."""
         good = self._snapshot_gate.published_state
         if self._writer.due(now) and good.steps != self._writer.steps:
             self._writer.start(self._save_point(good))
 
     @any_thread
     def save(self) -> bool:
-        """Save the newest valid training state and wait for the disk; False if nothing was learned since the last.
+        """Save the newest valid training state and wait until it is written.
 
-        The files are replaced as a whole or not at all.  UserError if they cannot be written.
+        Returns False if the call does not train, or if nothing was trained since the last save.
+
+        The files are replaced atomically.  UserError if they cannot be written.
         """
         self._writer.finish()
         newest = self._snapshot_gate.state_to_save()
@@ -279,7 +294,7 @@ class Learner:
     @property
     @any_thread
     def saved_steps(self) -> int:
-        """Number of training steps of the newest avatar on the disk."""
+        """Number of training steps of the avatar saved last."""
         return self._writer.steps
 
     @property
@@ -289,7 +304,7 @@ class Learner:
         return self._writer.error
 
     def start_epoch(self) -> None:
-        """Begin a new replay epoch after a change of light, glasses or hair: older frames lose weight."""
+        """Begin a new replay epoch after a change of light, glasses or hair: older frames are replayed less often."""
         self._held_back.drop_older()
         self.trainer.replay.start_epoch()
         self._reset_filter.set()  # the filter belongs to the tracking thread

@@ -1,4 +1,4 @@
-"""Likeness of the avatar: PSNR on frames that were held back from training, the newest ones and a few that differ.
+"""Likeness of the avatar: the PSNR on held-out frames, the newest ones and a few older ones that differ in pose.
 
 Frames are measured at `SIDE` pixels at most and one at a time, so that the display never waits long for the machine.
 """
@@ -32,7 +32,10 @@ OLDER: Final = 4
 
 @dataclass(frozen=True)
 class LikenessScore:
-    """Mean PSNR (dB, head region) of avatar and coloured mesh on held-back frames, after ``steps`` training steps."""
+    """Mean PSNR (dB, head region) of avatar and coloured mesh on frames held back from training.
+
+    ``steps`` is the number of training steps of the measured snapshot.
+    """
 
     avatar_db: float
     mesh_db: float
@@ -40,19 +43,22 @@ class LikenessScore:
 
     @property
     def gain_db(self) -> float:
-        """PSNR (dB) by which the avatar is better than the coloured mesh."""
+        """PSNR gain (dB) of the avatar over the coloured mesh; negative if the mesh is better."""
         return self.avatar_db - self.mesh_db
 
 
 @dataclass
 class HeldBackFrame:
-    """One frame held back from training, at the size of the measurement.  Belongs to the training thread.
+    """One frame held back from training (a validation frame), resized for measuring.  Used by the training thread.
 
     Attributes:
-        state: the frame's head state. camera: its camera at the measured size.
-        truth: (H, W, 3) colours over white. mask: (H, W) bool, the head region.
-        published_db: number of the published snapshot that was measured last, and its PSNR.
-        mesh: the coloured mesh that was measured last. mesh_db: its PSNR.
+        state: head state of the frame.
+        camera: camera of the frame at the measured size.
+        truth: (H, W, 3) colours of the frame composited over white.
+        mask: (H, W) bool, the head region.
+        published_db: (number, PSNR in dB) of the published snapshot that was measured last; (-1, NaN) if none was.
+        mesh: coloured mesh that was measured last; None if none was.
+        mesh_db: PSNR (dB) of that mesh; NaN if none was measured.
     """
 
     state: HeadState
@@ -65,7 +71,7 @@ class HeldBackFrame:
 
     @staticmethod
     def of(observation: Observation, side: int) -> HeldBackFrame:
-        """Prepare an observation for the measurement at ``side`` pixels at most."""
+        """Prepare an observation for measuring, reduced to at most ``side`` pixels in width and height."""
         import torch
 
         from insta_runtime.evaluation.metrics import head_mask, over_white
@@ -75,7 +81,7 @@ class HeldBackFrame:
         return HeldBackFrame(observation.state, camera, over_white(rgba), head_mask(alpha))
 
     def psnr(self, frame: RenderedFrame) -> float:
-        """PSNR (dB) in the head region, over white, of a frame rendered with this state and camera."""
+        """PSNR (dB) of a frame rendered with `state` and `camera`, in the head region and over white."""
         from insta_runtime.evaluation.metrics import over_white, psnr
 
         return psnr(over_white(frame.rgba), self.truth, self.mask)
@@ -83,7 +89,11 @@ class HeldBackFrame:
 
 @dataclass
 class HeldBackSet:
-    """The held-back frames.  `frames` belongs to the training thread, the rest may be called from any thread."""
+    """Bounded set of the frames held back from training to measure the avatar's PSNR.
+
+    `frames` may be called only by the training thread, the other methods by any thread.  ``side`` is the maximum width
+    and height in pixels at which frames are measured.
+    """
 
     side: int = SIDE
     _new: list[Observation] = field(default_factory=list)
@@ -93,7 +103,7 @@ class HeldBackSet:
     _drop: bool = False
 
     def add(self, observation: Observation) -> None:
-        """Hold back a frame; it is prepared by the next call of `frames`."""
+        """Add a frame; the next call of `frames` includes it."""
         with self._lock:
             self._new = [*self._new[1 - RECENT :], observation]
 
@@ -125,7 +135,7 @@ class HeldBackSet:
 
 
 def state_features(state: HeadState) -> Float32:
-    """Feature vector of a head state, (F,): pose and expression, each entry of about unit size."""
+    """Feature vector (F,) of a head state for comparing poses and expressions; each entry is of about unit size."""
     from insta_runtime.render.pose_refinement import PLACE, pose_features
 
     parts = [pose_features(state)[1 : 1 + PLACE], state.expression, state.jaw_pose * 4.0]
@@ -133,7 +143,7 @@ def state_features(state: HeadState) -> Float32:
 
 
 class LikenessMeter:
-    """Measures the PSNR of snapshots and of the coloured mesh on held-back frames.  Belongs to the training thread."""
+    """Measures the PSNR of snapshots and of the coloured mesh on held-back frames.  Used by the training thread."""
 
     def __init__(self, model: AvatarModel, backend: Backend) -> None:
         from insta_runtime.backends import make_renderer
@@ -141,7 +151,7 @@ class LikenessMeter:
         self._renderer: AnyRenderer = make_renderer(model, backend, urgent=False)
 
     def load(self, snapshot: Snapshot) -> None:
-        """Measure ``snapshot`` in later calls of `avatar_db`."""
+        """Use the weights of ``snapshot`` in later calls of `avatar_db`."""
         self._renderer.load(snapshot)
 
     def avatar_db(self, held: HeldBackFrame) -> float:

@@ -1,4 +1,4 @@
-"""Memory limit of the daemon on a CPU, kept by evicting frames from the replay buffer that training draws from."""
+"""Memory limit of the daemon on a CPU, enforced by evicting frames from the replay buffer of training."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ if TYPE_CHECKING:
     from telepresence.learning.learner import Learner
 
 RESERVE: Final = 100_000_000
-"""Bytes of the memory limit that stay free for the temporary memory of a training step or of saving."""
+"""Bytes of the memory limit that are reserved for the temporary memory of a training step or of saving."""
 HYSTERESIS: Final = 80_000_000
-"""Unused bytes, beyond `RESERVE`, that are necessary before a replay buffer that was limited may grow again."""
+"""Free bytes, beyond `RESERVE`, that are needed before the budget of the replay buffer may grow again."""
 
 
 def replay_budget(limit: int, resident: int, held: int, budget: int, ceiling: int) -> int:
-    """The memory budget of replay, in bytes, that keeps the process within ``limit`` bytes.
+    """Memory budget of the replay buffer, in bytes, that keeps the process within ``limit`` bytes.
 
-    Within `HYSTERESIS` of what may be used the budget can only fall, so that a process near its limit does not evict
-    and add frames in turn.
+    While fewer than `HYSTERESIS` bytes are free the budget can only fall, so that a process near its limit does not
+    alternately evict and add frames.
 
     Args:
-        limit: memory budget of the process, bytes. resident: its resident memory now, bytes.
-        held: memory of the frames in replay now, bytes. budget: present budget of replay, bytes.
-        ceiling: largest budget of replay (``learn.replay_mb``), bytes.
+        limit: memory budget of the process, in bytes.
+        resident: resident memory of the process now, in bytes.
+        held: memory of the frames in the replay buffer now, in bytes.
+        budget: present budget of the replay buffer, in bytes.
+        ceiling: largest budget of the replay buffer (``learn.replay_mb``), in bytes.
     """
     free = limit - RESERVE - resident
     allowed = min(ceiling, max(0, held + free))
@@ -37,17 +39,20 @@ def replay_budget(limit: int, resident: int, held: int, budget: int, ceiling: in
 
 @owned_by("train")
 class ReplayLimiter:
-    """Limits the replay buffer of the current learner so that this process keeps its memory budget."""
+    """Limits the replay buffer of the current learner so that this process stays within its memory budget."""
 
     def __init__(self, limit_mb: int) -> None:
-        """``limit_mb``: memory budget of the process, 10^6 bytes; 0: none."""
+        """``limit_mb`` is the memory budget of the process in units of 10^6 bytes; 0 means no limit."""
         self._limit = limit_mb * 1_000_000
         self._measurements = RateLimiter(1.0, 1.0)
         self._learner: Learner | None = None
         self._budget = 0
 
     def update(self, learner: Learner | None, now: float) -> None:
-        """Measure the resident memory and apply the rule `replay_budget`, at most once a second; ``now`` in seconds."""
+        """Measure the resident memory and set the replay budget by `replay_budget`, at most once per second.
+
+        ``now`` is in monotonic seconds; without a ``learner`` nothing is done.
+        """
         if not self._limit or learner is None or not self._measurements.acquire(now):
             return
         resident = resident_bytes()

@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 log = logging.getLogger("telepresence")
 
 SAVE_TIME_SHARE: Final = 0.05
-"""Maximum share of the time spent on saving; on a slow disk avatars are saved less often than configured."""
+"""Maximum fraction of time spent on saving; on a slow disk avatars are saved less often than configured."""
 RETRY_S: Final = 60.0
 """Seconds before the next attempt after a save that failed, for example because the disk is full."""
 
 
 def training_file(path: Path) -> Path:
-    """Path of the training state that belongs to the avatar at ``path``."""
+    """Path of the file with the training state that belongs to the avatar at ``path``."""
     from insta_runtime.avatar import avatar_file
 
     return avatar_file(path).with_suffix(".training.safetensors")
@@ -46,7 +46,8 @@ def training_file(path: Path) -> Path:
 class SavePoint:
     """Avatar and training state of one moment, ready to be written.
 
-    ``written``: CUDA events after which the tensors are complete.
+    ``record`` are the contents of the avatar file; ``written`` are the CUDA events after which the tensors are complete
+    (empty on a CPU).
     """
 
     record: AvatarContents
@@ -55,7 +56,7 @@ class SavePoint:
 
     @staticmethod
     def of(record: AvatarContents, training: TrainingState, trainer: Trainer) -> SavePoint:
-        """A save point of tensors that were copied on the current CUDA stream and on that of ``trainer``."""
+        """Create a save point of tensors that were copied on the current CUDA stream and on that of ``trainer``."""
         device = trainer.model.device
         if device.type != "cuda":
             return SavePoint(record, training)
@@ -67,16 +68,20 @@ class SavePoint:
 
 
 class AvatarWriter:
-    """Writes save points of one avatar to its path, one at a time.  Belongs to the training thread.
+    """Writes save points of one avatar to disk on a background thread, one at a time.  Used by the training thread.
 
     Attributes:
-        path: path of the avatar. every_s: seconds between two saves. archive: written with each save; None without.
-        steps: training steps of the newest avatar on the disk. sha256: its checksum; None before the first save.
-        saved_at: monotonic second of the last attempt. error: message of its failure; None if it succeeded.
+        path: path of the avatar.
+        every_s: minimum seconds between two saves.
+        archive: archive of training frames that is written with each save; None without one.
+        steps: training steps of the avatar saved last, or as loaded.
+        sha256: checksum of the avatar saved last; None before the first save.
+        saved_at: monotonic second of the last attempt to save, or of creation.
+        error: error message of the last attempt; None if it succeeded.
     """
 
     def __init__(self, path: Path, avatar: Avatar, every_s: float, archive: FrameArchive | None = None) -> None:
-        """``avatar``: as it was loaded, for its steps and whether its file was damaged."""
+        """``avatar`` supplies the number of steps already saved, and whether its file was damaged."""
         self.path, self.steps, self.every_s, self.archive = path, avatar.steps, every_s, archive
         self._spoilt = avatar.spoilt  # a damaged file must not replace the intact previous one
         self.sha256: str | None = None
@@ -91,14 +96,14 @@ class AvatarWriter:
         return now >= self._due and not self._busy()
 
     def start(self, save: SavePoint) -> None:
-        """Write ``save`` on a background thread, after the save that is running has finished."""
+        """Start writing ``save`` on a background thread; first waits for a save that is still running."""
         self.finish()
         self._due = time.monotonic() + self.every_s
         self._thread = threading.Thread(target=self._run, args=(save,), name="save")
         self._thread.start()
 
     def finish(self) -> None:
-        """Wait until the running save has succeeded or failed."""
+        """Wait until the running save, if any, has succeeded or failed."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -137,10 +142,10 @@ class AvatarWriter:
 
 
 def write_save_point(path: Path, save: SavePoint, *, keep: bool) -> str:
-    """Write training state and avatar to ``path`` and return the avatar's checksum.
+    """Write training state and avatar to ``path`` and return the SHA-256 checksum of the avatar.
 
-    ``keep``: keep the replaced files as the previous version.  UserError if the files cannot be written; the old ones
-    stay.
+    ``keep``: whether to keep the replaced files as the previous version.  UserError if the files cannot be written;
+    then the old ones stay.
     """
     sha256 = files.seal_of(save.record.header, save.record.tensors)
     files.write(training_file(path), *save.training.file_contents(sha256), keep=keep)
@@ -148,7 +153,10 @@ def write_save_point(path: Path, save: SavePoint, *, keep: bool) -> str:
 
 
 def load_training_state(path: Path, avatar: Avatar) -> TrainingState | None:
-    """Read the training state of ``avatar`` beside ``path``; None if there is none that fits, with a warning."""
+    """Read the training state that was saved with ``avatar`` at ``path``.
+
+    None if there is none; if the file is damaged or belongs to another avatar, that is logged as a warning.
+    """
     from insta_runtime.learn.training_state import TrainingState
 
     if avatar.sha256 is None:  # a new avatar, or a file from before training states were saved

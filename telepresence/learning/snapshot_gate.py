@@ -1,4 +1,4 @@
-"""Publishing of snapshots: each candidate is measured on held-back frames before the display receives it.
+"""Publishing of weight snapshots: each candidate is measured on held-back frames before the display receives it.
 
 About once a second the averaged weights become a candidate.  It is published unless it renders held-back frames
 (`likeness.HeldBackSet`) worse than the published snapshot does.  After several candidates in a row that were worse,
@@ -32,15 +32,15 @@ PUBLISH_S: Final = 1.0
 EARLY_PUBLISH_S: Final = 0.5
 """Minimum seconds between two candidates during the first `EARLY_S` seconds of training."""
 EARLY_S: Final = 10.0
-"""Seconds from the first candidate in which candidates are made every `EARLY_PUBLISH_S`: likeness rises quickly."""
+"""Seconds from the first candidate in which candidates are made every `EARLY_PUBLISH_S`, as PSNR rises quickly."""
 MEASURE_TIME_SHARE: Final = 0.15
-"""Maximum share of the training thread's time spent on measuring candidates; a slow machine measures fewer frames."""
+"""Maximum fraction of the training thread's time spent measuring candidates; a slow machine measures fewer frames."""
 MEASURE_PERIOD_S: Final = 2.5
-"""Seconds between candidates for which the number of measured frames is planned."""
+"""Assumed seconds between two candidates, from which the number of frames to measure is computed."""
 FROZEN_MEASURE_S: Final = 30.0
-"""Seconds between measurements of an avatar that is not trained; only the held-back frames change."""
+"""Seconds between two measurements of an avatar that is not trained, whose held-back frames alone change."""
 SLICE_S: Final = 0.3
-"""Maximum seconds of measuring in one round on a CPU.  On a GPU, which the display needs too, a round is one frame."""
+"""Maximum seconds of measuring per round on a CPU.  On a GPU, which the display also uses, a round is one frame."""
 EARLY_STEPS: Final = 64
 """Training steps until which one held-back frame is enough to measure a candidate."""
 MIN_FRAMES: Final = 3
@@ -48,7 +48,7 @@ MIN_FRAMES: Final = 3
 FIRST_STEPS: Final = 8
 """Training steps before the first candidate of a new avatar."""
 MARGIN_DB: Final = 0.3
-"""A candidate is withheld if its PSNR is lower than that of the published snapshot by more than this (dB)."""
+"""PSNR loss (dB) against the published snapshot above which a candidate is withheld."""
 MAX_WITHHELD: Final = 5
 """Number of candidates withheld in a row after which training returns to the published state."""
 SLOW_FACTOR: Final = 0.3
@@ -72,11 +72,11 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class PublishState:
-    """State machine of publishing, without a clock: transitions return a new state.
+    """Immutable state machine of publishing; each transition returns a new state.
 
     Attributes:
         in_a_row: number of candidates withheld since the last published one.
-        slowed: second at which training last returned to an earlier state; None if it never did.
+        slowed: monotonic second at which training last returned to an earlier state; None if it never did.
     """
 
     in_a_row: int = 0
@@ -93,18 +93,21 @@ class PublishState:
         return PublishState(0, now), Outcome.STEPPED_BACK
 
     def rolled_back(self, now: float) -> PublishState:
-        """The state after training returned to an earlier state because of values that are not finite."""
+        """The next state, after training returned to an earlier state because of values that are not finite."""
         return PublishState(0, now)
 
     def rate_factor(self, now: float) -> float:
-        """Factor on the learning rate at second ``now``: `SLOW_FACTOR` after a step back, rising to 1."""
+        """Factor on the learning rate at monotonic second ``now``: `SLOW_FACTOR` after a step back, rising to 1."""
         if self.slowed is None:
             return 1.0
         return SLOW_FACTOR ** min(1.0, max(0.0, 1.0 - (now - self.slowed) / SLOW_S))
 
 
 def select_frames(frames: list[HeldBackFrame], count: int) -> list[HeldBackFrame]:
-    """At most ``count`` of the held-back frames, about half of them the newest."""
+    """Select at most ``count`` of the held-back frames, about half of them the newest.
+
+    ``frames`` is in the order of `HeldBackSet.frames`: older ones first.
+    """
     older, recent = frames[:-RECENT], frames[-RECENT:]
     recent = recent[-max(count - len(older), count - count // 2) :]
     rest = count - len(recent)
@@ -112,7 +115,7 @@ def select_frames(frames: list[HeldBackFrame], count: int) -> list[HeldBackFrame
 
 
 def novelty(older: list[float], newest: list[float]) -> float:
-    """Novelty (0 to 1) of the newest frames, from the avatar's PSNRs (dB) on them and on older frames."""
+    """Novelty (0 to 1) of the newest frames, from the avatar's PSNRs (dB) on them (``newest``) and on older frames."""
     if not older or not newest:
         return 0.0
     usual = fmean(sorted(older)[len(older) // 2 :])  # the worse half of the older ones may be novel as well
@@ -130,12 +133,15 @@ class TrainingEvent:
 class SnapshotGate:
     """Measures candidate snapshots on held-back frames and publishes those that are not worse.
 
-    Belongs to the training thread.
+    Used by the training thread.
 
     Attributes:
-        published_state: training state of the published snapshot. score: its likeness; None before it is measured.
-        counts: number of candidates by decision. published_at: monotonic second of the last publication.
-        events: roll backs and steps back that were not read yet. state: state machine of publishing.
+        published_state: training state of the published snapshot.
+        score: PSNR of the published snapshot on held-back frames; None before it is measured.
+        counts: number of candidates by decision (`Verdict`), and of "roll back".
+        published_at: monotonic second of the last publication; -inf before the first.
+        events: queue of returns to earlier weights; the reader removes them.
+        state: state machine of publishing.
     """
 
     def __init__(
@@ -164,7 +170,7 @@ class SnapshotGate:
         return self.state.in_a_row > 0
 
     def state_to_save(self) -> TrainingState:
-        """The newest training state, or the published one if the newest is in doubt or not finite."""
+        """The newest training state, or the published one if the newest is `in_doubt` or not finite."""
         if self.in_doubt or self._trainer.steps == self.published_state.steps:
             return self.published_state
         with self._trainer.on_stream():
@@ -172,14 +178,20 @@ class SnapshotGate:
             return state if state.is_valid() else self.published_state
 
     def on_step(self, report: StepReport | None, now: float) -> None:
-        """Check the loss of a training step and set the learning rate; rolls back if the loss is not finite."""
+        """Check the loss of a training step and set the learning rate; rolls back if the loss is not finite.
+
+        ``report`` is None if the step did nothing; ``now`` is in monotonic seconds.
+        """
         self._now = now
         if report is not None and report.samples > 0 and not math.isfinite(report.loss):
             self._roll_back("a loss that is not a finite number")
         self._trainer.schedule.rate_factor = self._rate_factor(now)
 
     def run_once(self, mesh: ColouredMesh | None, now: float) -> bool:
-        """Continue measuring a candidate, or begin one if it is due.  False if nothing was done."""
+        """Continue measuring a candidate, or begin with a new one if it is due at monotonic second ``now``.
+
+        ``mesh`` is measured for comparison.  False if nothing was done.
+        """
         self._now = now
         if self._measuring is None:
             young = self._trainer.steps < FIRST_STEPS
@@ -338,10 +350,10 @@ class SnapshotGate:
 
 
 def novelty_rate_factor(trainer: Trainer, novelty: float) -> float:
-    """Factor on the learning rate for ``novelty`` (0 to 1) of the newest frames: 1 undoes the schedule's decay.
+    """Factor on the scheduled learning rate for newest frames of this ``novelty`` (0 to 1).
 
-    Known frames are not disturbed by the higher rate while the replay still draws them: their gradients cancel, and
-    the published weights are an average.
+    Novelty 0 gives 1; novelty 1 cancels the decay of the schedule.  Known frames are not degraded by the higher rate
+    while replay still draws them, because their gradients cancel and the published weights are an average.
     """
     config = trainer.config
     progress = trainer.schedule.progress_at(trainer.steps)
