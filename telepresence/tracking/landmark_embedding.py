@@ -10,6 +10,7 @@ silhouette).  The result is an `insta_runtime.head.embedding.LandmarkEmbedding`.
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import zipfile
 from collections.abc import Callable, Iterator
@@ -30,6 +31,8 @@ from .canonical_face import mirror_landmarks
 from .clay_renders import head_variants, render_clay, view_rotations
 from .face_models import FaceMeshModel, FaceModels, load_face_mesh
 from .surface_points import geometric_median, nearest_on_surface, spread
+
+log = logging.getLogger("telepresence")
 
 VERSION = 2
 """Version of the procedure that computes embeddings; part of the file name of a cached embedding."""
@@ -89,9 +92,12 @@ def embedding_for(
             return LandmarkEmbedding(**{field: stored[field] for field in stored.files})
     except (OSError, ValueError, TypeError, zipfile.BadZipFile):
         embedding = compute_embedding(model, landmarker_path, progress, models.library)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path, concurrent=True) as file:
-        np.savez_compressed(file, allow_pickle=False, **embedding.arrays())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path, concurrent=True) as file:
+            np.savez_compressed(file, allow_pickle=False, **embedding.arrays())
+    except OSError as error:  # read-only or full: it is computed again in the next call
+        log.warning("%s cannot be written: %s", path, error.strerror or error)
     return embedding
 
 

@@ -113,6 +113,16 @@ def test_baked_and_cached_embeddings_come_back(head, tmp_path, monkeypatch):
         assert np.array_equal(array, second.arrays()[name]), name
 
 
+def test_an_embedding_that_cannot_be_cached_is_used(head, tmp_path, monkeypatch, caplog):
+    landmarker = tmp_path / "face_landmarker.task"
+    landmarker.write_bytes(b"another")
+    monkeypatch.setattr(FaceModels, "landmarker", lambda _: landmarker)
+    monkeypatch.setattr(landmark_embedding, "compute_embedding", lambda *_: head.embedding)
+    monkeypatch.setattr("platformdirs.user_cache_dir", lambda *_: str(landmarker / "no folder"))
+    assert landmark_embedding.embedding_for(replace(head, embedding=None), FaceModels()) is head.embedding
+    assert "cannot be written" in caplog.text
+
+
 def test_mirrored_landmarks(shared: Path, head, points):
     twins = mirror_landmarks(shared / "models" / "face_landmarker.task")
     assert np.array_equal(twins[twins], np.arange(478))
