@@ -42,7 +42,7 @@ SPEECH: Final = 12
 
 @dataclass(frozen=True)
 class Prompt:
-    """Request to the subject: ``key`` identifies the direction or expression in `/status`, ``hint`` is the text shown."""
+    """Request to the subject: ``key`` names the direction or expression in `/status`, ``hint`` is the text shown."""
 
     key: str
     hint: str

@@ -264,7 +264,7 @@ class Learner:
             self.trainer.set_ray_share(self._ray_share)
 
     def autosave(self, now: float) -> None:
-        """Start saving the published avatar in the background if that is due at monotonic second ``now``; never waits."""
+        """Start saving the published avatar in the background if it is due at monotonic second ``now``; never waits."""
         good = self._snapshot_gate.published_state
         if self._writer.due(now) and good.steps != self._writer.steps:
             self._writer.start(self._save_point(good))
