@@ -12,7 +12,7 @@ from insta_runtime.types import Float64, HeadState
 
 
 def yaw(state: HeadState) -> float:
-    """Head yaw in radians about the vertical axis of the camera: 0 faces the camera, positive to the right of the image."""
+    """Head yaw in radians in camera space: 0 faces the camera, positive turns to the right of the image."""
     forward = rotation_matrix(state.rotation)[:, 2]
     return math.atan2(forward[0], -forward[2])
 

@@ -63,7 +63,7 @@ class SharedRing:
         self._ring["newest"] = sequence
 
     def read(self, after: int) -> RingMessage | None:
-        """The newest message if its sequence number is above ``after``; None if not, or if it was overwritten meanwhile."""
+        """The newest message if its sequence number is above ``after``; otherwise None, also if it was overwritten."""
         sequence = int(self._ring["newest"])
         if sequence <= after:
             return None
@@ -74,7 +74,7 @@ class SharedRing:
     def hide(self) -> None:
         """Unlink the shared memory once the other process has opened it, so that it is freed even if both are killed.
 
-        Has an effect only in the process that created the ring; on Windows shared memory always ends with its processes.
+        Has an effect only in the process that created the ring; on Windows shared memory ends with its processes.
         """
         if self._named:
             self._named = False

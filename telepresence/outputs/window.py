@@ -163,7 +163,7 @@ class PreviewReceiver:
 
     @property
     def latency_ms(self) -> float | None:
-        """Median time from capture to this window, in milliseconds, over the last `RATE_S`; None without a rendered head."""
+        """Median time from capture to this window in ms, over the last `RATE_S`; None without a rendered head."""
         ages = sorted(age for _, age in self._drawn)
         return 1000.0 * ages[len(ages) // 2] if ages else None
 
