@@ -1,7 +1,8 @@
-"""Backgrounds of the rendered head: the learned torso, and behind it a backdrop, the room, a colour or an image file.
+"""Backgrounds of the rendered head: the learned torso before a backdrop, the learned room, a colour or an image file.
 
 A background is written as ``torso``, ``calm``, ``room``, ``#rrggbb`` or the path of an image file.  ``torso+room`` (or
-another one in place of ``room``) draws the learned torso before it; ``torso`` alone is drawn before the backdrop.
+another background in place of ``room``) renders the learned torso before it; ``torso`` alone is the same as
+``torso+calm``.
 """
 
 from __future__ import annotations
@@ -26,18 +27,18 @@ if TYPE_CHECKING:
     from insta_runtime.types import Bytes, Camera, Float32, HeadState
 
 CALM: Final = "calm"
-"""Name of the backdrop."""
+"""Name of the default backdrop, a dark vignette (`telepresence.display.cards.backdrop`)."""
 ROOM: Final = "room"
-"""Name of the learned image of the room."""
+"""Name of the image of the room that was learned from the camera frames."""
 TORSO: Final = "torso"
-"""Name of the learned torso."""
+"""Name of the torso that was learned from the camera frames."""
 PICTURE: Final = "picture"
-"""Name of the image file that the daemon was started with; viewers do not get its path."""
+"""Name that stands for the image file given at the start of the daemon, so that viewers do not receive its path."""
 
 MAX_PIXELS: Final = 50_000_000
 """Maximum number of pixels of an image file; a larger one is refused before it is decoded."""
 MAX_SIDE: Final = 2048
-"""Side in pixels to which larger image files are reduced."""
+"""Maximum side in pixels of a background image; larger ones are downscaled."""
 
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 
@@ -47,8 +48,9 @@ class Background:
     """Choice of a background.
 
     Attributes:
-        torso: whether the learned torso is drawn.
-        behind: what is drawn behind it: `CALM`, `ROOM`, a colour ``#rrggbb`` or the path of an image file.
+        torso: whether the learned torso is rendered.
+        behind: background behind the torso: `CALM`, `ROOM`, `PICTURE`, a colour ``#rrggbb`` or the path of an image
+            file.
     """
 
     torso: bool
@@ -56,7 +58,7 @@ class Background:
 
     @staticmethod
     def parse(text: str) -> Background:
-        """Parse a background as the user writes it.  UserError if it is invalid; a path is not opened."""
+        """Parse a background such as ``torso+#203040``.  UserError if the syntax is invalid; a path is not opened."""
         first, plus, rest = text.strip().partition("+")
         torso = first.strip() == TORSO
         behind = (rest.strip() if plus else CALM) if torso else text.strip()
@@ -69,7 +71,7 @@ class Background:
 
     @property
     def has_picture(self) -> bool:
-        """Whether ``behind`` is the path of an image file."""
+        """Whether ``behind`` is an image: the path of a file, or `PICTURE`."""
         return self.behind not in (CALM, ROOM) and not self.behind.startswith("#")
 
     def __str__(self) -> str:
@@ -80,7 +82,7 @@ class Background:
 
 @owned_by("render")
 class Backgrounds:
-    """Background of the rendered frames, which users can change during the call."""
+    """Background of the rendered frames, which users can change during the call; composes it for each frame."""
 
     def __init__(self, text: str) -> None:
         """``text`` is a background for `Background.parse`.  UserError if it is invalid or its file cannot be read."""
@@ -94,18 +96,21 @@ class Backgrounds:
     @property
     @any_thread
     def chosen(self) -> Background:
-        """The background in use; an image file has the name `PICTURE`."""
+        """The background in use; an image file is named `PICTURE`."""
         return self._chosen
 
     @property
     @any_thread
     def choices(self) -> list[str]:
-        """Names of what can be drawn behind the torso, besides colours."""
+        """Names of the available backgrounds behind the torso, besides colours."""
         return [CALM, ROOM, *([PICTURE] if self._picture is not None else [])]
 
     @any_thread
     def choose(self, text: str) -> None:
-        """Use another background from the next frame on.  UserError for anything but `choices` and colours."""
+        """Use the background ``text`` from the next frame on: one of `choices` or a colour, also after ``torso+``.
+
+        UserError for any other text, so that viewers cannot open files.
+        """
         chosen = Background.parse(text)
         if chosen.behind not in self.choices and not chosen.behind.startswith("#"):
             raise UserError(
@@ -116,8 +121,9 @@ class Backgrounds:
     def compose(self, torso: TorsoLayer | None, state: HeadState, camera: Camera) -> Float32 | BackgroundRenderer:
         """Background for a head in ``state``, for the square image of ``camera``.
 
-        Returns an array (H, W, 3) in [0, 1], the same object while nothing changes, or a function that renders one.
-        Call it with every state that is rendered, because the torso follows the slow mean of the head pose.
+        Returns an array (H, W, 3) in [0, 1], the same object while nothing changes, or a function that renders the
+        background with the torso.  Call it with every state that is rendered, because the torso follows a slow running
+        mean of the head pose.  ``torso`` None: none is learned yet.
         """
         from insta_runtime.torso.motion import SlowPose, picture_pose
 

@@ -1,4 +1,4 @@
-"""Cards for viewers while there is no face to display, and the backdrop of the avatar."""
+"""Still images with a message (cards) for viewers while there is no head to display, and the avatar's backdrop."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from insta_runtime.types import Bytes, Float32
 
 CENTRE: Final = (0.20, 0.24, 0.31)
-"""Colour of the centre of the backdrop, sRGB in [0, 1]: dark enough to see light hair on it."""
+"""Colour of the centre of the backdrop, sRGB in [0, 1]; dark, for contrast with light hair."""
 EDGE: Final = (0.06, 0.07, 0.10)
 """Colour of the edge of the backdrop, sRGB in [0, 1]."""
 
@@ -19,12 +19,12 @@ INK: Final = (236, 240, 246)
 FAINT: Final = (148, 160, 178)
 """Colour of the hint of a card, 8-bit sRGB."""
 ACCENT: Final = (96, 190, 170)
-"""Colour of the frame of a card, 8-bit sRGB."""
+"""Colour of the corner marks of a card, 8-bit sRGB."""
 
 
 @cache
 def backdrop(side: int) -> Float32:
-    """Backdrop of the avatar: a soft vignette, (side, side, 3) float32 sRGB in [0, 1]."""
+    """Default backdrop of the avatar: a soft dark vignette, (side, side, 3) float32 sRGB in [0, 1]."""
     y, x = np.mgrid[0:side, 0:side].astype(np.float32) / side + 0.5 / side
     distance = np.hypot((x - 0.5) * 1.1, (y - 0.42) * 0.95)[..., None]
     weight = np.clip(distance / 0.75, 0.0, 1.0) ** 1.4
@@ -36,7 +36,7 @@ def backdrop(side: int) -> Float32:
 
 @lru_cache(maxsize=16)
 def card(title: str, hint: str, side: int) -> Bytes:
-    """Card with the outline of a head, a title and a hint of up to four lines: (side, side, 3) uint8."""
+    """Image with the outline of a head, a title, and a hint of up to four lines; (side, side, 3) uint8 sRGB."""
     from PIL import Image, ImageDraw, ImageFont
 
     scale = 2  # drawn twice as large and then reduced, because Pillow draws hard edges

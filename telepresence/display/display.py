@@ -1,4 +1,4 @@
-"""Rendering of output frames: the avatar, the coloured mesh or a card, at a size that the machine can sustain."""
+"""Rendering of output frames: the avatar, the coloured mesh or a card, at a size adapted to the machine's speed."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ if TYPE_CHECKING:
     from telepresence.learning.learner import Learner
 
 MESH_SIDE: Final = 256
-"""Largest side in pixels at which the coloured mesh is rendered: enlarging softens its hard edges."""
+"""Maximum side in pixels at which the coloured mesh is rendered; upscaling it softens its hard edges."""
 HOLD_S: Final = 0.5
-"""Seconds for which a face that is gone keeps its last pose."""
+"""Seconds for which the last pose is held after the face is lost."""
 RELAX_S: Final = 1.5
-"""Seconds in which a face that is gone then eases to neutral."""
+"""Seconds after `HOLD_S` in which the head of a lost face eases to the neutral pose."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that one output frame depends on.
+    """Inputs of one output frame.
 
     Attributes:
         state: head state to render; None while there is no face to render.
-        camera: camera of ``state``.
-        learner: learner of the avatar.
+        camera: camera to render ``state`` with; None if unknown.
+        learner: learner of the avatar; None before there is one.
         good: whether the avatar is good enough to be rendered instead of ``mesh``.
-        absent_s: seconds since the face has gone; 0 while it is there.
-        raw: camera frame (H, W, 3) uint8 to display if there is no head, if viewers may see it.
-        title, hint: text of the card to display if there is nothing else.
-        mesh: head mesh with the colours of camera frames.
+        absent_s: seconds since the face was lost; 0 while it is tracked.
+        raw: cropped camera frame (H, W, 3) uint8, displayed until the avatar is good; None if viewers may not see it.
+        title, hint: text of the card that is displayed if there is neither a head nor a camera frame.
+        mesh: head mesh coloured from camera frames; None before there is one.
     """
 
     state: HeadState | None
@@ -57,12 +57,12 @@ class Scene:
 
 @owned_by("render")
 class Display:
-    """Renders output frames of ``side`` x ``side`` pixels within ``budget_ms`` each.
+    """Renders output frames of ``side`` x ``side`` pixels, each within about ``budget_ms`` milliseconds.
 
     Attributes:
         backgrounds: backgrounds of the head.
-        avatar, mesh: render sizes of the avatar and of the coloured mesh.
-        orbit: angles in radians by which the head is turned, to the right of the image and up.
+        avatar, mesh: adaptive render sizes of the avatar and of the coloured mesh.
+        orbit: angles (yaw, pitch) in radians by which the head is turned: to the right of the image, and up.
     """
 
     def __init__(self, side: int, budget_ms: float, backgrounds: Backgrounds) -> None:
@@ -77,7 +77,7 @@ class Display:
 
     @any_thread
     def set_orbit(self, yaw: float, pitch: float) -> None:
-        """Turn the head by these angles in radians, to the right of the image and up, from the next frame on."""
+        """Turn the head by ``yaw`` to the right of the image and ``pitch`` up, in radians, from the next frame on."""
         self.orbit = yaw, pitch
 
     def render(self, scene: Scene) -> OutputFrame | None:
@@ -115,7 +115,7 @@ class Display:
         return self._finished(time.monotonic_ns(), card(scene.title, scene.hint, self.side), False)
 
     def refresh(self, learner: Learner) -> None:
-        """Load the newest published weights; call it after a frame, when the next one is not due yet."""
+        """Load the newest published weights, if there are any; call it between two frames, as it takes time."""
         snapshot = learner.exchange.take()
         if snapshot is not None:
             learner.display_renderer.load(snapshot)
@@ -154,7 +154,7 @@ class Display:
 
 
 def resized(rgb: Bytes, side: int) -> Bytes:
-    """``rgb`` (H, W, 3) uint8 resized to ``side`` x ``side`` by bicubic interpolation."""
+    """Resize ``rgb`` (H, W, 3) uint8 to ``side`` x ``side`` pixels by bicubic interpolation."""
     if rgb.shape[:2] == (side, side):
         return rgb
     from PIL import Image
@@ -163,9 +163,10 @@ def resized(rgb: Bytes, side: int) -> Bytes:
 
 
 def relaxed(state: HeadState, absent_s: float) -> HeadState:
-    """State of a face that has been gone for ``absent_s``: held for `HOLD_S`, then eased to neutral over `RELAX_S`.
+    """State to render ``absent_s`` seconds after a face was lost in ``state``.
 
-    The neutral face looks straight ahead, at the same place.
+    The state is held for `HOLD_S`, then eased over `RELAX_S` to a neutral face that looks straight ahead at the same
+    position.
     """
     t = min(max((absent_s - HOLD_S) / RELAX_S, 0.0), 1.0)
     if t == 0.0:

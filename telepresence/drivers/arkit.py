@@ -1,7 +1,8 @@
-"""Faces received from other programs, described by ARKit's units, and their conversion to head states.
+"""Faces received from other programs as ARKit blend shape weights, and their conversion to head states.
 
 Messages of Live Link Face, VMC and OpenSeeFace are first converted to an `ArkitFace`: weights by ARKit name, head
-rotation, and gaze.  Neutral and range of the weights are the sender's; `expression_transfer` maps them to the avatar.
+rotation, and gaze.  The neutral face and the range of the weights are those of the sender;
+`expression_transfer` maps them to the avatar.
 """
 
 from __future__ import annotations
@@ -20,19 +21,19 @@ if TYPE_CHECKING:
     from insta_runtime.head import HeadModel
 
 GAZE_RAD: Final = 0.61
-"""Rotation of an eye, in radians, at an eyeLook weight of 1; measured on packets of Live Link Face."""
+"""Rotation of an eye in radians at an eyeLook weight of 1, measured on packets of Live Link Face."""
 JAW_RAD: Final = 0.35
 """Opening of FLAME's jaw joint, in radians, at a jawOpen weight of 1."""
 GAZE_LIMIT: Final = 0.75
 """Largest yaw or pitch of an eye, in radians; larger values are clamped."""
 AHEAD: Final = np.diag([1.0, -1.0, -1.0])
-"""Rotation from head to camera space of a face that looks into the camera."""
+"""Rotation matrix (3, 3) from head to camera space of a face that looks into the camera."""
 PLACE: Final = np.array([0.0, 0.0, 0.6])
-"""Head position of senders that state none, in metres in camera axes."""
+"""Position (3,) in camera space, in metres, of the origin of a sender's head positions."""
 WEIGHT_LIMIT: Final = 100.0
-"""Magnitude up to which a received weight is clamped to its range; a larger number is not a weight."""
+"""Largest magnitude of a received weight, which is clamped to its range; larger numbers are invalid."""
 ANGLE_LIMIT: Final = 100.0
-"""Magnitude up to which a received angle is used, in radians; a larger number is not an angle."""
+"""Largest magnitude of a received angle in radians; larger numbers are invalid."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,12 @@ class ArkitFace:
     """A face received in one packet.
 
     Attributes:
-        weights: ARKit's units by name (`HeadModel.expression_names` of the open head), in [0, 1].
-        turn: (3, 3) head rotation, in head axes, relative to a face that looks into the camera; None: not stated.
-        place: (3,) head position in camera axes, in metres, relative to the sender's origin; None: not stated.
-        gaze: (2, 2) yaw (to the subject's left) and pitch (up) of the left and right eye, in radians; None: given by
-            the eyeLook units.
-        sent_s: time on the sender's clock, in seconds; None: not stated.
+        weights: blend shape weights by ARKit name, such as ``jawOpen``; nominally in [0, 1], clamped on conversion.
+        turn: (3, 3) head rotation in head axes, relative to a face that looks into the camera; None if not sent.
+        place: (3,) head position in camera axes, in metres, relative to the sender's origin; None if not sent.
+        gaze: (2, 2) gaze angles in radians; rows: left, right eye; columns: yaw (to the subject's left), pitch (up).
+            None: given by the eyeLook weights.
+        sent_s: time on the sender's clock in seconds; None if not sent.
     """
 
     weights: Mapping[str, float] = field(default_factory=dict)
@@ -58,8 +59,8 @@ class ArkitFace:
 def face_to_head_state(face: ArkitFace, head: HeadModel) -> HeadState:
     """Convert ``face`` to a head state of ``head``; without a position it is placed on the axis of the camera.
 
-    The open head has ARKit's units.  FLAME's expression components have no names: only jaw, eyelids, gaze and head
-    move, and the other parts remain neutral.
+    The open head model has ARKit's blend shapes.  FLAME's expression components have no names: for that model only
+    jaw, eyelids, gaze and head pose are converted.
     """
     weights = {name: min(max(weight, 0.0), 1.0) for name, weight in face.weights.items()}
     state = HeadState.neutral(len(head.expression_names))
@@ -88,7 +89,10 @@ def is_number(value: object, limit: float) -> bool:
 
 
 def gaze_from_units(weights: Mapping[str, float]) -> Float64:
-    """Yaw and pitch (2, 2) of both eyes, in radians, from the eyeLook units."""
+    """Gaze angles (2, 2) in radians from the eyeLook weights.
+
+    Rows: left, right eye; columns: yaw (to the subject's left), pitch (up).
+    """
 
     def look(one: str, other: str) -> float:
         return GAZE_RAD * (weights.get(f"eyeLook{one}", 0.0) - weights.get(f"eyeLook{other}", 0.0))
@@ -102,13 +106,16 @@ def gaze_from_units(weights: Mapping[str, float]) -> Float64:
 
 
 def gaze_from_directions(directions: Float64) -> Float64:
-    """Yaw and pitch (2, 2) of two gaze directions (2, 3) of unit length in head axes, in radians."""
+    """Gaze angles (2, 2) in radians of two unit direction vectors (2, 3) in head axes.
+
+    Rows: left, right eye, as in ``directions``; columns: yaw (to the subject's left), pitch (up).
+    """
     yaw = np.arctan2(directions[:, 0], directions[:, 2])
     return np.stack([yaw, np.arcsin(directions[:, 1].clip(-1.0, 1.0))], axis=1)
 
 
 def units_from_gaze(gaze: Float64) -> dict[str, float]:
-    """EyeLook units of a gaze (2, 2) in radians, for senders that state the gaze but not these units."""
+    """The eight eyeLook weights, in [0, 1], of gaze angles (2, 2) in radians; inverse of `gaze_from_units`."""
     weights: dict[str, float] = {}
     for side, (yaw, pitch), outward in zip(("Left", "Right"), gaze, (1.0, -1.0), strict=True):
         for name, angle in (("Out", outward * yaw), ("In", -outward * yaw), ("Up", pitch), ("Down", -pitch)):
@@ -117,7 +124,7 @@ def units_from_gaze(gaze: Float64) -> dict[str, float]:
 
 
 def head_rotation(yaw: float, pitch: float, roll: float) -> Float64:
-    """Head rotation (3, 3), in head axes, from three angles in radians.
+    """Head rotation matrix (3, 3) in head axes from three angles in radians.
 
     Yaw is to the subject's left, pitch is up, roll raises the subject's left side: ``Rz(roll) Ry(yaw) Rx(-pitch)``.
     """
@@ -129,7 +136,7 @@ def head_rotation(yaw: float, pitch: float, roll: float) -> Float64:
 
 
 def quaternion_matrix(x: float, y: float, z: float, w: float) -> Float64 | None:
-    """Rotation matrix (3, 3) of a quaternion, normalised first; None if its length is not plausible."""
+    """Rotation matrix (3, 3) of a quaternion, which is normalised; None if its length is not between 0.1 and 10."""
     quaternion = np.array([x, y, z, w], dtype=np.float64)
     length = float(np.linalg.norm(quaternion))
     if not 0.1 < length < 10.0:

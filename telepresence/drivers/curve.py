@@ -21,9 +21,10 @@ log = logging.getLogger("telepresence")
 
 
 class CurveKeys:
-    """CURVE keys of a daemon, read from ``folder``; missing keys of daemon and first client are generated.
+    """CURVE keys of a daemon, read from ``folder``; if it has none, keys of the daemon and one client are generated.
 
-    Raises UserError if the folder cannot be read or written, or if a key is invalid.
+    Raises UserError if the folder cannot be read or written, or if a key is invalid.  ``public`` and ``secret`` are the
+    daemon's keys in Z85 encoding.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -48,7 +49,10 @@ class CurveKeys:
         socket.setsockopt(_zmq().CURVE_PUBLICKEY, self.public)
 
     def start_authenticator(self, context: zmq.Context[zmq.Socket[bytes]]) -> ThreadAuthenticator:
-        """Start the thread that checks the keys of clients that connect to sockets of ``context``."""
+        """Start the thread that checks the keys of clients of ``context``'s sockets; its ``stop()`` ends it.
+
+        UserError if the folder of the clients' public keys is missing.
+        """
         from zmq.auth.thread import ThreadAuthenticator
 
         clients = self.folder / "clients"
@@ -65,7 +69,7 @@ class CurveKeys:
 
 
 def configure_client(socket: zmq.Socket[bytes], server: Path, own: Path) -> None:
-    """Configure ``socket`` as a CURVE client, with the server's public key file and the client's key pair ``own``."""
+    """Configure ``socket`` as a CURVE client: ``server`` is the server's public key file, ``own`` the client's file."""
     socket.setsockopt(_zmq().CURVE_SERVERKEY, load_key(server, secret=False)[0])
     public, secret = load_key(own)
     socket.setsockopt(_zmq().CURVE_PUBLICKEY, public)
@@ -73,7 +77,10 @@ def configure_client(socket: zmq.Socket[bytes], server: Path, own: Path) -> None
 
 
 def load_key(path: Path, *, secret: bool = True) -> tuple[bytes, bytes]:
-    """Read a key file: public and secret key, the latter empty if ``secret`` is False.  Raises UserError if invalid."""
+    """Read a key file; returns (public key, secret key) in Z85.  Raises UserError if a key is missing or invalid.
+
+    With ``secret`` False the secret key may be missing and is then empty.
+    """
     from zmq.auth import load_certificate
 
     try:

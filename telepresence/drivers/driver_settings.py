@@ -24,7 +24,7 @@ class DriverSettings:
     idle: bool = setting(True, "breathe and blink while no driver moves a face that was moved before")
 
     def check(self) -> None:
-        """Check the settings that depend on each other.  Raises UserError."""
+        """Check the addresses, and the settings that depend on each other.  Raises UserError if one is invalid."""
         from telepresence.drivers.udp_bridge import BRIDGES, check_endpoint
         from telepresence.drivers.zeromq_address import check_address, check_target
 
@@ -42,7 +42,10 @@ NAMES = ("livelink", "vmc", "openseeface", "take")
 
 
 def parse_drivers(texts: list[str]) -> dict[str, str]:
-    """Settings for the options ``--driver NAME[=ADDRESS]``.  Raises UserError for an unknown driver."""
+    """Convert the options ``--driver NAME[=ADDRESS]`` to settings, by full name (``drivers.NAME``).
+
+    Raises UserError for an unknown driver, or for a take without a path.
+    """
     found: dict[str, str] = {}
     for text in texts:
         name, _, where = text.partition("=")

@@ -1,9 +1,9 @@
-"""Expression transfer: head states of a source subject mapped to the neutral face and range of the avatar's subject.
+"""Expression transfer (retargeting) of head states from a source subject to the subject of the avatar.
 
 Faces at rest have different expression weights, and the same smile has different weights in different subjects.  The
 deviation from the source's neutral face, relative to its range, is applied to the target's neutral face; likewise for
-jaw, eyelids and gaze.  Head and neck move like the source's, about the pose and position in which the avatar was
-learned.
+jaw, eyelids and gaze.  Head and neck move like the source's, relative to the mean pose and position in the
+avatar's training frames.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from insta_runtime.head import HeadModel
 from insta_runtime.types import Float32, Float64, HeadState
 
 CALM: Final = 0.3
-"""Fraction of the states, those with the least expression, whose median is the neutral face."""
+"""Fraction of the states, those with the weakest expression, whose median is taken as the neutral face."""
 REACH: Final = 0.95
-"""Quantile of a unit's deviation from neutral that is its range."""
+"""Quantile of a unit's absolute deviation from neutral that defines the unit's range."""
 LID_REACH: Final = 0.995
-"""Quantile for the range of the eyelids, which are closed in few frames but must close fully."""
+"""Quantile that defines the range of the eyelids: higher, as they are closed in few frames but must close fully."""
 ENOUGH: Final = 50
 """Minimum number of states from which a range is estimated."""
 LEAST_REACH: Final = {"arkit52": 0.05, "flame": 0.25}
-"""Minimum range of a unit; smaller ranges are noise, which is not amplified."""
+"""Minimum range of an expression unit, by expression basis; smaller ranges are noise, which is not amplified."""
 GAIN: Final = (0.5, 1.75)
-"""Bounds of the factor by which a range is scaled."""
+"""Bounds of the factor by which deviations from neutral are scaled."""
 
 NOTE_NS: Final = 200_000_000
-"""Interval, in ns, at which states of a live source are sampled for its statistics."""
+"""Minimum interval in ns between two states of a live source that are sampled for its statistics."""
 UPDATE_NS: Final = 1_000_000_000
-"""Interval, in ns, at which the statistics of a live source are recomputed."""
+"""Minimum interval in ns between two updates of the statistics of a live source."""
 EASE_S: Final = 2.0
-"""Time constant, in seconds, with which new statistics are faded in, so that the face does not jump."""
+"""Time constant in seconds with which new statistics are blended in, so that the face does not jump."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,12 @@ class ExpressionStats:
     """Statistics of a subject's head states: neutral face, mean head pose, and range of each unit.
 
     Attributes:
-        expression, jaw_pose, neck_pose, eye_pose, eyelids, translation: of the neutral face, as in `HeadState`.
-        rotation: (3, 3) mean head rotation.
-        reach: (E,) range of each expression unit around neutral; NaN if it is unknown.
-        jaw_reach: (1,) range of the jaw's angle, rad.
-        lid_reach: (2,) range of the eyelids.
+        expression, jaw_pose, neck_pose, eye_pose, eyelids: those of the neutral face, as in `HeadState`.
+        translation: (3,) median head position in camera space, in metres.
+        rotation: (3, 3) mean head rotation from head to camera space.
+        reach: (E,) range of each expression unit around neutral; NaN if unknown.
+        jaw_reach: (1,) range of the jaw's angle around neutral, in radians; NaN if unknown.
+        lid_reach: (2,) range of the left and right eyelid's closure around neutral; NaN if unknown.
     """
 
     expression: Float32
@@ -67,7 +68,7 @@ class ExpressionStats:
 
     @staticmethod
     def unknown(head: HeadModel, translation: Float32) -> ExpressionStats:
-        """Statistics without knowledge of the subject: neutral states at ``translation``, unknown ranges."""
+        """Default statistics of an unknown subject: the neutral state at ``translation``, and unknown ranges."""
         state = HeadState.neutral(len(head.expression_names))
         parts = {name: value for name, value in state.arrays().items() if name != "rotation"} | {
             "translation": translation
@@ -128,7 +129,7 @@ class ExpressionStats:
 
 
 class ExpressionTransfer:
-    """Maps head states of the subject ``source`` to head states of the subject ``target``, for the same head model."""
+    """Function that maps head states of the subject ``source`` to the subject ``target``, for the same head model."""
 
     def __init__(self, source: ExpressionStats, target: ExpressionStats, head: HeadModel) -> None:
         self._source, self._target = source, target
@@ -157,11 +158,11 @@ class ExpressionTransfer:
 
 
 class LiveTransfer:
-    """Expression transfer for a live source whose statistics are learned while it moves the face.
+    """Expression transfer for a live source whose statistics are estimated while its states are received.
 
     Args:
         head: the head model of source and target.
-        target: returns fingerprint and statistics of the avatar's subject; None while there is no avatar.
+        target: function that returns fingerprint and statistics of the avatar's subject; None while they are unknown.
     """
 
     def __init__(self, head: HeadModel, target: Callable[[], tuple[str, ExpressionStats] | None]) -> None:
@@ -173,7 +174,7 @@ class LiveTransfer:
         self._sampled_ns = self._updated_ns = self._faded_ns = 0
 
     def __call__(self, state: HeadState, fingerprint: str | None, now_ns: int | None = None) -> HeadState:
-        """Map ``state`` of the subject with fingerprint ``fingerprint`` to the avatar; ``now_ns`` is for tests.
+        """Map ``state`` of the subject with this fingerprint to the avatar; ``now_ns`` replaces the clock in tests.
 
         States of the avatar's own subject, and of an unknown subject (None), are returned unchanged.
         """
@@ -191,14 +192,14 @@ class LiveTransfer:
         return ExpressionTransfer(self._current, target[1], self._head)(state)
 
     def preload(self, fingerprint: str, states: Iterable[HeadState]) -> None:
-        """Set the statistics of the subject ``fingerprint`` from ``states``, before the first one is mapped."""
+        """Collect ``states`` as initial statistics of the subject ``fingerprint``, before its first state is mapped."""
         self._fingerprint, self._current, self._newest = fingerprint, None, None
         self._seen = StateReservoir(len(self._head.expression_names))
         for state in states:
             self._seen.observe(state)
 
     def reset(self) -> None:
-        """Discard the statistics of the source; they are learned again from the next state on."""
+        """Discard the statistics of the source; they are estimated again from the next state on."""
         self._fingerprint = None
 
     def _update(self, state: HeadState, now: int) -> ExpressionStats:

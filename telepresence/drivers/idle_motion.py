@@ -12,7 +12,7 @@ from insta_runtime.smoothstep import smoothstep
 from insta_runtime.types import Float32, HeadState
 
 BREATH_S: Final = 4.3
-"""Period of breathing, in seconds."""
+"""Period of breathing in seconds."""
 RISE_M: Final = 0.0012
 """Amplitude of the head's vertical motion with breathing, in metres."""
 NOD_RAD: Final = 0.006
@@ -30,7 +30,7 @@ OPEN_S: Final = 0.17
 LOOKS_S: Final = (1.2, 4.0)
 """Range of the duration of a fixation, in seconds, uniformly distributed."""
 LOOK_RAD: Final = 0.035
-"""Standard deviation of the gaze direction of a fixation, in radians."""
+"""Standard deviation, about each axis, of the gaze direction of a fixation, in radians."""
 DART_S: Final = 0.045
 """Duration of a saccade, in seconds."""
 
@@ -38,12 +38,12 @@ _LIDS: Final = ("eyeBlinkLeft", "eyeBlinkRight")
 
 
 class IdleMotion:
-    """Idle motion of a head with expression units ``names``; deterministic for a given ``seed``.
+    """Procedural idle motion of a head; deterministic for a given ``seed``.
 
     Args:
         basis: expression basis of the head model (``arkit52`` or ``flame``).
-        names: names of its expression units.
-        seed: seed of blinks and fixations.
+        names: names of the head model's expression units.
+        seed: seed of the random times of blinks, and of the random fixations.
     """
 
     def __init__(self, basis: str, names: tuple[str, ...], seed: int = 1) -> None:
@@ -53,7 +53,10 @@ class IdleMotion:
         self._looks: list[tuple[float, Float32]] = [(0.0, np.zeros(2, np.float32))]  # fixations: start time, gaze
 
     def state(self, neutral: HeadState, seconds: float) -> HeadState:
-        """Head state with idle motion applied to ``neutral``, ``seconds`` after it began; must not decrease."""
+        """Head state with idle motion added to ``neutral``, ``seconds`` after the motion began.
+
+        ``seconds`` must not decrease from one call to the next.
+        """
         parts = neutral.arrays()
         breath = math.sin(2.0 * math.pi * seconds / BREATH_S)
         turn = [angle * math.sin(2.0 * math.pi * seconds / period + phase) for angle, period, phase in SWAY]

@@ -1,4 +1,4 @@
-"""Parser of Live Link Face packets: ARKit's units sent by Epic's phone app over UDP, usually to port 11111.
+"""Parser of Live Link Face packets: ARKit weights sent by Epic's phone app over UDP, usually to port 11111.
 
 The layout, all numbers big-endian (docs/protocols-drivers.md): version 6 as a byte; device and subject, each as a
 length and as many bytes; the time as frame, fraction of a frame and rate; a count of 61; and 61 floats.  While no face
@@ -16,7 +16,7 @@ from insta_runtime.types import Float64
 from telepresence.drivers.arkit import ANGLE_LIMIT, WEIGHT_LIMIT, ArkitFace, head_rotation, is_number
 
 NAME: Final = "livelink"
-"""Name of this driver."""
+"""Name of this driver in `/status` and in settings."""
 PORT: Final = 11111
 """Default UDP port."""
 VERSION: Final = 6
@@ -35,19 +35,19 @@ CURVES: Final = (
     *("browDownRight", "browInnerUp", "browOuterUpLeft", "browOuterUpRight", "cheekPuff", "cheekSquintLeft"),
     *("cheekSquintRight", "noseSneerLeft", "noseSneerRight", "tongueOut"),
 )
-"""ARKit's 52 units in the order of the packet; three angles of the head and of each eye follow."""
+"""Names of ARKit's 52 blend shapes in the order of the packet; three angles of the head and of each eye follow."""
 FLOATS: Final = len(CURVES) + 9
-"""Number of values in a packet."""
+"""Number of floats in a packet: the blend shapes, and three angles of the head and of each eye."""
 
 _TIME: Final = struct.Struct("!ifii")
 _VALUES: Final = struct.Struct(f"!{FLOATS}f")
 
 
 class LiveLinkReader:
-    """Parses Live Link Face packets; a value that is invalid keeps the one of the packet before.
+    """Parser of Live Link Face packets; the previous packet's value replaces an invalid one.
 
     Attributes:
-        left_out: reasons why values of the last packet were left out, one line each.
+        left_out: one message for each invalid value of the last packet.
     """
 
     def __init__(self) -> None:
@@ -56,10 +56,10 @@ class LiveLinkReader:
         self._turn: Float64 | None = None
 
     def read(self, packet: bytes) -> ArkitFace | None:
-        """Parse ``packet``; None if the phone finds no face.
+        """Parse ``packet``; None if the phone detects no face.
 
         Raises:
-            UserError: the packet is not valid, or none of its values is.
+            UserError: the packet is malformed, or all of its values are invalid.
         """
         self.left_out = []
         if not packet or packet[0] != VERSION:

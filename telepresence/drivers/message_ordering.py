@@ -1,4 +1,4 @@
-"""Detection of late and stale messages of one sender, whose clock may differ from that of this machine."""
+"""Detection of late (reordered) and stale (delayed) messages of a sender whose clock may differ from ours."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ MessageFate = Literal["accepted", "late", "stale"]
 """Result of the classification of a message."""
 
 STALE_S: Final = 0.5
-"""Delay, in seconds beyond the sender's smallest one, above which a message is stale."""
+"""Queueing delay in seconds, beyond the sender's smallest delay, above which a message is stale."""
 RESTART_S: Final = 1.0
 """Silence, in seconds, after which a sender may restart with any sequence number."""
 FORGET_S: Final = 3.0
@@ -18,17 +18,17 @@ SAME_CLOCK_NS: Final = 1_000_000_000
 """Delay, in ns, up to which a capture time is assumed to be on this machine's monotonic clock."""
 
 STANDING_S: Final = 0.5
-"""Time, in seconds, without progress of the capture times after which the sender's clock counts as standing still."""
+"""Seconds without an increase of the capture time after which the sender's clock counts as stopped."""
 SLOW: Final = 0.9
-"""Progress of a sender's clock, as a part of ours, below which its capture times do not show delays."""
+"""Rate of a sender's clock relative to ours below which its capture times are not used to detect delays."""
 PROBATION_S: Final = 2.0
-"""Interval, in seconds, over which the progress of a doubted clock is measured."""
+"""Interval in seconds over which the rate of an unreliable clock is measured before its times are used again."""
 BACK_S: Final = 5.0
-"""Step back of a time stamp, in seconds, above which the sender restarted."""
+"""Backward step of a time stamp in seconds from which the sender is assumed to have restarted."""
 RUN: Final = 4
-"""Number of messages, all captured before the newest one, after which the sender's clock has fallen back."""
+"""Number of messages captured before the newest one after which the sender's clock was evidently set back."""
 WINDOW: Final = 32
-"""Number of packets without sequence numbers among which fewer than `RUN` may be late."""
+"""Number of newest packets without sequence numbers among which fewer than `RUN` may be classified as late."""
 
 _SPAN_NS: Final = 30_000_000_000
 _PIECES: Final = 10
@@ -37,11 +37,11 @@ _PIECES: Final = 10
 class MessageOrdering:
     """Detects late and stale messages of one sender, by sequence number and capture time.
 
-    The transit time is arrival minus capture time, up to the offset of the two clocks.  The smallest difference in the
-    last half minute is taken as that offset plus the shortest transit; any excess is queueing delay.
+    Arrival minus capture time is the transit time plus the offset of the two clocks.  The smallest difference in the
+    last half minute is taken as that offset plus the shortest transit time; any excess is queueing delay.
 
-    A clock that falls back while sequence numbers grow, stands still, or is much slower than ours does not show delays:
-    its messages are ordered by sequence number alone, until it keeps pace with ours again.
+    A clock that is set back while sequence numbers grow, stops, or is much slower than ours is unreliable: messages are
+    ordered by sequence number alone until the clock runs at the rate of ours again.
     """
 
     def __init__(self) -> None:
@@ -96,7 +96,7 @@ class MessageOrdering:
         return False
 
     def waited_ns(self, sent_ns: int, arrived_ns: int) -> int:
-        """Delay of the message beyond the smallest recent one, in ns; also records the message's transit time."""
+        """Queueing delay in ns: the message's delay beyond the smallest recent one.  Also records the delay."""
         took, piece = arrived_ns - sent_ns, arrived_ns // (_SPAN_NS // _PIECES)
         if self._least and self._least[-1][0] == piece:
             self._least[-1] = (piece, min(self._least[-1][1], took))
@@ -107,7 +107,10 @@ class MessageOrdering:
         return took - min(least for _, least in self._least)
 
     def captured_ns(self, sent_ns: int, arrived_ns: int) -> int:
-        """Capture time on this machine's clock; for a sender on another machine, arrival minus queueing delay."""
+        """Capture time in ns on our monotonic clock, for a message that `classify` has accepted.
+
+        If the sender uses another clock, it is estimated as arrival minus queueing delay.
+        """
         if 0 <= arrived_ns - sent_ns < SAME_CLOCK_NS:
             return sent_ns
         return arrived_ns - max(0, arrived_ns - sent_ns - min(least for _, least in self._least))
@@ -116,10 +119,10 @@ class MessageOrdering:
 class TimestampOrdering:
     """Detects late packets of one sender by their time stamps alone, for protocols without sequence numbers.
 
-    A packet that is earlier than the one before was overtaken on its way, and is late.  Networks do that rarely: where
-    `RUN` of the last `WINDOW` packets were earlier, the cause is the sender's clock (set back, wrapped around, running
-    backwards or inexact), and packets are taken in the order of arrival.  So is a packet that is earlier by more than
-    `BACK_S`, as from a sender that was restarted.
+    A packet with an earlier time stamp than the newest accepted one was reordered by the network, and is late.  That is
+    rare: if `RUN` of the last `WINDOW` packets were earlier, the sender's clock is the cause (set back, wrapped around,
+    running backwards or inexact), and packets are accepted in the order of arrival.  A packet that is earlier by
+    `BACK_S` or more is also accepted, as from a sender that was restarted.
     """
 
     def __init__(self) -> None:

@@ -24,22 +24,22 @@ from telepresence.drivers.arkit import (
 )
 
 NAME: Final = "openseeface"
-"""Name of this driver."""
+"""Name of this driver in `/status` and in settings."""
 PORT: Final = 11573
 """Default UDP port."""
 POINTS: Final = 68
-"""Number of landmarks in a record, without the eyes."""
+"""Number of 2D landmarks in a record; its 3D points have two more for the eyes."""
 FEATURES: Final = (
     *("eye_l", "eye_r", "eyebrow_steepness_l", "eyebrow_updown_l", "eyebrow_quirk_l"),
     *("eyebrow_steepness_r", "eyebrow_updown_r", "eyebrow_quirk_r", "mouth_corner_updown_l", "mouth_corner_inout_l"),
     *("mouth_corner_updown_r", "mouth_corner_inout_r", "mouth_open", "mouth_wide"),
 )
-"""Names of the features in a record, in its order."""
+"""Names of the expression features in a record, in the order of the record."""
 USED: Final = (
     *("eye_l", "eye_r", "eyebrow_updown_l", "eyebrow_updown_r", "mouth_corner_updown_l", "mouth_corner_updown_r"),
     *("mouth_open", "mouth_wide"),
 )
-"""Names of the features that are used."""
+"""Names of the features that are converted to ARKit weights; the others are ignored."""
 FACES: Final = 40
 """Maximum number of faces in a packet; the tracker sends at most 39."""
 
@@ -49,11 +49,11 @@ RECORD: Final = _HEAD.size + 4 * (_REST + 3 * (POINTS + 2) + len(FEATURES))
 """Size of a record, in bytes."""
 
 UNIT_M: Final = 0.16
-"""Length of one unit of its face model in metres: half the width of its jaw is 0.455 units."""
+"""Length in metres of one unit of OpenSeeFace's face model, whose jaw is 0.91 units wide."""
 NOSE: Final = np.array([0.0, 0.0, 0.12])
-"""Position of the tip of the nose, the origin of its face model, in a head of ours (metres)."""
+"""Position (3,) of the tip of the nose, the origin of OpenSeeFace's face model, in head space, in metres."""
 UNFIT: Final = 300.0
-"""Fit error above which the tracker documents a fit to be wrong."""
+"""Fit error above which OpenSeeFace documents a fit as wrong; such faces are dropped."""
 
 # Its camera has rows before columns, and its model has x to the subject's right, so the rotation is between two
 # reflections.  Its images are mirrored as well, which puts the fitted head behind the camera: row, column and depth are
@@ -64,10 +64,10 @@ _TO_AHEAD: Final = np.diag([1.0, -1.0, -1.0])
 
 
 class OpenSeeFaceReader:
-    """Parses OpenSeeFace packets; a part that is invalid keeps the value of the packet before.
+    """Parser of OpenSeeFace packets; the previous packet's value replaces an invalid one.
 
     Attributes:
-        left_out: reasons why parts of the last packet were left out, one line each.
+        left_out: one message for each invalid part of the last packet.
     """
 
     def __init__(self) -> None:
@@ -79,10 +79,10 @@ class OpenSeeFaceReader:
         self._open = [1.0, 1.0]  # right, left
 
     def read(self, packet: bytes) -> ArkitFace | None:
-        """Parse ``packet``; None if the tracker could not fit the face.
+        """Parse ``packet``; None if OpenSeeFace could not fit the face.
 
         Raises:
-            UserError: the packet is not valid, or neither the head's rotation nor any feature is.
+            UserError: the packet has no valid size, or all parts that are used are invalid.
         """
         self.left_out = []
         count, rest = divmod(len(packet), RECORD)

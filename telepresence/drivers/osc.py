@@ -13,7 +13,7 @@ Value = float | int | str | bytes | bool | None
 """Argument of an OSC message."""
 
 MESSAGES: Final = 1024
-"""Maximum number of messages that are returned from a packet."""
+"""Maximum number of messages that are returned from one packet; a packet with more is refused."""
 
 _FIXED: Final = {"i": (">i", 4), "f": (">f", 4), "h": (">q", 8), "d": (">d", 8), "t": (">Q", 8), "r": (">I", 4)}
 _CONSTANT: Final[dict[str, bool | float | None]] = {"T": True, "F": False, "N": None, "I": float("inf")}
@@ -32,8 +32,9 @@ class OscMessage:
 
 
 def parse_packet(packet: bytes, addresses: Container[str]) -> list[OscMessage]:
-    """Parse the messages of ``packet`` to one of ``addresses``, those of bundles in their order; time tags are ignored.
+    """Parse those messages of ``packet`` whose address is in ``addresses``; bundles are flattened in order.
 
+    Time tags are ignored.
     Other messages, elements without an address, and bytes after the last element of a bundle are skipped.  A message
     whose arguments cannot be read, and a truncated bundle, have a ``fault``.
 

@@ -22,12 +22,12 @@ VERSION: Final = 2
 VERSIONS: Final = (1, 2)
 """Versions of the messages that are accepted."""
 MAX_BYTES: Final = 16 * 1024
-"""Maximum size of a message in bytes; a complete one with 100 expression weights has about 1.1 kB."""
+"""Maximum size of a message in bytes; a complete message with 100 expression weights has about 1.1 kB."""
 
 Basis = Literal["arkit52", "flame"]
 """Expression basis of a head model."""
 Vector = tuple[float, float, float]
-"""Three floats on the wire."""
+"""Type of a vector of three floats in a message."""
 PersonId = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")]
 """Fingerprint of a subject's identity code: 16 hexadecimal digits."""
 HeadId = Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{16}|[0-9a-f]{64})$")]
@@ -37,24 +37,33 @@ SenderId = Annotated[str, msgspec.Meta(pattern="^[0-9A-Za-z._-]{1,32}$")]
 Natural = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 """Non-negative 64-bit integer."""
 Weights = Annotated[list[float], msgspec.Meta(min_length=1, max_length=512)]
-"""Expression weights on the wire."""
+"""Type of the expression weights in a message: 1 to 512 floats."""
 
 FLAME_WEIGHT: Final = 8.0
-"""Bound to which FLAME weights are clamped, in standard deviations."""
+"""Magnitude to which FLAME expression weights are clamped, in standard deviations."""
 JOINT_ANGLE: Final = math.pi / 2
-"""Bound to which the components of jaw, neck and eye rotations are clamped, in radians."""
+"""Magnitude to which the components of jaw, neck and eye rotations are clamped, in radians."""
 HEAD_ANGLE: Final = 2 * math.pi
-"""Largest component of the head rotation, in radians; a larger one is refused."""
+"""Largest component of the head rotation in radians; a rotation with a larger one is refused."""
 NEAREST_M: Final = 0.05
-"""Smallest depth of the head, in metres; a smaller one is refused."""
+"""Smallest depth of the head (z in camera space) in metres; a smaller one is refused."""
 FARTHEST_M: Final = 20.0
-"""Largest coordinate of the head, in metres; a larger one is refused."""
+"""Largest magnitude of a coordinate of the head position in metres; a larger one is refused."""
 
 
 class ParameterMessage(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, frozen=True, kw_only=True):
-    """One parameter message; units and frames of reference are those of `HeadState`.
+    """One parameter message; units and frames of reference of the fields in `FIELDS` are those of `HeadState`.
 
     A field that is absent keeps its last value; None resets it to the base state.
+
+    Attributes:
+        v: version of the message format.
+        seq: sequence number of the message.
+        t_capture_ns: capture time on the sender's clock, in ns.
+        head: SHA-256, or its first 16 digits, of the head model that the parameters are for.
+        basis: expression basis of that head model.
+        person: fingerprint of the identity code of the sender's subject; None if unknown.
+        sender: identifier of the sending program; None if not stated.
     """
 
     v: int
@@ -74,7 +83,7 @@ class ParameterMessage(msgspec.Struct, forbid_unknown_fields=True, omit_defaults
 
 
 FIELDS: Final = ("expression", "jaw_pose", "neck_pose", "eye_pose", "eyelids", "rotation", "translation")
-"""Names of the fields that move a face."""
+"""Names of the fields that hold head state parameters."""
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(ParameterMessage)
@@ -106,11 +115,11 @@ def decode(payload: bytes) -> ParameterMessage:
 def validated_fields(
     parameters: ParameterMessage, expressions: int, basis: str, head_sha256: str
 ) -> tuple[dict[str, Float32 | None], list[str]]:
-    """Validated fields of a message, and the reasons why other fields of it are left out, one line each.
+    """Return (valid fields of a message, one error message for each field that was left out).
 
-    A field is an array, or None where it is reset; values out of range are clamped.  A field is left out if it has a
-    number that is not finite, another number of weights than ``expressions``, or a rotation or position of the head
-    that cannot be one.
+    A valid field is an array, or None if it is to be reset; values out of range are clamped.  A field is left out if it
+    has a number that is not finite, another number of weights than ``expressions``, or an implausible head rotation or
+    position.  ``basis`` and ``head_sha256`` are those of the head model in use.
 
     Raises:
         UserError: the message is for another head model or basis, or none of its fields is valid.

@@ -1,4 +1,4 @@
-"""Base class of the receivers of head states: newest state, message counts, and rate limit."""
+"""Base class of the receivers of head states, with the newest state, message counts, and a rate limit."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from telepresence.runtime.rate_limiter import RateLimiter
 from telepresence.runtime.worker import Worker
 
 StateTransfer = Callable[[HeadState, str | None], HeadState]
-"""Function that maps a received state and its subject's fingerprint (None: unknown) to the state to display."""
+"""Function that maps a received state and its subject's fingerprint (None: unknown) to the state to render."""
 
 RATE: Final = 250.0
-"""Maximum number of messages read per second: twice the rate of the fastest tracker; others are dropped unread."""
+"""Maximum number of messages read per second, twice the rate of the fastest tracker; further ones are dropped."""
 BURST_S: Final = 0.4
-"""Length of a burst of messages at `RATE` that is read at once, in seconds."""
+"""Capacity of the rate limiter's token bucket, in seconds of messages at `RATE`."""
 FLOOR_NS: Final = 500_000_000
 """Time since its newest message, in ns, during which a sender excludes all other senders."""
 JOIN_S: Final = 5.0
@@ -30,9 +30,13 @@ JOIN_S: Final = 5.0
 
 @dataclass(frozen=True)
 class DrivenState:
-    """Head state from a received message, with its arrival time (monotonic ns).
+    """Head state after a received message.
 
-    ``transferred``: the state is of another subject and was mapped to the avatar's subject and camera.
+    Attributes:
+        state: the head state to render, after expression transfer.
+        seq: sequence number of the message.
+        arrived_ns: monotonic time of arrival, in ns.
+        transferred: whether the state is another subject's, mapped to the avatar's subject and camera.
     """
 
     state: HeadState
@@ -42,10 +46,10 @@ class DrivenState:
 
 
 class StateReceiver:
-    """Receives head states on its own thread.  Subclasses implement `_round`, which calls `_accept` and `_reject`.
+    """Base class that receives head states on a thread; subclasses implement `_round`.
 
     ``on_accepted`` is called after every accepted state; ``on_refused`` is called with a one-line reason for malformed
-    messages, at a limited rate; ``transfer`` maps a received state to the state to display.  All three are called on
+    messages, at a limited rate; ``transfer`` maps a received state to the state to render.  All three are called on
     the receiver's thread.
 
     Attributes:
@@ -67,7 +71,7 @@ class StateReceiver:
         transfer: StateTransfer = lambda state, _fingerprint: state,
         rate: float = RATE,
     ) -> None:
-        """``rate``: maximum number of messages read per second; others are dropped unread."""
+        """``rate`` is the maximum number of messages read per second; further messages are dropped unread."""
         self.name, self.address = name, ""
         self.counts: Counter[str] = Counter()
         self._on_refused, self._on_accepted, self._transfer = on_refused, on_accepted, transfer
@@ -95,14 +99,14 @@ class StateReceiver:
         return None if newest is None else (now_ns - newest.arrived_ns) / 1e9
 
     def interval(self) -> float | None:
-        """Median interval of recent messages, in seconds; None if there are too few."""
+        """Median interval between the newest accepted messages, in seconds; None for fewer than four."""
         arrivals = list(self._arrivals)
         if len(arrivals) < 4:
             return None
         return median(later - earlier for earlier, later in pairwise(arrivals)) / 1e9
 
     def report(self, now_ns: int) -> dict[str, Any]:
-        """Status of the receiver, for `/status`."""
+        """JSON object for `/status`: address, age (s) and rate (messages per second) of messages, and counts."""
         age, interval = self.age(now_ns), self.interval()
         live = age is not None and interval is not None and age < 2.0
         return {

@@ -1,4 +1,4 @@
-"""Interpolation between two head states, for the handover from one driver to the next."""
+"""Interpolation between two head states and cameras, for the transition from one driver to the next."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from insta_runtime.types import Camera, Float32, HeadState
 
 
 def blend_states(start: HeadState, end: HeadState, part: float) -> HeadState:
-    """Interpolate from ``start`` to ``end`` by ``part`` in [0, 1], with the later capture time.
+    """Interpolate from ``start`` to ``end`` by ``part`` in [0, 1]; the result has the later capture time.
 
-    The head rotation is interpolated along the shortest arc.
+    The head rotation is interpolated along the shortest arc, all other fields linearly.
     """
     weight = np.float32(part)
     mixed: dict[str, Float32] = {}
@@ -25,7 +25,7 @@ def blend_states(start: HeadState, end: HeadState, part: float) -> HeadState:
 
 
 def blend_cameras(start: Camera, end: Camera, part: float) -> Camera:
-    """Interpolate from camera ``start`` to ``end`` by ``part`` in [0, 1], at the frame size of ``end``."""
+    """Interpolate intrinsics linearly from ``start`` to ``end`` by ``part`` in [0, 1], at the size of ``end``."""
     first = start.scaled(end.width, end.height)
 
     def between(one: float, other: float) -> float:

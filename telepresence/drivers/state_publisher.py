@@ -72,7 +72,7 @@ class StatePublisher:
         self._socket = socket
 
     def send(self, state: HeadState, fingerprint: str | None) -> None:
-        """Send ``state`` of the subject with ``fingerprint`` (None: unknown)."""
+        """Send ``state`` of the subject with ``fingerprint`` (None: unknown); nothing is sent before `start`."""
         import zmq
 
         parameters = parameter_message.ParameterMessage(

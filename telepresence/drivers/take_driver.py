@@ -1,4 +1,4 @@
-"""Playback of a recorded take: once at the pace of its capture times, or in a loop as a driver."""
+"""Playback of a take (recorded head states): once in real time by the capture times, or in a loop as a driver."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from telepresence.runtime.clock import now_ns
 SEAM_S: Final = 0.4
 """Duration of the transition from the end of a looped take to its start, in seconds."""
 WAIT_S: Final = 0.5
-"""Maximum time, in seconds, until a request to stop takes effect."""
+"""Maximum time in seconds that one round of `TakeDriver` waits for the next state."""
 
 
 def take_schedule(take: Take) -> list[tuple[float, HeadState]]:
-    """Valid states of a take with their times in seconds after the first frame, from the capture times.
+    """(Time, state) of each valid frame of a take; times are in seconds after the first frame, by capture time.
 
-    If the capture times do not increase, the times are given by the frame rate.
+    If the capture times do not increase strictly, times are computed from the frame rate.
     """
     times = [state.t_capture_ns for state in take.states]
     if any(later <= earlier for earlier, later in pairwise(times)):
@@ -37,9 +37,11 @@ def take_schedule(take: Take) -> list[tuple[float, HeadState]]:
 
 
 class TakePlayback:
-    """Plays the valid states of a take from now on; each is stamped with the time at which it is due.
+    """Real-time playback of the valid states of a take, which starts on creation.
 
-    States that are overdue when a later one is due are skipped, so that a slow consumer gets current states.
+    Each state gets the monotonic time at which it is returned as capture time.
+
+    States are skipped when a later one is already due, so that a slow consumer gets current states.
     """
 
     def __init__(self, take: Take) -> None:
@@ -53,7 +55,7 @@ class TakePlayback:
 
     @property
     def over(self) -> bool:
-        """Whether the last state was returned."""
+        """Whether the last state was returned; `next` must not be called then."""
         return not self._entries
 
     def next(self, stop: threading.Event, patience_s: float = threading.TIMEOUT_MAX) -> HeadState | None:

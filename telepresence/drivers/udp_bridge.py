@@ -1,4 +1,4 @@
-"""UDP bridges: receive faces from other programs' trackers and convert them to head states."""
+"""UDP bridges: receivers that convert the faces sent by other face tracking programs to head states."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ WAIT_S: Final = 0.1
 
 
 class PacketReader(Protocol):
-    """Parser of the packets of one protocol; ``left_out``: why parts of the last packet were left out, a line each."""
+    """Parser of the packets of one protocol; ``left_out`` has a message for each invalid part of the last packet."""
 
     left_out: list[str]
 
     def read(self, packet: bytes) -> ArkitFace | None:
-        """Parse ``packet``; None if it has no face.  Raises UserError if it is malformed."""
+        """Parse ``packet``; None if it contains no face.  Raises UserError if it is malformed."""
         ...
 
 
@@ -39,14 +39,14 @@ BRIDGES: Final[dict[str, tuple[Callable[[], PacketReader], int, float]]] = {
     vmc.NAME: (vmc.VmcReader, vmc.PORT, vmc.RATE),
     openseeface.NAME: (openseeface.OpenSeeFaceReader, openseeface.PORT, RATE),
 }
-"""Parser, default port, and maximum number of packets per second of each protocol."""
+"""(Parser, default UDP port, maximum number of packets read per second) of each protocol, by driver name."""
 
 
 class UdpBridge(StateReceiver):
-    """Receiver of one of the protocols in `BRIDGES`.
+    """UDP receiver of one of the protocols in `BRIDGES`.
 
-    The subject is unknown: states are passed to ``transfer`` as those of another subject, with the protocol's name as
-    fingerprint, whose neutral face is mapped to the avatar's.  While one machine sends, packets of others are dropped.
+    The subject is unknown: ``transfer`` receives the protocol's name as fingerprint, so that the states are mapped to
+    the avatar like those of another subject.  While one machine sends, packets of others are dropped.
     """
 
     def __init__(
@@ -145,7 +145,8 @@ class UdpBridge(StateReceiver):
 
 
 def check_endpoint(name: str, where: str, only_from: str) -> None:
-    """Check the endpoint of the bridge ``name``.  Raises UserError if it is open to all machines, or invalid."""
+    """Check the endpoint ``where`` of the bridge ``name``.  Raises UserError if ``where`` or ``only_from`` is invalid,
+    or if ``where`` is reachable from other machines without ``only_from``."""
     if only_from:
         _sender(only_from)
     if not where:
@@ -159,7 +160,7 @@ def check_endpoint(name: str, where: str, only_from: str) -> None:
 
 
 def parse_endpoint(where: str, port: int) -> tuple[str, int]:
-    """Parse ``on``, ``PORT``, ``HOST`` or ``HOST:PORT`` to host and port; defaults are 127.0.0.1 and ``port``.
+    """Parse ``on``, ``PORT``, ``HOST`` or ``HOST:PORT`` to (host, port); defaults are 127.0.0.1 and ``port``.
 
     Hosts are IP addresses, IPv6 with a port in brackets, or names of this machine.  The host that is returned is an IP
     address.  Raises UserError if the text is none of these.

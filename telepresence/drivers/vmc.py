@@ -27,18 +27,18 @@ from telepresence.drivers.arkit import (
 from telepresence.drivers.livelink import CURVES
 
 NAME: Final = "vmc"
-"""Name of this driver."""
+"""Name of this driver in `/status` and in settings."""
 PORT: Final = 39539
 """Default UDP port."""
 RATE: Final = 10_000.0
-"""Maximum number of packets read per second: senders with one message per packet send a hundred per frame."""
+"""Maximum number of packets read per second: some senders use a hundred packets per frame, one per message."""
 Values = tuple[osc.Value, ...]
 """Arguments of an OSC message."""
 
 BONES: Final = ("hips", "spine", "chest", "upperchest", "neck", "head")
-"""Bones whose rotations are chained to the rotation of the head."""
+"""Lower-case names of the bones, from root to tip, whose rotations are multiplied to the head rotation."""
 EYES: Final = ("lefteye", "righteye")
-"""Bones of the eyes."""
+"""Lower-case names of the bones of the left and right eye."""
 
 PRESETS: Final[dict[str, dict[str, float]]] = {
     "blink": {"eyeBlinkLeft": 1.0, "eyeBlinkRight": 1.0},
@@ -57,7 +57,7 @@ PRESETS: Final[dict[str, dict[str, float]]] = {
     "fun": {"mouthSmileLeft": 0.4, "mouthSmileRight": 0.4},
     "surprised": {"browInnerUp": 0.6, "eyeWideLeft": 0.6, "eyeWideRight": 0.6, "jawOpen": 0.2},
 }
-"""VRM's preset expressions in ARKit's units, used if the sender has no ARKit blend shapes."""
+"""ARKit weights of each VRM preset expression, used if the sender has no ARKit blend shapes."""
 _SAME: Final = {
     "aa": "a",
     "ih": "i",
@@ -72,10 +72,10 @@ _ARKIT: Final = {name.lower(): name for name in CURVES}
 
 
 class VmcReader:
-    """Parses VMC packets; one instance per sender, because packets build on each other.
+    """Stateful parser of VMC packets; needs one instance per sender, because a packet changes only parts of the face.
 
     Attributes:
-        left_out: reasons why parts of the last packet that would move the face were left out, one line each.
+        left_out: one message for each invalid message of the last packet.
     """
 
     def __init__(self) -> None:
@@ -88,9 +88,9 @@ class VmcReader:
         self._turned = False  # a bone was received since the last face
 
     def read(self, packet: bytes) -> ArkitFace | None:
-        """Parse ``packet`` and return the face after it; None if it does not change, or no face is tracked.
+        """Parse ``packet`` and return the updated face; None if the packet completes no frame, or no face is tracked.
 
-        Weights and bones that are not used are not judged; those that are used and invalid keep their last value.
+        Unknown weights and bones are ignored; the previous value replaces an invalid one.
 
         Raises:
             UserError: the packet is not OSC, or all messages in it that are used are invalid.

@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 WIRE_LIMIT: Final = 1 << 20
 """Maximum size of a ZeroMQ frame in bytes; ZeroMQ disconnects a client that sends a larger one."""
 QUEUE: Final = 64
-"""Maximum number of queued messages per client: half a second of them."""
+"""Maximum number of messages queued per client, about half a second of them."""
 POLL_MS: Final = 100
 """Maximum time, in ms, to wait for a message before checking for a request to stop."""
 
 
 class ZeroMqDriver(StateReceiver):
-    """Receiver that merges valid parameter messages into the newest head state.
+    """ZeroMQ receiver that merges valid parameter messages into the newest head state.
 
-    Fields that no message has given, or that were reset, are those of the base state: neutral, or set by `set_base`.
+    Fields that no message has set, or that were reset, have the value of the base state: neutral, or set by `set_base`.
     While one sender (field ``sender``) sends, messages of other senders are dropped.
     """
 
@@ -46,8 +46,9 @@ class ZeroMqDriver(StateReceiver):
         keys: CurveKeys | None = None,
         subscribe: bool = False,
     ) -> None:
-        """Prepare to receive at ``address`` (PULL) or from the publisher there (``subscribe``: SUB).
+        """Prepare to bind ``address`` (PULL socket), or with ``subscribe`` to connect to it (SUB socket).
 
+        ``basis``, ``head_sha256`` and ``expressions`` are basis, checksum and number of expressions of the head model.
         With ``keys`` the connection is encrypted and authenticated.  Raises UserError if the address is invalid, or
         reachable from other machines without keys.
         """
@@ -102,7 +103,7 @@ class ZeroMqDriver(StateReceiver):
         super().start()
 
     def set_base(self, state: HeadState) -> None:
-        """Set the base state, whose fields apply where no message gives any; usually the tracked state."""
+        """Set the base state, whose values apply to fields that no message has set; usually the tracked state."""
         self._base = state
 
     def _authenticated_context(self) -> zmq.Context[Any]:

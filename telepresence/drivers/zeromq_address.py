@@ -1,4 +1,4 @@
-"""Addresses of ZeroMQ sockets: which are allowed, and binding and connecting over IPv4, IPv6 and by name.
+"""Addresses of ZeroMQ sockets: validation, and binding and connecting over IPv4, over IPv6 and by host name.
 
 libzmq binds no names, resolves them to one family only, and refuses IPv6 ("no such device") unless the socket option
 IPV6 is set; so names are resolved here, and sockets get literal addresses.
@@ -31,7 +31,7 @@ class TcpAddress:
 
 
 def parse_address(address: str) -> TcpAddress | None:
-    """Parse a TCP address; None for one with ``ipc://``.  Raises UserError if ``address`` is neither."""
+    """Parse a ``tcp://`` address; None for an ``ipc://`` address.  Raises UserError if ``address`` is neither."""
     if re.fullmatch(r"ipc://.+", address):
         return None
     tcp = _TCP.fullmatch(address)
@@ -44,9 +44,9 @@ def parse_address(address: str) -> TcpAddress | None:
 
 
 def check_address(address: str, allow_remote: bool) -> None:
-    """Check that ``address`` is ipc, or TCP on the loopback interface unless ``allow_remote``.  Raises UserError.
+    """Raise UserError unless ``address`` is an ipc address, or a TCP address that is loopback or ``allow_remote``.
 
-    Names other than ``localhost`` count as other machines; they must be known.
+    Host names other than ``localhost`` count as remote, and must resolve.
     """
     tcp = parse_address(address)
     if tcp is None or is_loopback(tcp.host):
@@ -61,17 +61,17 @@ def check_address(address: str, allow_remote: bool) -> None:
 
 
 def check_target(address: str) -> None:
-    """Check that ``address`` names one machine and one port, to connect to.  Raises UserError."""
+    """Raise UserError unless ``address`` names one host and one port, so that a socket can connect to it."""
     tcp = parse_address(address)
     if tcp is not None and (tcp.host == "*" or tcp.port == "*" or int(tcp.port) == 0):
         raise UserError(f"cannot connect to {address}: name one machine and one port, like tcp://127.0.0.1:5577")
 
 
 def bind(socket_: zmq.Socket[bytes], address: str, release: ExitStack) -> str:
-    """Bind ``socket_`` to ``address``, ``*`` and ``[::]`` being all addresses; returns the address with its port.
+    """Bind ``socket_`` to ``address``; returns the bound address.  Hosts ``*`` and ``[::]``: all interfaces.
 
     ``release``, which the caller closes after the socket, removes the file of an ``ipc://`` address: libzmq leaves it.
-    Raises ZMQError, and UserError if a name is not known.
+    Raises ZMQError if the address cannot be bound, and UserError if a host name cannot be resolved.
     """
     import zmq
 
@@ -90,9 +90,9 @@ def bind(socket_: zmq.Socket[bytes], address: str, release: ExitStack) -> str:
 
 
 def connect(socket_: zmq.Socket[bytes], address: str) -> None:
-    """Connect ``socket_`` to ``address``; of the addresses of a name, to the one at which a program listens.
+    """Connect ``socket_`` to ``address``; of the IP addresses of a host name, to one at which a program listens.
 
-    Raises ZMQError, and UserError if a name is not known.
+    Raises ZMQError, and UserError if ``address`` is no single host and port, or the name cannot be resolved.
     """
     tcp = parse_address(address)
     if tcp is None:

@@ -1,7 +1,8 @@
-"""Preview window: shows the avatar and the camera frames of a call on this machine.
+"""Preview window: displays the avatar and the camera frames of a call on this computer.
 
 The window runs in a separate process, since its toolkit needs the main thread on some systems and must not be able to
-end the call.  Frames and figures reach it through shared memory, its key commands come back through a pipe.
+end the call.  Frames and status values are sent to it through shared memory; its key commands come back
+through a pipe.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ from telepresence.runtime.frames import OutputFrame, TrackedFrame
 log = logging.getLogger(__name__)
 
 JOIN_S: Final = 3.0
-"""Maximum seconds to wait for the window's process and for the thread that reads its commands."""
+"""Maximum seconds to wait for the end of the window's process, and of the thread that reads its commands."""
 NOTICE_S: Final = 4.0
-"""Seconds for which the window shows why a command failed."""
+"""Seconds for which the window displays why a command failed."""
 
 
 class PreviewCommand(StrEnum):
-    """Command to the call, sent by a key in the preview window."""
+    """Command to the call that is sent by pressing a key in the preview window."""
 
     QUIT = "quit"
     MUTE = "mute"  # or unmute
@@ -42,14 +43,14 @@ class PreviewCommand(StrEnum):
 
 
 class PreviewWindow:
-    """Resizable window with the newest avatar frame, camera frame and figures; pushing never blocks.
+    """Resizable window with the newest output frame, camera frame and status values; the push methods never block.
 
-    `push_frame` belongs to the render thread, `push_camera_frame` to the tracking thread, `push_status` to the
-    supervisor.  Closing the window does not end the call.
+    `push_frame` is called by the render thread, `push_camera_frame` by the tracking thread, `push_status` by the
+    supervisor thread.  Closing the window does not end the call.
     """
 
     def __init__(self, on_command: Callable[[PreviewCommand], None], title: str = "Telepresence") -> None:
-        """``on_command`` is called on a thread of the window; its UserError is shown in the window."""
+        """``on_command`` is called on a separate thread; a UserError that it raises is displayed in the window."""
         self._on_command = on_command
         self._title = title
         self._lock = threading.Lock()  # keeps `stop` from closing a ring that is being written
@@ -62,7 +63,7 @@ class PreviewWindow:
         self._hidden = False  # the window has opened the rings, and their names are gone
 
     def start(self) -> None:
-        """Open the window.  Without pygame or a screen a warning is logged and the call continues."""
+        """Open the window.  Without pygame or a screen a warning is logged, and there is no window."""
         if find_spec("pygame") is None:
             log.warning("no preview: pygame-ce is not installed (pip install pygame-ce); the call continues")
             return
@@ -84,17 +85,17 @@ class PreviewWindow:
         return self._process is not None and self._process.is_alive()
 
     def push_frame(self, frame: OutputFrame) -> None:
-        """Show an output frame: the frame that viewers receive."""
+        """Display an output frame, as viewers receive it."""
         self._write(0, PreviewImage(frame.t_capture_ns, frame.rgb, drawn=frame.render_inputs is not None).parts())
 
     def push_camera_frame(self, tracked: TrackedFrame) -> None:
-        """Show the tracked crop of a camera frame."""
+        """Display the tracked crop of a camera frame."""
         observation = tracked.observation
         matte = observation.alpha if observation is not None else None
         self._write(1, PreviewImage(tracked.t_capture_ns, tracked.crop_rgb, matte).parts())
 
     def push_status(self, status: Mapping[str, Any]) -> None:
-        """Show figures below the image; ``status`` has the keys of `/status`."""
+        """Display status values below the image; ``status`` is the JSON object of `/status`."""
         text, until = self._notice
         figures = {name: status.get(name) for name in ("state", "psnr_db", "viewers", "driver")}
         figures["frozen"] = status.get("training", {}).get("state") == "frozen"

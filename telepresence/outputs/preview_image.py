@@ -1,4 +1,4 @@
-"""Images sent to the preview window as bytes, the window's views, and the difference of two images."""
+"""Serialised images for the preview window, the views of the window, and the difference of two images."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from insta_runtime.types import Bytes
 MAX_SIDE: Final = 1024
 """Maximum width and height in pixels of an image in the preview; larger ones are subsampled."""
 CAPACITY: Final = 32 + 4 * MAX_SIDE * MAX_SIDE
-"""Maximum number of bytes of one image with matte and header."""
+"""Maximum size in bytes of one serialised image with matte and header."""
 
 GAIN: Final = 3
-"""Factor on the displayed difference of two images, which is only a few steps of 256."""
+"""Factor by which the displayed difference of two images is amplified."""
 
 _HEADER: Final = struct.Struct("<qHH??xx")  # capture time, height, width, whether a head is drawn, whether with matte
 
@@ -36,9 +36,10 @@ class PreviewImage:
     """One image for the preview window.
 
     Attributes:
-        t_capture_ns: capture time of the camera frame that it shows or was rendered for.
-        rgb: (H, W, 3) uint8. matte: (H, W) uint8, the subject's alpha; None without one.
-        drawn: whether it is a rendered head, and not a card with text.
+        t_capture_ns: capture time (monotonic ns) of the camera frame that it contains or was rendered for.
+        rgb: (H, W, 3) uint8 colours.
+        matte: (H, W) uint8 alpha of the subject; None without a matte.
+        drawn: whether it is a rendered head; False for a card with text and for a camera image.
     """
 
     t_capture_ns: int
@@ -47,7 +48,8 @@ class PreviewImage:
     drawn: bool = False
 
     def parts(self) -> tuple[bytes | Bytes, ...]:
-        """The image as pieces of bytes, which `read` decodes; images above `MAX_SIDE` are subsampled."""
+        """Serialise the image to pieces of bytes that `read` decodes when joined; larger images are subsampled to
+        `MAX_SIDE`."""
         step = -(-max(self.rgb.shape[:2]) // MAX_SIDE)
         rgb = np.ascontiguousarray(self.rgb[::step, ::step])
         header = _HEADER.pack(self.t_capture_ns, *rgb.shape[:2], self.drawn, self.matte is not None)
@@ -67,14 +69,14 @@ class PreviewImage:
 
 @dataclass(frozen=True)
 class ImageDifference:
-    """Difference of two images: ``rgb`` (H, W, 3) uint8, times `GAIN`, and their PSNR ``psnr_db``."""
+    """Absolute difference of two images, ``rgb`` (H, W, 3) uint8, amplified by `GAIN`, and their PSNR in dB."""
 
     rgb: Bytes
     psnr_db: float
 
     @staticmethod
     def of(shown: PreviewImage, camera: PreviewImage) -> ImageDifference:
-        """Compare the avatar with the camera image, inside the matte of ``camera`` if it has one."""
+        """Compare a rendered image with a camera image, inside the matte of ``camera`` if it has one."""
         seen, matte = _fitted(camera, *shown.rgb.shape[:2])
         apart = np.maximum(shown.rgb, seen) - np.minimum(shown.rgb, seen)
         if matte is not None:

@@ -1,4 +1,4 @@
-"""Recorder of a call: video with audio, complete on disk at every moment, and takes of the driving head states."""
+"""Recorder of a call: crash-safe MP4 video with audio, and takes (files of the rendered head states)."""
 
 from __future__ import annotations
 
@@ -32,33 +32,33 @@ log = logging.getLogger("telepresence")
 CLOCK_RATE: Final = 90_000
 """Ticks per second of the video's time stamps."""
 FRAGMENT_S: Final = 1.0
-"""Seconds of video per MP4 fragment; about as much is lost when the program is killed."""
+"""Seconds of video per MP4 fragment, which is about what is lost if the program is killed."""
 STILL_S: Final = 1.0
-"""Seconds after which an unchanged frame is written again."""
+"""Seconds without a new frame after which the last frame is written again."""
 TAKE_S: Final = 5.0
-"""Minimum seconds between two writes of the take."""
+"""Minimum seconds between two writes of the take file."""
 TAKE_SHARE: Final = 0.01
-"""Maximum share of the recorder thread's time spent on writing the take."""
+"""Maximum fraction of the recorder thread's time spent on writing the take file."""
 AUDIO_DELAY_S: Final = 1.0
 """Seconds behind the video after which missing audio is written as silence."""
 MAX_AHEAD_S: Final = 2.0
-"""Audio with a capture time further in the future than this (seconds) is dropped."""
+"""Seconds in the future beyond which the end of an audio chunk is implausible, so that the chunk is dropped."""
 MAX_CHUNKS: Final = 500
-"""Maximum number of audio chunks waiting to be written: ten seconds."""
+"""Maximum number of audio chunks queued for writing, about ten seconds; older ones are dropped."""
 QUALITY: Final = {"preset": "superfast", "tune": "zerolatency", "crf": "20"}
 """Options of the x264 encoder of the recording."""
 AUDIO_BITRATE: Final = 128_000
-"""Bit rate of the recorded audio, bits per second."""
+"""Bit rate of the recorded audio in bits per second."""
 PRIMING: Final = 1024
-"""Number of samples that an AAC encoder puts before the first one; the audio begins so much later to stay in sync."""
+"""Number of samples that an AAC encoder inserts before the first one; time stamps are shifted to compensate."""
 JOIN_S: Final = 10.0
-"""Maximum seconds to wait for the recorder thread."""
+"""Maximum seconds to wait for the recorder thread to end."""
 
 
 class Recorder:
-    """Records what viewers receive into a fragmented MP4 file (H.264, AAC), by capture times.
+    """Records the output frames and audio of a call to a fragmented MP4 file (H.264, AAC).
 
-    Video and audio are in sync as they were captured, however late each arrived.  The take beside the video
+    Video and audio are synchronised by their capture times, however late each arrived.  The take beside the video
     (``call.npz`` for ``call.mp4``, docs/formats.md) has one head state per frame, at the frame's time in the video; a
     second take begins when another subject drives the avatar (``call-2.npz``).
 
@@ -67,7 +67,10 @@ class Recorder:
     """
 
     def __init__(self, path: Path, fps: int, head_sha256: str, audio: AudioBus, failed: Callable[[str], None]) -> None:
-        """``fps``: nominal frame rate; ``failed``: called at most once, with the reason why the recording ended."""
+        """``fps`` is the nominal frame rate, ``head_sha256`` the checksum of the head model, written to the takes.
+
+        ``failed`` is called at most once, with an error message, if the recording ends early.
+        """
         self._path, self._fps, self._sha256, self._bus, self._failed = path, fps, head_sha256, audio, failed
         self._frames: Mailbox[OutputFrame] = Mailbox("recorder")
         self._chunks: deque[AudioChunk] = deque(maxlen=MAX_CHUNKS)
@@ -78,7 +81,10 @@ class Recorder:
         self._thread = threading.Thread(target=self._run, name="record", daemon=True)
 
     def start(self) -> None:
-        """Create the files.  UserError if they exist or cannot be written."""
+        """Create the video file and start recording.
+
+        UserError if a file exists already, cannot be written, or is no ``.mp4`` file.
+        """
         for path in (self._path, self._path.with_suffix(".npz")):
             if path.exists():
                 raise UserError(f"{path} exists: choose another name for --record, existing files are not overwritten")
@@ -95,7 +101,7 @@ class Recorder:
         self._thread.start()
 
     def push_frame(self, frame: OutputFrame) -> None:
-        """Record ``frame`` from its capture time on; never waits, may be called from any thread."""
+        """Record ``frame``, displayed from its capture time on; never waits, may be called from any thread."""
         self._frames.put(frame)
 
     @property
@@ -104,7 +110,7 @@ class Recorder:
         return self._thread.is_alive() and not self._stopping.is_set()
 
     def stop(self) -> None:
-        """Finish the files.  May be called twice, and before `start`."""
+        """End the recording and complete the files.  May be called twice, and before `start`."""
         self._bus.unsubscribe(self._chunks.append)
         self._stopping.set()
         self._frames.close()

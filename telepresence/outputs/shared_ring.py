@@ -1,4 +1,4 @@
-"""Ring of messages in shared memory from one process to another: the newest message wins, neither side waits."""
+"""Lock-free ring buffer in shared memory that passes the newest message from one process to another."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ import numpy as np
 from insta_runtime.types import Bytes
 
 SLOTS = 3
-"""Number of slots of a `SharedRing`."""
+"""Number of message slots of a `SharedRing`."""
 
 
 @dataclass(frozen=True)
 class RingMessage:
-    """One message read from a `SharedRing`; ``sequence`` is its number, from 1."""
+    """One message read from a `SharedRing`; ``sequence`` is its number, counted from 1."""
 
     sequence: int
     data: bytes
 
 
 class SharedRing:
-    """Ring in shared memory with one writer and one reader.
+    """Lock-free ring buffer of messages in shared memory, for one writing and one reading process.
 
-    The writer never overwrites the slot written last, so a reader that copies at once has the time of two messages to
-    do it.  A reader that was overtaken detects that and reads the newer message next.
+    The reader gets only the newest message.  The writer never overwrites the slot written last, so the reader has the
+    time of two more messages to copy it; if it was overwritten meanwhile, the reader detects that and reads the newer
+    message next.
     """
 
     def __init__(self, capacity: int, name: str | None = None) -> None:
@@ -62,7 +63,7 @@ class SharedRing:
         self._ring["newest"] = sequence
 
     def read(self, after: int) -> RingMessage | None:
-        """The newest message if its sequence number is above ``after``, else None."""
+        """The newest message if its sequence number is above ``after``; otherwise None, also if it was overwritten."""
         sequence = int(self._ring["newest"])
         if sequence <= after:
             return None
@@ -71,9 +72,9 @@ class SharedRing:
         return RingMessage(sequence, data) if int(slot["sequence"]) == sequence else None
 
     def hide(self) -> None:
-        """Remove the name, once the other process has opened the ring: a kill of both then leaves nothing in memory.
+        """Unlink the shared memory once the other process has opened it, so that it is freed even if both are killed.
 
-        Only the process that created the ring may do it; on Windows shared memory always ends with its processes.
+        Has an effect only in the process that created the ring; on Windows shared memory ends with its processes.
         """
         if self._named:
             self._named = False

@@ -1,4 +1,4 @@
-"""Virtual camera: offers the avatar to other programs on this machine as a camera."""
+"""Virtual camera: offers the rendered avatar to other programs on this computer as a camera device."""
 
 from __future__ import annotations
 
@@ -19,23 +19,26 @@ if TYPE_CHECKING:
 log = logging.getLogger("telepresence")
 
 JOIN_S: Final = 5.0
-"""Maximum seconds to wait for the virtual camera's thread."""
+"""Maximum seconds to wait for the virtual camera's thread to end."""
 INSTALL: Final = {
     "linux": "load its module with 'modprobe v4l2loopback exclusive_caps=1' (Debian: v4l2loopback-dkms)",
     "darwin": "install OBS, and start its virtual camera once",
     "win32": "install OBS 26 or later",
 }
-"""Instruction for each operating system how to install a virtual camera."""
+"""Instruction how to install a virtual camera, by value of ``sys.platform``."""
 
 
 class VirtualCamera:
-    """Sends the newest output frame to the virtual camera of this machine at a fixed rate, repeating it if needed.
+    """Sends the newest output frame to a virtual camera device at a fixed rate, repeating it if needed.
 
-    Without a virtual camera, or when it fails, a message says so and what to do, and the call continues.
+    Without such a device, or when it fails, ``failed`` is called with a message, and the call continues.
     """
 
     def __init__(self, side: int, fps: int, failed: Callable[[str], None]) -> None:
-        """``side``: width and height of the frames, px; ``failed``: called at most once, with the error message."""
+        """``side`` is the width and height of the frames in pixels, ``fps`` the rate at which they are sent.
+
+        ``failed`` is called at most once, with an error message.
+        """
         self._side, self._fps, self._failed = side, fps, failed
         self._newest: OutputFrame | None = None
         self._stopping = threading.Event()
@@ -43,7 +46,7 @@ class VirtualCamera:
         self._thread = threading.Thread(target=self._run, name="virtual camera", daemon=True)
 
     def start(self) -> None:
-        """Open the camera; reports a failure if there is none."""
+        """Open the device and start sending frames; if there is no device, ``failed`` is called instead."""
         if find_spec("pyvirtualcam") is None:
             return self._failed("there is none: the Python package is not installed (pip install pyvirtualcam)")
         from pyvirtualcam import Camera
@@ -65,7 +68,7 @@ class VirtualCamera:
         return self._thread.is_alive()
 
     def stop(self) -> None:
-        """Close the camera.  May be called twice, and before `start`."""
+        """Close the device.  May be called twice, and before `start`."""
         self._stopping.set()
         if self._thread.ident is not None:
             self._thread.join(JOIN_S)

@@ -1,4 +1,4 @@
-"""Process of the preview window: draws the newest images until it is closed or the daemon ends."""
+"""Process of the preview window: displays the newest images until the window is closed or the daemon ends."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ if TYPE_CHECKING:
     import pygame
 
 FIGURES_BYTES: Final = 4096
-"""Maximum number of bytes of the figures below the image, as JSON."""
+"""Maximum size in bytes of the status values, as JSON, that are displayed below the image."""
 REFRESH: Final = 60
 """Number of times per second that the window checks for new images."""
 RATE_S: Final = 2.0
-"""Seconds over which frame rate and latency are measured."""
+"""Length in seconds of the sliding window over which frame rate and latency are measured."""
 STALE_S: Final = 1.0
-"""Seconds after which the last camera image and the last pair are no longer shown."""
+"""Age in seconds from which the last camera image and the last pair of images are no longer displayed."""
 REMEMBERED: Final = 12
-"""Number of camera images kept until the avatar frame rendered for one of them arrives."""
+"""Number of newest camera images that are kept for pairing with the avatar frames rendered for them."""
 
 SIDE: Final = 0.62
-"""Width and height of the image in a new window, as a share of the screen's height."""
+"""Width and height of the image in a new window, as a fraction of the screen's height."""
 BAR: Final = 1 / 16
-"""Height of the bar with figures, as a share of the window's shorter side."""
+"""Height of the status bar, as a fraction of the window's shorter side."""
 BAR_PX: Final = (30, 72)
-"""Minimum and maximum height of the bar with figures, pixels."""
+"""Minimum and maximum height of the status bar in pixels."""
 
 BACKGROUND: Final = (13, 15, 18)
-"""Background colour of the window (red, green, blue)."""
+"""Background colour of the window, 8-bit sRGB."""
 INK: Final = (233, 236, 239)
-"""Colour of important text."""
+"""Colour of important text, 8-bit sRGB."""
 FAINT: Final = (139, 147, 156)
-"""Colour of less important text."""
+"""Colour of less important text, 8-bit sRGB."""
 CHIP: Final = (38, 43, 50)
-"""Background colour of the labels in the bar."""
+"""Background colour of the labels in the status bar, 8-bit sRGB."""
 STATES: Final = {
     "live": (74, 201, 126),
     "learning": (236, 178, 74),
     "calibrating": (96, 165, 250),
 }
-"""Colour of the dot in the bar by session state; `FAINT` for other states."""
+"""Colour (8-bit sRGB) of the dot in the status bar by session state; `FAINT` for other states."""
 
 KEYS: Final = (
     ("1 2 3 4", "avatar, camera, both, difference"),
@@ -58,11 +58,11 @@ KEYS: Final = (
     ("H", "show or hide this help"),
     ("Q", "end the call"),
 )
-"""Keys of the window and what they do, as shown by the key H."""
+"""(Key, meaning) of each command of the window, as displayed by the key H."""
 
 
 class RingNames(NamedTuple):
-    """Names of the shared rings read by the window: output frames, camera images, figures."""
+    """Names of the shared memory rings read by the window: output frames, camera images, and status values."""
 
     shown: str
     camera: str
@@ -102,7 +102,12 @@ def open_window(rings: RingNames, pipe: Connection, title: str) -> None:
 
 
 class PreviewReceiver:
-    """Reads images and figures from the shared rings, and pairs avatar frames with the camera image they show."""
+    """Reads images and status values from the shared rings, and pairs avatar frames with their camera images.
+
+    Attributes:
+        shown: newest output frame; None before the first.
+        figures: newest status values, by name; empty before the first.
+    """
 
     def __init__(self, rings: RingNames) -> None:
         self._rings = SharedRing(CAPACITY, rings.shown), SharedRing(CAPACITY, rings.camera)
@@ -117,7 +122,10 @@ class PreviewReceiver:
         self.figures: dict[str, Any] = {}
 
     def refresh(self, camera: bool = True) -> bool:
-        """Read new images and figures; True if anything visible changed (``camera``: camera images are visible)."""
+        """Read new images and status values; True if the window must be redrawn.
+
+        ``camera``: whether the current view displays camera images.
+        """
         fresh = False
         if (data := self._next(1, self._rings[1])) is not None:
             self._camera_images.append(PreviewImage.read(data))
@@ -145,17 +153,17 @@ class PreviewReceiver:
 
     @property
     def pair(self) -> tuple[PreviewImage, PreviewImage] | None:
-        """The newest rendered head with the camera image of the same capture time; None if older than `STALE_S`."""
+        """(Rendered head, camera image) of the newest common capture time; None if older than `STALE_S`."""
         return self._pair if time.monotonic() - self._paired_at < STALE_S else None
 
     @property
     def fps(self) -> float:
-        """Rendered heads per second, over the last `RATE_S`."""
+        """Rendered heads received per second, over the last `RATE_S` seconds."""
         return len(self._drawn) / RATE_S
 
     @property
     def latency_ms(self) -> float | None:
-        """Median time from capture to this window, milliseconds; None without a rendered head."""
+        """Median time from capture to this window in ms, over the last `RATE_S`; None without a rendered head."""
         ages = sorted(age for _, age in self._drawn)
         return 1000.0 * ages[len(ages) // 2] if ages else None
 
@@ -213,7 +221,13 @@ def _run(window: pygame.Window, receiver: PreviewReceiver, pipe: Connection) -> 
 
 
 class PreviewPainter:
-    """Draws the window: the current ``view``, the ``bar`` of figures and the list of ``keys`` if they are on."""
+    """Draws the contents of the preview window.
+
+    Attributes:
+        view: images that are displayed.
+        bar: whether the status bar is displayed.
+        keys: whether the list of key commands is displayed.
+    """
 
     def __init__(self) -> None:
         self.view = PreviewView.AVATAR
@@ -222,7 +236,7 @@ class PreviewPainter:
         self._fonts: dict[int, pygame.font.Font] = {}
 
     def draw(self, screen: pygame.Surface, receiver: PreviewReceiver) -> None:
-        """Draw the whole window."""
+        """Draw the whole window to ``screen``, with the newest images and status values of ``receiver``."""
         import pygame
 
         screen.fill(BACKGROUND)
