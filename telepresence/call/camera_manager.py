@@ -58,7 +58,7 @@ class OpenCameras:
 
     @property
     def all(self) -> tuple[CameraSession, ...]:
-        """Every camera session that is open."""
+        """Every open camera session: home, guest and leaving."""
         sessions = (self.home, self.guest, self.leaving[0] if self.leaving is not None else None)
         return tuple(each for each in sessions if each is not None)
 
@@ -67,8 +67,8 @@ class OpenCameras:
 class CameraManager:
     """Opens, switches and closes the camera sessions of a call.
 
-    Other threads read `cameras`, an immutable snapshot that is replaced whole, and send commands, which take effect at
-    the supervisor's next `update`.
+    Other threads read `cameras`, an immutable snapshot that is replaced as a whole.  `set_browser_camera` takes effect
+    at the supervisor's next `update`.
     """
 
     def __init__(

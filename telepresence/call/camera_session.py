@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @owned_by("track")
 class CameraTracking:
-    """Tracks the frames of one camera, identifies the subject, and offers observations to the subject's learner.
+    """Tracks the frames of one camera, identifies the subject, and passes observations to the subject's learner.
 
     Attributes:
         tracker: the tracker; other threads may read its state, shape and calibration.

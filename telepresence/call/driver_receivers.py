@@ -93,7 +93,7 @@ class DriverReceivers:
 
     @any_thread
     def recalibrate(self) -> None:
-        """Estimate the neutral face of every external sender of head states again."""
+        """Discard the neutral faces estimated from received head states, so that they are estimated again."""
         for transfer in self._transfers:
             transfer.reset()
 

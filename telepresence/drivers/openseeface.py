@@ -82,7 +82,7 @@ class OpenSeeFaceReader:
         """Parse ``packet``; None if OpenSeeFace could not fit the face.
 
         Raises:
-            UserError: the packet has no valid size, or all parts that are used are invalid.
+            UserError: the size of the packet is invalid, or all parts that are used are invalid.
         """
         self.left_out = []
         count, rest = divmod(len(packet), RECORD)

@@ -34,9 +34,8 @@ class OscMessage:
 def parse_packet(packet: bytes, addresses: Container[str]) -> list[OscMessage]:
     """Parse those messages of ``packet`` whose address is in ``addresses``; bundles are flattened in order.
 
-    Time tags are ignored.
-    Other messages, elements without an address, and bytes after the last element of a bundle are skipped.  A message
-    whose arguments cannot be read, and a truncated bundle, have a ``fault``.
+    Other messages, elements without an address, bytes after the last element of a bundle, and time tags are skipped.
+    A message whose arguments cannot be read, and a truncated bundle, have a ``fault``.
 
     Raises:
         UserError: the packet is not OSC, or has more than `MESSAGES` messages to ``addresses``.

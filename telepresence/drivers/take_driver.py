@@ -39,9 +39,8 @@ def take_schedule(take: Take) -> list[tuple[float, HeadState]]:
 class TakePlayback:
     """Real-time playback of the valid states of a take, which starts on creation.
 
-    Each state gets the monotonic time at which it is returned as capture time.
-
-    States are skipped when a later one is already due, so that a slow consumer gets current states.
+    The capture time of each state is replaced by the monotonic time at which it is returned.  States are skipped when a
+    later one is already due, so that a slow consumer gets current states.
     """
 
     def __init__(self, take: Take) -> None:

@@ -42,7 +42,7 @@ GAMMA: Final = (0.5, 2.0)
 EYES: Final = 0.55
 """Half height of the eye region, in distances between the eyes; its half width is 2.5 times as large."""
 TOP: Final = 0.85
-"""Height above the eyes, in distances between them, from which pixels belong to hair or hat."""
+"""Height above the eyes, in distances between the eyes, above which pixels belong to the region of hair or hat."""
 
 
 MAX_SAMPLES: Final = 30
@@ -56,9 +56,9 @@ REGION_DB: Final = 5.0
 MIN_DEVIATIONS: Final = 3.0
 """Minimum number of robust standard deviations above the usual at which a sample is an outlier."""
 MIN_OUTLIERS: Final = 3
-"""Number of outliers of the same kind in a row that make a change."""
+"""Number of outliers of the same kind, without a usual sample in between, that make a change."""
 MAX_OUTLIERS: Final = 6
-"""Number of newest outliers that are considered."""
+"""Maximum number of newest outliers that are kept."""
 LASTING_S: Final = 3.0
 """Minimum seconds between the first and the last outlier; a hand before the face or a grimace is shorter."""
 PROBE_S: Final = 1.0
@@ -72,7 +72,7 @@ LOADED_DB: Final = 20.0
 
 
 class ImageRegion(StrEnum):
-    """Region of a frame for which the error is measured separately."""
+    """Region of a frame with a separate PSNR: around the eyes, above the brows, or the rest of the head."""
 
     EYES = "eyes"
     TOP = "top"
@@ -105,21 +105,21 @@ class AppearanceSample:
     rest_db: float
 
     def unlit_db(self) -> float:
-        """PSNR (dB) gained by matching the light."""
+        """PSNR gain (dB) on the head from matching the light."""
         return self.lit_db - self.plain_db
 
     def eyes_apart_db(self) -> float:
-        """PSNR (dB) by which the region around the eyes is worse than the rest."""
+        """PSNR (dB) of the rest of the head minus that of the region around the eyes."""
         return self.rest_db - self.eyes_db
 
     def top_apart_db(self) -> float:
-        """PSNR (dB) by which the region above the brows is worse than the rest."""
+        """PSNR (dB) of the rest of the head minus that of the region above the brows."""
         return self.rest_db - self.top_db
 
 
 @dataclass(frozen=True)
 class AppearanceBaseline:
-    """Usual appearance of a subject and the newest outliers: a pure function of samples and their times.
+    """Immutable baseline of a subject's usual appearance, with the newest outliers; `after` returns the next one.
 
     Only differences within a frame are used, since the overall PSNR varies with the pose.
 
@@ -207,7 +207,7 @@ class AppearanceProbe:
 
 
 class AppearanceMonitor:
-    """Compares the newest frame with the published snapshot of the avatar, at most once per `PROBE_S`.
+    """Compares the newest frame with the published snapshot of the avatar: a verified subject's once per `PROBE_S`.
 
     `set_observation` and `set_unverified` are called by the tracking thread, `run_once` by the training thread.
 

@@ -35,7 +35,7 @@ MAX_WAIT_S: Final[dict[Reason, float]] = {
     "blurred": 2.0,
     "duplicate": 1.0,
 }
-"""Seconds since the last accepted frame after which a frame is accepted despite the reason."""
+"""Seconds since the last accepted frame, by reason for refusal, after which a frame is accepted nevertheless."""
 
 GAP_S: Final = 1.0
 """Seconds without a checked frame after which the waiting time of `MAX_WAIT_S` starts again."""

@@ -16,13 +16,13 @@ from insta_runtime.geometry import rotation_matrix
 from insta_runtime.types import Float32, HeadState
 
 DIRECTIONS: Final = ("right", "up right", "up", "up left", "left", "down left", "down", "down right")
-"""Names of the eight 45-degree sectors of head directions, from the subject's point of view."""
+"""Eight equal sectors of head directions around the camera's direction, named from the subject's point of view."""
 TURNED: Final = math.radians(12.0)
 """Minimum angle (radians) between head direction and camera at which a frame counts for a sector of `DIRECTIONS`."""
 AHEAD: Final = math.radians(8.0)
 """Maximum angle (radians) between head direction and camera at which the head counts as facing the camera."""
 PITCH_WEIGHT: Final = 1.4
-"""Factor on pitch when it is combined with yaw, because heads pitch less than they turn."""
+"""Factor on pitch when it is combined with yaw, because heads rotate less far in pitch."""
 ENOUGH: Final = 3
 """Number of frames after which a direction or an expression counts as seen."""
 
@@ -82,7 +82,7 @@ class Guidance:
 
     @staticmethod
     def of(names: Sequence[str]) -> Guidance:
-        """Guidance with no frame seen yet, for a head model with these expression units."""
+        """Initial guidance, without any frame, for a head model with the expression units ``names``."""
         units = set(names)
         can = {
             "smile": {"mouthSmileLeft", "mouthSmileRight"} <= units,

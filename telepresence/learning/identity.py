@@ -65,7 +65,7 @@ JUMP_M: Final = 0.15
 
 
 class IdentityStatus(StrEnum):
-    """State of the identity verification of the face in view."""
+    """Status of the identity verification: subject known, being verified, user is asked, or another subject."""
 
     KNOWN = "known"
     LOOKING = "looking"

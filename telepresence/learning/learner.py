@@ -79,7 +79,7 @@ MIN_NEW_TORSO_FRAMES: Final = 40
 
 @owned_by("train")
 class Learner:
-    """Trains one avatar from the observations of a call and measures its likeness on held-back frames.
+    """Trains one avatar from the observations of a call, and measures the avatar's PSNR on held-back frames.
 
     Attributes:
         avatar: the avatar that is trained.
@@ -191,7 +191,7 @@ class Learner:
     def add_observation(self, observation: Observation, now: float) -> None:
         """Pass in a tracked frame of the verified subject at monotonic second ``now``.
 
-        The frame filter checks at most one frame per `ACCEPTED_INTERVAL_S`; an accepted one is trained on or held back.
+        At most one frame per `ACCEPTED_INTERVAL_S` is accepted by the frame filter, and then trained on or held back.
         """
         self._unverified = False
         if self._reset_filter.is_set():

@@ -56,9 +56,9 @@ SLOW_FACTOR: Final = 0.3
 SLOW_S: Final = 30.0
 """Seconds in which the learning rate rises from `SLOW_FACTOR` back to normal."""
 NOVELTY_OFFSET_DB: Final = 3.0
-"""PSNR (dB) below the better half of the older frames at which new frames are not yet novel."""
+"""PSNR loss (dB) on new frames, against the better half of the older ones, up to which they are not novel."""
 NOVELTY_RANGE_DB: Final = 4.0
-"""Further PSNR (dB) below `NOVELTY_OFFSET_DB` at which new frames are fully novel."""
+"""Further PSNR loss (dB), beyond `NOVELTY_OFFSET_DB`, from which new frames are fully novel (1)."""
 
 
 class Outcome(StrEnum):
@@ -137,7 +137,7 @@ class SnapshotGate:
 
     Attributes:
         published_state: training state of the published snapshot.
-        score: PSNR of the published snapshot on held-back frames; None before it is measured.
+        score: PSNR of the published snapshot and of the mesh on held-back frames; None before it is measured.
         counts: number of candidates by decision (`Verdict`), and of "roll back".
         published_at: monotonic second of the last publication; -inf before the first.
         events: queue of returns to earlier weights; the reader removes them.
